@@ -1,0 +1,70 @@
+"""The TorchServe door: requests in, answers out. The work is done by `segserve.runtime`, which the archive carries.
+
+TorchServe looks for exactly one class here, whose `initialize` it calls once a worker and `handle` once a batch.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segserve.runtime import errors
+from segserve.runtime.pipeline import Pipeline
+from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.settings import read_config
+
+logger = logging.getLogger(__name__)
+
+
+class DeepLabHandler:
+    """Serves the model of the archive that it lies in."""
+
+    def initialize(self, context: Any) -> None:  # noqa: ANN401 - TorchServe's Context: nothing else of it is used
+        """Loads the model onto the GPU that TorchServe assigned to this worker, else onto the CPU, and warms up.
+
+        Raises:
+            RuntimeError: the archive cannot be served. TorchServe reports a failed load only for this type.
+        """
+        properties = context.system_properties
+        try:
+            config = read_config(context.model_yaml_config)
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            torch.set_num_threads(config.handler.threads or max(1, cores // config.maxWorkers))
+            segmenter = Segmenter.load(
+                Path(properties["model_dir"]), device=_device(properties.get("gpu_id")), settings=config.handler
+            )
+        except errors.ModelError as error:
+            raise RuntimeError(f"cannot serve this archive: {error}") from None
+        self._pipeline = Pipeline(segmenter, config.handler)
+        self._pipeline.warm_up()
+        logger.info("serving %s on %s in %s", segmenter.record.name, segmenter.device, segmenter.dtype)
+
+    def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:  # noqa: ANN401
+        """Answers every request of a batch on its own: its body, status, type and timing, in order."""
+        answers = [
+            self._pipeline.describe()
+            if _asks_for_description(row, context.get_all_request_header(index))
+            else self._pipeline.answer(row, context.get_all_request_header(index))
+            for index, row in enumerate(data)
+        ]
+        for index, answer in enumerate(answers):
+            context.set_response_status(answer.status, answer.phrase, index)
+            context.set_response_content_type(index, answer.media_type)
+            if answer.seconds:
+                context.set_response_header(index, "Server-Timing", answer.server_timing)
+        return [answer.body for answer in answers]
+
+
+def _device(gpu_id: int | None) -> torch.device:
+    """TorchServe gives no GPU as None or as -1."""
+    if gpu_id is None or gpu_id < 0 or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", gpu_id)
+
+
+def _asks_for_description(row: Mapping[str, object], headers: Mapping[str, object]) -> bool:
+    """TorchServe marks a describe request by a header, which a client can send as well; only it sends no body."""
+    return not row and str(headers.get("describe", "")).lower() == "true"

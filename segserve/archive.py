@@ -1,0 +1,110 @@
+"""Packs a model folder with the handler, the network and the runtime into a self-contained TorchServe archive.
+
+torch-model-archiver does the packing; its zip is then written again with fixed names, order and times, so that
+the same inputs give the same bytes.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+
+from . import runtime
+from .resources import resource
+from .runtime.errors import ModelError
+from .runtime.network import load_network
+from .runtime.record import RECORD_FILE, ModelRecord, read_record
+from .runtime.settings import CONFIG_FILE, read_config
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
+
+
+def build_archive(model: Path, output: Path) -> Path:
+    """Packs the model folder `model` into `output/NAME.mar`, NAME being the record's, and returns its path.
+
+    The record, the weights and `model-config.yaml` (the folder's own, or else `model/model-config.yaml`) are
+    checked before anything is written; the archive appears under its name only when it is whole.
+
+    Raises:
+        ModelError: the model cannot be served as it is, or torch-model-archiver failed.
+    """
+    record = read_record(model)
+    load_network(record, model)
+    config = next((path for path in (model / CONFIG_FILE, model.parent / CONFIG_FILE) if path.exists()), None)
+    config = config or resource(f"model/{CONFIG_FILE}")
+    read_config(yaml.safe_load(config.read_text(encoding="utf-8")))
+
+    output.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output) as workspace:
+        packed = _packed(record, model, config, Path(workspace))
+        archive = output / f"{record.name}.mar"
+        _repacked(packed).replace(archive)
+    return archive
+
+
+def _packed(record: ModelRecord, model: Path, config: Path, workspace: Path) -> Path:
+    """The archive as torch-model-archiver makes it."""
+    assert record.weights is not None  # noqa: S101 - load_network has refused a record without
+    extra, scratch, export = (workspace / name for name in ("extra", "scratch", "export"))
+    _stage(model, extra)
+    scratch.mkdir()
+    export.mkdir()
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--force"]
+    command += ["--model-name", record.name, "--version", record.version]
+    command += ["--handler", str(resource("handler.py")), "--model-file", str(resource("deeplabv3.py"))]
+    command += [
+        "--serialized-file",
+        str(model / record.weights.file),
+        "--config-file",
+        str(_copy(config, workspace)),
+    ]
+    command += ["--extra-files", str(extra), "--export-path", str(export)]
+    # The archiver empties $TMPDIR/NAME: it gets one of its own.
+    result = subprocess.run(
+        command, env={**os.environ, "TMPDIR": str(scratch)}, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise ModelError(f"torch-model-archiver failed: {' '.join((result.stderr or result.stdout).split())[-500:]}")
+    return export / f"{record.name}.mar"
+
+
+def _stage(model: Path, extra: Path) -> None:
+    """What goes into the archive besides network, weights and handler: the record, the card, the runtime."""
+    package = Path(runtime.__file__).parent
+    carried = extra / "segserve" / package.name
+    carried.mkdir(parents=True)
+    shutil.copy(package.parent / "__init__.py", extra / "segserve")
+    for module in package.glob("*.py"):
+        shutil.copy(module, carried)
+    shutil.copy(model / RECORD_FILE, extra)
+    if (model / "README.md").exists():
+        shutil.copy(model / "README.md", extra)
+
+
+def _copy(config: Path, workspace: Path) -> Path:
+    return Path(shutil.copy(config, workspace / CONFIG_FILE))
+
+
+def _repacked(archive: Path) -> Path:
+    """The same files sorted by name, uncompressed, with fixed times and rights."""
+    repacked = archive.with_suffix(".repacked")
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(repacked, "w", zipfile.ZIP_STORED) as target:
+        for name in sorted(name for name in source.namelist() if not name.endswith("/")):
+            entry = zipfile.ZipInfo(name, date_time=_EPOCH)
+            entry.external_attr = 0o644 << 16
+            content = source.read(name)
+            target.writestr(entry, _timeless(content) if name == MANIFEST else content)
+    return repacked
+
+
+def _timeless(manifest: bytes) -> bytes:
+    content = json.loads(manifest)
+    content["createdOn"] = "01/01/1980 00:00:00"
+    return json.dumps(content, indent=2, sort_keys=True).encode()

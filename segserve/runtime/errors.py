@@ -1,0 +1,98 @@
+"""Everything that can go wrong, as one hierarchy: a stable code, an HTTP status and a message for people.
+
+A message says what is wrong, what was expected and what to do about it. It never holds a traceback or a path.
+"""
+
+from typing import ClassVar
+
+
+class SegserveError(Exception):
+    """Base of every error that is told to a client. `str(error)` is the message, `code` is for programs."""
+
+    status: ClassVar[int] = 500
+    phrase: ClassVar[str] = "Internal Server Error"
+    code: ClassVar[str] = "internal_error"
+
+    def as_document(self) -> dict[str, dict[str, str]]:
+        """The JSON body of the answer: `{"error": {"code": ..., "message": ...}}`."""
+        return {"error": {"code": self.code, "message": str(self)}}
+
+
+class InternalError(SegserveError):
+    """A fault of ours, whose details are in the server's log and not in the answer."""
+
+
+class BadRequestError(SegserveError):
+    """The request itself makes no sense: no image, an unknown option or value, JSON that does not parse."""
+
+    status = 400
+    phrase = "Bad Request"
+    code = "bad_request"
+
+
+class NoImageError(BadRequestError):
+    code = "no_image"
+
+
+class BadOptionError(BadRequestError):
+    code = "bad_option"
+
+
+class BadJSONError(BadRequestError):
+    code = "bad_json"
+
+
+class BadBase64Error(BadRequestError):
+    code = "bad_base64"
+
+
+class NotAcceptableError(SegserveError):
+    """The client accepts none of the media types that can be answered."""
+
+    status = 406
+    phrase = "Not Acceptable"
+    code = "not_acceptable"
+
+
+class TooLargeError(SegserveError):
+    """More bytes or pixels than the server's limits allow."""
+
+    status = 413
+    phrase = "Content Too Large"
+    code = "image_too_large"
+
+
+class AnswerTooLargeError(TooLargeError):
+    code = "answer_too_large"
+
+
+class UnsupportedImageError(SegserveError):
+    """Not an image, or one of a format or pixel type that is not read."""
+
+    status = 415
+    phrase = "Unsupported Media Type"
+    code = "image_unsupported"
+
+
+class CorruptImageError(SegserveError):
+    """An image of a known format that cannot be decoded whole."""
+
+    status = 422
+    phrase = "Unprocessable Content"
+    code = "image_corrupt"
+
+
+class TruncatedImageError(CorruptImageError):
+    code = "image_truncated"
+
+
+class OutOfMemoryError(SegserveError):
+    """The device or the host had no memory left for this image."""
+
+    status = 507
+    phrase = "Insufficient Storage"
+    code = "out_of_memory"
+
+
+class ModelError(Exception):
+    """A model folder, record or archive that cannot be served; raised at load, never while answering."""

@@ -1,0 +1,54 @@
+"""The picture with its classes laid over it and a legend, to look at."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from .mask import LabelMap
+from .record import ClassInfo
+
+_OPACITY = 0.55
+_BACKGROUND = 0
+
+
+def draw_overlay(
+    image_rgb: NDArray[np.uint8], label_map: LabelMap, classes: Sequence[ClassInfo], shown: Sequence[int]
+) -> Image.Image:
+    """Lays the class colours over the picture; class 0, the background, stays as it is.
+
+    Args:
+        image_rgb: uint8 (H, W, 3), RGB.
+        label_map: uint8 (H, W).
+        shown: class ids for the legend, in its order. The legend is left out of pictures too small for it.
+
+    Returns:
+        RGB, of the size of the picture.
+    """
+    # Row by row of the palette: what a pixel keeps of the picture, and what its class adds, both in 1/256.
+    keep = np.full(256, round(256 * (1 - _OPACITY)), np.uint16)
+    keep[_BACKGROUND] = 256
+    added = np.zeros((256, 3), np.uint16)
+    added[: len(classes)] = [info.color for info in classes]
+    added *= (256 - keep)[:, None]
+    blended = (image_rgb * keep[label_map][..., None] + added[label_map]) >> 8
+    picture = Image.fromarray(blended.astype(np.uint8))
+    _draw_legend(picture, [classes[class_id] for class_id in shown if class_id != _BACKGROUND])
+    return picture
+
+
+def _draw_legend(picture: Image.Image, entries: Sequence[ClassInfo]) -> None:
+    size_px = max(11, min(picture.size) // 28)
+    font = ImageFont.load_default(size_px)
+    row_px, margin_px = round(size_px * 1.5), round(size_px * 0.5)
+    text_px = max((int(font.getlength(info.label)) for info in entries), default=0)
+    width_px, height_px = text_px + row_px + 2 * margin_px, row_px * len(entries) + margin_px
+    if not entries or width_px > picture.width or height_px > picture.height:
+        return
+    draw = ImageDraw.Draw(picture, "RGBA")
+    draw.rectangle((0, 0, width_px, height_px), fill=(0, 0, 0, 150))
+    for row, info in enumerate(entries):
+        top_px = margin_px + row * row_px
+        draw.rectangle((margin_px, top_px, margin_px + size_px, top_px + size_px), fill=info.color)
+        draw.text((margin_px + row_px, top_px - 1), info.label, fill=(255, 255, 255), font=font)

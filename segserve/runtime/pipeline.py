@@ -1,0 +1,80 @@
+"""One request after the other through image, segmenter and answer; what goes wrong is the answer to that one."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .answer import Answer, encode_answer, error_answer, json_bytes
+from .errors import InternalError, SegserveError
+from .image import FORMATS, decode_image
+from .options import MediaType, Options
+from .request import read_request
+from .segmenter import Segmenter, Timings
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What a server needs of a model: an answer to every request, and a description of the model."""
+
+    segmenter: Segmenter
+    settings: Settings
+
+    def answer(self, row: Mapping[str, object], headers: Mapping[str, object]) -> Answer:
+        """Answers one request; never raises for what is wrong with it. See `read_request` for the arguments."""
+        timings = Timings()
+        try:
+            body, media_type = self._segment(row, headers, timings)
+        except SegserveError as error:
+            return error_answer(error, timings.seconds)
+        except MemoryError:
+            raise
+        except Exception:
+            logger.exception("a request failed")
+            return error_answer(InternalError("the server failed at this image; its log says why"), timings.seconds)
+        return Answer(body, media_type, seconds=timings.seconds)
+
+    def _segment(
+        self, row: Mapping[str, object], headers: Mapping[str, object], timings: Timings
+    ) -> tuple[bytes, MediaType]:
+        with timings.stage("decode"):
+            request = read_request(row, headers, self.settings.defaults)
+            image_rgb = decode_image(request.image, max_pixels=self.settings.max_image_pixels)
+        segmentation = self.segmenter.segment(image_rgb, timings)
+        with timings.stage("encode"):
+            body = encode_answer(
+                request, image_rgb, segmentation, self.segmenter.record, self.settings.max_response_bytes
+            )
+        return body, request.media_type
+
+    def describe(self) -> Answer:
+        """What the model is, knows and accepts, as JSON."""
+        record = self.segmenter.record
+        document = {
+            **record.model_dump(mode="json", exclude_none=True),
+            "options": Options.model_json_schema()["properties"],
+            "media_types": list(MediaType),
+            "image_formats": FORMATS,
+            "limits": {
+                "max_image_pixels": self.settings.max_image_pixels,
+                "max_response_bytes": self.settings.max_response_bytes,
+            },
+            "device": str(self.segmenter.device),
+            "precision": str(self.segmenter.dtype).removeprefix("torch."),
+        }
+        return Answer(json_bytes(document), MediaType.JSON)
+
+    def warm_up(self, images: int = 3) -> None:
+        """Segments grey images, so that the first request finds memory and kernels ready."""
+        size_px = self.segmenter.record.input.resize.size_px
+        for _ in range(images):
+            for height_px, width_px in (
+                (size_px, size_px),
+                (size_px * 3 // 4, size_px),
+                (size_px, size_px * 3 // 4),
+            ):
+                self.segmenter.segment(np.full((height_px, width_px, 3), 128, dtype=np.uint8))

@@ -1,0 +1,176 @@
+"""The record of a model, `model.yaml`: the one place where its architecture, weights, classes, colours, input
+rule, licence and measured accuracy are written down. Handler, archive, evaluation and tests derive from it.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from .errors import ModelError
+
+RECORD_FILE = "model.yaml"
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Document = TypeVar("Document", bound=Strict)
+
+
+class Architecture(Strict):
+    """Which network the weights belong to: a timm backbone and a head of `deeplabv3.py`."""
+
+    backbone: str
+    output_stride: Literal[8, 16, 32] = 16
+    head: Literal["deeplabv3", "corenet", "multiscale"] = "deeplabv3"
+    atrous_rates: tuple[PositiveInt, ...] = (6, 12, 18)
+    aspp_out_channels: PositiveInt = 256
+    separable: bool = False
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+
+class ResizeRule(Strict):
+    """The size at which the network sees an image: one side is brought to `size_px`, the other keeps the aspect
+    ratio, and both are rounded to `multiple_of`. The longer side never passes `max_px`.
+    """
+
+    side: Literal["longer", "shorter"] = "longer"
+    size_px: PositiveInt
+    multiple_of: PositiveInt = 1
+    max_px: PositiveInt = 2048
+
+    def size_for(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """(height, width) of the network's input for an image of that height and width, each at least 1."""
+        longer, shorter = max(height_px, width_px), min(height_px, width_px)
+        scale = min(self.size_px / (longer if self.side == "longer" else shorter), self.max_px / longer)
+        return self._rounded(height_px * scale), self._rounded(width_px * scale)
+
+    def _rounded(self, length_px: float) -> int:
+        return max(1, round(length_px / self.multiple_of)) * self.multiple_of
+
+
+class InputRule(Strict):
+    """How pixels become the network's input: RGB in 0..1, minus `mean`, divided by `std`."""
+
+    resize: ResizeRule
+    mean: tuple[Unit, Unit, Unit]
+    std: tuple[Unit, Unit, Unit]
+
+
+class ClassInfo(Strict):
+    label: Annotated[str, Field(min_length=1)]
+    color: tuple[Byte, Byte, Byte]
+
+
+class Weights(Strict):
+    """A safetensors file beside the record, and the SHA-256 it must have."""
+
+    file: Annotated[str, Field(pattern=r"^[\w.-]+\.safetensors$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Accuracy(Strict):
+    """What `segserve evaluate` measured: intersection over union in 0..1, for classes present in the data."""
+
+    dataset: str
+    images: PositiveInt
+    mean_iou: Unit
+    pixel_accuracy: Unit
+    class_iou: dict[str, Unit]
+
+
+class ModelRecord(Strict):
+    """One model. `weights` is missing only in a folder that is still to be trained."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+    version: Annotated[str, Field(pattern=r"^\d+\.\d+(\.\d+)?$")]
+    summary: str
+    licence: str
+    source: str
+    architecture: Architecture
+    input: InputRule
+    weights: Weights | None = None
+    accuracy: Accuracy | None = None
+    classes: Annotated[tuple[ClassInfo, ...], Field(min_length=2, max_length=255)]
+
+    @model_validator(mode="after")
+    def _labels_are_distinct(self) -> Self:
+        labels = self.labels
+        repeated = sorted({label for label in labels if labels.count(label) > 1})
+        if repeated:
+            raise ValueError(f"classes: label {', '.join(repeated)} stands more than once")
+        return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(info.label for info in self.classes)
+
+    @property
+    def palette(self) -> bytes:
+        """Colours by class id, three bytes (R, G, B) each."""
+        return bytes(value for info in self.classes for value in info.color)
+
+
+def read_record(folder: Path) -> ModelRecord:
+    """Reads and checks `folder/model.yaml`.
+
+    Raises:
+        ModelError: the file is missing, is not YAML, or breaks a rule; all broken rules are named in one line.
+    """
+    return read_document(folder / RECORD_FILE, ModelRecord)
+
+
+def read_document(path: Path, kind: type[Document]) -> Document:
+    """Reads a YAML file into a validated document; errors as in `read_record`."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ModelError(f"{path.name}: cannot be read: {' '.join(str(error).split())}") from error
+    return validated(content, kind, path.name)
+
+
+def validated(content: object, kind: type[Document], name: str) -> Document:
+    """`content` as a document of that kind.
+
+    Raises:
+        ModelError: with every broken rule in one line, each behind the key it belongs to.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        rules = "; ".join(_rule(detail["loc"], detail["msg"]) for detail in error.errors())
+        raise ModelError(f"{name}: {rules}") from error
+
+
+def _rule(location: tuple[int | str, ...], message: str) -> str:
+    key = ".".join(map(str, location))
+    message = {"Extra inputs are not permitted": "unknown key", "Field required": "is missing"}.get(message, message)
+    return f"{key}: {message}" if key else message
+
+
+def write_record(record: ModelRecord, folder: Path) -> None:
+    """Writes `folder/model.yaml`, lists of numbers on one line, in the order of the record's fields."""
+    content = record.model_dump(mode="json", exclude_none=True)
+    text = yaml.dump(content, Dumper=_RecordDumper, sort_keys=False, width=110, allow_unicode=True)
+    (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+
+
+class _RecordDumper(yaml.SafeDumper):
+    def represent_sequence(self, tag: str, sequence: list, flow_style: bool | None = None) -> yaml.Node:  # type: ignore[type-arg,override]
+        plain = all(isinstance(item, int | float) for item in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=plain)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file as 64 lower-case hexadecimal digits, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,113 @@
+"""From what a server hands over (body or form parts, and headers) to one `SegmentRequest`.
+
+An image arrives as the raw body, as the part `data` or `body` of a multipart form, or as base64 in the member
+`data` of a JSON body; options arrive as `X-Segment-*` headers, as form fields or as members beside `data`.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from .errors import BadBase64Error, BadJSONError, BadOptionError, NoImageError
+from .options import MediaType, Options, negotiate, parse_options
+
+IMAGE_PARTS = ("data", "body")
+OPTION_HEADER_PREFIX = "x-segment-"
+
+
+@dataclass(frozen=True)
+class SegmentRequest:
+    """`image` holds the encoded file, as it was sent."""
+
+    image: bytes
+    options: Options
+    media_type: MediaType
+
+
+def read_request(row: Mapping[str, object], headers: Mapping[str, object], defaults: Options) -> SegmentRequest:
+    """Reads one request.
+
+    Args:
+        row: the body as `{"body": bytes or parsed JSON}`, or a form as `{part name: bytes}`.
+        headers: the request's headers, in any case.
+        defaults: options that hold where the request does not say otherwise.
+
+    Raises:
+        BadRequestError: no image, a bad option, or JSON or base64 that does not parse.
+        NotAcceptableError: the client accepts nothing that can be answered.
+    """
+    lowered = {name.lower(): value for name, value in headers.items()}
+    image, fields = _image_and_fields(row, str(lowered.get("content-type", "")))
+    given = {**_header_options(lowered), **fields}
+    accept = lowered.get("accept")
+    return SegmentRequest(image, parse_options(given, defaults), negotiate(None if accept is None else str(accept)))
+
+
+def _header_options(lowered: Mapping[str, object]) -> dict[str, object]:
+    return {
+        name.removeprefix(OPTION_HEADER_PREFIX): str(value).strip()
+        for name, value in lowered.items()
+        if name.startswith(OPTION_HEADER_PREFIX)
+    }
+
+
+def _image_and_fields(row: Mapping[str, object], content_type: str) -> tuple[bytes, dict[str, object]]:
+    part = next((name for name in IMAGE_PARTS if name in row), None)
+    if part is None:
+        raise NoImageError(f"no image: expected a body or a form part 'data', got {_names(row)}")
+    content = row[part]
+    if isinstance(content, bytes | bytearray | memoryview):
+        content = bytes(content)
+        if "json" in content_type.lower() or content.startswith(b"{"):
+            return _from_json(_parsed(content))
+        fields: dict[str, object] = {name: _text(name, value) for name, value in row.items() if name != part}
+        return _not_empty(content), fields
+    return _from_json(content)
+
+
+def _parsed(content: bytes) -> object:
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise BadJSONError(f"the body is not JSON: {error}") from error
+
+
+def _from_json(document: object) -> tuple[bytes, dict[str, object]]:
+    if not isinstance(document, dict):
+        raise BadJSONError(f'expected a JSON object like {{"data": "<base64>"}}, got {type(document).__name__}')
+    text = document.get("data")
+    if text is None:
+        raise NoImageError(f"no image: expected base64 in the member 'data', got {_names(document)}")
+    if not isinstance(text, str):
+        raise BadBase64Error(f"member 'data': expected base64 text, got {type(text).__name__}")
+    return _not_empty(_decoded(text)), {name: value for name, value in document.items() if name != "data"}
+
+
+def _decoded(text: str) -> bytes:
+    payload = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode("".join(payload.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadBase64Error(f"member 'data' is not base64: {error}") from error
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        return str(value)
+    try:
+        return bytes(value).decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise BadOptionError(f"form field {name!r:.40} is not text; the image belongs in the part 'data'") from error
+
+
+def _not_empty(image: bytes) -> bytes:
+    if not image:
+        raise NoImageError("no image: the body is empty")
+    return image
+
+
+def _names(row: Mapping[str, object]) -> str:
+    return ", ".join(f"{name!r:.40}" for name in list(row)[:8]) or "nothing"

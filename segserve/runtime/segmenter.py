@@ -1,0 +1,222 @@
+"""From RGB pixels to the class of every pixel at the image's own size. Holds no state that a call changes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from .errors import OutOfMemoryError
+from .mask import LabelMap
+from .network import SegmentationNetwork, load_network
+from .record import ModelRecord, ResizeRule, read_record
+from .settings import Settings
+
+# Logits of so many pixels exist at the image's size at a time: 64 Ki x 21 classes x 4 bytes = 5.5 MB.
+_STRIP_PIXELS = 2**16
+
+
+@dataclass(frozen=True)
+class ClassSummary:
+    """One class of an image.
+
+    Attributes:
+        pixels: how many pixels have this class.
+        fraction: their share of the image, in 0..1.
+        box_xyxy: x_min, y_min, x_max, y_max in pixels, maxima exclusive.
+        confidence: mean of the pixels' top probability, in 0..1.
+    """
+
+    class_id: int
+    pixels: int
+    fraction: float
+    box_xyxy: tuple[int, int, int, int]
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """`label_map` is uint8 (H, W), the class id of every pixel; `classes` are those present, largest first."""
+
+    label_map: LabelMap
+    classes: tuple[ClassSummary, ...]
+
+
+@dataclass
+class Timings:
+    """Seconds by stage of one request."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began_s = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - began_s
+
+
+class Segmenter:
+    """A network with its weights on a device, ready to segment."""
+
+    def __init__(
+        self, network: SegmentationNetwork, record: ModelRecord, *, device: torch.device, settings: Settings
+    ) -> None:
+        self.record = record
+        self.device = device
+        self.dtype = _dtype(settings, device)
+        self._resize: ResizeRule = settings.resize or record.input.resize
+        self._network = _in_dtype(network, self.dtype).to(device).to(memory_format=torch.channels_last).eval()
+        self._mean = torch.tensor(record.input.mean, device=device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(record.input.std, device=device).view(1, 3, 1, 1) * 255
+
+    @classmethod
+    def load(cls, folder: Path, *, device: torch.device | None = None, settings: Settings | None = None) -> Self:
+        """The segmenter of a model folder, on the CPU by default.
+
+        Raises:
+            ModelError: the record or the weights are missing, broken, or do not fit each other.
+        """
+        record = read_record(folder)
+        network = load_network(record, folder)
+        return cls(network, record, device=device or torch.device("cpu"), settings=settings or Settings())
+
+    def segment(self, image_rgb: NDArray[np.uint8], timings: Timings | None = None) -> Segmentation:
+        """Segments one image.
+
+        Args:
+            image_rgb: uint8 (H, W, 3), RGB, of any size from 1 x 1.
+            timings: gets the seconds of the stages `preprocess` and `inference`.
+
+        Raises:
+            OutOfMemoryError: the device or the host has too little memory for this image.
+        """
+        timings = timings or Timings()
+        height_px, width_px = image_rgb.shape[:2]
+        try:
+            with torch.inference_mode():
+                with timings.stage("preprocess"):
+                    inputs = self.preprocess(image_rgb)
+                with timings.stage("inference"):
+                    return self.label(self.infer(inputs)[0], height_px, width_px)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfMemoryError(
+                f"no memory left for an image of {width_px} x {height_px} pixels; send it smaller, or try again later"
+            ) from error
+
+    def preprocess(self, image_rgb: NDArray[np.uint8]) -> Tensor:
+        """uint8 (H, W, 3), RGB -> normalised (1, 3, h, w) on the device, of the size that the resize rule gives."""
+        pixels = torch.from_numpy(image_rgb).to(self.device).permute(2, 0, 1).unsqueeze(0)
+        size_hw = self._resize.size_for(*image_rgb.shape[:2])
+        if size_hw != image_rgb.shape[:2]:
+            pixels = F.interpolate(pixels, size=size_hw, mode="bilinear", align_corners=False, antialias=True)
+        normalized = (pixels.float() - self._mean) / self._std
+        return normalized.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+    def infer(self, inputs: Tensor) -> Tensor:
+        """Normalised (N, 3, h, w) -> logits, float32 (N, classes, h / stride, w / stride)."""
+        logits: Tensor = self._network(inputs)
+        return logits.float()
+
+    def label(self, logits: Tensor, height_px: int, width_px: int) -> Segmentation:
+        """Chooses the class of every pixel at the image's size.
+
+        The logits are brought to that size before the class is chosen, a strip of rows at a time, so that those
+        of a large image never exist at once.
+
+        Args:
+            logits: float32 (classes, h, w).
+        """
+        num_classes = logits.shape[0]
+        label_map = torch.empty((height_px, width_px), dtype=torch.uint8)
+        pixels = torch.zeros(num_classes, dtype=torch.int64)
+        confidence = torch.zeros(num_classes, dtype=torch.float64)
+        rows_px = max(1, _STRIP_PIXELS // width_px)
+        for top_px in range(0, height_px, rows_px):
+            bottom_px = min(top_px + rows_px, height_px)
+            strip = upsampled_rows(logits, top_px, bottom_px, height_px, width_px)
+            labels, probabilities = _top_class(strip)
+            label_map[top_px:bottom_px] = labels
+            pixels += torch.bincount(labels.flatten(), minlength=num_classes).cpu()
+            confidence += torch.bincount(
+                labels.flatten(), weights=probabilities.flatten().double(), minlength=num_classes
+            ).cpu()
+        return Segmentation(label_map.numpy(), _summaries(label_map.numpy(), pixels.tolist(), confidence.tolist()))
+
+
+def upsampled_rows(logits: Tensor, top: int, bottom: int, height: int, width: int) -> Tensor:
+    """Rows `top` to `bottom` (exclusive) of `logits` (C, h, w) resized bilinearly to (C, height, width).
+
+    The same as `interpolate(align_corners=False)` of the whole: a bilinear resize is separable, so rows are mixed
+    first and columns after.
+    """
+    source_height = logits.shape[1]
+    position = (torch.arange(top, bottom, device=logits.device) + 0.5) * (source_height / height) - 0.5
+    position = position.clamp(min=0)
+    above = position.long().clamp(max=source_height - 1)
+    below = (above + 1).clamp(max=source_height - 1)
+    rows = torch.lerp(logits[:, above], logits[:, below], (position - above).view(1, -1, 1))
+    return F.interpolate(rows[None], size=(bottom - top, width), mode="bilinear", align_corners=False)[0]
+
+
+def _top_class(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(C, rows, W) -> class ids, int64 (rows, W), and their softmax probabilities, float32 (rows, W)."""
+    top, labels = logits.max(dim=0)
+    return labels, (logits - top).exp_().sum(dim=0).reciprocal_()
+
+
+def _summaries(label_map: LabelMap, pixels: Sequence[int], confidence: Sequence[float]) -> tuple[ClassSummary, ...]:
+    present = sorted((class_id for class_id, count in enumerate(pixels) if count), key=lambda i: (-pixels[i], i))
+    return tuple(
+        ClassSummary(
+            class_id=class_id,
+            pixels=pixels[class_id],
+            fraction=pixels[class_id] / label_map.size,
+            box_xyxy=_box_xyxy(label_map == class_id),
+            confidence=confidence[class_id] / pixels[class_id],
+        )
+        for class_id in present
+    )
+
+
+def _box_xyxy(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    if settings.precision == "auto":
+        return torch.bfloat16 if has_bf16(device) else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[settings.precision]
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16 natively; elsewhere it is emulated, and slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _in_dtype(network: SegmentationNetwork, dtype: torch.dtype) -> SegmentationNetwork:
+    """Convolutions in `dtype`; batch norms keep float32, whose running variances need the digits."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(dtype)
+    return network
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA raises a type of its own, the CPU's allocator a plain RuntimeError."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,40 @@
+"""Checkpoints that a killed run goes on from.
+
+A crash or a full disk while one is written leaves the last one whole.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+CHECKPOINT_FILE = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `step` finished steps; tensors on the CPU."""
+
+    step: int
+    recipe: dict[str, Any]
+    network: dict[str, Any]
+    optimizer: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{CHECKPOINT_FILE}.part"
+        with partial.open("wb") as file:
+            torch.save(asdict(self), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / CHECKPOINT_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self | None:
+        """The folder's checkpoint, or None where there is none."""
+        path = folder / CHECKPOINT_FILE
+        if not path.exists():
+            return None
+        return cls(**torch.load(path, map_location="cpu", weights_only=True))

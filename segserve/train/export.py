@@ -1,0 +1,30 @@
+"""Writes trained weights into a model folder: half precision, as safetensors, their SHA-256 in the record."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..runtime.record import ModelRecord, Weights, sha256_of, write_record
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> ModelRecord:
+    """Writes `folder/weights.safetensors` and `folder/model.yaml`; the record as it now stands.
+
+    The accuracy of earlier weights is dropped from the record.
+    """
+    partial = folder / f"{WEIGHTS_FILE}.part"
+    save_file({name: _halved(tensor) for name, tensor in network.state_dict().items()}, partial)
+    weights = Weights(file=WEIGHTS_FILE, sha256=sha256_of(partial))
+    partial.replace(folder / WEIGHTS_FILE)
+    trained = record.model_copy(update={"weights": weights, "accuracy": None})
+    write_record(trained, folder)
+    return trained
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.to(torch.float16) if tensor.is_floating_point() else tensor
