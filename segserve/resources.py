@@ -1,17 +1,17 @@
-"""Files that are not Python modules of this package: beside it in a checkout, inside it in an installed wheel."""
+"""Files of the project that are not Python modules of this package. They lie beside it, in a checkout."""
 
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parent
+_PROJECT = Path(__file__).parents[1]
 
 
 def resource(name: str) -> Path:
     """Where `handler.py`, `deeplabv3.py`, `config.properties` or a path below `model/` lies.
 
     Raises:
-        FileNotFoundError: the installation does not hold it.
+        FileNotFoundError: there is none of that name, or the package was installed without its checkout.
     """
-    for place in (_PACKAGE.parent / name, _PACKAGE / "archived" / name):
-        if place.exists():
-            return place
-    raise FileNotFoundError(f"{name}: not part of this installation")
+    path = _PROJECT / name
+    if not path.exists():
+        raise FileNotFoundError(f"{name}: not found in {_PROJECT}; install from a checkout, with pip install -e")
+    return path

@@ -11,16 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from ..runtime.errors import SegserveError
+from ..runtime.image import decode_image
+from ..runtime.mask import LabelMap
 from ..runtime.record import InputRule
 from .recipe import Recipe
 
 IGNORED = 255
+_MAX_PIXELS = 2**24
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,26 @@ class VocFolder:
         """Where the image and the label map of that name lie."""
         return self.folder / "images" / f"{name}.jpg", self.folder / "labels" / f"{name}.png"
 
+    def pair(self, name: str) -> tuple[NDArray[np.uint8], LabelMap]:
+        """The image, uint8 (H, W, 3), RGB, upright as when it is served, and its label map, uint8 (H, W).
+
+        Raises:
+            ValueError: the image cannot be decoded, or the label map is not 8-bit and of the same size.
+        """
+        image_path, label_path = self.paths(name)
+        try:
+            image_rgb = decode_image(image_path.read_bytes(), max_pixels=_MAX_PIXELS)
+        except SegserveError as error:
+            raise ValueError(f"{name}: {error}") from error
+        with Image.open(label_path) as picture:
+            labels = np.array(picture)
+        if labels.shape != image_rgb.shape[:2] or labels.dtype != np.uint8:
+            raise ValueError(
+                f"{name}: expected a label map of uint8 {image_rgb.shape[:2]} (height, width), as the image has, "
+                f"got {labels.dtype} {labels.shape}"
+            )
+        return image_rgb, labels
+
 
 class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
     """Augmented crops: uint8 image (3, crop, crop), RGB, and uint8 label map (crop, crop).
@@ -58,7 +83,7 @@ class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, data: VocFolder, recipe: Recipe, rule: InputRule) -> None:
-        self._paths = [data.paths(name) for name in data.names]
+        self._data, self._names = data, data.names
         outside = {tv_tensors.Image: [round(255 * mean) for mean in rule.mean], tv_tensors.Mask: IGNORED}
         self._augment = v2.Compose(
             [
@@ -69,16 +94,15 @@ class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
         )
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._names)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         index, seed = key
-        image_path, label_path = self._paths[index]
-        with Image.open(image_path) as picture, Image.open(label_path) as labels:
-            image = tv_tensors.Image(np.asarray(picture.convert("RGB")).transpose(2, 0, 1).copy())
-            mask = tv_tensors.Mask(np.asarray(labels).copy())
+        image_rgb, labels = self._data.pair(self._names[index])
         torch.manual_seed(seed)
-        crop, crop_labels = self._augment(image, mask)
+        crop, crop_labels = self._augment(
+            tv_tensors.Image(image_rgb.transpose(2, 0, 1).copy()), tv_tensors.Mask(labels)
+        )
         return crop.as_subclass(Tensor), crop_labels.as_subclass(Tensor)
 
 
@@ -95,16 +119,16 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         return self._recipe.steps - self._first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self._recipe.batch_size
+        size, order = self._recipe.batch_size, self._order()
         for step in range(self._first_step, self._recipe.steps):
-            yield [(self._index(place), self._seed(place)) for place in range(step * size, (step + 1) * size)]
+            places = range(step * size, (step + 1) * size)
+            yield [(int(order[place]), self._seed(place)) for place in places]
 
-    def _index(self, place: int) -> int:
-        passes, offset = divmod(place, self._images)
-        if getattr(self, "_pass", None) != passes:
-            self._pass = passes
-            self._order = np.random.default_rng((self._recipe.seed, passes)).permutation(self._images)
-        return int(self._order[offset])
+    def _order(self) -> NDArray[np.int64]:
+        """The index of every place of the whole run: one permutation after the other."""
+        passes = -(-self._recipe.steps * self._recipe.batch_size // self._images)
+        shuffled = [np.random.default_rng((self._recipe.seed, number)) for number in range(passes)]
+        return np.concatenate([generator.permutation(self._images) for generator in shuffled])
 
     def _seed(self, place: int) -> int:
         return int(np.random.SeedSequence((self._recipe.seed, place)).generate_state(1)[0])

@@ -15,9 +15,12 @@ def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> Mod
     """Writes `folder/weights.safetensors` and `folder/model.yaml`; the record as it now stands.
 
     The accuracy of earlier weights is dropped from the record.
+
+    Raises:
+        ValueError: a weight is not finite in half precision.
     """
     partial = folder / f"{WEIGHTS_FILE}.part"
-    save_file({name: _halved(tensor) for name, tensor in network.state_dict().items()}, partial)
+    save_file({name: _halved(name, tensor) for name, tensor in network.state_dict().items()}, partial)
     weights = Weights(file=WEIGHTS_FILE, sha256=sha256_of(partial))
     partial.replace(folder / WEIGHTS_FILE)
     trained = record.model_copy(update={"weights": weights, "accuracy": None})
@@ -25,6 +28,11 @@ def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> Mod
     return trained
 
 
-def _halved(tensor: Tensor) -> Tensor:
+def _halved(name: str, tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
-    return tensor.to(torch.float16) if tensor.is_floating_point() else tensor
+    if not tensor.is_floating_point():
+        return tensor
+    halved = tensor.to(torch.float16)
+    if not halved.isfinite().all():
+        raise ValueError(f"{name}: holds values that are not finite, or above {torch.finfo(torch.float16).max}")
+    return halved

@@ -35,7 +35,7 @@ class Recipe(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.01
     precision: Literal["bf16", "fp32"] = "bf16"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 def read_recipe(folder: Path) -> Recipe:

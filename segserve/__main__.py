@@ -1,0 +1,5 @@
+"""`python -m segserve`."""
+
+from .cli import app
+
+app()

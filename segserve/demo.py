@@ -1,0 +1,58 @@
+"""`make demo`: two real photographs through a real server, from the archive to the pictures."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .client import SegmentationClient, decode_png_mask
+from .server.process import TorchServe
+
+PHOTOGRAPHS = {"chelsea.png": "a cat", "astronaut.png": "a person"}
+
+
+def sample_photographs() -> list[Path]:
+    """The photographs that the package scikit-image ships.
+
+    Raises:
+        FileNotFoundError: scikit-image is not installed.
+    """
+    package = find_spec("skimage")
+    if package is None or package.origin is None:
+        raise FileNotFoundError("the photographs come with scikit-image: pip install 'segserve[demo]'")
+    return [Path(package.origin).parent / "data" / name for name in PHOTOGRAPHS]
+
+
+def run_demo(archive: Path, run_dir: Path, pictures: Path, console: Console) -> None:
+    """Starts a server for the archive, segments the photographs, saves label maps and overlays, stops the server.
+
+    Raises:
+        ServerError: the server does not start.
+        RefusedError: it answers with an error.
+    """
+    pictures.mkdir(parents=True, exist_ok=True)
+    with TorchServe.start([archive], run_dir) as server:
+        console.print(f"TorchServe is starting at {server.inference_url} ...")
+        server.wait_ready()
+        with SegmentationClient(server.inference_url, token=server.inference_token, model=archive.stem) as client:
+            for photograph in sample_photographs():
+                _segment(client, photograph, pictures, console)
+    console.print("The server is stopped. `make serve` starts one that stays.")
+
+
+def _segment(client: SegmentationClient, photograph: Path, pictures: Path, console: Console) -> None:
+    content = photograph.read_bytes()
+    answer = client.segment(content, mask="png")
+    labels, overlay = (pictures / f"{photograph.stem}-{name}" for name in ("labels.png", "overlay.jpg"))
+    labels.write_bytes(decode_png_mask(answer))
+    overlay.write_bytes(client.overlay_jpeg(content))
+
+    title = f"{photograph.name} ({PHOTOGRAPHS[photograph.name]}), {answer['width']} x {answer['height']} pixels"
+    table = Table(title=title, title_justify="left")
+    for heading in ("class", "share of the picture", "confidence"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for entry in answer["classes"]:
+        table.add_row(entry["label"], f"{entry['fraction']:.1%}", f"{entry['confidence']:.2f}")
+    console.print(table)
+    console.print(f"label map: {labels}\noverlay:   {overlay}\n", soft_wrap=True)

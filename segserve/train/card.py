@@ -1,0 +1,89 @@
+"""The model card, `README.md` of a model folder: what the record and the recipe say, in words and a table."""
+
+from pathlib import Path
+from string import Template
+
+import yaml
+
+from ..runtime.network import build_network
+from ..runtime.record import Accuracy, ModelRecord, read_record, write_record
+from .recipe import RECIPE_FILE, read_recipe
+
+CARD_FILE = "README.md"
+NOTES_FILE = "NOTES.md"
+
+_CARD = Template("""\
+# $summary
+
+Version $version. Written by `segserve evaluate --write` from `model.yaml` and `recipe.yaml`; do not edit.
+
+| | |
+|---|---|
+| network | $backbone, output stride $stride, `$head` head, atrous rates $rates, $parameters million parameters |
+| input | $side side at $size_px pixels, RGB |
+| classes | $classes |
+| weights | `$weights`, half precision, SHA-256 `$sha256` |
+| licence | $licence |
+| origin | $source |
+
+## Accuracy
+
+On $dataset ($images images) at the images' own size: mean IoU **$mean_iou** over the classes present, pixel
+accuracy $pixel_accuracy.
+
+| class | IoU |
+|---|---|
+$class_iou
+
+$notes
+## Recipe
+
+```yaml
+$recipe```
+""")
+
+
+def write_card(folder: Path, accuracy: Accuracy) -> None:
+    """Puts the measured accuracy into the folder's record and writes the card; `NOTES.md` is taken in as it is."""
+    record = read_record(folder).model_copy(update={"accuracy": accuracy})
+    write_record(record, folder)
+    notes = folder / NOTES_FILE
+    text = _CARD.substitute(
+        _facts(record, accuracy),
+        notes=notes.read_text(encoding="utf-8") if notes.exists() else "",
+        recipe=_recipe(folder),
+    )
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def _facts(record: ModelRecord, accuracy: Accuracy) -> dict[str, object]:
+    architecture, weights = record.architecture, record.weights
+    network = build_network(architecture, len(record.classes))
+    ranked = sorted(accuracy.class_iou.items(), key=lambda item: -item[1])
+    return {
+        "summary": record.summary,
+        "version": record.version,
+        "backbone": architecture.backbone,
+        "stride": architecture.output_stride,
+        "head": architecture.head,
+        "rates": ", ".join(map(str, architecture.atrous_rates)),
+        "parameters": f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f}",
+        "side": record.input.resize.side,
+        "size_px": record.input.resize.size_px,
+        "classes": ", ".join(record.labels),
+        "weights": weights.file if weights else "none",
+        "sha256": weights.sha256 if weights else "none",
+        "licence": record.licence,
+        "source": record.source,
+        "dataset": accuracy.dataset,
+        "images": accuracy.images,
+        "mean_iou": f"{accuracy.mean_iou:.3f}",
+        "pixel_accuracy": f"{accuracy.pixel_accuracy:.3f}",
+        "class_iou": "\n".join(f"| {label} | {iou:.3f} |" for label, iou in ranked),
+    }
+
+
+def _recipe(folder: Path) -> str:
+    if not (folder / RECIPE_FILE).exists():
+        return ""
+    return yaml.safe_dump(read_recipe(folder).model_dump(mode="json"), sort_keys=False)

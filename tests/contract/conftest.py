@@ -1,0 +1,72 @@
+"""A real TorchServe with two models: the shipped one, and a copy of it with narrow limits."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+
+from segserve.archive import build_archive
+from segserve.runtime.record import read_record, write_record
+from segserve.server.process import TorchServe
+from tests.conftest import EMBEDDED
+
+NARROW = "narrow"
+
+# Small limits, a queue of one, and a resize rule under which a 1 x 1,000,000 picture needs 0.8 TB of memory.
+NARROW_CONFIG = {
+    "minWorkers": 1,
+    "maxWorkers": 1,
+    "batchSize": 1,
+    "maxBatchDelay": 1,
+    "jobQueueSize": 1,
+    "handler": {
+        "max_image_pixels": 2_000_000,
+        "max_response_bytes": 100_000,
+        "resize": {"side": "shorter", "size_px": 512, "max_px": 2_000_000_000},
+        "threads": 1,
+        "defaults": {"mask": "none"},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Api:
+    """The two addresses of a server and the headers that open them."""
+
+    inference_url: str
+    management_url: str
+    inference_headers: dict[str, str]
+    management_headers: dict[str, str]
+
+    def post(self, model: str = "deeplabv3", headers: dict[str, str] | None = None, **body) -> requests.Response:
+        url = f"{self.inference_url}/predictions/{model}"
+        return requests.post(url, headers={**self.inference_headers, **(headers or {})}, timeout=120, **body)
+
+    def describe(self, model: str = "deeplabv3") -> requests.Response:
+        url = f"{self.management_url}/models/{model}?customized=true"
+        return requests.get(url, headers=self.management_headers, timeout=120)
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    folder = tmp_path_factory.mktemp("contract")
+    archives = [build_archive(EMBEDDED, folder), build_archive(_narrow_model(folder), folder)]
+    with TorchServe.start(archives, folder / "run") as server:
+        server.wait_ready()
+        yield Api(
+            server.inference_url,
+            server.management_url,
+            {"Authorization": f"Bearer {server.inference_token}"},
+            {"Authorization": f"Bearer {server.management_token}"},
+        )
+
+
+def _narrow_model(folder: Path) -> Path:
+    model = Path(shutil.copytree(EMBEDDED, folder / NARROW))
+    write_record(read_record(model).model_copy(update={"name": NARROW}), model)
+    (model / "model-config.yaml").write_text(yaml.safe_dump(NARROW_CONFIG))
+    return model

@@ -1,0 +1,56 @@
+"""The command line as a user runs it, from a folder of their own."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from tests.conftest import PROJECT
+
+
+def segserve(*arguments: str, folder) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "segserve", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_demo_prints_the_classes_and_saves_pictures(tmp_path):
+    result = segserve("demo", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"cat\W+\d+\.\d%", result.stdout)
+    assert re.search(r"person\W+\d+\.\d%", result.stdout)
+    for name in ("chelsea-labels.png", "chelsea-overlay.jpg", "astronaut-labels.png", "astronaut-overlay.jpg"):
+        with Image.open(tmp_path / "build" / "demo" / name) as picture:
+            assert picture.size in ((451, 300), (512, 512))
+
+
+def test_serve_prints_a_curl_that_works_and_stop_ends_it(tmp_path):
+    result = segserve("serve", folder=tmp_path)
+    try:
+        assert result.returncode == 0, result.stderr
+        curl = next(line for line in result.stdout.splitlines() if line.strip().startswith("curl"))
+        (tmp_path / "photo.jpg").write_bytes((PROJECT / "docs" / "chelsea-overlay.jpg").read_bytes())
+        command = shlex.split(curl.replace("PHOTO.jpg", "photo.jpg"))
+        answer = subprocess.run([*command, "-s"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        assert answer.stdout.startswith('{"model":{"name":"deeplabv3"')
+    finally:
+        stopped = segserve("stop", folder=tmp_path)
+    assert stopped.stdout.strip() == "stopped"
+    assert segserve("stop", folder=tmp_path).stdout.strip() == "no server is running"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("archive", "nosuchmodel"), "model/nosuchmodel: not found"),
+        (("evaluate", "embedded", "--data", "nowhere"), "No such file"),
+    ],
+    ids=["unknown model", "missing data"],
+)
+def test_command_that_fails_says_why_in_one_line(tmp_path, arguments, message):
+    result = segserve(*arguments, folder=tmp_path)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stderr.strip().count("\n") == 0

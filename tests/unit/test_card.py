@@ -1,0 +1,25 @@
+"""The model card says what the record says."""
+
+import shutil
+
+from segserve.runtime.record import Accuracy, read_record
+from segserve.train.card import write_card
+from tests.conftest import EMBEDDED
+
+
+def test_card_of_the_shipped_model_is_what_its_record_makes(tmp_path):
+    model = shutil.copytree(EMBEDDED, tmp_path / "model")
+    write_card(model, read_record(EMBEDDED).accuracy)
+    for name in ("README.md", "model.yaml"):
+        assert (model / name).read_text() == (EMBEDDED / name).read_text()
+
+
+def test_card_new_accuracy_goes_into_record_and_card(tmp_path):
+    model = shutil.copytree(EMBEDDED, tmp_path / "model")
+    measured = Accuracy(dataset="own dev", images=7, mean_iou=0.4321, pixel_accuracy=0.9, class_iou={"cat": 0.4321})
+    write_card(model, measured)
+    assert read_record(model).accuracy == measured
+    card = (model / "README.md").read_text()
+    assert "own dev (7 images)" in card
+    assert "mean IoU **0.432**" in card
+    assert "| cat | 0.432 |" in card
