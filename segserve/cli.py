@@ -72,7 +72,7 @@ def _print_ready(server: "TorchServe", name: str) -> None:
     _print_plain(
         f"  curl{authorization} -H 'X-Segment-Mask: png' -F data=@PHOTO.jpg {server.inference_url}/predictions/{name}\n"
     )
-    console.print("The token changes at every start. `make stop` stops the server.")
+    console.print("The token lives for a day and changes at every start. `make stop` stops the server.")
 
 
 def _print_plain(line: str) -> None:
@@ -107,7 +107,8 @@ def demo(model: ModelArgument = "embedded") -> None:
 def train(
     model: Annotated[Path, typer.Argument(help="model folder with model.yaml and recipe.yaml")],
     data: DataOption,
-    split: Annotated[str, typer.Option(help="split to train on")] = "train",
+    split: Annotated[str, typer.Option(help="split to train on: a name, or the path of a .txt list")] = "train",
+    recipe: Annotated[str, typer.Option(help="file in the model folder that says how")] = "recipe.yaml",
     run: Annotated[Path | None, typer.Option(help="folder for checkpoints and log; default: runs/MODEL")] = None,
 ) -> None:
     """Train a model by its recipe, or go on with a run that was interrupted, and write its weights."""
@@ -118,15 +119,16 @@ def train(
     from .train.recipe import read_recipe
 
     with _told_in_one_line():
-        record, recipe = read_record(model), read_recipe(model)
+        steps = read_recipe(model / recipe)
         with _progress("step") as progress:
-            task = progress.add_task("", total=recipe.steps)
+            task = progress.add_task("", total=steps.steps)
 
             def report(step: int, loss: float, _seconds: float) -> None:
                 progress.update(task, completed=step, description=f"loss {loss:.3f}")
 
-            network = train_network(record, recipe, VocFolder(data, split), run or Path("runs") / model.name, report)
-        trained = export_weights(network, record, model)
+            checkpoints = run or Path("runs") / model.name / Path(recipe).stem
+            network = train_network(model, steps, VocFolder(data, split), checkpoints, report)
+        trained = export_weights(network, read_record(model), model)
         console.print(f"{model / trained.weights.file} written" if trained.weights else "")
 
 

@@ -3,11 +3,10 @@
 from pathlib import Path
 from string import Template
 
-import yaml
-
 from ..runtime.network import build_network
-from ..runtime.record import Accuracy, ModelRecord, read_record, write_record
-from .recipe import RECIPE_FILE, read_recipe
+from ..runtime.record import RECORD_FILE, Accuracy, ModelRecord, read_record, write_record
+from ..runtime.settings import CONFIG_FILE
+from .recipe import RECIPE_FILE
 
 CARD_FILE = "README.md"
 NOTES_FILE = "NOTES.md"
@@ -15,7 +14,7 @@ NOTES_FILE = "NOTES.md"
 _CARD = Template("""\
 # $summary
 
-Version $version. Written by `segserve evaluate --write` from `model.yaml` and `recipe.yaml`; do not edit.
+Version $version. Written by `segserve evaluate --write`; edit the files beside it instead.
 
 | | |
 |---|---|
@@ -38,9 +37,7 @@ $class_iou
 $notes
 ## Recipe
 
-```yaml
-$recipe```
-""")
+$recipes""")
 
 
 def write_card(folder: Path, accuracy: Accuracy) -> None:
@@ -51,7 +48,7 @@ def write_card(folder: Path, accuracy: Accuracy) -> None:
     text = _CARD.substitute(
         _facts(record, accuracy),
         notes=notes.read_text(encoding="utf-8") if notes.exists() else "",
-        recipe=_recipe(folder),
+        recipes=_recipes(folder),
     )
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
@@ -83,7 +80,8 @@ def _facts(record: ModelRecord, accuracy: Accuracy) -> dict[str, object]:
     }
 
 
-def _recipe(folder: Path) -> str:
-    if not (folder / RECIPE_FILE).exists():
-        return ""
-    return yaml.safe_dump(read_recipe(folder).model_dump(mode="json"), sort_keys=False)
+def _recipes(folder: Path) -> str:
+    """The folder's recipes as they stand, the first stage's first."""
+    others = (path for path in folder.glob("*.yaml") if path.name not in (RECORD_FILE, CONFIG_FILE, RECIPE_FILE))
+    recipes = [path for path in (folder / RECIPE_FILE, *sorted(others)) if path.exists()]
+    return "\n".join(f"`{path.name}`:\n\n```yaml\n{path.read_text(encoding='utf-8')}```\n" for path in recipes)

@@ -38,18 +38,19 @@ class VocFolder:
     """
 
     folder: Path
-    split: str
+    split: str  # a name, for SPLIT.txt in the folder, or the path of such a list
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise ValueError(f"{self.split}.txt names no image")
+            raise ValueError(f"split {self.split} names no image")
         missing = [path for name in self.names for path in self.paths(name) if not path.is_file()]
         if missing:
             raise FileNotFoundError(f"{len(missing)} files are missing, first: {', '.join(map(str, missing[:5]))}")
 
     @property
     def names(self) -> list[str]:
-        return (self.folder / f"{self.split}.txt").read_text(encoding="utf-8").split()
+        path = Path(self.split) if self.split.endswith(".txt") else self.folder / f"{self.split}.txt"
+        return path.read_text(encoding="utf-8").split()
 
     def paths(self, name: str) -> tuple[Path, Path]:
         """Where the image and the label map of that name lie."""

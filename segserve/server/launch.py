@@ -1,0 +1,66 @@
+"""Starts the Java process that is TorchServe, inside a run folder."""
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import ServerError
+
+CONFIG_FILE = "config.properties"
+LOG_FILE = "server.log"
+MODEL_STORE = "model-store"
+
+_LONGEST_TMP_BYTES = 85  # a worker's unix socket is TMP/.ts.sock.9000, and its path may have 103 bytes on macOS
+_FOREIGN_SETTINGS = ("TS_CONFIG_FILE", "LOG_LOCATION", "METRICS_LOCATION")  # TorchServe would obey these instead of us
+
+
+def make_tmp_dir(run_dir: Path) -> Path:
+    """Return an empty folder for unpacked models and sockets: in the run folder, unless that path is too long."""
+    inside = run_dir / "tmp"
+    shutil.rmtree(inside, ignore_errors=True)
+    if len(os.fsencode(inside)) <= _LONGEST_TMP_BYTES:
+        inside.mkdir()
+        return inside
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(parent)) + len("/segserve-12345678") > _LONGEST_TMP_BYTES:
+        parent = "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
+    return Path(tempfile.mkdtemp(prefix="segserve-", dir=parent))
+
+
+def launch(
+    java_home: Path, run_dir: Path, tmp_dir: Path, *, models: Sequence[str], vm_arguments: str
+) -> subprocess.Popen[bytes]:
+    """Start Java itself, so that the process we hold is the server and not a launcher of it."""
+    site = _torchserve_home()
+    environment = {name: value for name, value in os.environ.items() if name not in _FOREIGN_SETTINGS}
+    command = [
+        *(str(java_home / "bin" / "java"), f"-Dmodel_server_home={site}", f"-Djava.io.tmpdir={tmp_dir}"),
+        *shlex.split(vm_arguments),
+        *("-cp", str(site / "ts" / "frontend" / "*"), "org.pytorch.serve.ModelServer"),
+        *("--python", sys.executable, "-f", CONFIG_FILE, "-s", MODEL_STORE, "-ncs"),
+        *("-m", *(f"{name}={name}.mar" for name in models)),
+    ]
+    with (run_dir / LOG_FILE).open("wb") as log:
+        return subprocess.Popen(
+            command,
+            cwd=run_dir,
+            env={**environment, "JAVA_HOME": str(java_home), "TMPDIR": str(tmp_dir)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _torchserve_home() -> Path:
+    """The folder that holds TorchServe's package `ts`, which is located and not imported."""
+    found = importlib.util.find_spec("ts")
+    if found is None or found.origin is None:
+        raise ServerError("TorchServe is not installed; install it with: pip install torchserve==0.12.0")
+    return Path(found.origin).resolve().parents[1]

@@ -1,0 +1,49 @@
+"""The model store of one run: a folder with the archives to serve, each under its model's own name."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import ServerError
+
+
+def fill_store(archives: Sequence[Path], store: Path) -> tuple[str, ...]:
+    """Make `store` hold just these archives, as NAME.mar, and return the names in order.
+
+    Raises:
+        ServerError: no archive at all, a file that is none, or two of the same name.
+    """
+    if not archives:
+        raise ServerError("there is no archive to serve; make one with: segserve archive")
+    names = tuple(model_name(archive) for archive in archives)
+    if len(set(names)) < len(names):
+        raise ServerError(f"two archives have the same model name: {', '.join(sorted(names))}")
+    shutil.rmtree(store, ignore_errors=True)
+    store.mkdir(parents=True)
+    for name, archive in zip(names, archives, strict=True):
+        _link_or_copy(archive.resolve(), store / f"{name}.mar")
+    return names
+
+
+def model_name(archive: Path) -> str:
+    """Return the name of the model that an archive holds.
+
+    Raises:
+        ServerError: there is no such file, or it is not a model archive.
+    """
+    if not archive.is_file():
+        raise ServerError(f"there is no archive {archive}")
+    try:
+        with zipfile.ZipFile(archive) as content:
+            return str(json.loads(content.read("MAR-INF/MANIFEST.json"))["model"]["modelName"])
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise ServerError(f"{archive} is not a model archive (.mar): {error}") from error
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,236 @@
+"""The life of a TorchServe, with real ones and small throw-away archives whose handlers only echo."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import requests
+
+from segserve.server.errors import ServerError
+from segserve.server.process import TorchServe
+from tests.conftest import PROJECT
+
+ECHO = """
+import json, os
+
+class Echo:
+    def initialize(self, context):
+        pass
+
+    def handle(self, data, context):
+        return [json.dumps({"environment": sorted(os.environ), "python": os.sys.executable}) for _ in data]
+"""
+
+BROKEN = """
+class Broken:
+    def initialize(self, context):
+        raise ValueError("the weights are of another network")
+
+    def handle(self, data, context):
+        return data
+"""
+
+SECRETS = {"MY_TOKEN": "t", "db_password": "p", "AWS_SECRET_ACCESS_KEY": "k", "GOOGLE_CREDENTIALS": "c"}
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """Pack a handler's source into an archive called NAME."""
+    folder = tmp_path_factory.mktemp("archives")
+    (folder / "tmp").mkdir()
+    (folder / "model-config.yaml").write_text("minWorkers: 1\nmaxWorkers: 1\n")
+
+    def build(name, source):
+        (folder / f"{name}_handler.py").write_text(source)
+        command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", "1.0"]
+        command += ["--handler", f"{name}_handler.py", "--config-file", "model-config.yaml", "--export-path", "."]
+        subprocess.run(command, cwd=folder, env={**os.environ, "TMPDIR": str(folder / "tmp")}, check=True)
+        return folder / f"{name}.mar"
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def echo(build):
+    return build("echo", ECHO)
+
+
+@pytest.fixture(scope="module")
+def server(echo, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in SECRETS.items():
+            environment.setenv(name, value)
+        environment.setenv("LOG_LOCATION", str(tmp_path_factory.mktemp("elsewhere")))
+        environment.setenv("TS_CONFIG_FILE", "/absent")
+        server = TorchServe.start([echo], tmp_path_factory.mktemp("run"))
+    with server:
+        server.wait_ready()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def neighbour(server, echo, tmp_path_factory):
+    """A second server that is told to take the first one's ports, may register models, and lives in an odd folder."""
+    run_dir = tmp_path_factory.mktemp("run") / "Käfer, \\ [2]" / ("deep" * 20)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SEGSERVE_PORT", server.inference_url.rpartition(":")[2])
+        environment.setenv("SEGSERVE_MANAGEMENT_PORT", server.management_url.rpartition(":")[2])
+        overrides = {"enable_model_api": "true", "disable_token_authorization": "true"}
+        neighbour = TorchServe.start([echo], run_dir, overrides=overrides)
+    with neighbour:
+        neighbour.wait_ready()
+        yield neighbour
+
+
+def predict(server, token):
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return requests.post(f"{server.inference_url}/predictions/echo", data=b"x", headers=headers, timeout=30)
+
+
+def register(server, url):
+    return requests.post(f"{server.management_url}/models", params={"url": url}, timeout=30)
+
+
+def tree_of(server):
+    leader = psutil.Process(server.pid)
+    return [leader, *leader.children(recursive=True)]
+
+
+def running(processes):
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_start_with_archive_answers_with_this_python(server):
+    answer = predict(server, server.inference_token)
+    assert answer.status_code == 200
+    assert answer.json()["python"] == sys.executable
+
+
+def test_start_writes_everything_into_the_run_folder(server):
+    names = {path.name for path in server.run_dir.iterdir()}
+    assert {"server.json", "server.log", "key_file.json", "config.properties", "model-store", "logs"} <= names
+    assert (server.run_dir / "key_file.json").stat().st_mode & 0o077 == 0
+
+
+def test_start_keeps_tokens_out_of_the_server_file(server):
+    text = (server.run_dir / "server.json").read_text()
+    assert json.loads(text)["pid"] == server.pid
+    assert server.inference_token not in text
+    assert server.management_token not in text
+
+
+def test_start_with_secrets_in_environment_hides_them_from_the_worker(server):
+    names = predict(server, server.inference_token).json()["environment"]
+    assert "PATH" in names
+    assert not set(SECRETS) & set(names)
+
+
+@pytest.mark.parametrize("token", [pytest.param(None, id="none"), pytest.param("wrong", id="wrong")])
+def test_predict_without_the_token_is_refused(server, token):
+    answer = predict(server, token)
+    assert answer.status_code == 400
+    assert "Token" in answer.json()["message"]
+
+
+def test_predict_with_the_management_token_is_refused(server):
+    assert predict(server, server.management_token).status_code == 400
+
+
+def test_token_renewed_by_its_api_is_the_one_that_is_read(server):
+    old = server.inference_token
+    key = json.loads((server.run_dir / "key_file.json").read_text())["API"]["key"]
+    url = f"{server.management_url}/token?type=inference"
+    requests.get(url, headers={"Authorization": f"Bearer {key}"}, timeout=30).raise_for_status()
+    assert server.inference_token != old
+    assert predict(server, old).status_code == 400
+    assert predict(server, server.inference_token).status_code == 200
+
+
+def test_metrics_are_served_to_prometheus_without_a_token(server):
+    predict(server, server.inference_token)
+    text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
+    assert 'ts_inference_requests_total{model_name="echo"' in text
+
+
+def test_register_with_model_api_off_is_refused(server):
+    headers = {"Authorization": f"Bearer {server.management_token}"}
+    answer = requests.post(f"{server.management_url}/models?url=echo.mar", headers=headers, timeout=30)
+    assert answer.status_code == 405
+
+
+def test_start_where_one_runs_refuses(server, echo):
+    with pytest.raises(ServerError, match=rf"a server already runs from .* \(process {server.pid}\); stop it first"):
+        TorchServe.start([echo], server.run_dir)
+
+
+def test_start_with_taken_ports_runs_side_by_side_on_others(server, neighbour):
+    for attribute in ("inference_url", "management_url", "metrics_url"):
+        assert getattr(server, attribute) != getattr(neighbour, attribute)
+    assert neighbour.inference_token is None
+    assert predict(neighbour, None).status_code == predict(server, server.inference_token).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        pytest.param("http://127.0.0.1:1/echo.mar", id="http"),
+        pytest.param("https://example.org/echo.mar", id="https"),
+        pytest.param("file:///tmp/echo.mar", id="file-elsewhere"),
+    ],
+)
+def test_register_with_url_outside_the_store_is_refused(neighbour, url):
+    answer = register(neighbour, url)
+    assert answer.status_code == 404
+    assert "does not match any allowed URL(s)" in answer.json()["message"]
+
+
+def test_register_with_url_inside_the_store_is_allowed(neighbour):
+    answer = register(neighbour, f"file://{neighbour.run_dir}/model-store/echo.mar")
+    assert "allowed URL" not in answer.json()["message"]
+
+
+def test_stop_from_another_process_leaves_no_process_behind(neighbour):
+    processes = tree_of(neighbour)
+    assert len(processes) >= 2
+    began = time.monotonic()
+    code = "from segserve.server.process import TorchServe; TorchServe.running(Path(sys.argv[1])).stop()"
+    command = [sys.executable, "-c", f"import sys; from pathlib import Path; {code}", str(neighbour.run_dir)]
+    subprocess.run(command, cwd=PROJECT, check=True)
+    assert time.monotonic() - began < 30
+    assert running(processes) == []
+    assert TorchServe.running(neighbour.run_dir) is None
+    assert not (neighbour.run_dir / "server.json").exists()
+    neighbour.stop()
+
+
+def test_wait_ready_with_broken_handler_fails_at_once_with_its_error(build, tmp_path):
+    began = time.monotonic()
+    with TorchServe.start([build("broken", BROKEN)], tmp_path) as server:
+        with pytest.raises(ServerError, match="model 'broken' failed to load: ValueError: the weights are of another"):
+            server.wait_ready(timeout_s=400)
+        assert time.monotonic() - began < 300  # far less than the timeout, even on a busy machine
+        processes = tree_of(server)
+    assert running(processes) == []
+
+
+def test_wait_ready_with_killed_server_fails_at_once_and_stop_ends_the_orphans(echo, tmp_path):
+    with TorchServe.start([echo], tmp_path) as server:
+        server.wait_ready()
+        processes = tree_of(server)
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServerError, match="TorchServe ended: signal 9 killed it; the log is "):
+            server.wait_ready()
+    assert running(processes) == []
+
+
+def test_wait_ready_with_setting_java_rejects_says_why(echo, tmp_path):
+    with (
+        TorchServe.start([echo], tmp_path, overrides={"max_request_size": "64 MiB"}) as server,
+        pytest.raises(ServerError, match='TorchServe ended: Invalid configuration: For input string: "64 MiB"'),
+    ):
+        server.wait_ready()

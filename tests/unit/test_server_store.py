@@ -1,0 +1,68 @@
+"""The model store: archives by their model's name."""
+
+import json
+import zipfile
+
+import pytest
+
+from segserve.server.errors import ServerError
+from segserve.server.store import fill_store, model_name
+
+
+def write_archive(path, name):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": {"modelName": name}}))
+    return path
+
+
+def test_fill_store_with_archives_names_them_by_their_models(tmp_path):
+    archives = [write_archive(tmp_path / "first.mar", "net"), write_archive(tmp_path / "v2 (final).mar", "other")]
+    assert fill_store(archives, tmp_path / "store") == ("net", "other")
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["net.mar", "other.mar"]
+    assert model_name(tmp_path / "store" / "other.mar") == "other"
+
+
+def test_fill_store_with_old_content_replaces_it(tmp_path):
+    archive = write_archive(tmp_path / "a.mar", "net")
+    fill_store([write_archive(tmp_path / "b.mar", "old")], tmp_path / "store")
+    fill_store([archive], tmp_path / "store")
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["net.mar"]
+    assert archive.exists()
+
+
+def test_fill_store_with_two_of_a_name_refuses(tmp_path):
+    archives = [write_archive(tmp_path / f"{i}.mar", "net") for i in range(2)]
+    with pytest.raises(ServerError, match="two archives have the same model name: net, net"):
+        fill_store(archives, tmp_path / "store")
+
+
+def test_fill_store_with_nothing_says_how_to_make_an_archive(tmp_path):
+    with pytest.raises(ServerError, match="make one with: segserve archive"):
+        fill_store([], tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        pytest.param(None, id="no-manifest"),
+        pytest.param("{", id="not-json"),
+        pytest.param("[]", id="not-an-object"),
+        pytest.param("{}", id="no-name"),
+    ],
+)
+def test_model_name_with_other_zip_file_says_it_is_no_archive(tmp_path, manifest):
+    with zipfile.ZipFile(tmp_path / "a.mar", "w") as archive:
+        archive.writestr("MAR-INF/MANIFEST.json" if manifest else "readme", manifest or "hello")
+    with pytest.raises(ServerError, match=r"a\.mar is not a model archive"):
+        model_name(tmp_path / "a.mar")
+
+
+def test_model_name_with_text_file_says_it_is_no_archive(tmp_path):
+    (tmp_path / "a.mar").write_text("hello")
+    with pytest.raises(ServerError, match=r"a\.mar is not a model archive"):
+        model_name(tmp_path / "a.mar")
+
+
+def test_model_name_without_file_says_so(tmp_path):
+    with pytest.raises(ServerError, match=r"there is no archive .*absent\.mar"):
+        model_name(tmp_path / "absent.mar")
