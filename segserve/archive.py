@@ -13,13 +13,11 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
-
 from . import runtime
 from .resources import resource
 from .runtime.errors import ModelError
 from .runtime.network import load_network
-from .runtime.record import RECORD_FILE, ModelRecord, read_record
+from .runtime.record import RECORD_FILE, ModelRecord, read_record, read_yaml
 from .runtime.settings import CONFIG_FILE, read_config
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -39,7 +37,7 @@ def build_archive(model: Path, output: Path) -> Path:
     load_network(record, model)
     config = next((path for path in (model / CONFIG_FILE, model.parent / CONFIG_FILE) if path.exists()), None)
     config = config or resource(f"model/{CONFIG_FILE}")
-    read_config(yaml.safe_load(config.read_text(encoding="utf-8")))
+    read_config(read_yaml(config))
 
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output) as workspace:

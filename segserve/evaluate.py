@@ -5,11 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from .runtime.image import decode_image
 from .runtime.record import Accuracy
 from .runtime.segmenter import Segmenter
 from .train.dataset import IGNORED, VocFolder
@@ -80,12 +78,7 @@ def evaluate(segmenter: Segmenter, data: VocFolder, report: Callable[[int], None
 
 
 def _pair(segmenter: Segmenter, data: VocFolder, name: str) -> tuple[Tensor, Tensor]:
-    image_path, label_path = data.paths(name)
-    image_rgb = decode_image(image_path.read_bytes(), max_pixels=2**24)
-    with Image.open(label_path) as picture:
-        truth = np.array(picture)
-    if truth.shape != image_rgb.shape[:2]:
-        raise ValueError(f"{name}: the image is {image_rgb.shape[:2]}, its label map {truth.shape} (height, width)")
+    image_rgb, truth = data.pair(name)
     strange = set(np.unique(truth)) - {*range(len(segmenter.record.classes)), IGNORED}
     if strange:
         raise ValueError(f"{name}: labels {sorted(map(int, strange))} are none of the model's classes")

@@ -63,9 +63,9 @@ def encode_answer(
     elif request.media_type is MediaType.JPEG:
         body = _overlay_jpeg(image_rgb, segmentation, record)
     else:
-        body = _json_answer(request.options.mask, segmentation, record, max_bytes)
+        return _json_answer(request.options.mask, segmentation, record, max_bytes)
     if len(body) > max_bytes:
-        raise _too_large(str(request.media_type), len(body), segmentation, record, max_bytes)
+        raise _too_large(f"Accept: {request.media_type}", len(body), segmentation, record, max_bytes)
     return body
 
 
@@ -80,15 +80,26 @@ def _overlay_jpeg(image_rgb: NDArray[np.uint8], segmentation: Segmentation, reco
 
 def _json_answer(encoding: str, segmentation: Segmentation, record: ModelRecord, max_bytes: int) -> bytes:
     document = _document(segmentation, record)
+    png = encode_png(segmentation.label_map, record.palette) if encoding == "png" else b""
+    size_bytes = _json_size(encoding, document, segmentation, len(png))
+    if size_bytes > max_bytes:  # told before the rows of a large image are made
+        raise _too_large(f"mask={encoding}", size_bytes, segmentation, record, max_bytes)
     if encoding == "dense":
-        size_bytes = _dense_bytes(segmentation)
-        if size_bytes > max_bytes:
-            raise _too_large("mask=dense", size_bytes, segmentation, record, max_bytes)
         document["mask"] = {"encoding": "dense", "data": segmentation.label_map}
     elif encoding == "png":
-        png = base64.b64encode(encode_png(segmentation.label_map, record.palette)).decode("ascii")
-        document["mask"] = {"encoding": "png", "data": png}
+        document["mask"] = {"encoding": "png", "data": base64.b64encode(png).decode("ascii")}
     return json_bytes(document)
+
+
+def _json_size(encoding: str, document: dict[str, object], segmentation: Segmentation, png_bytes: int) -> int:
+    """Bytes of the JSON answer in that encoding; `document` is the answer without its mask."""
+    if encoding == "none":
+        return len(json_bytes(document))
+    empty = len(json_bytes({**document, "mask": {"encoding": encoding, "data": None}})) - len("null")
+    if encoding == "png":
+        return empty + len('""') + 4 * -(-png_bytes // 3)
+    pixels_by_class = {summary.class_id: summary.pixels for summary in segmentation.classes}
+    return empty + dense_json_bytes(pixels_by_class, segmentation.label_map.shape[0])
 
 
 def _document(segmentation: Segmentation, record: ModelRecord) -> dict[str, object]:
@@ -114,23 +125,18 @@ def _class_entry(summary: ClassSummary, record: ModelRecord) -> dict[str, object
     }
 
 
-def _dense_bytes(segmentation: Segmentation) -> int:
-    pixels_by_class = {summary.class_id: summary.pixels for summary in segmentation.classes}
-    return dense_json_bytes(pixels_by_class, segmentation.label_map.shape[0])
-
-
 def _too_large(
     what: str, size_bytes: int, segmentation: Segmentation, record: ModelRecord, max_bytes: int
 ) -> AnswerTooLargeError:
+    document = _document(segmentation, record)
     png_bytes = len(encode_png(segmentation.label_map, record.palette))
     sizes = {
-        "mask=dense": _dense_bytes(segmentation),
+        **{f"mask={name}": _json_size(name, document, segmentation, png_bytes) for name in ("dense", "png", "none")},
         f"Accept: {MediaType.NPY}": len(encode_npy(segmentation.label_map)),
-        "mask=png": png_bytes * 4 // 3,
         f"Accept: {MediaType.PNG}": png_bytes,
     }
-    fitting = [f"{name} ({size} bytes)" for name, size in sizes.items() if size < max_bytes]
+    fitting = [f"{name} ({size} bytes)" for name, size in sizes.items() if size <= max_bytes]
     return AnswerTooLargeError(
         f"the answer as {what} would take {size_bytes} bytes, the limit is {max_bytes}; "
-        f"these fit: {', '.join([*fitting, 'mask=none'])}"
+        f"these fit: {', '.join(fitting) or 'none, send a smaller image'}"
     )

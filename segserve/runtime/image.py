@@ -1,20 +1,35 @@
 """From the bytes of an image file to upright RGB pixels, within limits."""
 
 import io
+import re
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL.Image import Transpose
 
 from .errors import CorruptImageError, TooLargeError, TruncatedImageError, UnsupportedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
 # How files of these formats begin: tells a broken image from something that is none.
-_SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
+_SIGNATURE = re.compile(rb"\xff\xd8|\x89PNG|RIFF.{4}WEBP|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|GIF8", re.DOTALL)
 
 # Pillow's names of grey values in 16 bits, which convert() would clip at 255.
 _GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+_ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 0x0102, 0x0106  # tags of EXIF and TIFF
+
+# By EXIF orientation, what turns the pixels upright.
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
 def decode_image(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
@@ -39,8 +54,9 @@ def decode_image(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     image = _open(content)
     _check_size(image, max_pixels)
     try:
-        upright = ImageOps.exif_transpose(image) if _is_rotated(image) else image
-        return np.array(_to_rgb(upright), dtype=np.uint8)
+        image.load()  # turns a TIFF upright already, and takes the orientation out of its tags
+        rgb, turn = _to_rgb(image), _turn(image)
+        return np.array(rgb if turn is None else rgb.transpose(turn), dtype=np.uint8)
     except (UnsupportedImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise about anything on hostile bytes
@@ -50,16 +66,16 @@ def decode_image(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
 def _open(content: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        if content.startswith(_SIGNATURES):
-            raise CorruptImageError(
-                "the file begins like an image, but its header cannot be read; send the file whole"
-            ) from error
-        raise UnsupportedImageError(f"not an image in a format that is read: {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise TooLargeError(f"the image declares far too many pixels: {error}; scale it down") from error
     except Exception as error:
-        raise _undecodable(error) from error
+        if not _SIGNATURE.match(content):
+            raise UnsupportedImageError(f"not an image in a format that is read: {', '.join(FORMATS)}") from error
+        if not isinstance(error, UnidentifiedImageError):
+            raise _undecodable(error) from error
+        raise CorruptImageError(
+            "the file begins like an image, but its header cannot be read; send it whole, or saved as 8-bit RGB"
+        ) from error
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
@@ -72,22 +88,29 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         )
 
 
-def _is_rotated(image: Image.Image) -> bool:
+def _turn(image: Image.Image) -> Transpose | None:
     try:
-        return bool(image.getexif().get(0x0112, 1) != 1)
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # metadata that cannot be read does not spoil the pixels
-        return False
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _GREY_16_BIT or (image.mode == "I" and image.format == "PNG"):
-        grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+    if image.mode in _GREY_16_BIT:
+        return _upper_8_bits(image).convert("RGB")
     if image.mode in ("I", "F"):
         raise UnsupportedImageError(
             f"pixels of type {image.mode} (32 bits) have no fixed range; send 8 or 16 bits a channel"
         )
     return image.convert("RGB")
+
+
+def _upper_8_bits(image: Image.Image) -> Image.Image:
+    """A TIFF's grey can have 12 bits, and its zero can be white: Pillow leaves both as they are."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    bits = max(tags.get(_BITS, (16,)))
+    grey = (np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8)
+    return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey)
 
 
 def _undecodable(error: Exception) -> CorruptImageError:

@@ -1,6 +1,6 @@
 """What a request may ask for: the options of one image and the media type of the answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Literal
 
@@ -37,7 +37,8 @@ def parse_options(given: Mapping[str, object], defaults: Options) -> Options:
     """
     unknown = sorted(given.keys() - Options.model_fields.keys())
     if unknown:
-        raise BadOptionError(f"unknown option {', '.join(unknown)}; the options are: {', '.join(Options.model_fields)}")
+        names = ", ".join(f"{name!r:.40}" for name in unknown[:8])
+        raise BadOptionError(f"unknown option {names}; the options are: {', '.join(Options.model_fields)}")
     try:
         return Options.model_validate({**defaults.model_dump(), **given})
     except ValidationError as error:
@@ -49,28 +50,33 @@ def parse_options(given: Mapping[str, object], defaults: Options) -> Options:
 def negotiate(accept: str | None) -> MediaType:
     """The media type that an `Accept` header asks for (RFC 9110, section 12.5.1), JSON where it has none.
 
-    Of types with the same quality, the one that is named first wins.
+    The most specific range decides about a type; of types with the same quality, the one that is named first wins.
 
     Raises:
         NotAcceptableError: the header admits none of the types that can be answered.
     """
     ranges = [_media_range(part) for part in (accept or "*/*").split(",") if part.strip()]
-    refused = {pattern for pattern, quality in ranges if quality == 0}
-    for pattern, quality in sorted(ranges, key=lambda item: -item[1]):
-        for media_type in MediaType:
-            if quality > 0 and _matches(pattern, media_type) and media_type not in refused:
-                return media_type
-    raise NotAcceptableError(f"Accept: {accept!r:.80} admits none of the types on offer: {', '.join(MediaType)}")
+    media_type = max(MediaType, key=lambda offered: _rank(offered, ranges))
+    if _rank(media_type, ranges)[0] == 0:
+        raise NotAcceptableError(f"Accept: {accept!r:.80} admits none of the types on offer: {', '.join(MediaType)}")
+    return media_type
 
 
 def _media_range(part: str) -> tuple[str, float]:
+    """A range and its quality, which is 0 where it is none of 0..1."""
     pattern, *parameters = (piece.strip().lower() for piece in part.split(";"))
-    quality = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+    text = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
     try:
-        return pattern, float(quality)
+        quality = float(text)
     except ValueError:
-        return pattern, 0.0
+        quality = 0.0
+    return "*/*" if pattern == "*" else pattern, quality if 0 <= quality <= 1 else 0.0
 
 
-def _matches(pattern: str, media_type: MediaType) -> bool:
-    return pattern in ("*/*", "*", media_type.value, f"{media_type.split('/')[0]}/*")
+def _rank(media_type: MediaType, ranges: Sequence[tuple[str, float]]) -> tuple[float, int]:
+    """Quality of a type, and minus the place in the header of the range that gives it."""
+    for pattern in (media_type.value, f"{media_type.split('/')[0]}/*", "*/*"):
+        for place, (given, quality) in enumerate(ranges):
+            if given == pattern:
+                return quality, -place
+    return 0.0, 0

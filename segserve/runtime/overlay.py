@@ -11,6 +11,7 @@ from .record import ClassInfo
 
 _OPACITY = 0.55
 _BACKGROUND = 0
+_STRIP_PX = 128  # rows that are blended at a time, in 16 bits: a large picture never exists in them whole
 
 
 def draw_overlay(
@@ -32,8 +33,12 @@ def draw_overlay(
     added = np.zeros((256, 3), np.uint16)
     added[: len(classes)] = [info.color for info in classes]
     added *= (256 - keep)[:, None]
-    blended = (image_rgb * keep[label_map][..., None] + added[label_map]) >> 8
-    picture = Image.fromarray(blended.astype(np.uint8))
+    blended = np.empty_like(image_rgb)
+    for top_px in range(0, len(image_rgb), _STRIP_PX):
+        strip = slice(top_px, top_px + _STRIP_PX)
+        labels = label_map[strip]
+        blended[strip] = (image_rgb[strip] * keep[labels][..., None] + added[labels]) >> 8
+    picture = Image.fromarray(blended)
     _draw_legend(picture, [classes[class_id] for class_id in shown if class_id != _BACKGROUND])
     return picture
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .answer import Answer, encode_answer, error_answer, json_bytes
-from .errors import InternalError, SegserveError
+from .errors import InternalError, OutOfMemoryError, SegserveError
 from .image import FORMATS, decode_image
 from .options import MediaType, Options
 from .request import read_request
@@ -32,7 +32,10 @@ class Pipeline:
         except SegserveError as error:
             return error_answer(error, timings.seconds)
         except MemoryError:
-            raise
+            logger.exception("no memory left for a request")
+            return error_answer(
+                OutOfMemoryError("no memory left for this image; send it smaller, or try again later"), timings.seconds
+            )
         except Exception:
             logger.exception("a request failed")
             return error_answer(InternalError("the server failed at this image; its log says why"), timings.seconds)
@@ -77,4 +80,5 @@ class Pipeline:
                 (size_px * 3 // 4, size_px),
                 (size_px, size_px * 3 // 4),
             ):
-                self.segmenter.segment(np.full((height_px, width_px, 3), 128, dtype=np.uint8))
+                grey = np.full((max(1, height_px), max(1, width_px), 3), 128, dtype=np.uint8)
+                self.segmenter.segment(grey)

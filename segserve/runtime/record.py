@@ -14,6 +14,7 @@ from .errors import ModelError
 RECORD_FILE = "model.yaml"
 
 Unit = Annotated[float, Field(ge=0, le=1)]
+PositiveUnit = Annotated[float, Field(gt=0, le=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -29,7 +30,7 @@ Document = TypeVar("Document", bound=Strict)
 class Architecture(Strict):
     """Which network the weights belong to: a timm backbone and a head of `deeplabv3.py`."""
 
-    backbone: str
+    backbone: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$")]  # no `hf-hub:` or `local-dir:`, which timm would follow
     output_stride: Literal[8, 16, 32] = 16
     head: Literal["deeplabv3", "corenet", "multiscale"] = "deeplabv3"
     atrous_rates: tuple[PositiveInt, ...] = (6, 12, 18)
@@ -48,6 +49,12 @@ class ResizeRule(Strict):
     multiple_of: PositiveInt = 1
     max_px: PositiveInt = 2048
 
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if self.max_px < self.multiple_of:
+            raise ValueError(f"max_px is {self.max_px}, below multiple_of, which is {self.multiple_of}")
+        return self
+
     def size_for(self, height_px: int, width_px: int) -> tuple[int, int]:
         """(height, width) of the network's input for an image of that height and width, each at least 1."""
         longer, shorter = max(height_px, width_px), min(height_px, width_px)
@@ -55,7 +62,8 @@ class ResizeRule(Strict):
         return self._rounded(height_px * scale), self._rounded(width_px * scale)
 
     def _rounded(self, length_px: float) -> int:
-        return max(1, round(length_px / self.multiple_of)) * self.multiple_of
+        multiples = min(round(length_px / self.multiple_of), self.max_px // self.multiple_of)
+        return max(1, multiples) * self.multiple_of
 
 
 class InputRule(Strict):
@@ -63,11 +71,11 @@ class InputRule(Strict):
 
     resize: ResizeRule
     mean: tuple[Unit, Unit, Unit]
-    std: tuple[Unit, Unit, Unit]
+    std: tuple[PositiveUnit, PositiveUnit, PositiveUnit]
 
 
 class ClassInfo(Strict):
-    label: Annotated[str, Field(min_length=1)]
+    label: Annotated[str, Field(pattern=r"^\S(.*\S)?$")]  # one line
     color: tuple[Byte, Byte, Byte]
 
 
@@ -131,11 +139,19 @@ def read_record(folder: Path) -> ModelRecord:
 
 def read_document(path: Path, kind: type[Document]) -> Document:
     """Reads a YAML file into a validated document; errors as in `read_record`."""
+    return validated(read_yaml(path), kind, path.name)
+
+
+def read_yaml(path: Path) -> object:
+    """The content of a YAML file.
+
+    Raises:
+        ModelError: the file is missing or is not YAML.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date that is none
         raise ModelError(f"{path.name}: cannot be read: {' '.join(str(error).split())}") from error
-    return validated(content, kind, path.name)
 
 
 def validated(content: object, kind: type[Document], name: str) -> Document:
@@ -148,7 +164,7 @@ def validated(content: object, kind: type[Document], name: str) -> Document:
         return kind.model_validate(content)
     except ValidationError as error:
         rules = "; ".join(_rule(detail["loc"], detail["msg"]) for detail in error.errors())
-        raise ModelError(f"{name}: {rules}") from error
+        raise ModelError(f"{name}: {' '.join(rules.split())}") from error
 
 
 def _rule(location: tuple[int | str, ...], message: str) -> str:

@@ -31,7 +31,8 @@ def read_request(row: Mapping[str, object], headers: Mapping[str, object], defau
     """Reads one request.
 
     Args:
-        row: the body as `{"body": bytes or parsed JSON}`, or a form as `{part name: bytes}`.
+        row: the body as `{"body": content}`, or a form as `{part name: content}`. Content is bytes; TorchServe hands
+            over JSON parsed, and text as a string.
         headers: the request's headers, in any case.
         defaults: options that hold where the request does not say otherwise.
 
@@ -40,7 +41,8 @@ def read_request(row: Mapping[str, object], headers: Mapping[str, object], defau
         NotAcceptableError: the client accepts nothing that can be answered.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
-    image, fields = _image_and_fields(row, str(lowered.get("content-type", "")))
+    media_type = str(lowered.get("content-type", "")).partition(";")[0]
+    image, fields = _image_and_fields(row, "json" in media_type.lower())
     given = {**_header_options(lowered), **fields}
     accept = lowered.get("accept")
     return SegmentRequest(image, parse_options(given, defaults), negotiate(None if accept is None else str(accept)))
@@ -54,18 +56,21 @@ def _header_options(lowered: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _image_and_fields(row: Mapping[str, object], content_type: str) -> tuple[bytes, dict[str, object]]:
+def _image_and_fields(row: Mapping[str, object], is_json: bool) -> tuple[bytes, dict[str, object]]:
     part = next((name for name in IMAGE_PARTS if name in row), None)
     if part is None:
         raise NoImageError(f"no image: expected a body or a form part 'data', got {_names(row)}")
     content = row[part]
+    fields: dict[str, object] = {name: _text(name, value) for name, value in row.items() if name != part}
+    if isinstance(content, str) and not is_json:
+        content = content.encode("utf-8")
     if isinstance(content, bytes | bytearray | memoryview):
         content = bytes(content)
-        if "json" in content_type.lower() or content.startswith(b"{"):
-            return _from_json(_parsed(content))
-        fields: dict[str, object] = {name: _text(name, value) for name, value in row.items() if name != part}
-        return _not_empty(content), fields
-    return _from_json(content)
+        if not is_json and not content.startswith(b"{"):
+            return _not_empty(content), fields
+        content = _parsed(content)
+    image, members = _from_json(content)
+    return image, {**members, **fields}
 
 
 def _parsed(content: bytes) -> object:
@@ -96,7 +101,7 @@ def _decoded(text: str) -> bytes:
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, bytes | bytearray | memoryview):
-        return str(value)
+        return str(value).strip()
     try:
         return bytes(value).decode("utf-8").strip()
     except UnicodeDecodeError as error:

@@ -119,9 +119,11 @@ class Segmenter:
     def preprocess(self, image_rgb: NDArray[np.uint8]) -> Tensor:
         """uint8 (H, W, 3), RGB -> normalised (1, 3, h, w) on the device, of the size that the resize rule gives."""
         pixels = torch.from_numpy(image_rgb).to(self.device).permute(2, 0, 1).unsqueeze(0)
-        size_hw = self._resize.size_for(*image_rgb.shape[:2])
-        if size_hw != image_rgb.shape[:2]:
-            pixels = F.interpolate(pixels, size=size_hw, mode="bilinear", align_corners=False, antialias=True)
+        (height_px, width_px), size_hw = image_rgb.shape[:2], self._resize.size_for(*image_rgb.shape[:2])
+        if size_hw[0] < height_px and size_hw[1] > width_px:  # a thin column: rows first, or it grows in memory
+            pixels = _resized(pixels, (size_hw[0], width_px))
+        if size_hw != pixels.shape[2:]:
+            pixels = _resized(pixels, size_hw)
         normalized = (pixels.float() - self._mean) / self._std
         return normalized.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
@@ -139,21 +141,33 @@ class Segmenter:
         Args:
             logits: float32 (classes, h, w).
         """
-        num_classes = logits.shape[0]
-        label_map = torch.empty((height_px, width_px), dtype=torch.uint8)
-        pixels = torch.zeros(num_classes, dtype=torch.int64)
-        confidence = torch.zeros(num_classes, dtype=torch.float64)
-        rows_px = max(1, _STRIP_PIXELS // width_px)
-        for top_px in range(0, height_px, rows_px):
-            bottom_px = min(top_px + rows_px, height_px)
-            strip = upsampled_rows(logits, top_px, bottom_px, height_px, width_px)
-            labels, probabilities = _top_class(strip)
-            label_map[top_px:bottom_px] = labels
-            pixels += torch.bincount(labels.flatten(), minlength=num_classes).cpu()
-            confidence += torch.bincount(
-                labels.flatten(), weights=probabilities.flatten().double(), minlength=num_classes
-            ).cpu()
-        return Segmentation(label_map.numpy(), _summaries(label_map.numpy(), pixels.tolist(), confidence.tolist()))
+        if width_px <= _STRIP_PIXELS:
+            label_map, pixels, confidence = _label_strips(logits, height_px, width_px)
+        else:  # a single row would already be too much: strips of columns
+            turned, pixels, confidence = _label_strips(logits.mT, width_px, height_px)
+            label_map = np.ascontiguousarray(turned.T)
+        return Segmentation(label_map, _summaries(label_map, pixels, confidence))
+
+
+def _label_strips(logits: Tensor, height_px: int, width_px: int) -> tuple[LabelMap, list[int], list[float]]:
+    """The label map, and by class its pixels and the sum of their top probabilities."""
+    num_classes = logits.shape[0]
+    label_map = torch.empty((height_px, width_px), dtype=torch.uint8)
+    pixels = torch.zeros(num_classes, dtype=torch.int64)
+    confidence = torch.zeros(num_classes, dtype=torch.float64)
+    rows_px = max(1, _STRIP_PIXELS // width_px)
+    for top_px in range(0, height_px, rows_px):
+        bottom_px = min(top_px + rows_px, height_px)
+        labels, probabilities = _top_class(upsampled_rows(logits, top_px, bottom_px, height_px, width_px))
+        label_map[top_px:bottom_px] = labels
+        flat = labels.flatten()
+        pixels += torch.bincount(flat, minlength=num_classes).cpu()
+        confidence += torch.bincount(flat, weights=probabilities.flatten().double(), minlength=num_classes).cpu()
+    return label_map.numpy(), pixels.tolist(), confidence.tolist()
+
+
+def _resized(pixels: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    return F.interpolate(pixels, size=size_hw, mode="bilinear", align_corners=False, antialias=True)
 
 
 def upsampled_rows(logits: Tensor, top: int, bottom: int, height: int, width: int) -> Tensor:
@@ -210,9 +224,9 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def _in_dtype(network: SegmentationNetwork, dtype: torch.dtype) -> SegmentationNetwork:
-    """Convolutions in `dtype`; batch norms keep float32, whose running variances need the digits."""
+    """What multiplies in `dtype`; norms keep float32, whose running variances need the digits."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
     return network
 

@@ -3,7 +3,6 @@
 A setting is resolved in one order: options of the request, then this file, then the model's record.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -59,10 +58,10 @@ class ModelConfig(Strict):
         return self
 
 
-def read_config(content: Mapping[str, object] | None) -> ModelConfig:
+def read_config(content: object) -> ModelConfig:
     """The checked content of a `model-config.yaml`; everything at its default where there is none.
 
     Raises:
         ModelError: an unknown key or a value out of bounds, named in one line.
     """
-    return validated(content or {}, ModelConfig, CONFIG_FILE)
+    return validated({} if content is None else content, ModelConfig, CONFIG_FILE)
