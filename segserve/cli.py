@@ -35,7 +35,15 @@ def _told_in_one_line() -> Iterator[None]:
 
     try:
         yield
-    except (ModelError, ServerError, RefusedError, OSError, ValueError, requests.RequestException) as error:
+    except (
+        ModelError,
+        ServerError,
+        RefusedError,
+        ArithmeticError,
+        OSError,
+        ValueError,
+        requests.RequestException,
+    ) as error:
         Console(stderr=True).print(f"segserve: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 

@@ -15,6 +15,8 @@ RECORD_FILE = "model.yaml"
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 PositiveUnit = Annotated[float, Field(gt=0, le=1)]
+# No control characters and no line breaks, Unicode's included: these texts stand in cells of a table.
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -75,7 +77,7 @@ class InputRule(Strict):
 
 
 class ClassInfo(Strict):
-    label: Annotated[str, Field(pattern=r"^\S(.*\S)?$")]  # one line
+    label: Annotated[str, Field(pattern=r"^\S([^\x00-\x1f\x7f-\x9f\u2028\u2029]*\S)?$")]  # one line, see Line
     color: tuple[Byte, Byte, Byte]
 
 
@@ -89,7 +91,7 @@ class Weights(Strict):
 class Accuracy(Strict):
     """What `segserve evaluate` measured: intersection over union in 0..1, for classes present in the data."""
 
-    dataset: str
+    dataset: Line
     images: PositiveInt
     mean_iou: Unit
     pixel_accuracy: Unit
@@ -101,9 +103,9 @@ class ModelRecord(Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
     version: Annotated[str, Field(pattern=r"^\d+\.\d+(\.\d+)?$")]
-    summary: str
-    licence: str
-    source: str
+    summary: Line
+    licence: Line
+    source: Line
     architecture: Architecture
     input: InputRule
     weights: Weights | None = None

@@ -32,7 +32,7 @@ class Recipe(Strict):
     backbone_weights: str = "none"
     backbone_lr: PositiveFloat = 0.02
     head_lr: PositiveFloat = 0.05
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     poly_power: PositiveFloat = 0.9
     warmup_steps: Annotated[int, Field(ge=0)] = 50

@@ -1,0 +1,168 @@
+"""Documents, limits and media types of answers."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from segserve.runtime.answer import Answer, encode_answer, error_answer, json_bytes
+from segserve.runtime.errors import AnswerTooLargeError, SegserveError
+from segserve.runtime.options import MediaType, Options
+from segserve.runtime.request import SegmentRequest
+from segserve.runtime.segmenter import ClassSummary, Segmentation
+
+from .tiny import CLASSES, tiny_record
+
+RECORD = tiny_record()
+NO_LIMIT = 2**40
+
+label_maps = hnp.arrays(
+    np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=24), elements=st.integers(0, len(CLASSES) - 1)
+)
+
+
+def segmentation_of(label_map: np.ndarray) -> Segmentation:
+    summaries = []
+    for class_id, pixels in zip(*np.unique(label_map, return_counts=True), strict=True):
+        ys, xs = np.nonzero(label_map == class_id)
+        box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+        summaries.append(ClassSummary(int(class_id), int(pixels), pixels / label_map.size, box, 2 / 3))
+    return Segmentation(label_map, tuple(sorted(summaries, key=lambda summary: -summary.pixels)))
+
+
+def encode(label_map, *, mask="dense", media_type=MediaType.JSON, max_bytes=NO_LIMIT, record=RECORD) -> bytes:
+    image = np.zeros((*label_map.shape, 3), np.uint8)
+    request = SegmentRequest(b"", Options(mask=mask), media_type)
+    return encode_answer(request, image, segmentation_of(label_map), record, max_bytes)
+
+
+def masks_of(label_map: np.ndarray) -> list[np.ndarray]:
+    dense = json.loads(encode(label_map))["mask"]["data"]
+    png = base64.b64decode(json.loads(encode(label_map, mask="png"))["mask"]["data"], validate=True)
+    return [
+        np.array(dense),
+        np.array(Image.open(io.BytesIO(png))),
+        np.array(Image.open(io.BytesIO(encode(label_map, media_type=MediaType.PNG)))),
+        np.load(io.BytesIO(encode(label_map, media_type=MediaType.NPY)), allow_pickle=False),
+    ]
+
+
+@given(label_maps)
+def test_encode_answer_every_encoding_holds_the_same_mask(label_map):
+    for mask in masks_of(label_map):
+        assert np.array_equal(mask, label_map)
+
+
+@pytest.mark.parametrize(
+    "label_map",
+    [np.pad(np.array([[2]], np.uint8), 9), np.full((7, 9), 1, np.uint8), np.array([[2]], np.uint8)],
+    ids=["one pixel of a class", "one class everywhere", "one pixel"],
+)
+def test_encode_answer_lone_class_is_held_by_every_encoding(label_map):
+    for mask in masks_of(label_map):
+        assert np.array_equal(mask, label_map)
+
+
+def test_encode_answer_document_is_exactly_that_of_the_contract():
+    label_map = np.array([[0, 0, 0, 2], [0, 0, 2, 2], [0, 0, 0, 1]], np.uint8)
+    assert json.loads(encode(label_map)) == {
+        "model": {"name": "tiny", "version": "1.0"},
+        "width": 4,
+        "height": 3,
+        "classes": [
+            {
+                "id": class_id,
+                "label": CLASSES[class_id][0],
+                "color": list(CLASSES[class_id][1]),
+                "pixels": pixels,
+                "fraction": round(pixels / 12, 6),
+                "box": box,
+                "confidence": 0.6667,
+            }
+            for class_id, pixels, box in ((0, 8, [0, 0, 3, 3]), (2, 3, [2, 0, 4, 2]), (1, 1, [3, 2, 4, 3]))
+        ],
+        "mask": {"encoding": "dense", "data": label_map.tolist()},
+    }
+
+
+def test_encode_answer_mask_none_differs_only_by_the_missing_mask():
+    label_map = np.eye(5, dtype=np.uint8)
+    dense = json.loads(encode(label_map))
+    del dense["mask"]
+    assert json.loads(encode(label_map, mask="none")) == dense
+
+
+@given(label_maps, st.sampled_from(["dense", "png", "none"]))
+def test_encode_answer_limit_is_exact(label_map, mask):
+    size_bytes = len(encode(label_map, mask=mask))
+    assert len(encode(label_map, mask=mask, max_bytes=size_bytes)) == size_bytes
+    expected = f"^the answer as mask={mask} would take {size_bytes} bytes, the limit is {size_bytes - 1};"
+    with pytest.raises(AnswerTooLargeError, match=expected):
+        encode(label_map, mask=mask, max_bytes=size_bytes - 1)
+
+
+@pytest.mark.parametrize("media_type", [MediaType.PNG, MediaType.JPEG, MediaType.NPY], ids=lambda kind: kind.name)
+def test_encode_answer_limit_of_other_types_is_exact(media_type):
+    label_map = np.eye(40, dtype=np.uint8)
+    size_bytes = len(encode(label_map, media_type=media_type))
+    assert len(encode(label_map, media_type=media_type, max_bytes=size_bytes)) == size_bytes
+    with pytest.raises(AnswerTooLargeError, match=f"^the answer as Accept: {media_type} would take {size_bytes} bytes"):
+        encode(label_map, media_type=media_type, max_bytes=size_bytes - 1)
+
+
+WAYS = {
+    "mask=dense": {"mask": "dense"},
+    "mask=png": {"mask": "png"},
+    "mask=none": {"mask": "none"},
+    "Accept: application/x-npy": {"media_type": MediaType.NPY},
+    "Accept: image/png": {"media_type": MediaType.PNG},
+}
+
+
+@given(label_maps, st.data())
+def test_encode_answer_above_the_limit_names_what_fits_with_true_sizes(label_map, data):
+    true_bytes = {name: len(encode(label_map, **way)) for name, way in WAYS.items()}
+    limit_bytes = data.draw(st.sampled_from(sorted(set(true_bytes.values()))))
+    assume(limit_bytes < true_bytes["mask=dense"])
+    with pytest.raises(AnswerTooLargeError, match="these fit: ") as caught:
+        encode(label_map, max_bytes=limit_bytes)
+    named = re.findall(r"((?:mask=|Accept: )\S+) \((\d+) bytes\)", str(caught.value))
+    assert {name: int(size) for name, size in named} == {
+        name: size for name, size in true_bytes.items() if size <= limit_bytes
+    }
+
+
+def test_encode_answer_limit_below_everything_says_so():
+    with pytest.raises(AnswerTooLargeError, match="these fit: none, send a smaller image") as caught:
+        encode(np.eye(30, dtype=np.uint8), max_bytes=10)
+    assert (caught.value.status, caught.value.code) == (413, "answer_too_large")
+
+
+@pytest.mark.parametrize("size_hw", [(1, 65_501), (65_501, 1)], ids=["wide", "tall"])
+def test_encode_answer_jpeg_above_the_format_limit_raises(size_hw):
+    with pytest.raises(AnswerTooLargeError, match="end at 65500 pixels; ask for image/png or application/json"):
+        encode(np.zeros(size_hw, np.uint8), media_type=MediaType.JPEG)
+    assert encode(np.zeros((1, 65_500), np.uint8), media_type=MediaType.JPEG).startswith(b"\xff\xd8")
+
+
+@pytest.mark.parametrize("text", ["plain", 'quote " and \\', "ä€\u2028", "line\nbreak"], ids=ascii)
+def test_error_answer_any_message_is_json(text):
+    answer = error_answer(SegserveError(text), {"decode": 0.001})
+    assert json.loads(answer.body) == {"error": {"code": "internal_error", "message": text}}
+    assert (answer.status, answer.media_type) == (500, "application/json")
+
+
+def test_server_timing_lists_stages_in_ms():
+    answer = Answer(b"", MediaType.JSON, seconds={"decode": 0.0012, "inference": 1.5})
+    assert answer.server_timing == "decode;dur=1.20, inference;dur=1500.00"
+
+
+def test_json_bytes_keeps_labels_of_other_scripts():
+    assert json.loads(json_bytes({"label": "katze 猫"})) == {"label": "katze 猫"}

@@ -1,0 +1,303 @@
+"""The TorchServe door, with TorchServe's own context, messages and service."""
+
+import inspect
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from ts.protocol.otf_message_handler import create_predict_response
+
+import handler as handler_module
+from handler import DeepLabHandler
+from segserve.runtime.network import build_network
+from segserve.runtime.pipeline import Pipeline
+from segserve.runtime.record import RECORD_FILE, Architecture, sha256_of
+from segserve.runtime.settings import Settings
+from segserve.train.export import export_weights
+
+from .images import encoded, noise, png, smooth
+from .tiny import tiny_record
+from .torchserve import Part, Request, form, raw, received_by, worker_context
+
+CONFIG = {"handler": {"precision": "fp32", "threads": 1}}
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model):
+    handler = DeepLabHandler()
+    handler.initialize(worker_context(tiny_model, CONFIG))
+    return handler
+
+
+def handled(handler, tiny_model, *requests):
+    """Each request's body, status, type and Server-Timing, after TorchServe has packed the answers."""
+    context = worker_context(tiny_model, CONFIG)
+    rows = received_by(context, *requests)
+    bodies = handler.handle(rows, context)
+    assert isinstance(bodies, list)
+    assert len(bodies) == len(requests)
+    assert create_predict_response(bodies, context.request_ids, "Prediction success", 200, context=context)
+    return [
+        (
+            body,
+            context.get_response_status(index)[0],
+            context.get_response_content_type(index),
+            context.get_response_headers(index).get("Server-Timing", ""),
+        )
+        for index, body in enumerate(bodies)
+    ]
+
+
+# Requests
+
+
+def test_handle_mixed_batch_answers_each_on_its_own(loaded, tiny_model):
+    photograph = encoded(smooth(40, 60))
+    good, text, png_map, truncated, option, empty, overlay, huge, form_map, refused = handled(
+        loaded,
+        tiny_model,
+        raw(photograph),
+        raw(b"not an image", "text/plain"),
+        raw(photograph, Accept="image/png"),
+        raw(photograph[: len(photograph) // 2]),
+        raw(photograph, X_Segment_Mask="dots"),
+        Request(()),
+        raw(photograph, accept="image/jpeg"),
+        raw(png(100_000, 100_000)),
+        form(Part(photograph, "data", "image/png"), Part(b"png", "mask")),
+        raw(photograph, Accept="text/html"),
+    )
+    statuses = [
+        answer[1] for answer in (good, text, png_map, truncated, option, empty, overlay, huge, form_map, refused)
+    ]
+    assert statuses == [200, 415, 200, 422, 400, 400, 200, 413, 200, 406]
+    assert png_map[2] == "image/png"
+    assert overlay[2] == "image/jpeg"
+    assert {answer[2] for answer in (good, text, truncated, option, empty, huge, form_map, refused)} == {
+        "application/json"
+    }
+    for answer in (good, png_map, overlay, form_map):
+        assert re.fullmatch(r"decode;dur=\S+, preprocess;dur=\S+, inference;dur=\S+, encode;dur=\S+", answer[3])
+    for answer in (text, truncated, option, empty, huge, refused):
+        assert re.fullmatch(r"decode;dur=[\d.]+", answer[3])
+        assert set(json.loads(answer[0])["error"]) == {"code", "message"}
+
+
+def test_handle_answer_does_not_depend_on_the_batch(loaded, tiny_model):
+    request = raw(encoded(smooth(40, 60)))
+    ((alone, *_),) = handled(loaded, tiny_model, request)
+    bodies = [body for body, *_ in handled(loaded, tiny_model, raw(b"x"), request, raw(encoded(noise(9, 9))), request)]
+    assert bodies[1] == bodies[3] == alone
+
+
+def test_handle_empty_batch_gives_an_empty_list(loaded, tiny_model):
+    context = worker_context(tiny_model)
+    context.request_processor = []
+    assert loaded.handle([], context) == []
+
+
+def test_handle_lone_surrogate_in_json_hurts_no_neighbour(loaded, tiny_model):
+    bad, good = handled(
+        loaded,
+        tiny_model,
+        raw(b'{"data": "AAAA", "\\ud800": 1}', "application/json"),
+        raw(encoded(noise(9, 9))),
+    )
+    assert (bad[1], good[1]) == (400, 200)
+
+
+@pytest.mark.parametrize("value", ["True", "true"])
+def test_handle_describe_request_describes(loaded, tiny_model, value):
+    ((body, status, media_type, _),) = handled(loaded, tiny_model, Request((), {"describe": value}))
+    assert (status, media_type) == (200, "application/json")
+    assert [info["label"] for info in json.loads(body)["classes"]] == ["background", "cat", "dog"]
+
+
+def test_handle_describe_row_of_torchserve_is_empty():
+    context = worker_context("/")
+    assert received_by(context, Request((), {"describe": "True"})) == [{}]
+
+
+@pytest.mark.parametrize("name", ["describe", "explain"])
+def test_handle_client_that_sends_torchserve_headers_gets_its_segmentation(loaded, tiny_model, name):
+    ((body, status, *_),) = handled(loaded, tiny_model, raw(encoded(noise(9, 9)), **{name: "True"}))
+    assert status == 200
+    assert json.loads(body)["mask"]["encoding"] == "dense"
+
+
+def test_handle_form_part_named_describe_is_an_unknown_option(loaded, tiny_model):
+    parts = Part(encoded(noise(9, 9)), "data"), Part(b"True", "describe")
+    ((body, status, *_),) = handled(loaded, tiny_model, form(*parts))
+    assert status == 400
+    assert "unknown option 'describe'" in json.loads(body)["error"]["message"]
+
+
+# What TorchServe asks of the module
+
+
+def test_module_defines_exactly_one_class_and_no_handle():
+    classes = [member for _, member in inspect.getmembers(handler_module, inspect.isclass)]
+    assert [member for member in classes if member.__module__ == handler_module.__name__] == [DeepLabHandler]
+    assert not hasattr(handler_module, "handle")
+
+
+# Loading
+
+
+@pytest.fixture
+def copied_model(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def refusal(folder, config=None) -> str:
+    with pytest.raises(RuntimeError, match=r"^cannot serve this archive: ") as caught:
+        DeepLabHandler().initialize(worker_context(folder, config))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 700
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    return message
+
+
+def rewrite_record(folder, change) -> None:
+    document = yaml.safe_load((folder / RECORD_FILE).read_text())
+    change(document)
+    (folder / RECORD_FILE).write_text(yaml.safe_dump(document))
+
+
+def test_initialize_other_weights_than_recorded_raises_one_line(copied_model):
+    weights = copied_model / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert re.search(
+        r"weights.safetensors: SHA-256 is [0-9a-f]{64}, the record says [0-9a-f]{64}", refusal(copied_model)
+    )
+
+
+def test_initialize_missing_weights_raises_one_line(copied_model):
+    (copied_model / "weights.safetensors").unlink()
+    assert "weights.safetensors: the weights are missing" in refusal(copied_model)
+
+
+def test_initialize_record_without_weights_raises_one_line(copied_model):
+    rewrite_record(copied_model, lambda document: document.pop("weights"))
+    assert "tiny: the record names no weights: train the model first" in refusal(copied_model)
+
+
+def test_initialize_weights_that_are_no_safetensors_raises_one_line(copied_model):
+    weights = copied_model / "weights.safetensors"
+    weights.write_bytes(b"\xff" * 99)
+    rewrite_record(copied_model, lambda document: document["weights"].update(sha256=sha256_of(weights)))
+    assert "weights.safetensors: not a safetensors file" in refusal(copied_model)
+
+
+def test_initialize_unknown_key_in_record_raises_one_line(copied_model):
+    rewrite_record(copied_model, lambda document: document["input"].update(colour="rgb"))
+    assert "model.yaml: input.colour: unknown key" in refusal(copied_model)
+
+
+def test_initialize_one_class_too_few_raises_one_line(copied_model):
+    rewrite_record(copied_model, lambda document: document["classes"].pop())
+    message = refusal(copied_model)
+    assert "weights do not fit the record in 2 tensors" in message
+    assert re.search(r"head\S*bias: expected \(2,\), got \(3,\)", message)
+
+
+def test_initialize_missing_label_raises_one_line(copied_model):
+    rewrite_record(copied_model, lambda document: document["classes"][1].pop("label"))
+    assert "model.yaml: classes.1.label: is missing" in refusal(copied_model)
+
+
+def test_initialize_wrong_shape_raises_one_line(copied_model):
+    rewrite_record(copied_model, lambda document: document["architecture"].update(aspp_out_channels=16))
+    assert re.search(r"do not fit the record in \d+ tensors; first: .*expected \(\d+.*got \(\d+", refusal(copied_model))
+
+
+def test_initialize_unknown_backbone_raises_one_line(copied_model):
+    rewrite_record(copied_model, lambda document: document["architecture"].update(backbone="resnet51"))
+    assert "backbone resnet51: timm cannot give its levels" in refusal(copied_model)
+
+
+@pytest.mark.parametrize("backbone", ["hf-hub:timm/resnet18", "hf_hub:timm/resnet18", "local-dir:/tmp", "../x"])
+def test_initialize_backbone_from_elsewhere_raises_without_looking(copied_model, backbone):
+    rewrite_record(copied_model, lambda document: document["architecture"].update(backbone=backbone))
+    assert "model.yaml: architecture.backbone: String should match pattern" in refusal(copied_model)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"minWorker": 1}, "model-config.yaml: minWorker: unknown key"),
+        ({"handler": {"precison": "auto"}}, "model-config.yaml: handler.precison: unknown key"),
+        ({"handler": {"threads": 0}}, "model-config.yaml: handler.threads: Input should be greater than 0"),
+        (["handler"], "model-config.yaml: Input should be a valid dictionary"),
+    ],
+    ids=["unknown key", "unknown setting", "value out of bounds", "no mapping"],
+)
+def test_initialize_bad_settings_raise_one_line(tiny_model, config, named):
+    assert named in refusal(tiny_model, config)
+
+
+def test_initialize_folder_without_record_raises_one_line(tmp_path):
+    assert "model.yaml: cannot be read" in refusal(tmp_path)
+
+
+@pytest.fixture
+def _no_warm_up(monkeypatch):
+    """Threads of several tests' workers fight for the cores: a test that is not about it loads without warming up."""
+    monkeypatch.setattr(Pipeline, "warm_up", lambda _pipeline: None)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("_no_warm_up")
+def test_initialize_without_settings_takes_defaults(tiny_model):
+    context = worker_context(tiny_model)
+    context.model_yaml_config = None  # what TorchServe reads from an empty file
+    handler = DeepLabHandler()
+    handler.initialize(context)
+    assert handler._pipeline.settings == Settings()
+
+
+@pytest.mark.parametrize("gpu", [None, -1], ids=str)
+def test_initialize_without_gpu_serves_on_the_cpu(tiny_model, gpu):
+    handler = DeepLabHandler()
+    handler.initialize(worker_context(tiny_model, CONFIG, gpu=gpu))
+    rows = received_by(context := worker_context(tiny_model), Request((), {"describe": "True"}))
+    assert json.loads(handler.handle(rows, context)[0])["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"handler": {"threads": 2}}, 2),
+        ({"maxWorkers": 10**4}, 1),
+        ({}, len(os.sched_getaffinity(0))),
+    ],
+    ids=["as set", "more workers than cores", "one worker has every core"],
+)
+@pytest.mark.usefixtures("_no_warm_up")
+def test_initialize_sets_the_threads_of_a_worker(tiny_model, config, expected):
+    DeepLabHandler().initialize(worker_context(tiny_model, config))
+    assert torch.get_num_threads() == expected
+
+
+@pytest.mark.parametrize("head", ["deeplabv3", "corenet", "multiscale"])
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "mobilenetv3_small_050", "mobilevit_xxs"])
+def test_initialize_every_head_serves_in_bf16(tmp_path, head, backbone):
+    architecture = Architecture(backbone=backbone, head=head, atrous_rates=(1,), aspp_out_channels=8)
+    record = tiny_record(architecture=architecture)
+    torch.manual_seed(0)
+    export_weights(build_network(architecture, 3), record, tmp_path)
+    handler = DeepLabHandler()
+    handler.initialize(worker_context(tmp_path, {"handler": {"precision": "bf16", "threads": 1}}))
+    ((body, status, *_),) = handled(handler, tmp_path, raw(encoded(noise(33, 47))))
+    assert status == 200
+    assert np.array(json.loads(body)["mask"]["data"]).shape == (33, 47)

@@ -1,0 +1,130 @@
+"""What an `Accept` header asks for, and what options a request may name."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segserve.runtime.errors import BadOptionError, NotAcceptableError
+from segserve.runtime.options import MediaType, Options, negotiate, parse_options
+
+JSON, PNG, JPEG, NPY = MediaType
+FIREFOX_PAGE = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+CHROME_PAGE = (
+    "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8,"
+    "application/signed-exchange;v=b3;q=0.7"
+)
+CHROME_IMAGE = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
+SAFARI_IMAGE = (
+    "image/webp,image/avif,image/jxl,image/heic,video/*;q=0.8,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (None, JSON),
+        ("", JSON),
+        ("*/*", JSON),
+        ("*", JSON),
+        ("application/json", JSON),
+        ("application/*", JSON),
+        ("image/png", PNG),
+        ("IMAGE/PNG", PNG),
+        ("image/jpeg", JPEG),
+        ("application/x-npy", NPY),
+        ("image/*", PNG),
+        (FIREFOX_PAGE, JSON),
+        (CHROME_PAGE, JSON),
+        (CHROME_IMAGE, PNG),
+        (SAFARI_IMAGE, PNG),
+        ("image/png, image/jpeg", PNG),
+        ("image/jpeg, image/png", JPEG),
+        ("image/png;q=0.5, image/jpeg;q=0.9", JPEG),
+        ("image/png;Q=0.5,image/jpeg ; q=0.9", JPEG),
+        ("text/html, image/jpeg;q=0.1", JPEG),
+        ("image/*;q=0.5, image/png;q=0.1", JPEG),
+        ("*/*;q=0.1, image/*;q=0.5, image/jpeg;q=0.5", PNG),
+        ("*/*, application/json;q=0", PNG),
+        ("*/*, application/json;q=0, image/*;q=0", NPY),
+        ("image/*;q=0, image/png", PNG),
+        ("*/*;q=0, image/jpeg", JPEG),
+        ("image/png;q=nonsense, image/jpeg;q=0.2", JPEG),
+        ("image/png;q=nan, image/jpeg;q=0.2", JPEG),
+        ("image/png;q=7, image/jpeg;q=0.2", JPEG),
+        ("image/png;q=-1, image/jpeg;q=0.2", JPEG),
+        ("image/png;charset=x;q=0.4, image/jpeg;q=0.3", PNG),
+        (",, image/png ,", PNG),
+        (";;;, image/png", PNG),
+    ],
+    ids=lambda value: value if isinstance(value, MediaType) else repr(value)[:40],
+)
+def test_negotiate_header_gives_the_type_it_prefers(accept, expected):
+    assert negotiate(accept) is expected
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["text/html", "image/webp, image/avif", "image/png;q=0", "*/*;q=0", "nonsense", "/", ",", ";q=1", "image/png/x"],
+)
+def test_negotiate_header_that_admits_nothing_raises_and_names_the_offer(accept):
+    with pytest.raises(
+        NotAcceptableError, match="on offer: application/json, image/png, image/jpeg, application/x-npy"
+    ) as caught:
+        negotiate(accept)
+    assert caught.value.status == 406
+
+
+@given(st.text(st.sampled_from("imagepnjs/*;,=q01. x-"), max_size=60) | st.text(max_size=40))
+def test_negotiate_any_text_gives_a_type_or_406(accept):
+    try:
+        outcome = negotiate(accept)
+    except NotAcceptableError as error:
+        outcome = error
+    assert outcome in MediaType if isinstance(outcome, MediaType) else len(str(outcome)) < 250
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([*MediaType, "image/*", "application/*", "*/*", "text/html"]), st.sampled_from([0, 0.3, 1])
+        ),
+        min_size=1,
+        max_size=6,
+        unique_by=lambda item: item[0],
+    )
+)
+def test_negotiate_choice_has_the_highest_quality_by_its_most_specific_range(ranges):
+    quality_by_range = dict(ranges)
+
+    def quality(media_type):
+        patterns = (media_type.value, media_type.split("/")[0] + "/*", "*/*")
+        return next((quality_by_range[pattern] for pattern in patterns if pattern in quality_by_range), 0)
+
+    accept = ", ".join(f"{pattern};q={value}" for pattern, value in ranges)
+    best = max(map(quality, MediaType))
+    if best:
+        assert quality(negotiate(accept)) == best
+    else:
+        with pytest.raises(NotAcceptableError, match="admits none"):
+            negotiate(accept)
+
+
+@pytest.mark.parametrize("value", ["dense", "png", "none"])
+def test_parse_options_allowed_value_wins_over_default(value):
+    assert parse_options({"mask": value}, Options(mask="none")).mask == value
+
+
+def test_parse_options_nothing_given_keeps_defaults():
+    assert parse_options({}, Options(mask="none")) == Options(mask="none")
+
+
+@pytest.mark.parametrize("value", ["PNG", "jpeg", "", None, 1, ["png"]], ids=repr)
+def test_parse_options_bad_value_raises_and_names_what_is_allowed(value):
+    with pytest.raises(BadOptionError, match=r"^option mask: got .*'dense', 'png' or 'none'$"):
+        parse_options({"mask": value}, Options())
+
+
+@pytest.mark.parametrize("name", ["masks", "Mask", "", "mask "], ids=repr)
+def test_parse_options_unknown_option_raises_and_names_what_is_allowed(name):
+    with pytest.raises(BadOptionError, match=f"^unknown option '{name}'; the options are: mask"):
+        parse_options({name: "png"}, Options())

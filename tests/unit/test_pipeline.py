@@ -1,0 +1,216 @@
+"""One request from row to answer, what goes wrong on the way, the description, the warm-up."""
+
+import dataclasses
+import io
+import json
+import logging
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from segserve.runtime import pipeline as pipeline_module
+from segserve.runtime.options import Options
+from segserve.runtime.pipeline import Pipeline
+from segserve.runtime.record import InputRule, ResizeRule
+from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.settings import Settings
+
+from .images import encoded, noise, png, smooth
+from .tiny import CLASSES, tiny_network, tiny_record
+
+CPU = torch.device("cpu")
+FP32 = Settings(precision="fp32")
+
+
+class Failing(torch.nn.Module):
+    """A network that raises what it is told to."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, inputs):
+        raise self.error
+
+
+class Greedy(torch.nn.Module):
+    """A network that really asks for a pebibyte."""
+
+    def forward(self, inputs):
+        return torch.empty(2**50, dtype=torch.uint8)
+
+
+def pipeline_with(network: torch.nn.Module) -> Pipeline:
+    return Pipeline(Segmenter(network, tiny_record(), device=CPU, settings=FP32), FP32)
+
+
+def error_of(answer) -> dict:
+    document = json.loads(answer.body)
+    assert list(document) == ["error"]
+    return document["error"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "media_type", "opens_as"),
+    [({"Accept": "image/png"}, "image/png", "PNG"), ({"accept": "image/jpeg"}, "image/jpeg", "JPEG")],
+    ids=["png", "jpeg"],
+)
+def test_answer_accepting_a_picture_gives_one_of_the_image_size(tiny_pipeline, headers, media_type, opens_as):
+    answer = tiny_pipeline.answer({"body": encoded(smooth(50, 80))}, headers)
+    picture = Image.open(io.BytesIO(answer.body))
+    assert (answer.status, answer.phrase, answer.media_type) == (200, "OK", media_type)
+    assert (picture.format, picture.size) == (opens_as, (80, 50))
+
+
+def test_answer_all_types_hold_the_mask_of_the_segmenter(tiny_pipeline):
+    image = smooth(50, 80)
+    expected = tiny_pipeline.segmenter.segment(image).label_map
+    assert len(np.unique(expected)) > 1
+    row = {"body": encoded(image)}
+    dense = json.loads(tiny_pipeline.answer(row, {}).body)
+    assert np.array_equal(dense["mask"]["data"], expected)
+    label_png = Image.open(io.BytesIO(tiny_pipeline.answer(row, {"Accept": "image/png"}).body))
+    assert np.array_equal(np.array(label_png), expected)
+    npy = tiny_pipeline.answer(row, {"Accept": "application/x-npy"})
+    assert npy.media_type == "application/x-npy"
+    assert np.array_equal(np.load(io.BytesIO(npy.body)), expected)
+
+
+def test_answer_tells_the_time_of_every_stage(tiny_pipeline):
+    answer = tiny_pipeline.answer({"body": encoded(noise(20, 30))}, {})
+    stages = [r"decode", r"preprocess", r"inference", r"encode"]
+    assert re.fullmatch(", ".join(rf"{stage};dur=\d+\.\d\d" for stage in stages), answer.server_timing)
+
+
+def test_answer_default_options_of_settings_hold(tiny_segmenter):
+    pipeline = Pipeline(tiny_segmenter, Settings(precision="fp32", defaults=Options(mask="none")))
+    row = {"body": encoded(noise(20, 30))}
+    assert "mask" not in json.loads(pipeline.answer(row, {}).body)
+    assert json.loads(pipeline.answer(row, {"X-Segment-Mask": "png"}).body)["mask"]["encoding"] == "png"
+
+
+@pytest.mark.parametrize(
+    ("row", "headers", "status", "code"),
+    [
+        ({}, {}, 400, "no_image"),
+        ({"body": encoded(noise(9, 9))}, {"X-Segment-Mask": "dots"}, 400, "bad_option"),
+        ({"body": {"data": "*"}}, {}, 400, "bad_base64"),
+        ({"body": []}, {}, 400, "bad_json"),
+        ({"body": encoded(noise(9, 9))}, {"Accept": "text/html"}, 406, "not_acceptable"),
+        ({"body": png(5000, 5000)}, {}, 413, "image_too_large"),
+        ({"body": "a text file"}, {}, 415, "image_unsupported"),
+        ({"body": {"data": "AAAA"}}, {}, 415, "image_unsupported"),
+        ({"body": encoded(noise(9, 9))[:-60]}, {}, 422, "image_truncated"),
+        ({"body": png(0, 5)}, {}, 422, "image_corrupt"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_answer_bad_request_gives_its_status_and_code(tiny_pipeline, row, headers, status, code):
+    answer = tiny_pipeline.answer(row, headers)
+    assert (answer.status, answer.media_type) == (status, "application/json")
+    assert error_of(answer)["code"] == code
+    assert error_of(answer)["message"]
+
+
+def test_answer_limits_of_settings_hold(tiny_segmenter):
+    pipeline = Pipeline(tiny_segmenter, Settings(precision="fp32", max_image_pixels=600, max_response_bytes=600))
+    assert error_of(pipeline.answer({"body": encoded(noise(20, 31))}, {}))["code"] == "image_too_large"
+    assert error_of(pipeline.answer({"body": encoded(noise(20, 30))}, {}))["code"] == "answer_too_large"
+    assert pipeline.answer({"body": encoded(noise(20, 30))}, {"X-Segment-Mask": "none"}).status == 200
+
+
+def test_answer_network_without_memory_is_507():
+    answer = pipeline_with(Greedy()).answer({"body": encoded(noise(20, 30))}, {})
+    assert (answer.status, answer.phrase, error_of(answer)["code"]) == (507, "Insufficient Storage", "out_of_memory")
+    assert "30 x 20 pixels" in error_of(answer)["message"]
+
+
+def test_answer_decoder_without_memory_is_507_too(tiny_pipeline, monkeypatch):
+    def exhausted(_content, *, max_pixels):
+        return bytearray(2**62 + max_pixels)
+
+    monkeypatch.setattr(pipeline_module, "decode_image", exhausted)
+    answer = tiny_pipeline.answer({"body": encoded(noise(20, 30))}, {})
+    assert (answer.status, error_of(answer)["code"]) == (507, "out_of_memory")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("secret /etc/passwd"), ValueError("secret"), KeyError("secret"), AssertionError("secret")],
+    ids=lambda error: type(error).__name__,
+)
+def test_answer_failing_network_is_500_without_details_and_logged(error, caplog):
+    with caplog.at_level(logging.ERROR):
+        answer = pipeline_with(Failing(error)).answer({"body": encoded(noise(20, 30))}, {})
+    assert (answer.status, error_of(answer)["code"]) == (500, "internal_error")
+    assert "secret" not in answer.body.decode()
+    assert "Traceback" in caplog.text
+    assert "secret" in caplog.text
+
+
+def test_answer_client_error_is_not_logged(tiny_pipeline, caplog):
+    with caplog.at_level(logging.DEBUG):
+        tiny_pipeline.answer({"body": b"text"}, {})
+    assert not caplog.records
+
+
+@given(st.binary(max_size=200), st.dictionaries(st.sampled_from(["Accept", "X-Segment-Mask"]), st.text(max_size=9)))
+def test_answer_any_bytes_are_answered(tiny_pipeline, content, headers):
+    answer = tiny_pipeline.answer({"body": content}, headers)
+    assert answer.status in (400, 406, 413, 415, 422)
+    assert error_of(answer)["code"]
+
+
+def test_answer_is_the_same_after_other_requests(tiny_pipeline):
+    row = {"body": encoded(smooth(40, 60))}
+    before = tiny_pipeline.answer(row, {}).body
+    for other in ({}, {"body": b"text"}, {"body": encoded(noise(99, 12))}):
+        tiny_pipeline.answer(other, {})
+    assert tiny_pipeline.answer(row, {}).body == before
+
+
+def test_describe_tells_what_the_record_and_the_settings_say(tiny_segmenter):
+    settings = Settings(precision="fp32", max_image_pixels=123, max_response_bytes=456)
+    answer = Pipeline(tiny_segmenter, settings).describe()
+    document = json.loads(answer.body)
+    assert (answer.status, answer.media_type) == (200, "application/json")
+    assert [(info["label"], tuple(info["color"])) for info in document["classes"]] == list(CLASSES)
+    assert document["input"]["resize"]["size_px"] == 64
+    assert document["limits"] == {"max_image_pixels": 123, "max_response_bytes": 456}
+    assert document["options"]["mask"]["enum"] == ["dense", "png", "none"]
+    assert document["media_types"] == ["application/json", "image/png", "image/jpeg", "application/x-npy"]
+    assert document["image_formats"] == ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]
+    assert (document["device"], document["precision"]) == ("cpu", "float32")
+
+
+def test_pipeline_is_frozen(tiny_pipeline):
+    with pytest.raises(dataclasses.FrozenInstanceError, match="settings"):
+        tiny_pipeline.settings = FP32
+
+
+def test_warm_up_shows_the_network_every_shape_of_photograph():
+    seen = set()
+
+    class Watching(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = tiny_network(tiny_record())
+
+        def forward(self, inputs):
+            seen.add(tuple(inputs.shape))
+            return self.network(inputs)
+
+    pipeline_with(Watching()).warm_up(images=1)
+    assert seen == {(1, 3, 64, 64), (1, 3, 32, 64), (1, 3, 64, 32)} or seen == {(1, 3, 64, 64)}
+
+
+def test_warm_up_of_the_smallest_input_works():
+    record = tiny_record(input=InputRule(resize=ResizeRule(size_px=1), mean=(0.5,) * 3, std=(0.5,) * 3))
+    segmenter = Segmenter(tiny_network(record), record, device=CPU, settings=FP32)
+    Pipeline(segmenter, FP32).warm_up(images=1)
+    assert segmenter.segment(noise(3, 4)).label_map.shape == (3, 4)

@@ -1,0 +1,266 @@
+"""From pixels to label maps: sizes, strips, summaries, precision, memory."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F  # noqa: N812
+
+from segserve.runtime import segmenter as segmenter_module
+from segserve.runtime.errors import OutOfMemoryError
+from segserve.runtime.record import InputRule, ResizeRule
+from segserve.runtime.segmenter import Segmenter, Timings, upsampled_rows
+from segserve.runtime.settings import Settings
+
+from .images import noise, smooth
+from .tiny import tiny_network, tiny_record
+
+CPU = torch.device("cpu")
+
+
+def busy_logits(height: int = 6, width: int = 5, classes: int = 4) -> torch.Tensor:
+    return torch.randn(classes, height, width, generator=torch.Generator().manual_seed(0)) * 3
+
+
+def summarised(label_map: np.ndarray, probabilities: np.ndarray) -> list[tuple]:
+    """The class summary, computed pixel by pixel without the module under test."""
+    rows = []
+    for class_id in np.unique(label_map):
+        ys, xs = np.nonzero(label_map == class_id)
+        box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+        rows.append((int(class_id), len(ys), len(ys) / label_map.size, box, probabilities[ys, xs].mean()))
+    return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+
+# Sizes
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_segment_any_size_gives_label_map_of_that_size(tiny_segmenter, height_px, width_px):
+    segmentation = tiny_segmenter.segment(noise(height_px, width_px))
+    assert segmentation.label_map.shape == (height_px, width_px)
+    assert segmentation.label_map.dtype == np.uint8
+    assert segmentation.label_map.flags.c_contiguous
+    assert sum(summary.pixels for summary in segmentation.classes) == height_px * width_px
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (2000, 3), (3, 2000), (70_000, 1), (1, 70_000), (2, 70_000)], ids=str)
+def test_segment_extreme_size_gives_label_map_of_that_size(tiny_segmenter, size_hw):
+    segmentation = tiny_segmenter.segment(smooth(*size_hw))
+    assert segmentation.label_map.shape == size_hw
+    assert segmentation.label_map.flags.c_contiguous
+
+
+@pytest.mark.parametrize(("size_hw", "most"), [((2**20, 1), 3 * 2**20), ((1, 2**20), 6 * 2**16)], ids=["column", "row"])
+def test_segment_thin_image_never_grows_in_memory(tiny_segmenter, monkeypatch, size_hw, most):
+    largest = []
+    interpolate = F.interpolate
+
+    def watched(pixels, **options):
+        resized = interpolate(pixels, **options)
+        between = pixels.shape[1] * pixels.shape[2] * resized.shape[3]  # torch resizes columns first
+        largest.append(max(resized.numel(), between))
+        return resized
+
+    monkeypatch.setattr(segmenter_module.F, "interpolate", watched)
+    tiny_segmenter.segment(np.zeros((*size_hw, 3), np.uint8))
+    assert max(largest) <= most
+
+
+def test_segment_same_image_twice_gives_the_same_answer(tiny_segmenter):
+    image = noise(60, 90)
+    first, other, second = (tiny_segmenter.segment(pixels) for pixels in (image, noise(33, 44), image))
+    assert np.array_equal(first.label_map, second.label_map)
+    assert first.classes == second.classes
+    assert other.label_map.shape == (33, 44)
+
+
+def test_segment_leaves_the_image_as_it_is(tiny_segmenter):
+    image = noise(60, 90)
+    tiny_segmenter.segment(image)
+    assert np.array_equal(image, noise(60, 90))
+
+
+def test_segment_records_its_stages(tiny_segmenter):
+    timings = Timings()
+    tiny_segmenter.segment(noise(20, 30), timings)
+    assert list(timings.seconds) == ["preprocess", "inference"]
+    assert all(seconds > 0 for seconds in timings.seconds.values())
+
+
+def test_segment_follows_the_network_before_any_upsampling(tiny_segmenter):
+    """Against the plain computation: resize, normalise, network, resize the logits, take the largest."""
+    image = smooth(50, 80)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, size=(32, 64), mode="bilinear", antialias=True)  # 50 x 80 -> 40 x 64 -> 32 x 64
+    with torch.inference_mode():
+        logits = tiny_segmenter._network((resized / 255 - 0.5) / 0.5)
+    expected = F.interpolate(logits, size=(50, 80), mode="bilinear").argmax(dim=1)[0]
+    agreeing = (tiny_segmenter.segment(image).label_map == expected.numpy()).mean()
+    assert agreeing > 0.999  # ties of rounding
+
+
+# Strips
+
+
+@given(st.data())
+def test_upsampled_rows_any_split_equals_interpolate_of_the_whole(data):
+    h, w, height, width = (data.draw(st.integers(1, top)) for top in (9, 9, 60, 40))
+    logits = busy_logits(h, w)
+    cuts = sorted({0, height, *data.draw(st.lists(st.integers(0, height), max_size=5))})
+    strips = [upsampled_rows(logits, top, bottom, height, width) for top, bottom in pairwise(cuts)]
+    whole = F.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(torch.cat(strips, dim=1), whole, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strip_pixels", [1, 7, 100, 37 * 41, 2**16], ids=str)
+def test_label_result_does_not_depend_on_the_strip_size(tiny_segmenter, monkeypatch, strip_pixels):
+    logits = busy_logits()
+    expected = tiny_segmenter.label(logits, 37, 41)
+    monkeypatch.setattr(segmenter_module, "_STRIP_PIXELS", strip_pixels)
+    segmentation = tiny_segmenter.label(logits, 37, 41)
+    assert np.array_equal(segmentation.label_map, expected.label_map)
+    assert [(s.class_id, s.pixels, s.box_xyxy) for s in segmentation.classes] == [
+        (s.class_id, s.pixels, s.box_xyxy) for s in expected.classes
+    ]
+
+
+# Summaries
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6))
+def test_label_summaries_agree_with_plain_computation(tiny_segmenter, height_px, width_px, seed):
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 3, (5, 4, 6)).astype(np.float32))
+    segmentation = tiny_segmenter.label(logits, height_px, width_px)
+    full = F.interpolate(logits[None], size=(height_px, width_px), mode="bilinear")[0]
+    probabilities = full.double().softmax(0).numpy().max(axis=0)
+    expected = summarised(segmentation.label_map, probabilities)
+    found = [(s.class_id, s.pixels, s.fraction, s.box_xyxy, s.confidence) for s in segmentation.classes]
+    assert [row[:4] for row in found] == [row[:4] for row in expected]
+    assert [row[4] for row in found] == pytest.approx([row[4] for row in expected], abs=1e-4)
+
+
+def test_label_equally_large_classes_are_ordered_by_id(tiny_segmenter):
+    logits = torch.zeros(3, 1, 4)
+    logits[2, 0, :2] = logits[1, 0, 2:] = 9
+    assert [s.class_id for s in tiny_segmenter.label(logits, 1, 4).classes] == [1, 2]
+
+
+def test_label_one_certain_class_fills_the_image(tiny_segmenter):
+    logits = torch.full((3, 2, 2), -50.0)
+    logits[1] = 50
+    (summary,) = tiny_segmenter.label(logits, 5, 7).classes
+    assert (summary.class_id, summary.pixels, summary.fraction, summary.box_xyxy) == (1, 35, 1.0, (0, 0, 7, 5))
+    assert summary.confidence == pytest.approx(1)
+
+
+def test_label_of_255_classes_keeps_the_last_id(tiny_segmenter):
+    logits = torch.zeros(255, 2, 2)
+    logits[254] = 9
+    assert (tiny_segmenter.label(logits, 3, 3).label_map == 254).all()
+
+
+# The resize rule
+
+
+@given(
+    st.builds(
+        ResizeRule,
+        side=st.sampled_from(["longer", "shorter"]),
+        size_px=st.integers(1, 600),
+        multiple_of=st.sampled_from([1, 8, 32]),
+        max_px=st.integers(32, 3000),
+    ),
+    st.integers(1, 20_000),
+    st.integers(1, 20_000),
+)
+def test_size_for_keeps_aspect_within_rounding_and_limits(rule, height_px, width_px):
+    size_hw = rule.size_for(height_px, width_px)
+    assert min(size_hw) >= 1
+    assert max(size_hw) <= rule.max_px
+    assert all(length % rule.multiple_of == 0 for length in size_hw)
+    sides = (height_px, width_px)
+    reference = max(sides) if rule.side == "longer" else min(sides)
+    scale = min(rule.size_px / reference, rule.max_px / max(sides))
+    step = rule.multiple_of
+    limit_px = rule.max_px // step * step
+    for given_px, got_px in zip(sides, size_hw, strict=True):
+        exact_px = min(max(given_px * scale, step), limit_px)
+        assert abs(got_px - exact_px) <= step / 2 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("rule", "size_hw", "expected"),
+    [
+        (ResizeRule(size_px=448, multiple_of=32), (375, 500), (320, 448)),
+        (ResizeRule(size_px=448, multiple_of=32), (500, 375), (448, 320)),
+        (ResizeRule(size_px=448, multiple_of=32), (1, 1), (448, 448)),
+        (ResizeRule(size_px=448, multiple_of=32), (2000, 3), (448, 32)),
+        (ResizeRule(size_px=520, side="shorter"), (375, 500), (520, 693)),
+        (ResizeRule(size_px=520, side="shorter", max_px=600), (375, 500), (450, 600)),
+        (ResizeRule(size_px=520, side="shorter", multiple_of=32, max_px=2010), (3, 2000), (32, 1984)),
+    ],
+    ids=["wide", "tall", "one pixel", "thin", "shorter", "shorter above max", "max between multiples"],
+)
+def test_size_for_known_case_gives_known_size(rule, size_hw, expected):
+    assert rule.size_for(*size_hw) == expected
+
+
+def test_segmenter_resize_of_settings_replaces_the_record_rule(tiny_model):
+    rule = ResizeRule(size_px=96, side="shorter")
+    segmenter = Segmenter.load(tiny_model, settings=Settings(precision="fp32", resize=rule))
+    assert segmenter.preprocess(smooth(50, 80)).shape == (1, 3, 96, 154)
+
+
+def test_preprocess_normalises_by_mean_and_std_of_the_record(tiny_model):
+    record = tiny_record(
+        input=InputRule(resize=ResizeRule(size_px=4), mean=(0.25, 0.5, 0.75), std=(0.5, 0.25, 1.0)),
+    )
+    segmenter = Segmenter(tiny_network(record), record, device=CPU, settings=Settings(precision="fp32"))
+    inputs = segmenter.preprocess(np.full((4, 4, 3), (51, 102, 255), np.uint8))
+    assert inputs[0, :, 0, 0].tolist() == pytest.approx([(0.2 - 0.25) / 0.5, (0.4 - 0.5) / 0.25, 0.25], abs=1e-6)
+
+
+# Precision
+
+
+def test_segment_bf16_agrees_with_fp32_on_most_pixels(tiny_model, tiny_segmenter):
+    half = Segmenter.load(tiny_model, settings=Settings(precision="bf16"))
+    assert half.dtype is torch.bfloat16
+    assert tiny_segmenter.dtype is torch.float32
+    image = smooth(120, 160)
+    expected = tiny_segmenter.segment(image).label_map
+    assert len(np.unique(expected)) > 1, "an image of one class would prove nothing"
+    assert (half.segment(image).label_map == expected).mean() > 0.95
+
+
+# Memory
+
+
+class Greedy(torch.nn.Module):
+    """A network that really asks for a pebibyte."""
+
+    def forward(self, inputs):
+        return torch.empty(2**50, dtype=torch.uint8, device=inputs.device)
+
+
+def test_segment_network_without_memory_raises_out_of_memory():
+    segmenter = Segmenter(Greedy(), tiny_record(), device=CPU, settings=Settings(precision="fp32"))
+    with pytest.raises(OutOfMemoryError, match="no memory left for an image of 30 x 20 pixels; send it smaller"):
+        segmenter.segment(noise(20, 30))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_segment_gpu_agrees_with_cpu_and_survives_out_of_memory(tiny_model, tiny_segmenter):
+    cuda = torch.device("cuda", 0)
+    segmenter = Segmenter.load(tiny_model, device=cuda, settings=Settings(precision="fp32"))
+    image = smooth(120, 160)
+    expected = tiny_segmenter.segment(image).label_map
+    assert (segmenter.segment(image).label_map == expected).mean() > 0.99
+    with pytest.raises(OutOfMemoryError, match="no memory left"):
+        Segmenter(Greedy(), tiny_record(), device=cuda, settings=Settings(precision="fp32")).segment(image)
+    assert (segmenter.segment(image).label_map == expected).mean() > 0.99
