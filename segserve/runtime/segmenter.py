@@ -19,7 +19,7 @@ from .network import SegmentationNetwork, load_network
 from .record import ModelRecord, ResizeRule, read_record
 from .settings import Settings
 
-# Logits of so many pixels exist at the image's size at a time: 16 Ki x 21 classes x 4 bytes = 1.4 MB, which fits the cache.
+# Logits of so many pixels exist at the image's size at a time: 16 Ki x 21 classes x 4 bytes = 1.4 MB, within the cache.
 _STRIP_PIXELS = 2**14
 
 
