@@ -41,7 +41,8 @@ def build_network(architecture: Architecture, num_classes: int) -> SegmentationN
     """The network of that architecture with freshly drawn weights, in training mode.
 
     Raises:
-        ModelError: timm has no such backbone, or the backbone lacks the levels or the stride asked for.
+        ModelError: timm has no such backbone, it lacks the levels or the stride asked for, or its channels do not fit
+            the head.
     """
     levels = _LEVELS_2_TO_5 if architecture.head == "multiscale" else _LAST_LEVEL
     try:
@@ -57,7 +58,10 @@ def build_network(architecture: Architecture, num_classes: int) -> SegmentationN
             f"at output stride {architecture.output_stride}: {error}"
         ) from error
     channels: list[int] = backbone.feature_info.channels()
-    return SegmentationNetwork(backbone, _build_head(architecture, channels, num_classes))
+    try:
+        return SegmentationNetwork(backbone, _build_head(architecture, channels, num_classes))
+    except ValueError as error:
+        raise ModelError(f"head {architecture.head} on backbone {architecture.backbone}: {error}") from error
 
 
 def _build_head(architecture: Architecture, channels: Sequence[int], num_classes: int) -> nn.Module:
