@@ -80,7 +80,7 @@ def _print_ready(server: "TorchServe", name: str) -> None:
     _print_plain(
         f"  curl{authorization} -H 'X-Segment-Mask: png' -F data=@PHOTO.jpg {server.inference_url}/predictions/{name}\n"
     )
-    console.print("The token lives for a day and changes at every start. `make stop` stops the server.")
+    _print_plain("The token lives for a day and changes at every start. `make stop` stops the server.")
 
 
 def _print_plain(line: str) -> None:
