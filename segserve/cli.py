@@ -122,7 +122,7 @@ def train(
     """Train a model by its recipe, or go on with a run that was interrupted, and write its weights."""
     from .runtime.record import read_record
     from .train.dataset import VocFolder
-    from .train.export import export_weights
+    from .train.export import WEIGHTS_FILE, export_weights
     from .train.loop import train as train_network
     from .train.recipe import read_recipe
 
@@ -136,8 +136,8 @@ def train(
 
             checkpoints = run or Path("runs") / model.name / Path(recipe).stem
             network = train_network(model, steps, VocFolder(data, split), checkpoints, report)
-        trained = export_weights(network, read_record(model), model)
-        console.print(f"{model / trained.weights.file} written" if trained.weights else "")
+        export_weights(network, read_record(model), model)
+        console.print(f"{model / WEIGHTS_FILE} written")
 
 
 @app.command()

@@ -12,8 +12,8 @@ from .server.process import TorchServe
 PHOTOGRAPHS = {"chelsea.png": "a cat", "astronaut.png": "a person"}
 
 
-def sample_photographs() -> list[Path]:
-    """The photographs that the package scikit-image ships.
+def sample_photograph(name: str) -> Path:
+    """Where a photograph lies that the package scikit-image ships.
 
     Raises:
         FileNotFoundError: scikit-image is not installed.
@@ -21,7 +21,7 @@ def sample_photographs() -> list[Path]:
     package = find_spec("skimage")
     if package is None or package.origin is None:
         raise FileNotFoundError("the photographs come with scikit-image: pip install 'segserve[demo]'")
-    return [Path(package.origin).parent / "data" / name for name in PHOTOGRAPHS]
+    return Path(package.origin).parent / "data" / name
 
 
 def run_demo(archive: Path, run_dir: Path, pictures: Path, console: Console) -> None:
@@ -36,8 +36,8 @@ def run_demo(archive: Path, run_dir: Path, pictures: Path, console: Console) -> 
         console.print(f"TorchServe is starting at {server.inference_url} ...")
         server.wait_ready()
         with SegmentationClient(server.inference_url, token=server.inference_token, model=archive.stem) as client:
-            for photograph in sample_photographs():
-                _segment(client, photograph, pictures, console)
+            for name in PHOTOGRAPHS:
+                _segment(client, sample_photograph(name), pictures, console)
     console.print("The server is stopped. `make serve` starts one that stays.")
 
 
