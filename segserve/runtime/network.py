@@ -73,10 +73,10 @@ def _build_head(architecture: Architecture, channels: Sequence[int], num_classes
     return heads[architecture.head](
         channels if architecture.head == "multiscale" else channels[0],
         num_classes,
-        architecture.atrous_rates,
+        architecture.aspp_rates,
         aspp_out_channels=architecture.aspp_out_channels,
-        separable=architecture.separable,
-        dropout=architecture.dropout,
+        separable=architecture.aspp_sep_conv,
+        dropout=architecture.aspp_dropout,
     )
 
 

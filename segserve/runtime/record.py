@@ -35,10 +35,10 @@ class Architecture(Strict):
     backbone: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$")]  # no `hf-hub:` or `local-dir:`, which timm would follow
     output_stride: Literal[8, 16, 32] = 16
     head: Literal["deeplabv3", "corenet", "multiscale"] = "deeplabv3"
-    atrous_rates: tuple[PositiveInt, ...] = (6, 12, 18)
+    aspp_rates: tuple[PositiveInt, ...] = (6, 12, 18)
     aspp_out_channels: PositiveInt = 256
-    separable: bool = False
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    aspp_sep_conv: bool = False
+    aspp_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
 class ResizeRule(Strict):

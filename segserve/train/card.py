@@ -63,7 +63,7 @@ def _facts(record: ModelRecord, accuracy: Accuracy) -> dict[str, object]:
         "backbone": architecture.backbone,
         "stride": architecture.output_stride,
         "head": architecture.head,
-        "rates": ", ".join(map(str, architecture.atrous_rates)),
+        "rates": ", ".join(map(str, architecture.aspp_rates)),
         "parameters": f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f}",
         "side": record.input.resize.side,
         "size_px": record.input.resize.size_px,

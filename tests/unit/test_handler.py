@@ -292,7 +292,7 @@ def test_initialize_sets_the_threads_of_a_worker(tiny_model, config, expected):
 @pytest.mark.parametrize("head", ["deeplabv3", "corenet", "multiscale"])
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "mobilenetv3_small_050", "mobilevit_xxs"])
 def test_initialize_every_head_serves_in_bf16(tmp_path, head, backbone):
-    architecture = Architecture(backbone=backbone, head=head, atrous_rates=(1,), aspp_out_channels=8)
+    architecture = Architecture(backbone=backbone, head=head, aspp_rates=(1,), aspp_out_channels=8)
     record = tiny_record(architecture=architecture)
     torch.manual_seed(0)
     export_weights(build_network(architecture, 3), record, tmp_path)

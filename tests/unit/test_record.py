@@ -98,9 +98,9 @@ records = st.builds(
     architecture=st.builds(
         Architecture,
         backbone=st.sampled_from(["resnet18", "tf_efficientnet_lite0.in1k"]),
-        atrous_rates=st.lists(st.integers(1, 99), max_size=5).map(tuple),
-        dropout=st.floats(0, 1, exclude_max=True),
-        separable=st.booleans(),
+        aspp_rates=st.lists(st.integers(1, 99), max_size=5).map(tuple),
+        aspp_dropout=st.floats(0, 1, exclude_max=True),
+        aspp_sep_conv=st.booleans(),
     ),
     input=st.builds(
         InputRule,
@@ -137,7 +137,7 @@ def test_write_record_then_read_record_gives_the_same(tmp_path_factory, record):
 def test_write_record_keeps_rows_of_numbers_on_one_line(tmp_path):
     write_record(tiny_record(), tmp_path)
     written = (tmp_path / RECORD_FILE).read_text()
-    assert "  atrous_rates: [1, 2]\n" in written
+    assert "  aspp_rates: [1, 2]\n" in written
     assert "- label: dog\n  color: [64, 0, 128]\n" in written
 
 
@@ -182,10 +182,13 @@ def test_write_record_keeps_rows_of_numbers_on_one_line(tmp_path):
             "architecture.output_stride: .*8, 16 or 32",
         ),
         (document(architecture={"backbone": "hf-hub:a/b"}), "architecture.backbone: String should match"),
-        (document(architecture={"backbone": "resnet18", "dropout": 1}), "architecture.dropout: .*less than 1"),
         (
-            document(architecture={"backbone": "resnet18", "atrous_rates": [0]}),
-            "architecture.atrous_rates.0: .*greater",
+            document(architecture={"backbone": "resnet18", "aspp_dropout": 1}),
+            "architecture.aspp_dropout: .*less than 1",
+        ),
+        (
+            document(architecture={"backbone": "resnet18", "aspp_rates": [0]}),
+            "architecture.aspp_rates.0: .*greater",
         ),
         (
             document(input={"resize": {"size_px": 9}, "mean": [0, 0, 0], "std": [1, 1, 0]}),

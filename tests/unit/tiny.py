@@ -19,7 +19,7 @@ def tiny_record(**changes) -> ModelRecord:
         "licence": "Apache-2.0",
         "source": "random weights",
         "architecture": Architecture(
-            backbone="test_efficientnet", atrous_rates=(1, 2), aspp_out_channels=8, dropout=0.1
+            backbone="test_efficientnet", aspp_rates=(1, 2), aspp_out_channels=8, aspp_dropout=0.1
         ),
         "input": InputRule(
             resize=ResizeRule(size_px=64, multiple_of=32, max_px=256), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)

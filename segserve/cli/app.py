@@ -1,0 +1,66 @@
+"""What the commands share: the application, the console, how errors and progress are told."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import requests
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..resources import resource
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Train, measure, pack and serve DeepLabV3 segmentation models.",
+)
+console = Console()
+
+ModelArgument = Annotated[str, typer.Argument(help="a model folder, or the name of one in model/")]
+DataOption = Annotated[Path, typer.Option(help="folder with images/, labels/ and SPLIT.txt in PASCAL VOC layout")]
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """What is wrong with a model, a server, a file or the data ends the command with one line and status 1."""
+    from ..client import RefusedError
+    from ..runtime.errors import ModelError
+    from ..server.errors import ServerError
+
+    try:
+        yield
+    except (
+        ModelError,
+        ServerError,
+        RefusedError,
+        ArithmeticError,
+        OSError,
+        ValueError,
+        requests.RequestException,
+    ) as error:
+        Console(stderr=True).print(f"segserve: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def print_plain(line: str) -> None:
+    """A line to be copied: neither wrapped nor coloured."""
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def model_folder(model: str) -> Path:
+    return Path(model) if Path(model).is_dir() else resource(f"model/{model}")
+
+
+def progress_bar(unit: str) -> Progress:
+    columns = (
+        TextColumn(unit),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    return Progress(*columns, console=Console(stderr=True))

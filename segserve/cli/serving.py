@@ -1,0 +1,81 @@
+"""`segserve archive`, `serve`, `stop` and `demo`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .app import ModelArgument, app, console, model_folder, print_plain, told_in_one_line
+
+if TYPE_CHECKING:
+    from ..server.process import TorchServe
+
+RUN_DIR = Path(".run")
+BUILD_DIR = Path("build")
+
+
+@app.command()
+def archive(
+    model: ModelArgument = "embedded",
+    output: Annotated[Path, typer.Option(help="folder for the archive")] = BUILD_DIR,
+) -> None:
+    """Pack a model into a self-contained archive, byte for byte the same every time."""
+    with told_in_one_line():
+        _build(model, output)
+
+
+@app.command()
+def serve(model: ModelArgument = "embedded") -> None:
+    """Start TorchServe with a model, wait until it is ready, and leave it running."""
+    from ..server.process import TorchServe
+
+    with told_in_one_line():
+        path = _build(model, BUILD_DIR)
+        server = TorchServe.start([path], RUN_DIR / "serve")
+        try:
+            server.wait_ready()
+        except BaseException:
+            server.stop()
+            raise
+        _print_ready(server, path.stem)
+
+
+def _print_ready(server: "TorchServe", name: str) -> None:
+    authorization = f" -H 'Authorization: Bearer {server.inference_token}'" if server.inference_token else ""
+    console.print(f"{name} is ready at {server.inference_url} (log: {server.log_path}). Try:\n", soft_wrap=True)
+    print_plain(
+        f"  curl{authorization} -H 'X-Segment-Mask: png' -F data=@PHOTO.jpg {server.inference_url}/predictions/{name}\n"
+    )
+    print_plain("The token lives for a day and changes at every start. `make stop` stops the server.")
+
+
+@app.command()
+def stop() -> None:
+    """Stop the server that `segserve serve` started here."""
+    from ..server.process import TorchServe
+
+    with told_in_one_line():
+        server = TorchServe.running(RUN_DIR / "serve")
+        if server is None:
+            console.print("no server is running")
+            return
+        server.stop()
+        console.print("stopped")
+
+
+@app.command()
+def demo(model: ModelArgument = "embedded") -> None:
+    """Serve a model, segment two photographs over HTTP and show what was found."""
+    from ..demo import run_demo
+
+    with told_in_one_line():
+        run_demo(_build(model, BUILD_DIR), RUN_DIR / "demo", BUILD_DIR / "demo", console)
+
+
+def _build(model: str, output: Path) -> Path:
+    from ..archive import build_archive
+    from ..runtime.record import sha256_of
+
+    path = build_archive(model_folder(model), output)
+    print_plain(f"{path}  {path.stat().st_size / 1e6:.1f} MB  SHA-256 {sha256_of(path)}")
+    return path
