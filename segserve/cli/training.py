@@ -17,8 +17,8 @@ def train(
     run: Annotated[Path | None, typer.Option(help="folder for checkpoints and log; default: runs/MODEL")] = None,
 ) -> None:
     """Train a model by its recipe, or go on with a run that was interrupted, and write its weights."""
+    from ..data import VocFolder
     from ..runtime.record import read_record
-    from ..train.dataset import VocFolder
     from ..train.export import WEIGHTS_FILE, export_weights
     from ..train.loop import train as train_network
     from ..train.recipe import read_recipe

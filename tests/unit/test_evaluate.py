@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from segserve.data import IGNORED, VocFolder
 from segserve.evaluate import Evaluation, evaluate
 from segserve.runtime.record import InputRule, ResizeRule
 from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
-from segserve.train.dataset import IGNORED, VocFolder
 
 from .tiny import tiny_record
 from .voc import write_pair, write_split

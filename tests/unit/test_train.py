@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from segserve.data import IGNORED, VocFolder
 from segserve.runtime.errors import ModelError
 from segserve.runtime.network import load_network
 from segserve.runtime.record import Accuracy, read_record, write_record
@@ -18,7 +19,7 @@ from segserve.train import checkpoint as checkpoint_module
 from segserve.train import loop as loop_module
 from segserve.train.backbone import load_backbone
 from segserve.train.checkpoint import CHECKPOINT_FILE, Checkpoint
-from segserve.train.dataset import IGNORED, StepSampler, TrainingCrops, VocFolder
+from segserve.train.crops import StepSampler, TrainingCrops
 from segserve.train.export import export_weights
 from segserve.train.loop import LOG_FILE, train
 from segserve.train.optimizer import build_optimizer, build_schedule
