@@ -184,14 +184,17 @@ class MultiScaleDeepLabHead(nn.Module):
     A level 2 of odd size is first padded with its last row or column; a level whose size then still differs
     from level 3's is resized to it bilinearly.
 
-    Shape: [(N, C2, H2, W2), (N, C3, H, W), (N, C4, H4, W4), (N, C5, H5, W5)] -> logits (N, num_classes, H, W).
+    Shape: [(N, C2, H2, W2), (N, C3, H, W), (N, C4, H4, W4), (N, C5, H5, W5)] -> logits (N, num_classes, f H, f W),
+    f being `output_upsample_factor`.
 
     Args:
         level_channels: channels of levels 2, 3, 4 and 5. Level 4's divide by 4 and level 5's by 16.
+        aspp_in_channels: channels of the fused levels.
+        output_upsample_factor: the logits are upsampled bilinearly by so much, at least 1.
 
     Raises:
-        ValueError: not four levels, a channel count that does not divide or is below 1, a rate below 1, or
-            dropout outside [0, 1).
+        ValueError: not four levels, a channel count that does not divide or is below 1, a rate or the factor below 1,
+            or dropout outside [0, 1).
     """
 
     def __init__(
@@ -204,8 +207,11 @@ class MultiScaleDeepLabHead(nn.Module):
         aspp_out_channels: int = 256,
         separable: bool = False,
         dropout: float = 0.1,
+        output_upsample_factor: int = 1,
     ) -> None:
         super().__init__()
+        _check_positive(output_upsample_factor=output_upsample_factor)
+        self.output_upsample_factor = output_upsample_factor
         self.fuse = _conv1x1_bn_relu(_fused_channels(level_channels), aspp_in_channels)
         self.head = CoreNetHead(
             aspp_in_channels,
@@ -230,7 +236,10 @@ class MultiScaleDeepLabHead(nn.Module):
             dim=1,
         )
         logits: Tensor = self.head(self.fuse(fused))
-        return logits
+        if self.output_upsample_factor == 1:
+            return logits
+        factor = float(self.output_upsample_factor)
+        return F.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
 def _conv1x1_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -1,39 +1,53 @@
 """Builds the network that a record describes and loads its weights, checked against the record."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models.segmentation.fcn import FCNHead
 
 from deeplabv3 import CoreNetHead, DeepLabHead, MultiScaleDeepLabHead
 
+from .backbone import build_backbone
 from .errors import ModelError
 from .record import Architecture, ModelRecord, sha256_of
 
-# Levels of a backbone by their index in timm, which counts from 0 where CoreNet counts from 1.
-_LAST_LEVEL, _LEVELS_2_TO_5 = (4,), (1, 2, 3, 4)
-
 
 class SegmentationNetwork(nn.Module):
-    """A backbone and a head.
+    """A backbone, a head, and for training an auxiliary head on the level before the last.
 
     Shape: float (N, 3, H, W), RGB, normalised by the record's mean and std -> logits (N, classes, h, w), where
-    h and w are the size of the level that the head works on: H and W by the output stride, rounded up, or by
-    8 for the multi-scale head.
+    h and w are H and W by the architecture's `logits_stride`, rounded up.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Module, aux_head: nn.Module | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.aux_head = aux_head
+        self._is_multiscale = isinstance(head, MultiScaleDeepLabHead)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The head's logits; the auxiliary head is not computed."""
+        return self._logits(self.backbone(x))
+
+    def forward_with_aux(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of the head and, at the size of its own level, those of the auxiliary head.
+
+        Raises:
+            ModelError: the architecture has no auxiliary head.
+        """
+        if self.aux_head is None:
+            raise ModelError("the architecture has no auxiliary head: set aux_head in its record")
         levels: list[Tensor] = self.backbone(x)
-        logits: Tensor = self.head(levels if len(levels) > 1 else levels[0])
+        aux_logits: Tensor = self.aux_head(levels[-2])
+        return self._logits(levels), aux_logits
+
+    def _logits(self, levels: list[Tensor]) -> Tensor:
+        logits: Tensor = self.head(levels if self._is_multiscale else levels[-1])
         return logits
 
 
@@ -41,43 +55,35 @@ def build_network(architecture: Architecture, num_classes: int) -> SegmentationN
     """The network of that architecture with freshly drawn weights, in training mode.
 
     Raises:
-        ModelError: timm has no such backbone, it lacks the levels or the stride asked for, or its channels do not fit
+        ModelError: there is no such backbone, it lacks the levels or the stride asked for, or its channels do not fit
             the head.
     """
-    levels = _LEVELS_2_TO_5 if architecture.head == "multiscale" else _LAST_LEVEL
+    backbone, channels = build_backbone(architecture)
     try:
-        backbone: Any = timm.create_model(
-            architecture.backbone,
-            features_only=True,
-            out_indices=levels,
-            output_stride=architecture.output_stride,
-        )
-    except (RuntimeError, NotImplementedError, AssertionError, IndexError, TypeError) as error:
-        raise ModelError(
-            f"backbone {architecture.backbone}: timm cannot give its levels {levels} "
-            f"at output stride {architecture.output_stride}: {error}"
-        ) from error
-    channels: list[int] = backbone.feature_info.channels()
-    try:
-        return SegmentationNetwork(backbone, _build_head(architecture, channels, num_classes))
+        head = _build_head(architecture, channels, num_classes)
+        aux_head = FCNHead(channels[-2], num_classes) if architecture.aux_head else None
     except ValueError as error:
         raise ModelError(f"head {architecture.head} on backbone {architecture.backbone}: {error}") from error
+    return SegmentationNetwork(backbone, head, aux_head)
 
 
 def _build_head(architecture: Architecture, channels: Sequence[int], num_classes: int) -> nn.Module:
-    heads: dict[str, Callable[..., nn.Module]] = {
-        "deeplabv3": DeepLabHead,
-        "corenet": CoreNetHead,
-        "multiscale": MultiScaleDeepLabHead,
+    options: dict[str, Any] = {
+        "atrous_rates": architecture.aspp_rates,
+        "aspp_out_channels": architecture.aspp_out_channels,
+        "separable": architecture.aspp_sep_conv,
+        "dropout": architecture.aspp_dropout,
     }
-    return heads[architecture.head](
-        channels if architecture.head == "multiscale" else channels[0],
-        num_classes,
-        architecture.aspp_rates,
-        aspp_out_channels=architecture.aspp_out_channels,
-        separable=architecture.aspp_sep_conv,
-        dropout=architecture.aspp_dropout,
-    )
+    if architecture.head == "multiscale":
+        return MultiScaleDeepLabHead(
+            channels,
+            num_classes,
+            aspp_in_channels=architecture.aspp_in_channels,
+            output_upsample_factor=architecture.output_upsample_factor,
+            **options,
+        )
+    single_level = {"deeplabv3": DeepLabHead, "corenet": CoreNetHead}[architecture.head]
+    return single_level(channels[-1], num_classes, **options)
 
 
 def load_network(record: ModelRecord, folder: Path) -> SegmentationNetwork:

@@ -3,8 +3,10 @@ rule, licence and measured accuracy are written down. Handler, archive, evaluati
 """
 
 import hashlib
+from fractions import Fraction
+from math import floor
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -29,27 +31,64 @@ class Strict(BaseModel):
 Document = TypeVar("Document", bound=Strict)
 
 
+def _usual_dropout(fields: dict[str, Any]) -> float:
+    """As torchvision has it in its head, and CoreNet in its two."""
+    return 0.5 if fields.get("head") == "deeplabv3" else 0.1
+
+
 class Architecture(Strict):
-    """Which network the weights belong to: a timm backbone and a head of `deeplabv3.py`."""
+    """Which network the weights belong to: a backbone and a head of `deeplabv3.py`.
+
+    The keys from `aspp_rates` on are CoreNet's, with its defaults.
+
+    Attributes:
+        backbone: a timm model, or `torchvision.resnet50`, `torchvision.resnet101` or `torchvision.mobilenet_v3_large`
+            for torchvision's own.
+        aux_head: an FCN head on the level before the last, which only training computes.
+        use_l5_exp: the last level is the wider output of the 1x1 convolution that a mobilenet ends with.
+        aspp_in_channels: of the fused levels; of the multi-scale head alone.
+        output_upsample_factor: the multi-scale head's logits are upsampled by so much; of that head alone.
+    """
 
     backbone: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$")]  # no `hf-hub:` or `local-dir:`, which timm would follow
     output_stride: Literal[8, 16, 32] = 16
     head: Literal["deeplabv3", "corenet", "multiscale"] = "deeplabv3"
+    aux_head: bool = False
     aspp_rates: tuple[PositiveInt, ...] = (6, 12, 18)
     aspp_out_channels: PositiveInt = 256
     aspp_sep_conv: bool = False
-    aspp_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    aspp_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default_factory=_usual_dropout)
+    use_l5_exp: bool = False
+    aspp_in_channels: PositiveInt = 512
+    output_upsample_factor: Literal[1, 2, 4, 8] = 1
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_head(self) -> Self:
+        for option in ("aspp_in_channels", "output_upsample_factor"):
+            value, default = getattr(self, option), type(self).model_fields[option].default
+            if self.head != "multiscale" and value != default:
+                raise ValueError(f"{option} is {value}, but only the head multiscale has it, not {self.head}")
+        return self
+
+    @property
+    def logits_stride(self) -> int:
+        """Pixels of the network's input by one of its logits, along each side."""
+        return 8 // self.output_upsample_factor if self.head == "multiscale" else self.output_stride
 
 
 class ResizeRule(Strict):
     """The size at which the network sees an image: one side is brought to `size_px`, the other keeps the aspect
     ratio, and both are rounded to `multiple_of`. The longer side never passes `max_px`.
+
+    Attributes:
+        rounding: `down` as torchvision's transforms do it.
     """
 
     side: Literal["longer", "shorter"] = "longer"
     size_px: PositiveInt
     multiple_of: PositiveInt = 1
     max_px: PositiveInt = 2048
+    rounding: Literal["nearest", "down"] = "nearest"
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:
@@ -60,12 +99,14 @@ class ResizeRule(Strict):
     def size_for(self, height_px: int, width_px: int) -> tuple[int, int]:
         """(height, width) of the network's input for an image of that height and width, each at least 1."""
         longer, shorter = max(height_px, width_px), min(height_px, width_px)
-        scale = min(self.size_px / (longer if self.side == "longer" else shorter), self.max_px / longer)
+        scale = Fraction(self.size_px, longer if self.side == "longer" else shorter)
+        scale = min(scale, Fraction(self.max_px, longer))
         return self._rounded(height_px * scale), self._rounded(width_px * scale)
 
-    def _rounded(self, length_px: float) -> int:
-        multiples = min(round(length_px / self.multiple_of), self.max_px // self.multiple_of)
-        return max(1, multiples) * self.multiple_of
+    def _rounded(self, length_px: Fraction) -> int:
+        multiples = length_px / self.multiple_of
+        whole = round(multiples) if self.rounding == "nearest" else floor(multiples)
+        return max(1, min(whole, self.max_px // self.multiple_of)) * self.multiple_of
 
 
 class InputRule(Strict):
@@ -74,6 +115,17 @@ class InputRule(Strict):
     resize: ResizeRule
     mean: tuple[Unit, Unit, Unit]
     std: tuple[PositiveUnit, PositiveUnit, PositiveUnit]
+
+
+class InferenceRule(Strict):
+    """What one request may ask of the network.
+
+    `max_cost` is in passes of the whole image, see `passes.Plan`. The default lets `tta=multiscale` through, which
+    takes about 17, up to 26 for thin images, and keeps a network that needs 4 s a pass within the response timeout
+    of 120 s.
+    """
+
+    max_cost: PositiveInt = 30
 
 
 class ClassInfo(Strict):
@@ -88,18 +140,48 @@ class Weights(Strict):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class Checkpoint(Strict):
+    """A published checkpoint that `segserve fetch` makes the weights from.
+
+    Attributes:
+        base_url: where its publisher keeps it; the environment variable SEGSERVE_MIRROR names another place.
+        sha256: of the whole file.
+        size_mib: as published, so rounded: 2**20 bytes.
+    """
+
+    file: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    base_url: Annotated[str, Field(pattern=r"^https://[^\s]+/$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size_mib: Annotated[float, Field(gt=0)]
+
+
+class CoveredMean(Strict):
+    """Mean IoU over the classes that at least `min_images` images hold, and how many classes these are."""
+
+    min_images: PositiveInt
+    classes: PositiveInt
+    mean_iou: Unit
+
+
 class Accuracy(Strict):
-    """What `segserve evaluate` measured: intersection over union in 0..1, for classes present in the data."""
+    """Intersection over union in 0..1, for classes present in the data: as `segserve evaluate` measured it, or as the
+    weights' publisher gives it, who may leave out `images` and `class_iou`.
+    """
 
     dataset: Line
-    images: PositiveInt
+    images: PositiveInt | None = None
     mean_iou: Unit
+    covered: CoveredMean | None = None
+    frequency_weighted_iou: Unit | None = None
+    mean_boundary_iou: Unit | None = None
     pixel_accuracy: Unit
-    class_iou: dict[str, Unit]
+    mean_accuracy: Unit | None = None
+    class_iou: dict[str, Unit] = {}
+    class_boundary_iou: dict[str, Unit] | None = None
 
 
 class ModelRecord(Strict):
-    """One model. `weights` is missing only in a folder that is still to be trained."""
+    """One model. `weights` is missing only in a folder that is still to be trained, or made from `checkpoint`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
     version: Annotated[str, Field(pattern=r"^\d+\.\d+(\.\d+)?$")]
@@ -108,6 +190,8 @@ class ModelRecord(Strict):
     source: Line
     architecture: Architecture
     input: InputRule
+    inference: InferenceRule | None = None
+    checkpoint: Checkpoint | None = None
     weights: Weights | None = None
     accuracy: Accuracy | None = None
     classes: Annotated[tuple[ClassInfo, ...], Field(min_length=2, max_length=255)]
@@ -123,6 +207,11 @@ class ModelRecord(Strict):
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(info.label for info in self.classes)
+
+    @property
+    def max_cost(self) -> int:
+        """Passes through the network that one request may take, see `InferenceRule`."""
+        return (self.inference or InferenceRule()).max_cost
 
     @property
     def palette(self) -> bytes:
@@ -176,8 +265,11 @@ def _rule(location: tuple[int | str, ...], message: str) -> str:
 
 
 def write_record(record: ModelRecord, folder: Path) -> None:
-    """Writes `folder/model.yaml`, lists of numbers on one line, in the order of the record's fields."""
-    content = record.model_dump(mode="json", exclude_none=True)
+    """Writes `folder/model.yaml`, lists of numbers on one line, in the order of the record's fields.
+
+    What the record leaves at its default is left out again.
+    """
+    content = record.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     text = yaml.dump(content, Dumper=_RecordDumper, sort_keys=False, width=110, allow_unicode=True)
     (folder / RECORD_FILE).write_text(text, encoding="utf-8")
 
