@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Self
@@ -13,14 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from .blend import average_views, blend_tiles
 from .errors import OutOfMemoryError
 from .mask import LabelMap
-from .network import SegmentationNetwork, load_network
+from .network import SegmentationNetwork
+from .passes import Mode, Plan, Tta, View, costs, plan_passes
 from .record import ModelRecord, ResizeRule, read_record
 from .settings import Settings
+from .weights import load_network
 
 # Logits of so many pixels exist at the image's size at a time: 16 Ki x 21 classes x 4 bytes = 1.4 MB, within the cache.
 _STRIP_PIXELS = 2**14
+
+# So many tiles go through the network together. A GPU would idle on one; a CPU is no faster on several.
+_TILES_AT_ONCE = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,10 @@ class Segmentation:
 
 @dataclass
 class Timings:
-    """Seconds by stage of one request."""
+    """Seconds by stage of one request, and by stage what else is worth telling."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    descriptions: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -89,24 +97,35 @@ class Segmenter:
         network = load_network(record, folder)
         return cls(network, record, device=device or torch.device("cpu"), settings=settings or Settings())
 
-    def segment(self, image_rgb: NDArray[np.uint8], timings: Timings | None = None) -> Segmentation:
+    def segment(
+        self,
+        image_rgb: NDArray[np.uint8],
+        timings: Timings | None = None,
+        *,
+        mode: Mode = "whole",
+        tta: Tta = "none",
+    ) -> Segmentation:
         """Segments one image.
 
         Args:
             image_rgb: uint8 (H, W, 3), RGB, of any size from 1 x 1.
-            timings: gets the seconds of the stages `preprocess` and `inference`.
+            timings: gets the seconds of the stages `preprocess` and `inference`, and the cost where it is not one pass.
+            mode: `whole` at the size of the resize rule, or `slide`: in tiles, at the image's own resolution.
+            tta: whether to average over mirror images (`flip`), or over these at several sizes (`multiscale`).
 
         Raises:
             OutOfMemoryError: the device or the host has too little memory for this image.
         """
         timings = timings or Timings()
         height_px, width_px = image_rgb.shape[:2]
+        plan = self.plan(height_px, width_px, mode=mode, tta=tta)
+        if plan.cost != 1:
+            timings.descriptions["inference"] = f"{plan.cost:.1f} passes"
         try:
             with torch.inference_mode():
-                with timings.stage("preprocess"):
-                    inputs = self.preprocess(image_rgb)
+                logits = self.logits(image_rgb, plan, timings)
                 with timings.stage("inference"):
-                    return self.label(self.infer(inputs)[0], height_px, width_px)
+                    return self.label(logits, height_px, width_px)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -116,14 +135,59 @@ class Segmenter:
                 f"no memory left for an image of {width_px} x {height_px} pixels; send it smaller, or try again later"
             ) from error
 
+    def plan(self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none") -> Plan:
+        """What `segment` puts through the network for an image of that size."""
+        return plan_passes(self._resize, height_px, width_px, mode=mode, tta=tta)
+
+    def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
+        """The cost of every mode and augmentation for an image of that size, in passes of the whole image."""
+        return costs(self._resize, height_px, width_px)
+
+    def logits(self, image_rgb: NDArray[np.uint8], plan: Plan, timings: Timings) -> Tensor:
+        """uint8 (H, W, 3), RGB -> logits, float32 (classes, h, w), on the grid of the plan's first view.
+
+        Memory is bounded by the plan's cost: the logits of all its passes exist at once, none at the image's size.
+        """
+        views = []
+        for view in plan.views:
+            with timings.stage("preprocess"):
+                pixels = self._pixels(image_rgb, view.size_hw)
+            views.append(self._view_logits(pixels, view, timings))
+            if plan.mirrored:
+                views.append(self._view_logits(pixels.flip(-1), view, timings).flip(-1))
+        with timings.stage("inference"):
+            return average_views(views)
+
+    def _view_logits(self, pixels: Tensor, view: View, timings: Timings) -> Tensor:
+        """uint8 (1, 3, H, W) of the view's size -> logits, float32 (classes, h, w)."""
+        logits, origins_yx, (height_px, width_px) = [], iter(view.origins_yx), view.tile_hw
+        while batch := list(islice(origins_yx, _TILES_AT_ONCE.get(self.device.type, 1))):
+            with timings.stage("preprocess"):
+                tiles = [pixels[..., top : top + height_px, left : left + width_px] for top, left in batch]
+                inputs = self._normalized(torch.cat(tiles))
+            with timings.stage("inference"):
+                logits.append(self.infer(inputs))
+        with timings.stage("inference"):
+            return blend_tiles(torch.cat(logits), view)
+
     def preprocess(self, image_rgb: NDArray[np.uint8]) -> Tensor:
         """uint8 (H, W, 3), RGB -> normalised (1, 3, h, w) on the device, of the size that the resize rule gives."""
-        pixels = torch.from_numpy(image_rgb).to(self.device).permute(2, 0, 1).unsqueeze(0)
-        (height_px, width_px), size_hw = image_rgb.shape[:2], self._resize.size_for(*image_rgb.shape[:2])
+        return self._normalized(self._pixels(image_rgb, self._resize.size_for(*image_rgb.shape[:2])))
+
+    def _pixels(self, image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> Tensor:
+        """uint8 (H, W, 3) -> uint8 (1, 3, h, w) of that size on the device.
+
+        Resized on the CPU: CUDA's antialiased resize takes no bytes and no very large images.
+        """
+        pixels = torch.from_numpy(image_rgb).permute(2, 0, 1).unsqueeze(0)
+        height_px, width_px = image_rgb.shape[:2]
         if size_hw[0] < height_px and size_hw[1] > width_px:  # a thin column: rows first, or it grows in memory
             pixels = _resized(pixels, (size_hw[0], width_px))
         if size_hw != pixels.shape[2:]:
             pixels = _resized(pixels, size_hw)
+        return pixels.to(self.device)
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
         normalized = (pixels.float() - self._mean) / self._std
         return normalized.to(self.dtype).contiguous(memory_format=torch.channels_last)
 

@@ -104,6 +104,97 @@ def test_segment_follows_the_network_before_any_upsampling(tiny_segmenter):
     assert agreeing > 0.999  # ties of rounding
 
 
+# Modes and test-time augmentation
+
+
+def test_segment_without_options_is_one_pass_bit_for_bit(tiny_segmenter):
+    image = smooth(50, 80)
+    with torch.inference_mode():
+        expected = tiny_segmenter.label(tiny_segmenter.infer(tiny_segmenter.preprocess(image))[0], 50, 80)
+    got = tiny_segmenter.segment(image)
+    assert np.array_equal(got.label_map, expected.label_map)
+    assert got.classes == expected.classes
+
+
+@pytest.mark.parametrize("tta", ["flip", "multiscale"])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+@pytest.mark.parametrize("size_hw", [(130, 170), (1, 1), (3, 200)], ids=str)
+def test_segment_any_mode_of_a_mirrored_image_gives_the_mirrored_answer(tiny_segmenter, size_hw, mode, tta):
+    image = smooth(*size_hw)
+    straight = tiny_segmenter.segment(image, mode=mode, tta=tta).label_map
+    mirrored = tiny_segmenter.segment(image[:, ::-1].copy(), mode=mode, tta=tta).label_map
+    assert straight.shape == size_hw
+    assert (mirrored[:, ::-1] == straight).mean() > 0.995  # ties of rounding
+
+
+def test_segment_without_flip_a_mirrored_image_gives_another_answer(tiny_segmenter):
+    """The network is not symmetric by itself, or the test above would show nothing."""
+    image = smooth(200, 300)
+    straight = tiny_segmenter.segment(image).label_map
+    assert (tiny_segmenter.segment(image[:, ::-1].copy()).label_map[:, ::-1] == straight).mean() < 0.99
+
+
+def test_segment_flip_is_the_mean_of_both_probabilities(tiny_segmenter):
+    image = smooth(64, 64)
+    with torch.inference_mode():
+        inputs = tiny_segmenter.preprocess(image)
+        straight, mirrored = tiny_segmenter.infer(inputs), tiny_segmenter.infer(inputs.flip(-1)).flip(-1)
+        got = tiny_segmenter.logits(image, tiny_segmenter.plan(64, 64, tta="flip"), Timings())
+    torch.testing.assert_close(got.softmax(0), (straight.softmax(1) + mirrored.softmax(1))[0] / 2)
+
+
+def test_segment_multiscale_keeps_the_grid_of_the_finest_view(tiny_segmenter):
+    plan = tiny_segmenter.plan(64, 64, tta="multiscale")
+    with torch.inference_mode():
+        logits = tiny_segmenter.logits(smooth(64, 64), plan, Timings())
+    assert plan.views[0].size_hw == (128, 128)
+    assert logits.shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("size_hw", [(130, 260), (128, 70), (65, 65), (90, 400)], ids=str)
+@pytest.mark.parametrize("together", [1, 3, 100], ids=lambda tiles: f"{tiles} tiles at once")
+def test_segment_slide_is_the_same_however_many_tiles_go_together(tiny_segmenter, monkeypatch, size_hw, together):
+    image = smooth(*size_hw)
+    expected = tiny_segmenter.segment(image, mode="slide")
+    monkeypatch.setitem(segmenter_module._TILES_AT_ONCE, "cpu", together)
+    got = tiny_segmenter.segment(image, mode="slide")
+    assert got.label_map.shape == size_hw
+    assert (got.label_map == expected.label_map).mean() > 0.999  # ties of rounding
+
+
+def test_segment_slide_sees_what_the_whole_is_too_coarse_for():
+    """A network that tells red from green, and stripes that melt into one another at its size."""
+
+    class Colours(torch.nn.Module):
+        def forward(self, inputs):
+            return F.avg_pool2d(inputs, 16)
+
+    segmenter = Segmenter(Colours(), tiny_record(), device=CPU, settings=Settings(precision="fp32"))
+    stripes = np.zeros((256, 512, 3), np.uint8)
+    for left in range(0, 512, 64):
+        stripes[:, left : left + 32, 0] = stripes[:, left + 32 : left + 64, 1] = 255
+    expected = stripes[..., 1] // 255
+    assert (segmenter.segment(stripes).label_map == expected).mean() < 0.8
+    assert (segmenter.segment(stripes, mode="slide").label_map == expected).mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("options", "description"),
+    [
+        ({}, None),
+        ({"mode": "slide"}, "12.0 passes"),
+        ({"tta": "flip"}, "2.0 passes"),
+        ({"mode": "slide", "tta": "flip"}, "24.0 passes"),
+    ],
+    ids=["plain", "slide", "flip", "both"],
+)
+def test_segment_tells_its_cost_where_it_is_not_one_pass(tiny_segmenter, options, description):
+    timings = Timings()
+    tiny_segmenter.segment(smooth(128, 160), timings, **options)
+    assert timings.descriptions.get("inference") == description
+    assert list(timings.seconds) == ["preprocess", "inference"]
+
+
 # Strips
 
 
@@ -261,6 +352,8 @@ def test_segment_gpu_agrees_with_cpu_and_survives_out_of_memory(tiny_model, tiny
     image = smooth(120, 160)
     expected = tiny_segmenter.segment(image).label_map
     assert (segmenter.segment(image).label_map == expected).mean() > 0.99
+    in_tiles = tiny_segmenter.segment(image, mode="slide", tta="flip").label_map
+    assert (segmenter.segment(image, mode="slide", tta="flip").label_map == in_tiles).mean() > 0.99
     with pytest.raises(OutOfMemoryError, match="no memory left"):
         Segmenter(Greedy(), tiny_record(), device=cuda, settings=Settings(precision="fp32")).segment(image)
     assert (segmenter.segment(image).label_map == expected).mean() > 0.99
