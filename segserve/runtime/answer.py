@@ -28,11 +28,16 @@ class Answer:
     status: int = 200
     phrase: str = "OK"
     seconds: Mapping[str, float] = field(default_factory=dict)
+    descriptions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def server_timing(self) -> str:
-        """The `Server-Timing` header: milliseconds by stage."""
-        return ", ".join(f"{stage};dur={1000 * seconds:.2f}" for stage, seconds in self.seconds.items())
+        """The `Server-Timing` header: milliseconds by stage, and a description where a stage has one."""
+        return ", ".join(
+            f"{stage};dur={1000 * seconds:.2f}"
+            + (f';desc="{self.descriptions[stage]}"' if stage in self.descriptions else "")
+            for stage, seconds in self.seconds.items()
+        )
 
 
 def json_bytes(document: object) -> bytes:

@@ -66,6 +66,12 @@ class AnswerTooLargeError(TooLargeError):
     code = "answer_too_large"
 
 
+class TooCostlyError(TooLargeError):
+    """More passes through the network than one request may take."""
+
+    code = "cost_too_high"
+
+
 class UnsupportedImageError(SegserveError):
     """Not an image, or one of a format or pixel type that is not read."""
 
@@ -96,3 +102,7 @@ class OutOfMemoryError(SegserveError):
 
 class ModelError(Exception):
     """A model folder, record or archive that cannot be served; raised at load, never while answering."""
+
+
+class FetchError(ModelError):
+    """The checkpoint of a published model cannot be had, or is not the one that was published."""

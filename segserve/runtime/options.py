@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from .errors import BadOptionError, NotAcceptableError
+from .passes import Mode, Tta
 from .record import Strict
 
 
@@ -15,9 +16,13 @@ class Options(Strict):
 
     Attributes:
         mask: how the JSON answer holds the label map: rows of class ids, an indexed PNG, or not at all.
+        mode: the image whole, or in overlapping tiles at its own resolution where that is above the network's.
+        tta: test-time augmentation: an average over mirror images, or over these at 0.5 to 1.75 times the size.
     """
 
     mask: Literal["dense", "png", "none"] = "dense"
+    mode: Mode = "whole"
+    tta: Tta = "none"
 
 
 class MediaType(StrEnum):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .answer import Answer, encode_answer, error_answer, json_bytes
-from .errors import InternalError, OutOfMemoryError, SegserveError
+from .errors import InternalError, OutOfMemoryError, SegserveError, TooCostlyError
 from .image import FORMATS, decode_image
 from .options import MediaType, Options
 from .request import read_request
@@ -39,7 +39,7 @@ class Pipeline:
         except Exception:
             logger.exception("a request failed")
             return error_answer(InternalError("the server failed at this image; its log says why"), timings.seconds)
-        return Answer(body, media_type, seconds=timings.seconds)
+        return Answer(body, media_type, seconds=timings.seconds, descriptions=timings.descriptions)
 
     def _segment(
         self, row: Mapping[str, object], headers: Mapping[str, object], timings: Timings
@@ -47,12 +47,33 @@ class Pipeline:
         with timings.stage("decode"):
             request = read_request(row, headers, self.settings.defaults)
             image_rgb = decode_image(request.image, max_pixels=self.settings.max_image_pixels)
-        segmentation = self.segmenter.segment(image_rgb, timings)
+        options = request.options
+        self._check_cost(options, *image_rgb.shape[:2])
+        segmentation = self.segmenter.segment(image_rgb, timings, mode=options.mode, tta=options.tta)
         with timings.stage("encode"):
             body = encode_answer(
                 request, image_rgb, segmentation, self.segmenter.record, self.settings.max_response_bytes
             )
         return body, request.media_type
+
+    @property
+    def max_cost(self) -> int:
+        """Passes through the network that one request may take."""
+        return self.settings.max_cost or self.segmenter.record.max_cost
+
+    def _check_cost(self, options: Options, height_px: int, width_px: int) -> None:
+        cost = self.segmenter.plan(height_px, width_px, mode=options.mode, tta=options.tta).cost
+        if cost <= self.max_cost:
+            return
+        fitting = [
+            f"mode={mode} tta={tta} ({cost:.1f})"
+            for (mode, tta), cost in self.segmenter.costs(height_px, width_px).items()
+            if cost <= self.max_cost
+        ]
+        raise TooCostlyError(
+            f"mode={options.mode} tta={options.tta} takes {cost:.1f} passes through the network for an image of "
+            f"{width_px} x {height_px} pixels, the limit is {self.max_cost}; these fit: {', '.join(fitting)}"
+        )
 
     def describe(self) -> Answer:
         """What the model is, knows and accepts, as JSON."""
@@ -65,6 +86,7 @@ class Pipeline:
             "limits": {
                 "max_image_pixels": self.settings.max_image_pixels,
                 "max_response_bytes": self.settings.max_response_bytes,
+                "max_cost": self.max_cost,
             },
             "device": str(self.segmenter.device),
             "precision": str(self.segmenter.dtype).removeprefix("torch."),

@@ -23,6 +23,7 @@ class Settings(Strict):
         max_response_bytes: an answer of more bytes is refused. Never above TorchServe's `max_response_size`, which
             kills the worker; the default is TorchServe's own.
         resize: in place of the record's rule.
+        max_cost: in place of the record's.
         defaults: options that hold where a request does not say otherwise.
     """
 
@@ -31,6 +32,7 @@ class Settings(Strict):
     max_image_pixels: PositiveInt = 2**24
     max_response_bytes: PositiveInt = 6_553_500
     resize: ResizeRule | None = None
+    max_cost: PositiveInt | None = None
     defaults: Options = Options()
 
 

@@ -164,5 +164,11 @@ def test_server_timing_lists_stages_in_ms():
     assert answer.server_timing == "decode;dur=1.20, inference;dur=1500.00"
 
 
+def test_server_timing_describes_a_stage_that_has_something_to_tell():
+    seconds = {"inference": 1.5, "encode": 0.001}
+    answer = Answer(b"", MediaType.JSON, seconds=seconds, descriptions={"inference": "2.0 passes"})
+    assert answer.server_timing == 'inference;dur=1500.00;desc="2.0 passes", encode;dur=1.00'
+
+
 def test_json_bytes_keeps_labels_of_other_scripts():
     assert json.loads(json_bytes({"label": "katze 猫"})) == {"label": "katze 猫"}

@@ -115,7 +115,29 @@ def test_parse_options_allowed_value_wins_over_default(value):
 
 
 def test_parse_options_nothing_given_keeps_defaults():
-    assert parse_options({}, Options(mask="none")) == Options(mask="none")
+    assert parse_options({}, Options(mask="none", tta="flip")) == Options(mask="none", tta="flip")
+
+
+def test_parse_options_accuracy_is_not_raised_unasked():
+    assert (Options().mode, Options().tta) == ("whole", "none")
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+@pytest.mark.parametrize("tta", ["none", "flip", "multiscale"])
+def test_parse_options_mode_and_tta_are_taken_together(mode, tta):
+    options = parse_options({"mode": mode, "tta": tta}, Options())
+    assert (options.mode, options.tta, options.mask) == (mode, tta, "dense")
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [("mode", "'whole' or 'slide'"), ("tta", "'none', 'flip' or 'multiscale'")],
+    ids=["mode", "tta"],
+)
+@pytest.mark.parametrize("value", ["Flip", "tiles", "", True, 1, None], ids=repr)
+def test_parse_options_bad_mode_or_tta_raises_and_names_what_is_allowed(name, allowed, value):
+    with pytest.raises(BadOptionError, match=f"^option {name}: got .*{allowed}$"):
+        parse_options({name: value}, Options())
 
 
 @pytest.mark.parametrize("value", ["PNG", "jpeg", "", None, 1, ["png"]], ids=repr)

@@ -16,7 +16,7 @@ from PIL import Image
 from segserve.runtime import pipeline as pipeline_module
 from segserve.runtime.options import Options
 from segserve.runtime.pipeline import Pipeline
-from segserve.runtime.record import InputRule, ResizeRule
+from segserve.runtime.record import InferenceRule, InputRule, ResizeRule
 from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
 
@@ -85,6 +85,61 @@ def test_answer_tells_the_time_of_every_stage(tiny_pipeline):
     answer = tiny_pipeline.answer({"body": encoded(noise(20, 30))}, {})
     stages = [r"decode", r"preprocess", r"inference", r"encode"]
     assert re.fullmatch(", ".join(rf"{stage};dur=\d+\.\d\d" for stage in stages), answer.server_timing)
+
+
+def test_answer_tells_the_cost_that_was_asked_for(tiny_pipeline):
+    answer = tiny_pipeline.answer({"body": encoded(smooth(128, 160))}, {"X-Segment-Mode": "slide"})
+    assert answer.status == 200
+    assert re.search(r', inference;dur=\d+\.\d\d;desc="12\.0 passes", encode;dur', answer.server_timing)
+
+
+@pytest.mark.parametrize("tta", ["none", "flip", "multiscale"])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_answer_mode_and_tta_reach_the_segmenter(tiny_segmenter, mode, tta):
+    image = smooth(100, 130)
+    expected = tiny_segmenter.segment(image, mode=mode, tta=tta).label_map
+    pipeline = Pipeline(tiny_segmenter, Settings(precision="fp32", max_cost=1000))
+    row = {"data": encoded(image), "mode": mode.encode(), "tta": tta.encode()}
+    answer = pipeline.answer(row, {"Accept": "application/x-npy"})
+    assert answer.status == 200
+    assert np.array_equal(np.load(io.BytesIO(answer.body)), expected)
+
+
+def test_answer_above_the_cost_of_the_record_is_413_that_names_what_fits(tiny_pipeline):
+    row = {"body": encoded(smooth(128, 160))}
+    answer = tiny_pipeline.answer(row, {"X-Segment-Mode": "slide", "X-Segment-Tta": "multiscale"})
+    assert (answer.status, error_of(answer)["code"]) == (413, "cost_too_high")
+    message = error_of(answer)["message"]
+    assert re.match(
+        r"mode=slide tta=multiscale takes \d+\.\d passes .* an image of 160 x 128 pixels, the limit is 30; ", message
+    )
+    fitting = re.findall(r"mode=(\w+) tta=(\w+) \((\d+\.\d)\)", message)
+    assert ("slide", "flip", "24.0") in fitting
+    assert ("slide", "multiscale") not in [(mode, tta) for mode, tta, _ in fitting]
+    for mode, tta, cost in fitting:
+        answer = tiny_pipeline.answer(row, {"X-Segment-Mode": mode, "X-Segment-Tta": tta})
+        assert answer.status == 200
+        assert f'desc="{cost} passes"' in answer.server_timing or cost == "1.0"
+
+
+def test_answer_cost_of_settings_goes_before_that_of_the_record(tiny_segmenter):
+    row, flipped = {"body": encoded(smooth(50, 80))}, {"X-Segment-Tta": "flip"}
+    strict = Pipeline(tiny_segmenter, Settings(precision="fp32", max_cost=1))
+    assert strict.answer(row, {}).status == 200
+    assert error_of(strict.answer(row, flipped))["code"] == "cost_too_high"
+    assert Pipeline(tiny_segmenter, Settings(precision="fp32", max_cost=2)).answer(row, flipped).status == 200
+
+
+def test_answer_cost_of_the_record_holds():
+    record = tiny_record(inference=InferenceRule(max_cost=3))
+    pipeline = Pipeline(Segmenter(tiny_network(record), record, device=CPU, settings=FP32), FP32)
+    assert pipeline.max_cost == json.loads(pipeline.describe().body)["limits"]["max_cost"] == 3
+
+
+def test_answer_slide_of_a_thin_image_is_refused_before_it_grows(tiny_pipeline):
+    """The network cannot see one row; it would see 32 of 300,000 pixels."""
+    answer = tiny_pipeline.answer({"body": encoded(np.zeros((1, 300_000, 3), np.uint8))}, {"X-Segment-Mode": "slide"})
+    assert (answer.status, error_of(answer)["code"]) == (413, "cost_too_high")
 
 
 def test_answer_default_options_of_settings_hold(tiny_segmenter):
@@ -181,8 +236,10 @@ def test_describe_tells_what_the_record_and_the_settings_say(tiny_segmenter):
     assert (answer.status, answer.media_type) == (200, "application/json")
     assert [(info["label"], tuple(info["color"])) for info in document["classes"]] == list(CLASSES)
     assert document["input"]["resize"]["size_px"] == 64
-    assert document["limits"] == {"max_image_pixels": 123, "max_response_bytes": 456}
+    assert document["limits"] == {"max_image_pixels": 123, "max_response_bytes": 456, "max_cost": 30}
     assert document["options"]["mask"]["enum"] == ["dense", "png", "none"]
+    assert document["options"]["mode"]["enum"] == ["whole", "slide"]
+    assert document["options"]["tta"]["enum"] == ["none", "flip", "multiscale"]
     assert document["media_types"] == ["application/json", "image/png", "image/jpeg", "application/x-npy"]
     assert document["image_formats"] == ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]
     assert (document["device"], document["precision"]) == ("cpu", "float32")

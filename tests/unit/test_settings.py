@@ -49,10 +49,17 @@ def test_read_config_handler_section_is_read():
         {
             "minWorkers": 2,
             "maxWorkers": 2,
-            "handler": {"precision": "fp32", "defaults": {"mask": "png"}, "resize": {"size_px": 99}},
+            "handler": {
+                "precision": "fp32",
+                "defaults": {"mask": "png", "tta": "flip"},
+                "resize": {"size_px": 99},
+                "max_cost": 7,
+            },
         }
     )
-    assert config.handler == Settings(precision="fp32", defaults=Options(mask="png"), resize=ResizeRule(size_px=99))
+    assert config.handler == Settings(
+        precision="fp32", defaults=Options(mask="png", tta="flip"), resize=ResizeRule(size_px=99), max_cost=7
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,6 +73,8 @@ def test_read_config_handler_section_is_read():
         ({"handler": {"precision": "fp16"}}, "handler.precision: .*'auto', 'bf16' or 'fp32'"),
         ({"handler": {"threads": 0}}, "handler.threads: .*greater than 0"),
         ({"handler": {"max_image_pixels": 0}}, "handler.max_image_pixels: .*greater than 0"),
+        ({"handler": {"max_cost": 0}}, "handler.max_cost: .*greater than 0"),
+        ({"handler": {"defaults": {"tta": "rotate"}}}, "handler.defaults.tta: .*'none', 'flip' or 'multiscale'"),
         ({"handler": {"max_response_bytes": -1}}, "handler.max_response_bytes: .*greater than 0"),
         ({"handler": None}, "handler: .*valid dictionary"),
         ({"maxBatchDelay": 0}, "maxBatchDelay: .*greater than 0"),
