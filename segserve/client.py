@@ -33,14 +33,18 @@ class SegmentationClient:
         if token:
             self._session.headers["Authorization"] = f"Bearer {token}"
 
-    def segment(self, image: bytes, *, mask: str = "png") -> dict[str, Any]:
+    def segment(
+        self, image: bytes, *, mask: str = "png", mode: str | None = None, tta: str | None = None
+    ) -> dict[str, Any]:
         """The JSON answer for an image file, with the label map in the encoding `mask`.
+
+        `mode` and `tta` are sent where they are given, and the server's own otherwise.
 
         Raises:
             RefusedError: the server answered with an error.
             requests.RequestException: it could not be reached.
         """
-        answer: dict[str, Any] = self._post(image, "application/json", mask).json()
+        answer: dict[str, Any] = self._post(image, "application/json", mask=mask, mode=mode, tta=tta).json()
         return answer
 
     def label_png(self, image: bytes) -> bytes:
@@ -60,10 +64,9 @@ class SegmentationClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _post(self, image: bytes, accept: str, mask: str | None = None) -> requests.Response:
+    def _post(self, image: bytes, accept: str, **options: str | None) -> requests.Response:
         headers = {"Accept": accept, "Content-Type": "application/octet-stream"}
-        if mask:
-            headers["X-Segment-Mask"] = mask
+        headers |= {f"X-Segment-{option.title()}": value for option, value in options.items() if value}
         response = self._session.post(self._endpoint, data=image, headers=headers, timeout=self._timeout_s)
         if not response.ok:
             raise _refusal(response)

@@ -10,6 +10,7 @@ from .recipe import RECIPE_FILE
 
 CARD_FILE = "README.md"
 NOTES_FILE = "NOTES.md"
+PICTURE_FILE = "predictions.jpg"
 
 _CARD = Template("""\
 # $summary
@@ -29,11 +30,9 @@ Version $version. Written by `segserve evaluate --write`; edit the files beside 
 
 On $dataset ($images images) at the images' own size: mean IoU **$mean_iou** over the classes present, pixel
 accuracy $pixel_accuracy.
-
-| class | IoU |
-|---|---|
-$class_iou
-
+$further_figures
+$class_figures
+$picture
 $notes
 ## Recipe
 
@@ -47,6 +46,7 @@ def write_card(folder: Path, accuracy: Accuracy) -> None:
     notes = folder / NOTES_FILE
     text = _CARD.substitute(
         _facts(record, accuracy),
+        picture=_picture(folder),
         notes=notes.read_text(encoding="utf-8") if notes.exists() else "",
         recipes=_recipes(folder),
     )
@@ -56,7 +56,6 @@ def write_card(folder: Path, accuracy: Accuracy) -> None:
 def _facts(record: ModelRecord, accuracy: Accuracy) -> dict[str, object]:
     architecture, weights = record.architecture, record.weights
     network = build_network(architecture, len(record.classes))
-    ranked = sorted(accuracy.class_iou.items(), key=lambda item: -item[1])
     return {
         "summary": record.summary,
         "version": record.version,
@@ -76,8 +75,44 @@ def _facts(record: ModelRecord, accuracy: Accuracy) -> dict[str, object]:
         "images": accuracy.images,
         "mean_iou": f"{accuracy.mean_iou:.3f}",
         "pixel_accuracy": f"{accuracy.pixel_accuracy:.3f}",
-        "class_iou": "\n".join(f"| {label} | {iou:.3f} |" for label, iou in ranked),
+        "further_figures": _further_figures(accuracy),
+        "class_figures": _class_figures(accuracy),
     }
+
+
+def _further_figures(accuracy: Accuracy) -> str:
+    """A list of the figures that not every record has; nothing where it has none of them."""
+    figures = {
+        "frequency-weighted IoU": accuracy.frequency_weighted_iou,
+        "mean accuracy": accuracy.mean_accuracy,
+        "mean boundary IoU": accuracy.mean_boundary_iou,
+    }
+    if covered := accuracy.covered:
+        name = f"mean IoU over the {covered.classes} classes in at least {covered.min_images} images"
+        figures = {name: covered.mean_iou, **figures}
+    lines = [f"- {name}: {value:.3f}\n" for name, value in figures.items() if value is not None]
+    return "".join(["\n", *lines]) if lines else ""
+
+
+def _class_figures(accuracy: Accuracy) -> str:
+    """A table of the classes, the best first, with boundary IoU where the record has it."""
+    boundary = accuracy.class_boundary_iou
+    lines = (
+        ["| class | IoU |", "|---|---|"] if boundary is None else ["| class | IoU | boundary IoU |", "|---|---|---|"]
+    )
+    for label, iou in sorted(accuracy.class_iou.items(), key=lambda item: -item[1]):
+        cells = [label, f"{iou:.3f}"]
+        if boundary is not None:
+            cells.append(f"{boundary[label]:.3f}" if label in boundary else "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _picture(folder: Path) -> str:
+    """The folder's picture of predictions, where it has one."""
+    if not (folder / PICTURE_FILE).exists():
+        return ""
+    return f"\n![Pictures, their true classes and the predicted ones]({PICTURE_FILE})\n"
 
 
 def _recipes(folder: Path) -> str:

@@ -1,0 +1,139 @@
+"""`segserve evaluate`."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from ..runtime.passes import Mode, Tta
+from .app import app, console, model_folder, model_source, print_plain, progress_bar, told_in_one_line
+
+if TYPE_CHECKING:
+    from ..data import LabelledImages
+    from ..evaluate.measure import Predictor
+    from ..evaluate.metrics import Evaluation
+    from ..evaluate.report import EvaluationReport
+
+_DEFAULT_MODEL = "embedded"
+_PANEL = "Through a server"
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(help="folder in PASCAL VOC or COCO layout, or a COCO JSON file")],
+    model_argument: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="the same as --model")] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"a model folder, or the name of one in model/; by default {_DEFAULT_MODEL}")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="the images' folder, where the data's layout has none")] = None,
+    split: Annotated[str, typer.Option(help="split to measure on: a name, or the path of a .txt list")] = "dev",
+    mode: Annotated[Mode | None, typer.Option(help="as in a request")] = None,
+    tta: Annotated[Tta | None, typer.Option(help="as in a request")] = None,
+    output_stride: Annotated[
+        Literal[8, 16, 32] | None, typer.Option(help="the same weights at this stride, atrous rates scaled along")
+    ] = None,
+    min_images: Annotated[
+        int, typer.Option(min=1, help="a second mean over the classes that at least so many images hold")
+    ] = 20,
+    json: Annotated[Path | None, typer.Option(help="write the figures to this file")] = None,
+    page: Annotated[Path | None, typer.Option(help="write figures and worst images to this HTML file")] = None,
+    worst: Annotated[int, typer.Option(min=0, help="how many images the page shows")] = 20,
+    write: Annotated[bool, typer.Option("--write", help="write the figures into the model's record and card")] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(help="its address; class names and colours are those of --model", rich_help_panel=_PANEL),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="SEGSERVE_TOKEN", help="inference token", rich_help_panel=_PANEL)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="name of the served model; by default the record's", rich_help_panel=_PANEL)
+    ] = None,
+) -> None:
+    """Measure a model on labelled images at their own size, offline or through a running server."""
+    from ..data import open_data, scan
+    from ..evaluate.offline import offline_model
+    from ..evaluate.page import write_page
+    from ..evaluate.report import as_accuracy, build_report, write_report
+    from ..evaluate.served import served_model
+    from ..runtime.options import Options
+    from ..runtime.record import read_record
+    from ..train.card import write_card
+
+    asked = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
+    with told_in_one_line():
+        _check_alternatives("MODEL", model_argument, {"--model": model})
+        _check_alternatives("--output-stride", output_stride, {"--server": server})
+        not_as_it_is = {"--server": server, "--output-stride": output_stride, "--mode": mode, "--tta": tta}
+        _check_alternatives("--write", write, not_as_it_is)
+        _make_room(path for path in (json, page) if path)
+
+        folder = (model_source if server else model_folder)(model or model_argument or _DEFAULT_MODEL)
+        record, options = read_record(folder), Options.model_validate(asked)
+        labelled = open_data(data, split, record.classes, images=images)
+        scan(labelled, record.classes)  # all that is wrong with the data is told before minutes of work
+        opened = (
+            served_model(server, record, labelled, options, name=name, token=token)
+            if server
+            else offline_model(folder, options, output_stride=output_stride)
+        )
+        with opened as predictor:
+            evaluation = _measure(labelled, predictor)
+            names = {"data": data.resolve().name, "split": Path(split).stem}
+            report = build_report(evaluation, predictor, **names, min_images=min_images)
+            _print_report(report)
+            if json:
+                write_report(json, report)
+            if page:
+                write_page(page, report, evaluation.worst(worst), labelled, predictor)
+        if write:
+            write_card(folder, as_accuracy(report))
+
+
+def _check_alternatives(option: str, value: object, others: Mapping[str, object]) -> None:
+    for other, other_value in others.items():
+        if value and other_value:
+            raise ValueError(f"{option} and {other} do not go together: leave one out")
+
+
+def _make_room(paths: Iterable[Path]) -> None:
+    """Before minutes of work, not after them."""
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder: expected the name of a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _measure(data: "LabelledImages", predictor: "Predictor") -> "Evaluation":
+    from ..evaluate.measure import measure
+
+    with progress_bar("image") as progress:
+        task = progress.add_task("", total=len(data.names))
+        return measure(data, predictor, lambda count: progress.update(task, completed=count))
+
+
+def _print_report(report: "EvaluationReport") -> None:
+    table = Table()
+    table.add_column("class")
+    for heading in ("images", "IoU", "accuracy", "boundary IoU"):
+        table.add_column(heading, justify="right")
+    for row in report.present:
+        table.add_row(row.label, str(row.images), _figure(row.iou), _figure(row.accuracy), _figure(row.boundary_iou))
+    console.print(table)
+    covered = report.covered
+    means = [f"mean IoU {report.mean_iou:.4f} over the {len(report.present)} classes present"]
+    if covered:
+        means += [f"{covered.mean_iou:.4f} over the {covered.classes} in at least {covered.min_images} images"]
+    print_plain(", ".join(means))
+    print_plain(
+        f"frequency-weighted IoU {report.frequency_weighted_iou:.4f}, "
+        f"mean boundary IoU {_figure(report.mean_boundary_iou, digits=4)}, pixel accuracy {report.pixel_accuracy:.4f}, "
+        f"mean accuracy {report.mean_accuracy:.4f}"
+    )
+    print_plain(f"{report.images} images in {report.seconds:.1f} s")
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

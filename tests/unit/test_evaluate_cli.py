@@ -1,0 +1,124 @@
+"""`segserve evaluate` as it is typed."""
+
+import json
+import shutil
+import socket
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from segserve.cli import app
+from segserve.evaluate.report import EvaluationReport, as_accuracy
+from segserve.runtime.record import read_record
+
+from .tiny import write_tiny_model
+from .voc import write_pair, write_squares
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = write_squares(tmp_path_factory.mktemp("squares"), images=4)
+    (folder / "dev.txt").write_text((folder / "train.txt").read_text())
+    return folder
+
+
+def evaluate(*arguments: object):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def refusal(*arguments: object) -> str:
+    """The one line that a command that fails prints."""
+    result = evaluate(*arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("segserve: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+def test_evaluate_prints_figures_and_writes_document_and_page(data, tiny_model, tmp_path):
+    document, page = tmp_path / "new" / "figures.json", tmp_path / "page.html"
+    result = evaluate(
+        "--model", tiny_model, "--data", data, "--split", "dev", "--min-images", 2, "--json", document, "--page", page,
+        "--worst", 3,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    report = EvaluationReport.model_validate_json(document.read_text())
+    assert (report.model, report.data, report.split, report.images) == ("tiny", data.name, "dev", 4)
+    assert f"mean IoU {report.mean_iou:.4f} over the 3 classes present" in result.stdout
+    assert f"{report.covered.mean_iou:.4f} over the 3 in at least 2 images" in result.stdout
+    assert f"pixel accuracy {report.pixel_accuracy:.4f}" in result.stdout
+    assert page.read_text().count("<article>") == 3
+
+
+def test_evaluate_takes_the_model_as_an_argument_too(data, tiny_model):
+    as_argument = evaluate(tiny_model, "--data", data)
+    as_option = evaluate("--model", tiny_model, "--data", data)
+    assert as_argument.exit_code == as_option.exit_code == 0
+    assert as_argument.stdout.splitlines()[:-1] == as_option.stdout.splitlines()[:-1]  # the last tells the seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [(("--tta", "flip"), {"options": {"tta": "flip"}}), (("--output-stride", "8"), {"output_stride": 8})],
+    ids=["tta", "output stride"],
+)
+def test_evaluate_option_changes_figures_and_is_told(data, tiny_model, tmp_path, arguments, changes):
+    for path, given in ((tmp_path / "plain.json", ()), (tmp_path / "changed.json", arguments)):
+        assert evaluate(tiny_model, "--data", data, "--json", path, *given).exit_code == 0
+    plain, changed = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "changed"))
+    assert {key: changed[key] for key in changes} == changes
+    assert plain["confusion"] != changed["confusion"]
+
+
+def test_evaluate_write_puts_the_figures_into_record_and_card(data, tmp_path):
+    model = write_tiny_model(tmp_path)
+    assert evaluate(model, "--data", data, "--json", tmp_path / "figures.json", "--write").exit_code == 0
+    report = EvaluationReport.model_validate_json((tmp_path / "figures.json").read_text())
+    assert read_record(model).accuracy == as_accuracy(report)
+    assert f"mean boundary IoU: {report.mean_boundary_iou:.3f}" in (model / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tiny", "--model", "tiny"), "MODEL and --model do not go together"),
+        (("--write", "--tta", "flip"), "--write and --tta do not go together"),
+        (("--write", "--mode", "slide"), "--write and --mode do not go together"),
+        (("--write", "--output-stride", "8"), "--write and --output-stride do not go together"),
+        (("--write", "--server", "http://127.0.0.1:1"), "--write and --server do not go together"),
+        (("--output-stride", "8", "--server", "http://127.0.0.1:1"), "--output-stride and --server do not go together"),
+        (("--json", "."), "is a folder: expected the name of a file"),
+        (("--model", "nosuchmodel"), "nosuchmodel: not found"),
+        (("--split", "nosuchsplit"), "nosuchsplit"),
+    ],
+    ids=[
+        "model twice", "write and tta", "write and mode", "write and stride", "write and server", "stride and server",
+        "folder as file", "unknown model", "unknown split",
+    ],
+)  # fmt: skip
+def test_evaluate_that_cannot_be_is_told_in_one_line(data, tiny_model, arguments, message):
+    model = () if "MODEL" in message or "model" in message else ("--model", tiny_model)
+    assert message in refusal("--data", data, *model, *arguments)
+
+
+def test_evaluate_missing_data_is_told_in_one_line(tiny_model, tmp_path):
+    assert "nowhere" in refusal(tiny_model, "--data", tmp_path / "nowhere")
+
+
+def test_evaluate_strange_label_is_told_in_one_line_and_nothing_is_written(data, tiny_model, tmp_path):
+    odd = shutil.copytree(data, tmp_path / "odd")
+    write_pair(odd, "square2", np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 7, np.uint8))
+    outputs = "--json", tmp_path / "figures.json", "--page", tmp_path / "page.html"
+    line = refusal(tiny_model, "--data", odd, *outputs)
+    assert "square2" in line
+    assert "7" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["odd"]
+
+
+def test_evaluate_server_that_is_not_there_is_told_in_one_line(data, tiny_model):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        assert f"{url}: no server answers there" in refusal(tiny_model, "--data", data, "--server", url)

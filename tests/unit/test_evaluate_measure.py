@@ -1,0 +1,182 @@
+"""A data set and a model to counts: images, threads, output strides and errors."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from segserve.data import IGNORED, VocFolder
+from segserve.evaluate.measure import measure, segmented
+from segserve.evaluate.offline import at_output_stride, offline_model, predictor_of
+from segserve.runtime.errors import ModelError
+from segserve.runtime.options import Options
+from segserve.runtime.record import Architecture, read_record
+
+from .evaluated import SIDE_PX, color_predictor, color_segmenter, predictions, truths, write_images, write_noisy
+from .tiny import tiny_record
+
+
+def ignore(_finished: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_noisy(tmp_path_factory.mktemp("noisy"))
+
+
+def test_measure_equals_plain_intersection_over_union(data):
+    finished = []
+    with predictor_of(color_segmenter()) as predictor:
+        result = measure(data, predictor, finished.append)
+    assert finished == [1, 2, 3, 4, 5]
+    predicted = np.stack([predictions(seed) for seed in range(5)])
+    truth = np.stack([truths(seed) for seed in range(5)])
+    counted = truth != IGNORED
+    expected = {
+        label: ((predicted == i) & (truth == i)).sum() / (((predicted == i) | (truth == i)) & counted).sum()
+        for i, label in enumerate(result.labels)
+    }
+    assert result.class_iou == pytest.approx(expected)
+    assert 0.2 < min(expected.values()) < max(expected.values()) < 0.9
+    assert result.pixel_accuracy == pytest.approx((predicted == truth)[counted].mean())
+    assert result.counts.images_with.tolist() == [5, 5, 3]
+    assert (result.images, [score.name for score in result.scores]) == (5, data.names)
+
+
+def test_measure_score_of_an_image_is_the_mean_over_its_own_classes(data):
+    result = measure(data, color_predictor(), ignore)
+    alone = [measure(replace_names(data, [name]), color_predictor(), ignore).mean_iou for name in data.names]
+    assert [score.mean_iou for score in result.scores] == pytest.approx(alone)
+
+
+def replace_names(data, names):
+    path = data.folder / f"only-{'-'.join(names)}.txt"
+    path.write_text("\n".join(names))
+    return VocFolder(data.folder, str(path))
+
+
+def test_measure_with_more_threads_counts_the_same(data):
+    one, four = (measure(data, color_predictor(at_once), ignore) for at_once in (1, 4))
+    assert np.array_equal(one.counts.confusion, four.counts.confusion)
+    assert np.array_equal(one.counts.boundary, four.counts.boundary)
+    assert one.scores == four.scores
+
+
+def test_measure_asks_for_several_images_at_once(data):
+    both = threading.Barrier(2, timeout=30)
+    names = replace_names(data, data.names[:2])
+
+    def label_map(name, image_rgb):
+        both.wait()  # neither thread passes alone
+        return color_predictor().label_map(name, image_rgb)
+
+    assert measure(names, replace(color_predictor(), label_map=label_map), ignore).images == 2
+
+
+def test_measure_image_without_labelled_pixels_has_no_score(tmp_path):
+    data = write_images(tmp_path, {"blank": np.full((SIDE_PX, SIDE_PX), IGNORED, np.uint8), "p": predictions(1)})
+    result = measure(data, color_predictor(), ignore)
+    assert (result.images, [score.name for score in result.scores]) == (2, ["p"])
+    assert result.mean_iou == 1
+
+
+def test_measure_perfect_prediction_is_one_in_every_figure(tmp_path):
+    labels = predictions(0)
+    labels[:10] = IGNORED
+    result = measure(write_images(tmp_path, {"a": labels}), color_predictor(), ignore)
+    assert set(result.class_iou.values()) == set(result.class_boundary_iou.values()) == {1.0}
+    assert result.pixel_accuracy == result.mean_accuracy == result.frequency_weighted_iou == 1
+    assert result.counts.confusion.sum() == labels.size - 10 * SIDE_PX
+
+
+def test_measure_strange_label_raises_and_names_image_and_label(tmp_path):
+    labels = np.zeros((SIDE_PX, SIDE_PX), np.uint8)
+    labels[0, 0], labels[1, 1] = 3, 254
+    data = write_images(tmp_path, {"odd": labels})
+    with pytest.raises(ValueError, match=r"^odd: labels \[3, 254\] are none of the model's 3 classes"):
+        measure(data, color_predictor(), ignore)
+
+
+def test_measure_label_map_of_other_size_raises_and_names_the_image(tmp_path):
+    data = write_images(tmp_path, {"odd": np.zeros((SIDE_PX, SIDE_PX - 1), np.uint8)})
+    with pytest.raises(ValueError, match=r"odd\.png: the label map has 63 x 64 pixels"):
+        measure(data, color_predictor(), ignore)
+
+
+def test_measure_label_map_cut_short_raises_and_names_the_image(tmp_path):
+    data = write_images(tmp_path, {"cut": truths(0)})
+    path = tmp_path / "labels" / "cut.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"cut\.png: cannot be decoded"):
+        measure(data, color_predictor(), ignore)
+
+
+def test_measure_stops_asking_after_an_error(tmp_path):
+    data = write_noisy(tmp_path, images=40)
+    asked = []
+
+    def label_map(name, _image_rgb):
+        asked.append(name)
+        raise ValueError(f"{name}: refused")
+
+    with pytest.raises(ValueError, match=r"^p0: refused"):
+        measure(data, replace(color_predictor(at_once=1), label_map=label_map), ignore)
+    assert len(asked) < 10
+
+
+def test_offline_model_gives_what_the_segmenter_gives(data, tiny_model, tiny_segmenter):
+    with offline_model(tiny_model) as predictor:
+        image = segmented(data, predictor, "p1")
+    # bf16 may turn a pixel whose two best classes are next to equal.
+    assert np.mean(image.predicted == tiny_segmenter.segment(image.image_rgb).label_map) > 0.97
+    assert np.array_equal(image.truth, truths(1))
+
+
+def test_predictor_of_passes_the_options_on(data, tiny_segmenter):
+    image_rgb, _ = data.pair("p1")
+    with predictor_of(tiny_segmenter, Options(tta="flip")) as predictor:
+        predicted = predictor.label_map("p1", image_rgb)
+    assert np.array_equal(predicted, tiny_segmenter.segment(image_rgb, tta="flip").label_map)
+    assert not np.array_equal(predicted, tiny_segmenter.segment(image_rgb).label_map)
+
+
+def test_predictor_of_gives_torch_its_threads_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with predictor_of(color_segmenter()) as predictor:
+            assert (predictor.at_once, torch.get_num_threads()) == (4, 1)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("stride", "rates"), [(8, (2, 4)), (16, (1, 2)), (None, (1, 2))], ids=["half", "its own", "none given"]
+)
+def test_at_output_stride_scales_the_rates(stride, rates):
+    architecture = at_output_stride(tiny_record(), stride).architecture
+    assert (architecture.output_stride, architecture.aspp_rates) == (stride or 16, rates)
+
+
+def test_at_output_stride_rates_that_would_not_be_whole_raise():
+    with pytest.raises(ModelError, match=r"^output stride 32: the atrous rates would be \[0.5, 1.0\]"):
+        at_output_stride(tiny_record(), 32)
+
+
+def test_at_output_stride_multiscale_head_raises():
+    record = tiny_record(architecture=Architecture(backbone="test_efficientnet", head="multiscale"))
+    with pytest.raises(ModelError, match=r"^output stride: the multiscale head works at stride 8"):
+        at_output_stride(record, 8)
+
+
+def test_offline_model_at_other_stride_loads_the_same_weights_and_predicts_otherwise(data, tiny_model):
+    with offline_model(tiny_model, output_stride=8) as predictor:
+        finer = segmented(data, predictor, "p1")
+    with offline_model(tiny_model) as predictor:
+        coarser = segmented(data, predictor, "p1")
+    assert not np.array_equal(finer.predicted, coarser.predicted)
+    assert read_record(tiny_model).architecture.output_stride == 16

@@ -1,0 +1,206 @@
+"""The document and the page of an evaluation."""
+
+import io
+import json
+from base64 import b64decode
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segserve.data import IGNORED
+from segserve.evaluate.measure import SegmentedImage, measure
+from segserve.evaluate.metrics import ImageScore
+from segserve.evaluate.page import render_page, write_page
+from segserve.evaluate.pictures import draw_difference, reduced, view_image
+from segserve.evaluate.report import EvaluationReport, as_accuracy, build_report, write_report, write_whole
+from segserve.runtime.record import ClassInfo
+
+from .evaluated import SIDE_PX, color_predictor, write_images, write_noisy
+from .tiny import tiny_record
+
+HOSTILE = "<script>alert(1)</script>&\"'"
+
+
+class Page(HTMLParser):
+    """What the tests look at: tags with attributes, and the text by enclosing tag."""
+
+    VOID = frozenset({"meta", "img"})
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another"
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts.append((self.open[-1], data.strip()))
+
+    def attributes(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def text(self, tag: str) -> list[str]:
+        return [text for name, text in self.texts if name == tag and text]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_noisy(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def evaluation(data):
+    return measure(data, color_predictor(), lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def report(evaluation):
+    return build_report(evaluation, color_predictor(), data="squares", split="dev", min_images=4)
+
+
+def image(seed: int = 0, size_hw: tuple[int, int] = (30, 20)) -> SegmentedImage:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 3, size_hw).astype(np.uint8)
+    truth[:2] = IGNORED
+    return SegmentedImage(rng.integers(0, 256, (*size_hw, 3)).astype(np.uint8), truth, np.roll(truth, 1) % 3)
+
+
+def pixels(uri: str) -> np.ndarray:
+    head, content = uri.split(",")
+    assert head == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(b64decode(content))) as picture:
+        return np.array(picture)
+
+
+def test_report_holds_every_figure(evaluation, report):
+    assert report.mean_iou == evaluation.mean_iou
+    assert report.covered == evaluation.covered_mean(4)
+    assert (report.covered.classes, report.images) == (2, 5)
+    assert report.frequency_weighted_iou == evaluation.frequency_weighted_iou
+    assert report.mean_boundary_iou == evaluation.mean_boundary_iou
+    assert (report.pixel_accuracy, report.mean_accuracy) == (evaluation.pixel_accuracy, evaluation.mean_accuracy)
+    assert {row.label: row.iou for row in report.classes} == evaluation.class_iou
+    assert {row.label: row.boundary_iou for row in report.classes} == evaluation.class_boundary_iou
+    assert [row.images for row in report.classes] == [5, 5, 3]
+    assert report.pixels == sum(row.pixels for row in report.classes) == np.sum(report.confusion)
+    assert report.image_mean_iou == {score.name: score.mean_iou for score in evaluation.scores}
+
+
+def test_report_class_that_is_absent_has_no_figures(tmp_path):
+    data = write_images(tmp_path, {"a": np.zeros((SIDE_PX, SIDE_PX), np.uint8)})
+    absent = build_report(
+        measure(data, color_predictor(), lambda _: None), color_predictor(), data="d", split="s", min_images=1
+    ).classes[2]
+    assert (absent.images, absent.pixels, absent.iou, absent.accuracy, absent.boundary_iou) == (0, 0, None, None, None)
+
+
+def test_report_json_round_trip(tmp_path, report):
+    write_report(tmp_path / "report.json", report)
+    text = (tmp_path / "report.json").read_text()
+    assert EvaluationReport.model_validate_json(text) == report
+    assert json.loads(text)["format_version"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_report_as_accuracy_rounds_what_was_measured(evaluation, report):
+    accuracy = as_accuracy(report)
+    assert (accuracy.dataset, accuracy.images) == ("squares dev", 5)
+    assert accuracy.mean_iou == round(evaluation.mean_iou, 4)
+    assert accuracy.covered.mean_iou == round(report.covered.mean_iou, 4)
+    assert accuracy.class_iou == {label: round(iou, 4) for label, iou in evaluation.class_iou.items()}
+    assert accuracy.class_boundary_iou.keys() == accuracy.class_iou.keys()
+    assert accuracy.mean_boundary_iou == round(evaluation.mean_boundary_iou, 4)
+
+
+def test_write_whole_that_fails_leaves_the_file_that_was_there(tmp_path):
+    path = tmp_path / "page.html"
+    write_whole(path, "before")
+    with pytest.raises(UnicodeEncodeError, match="surrogates not allowed"):
+        write_whole(path, "half" * 10_000 + "\ud800")
+    assert path.read_text() == "before"
+
+
+def test_page_shows_the_worst_first_with_four_pictures_each(tmp_path, evaluation, report, data):
+    write_page(tmp_path / "page.html", report, evaluation.worst(3), data, color_predictor())
+    page = Page((tmp_path / "page.html").read_text())
+    assert page.open == []
+    by_score = sorted(evaluation.scores, key=lambda score: score.mean_iou)
+    assert page.text("h3") == [f"{score.name}: {score.mean_iou:.3f}" for score in by_score[:3]]
+    assert len(page.attributes("img")) == 12
+    assert page.text("figcaption") == ["picture", "truth", "prediction", "difference"] * 3
+    assert all(pixels(attributes["src"]).shape == (64, 64, 3) for attributes in page.attributes("img"))
+
+
+def test_page_shows_the_figures_and_needs_nothing_beside_it(report):
+    text = render_page(report, tiny_record(), [])
+    page = Page(text)
+    figures = [report.mean_iou, report.covered.mean_iou, report.frequency_weighted_iou]
+    figures += [report.mean_boundary_iou, report.pixel_accuracy, report.mean_accuracy]
+    assert page.text("dd") == [f"{figure:.3f}" for figure in figures]
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "img", "h3"})
+    assert "http" not in text
+    cells = page.text("td")
+    assert f"{report.classes[1].iou:.3f}" in cells
+    share = report.confusion[0][1] / report.classes[0].pixels
+    assert f"{100 * share:.0f}" in cells
+
+
+def test_page_escapes_every_name(report):
+    record = tiny_record(classes=tuple(ClassInfo(label=f"{HOSTILE}{i}", color=(i, 0, 0)) for i in range(3)))
+    rows = tuple(row.model_copy(update={"label": f"{HOSTILE}{row.id}"}) for row in report.classes)
+    hostile = report.model_copy(
+        update={"classes": rows, "model": HOSTILE, "data": HOSTILE, "split": HOSTILE, "server": HOSTILE}
+    )
+    page = Page(render_page(hostile, record, [view_image(ImageScore(HOSTILE, 0.5), image(), record)]))
+    assert page.open == []
+    assert not page.attributes("script")
+    assert page.text("h3") == [f"{HOSTILE}: 0.500"]
+    assert f"picture of {HOSTILE}" in [attributes["alt"] for attributes in page.attributes("img")]
+    assert f"{HOSTILE}2" in page.text("th")
+
+
+def test_view_image_pictures_show_what_they_are_called(data):
+    image_rgb, _ = data.pair("p0")
+    predicted = color_predictor().label_map("p0", image_rgb)
+    truth = np.where(predicted == 2, 1, predicted).astype(np.uint8)
+    view = view_image(ImageScore("p0", 0.5), SegmentedImage(image_rgb, truth, predicted), tiny_record())
+    assert view.class_iou.keys() == {"background", "cat"}
+    assert view.class_iou["background"] == 1
+    assert np.abs(pixels(view.picture).astype(int) - image_rgb).mean() < 10
+    seen, true = pixels(view.prediction).astype(int), pixels(view.truth).astype(int)
+    differs = np.abs(seen - true).max(axis=2) > 16
+    assert (differs == (predicted == 2)).mean() > 0.95
+    red = pixels(view.difference).astype(int)
+    assert ((red[..., 0] - red[..., 1] > 60) == (predicted == 2)).mean() > 0.95
+
+
+def test_draw_difference_colours_wrong_right_and_ignored_pixels():
+    grey = np.full((1, 3, 3), 100, np.uint8)
+    labels = np.array([[0, 1, IGNORED]], np.uint8)
+    right, wrong, ignored = draw_difference(SegmentedImage(grey, labels, np.array([[0, 2, 2]], np.uint8)))[0].tolist()
+    assert right[0] == right[1] == right[2]
+    assert wrong[0] > 150 > 60 > wrong[1]
+    assert ignored == [255, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "expected"),
+    [((30, 20), (30, 20)), ((400, 1), (400, 1)), ((1600, 800), (400, 200)), ((3, 4000), (1, 400))],
+    ids=["small", "as large as may be", "large", "a thin row"],
+)
+def test_reduced_keeps_small_images_and_never_mixes_labels(size_hw, expected):
+    large = image(size_hw=size_hw)
+    small = reduced(large)
+    assert small.image_rgb.shape == (*expected, 3)
+    assert small.truth.shape == small.predicted.shape == expected
+    assert set(np.unique(small.truth)) <= set(np.unique(large.truth))

@@ -1,0 +1,184 @@
+"""A server as a predictor, against real sockets: what is sent, what agrees with offline, what is refused."""
+
+import base64
+import io
+import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segserve.evaluate.measure import measure
+from segserve.evaluate.offline import NO_OPTIONS
+from segserve.evaluate.served import served_model
+from segserve.runtime.mask import encode_png
+from segserve.runtime.options import Options
+
+from .evaluated import color_predictor, write_noisy
+from .tiny import CLASSES, tiny_record
+
+RECORD = tiny_record()
+
+
+def answer_to(image_file: bytes) -> dict:
+    """What a server with the record's classes answers: here a pixel's class is its strongest colour."""
+    with Image.open(io.BytesIO(image_file)) as picture:
+        label_map = np.array(picture.convert("RGB")).argmax(axis=2).astype(np.uint8)
+    return as_answer(label_map)
+
+
+def as_answer(label_map: np.ndarray) -> dict:
+    present = [{"id": int(i), "label": CLASSES[i][0]} for i in np.unique(label_map) if i < len(CLASSES)]
+    data = base64.b64encode(encode_png(label_map, RECORD.palette)).decode()
+    return {"model": {"name": "tiny"}, "classes": present, "mask": {"encoding": "png", "data": data}}
+
+
+class Server(ThreadingHTTPServer):
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Door)
+        self.answer = lambda content: (200, json.dumps(answer_to(content)).encode())
+        self.received = []
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Door(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.received.append((self.path, dict(self.headers), content))
+        status, body = self.server.answer(content)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_noisy(tmp_path_factory.mktemp("served"))
+
+
+def measured(url, data, record=RECORD, options=NO_OPTIONS, **keywords):
+    with served_model(url, record, data, options, **keywords) as predictor:
+        return measure(data, predictor, lambda _: None)
+
+
+def test_served_model_counts_the_same_pixels_as_the_same_model_offline(server, data):
+    through, offline = measured(server.url, data), measure(data, color_predictor(), lambda _: None)
+    assert np.array_equal(through.counts.confusion, offline.counts.confusion)
+    assert np.array_equal(through.counts.boundary, offline.counts.boundary)
+    assert 0.3 < offline.mean_iou < 0.9
+
+
+def test_served_model_sends_the_files_as_they_are(server, data):
+    measured(server.url, data, token="made up", name="other")  # noqa: S106
+    files = {data.paths(name)[0].read_bytes() for name in data.names}
+    assert {content for _, _, content in server.received} == files
+    assert {path for path, _, _ in server.received} == {"/predictions/other"}
+    assert {headers["Authorization"] for _, headers, _ in server.received} == {"Bearer made up"}
+
+
+def test_served_model_by_default_is_the_record_s(server, data):
+    measured(server.url, data)
+    assert {path for path, _, _ in server.received} == {"/predictions/tiny"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (NO_OPTIONS, {"X-Segment-Mask": "png"}),
+        (
+            Options(tta="flip", mode="slide"),
+            {"X-Segment-Mask": "png", "X-Segment-Tta": "flip", "X-Segment-Mode": "slide"},
+        ),
+        (Options(tta="none"), {"X-Segment-Mask": "png", "X-Segment-Tta": "none"}),
+    ],
+    ids=["none", "both", "one that is the default"],
+)
+def test_served_model_sends_the_options_that_were_set(server, data, options, expected):
+    measured(server.url, data, options=options)
+    for _, headers, _ in server.received:
+        assert {name: value for name, value in headers.items() if name.startswith("X-Segment")} == expected
+
+
+def test_served_model_refusal_raises_and_names_the_image(server, data):
+    body = json.dumps({"error": {"code": "image_corrupt", "message": "no image"}}).encode()
+    server.answer = lambda _: (422, body)
+    with pytest.raises(ValueError, match=r"^p0: 422 image_corrupt: no image$"):
+        measured(server.url, data)
+
+
+def test_served_model_without_a_server_raises_and_names_the_address(data):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=rf"^{url}: no server answers there"):
+            measured(url, data)
+
+
+def test_served_model_address_without_scheme_raises(data):
+    with pytest.raises(ValueError, match=r"^p0: .*[Nn]o (scheme|connection adapters)"):
+        measured("localhost:8080", data)
+
+
+WRONG_SIZE = as_answer(np.zeros((64, 65), np.uint8))
+STRANGE_CLASS = as_answer(np.full((64, 64), 3, np.uint8))
+OTHER_LABEL = {**as_answer(np.zeros((64, 64), np.uint8)), "classes": [{"id": 1, "label": "bird"}]}
+OTHER_CLASSES = {**OTHER_LABEL, "classes": [{"id": 7, "label": "cat"}]}
+NOT_A_PNG = {**OTHER_LABEL, "classes": [], "mask": {"encoding": "png", "data": base64.b64encode(b"GIF89a").decode()}}
+CUT_PNG = {
+    **NOT_A_PNG,
+    "mask": {**WRONG_SIZE["mask"], "data": as_answer(np.zeros((64, 64), np.uint8))["mask"]["data"][:64]},
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (WRONG_SIZE, "expected a mask of 64 x 64 pixels and mode P, got 65 x 64 pixels"),
+        (STRANGE_CLASS, "the server's mask has class 3, the record's are 0 to 2"),
+        (OTHER_LABEL, "the server calls class 1 'bird', the record 'cat'"),
+        (OTHER_CLASSES, "the server calls class 7 'cat', the record None"),
+        (NOT_A_PNG, "the server's mask cannot be decoded"),
+        (CUT_PNG, "the server's mask cannot be decoded"),
+        ({"classes": [], "mask": {"encoding": "dense", "data": "0"}}, "expected a mask encoded as png"),
+        ({"classes": [], "mask": {"encoding": "png", "data": "*"}}, "the mask is not base64"),
+        ({"status": "Healthy"}, "the server's answer is no segmentation"),
+        ([1, 2], "the server's answer is no segmentation"),
+    ],
+    ids=[
+        "other size", "class beyond the record's", "other label", "label of another id", "no PNG", "PNG cut short",
+        "other encoding", "no base64", "another service", "a list",
+    ],
+)  # fmt: skip
+def test_served_model_answer_that_is_none_raises_and_names_the_image(server, data, answer, message):
+    server.answer = lambda _: (200, json.dumps(answer).encode())
+    with pytest.raises(ValueError, match=f"^p0: {message}"):
+        measured(server.url, data)
+
+
+def test_served_model_answer_that_is_no_json_raises_and_names_the_image(server, data):
+    server.answer = lambda _: (200, b"<html>")
+    with pytest.raises(ValueError, match=r"^p0: "):
+        measured(server.url, data)
