@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 from . import runtime
 from .resources import resource
 from .runtime.errors import ModelError
-from .runtime.network import load_network
 from .runtime.record import RECORD_FILE, ModelRecord, read_record, read_yaml
 from .runtime.settings import CONFIG_FILE, read_config
+from .runtime.weights import load_network
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold

@@ -1,11 +1,8 @@
-"""Builds the network that a record describes and loads its weights, checked against the record."""
+"""Builds the network that a record describes."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
@@ -13,7 +10,7 @@ from deeplabv3 import CoreNetHead, DeepLabHead, MultiScaleDeepLabHead
 
 from .backbone import build_backbone
 from .errors import ModelError
-from .record import Architecture, ModelRecord, sha256_of
+from .record import Architecture
 
 
 class SegmentationNetwork(nn.Module):
@@ -84,43 +81,3 @@ def _build_head(architecture: Architecture, channels: Sequence[int], num_classes
         )
     single_level = {"deeplabv3": DeepLabHead, "corenet": CoreNetHead}[architecture.head]
     return single_level(channels[-1], num_classes, **options)
-
-
-def load_network(record: ModelRecord, folder: Path) -> SegmentationNetwork:
-    """The record's network with its weights from `folder`, in evaluation mode, float32 on the CPU.
-
-    Raises:
-        ModelError: the weights are missing, have another SHA-256 than the record says, are not a safetensors
-            file, or do not fit the network (the first names or shapes that differ are told).
-    """
-    network = build_network(record.architecture, len(record.classes))
-    state = _read_weights(record, folder)
-    expected = network.state_dict()
-    misfits = [
-        f"{name}: expected {_shape(expected.get(name))}, got {_shape(state.get(name))}"
-        for name in sorted(expected.keys() | state.keys())
-        if _shape(expected.get(name)) != _shape(state.get(name))
-    ]
-    if misfits:
-        raise ModelError(f"weights do not fit the record in {len(misfits)} tensors; first: {'; '.join(misfits[:3])}")
-    network.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in state.items()}, strict=True)
-    return network.eval()
-
-
-def _read_weights(record: ModelRecord, folder: Path) -> dict[str, Tensor]:
-    if record.weights is None:
-        raise ModelError(f"{record.name}: the record names no weights: train the model first")
-    path = folder / record.weights.file
-    if not path.is_file():
-        raise ModelError(f"{record.weights.file}: the weights are missing")
-    digest = sha256_of(path)
-    if digest != record.weights.sha256:
-        raise ModelError(f"{record.weights.file}: SHA-256 is {digest}, the record says {record.weights.sha256}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ModelError(f"{record.weights.file}: not a safetensors file: {error}") from error
-
-
-def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None else tuple(tensor.shape)
