@@ -38,7 +38,8 @@ serve: $(STAMP) ## start the server, leave it running, print a curl command for 
 stop: $(STAMP) ## stop the server that `make serve` started
 	$(BIN)/segserve stop
 
-mar: $(STAMP) ## pack the model into an archive for TorchServe in build/
+mar: $(STAMP) ## pack the model into an archive for TorchServe in build/, its weights fetched where they are missing
+	$(BIN)/segserve fetch model/$(MODEL)
 	$(BIN)/segserve archive model/$(MODEL) --output build
 
 test: $(STAMP) ## run all tests, those against a real server included

@@ -1,6 +1,6 @@
 """The command line, `segserve`. It parses, calls and prints; the work is done in the modules that it calls."""
 
-from . import evaluation, serving, training
+from . import evaluation, models, serving, training
 from .app import app
 
-__all__ = ["app", "evaluation", "serving", "training"]
+__all__ = ["app", "evaluation", "models", "serving", "training"]

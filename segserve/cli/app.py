@@ -21,7 +21,6 @@ app = typer.Typer(
 console = Console()
 
 ModelArgument = Annotated[str, typer.Argument(help="a model folder, or the name of one in model/")]
-DataOption = Annotated[Path, typer.Option(help="folder with images/, labels/ and SPLIT.txt in PASCAL VOC layout")]
 
 
 @contextmanager
@@ -51,11 +50,23 @@ def print_plain(line: str) -> None:
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def model_folder(model: str) -> Path:
+def model_source(model: str) -> Path:
+    """The folder of a model, with or without its weights."""
     return Path(model) if Path(model).is_dir() else resource(f"model/{model}")
 
 
-def progress_bar(unit: str) -> Progress:
+def model_folder(model: str) -> Path:
+    """The folder that a model is served from: its own, or that which `segserve fetch` made.
+
+    Raises:
+        ModelError: the weights are yet to be fetched.
+    """
+    from ..fetch import servable_folder
+
+    return servable_folder(model_source(model))
+
+
+def progress_bar(unit: str, *, shown: bool = True) -> Progress:
     columns = (
         TextColumn(unit),
         MofNCompleteColumn(),
@@ -63,4 +74,4 @@ def progress_bar(unit: str) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), disable=not shown)
