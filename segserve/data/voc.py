@@ -1,72 +1,79 @@
-"""A data set in PASCAL VOC layout.
+"""Data sets in PASCAL VOC layout: images, label PNGs and split lists.
 
-DATA/images/NAME.jpg    RGB picture
-DATA/labels/NAME.png    8-bit label map of the same size: class ids, 255 for pixels to ignore
+DATA/images/NAME.jpg    or .jpeg, .png, .webp, .bmp, .tif, .tiff
+DATA/labels/NAME.png    8-bit grey or palette PNG: pixel value = class id, 255 for pixels to ignore
 DATA/SPLIT.txt          one NAME a line
+
+The folders may have the names of the original as well: JPEGImages, SegmentationClass and ImageSets/Segmentation.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from ..runtime.errors import SegserveError
-from ..runtime.image import decode_image
 from ..runtime.mask import LabelMap
+from .errors import DataError
+from .files import read_bytes, read_label_png
+from .labelled import LabelledImages
 
-_MAX_PIXELS = 2**24
+_LOWER = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_SUFFIXES = (*_LOWER, *(suffix.upper() for suffix in _LOWER))
 
 
-@dataclass(frozen=True)
-class VocFolder:
-    """The images and label maps of one split.
+class _Layout(NamedTuple):
+    """Folders within the data set."""
+
+    images: str
+    labels: str
+    lists: str
+
+
+_LAYOUTS = _Layout("images", "labels", "."), _Layout("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+
+
+class VocFolder(LabelledImages):
+    """One split of a folder in PASCAL VOC layout.
+
+    Args:
+        folder: the data set.
+        split: the name of a list in the folder, or the path of any .txt list.
 
     Raises:
-        FileNotFoundError: the split list, an image or a label map is missing; the first missing ones are named.
-        ValueError: the split is empty.
+        DataError: the folder has another layout, the list is missing or names no image.
     """
 
-    folder: Path
-    split: str  # a name, for SPLIT.txt in the folder, or the path of such a list
-
-    def __post_init__(self) -> None:
-        if not self.names:
-            raise ValueError(f"split {self.split} names no image")
-        missing = [path for name in self.names for path in self.paths(name) if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(f"{len(missing)} files are missing, first: {', '.join(map(str, missing[:5]))}")
-
-    @property
-    def names(self) -> list[str]:
-        path = Path(self.split) if self.split.endswith(".txt") else self.folder / f"{self.split}.txt"
-        return path.read_text(encoding="utf-8").split()
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder = folder
+        self._layout = _layout_of(folder)
+        self.source = Path(split) if split.endswith(".txt") else folder / self._layout.lists / f"{split}.txt"
+        self.names = _read_names(self.source)
 
     def paths(self, name: str) -> tuple[Path, Path]:
-        """Where the image and the label map of that name lie."""
-        return self.folder / "images" / f"{name}.jpg", self.folder / "labels" / f"{name}.png"
+        images = self.folder / self._layout.images
+        candidates = (images / f"{name}{suffix}" for suffix in _SUFFIXES)
+        image = next((path for path in candidates if path.is_file()), images / f"{name}.jpg")
+        return image, self.folder / self._layout.labels / f"{name}.png"
 
     def labels(self, name: str) -> LabelMap:
-        """The label map alone."""
-        with Image.open(self.paths(name)[1]) as picture:
-            return np.array(picture)
+        return read_label_png(self.folder / self._layout.labels / f"{name}.png")
 
-    def pair(self, name: str) -> tuple[NDArray[np.uint8], LabelMap]:
-        """The image, uint8 (H, W, 3), RGB, upright as when it is served, and its label map, uint8 (H, W).
 
-        Raises:
-            ValueError: the image cannot be decoded, or the label map is not 8-bit and of the same size.
-        """
-        image_path, _ = self.paths(name)
-        try:
-            image_rgb = decode_image(image_path.read_bytes(), max_pixels=_MAX_PIXELS)
-        except SegserveError as error:
-            raise ValueError(f"{name}: {error}") from error
-        labels = self.labels(name)
-        if labels.shape != image_rgb.shape[:2] or labels.dtype != np.uint8:
-            raise ValueError(
-                f"{name}: expected a label map of uint8 {image_rgb.shape[:2]} (height, width), as the image has, "
-                f"got {labels.dtype} {labels.shape}"
-            )
-        return image_rgb, labels
+def _layout_of(folder: Path) -> _Layout:
+    for layout in _LAYOUTS:
+        if (folder / layout.images).is_dir():
+            return layout
+    expected = " or ".join(f"{layout.images}/ and {layout.labels}/" for layout in _LAYOUTS)
+    raise DataError(f"{folder}: is no data set in PASCAL VOC layout: expected {expected} in it")
+
+
+def _read_names(path: Path) -> list[str]:
+    if not path.is_file():
+        there = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
+        raise DataError(f"{path}: there is no such split list; lists in that folder: {there}")
+    try:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8 text ({error.reason}, byte {error.start})") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"{path}: the split is empty; write one name a line, that of an image without its suffix")
+    return names
