@@ -1,37 +1,91 @@
 """`segserve train`."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.progress import Progress
 
-from .app import DataOption, app, console, progress_bar, told_in_one_line
+from ..runtime.record import Architecture
+from ..train.recipe import Recipe
+from .app import app, console, progress_bar, told_in_one_line
+from .flags import flags_of, given_for
+
+if TYPE_CHECKING:
+    from ..train.log import StepReport
 
 
 @app.command()
+@flags_of(Architecture, Recipe)
 def train(
-    model: Annotated[Path, typer.Argument(help="model folder with model.yaml and recipe.yaml")],
-    data: DataOption,
+    model: Annotated[Path, typer.Argument(help="model folder; one without model.yaml is made from the flags")],
+    *,
+    data: Annotated[Path, typer.Option(help="folder in PASCAL VOC or COCO layout, or a COCO JSON file")],
+    images: Annotated[Path | None, typer.Option(help="the images' folder, where the data's layout has none")] = None,
     split: Annotated[str, typer.Option(help="split to train on: a name, or the path of a .txt list")] = "train",
-    recipe: Annotated[str, typer.Option(help="file in the model folder that says how")] = "recipe.yaml",
-    run: Annotated[Path | None, typer.Option(help="folder for checkpoints and log; default: runs/MODEL")] = None,
+    val: Annotated[str | None, typer.Option(help="split to measure on, now and then and at the end")] = None,
+    classes: Annotated[Path | None, typer.Option(help="class file of a new model")] = None,
+    size_px: Annotated[int, typer.Option(min=32, help="longer side of a new model's input")] = 448,
+    licence: Annotated[str, typer.Option(help="of a new model's weights")] = "not stated",
+    recipe: Annotated[str, typer.Option(help="file in the model folder; flags come before it")] = "recipe.yaml",
+    run: Annotated[Path | None, typer.Option(help="folder of checkpoint and logs; default: runs/MODEL/RECIPE")] = None,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="steps")] = 50,
+    validate_every: Annotated[int, typer.Option(min=1, help="steps")] = 500,
+    workers: Annotated[int, typer.Option(min=0, help="processes that load data")] = 1,
+    **given: object,
 ) -> None:
-    """Train a model by its recipe, or go on with a run that was interrupted, and write its weights."""
-    from ..data import VocFolder
-    from ..runtime.record import read_record
-    from ..train.export import WEIGHTS_FILE, export_weights
+    """Train a model, or go on with a run that was interrupted, and write a folder that is ready to be packed.
+
+    On several GPUs: torchrun --nproc-per-node 4 -m segserve train ...
+    """
+    from ..data import open_data, read_class_file
+    from ..train.distributed import leads
+    from ..train.finish import measure_model, write_model
+    from ..train.loop import RunOptions
     from ..train.loop import train as train_network
-    from ..train.recipe import read_recipe
+    from ..train.new_model import prepare_model
+    from ..train.recipe import prepare_recipe
+    from ..train.validate import Validation
 
     with told_in_one_line():
-        steps = read_recipe(model / recipe)
-        with progress_bar("step") as progress:
-            task = progress.add_task("", total=steps.steps)
+        listed = read_class_file(classes) if classes else None
+        asked = given_for(Architecture, given)
+        labels, categories = (listed.classes, listed.categories) if listed else (None, None)
+        record = prepare_model(model, asked, labels, size_px=size_px, licence=licence)
+        opened = partial(open_data, data, images=images, categories=categories)
+        steps = prepare_recipe(model / recipe, given_for(Recipe, given))
+        training = opened(split, record.classes)
+        measured = opened(val, record.classes) if val else None
+        with progress_bar("step", shown=leads()) as progress:
+            network = train_network(
+                model,
+                steps,
+                training,
+                run or Path("runs") / model.resolve().name / Path(recipe).stem,
+                _shown_in(progress, steps.steps),
+                validate=Validation(record, measured) if measured else None,
+                options=RunOptions(checkpoint_every, validate_every, workers),
+            )
+        if not leads():
+            return
+        write_model(network, model)
+        if measured:
+            report = measure_model(model, measured, dataset=data.resolve().name, split=str(val))
+            console.print(f"mean IoU {report.mean_iou:.4f} on {val}", highlight=False)
+        console.print(f"{model} is ready: segserve archive {model}", highlight=False, soft_wrap=True)
 
-            def report(step: int, loss: float, _seconds: float) -> None:
-                progress.update(task, completed=step, description=f"loss {loss:.3f}")
 
-            checkpoints = run or Path("runs") / model.name / Path(recipe).stem
-            network = train_network(model, steps, VocFolder(data, split), checkpoints, report)
-        export_weights(network, read_record(model), model)
-        console.print(f"{model / WEIGHTS_FILE} written")
+def _shown_in(progress: Progress, steps: int) -> "Callable[[StepReport], None]":
+    """What draws every step's loss, and the mean IoU once one was measured, into the progress bar."""
+    task = progress.add_task("", total=steps)
+    mean_iou = ""
+
+    def show(report: "StepReport") -> None:
+        nonlocal mean_iou
+        if report.mean_iou is not None:
+            mean_iou = f", mean IoU {report.mean_iou:.3f}"
+        progress.update(task, completed=report.step, description=f"loss {report.loss:.3f}{mean_iou}")
+
+    return show

@@ -15,12 +15,16 @@ CHECKPOINT_FILE = "checkpoint.pt"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `step` finished steps; tensors on the CPU."""
+    """The state after `step` finished steps.
+
+    Attributes:
+        origin: what the run was started with; a run goes on only with the same.
+        states: state dicts by the name of the part: network, average, optimizer, scaler.
+    """
 
     step: int
-    recipe: dict[str, Any]
-    network: dict[str, Any]
-    optimizer: dict[str, Any]
+    origin: dict[str, Any]
+    states: dict[str, dict[str, Any]]
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -57,11 +57,14 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
 
     Each pass visits every image as often as `repeats`, float64 (images,), says, shuffled: 1.3 is once, and a second
     time in three passes of ten. Which images a step sees follows from (seed, step) alone, so a resumed run goes on with
-    the very same batches.
+    the very same batches. Of several processes, each gets its share of every batch.
     """
 
-    def __init__(self, repeats: NDArray[np.float64], recipe: Recipe, first_step: int) -> None:
+    def __init__(
+        self, repeats: NDArray[np.float64], recipe: Recipe, first_step: int, *, rank: int = 0, processes: int = 1
+    ) -> None:
         self._repeats, self._recipe, self._first_step = repeats, recipe, first_step
+        self._share = slice(rank, None, processes)
 
     def __len__(self) -> int:
         return self._recipe.steps - self._first_step
@@ -70,7 +73,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         size, order = self._recipe.batch_size, self._order()
         for step in range(self._first_step, self._recipe.steps):
             places = range(step * size, (step + 1) * size)
-            yield [(int(order[place]), self._seed(place)) for place in places]
+            yield [(int(order[place]), self._seed(place)) for place in places[self._share]]
 
     def _order(self) -> NDArray[np.int64]:
         """The index of every place of the whole run: one pass after the other."""

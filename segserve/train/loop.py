@@ -1,117 +1,131 @@
 """The training loop. A run killed at any moment goes on from its last checkpoint with the same batches."""
 
-import csv
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name the field uses
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..data import LabelledImages, scan
 from ..runtime.errors import ModelError
-from ..runtime.network import SegmentationNetwork, build_network, load_network
-from ..runtime.record import ModelRecord, read_record
-from .backbone import load_backbone
-from .checkpoint import Checkpoint
-from .dataset import IGNORED, StepSampler, TrainingCrops, VocFolder
-from .optimizer import build_optimizer, build_schedule
+from ..runtime.network import SegmentationNetwork
+from ..runtime.record import InputRule, ModelRecord, read_record
+from .balance import rare_classes, repeat_factors
+from .copy_paste import ObjectPaste
+from .crops import StepSampler, TrainingCrops
+from .distributed import World, joined, leads
+from .log import RunLog, StepReport
 from .recipe import Recipe
+from .state import TrainingState
 
-CHECKPOINT_EVERY = 50  # steps
-LOG_FILE = "log.csv"
-
-Report = Callable[[int, float, float], None]
+Validate = Callable[[SegmentationNetwork], float]
 
 
-def train(model: Path, recipe: Recipe, data: VocFolder, run: Path, report: Report) -> SegmentationNetwork:
+@dataclass(frozen=True)
+class RunOptions:
+    """What does not change the weights that come out.
+
+    Attributes:
+        checkpoint_every: steps from one checkpoint to the next.
+        validate_every: steps from one validation to the next.
+        workers: processes that load data for this one.
+    """
+
+    checkpoint_every: int = 50
+    validate_every: int = 500
+    workers: int = 1
+
+
+def train(
+    model: Path,
+    recipe: Recipe,
+    data: LabelledImages,
+    run: Path,
+    report: Callable[[StepReport], None],
+    *,
+    validate: Validate | None = None,
+    options: RunOptions = RunOptions(),
+) -> SegmentationNetwork:
     """Trains the network of a model folder, or goes on with the run that `run` holds, to the last step of the recipe.
+
+    Started by `torchrun`, every process computes its share of each batch, and the first one reports and writes.
 
     Args:
         model: folder with the record, and with the weights to start from where the recipe says so.
-        run: folder of the checkpoint and of `log.csv` (step, loss, seconds).
-        report: called after every step with the number of finished steps, the loss and the step's seconds.
+        run: folder of the checkpoint, `log.csv` and the TensorBoard files.
+        report: called after every step.
+        validate: gives the mean IoU, in 0..1, of a network, and leaves the network as it is.
+
+    Returns:
+        The trained network in evaluation mode.
 
     Raises:
-        ModelError: `run` holds a checkpoint of another recipe.
+        ModelError: `run` holds another run, or the recipe does not fit the record.
+        DataError: the data set has problems; all are listed.
         FloatingPointError: the loss is no longer a number.
     """
     record = read_record(model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = _starting_network(record, recipe, model).to(device).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(network, recipe)
-    finished = _resume(run, recipe, network, optimizer)
-    schedule = build_schedule(optimizer, recipe, finished)
+    with joined() as world:
+        _check_fit(record, recipe, world)
+        state = TrainingState(record, recipe, model, world)
+        state.resume(run)
+        batches = _batches(record, recipe, data, state.step, world, options.workers)
+        if leads():
+            _lead(state, batches, run, report, validate, options)
+        else:
+            for images, labels in batches:
+                state.advance(images, labels)
+    return state.average.eval()
 
-    for step, (images, labels) in enumerate(_batches(record, recipe, data, finished), start=finished):
+
+def _lead(
+    state: TrainingState,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    run: Path,
+    report: Callable[[StepReport], None],
+    validate: Validate | None,
+    options: RunOptions,
+) -> None:
+    log = RunLog(run, state.step)
+    began_s = time.perf_counter()
+    for images, labels in batches:
+        learning_rate, loss = state.learning_rate, state.advance(images, labels)
+        seconds = time.perf_counter() - began_s
+        mean_iou = validate(state.average) if validate and state.step % options.validate_every == 0 else None
+        made = StepReport(state.step, loss, learning_rate, seconds, mean_iou)
+        log.add(made)
+        report(made)
+        if state.is_finished or state.step % options.checkpoint_every == 0:
+            state.save(run)
         began_s = time.perf_counter()
-        torch.manual_seed(recipe.seed + step)  # for dropout
-        inputs = normalized(images.to(device), record)
-        loss = _loss(network, inputs, labels.to(device), recipe)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
-        _log(run, step + 1, loss.item(), time.perf_counter() - began_s)
-        report(step + 1, loss.item(), time.perf_counter() - began_s)
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == recipe.steps:
-            Checkpoint(step + 1, recipe.model_dump(), network.state_dict(), optimizer.state_dict()).save(run)
-    network.eval()
-    return network
+    log.close()
 
 
-def normalized(images: Tensor, record: ModelRecord) -> Tensor:
-    """uint8 (N, 3, H, W), RGB -> float32 in channels_last, normalised by the record's mean and std."""
-    mean = images.new_tensor(record.input.mean, dtype=torch.float32).view(1, 3, 1, 1)
-    std = images.new_tensor(record.input.std, dtype=torch.float32).view(1, 3, 1, 1)
+def _check_fit(record: ModelRecord, recipe: Recipe, world: World) -> None:
+    if recipe.aux_weight > 0 and not record.architecture.aux_head:
+        raise ModelError(f"aux_weight is {recipe.aux_weight}, but the architecture has no aux_head")
+    if recipe.batch_size % world.size:
+        raise ModelError(f"batch_size is {recipe.batch_size}, which {world.size} processes cannot share evenly")
+
+
+def _batches(
+    record: ModelRecord, recipe: Recipe, data: LabelledImages, first_step: int, world: World, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What falls to a process of the batches from `first_step` on, normalised and on its device."""
+    presence = scan(data, record.classes).presence
+    rare = rare_classes(presence, recipe.repeat_threshold)
+    crops = TrainingCrops(data, recipe, record.input, ObjectPaste(data, presence, rare, recipe.copy_paste))
+    repeats = repeat_factors(presence, recipe.repeat_threshold)
+    sampler = StepSampler(repeats, recipe, first_step, rank=world.rank, processes=world.size)
+    for images, labels in DataLoader(crops, batch_sampler=sampler, num_workers=workers, prefetch_factor=4):
+        yield normalized(images.to(world.device), record.input), labels.to(world.device)
+
+
+def normalized(images: Tensor, rule: InputRule) -> Tensor:
+    """uint8 (N, 3, H, W), RGB -> float32 in channels_last, normalised by the rule's mean and std."""
+    mean = images.new_tensor(rule.mean, dtype=torch.float32).view(1, 3, 1, 1)
+    std = images.new_tensor(rule.std, dtype=torch.float32).view(1, 3, 1, 1)
     return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> SegmentationNetwork:
-    torch.manual_seed(recipe.seed)
-    if recipe.start == "model":
-        network = load_network(record, model)
-    else:
-        network = build_network(record.architecture, len(record.classes))
-        load_backbone(network.backbone, record.architecture.backbone, recipe.backbone_weights)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = recipe.batch_norm_momentum
-    network.train()
-    return network
-
-
-def _resume(run: Path, recipe: Recipe, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Brings network and optimizer to the run's last checkpoint; the number of steps that it had finished."""
-    checkpoint = Checkpoint.load(run)
-    if checkpoint is None:
-        return 0
-    if checkpoint.recipe != recipe.model_dump():
-        raise ModelError(f"{run}: holds a run of another recipe; remove it, or give another folder with --run")
-    network.load_state_dict(checkpoint.network)
-    optimizer.load_state_dict(checkpoint.optimizer)
-    return checkpoint.step
-
-
-def _batches(record: ModelRecord, recipe: Recipe, data: VocFolder, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-    crops = TrainingCrops(data, recipe, record.input)
-    sampler = StepSampler(len(crops), recipe, first_step)
-    return iter(DataLoader(crops, batch_sampler=sampler, num_workers=1, prefetch_factor=4))
-
-
-def _loss(network: nn.Module, inputs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
-    """Cross-entropy at the crop's full size, in float32."""
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-        logits = network(inputs)
-    logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORED)
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss.item()}: lower the learning rates")
-    return loss
-
-
-def _log(run: Path, step: int, loss: float, seconds: float) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / LOG_FILE).open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow([step, f"{loss:.4f}", f"{seconds:.3f}"])

@@ -1,35 +1,44 @@
-"""SGD with its own learning rate for backbone and head, and the poly schedule of the DeepLab papers."""
+"""Optimizer and learning rate schedule."""
 
-import torch
-from torch import nn
-from torch.optim import SGD
+import math
+from itertools import chain
+
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..runtime.network import SegmentationNetwork
 from .recipe import Recipe
 
 
-def build_optimizer(network: SegmentationNetwork, recipe: Recipe) -> SGD:
-    """Weight decay is kept from biases and batch norms, which have one dimension."""
+def build_optimizer(network: SegmentationNetwork, recipe: Recipe) -> Optimizer:
+    """One learning rate for the backbone, one for all else; weight decay spares biases and batch norms."""
+    heads = chain.from_iterable(part.parameters() for name, part in network.named_children() if name != "backbone")
+    parts = (list(network.backbone.parameters()), recipe.backbone_lr), (list(heads), recipe.head_lr)
     groups = [
-        {"params": _parameters(part, decayed), "lr": lr, "weight_decay": recipe.weight_decay if decayed else 0.0}
-        for part, lr in ((network.backbone, recipe.backbone_lr), (network.head, recipe.head_lr))
+        {
+            "params": [parameter for parameter in parameters if (parameter.ndim > 1) == decayed],
+            "lr": lr,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
+        }
+        for parameters, lr in parts
         for decayed in (True, False)
     ]
+    if recipe.optimizer == "adamw":
+        return AdamW(groups)
     return SGD(groups, momentum=recipe.momentum, nesterov=True)
 
 
-def _parameters(module: nn.Module, decayed: bool) -> list[torch.Tensor]:
-    return [parameter for parameter in module.parameters() if (parameter.ndim > 1) == decayed]
-
-
-def build_schedule(optimizer: SGD, recipe: Recipe, finished_steps: int) -> LambdaLR:
-    """Linear warm-up, then (1 - step / steps) ** power (Chen et al., arXiv:1606.00915, section 4.1)."""
+def build_schedule(optimizer: Optimizer, recipe: Recipe, finished_steps: int) -> LambdaLR:
+    """Linear warm-up, then poly, (1 - step / steps) ** power (Chen et al., arXiv:1606.00915, section 4.1), or half a
+    cosine (Loshchilov and Hutter, arXiv:1608.03983).
+    """
 
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
-        decay: float = (1 - min(step, recipe.steps) / recipe.steps) ** recipe.poly_power
-        return warmup * decay
+        done = min(step, recipe.steps) / recipe.steps
+        if recipe.schedule == "cosine":
+            return warmup * (1 + math.cos(math.pi * done)) / 2
+        return float(warmup * (1 - done) ** recipe.poly_power)
 
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])

@@ -1,32 +1,31 @@
 """Data set, sampler, loop, checkpoints and export, on a few coloured squares."""
 
 import csv
-import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from segserve.data import IGNORED, VocFolder
 from segserve.runtime.errors import ModelError
-from segserve.runtime.network import load_network
 from segserve.runtime.record import Accuracy, read_record, write_record
-from segserve.train import checkpoint as checkpoint_module
-from segserve.train import loop as loop_module
+from segserve.runtime.weights import load_network
 from segserve.train.backbone import load_backbone
 from segserve.train.checkpoint import CHECKPOINT_FILE, Checkpoint
 from segserve.train.crops import StepSampler, TrainingCrops
 from segserve.train.export import export_weights
-from segserve.train.loop import LOG_FILE, train
+from segserve.train.log import LOG_FILE, RunLog, StepReport
+from segserve.train.loop import RunOptions, train
 from segserve.train.optimizer import build_optimizer, build_schedule
 from segserve.train.recipe import Recipe, read_recipe
 
 from .tiny import tiny_network, tiny_record
-from .voc import write_pair, write_split, write_squares
+from .voc import write_squares
 
 RECIPE = Recipe(
     steps=8,
@@ -57,66 +56,6 @@ def model(tmp_path_factory):
 
 def ignore(*_):
     pass
-
-
-# The data set
-
-
-def test_voc_folder_split_is_a_name_or_a_path(squares, tmp_path):
-    (tmp_path / "some.txt").write_text("square1\nsquare3\n")
-    assert squares.names == [f"square{index}" for index in range(6)]
-    assert VocFolder(squares.folder, str(tmp_path / "some.txt")).names == ["square1", "square3"]
-
-
-def test_voc_folder_missing_files_are_named(squares, tmp_path):
-    folder = shutil.copytree(squares.folder, tmp_path / "data")
-    (folder / "images" / "square2.jpg").unlink()
-    (folder / "labels" / "square4.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"^2 files are missing, first: .*square2\.jpg, .*square4\.png"):
-        VocFolder(folder, "train")
-
-
-def test_voc_folder_missing_split_raises(squares):
-    with pytest.raises(FileNotFoundError, match=r"test\.txt"):
-        VocFolder(squares.folder, "test")
-
-
-def test_voc_folder_empty_split_raises(tmp_path):
-    write_split(tmp_path, "train", [])
-    with pytest.raises(ValueError, match="train names no image"):
-        VocFolder(tmp_path, "train")
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (np.zeros((10, 12), np.uint8), r"a: expected a label map of uint8 \(12, 10\).*got uint8 \(10, 12\)"),
-        (np.zeros((12, 10, 3), np.uint8), r"got uint8 \(12, 10, 3\)"),
-        (np.zeros((12, 10), np.uint16), r"got uint16 \(12, 10\)"),
-    ],
-    ids=["turned", "colours", "16 bits"],
-)
-def test_pair_label_map_of_other_size_or_type_raises(tmp_path, labels, message):
-    write_pair(tmp_path, "a", np.zeros((12, 10, 3), np.uint8), labels)
-    write_split(tmp_path, "train", ["a"])
-    with pytest.raises(ValueError, match=message):
-        VocFolder(tmp_path, "train").pair("a")
-
-
-def test_pair_image_is_upright_as_when_it_is_served(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    write_pair(tmp_path, "a", np.zeros((12, 10, 3), np.uint8), np.zeros((10, 12), np.uint8), exif=exif)
-    write_split(tmp_path, "train", ["a"])
-    assert VocFolder(tmp_path, "train").pair("a")[0].shape == (10, 12, 3)
-
-
-def test_pair_broken_image_raises_and_is_named(squares, tmp_path):
-    folder = shutil.copytree(squares.folder, tmp_path / "data")
-    path = folder / "images" / "square1.jpg"
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(ValueError, match=r"^square1: the image ends too early"):
-        VocFolder(folder, "train").pair("square1")
 
 
 # Crops
@@ -158,8 +97,8 @@ def test_training_crops_keep_labels_on_their_pixels(squares):
 def test_step_sampler_restarts_at_any_step(images, batch_size, steps, first_step):
     recipe = RECIPE.model_copy(update={"steps": steps, "batch_size": batch_size})
     first_step = min(first_step, steps)
-    whole = list(StepSampler(images, recipe, 0))
-    rest = StepSampler(images, recipe, first_step)
+    whole = list(StepSampler(np.ones(images), recipe, 0))
+    rest = StepSampler(np.ones(images), recipe, first_step)
     assert list(rest) == whole[first_step:]
     assert list(rest) == whole[first_step:]
     assert len(rest) == steps - first_step
@@ -168,18 +107,36 @@ def test_step_sampler_restarts_at_any_step(images, batch_size, steps, first_step
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(0, 3))
 def test_step_sampler_visits_every_image_once_a_pass(images, batch_size, seed):
     recipe = RECIPE.model_copy(update={"steps": 3 * images, "batch_size": batch_size, "seed": seed})
-    indices = [index for batch in StepSampler(images, recipe, 0) for index, _ in batch]
+    indices = [index for batch in StepSampler(np.ones(images), recipe, 0) for index, _ in batch]
     for begin in range(0, len(indices) - images + 1, images):
         assert sorted(indices[begin : begin + images]) == list(range(images))
 
 
 def test_step_sampler_seeds_and_orders_differ_between_passes_and_runs():
     recipe = RECIPE.model_copy(update={"steps": 20})
-    pairs = [pair for batch in StepSampler(20, recipe, 0) for pair in batch]
+    pairs = [pair for batch in StepSampler(np.ones(20), recipe, 0) for pair in batch]
     assert len({seed for _, seed in pairs}) == len(pairs)
     assert [index for index, _ in pairs[:20]] != [index for index, _ in pairs[20:40]]
-    other = StepSampler(20, recipe.model_copy(update={"seed": 1}), 0)
+    other = StepSampler(np.ones(20), recipe.model_copy(update={"seed": 1}), 0)
     assert [pair for batch in other for pair in batch] != pairs
+
+
+def test_step_sampler_repeats_images_as_often_as_told():
+    repeats = np.array([1.0, 2.5, 1.0, 1.25])
+    recipe = RECIPE.model_copy(update={"steps": 2000, "batch_size": 4})
+    indices = [index for batch in StepSampler(repeats, recipe, 0) for index, _ in batch]
+    shares = np.bincount(indices) / len(indices)
+    assert shares == pytest.approx(repeats / repeats.sum(), abs=0.01)
+
+
+@pytest.mark.parametrize("processes", [2, 4], ids=str)
+def test_step_sampler_shares_of_all_processes_are_the_batch(processes):
+    recipe = RECIPE.model_copy(update={"steps": 5})
+    whole = list(StepSampler(np.ones(6), recipe, 2))
+    shares = [list(StepSampler(np.ones(6), recipe, 2, rank=rank, processes=processes)) for rank in range(processes)]
+    for step, batch in enumerate(whole):
+        assert {len(share[step]) for share in shares} == {4 // processes}
+        assert sorted(pair for share in shares for pair in share[step]) == sorted(batch)
 
 
 # The loop
@@ -188,14 +145,15 @@ def test_step_sampler_seeds_and_orders_differ_between_passes_and_runs():
 def test_train_loss_falls(model, squares, tmp_path):
     losses = []
     recipe = RECIPE.model_copy(update={"steps": 40})
-    network = train(model, recipe, squares, tmp_path, lambda step, loss, seconds: losses.append(loss))
+    network = train(model, recipe, squares, tmp_path, lambda report: losses.append(report.loss))
     assert len(losses) == 40
     assert np.mean(losses[-8:]) < 0.6 * np.mean(losses[:8])
     assert not network.training
     with (tmp_path / LOG_FILE).open() as file:
         rows = list(csv.reader(file))
-    assert [int(row[0]) for row in rows] == list(range(1, 41))
-    assert [float(row[1]) for row in rows] == pytest.approx(losses, abs=1e-4)
+    assert rows[0] == ["step", "loss", "learning_rate", "seconds", "mean_iou"]
+    assert [int(row[0]) for row in rows[1:]] == list(range(1, 41))
+    assert [float(row[1]) for row in rows[1:]] == pytest.approx(losses, abs=1e-4)
 
 
 class InterruptedTrainingError(Exception):
@@ -204,21 +162,21 @@ class InterruptedTrainingError(Exception):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("killed_after", [1, 3, 5, 7], ids=str)
-def test_train_interrupted_and_resumed_ends_with_the_same_weights(
-    model, squares, tmp_path, monkeypatch, killed_after, precision
-):
-    monkeypatch.setattr(loop_module, "CHECKPOINT_EVERY", 3)
-    recipe = RECIPE.model_copy(update={"precision": precision})
+def test_train_interrupted_and_resumed_ends_with_the_same_weights(model, squares, tmp_path, killed_after, precision):
+    recipe = RECIPE.model_copy(update={"precision": precision, "ema_decay": 0.7})
+    options = RunOptions(checkpoint_every=3)
     undisturbed = train(model, recipe, squares, tmp_path / "undisturbed", ignore).state_dict()
 
-    def kill(step, _loss, _seconds):
-        if step == killed_after:
+    def kill(report):
+        if report.step == killed_after:
             raise InterruptedTrainingError
 
     with pytest.raises(InterruptedTrainingError, match=r"^$"):
-        train(model, recipe, squares, tmp_path / "killed", kill)
+        train(model, recipe, squares, tmp_path / "killed", kill, options=options)
     steps = []
-    resumed = train(model, recipe, squares, tmp_path / "killed", lambda step, *_: steps.append(step)).state_dict()
+    resumed = train(
+        model, recipe, squares, tmp_path / "killed", lambda report: steps.append(report.step), options=options
+    ).state_dict()
     # A step is reported before its checkpoint is written.
     assert steps == list(range((killed_after - 1) // 3 * 3 + 1, recipe.steps + 1))
     assert resumed.keys() == undisturbed.keys()
@@ -234,7 +192,7 @@ def test_train_finished_run_is_not_trained_again(model, squares, tmp_path):
 
 def test_train_other_recipe_in_the_same_run_raises(model, squares, tmp_path):
     train(model, RECIPE.model_copy(update={"steps": 1}), squares, tmp_path, ignore)
-    with pytest.raises(ModelError, match="holds a run of another recipe; remove it, or give another folder"):
+    with pytest.raises(ModelError, match="holds a run of another recipe; remove it, or give another folder with --run"):
         train(model, RECIPE.model_copy(update={"steps": 2}), squares, tmp_path, ignore)
 
 
@@ -282,32 +240,56 @@ def test_build_schedule_follows_warm_up_and_poly_from_any_step(finished):
 
 
 def test_checkpoint_comes_back_as_it_was_saved(tmp_path):
-    saved = Checkpoint(3, RECIPE.model_dump(), {"weight": torch.arange(4.0)}, {"state": {}, "param_groups": []})
+    saved = Checkpoint(3, {"recipe": RECIPE.model_dump()}, {"network": {"weight": torch.arange(4.0)}})
     saved.save(tmp_path / "new folder")
     loaded = Checkpoint.load(tmp_path / "new folder")
-    assert (loaded.step, loaded.recipe, loaded.optimizer) == (3, RECIPE.model_dump(), saved.optimizer)
-    assert torch.equal(loaded.network["weight"], torch.arange(4.0))
+    assert (loaded.step, loaded.origin) == (3, {"recipe": RECIPE.model_dump()})
+    assert torch.equal(loaded.states["network"]["weight"], torch.arange(4.0))
 
 
 def test_checkpoint_of_an_empty_folder_is_none(tmp_path):
     assert Checkpoint.load(tmp_path) is None
 
 
-def test_checkpoint_write_that_fails_in_the_middle_keeps_the_former(tmp_path, monkeypatch):
-    Checkpoint(1, {}, {}, {}).save(tmp_path)
+FULL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from segserve.train.checkpoint import Checkpoint
+folder = Path(sys.argv[1])
+Checkpoint(1, {}, {"network": {"weight": torch.ones(1000)}}).save(folder)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+Checkpoint(2, {}, {"network": {"weight": torch.ones(1_000_000)}}).save(folder)
+"""
 
-    def full_disk(_content, file):
-        file.write(b"half of it")
-        raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module.torch, "save", full_disk)
-        with pytest.raises(OSError, match="No space left"):
-            Checkpoint(2, {}, {}, {}).save(tmp_path)
+def test_checkpoint_that_the_disk_has_no_room_for_keeps_the_former(tmp_path):
+    failed = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "File too large" in failed.stderr
     assert Checkpoint.load(tmp_path).step == 1
-    Checkpoint(3, {}, {}, {}).save(tmp_path)
+    Checkpoint(3, {}, {}).save(tmp_path)
     assert Checkpoint.load(tmp_path).step == 3
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
+
+
+def test_run_log_drops_rows_of_steps_that_are_made_again(tmp_path):
+    log = RunLog(tmp_path, 0)
+    for step in range(1, 6):
+        log.add(StepReport(step, 1.0, 0.1, 2.0, 0.5 if step == 2 else None))
+    log.close()
+    with (tmp_path / LOG_FILE).open("a") as file:
+        file.write("6,0.5")  # killed while it was written
+    log = RunLog(tmp_path, 3)
+    log.add(StepReport(4, 9.0, 0.1, 2.0))
+    log.close()
+    with (tmp_path / LOG_FILE).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["loss"], row["mean_iou"]) for row in rows] == [
+        ("1", "1.0000", ""),
+        ("2", "1.0000", "0.5000"),
+        ("3", "1.0000", ""),
+        ("4", "9.0000", ""),
+    ]
 
 
 # Recipe, backbone weights, export
@@ -321,7 +303,7 @@ def test_checkpoint_write_that_fails_in_the_middle_keeps_the_former(tmp_path, mo
         ("momentum: 0", "momentum: .*greater than 0"),
         ("lr: 1", "lr: unknown key"),
         ("scales: [0.5]", "scales.1: is missing"),
-        ("precision: fp16", "precision: .*'bf16' or 'fp32'"),
+        ("precision: fp8", "precision: .*'bf16', 'fp16' or 'fp32'"),
     ],
     ids=lambda value: value.split(":")[0],
 )

@@ -1,0 +1,143 @@
+"""Trains variants of one model and prints a table: `python -m bench.training levers|heads --data DATA`.
+
+    levers   what each part of the embedded model's recipe gives: all of it, and all of it but one part
+    heads    the three heads on the same backbone, schedule and seed
+
+A variant that is trained is not trained again, and one that was interrupted goes on; all runs lie in `--runs`.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from segserve.data import open_data
+from segserve.evaluate.measure import measure
+from segserve.evaluate.offline import offline_model
+from segserve.resources import resource
+from segserve.runtime.network import SegmentationNetwork
+from segserve.runtime.record import Architecture, ModelRecord, read_record, validated, write_record
+from segserve.runtime.weights import load_network
+from segserve.train.export import WEIGHTS_FILE, export_weights
+from segserve.train.loop import train
+from segserve.train.recipe import RECIPE_FILE, Recipe, read_recipe
+
+MIN_IMAGES = 20
+
+# What the recipe says without one of its parts.
+LEVERS: Mapping[str, Mapping[str, object]] = {
+    "all of it": {},
+    "no moving average": {"ema_decay": 0.0},
+    "scales 0.6 to 1.6": {"scales": (0.6, 1.6)},
+    "no colour jitter": {"color_jitter": 0.0},
+    "no repeats of rare classes": {"repeat_threshold": 0.0},
+    "no copy-paste": {"copy_paste": 0.0},
+    "loss at every pixel": {"loss_stride": 1},
+}
+# CoreNet's heads with their own defaults; separable, as full 3x3 kernels at stride 8 take minutes a step on a CPU.
+HEADS: Mapping[str, Mapping[str, object]] = {
+    "deeplabv3": {"head": "deeplabv3"},
+    "corenet": {"head": "corenet"},
+    "corenet, separable": {"head": "corenet", "aspp_sep_conv": True},
+    "multiscale, separable": {"head": "multiscale", "aspp_sep_conv": True},
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    record: ModelRecord
+    recipe: Recipe
+
+
+def main() -> None:
+    arguments = _arguments()
+    folder = resource(f"model/{arguments.model}")
+    for variant in _variants(arguments.kind, read_record(folder), read_recipe(folder / RECIPE_FILE), arguments):
+        trained = _trained(variant, arguments)
+        print(f"| {variant.name} | {' | '.join(_figures(trained, arguments))} |", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=["levers", "heads"])
+    parser.add_argument("--data", type=Path, required=True, help="folder in PASCAL VOC layout")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--val", default="dev")
+    parser.add_argument("--model", default="embedded", help="name of the model in model/ whose recipe is varied")
+    parser.add_argument("--backbone", help="in place of the model's")
+    parser.add_argument("--backbone-weights", help="in place of the recipe's")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    return parser.parse_args()
+
+
+def _variants(kind: str, record: ModelRecord, recipe: Recipe, arguments: argparse.Namespace) -> Iterator[Variant]:
+    changed = {"steps": arguments.steps, "backbone_weights": arguments.backbone_weights or recipe.backbone_weights}
+    backbone = arguments.backbone or record.architecture.backbone
+    for name, lever in LEVERS.items() if kind == "levers" else ():
+        architecture = record.architecture.model_copy(update={"backbone": backbone})
+        yield Variant(name, _untrained(record, architecture), recipe.model_copy(update={**changed, **lever}))
+    for name, head in HEADS.items() if kind == "heads" else ():
+        architecture = validated({"backbone": backbone, **head}, Architecture, name)
+        yield Variant(name, _untrained(record, architecture), recipe.model_copy(update=changed))
+
+
+def _untrained(record: ModelRecord, architecture: Architecture) -> ModelRecord:
+    return record.model_copy(update={"architecture": architecture, "weights": None, "accuracy": None})
+
+
+def _trained(variant: Variant, arguments: argparse.Namespace) -> Path:
+    """The variant's model folder, trained now unless it is already."""
+    folder: Path = arguments.runs / arguments.kind / variant.name.replace(" ", "-").replace(",", "")
+    if not (folder / WEIGHTS_FILE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(variant.record, folder)
+        data = open_data(arguments.data, arguments.split, variant.record.classes)
+        network = train(folder, variant.recipe, data, folder / "run", lambda _report: None)
+        export_weights(network, variant.record, folder)
+    return folder
+
+
+def _figures(folder: Path, arguments: argparse.Namespace) -> Iterator[str]:
+    record = read_record(folder)
+    data = open_data(arguments.data, arguments.val, record.classes)
+    with offline_model(folder) as predictor:
+        evaluation = measure(data, predictor, lambda _finished: None)
+    covered = evaluation.covered_mean(MIN_IMAGES)
+    yield "-" if covered is None else f"{covered.mean_iou:.3f}"
+    yield f"{evaluation.mean_iou:.3f}"
+    if arguments.kind == "heads":
+        network = load_network(record, folder)
+        size_px = record.input.resize.size_px
+        inputs = torch.zeros(1, 3, size_px * 3 // 4, size_px)
+        yield f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M"
+        yield f"{_multiply_adds(network, inputs) / 1e9:.2f} G"
+        yield f"{_median_ms(network, inputs):.0f} ms"
+
+
+def _multiply_adds(network: SegmentationNetwork, inputs: torch.Tensor) -> float:
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(inputs)
+    return counter.get_total_flops() / 2
+
+
+def _median_ms(network: SegmentationNetwork, inputs: torch.Tensor, rounds: int = 15) -> float:
+    network = network.to(memory_format=torch.channels_last)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    times_ms = []
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for _ in range(rounds):
+            began_s = time.perf_counter()
+            network(inputs)
+            times_ms.append((time.perf_counter() - began_s) * 1e3)
+    return statistics.median(times_ms)
+
+
+if __name__ == "__main__":
+    main()
