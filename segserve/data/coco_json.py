@@ -3,6 +3,7 @@
 Source: https://cocodataset.org/#format-data
 """
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -48,8 +49,8 @@ class AnnotationEntry(Entry):
     image_id: Id
 
     @property
-    def category_ids(self) -> Sequence[int]:
-        raise NotImplementedError
+    @abstractmethod
+    def category_ids(self) -> Sequence[int]: ...
 
 
 class CocoDocument(Entry):

@@ -26,11 +26,11 @@ def open_data(
     """Opens one split of a data set: COCO where there is such a JSON file, and otherwise PASCAL VOC.
 
     Args:
-        data: a folder with annotations/instances_SPLIT.json or annotations/panoptic_SPLIT.json, such a file itself, or
-            a folder in PASCAL VOC layout, see `VocFolder`.
-        split: a name; in PASCAL VOC layout also the path of a .txt list.
+        data: a folder with annotations/instances_SPLIT.json or annotations/panoptic_SPLIT.json, a folder in PASCAL VOC
+            layout, see `VocFolder`, or a COCO JSON file.
+        split: a name, or the path of a COCO JSON file or of a .txt list in PASCAL VOC layout.
         images: folder of the images of a COCO file: by default SPLIT/ or images/ in the data set's folder, or that of
-            the file where the file itself was given.
+            the file where the file itself was named.
         categories: the class id of each COCO category by its name, 255 for those to ignore; by default each class
             takes the category that is called like it.
 
@@ -39,13 +39,15 @@ def open_data(
     """
     if not data.exists():
         raise DataError(f"{data}: there is no such folder or file")
-    path = data if data.is_file() else _annotations(data, split)
+    named = data if data.is_file() else Path(split) if split.endswith(".json") else None
+    path = named or _annotations(data, split)
     if path is None:
         if images:
             raise DataError(f"{data}: --images is for COCO JSON, and there is none for the split {split}")
         return VocFolder(data, split)
+    folder = images or (named.parent if named else _images(data, split))
     kind = CocoPanoptic if path.name.startswith(_PANOPTIC) else CocoInstances
-    return kind(path, images or _images(data, split), categories_of(classes) if categories is None else categories)
+    return kind(path, folder, categories_of(classes) if categories is None else categories)
 
 
 def _annotations(folder: Path, split: str) -> Path | None:
@@ -60,8 +62,6 @@ def _annotations(folder: Path, split: str) -> Path | None:
 
 
 def _images(data: Path, split: str) -> Path:
-    if data.is_file():
-        return data.parent
     candidates = data / split, data / "images"
     for folder in candidates:
         if folder.is_dir():

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
 
 from ..runtime.mask import LabelMap
@@ -75,7 +76,7 @@ class CocoPanoptic(CocoImages):
         return {0: IGNORED} | labels
 
 
-def _segment_ids(path: Path) -> "np.typing.NDArray[np.int32]":
+def _segment_ids(path: Path) -> NDArray[np.int32]:
     """int32 (H, W): R + 256 G + 256^2 B."""
     rgb = read_rgb_png(path).astype(np.int32)
     return rgb @ np.array([1, 256, 256**2], np.int32)

@@ -45,6 +45,11 @@ def test_open_data_file_alone_has_its_images_beside_it(tmp_path):
     assert open_data(path, "any", CLASSES).image("img1.jpg").shape == (SIDE_PX, SIDE_PX, 3)
 
 
+def test_open_data_split_may_be_the_path_of_a_json(tmp_path):
+    path = write_coco(tmp_path, []).rename(tmp_path / "train" / "own.json")
+    assert open_data(tmp_path, str(path), CLASSES).image("img1.jpg").shape == (SIDE_PX, SIDE_PX, 3)
+
+
 def test_open_data_categories_of_a_class_file_come_first(tmp_path):
     write_coco(tmp_path, [annotation(square(0, 0, 9), DOG)])
     data = open_data(tmp_path, "train", CLASSES, categories={"dog": 255})
