@@ -6,11 +6,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..data import LabelledImages
+from ..runtime.files import write_whole
 from ..runtime.record import ModelRecord
 from .measure import Predictor, segmented
 from .metrics import ImageScore
 from .pictures import ImageView, view_image
-from .report import EvaluationReport, write_whole
+from .report import EvaluationReport
 
 
 def write_page(
@@ -36,7 +37,7 @@ def render_page(report: EvaluationReport, record: ModelRecord, worst: Sequence[I
         report=report,
         colors=["#{:02x}{:02x}{:02x}".format(*info.color) for info in record.classes],
         rows=report.present,
-        columns=[figures for figures in report.classes if any(row[figures.id] for row in report.confusion)],
+        columns=[row for row in report.classes if row.images or any(true[row.id] for true in report.confusion)],
         worst=worst,
     )
 

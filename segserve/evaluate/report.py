@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from ..runtime.files import write_whole
 from ..runtime.record import Accuracy, CoveredMean, Strict, Unit
 from .measure import Predictor
 from .metrics import Evaluation
@@ -137,10 +138,3 @@ def as_accuracy(report: EvaluationReport) -> Accuracy:
 def write_report(path: Path, report: EvaluationReport) -> None:
     """Writes the document as JSON; it appears under its name only when it is whole."""
     write_whole(path, report.model_dump_json(indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that appears under its name only when it is whole."""
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -1,6 +1,7 @@
 """A data set and a model to counts: images, threads, output strides and errors."""
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -120,11 +121,12 @@ def test_measure_stops_asking_after_an_error(tmp_path):
 
     def label_map(name, _image_rgb):
         asked.append(name)
+        time.sleep(0.05)  # 2 s for all of them: an error is noticed long before
         raise ValueError(f"{name}: refused")
 
     with pytest.raises(ValueError, match=r"^p0: refused"):
         measure(data, replace(color_predictor(at_once=1), label_map=label_map), ignore)
-    assert len(asked) < 10
+    assert len(asked) < len(data.names)
 
 
 def test_offline_model_gives_what_the_segmenter_gives(data, tiny_model, tiny_segmenter):

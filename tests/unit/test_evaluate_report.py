@@ -3,6 +3,7 @@
 import io
 import json
 from base64 import b64decode
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -153,6 +154,16 @@ def test_page_shows_the_figures_and_needs_nothing_beside_it(report):
     assert f"{report.classes[1].iou:.3f}" in cells
     share = report.confusion[0][1] / report.classes[0].pixels
     assert f"{100 * share:.0f}" in cells
+
+
+def test_page_names_classes_that_are_only_labelled_or_only_predicted_and_no_others(tmp_path):
+    data = write_images(tmp_path, {"a": np.ones((SIDE_PX, SIDE_PX), np.uint8)})
+    never_found = replace(color_predictor(), label_map=lambda _name, image_rgb: np.zeros(image_rgb.shape[:2], np.uint8))
+    report = build_report(measure(data, never_found, lambda _: None), never_found, data="d", split="s", min_images=1)
+    headings = Page(render_page(report, tiny_record(), [])).text("th")
+    assert headings.count("cat") == 3  # a row of figures, a row and a column of the matrix
+    assert headings.count("background") == 1  # a column
+    assert "dog" not in headings
 
 
 def test_page_escapes_every_name(report):
