@@ -38,9 +38,9 @@ def train(
 ) -> None:
     """Train a model, or go on with a run that was interrupted, and write a folder that is ready to be packed.
 
-    On several GPUs: torchrun --nproc-per-node 4 -m segserve train ...
+    On several GPUs: torchrun --standalone --nproc-per-node 4 -m segserve train ...
     """
-    from ..data import open_data, read_class_file
+    from ..data import open_data, read_class_file, scan
     from ..train.distributed import leads
     from ..train.finish import measure_model, write_model
     from ..train.loop import RunOptions
@@ -58,6 +58,8 @@ def train(
         steps = prepare_recipe(model / recipe, given_for(Recipe, given))
         training = opened(split, record.classes)
         measured = opened(val, record.classes) if val else None
+        if measured:
+            scan(measured, record.classes)
         with progress_bar("step", shown=leads()) as progress:
             network = train_network(
                 model,

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from .errors import ModelError
+from .files import write_whole
 
 RECORD_FILE = "model.yaml"
 
@@ -271,7 +272,7 @@ def write_record(record: ModelRecord, folder: Path) -> None:
     """
     content = record.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     text = yaml.dump(content, Dumper=_RecordDumper, sort_keys=False, width=110, allow_unicode=True)
-    (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+    write_whole(folder / RECORD_FILE, text)
 
 
 class _RecordDumper(yaml.SafeDumper):

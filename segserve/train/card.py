@@ -3,6 +3,7 @@
 from pathlib import Path
 from string import Template
 
+from ..runtime.files import write_whole
 from ..runtime.network import build_network
 from ..runtime.record import RECORD_FILE, Accuracy, ModelRecord, read_record, write_record
 from ..runtime.settings import CONFIG_FILE
@@ -50,7 +51,7 @@ def write_card(folder: Path, accuracy: Accuracy) -> None:
         notes=notes.read_text(encoding="utf-8") if notes.exists() else "",
         recipes=_recipes(folder),
     )
-    (folder / CARD_FILE).write_text(text, encoding="utf-8")
+    write_whole(folder / CARD_FILE, text)
 
 
 def _facts(record: ModelRecord, accuracy: Accuracy) -> dict[str, object]:

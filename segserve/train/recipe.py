@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from ..runtime.files import write_whole
 from ..runtime.record import Strict, read_document, read_yaml, validated
 
 RECIPE_FILE = "recipe.yaml"
@@ -83,5 +84,5 @@ def prepare_recipe(path: Path, given: Mapping[str, object]) -> Recipe:
     told = read_yaml(path) if path.exists() else {}
     recipe = validated({**told, **given} if isinstance(told, dict) else told, Recipe, path.name)
     if given or not path.exists():
-        path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        write_whole(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     return recipe
