@@ -28,6 +28,7 @@ FAMILIES = {
     "corenet": (partial(CoreNetHead, 6, 3, RATES, aspp_out_channels=4), FEATURES),
     "multiscale": (multiscale, LEVELS_THAT_MEET),
     "multiscale-disagreeing": (multiscale, LEVELS_THAT_DISAGREE),
+    "multiscale-upsampled": (partial(multiscale, output_upsample_factor=4), LEVELS_THAT_MEET),
 }
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=str)
 every_kernel = pytest.mark.parametrize("separable", [False, True], ids=["full", "separable"])

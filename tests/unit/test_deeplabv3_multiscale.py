@@ -172,6 +172,19 @@ def test_multiscale_head_training_batch_of_one_runs():
     assert head(levels).shape == (1, 3, 9, 5)
 
 
+@pytest.mark.parametrize("factor", [2, 3, 8], ids=str)
+@torch.inference_mode()
+def test_multiscale_head_upsampled_is_the_plain_one_resized(head, factor):
+    upsampled = MultiScaleDeepLabHead(
+        LEVEL_CHANNELS, 3, RATES, aspp_in_channels=5, aspp_out_channels=4, output_upsample_factor=factor
+    )
+    upsampled.double().eval().load_state_dict(head.state_dict(), strict=True)
+    levels = random_levels(backbone_sizes_hw(65, 33))
+    plain = head(levels)
+    expected = resized(plain, (plain.shape[-2] * factor, plain.shape[-1] * factor))
+    torch.testing.assert_close(upsampled(levels), expected, rtol=0, atol=1e-10)
+
+
 # What is refused.
 
 

@@ -220,6 +220,7 @@ def test_head_dropout_within_range_is_kept(build, dropout):
         pytest.param(multiscale, "aspp_in_channels", "out_channels", id="multiscale-aspp-in"),
         pytest.param(multiscale, "aspp_out_channels", "out_channels", id="multiscale-aspp-out"),
         pytest.param(multiscale, "num_classes", "num_classes", id="multiscale-classes"),
+        pytest.param(multiscale, "output_upsample_factor", "output_upsample_factor", id="multiscale-factor"),
     ],
 )
 def test_module_count_below_one_is_refused(build, keyword, named, count):

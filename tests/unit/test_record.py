@@ -7,12 +7,14 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.transforms.functional import _compute_resized_output_size
 
 from segserve.runtime.errors import ModelError
 from segserve.runtime.record import (
     RECORD_FILE,
     Accuracy,
     Architecture,
+    Checkpoint,
     ClassInfo,
     InputRule,
     ModelRecord,
@@ -101,19 +103,34 @@ records = st.builds(
         aspp_rates=st.lists(st.integers(1, 99), max_size=5).map(tuple),
         aspp_dropout=st.floats(0, 1, exclude_max=True),
         aspp_sep_conv=st.booleans(),
+        aux_head=st.booleans(),
+        use_l5_exp=st.booleans(),
     ),
     input=st.builds(
         InputRule,
-        resize=st.builds(ResizeRule, size_px=st.integers(1, 9999), multiple_of=st.integers(1, 64)),
+        resize=st.builds(
+            ResizeRule,
+            size_px=st.integers(1, 9999),
+            multiple_of=st.integers(1, 64),
+            rounding=st.sampled_from(["nearest", "down"]),
+        ),
         mean=st.tuples(unit, unit, unit),
         std=st.tuples(positive_unit, positive_unit, positive_unit),
+    ),
+    checkpoint=st.none()
+    | st.builds(
+        Checkpoint,
+        file=st.just("a-01234567.pth"),
+        base_url=st.just("https://example.org/models/"),
+        sha256=st.just(SHA256),
+        size_mib=st.floats(0, 1e6, exclude_min=True),
     ),
     weights=st.none() | st.builds(Weights, file=st.just("weights.safetensors"), sha256=st.just(SHA256)),
     accuracy=st.none()
     | st.builds(
         Accuracy,
         dataset=text,
-        images=st.integers(1, 10**6),
+        images=st.none() | st.integers(1, 10**6),
         mean_iou=unit,
         pixel_accuracy=unit,
         class_iou=st.dictionaries(text, unit, max_size=4),
@@ -139,6 +156,54 @@ def test_write_record_keeps_rows_of_numbers_on_one_line(tmp_path):
     written = (tmp_path / RECORD_FILE).read_text()
     assert "  aspp_rates: [1, 2]\n" in written
     assert "- label: dog\n  color: [64, 0, 128]\n" in written
+
+
+def test_write_record_leaves_out_what_was_left_at_its_default(tmp_path):
+    write_record(tiny_record(architecture=Architecture(backbone="resnet18", head="corenet")), tmp_path)
+    assert "architecture:\n  backbone: resnet18\n  head: corenet\ninput:" in (tmp_path / RECORD_FILE).read_text()
+
+
+# Architecture and resize rule
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 0.5),
+        ({"head": "corenet"}, 0.1),
+        ({"head": "multiscale"}, 0.1),
+        ({"head": "corenet", "aspp_dropout": 0.3}, 0.3),
+    ],
+    ids=["deeplabv3", "corenet", "multiscale", "written"],
+)
+def test_architecture_dropout_is_that_of_the_heads_source(fields, expected):
+    assert Architecture(backbone="resnet18", **fields).aspp_dropout == expected
+
+
+def test_architecture_defaults_are_corenets():
+    architecture = Architecture(backbone="resnet18", head="multiscale")
+    assert architecture.aspp_rates == (6, 12, 18)
+    assert (architecture.aspp_out_channels, architecture.aspp_in_channels) == (256, 512)
+    assert not architecture.aspp_sep_conv
+    assert not architecture.use_l5_exp
+
+
+side_px = st.integers(1, 20_000)
+rounding = st.sampled_from(["nearest", "down"])
+
+
+@given(height_px=side_px, width_px=side_px, size_px=st.integers(1, 1024))
+def test_size_for_rounded_down_is_that_of_torchvision(height_px, width_px, size_px):
+    rule = ResizeRule(side="shorter", size_px=size_px, max_px=10**8, rounding="down")
+    assert rule.size_for(height_px, width_px) == tuple(_compute_resized_output_size((height_px, width_px), [size_px]))
+
+
+@given(height_px=side_px, width_px=side_px, multiple_of=st.integers(1, 64), rounding=rounding)
+def test_size_for_never_passes_the_limit(height_px, width_px, multiple_of, rounding):
+    rule = ResizeRule(side="shorter", size_px=520, multiple_of=multiple_of, max_px=2048, rounding=rounding)
+    for length_px in rule.size_for(height_px, width_px):
+        assert 1 <= length_px <= 2048
+        assert length_px % multiple_of == 0
 
 
 # Refusals
@@ -182,6 +247,26 @@ def test_write_record_keeps_rows_of_numbers_on_one_line(tmp_path):
             "architecture.output_stride: .*8, 16 or 32",
         ),
         (document(architecture={"backbone": "hf-hub:a/b"}), "architecture.backbone: String should match"),
+        (
+            document(architecture={"backbone": "resnet18", "aspp_in_channels": 64}),
+            "architecture: .*aspp_in_channels is 64, but only the head multiscale has it, not deeplabv3",
+        ),
+        (
+            document(architecture={"backbone": "resnet18", "head": "corenet", "output_upsample_factor": 2}),
+            "architecture: .*output_upsample_factor is 2, but only the head multiscale has it, not corenet",
+        ),
+        (
+            document(architecture={"backbone": "resnet18", "head": "multiscale", "output_upsample_factor": 3}),
+            "architecture.output_upsample_factor: .*1, 2, 4 or 8",
+        ),
+        (
+            document(checkpoint={"file": "../a.pth", "base_url": "https://a.b/", "sha256": SHA256, "size_mib": 1}),
+            "checkpoint.file: String should match",
+        ),
+        (
+            document(checkpoint={"file": "a.pth", "base_url": "http://a.b/", "sha256": SHA256, "size_mib": 1}),
+            "checkpoint.base_url: String should match",
+        ),
         (
             document(architecture={"backbone": "resnet18", "aspp_dropout": 1}),
             "architecture.aspp_dropout: .*less than 1",
