@@ -59,9 +59,10 @@ def _wanted_levels(architecture: Architecture, available: Collection[int]) -> li
 
 
 def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
-    name, stride, info, is_nchw = architecture.backbone, architecture.output_stride, *_timm_preview(architecture)
+    name, stride = architecture.backbone, architecture.output_stride
+    info, is_nchw = _timm_preview(name)
     strides: list[int] = info.get("reduction", [*range(len(info))])
-    index_of = {stride.bit_length() - 1: index for index, stride in enumerate(strides)}  # of equal strides the last
+    index_of = {own.bit_length() - 1: index for index, own in enumerate(strides)}  # of equal strides the last
     indices = [index_of[level] for level in _wanted_levels(architecture, index_of.keys())]
     if stride > strides[-1]:
         raise ModelError(f"backbone {name}: got output_stride {stride}, its last level has {strides[-1]}")
@@ -79,16 +80,14 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
     return backbone, backbone.feature_info.channels()
 
 
-def _timm_preview(architecture: Architecture) -> tuple[FeatureInfo, bool]:
+def _timm_preview(name: str) -> tuple[FeatureInfo, bool]:
     """What timm knows about all the levels of a backbone, and whether they are (N, C, H, W)."""
     try:
         with torch.device("meta"):  # shapes alone, which is quick
-            backbone: Any = timm.create_model(architecture.backbone, features_only=True).eval()
+            backbone: Any = timm.create_model(name, features_only=True).eval()
             backbone(torch.empty(1, 3, 64, 96))  # some take images of a single size
     except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError, NotImplementedError) as error:
-        raise ModelError(
-            f"backbone {architecture.backbone}: timm cannot give its levels: {' '.join(str(error).split())}"
-        ) from error
+        raise ModelError(f"backbone {name}: timm cannot give its levels: {' '.join(str(error).split())}") from error
     return backbone.feature_info, getattr(backbone, "output_fmt", "NCHW") == "NCHW"
 
 
