@@ -45,7 +45,7 @@ def test_serve_prints_a_curl_that_works_and_stop_ends_it(tmp_path):
     ("arguments", "message"),
     [
         (("archive", "nosuchmodel"), "model/nosuchmodel: not found"),
-        (("evaluate", "embedded", "--data", "nowhere"), "No such file"),
+        (("evaluate", "embedded", "--data", "nowhere"), "there is no such folder or file"),
     ],
     ids=["unknown model", "missing data"],
 )
