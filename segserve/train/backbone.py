@@ -26,10 +26,21 @@ def load_backbone(backbone: nn.Module, name: str, source: str) -> None:
     """
     if source == "none":
         return
-    state = _published_state(name, source)
+    state = _named_as_in(backbone, _published_state(name, source))
     missing = backbone.load_state_dict(state, strict=False).missing_keys
     if missing:
         raise ModelError(f"{source}: lacks {len(missing)} tensors of backbone {name}, first: {missing[0]}")
+
+
+def _named_as_in(backbone: nn.Module, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names that the backbone has for them.
+
+    timm cuts a backbone out of a classifier either by wrapping it (`model.stages.0...`) or by lifting its stages to the
+    top (`stages_0...`).
+    """
+    own = backbone.state_dict().keys()
+    names = {alias: name for name in published for alias in (name, f"model.{name}", name.replace(".", "_", 1))}
+    return {name: published[names[name]] for name in own & names.keys()}
 
 
 def _published_state(name: str, source: str) -> Mapping[str, Tensor]:

@@ -1,5 +1,6 @@
 """The training loop. A run killed at any moment goes on from its last checkpoint with the same batches."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from .distributed import World, joined, leads
 from .log import RunLog, StepReport
 from .recipe import Recipe
 from .state import TrainingState
+
+logger = logging.getLogger(__name__)
 
 Validate = Callable[[SegmentationNetwork], float]
 
@@ -115,7 +118,10 @@ def _batches(
     record: ModelRecord, recipe: Recipe, data: LabelledImages, first_step: int, world: World, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What falls to a process of the batches from `first_step` on, normalised and on its device."""
-    presence = scan(data, record.classes).presence
+    scanned = scan(data, record.classes)
+    for note in scanned.notes if leads() else ():
+        logger.warning(note)
+    presence = scanned.presence
     rare = rare_classes(presence, recipe.repeat_threshold)
     crops = TrainingCrops(data, recipe, record.input, ObjectPaste(data, presence, rare, recipe.copy_paste))
     repeats = repeat_factors(presence, recipe.repeat_threshold)

@@ -6,14 +6,16 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from segserve.data import IGNORED, VocFolder
+from segserve.runtime.backbone import build_backbone
 from segserve.runtime.errors import ModelError
-from segserve.runtime.record import Accuracy, read_record, write_record
+from segserve.runtime.record import Accuracy, Architecture, read_record, write_record
 from segserve.runtime.weights import load_network
 from segserve.train.backbone import load_backbone
 from segserve.train.checkpoint import CHECKPOINT_FILE, Checkpoint
@@ -160,7 +162,7 @@ class InterruptedTrainingError(Exception):
     pass
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("killed_after", [1, 3, 5, 7], ids=str)
 def test_train_interrupted_and_resumed_ends_with_the_same_weights(model, squares, tmp_path, killed_after, precision):
     recipe = RECIPE.model_copy(update={"precision": precision, "ema_decay": 0.7})
@@ -181,6 +183,13 @@ def test_train_interrupted_and_resumed_ends_with_the_same_weights(model, squares
     assert steps == list(range((killed_after - 1) // 3 * 3 + 1, recipe.steps + 1))
     assert resumed.keys() == undisturbed.keys()
     assert [name for name in resumed if not torch.equal(resumed[name], undisturbed[name])] == []
+
+
+def test_train_class_without_a_pixel_is_named(model, tmp_path, caplog):
+    reds = VocFolder(write_squares(tmp_path / "data", images=1), "train")
+    train(model, RECIPE.model_copy(update={"steps": 1, "batch_size": 1}), reds, tmp_path / "run", ignore)
+    [note] = [record.getMessage() for record in caplog.records if record.name == "segserve.train.loop"]
+    assert note.endswith(f"train.txt: no pixel of {read_record(model).labels[2]}")
 
 
 def test_train_finished_run_is_not_trained_again(model, squares, tmp_path):
@@ -322,6 +331,23 @@ def test_load_backbone_from_a_file_loads_every_tensor(tmp_path):
     save_file(source.state_dict(), tmp_path / "backbone.safetensors")
     load_backbone(target, "test_efficientnet", str(tmp_path / "backbone.safetensors"))
     assert all(torch.equal(tensor, target.state_dict()[name]) for name, tensor in source.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture(backbone="test_convnext", output_stride=32),
+        Architecture(backbone="test_efficientnet", output_stride=32, use_l5_exp=True),
+    ],
+    ids=["stages lifted to the top", "wrapped"],
+)
+def test_load_backbone_named_otherwise_than_the_classifier_loads_every_tensor(tmp_path, architecture):
+    classifier = timm.create_model(architecture.backbone)
+    save_file(classifier.state_dict(), tmp_path / "classifier.safetensors")
+    backbone, _ = build_backbone(architecture)
+    load_backbone(backbone, architecture.backbone, str(tmp_path / "classifier.safetensors"))
+    image = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(backbone.eval()(image)[-1], classifier.eval().forward_features(image))
 
 
 def test_load_backbone_incomplete_file_raises_and_names_a_tensor(tmp_path):
