@@ -1,4 +1,4 @@
-"""From counted pixels to the figures: a pure computation.
+"""From label maps to counted pixels, by torchmetrics, and from these to the figures: a pure computation.
 
 Pixel accuracy, mean accuracy, mean IoU and frequency-weighted IoU are those of Long, Shelhamer, Darrell: "Fully
 Convolutional Networks for Semantic Segmentation", CVPR 2015, section 5. Counts are summed over the data set before
@@ -8,7 +8,9 @@ anything is divided, as PASCAL VOC does, so that an image weighs by its pixels.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from ..data import IGNORED
 from ..runtime.mask import LabelMap
@@ -84,15 +86,14 @@ def count_pixels(truth: LabelMap, predicted: LabelMap, num_classes: int) -> Pixe
     Raises:
         ValueError: a label is neither 255 nor one of the classes; all such labels are named.
     """
-    pairs = truth.astype(np.int32) * num_classes + predicted
-    by_label = np.bincount(pairs.ravel(), minlength=(IGNORED + 1) * num_classes).reshape(-1, num_classes)
-    strange = np.flatnonzero(by_label[num_classes:IGNORED].sum(axis=1)) + num_classes
+    strange = np.flatnonzero(np.bincount(truth.ravel(), minlength=IGNORED + 1)[num_classes:IGNORED]) + num_classes
     if len(strange):
         raise ValueError(
             f"labels {strange.tolist()} are none of the model's {num_classes} classes: "
             f"expected 0 to {num_classes - 1}, and {IGNORED} for pixels to ignore"
         )
-    confusion = by_label[:num_classes]
+    maps = torch.tensor(predicted), torch.tensor(truth)
+    confusion = multiclass_confusion_matrix(*maps, num_classes, ignore_index=IGNORED, validate_args=False).numpy()
     present = (confusion.sum(axis=1) > 0).astype(np.int64)
     return PixelCounts(confusion, count_boundaries(truth, predicted, num_classes), present)
 
