@@ -24,9 +24,15 @@ class SegmentationLoss(nn.Module):
 
     _class_weights: Tensor | None
 
-    def __init__(self, network: SegmentationNetwork, recipe: Recipe, labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        recipe: Recipe,
+        labels: Sequence[str],
+        teacher: SegmentationNetwork | None = None,
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.teacher = network, teacher
         self._recipe = recipe
         self.register_buffer("_class_weights", _class_weights(recipe.class_weights, labels), persistent=False)
 
@@ -34,9 +40,20 @@ class SegmentationLoss(nn.Module):
         dtype, recipe = _AUTOCAST[self._recipe.precision], self._recipe
         with FastDepthwise(), torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             if recipe.aux_weight == 0:
-                return self._cross_entropy(self.network(images), labels)
+                return self._taught(self.network(images), images, labels)
             logits, aux_logits = self.network.forward_with_aux(images)
-        return self._cross_entropy(logits, labels) + recipe.aux_weight * self._cross_entropy(aux_logits, labels)
+            loss = self._taught(logits, images, labels)
+        return loss + recipe.aux_weight * self._cross_entropy(aux_logits, labels)
+
+    def _taught(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss against the labels, and where there is a teacher, against its probabilities."""
+        loss = self._cross_entropy(logits, labels)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            taught = self.teacher(images).float()
+            taught = F.interpolate(taught, size=logits.shape[-2:], mode="bilinear", align_corners=False).softmax(1)
+        return torch.lerp(loss, F.cross_entropy(logits.float(), taught), self._recipe.teacher_weight)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """In float32, at every `loss_stride`th pixel of the crop."""
@@ -45,8 +62,8 @@ class SegmentationLoss(nn.Module):
         logits = F.interpolate(logits.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
         if not (truth != IGNORED).any():
             return logits.sum() * 0  # the mean over no pixel would be NaN
-        loss: Tensor = F.cross_entropy(logits, truth, self._class_weights, ignore_index=IGNORED)
-        return loss
+        smoothing = self._recipe.label_smoothing
+        return F.cross_entropy(logits, truth, self._class_weights, ignore_index=IGNORED, label_smoothing=smoothing)
 
 
 def _class_weights(given: Mapping[str, float], labels: Sequence[str]) -> Tensor | None:

@@ -35,6 +35,11 @@ class Recipe(Strict):
         schedule: the poly schedule of the DeepLab papers, or half a cosine; both end at 0.
         loss_stride: 4 computes the loss at every 4th pixel of every 4th row.
         aux_weight: weight of the auxiliary head's loss, for architectures that have one; torchvision used 0.5.
+        label_smoothing: this share of a pixel's label is spread evenly over the classes (Szegedy et al.,
+            arXiv:1512.00567, section 7); for labels that are not all right.
+        teacher: model folder of a network whose probabilities are learnt from too (Hinton et al., arXiv:1503.02531, at
+            temperature 1), also at pixels to ignore. It has the same classes, mean and std.
+        teacher_weight: share of the loss that the teacher's probabilities have; the labels have the rest.
         class_weights: weight of a class in the loss by its label; 1 where it is not named.
         ema_decay: the weights kept are a moving average over the steps with this decay; 0 for the last step's.
     """
@@ -60,6 +65,9 @@ class Recipe(Strict):
     batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.01
     loss_stride: PositiveInt = 1
     aux_weight: Annotated[float, Field(ge=0)] = 0.0
+    label_smoothing: Share = 0.0
+    teacher: str | None = None
+    teacher_weight: Share = 0.5
     class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     ema_decay: Share = 0.0
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"

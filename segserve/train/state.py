@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..runtime.errors import ModelError
 from ..runtime.network import SegmentationNetwork, build_network
-from ..runtime.record import ModelRecord
+from ..runtime.record import ModelRecord, read_record
 from ..runtime.weights import load_network
 from .average import averaged
 from .backbone import load_backbone
@@ -29,7 +29,8 @@ class TrainingState:
         self._origin = {"recipe": recipe.model_dump(), "architecture": record.architecture.model_dump()}
         network = _starting_network(record, recipe, model).to(world.device).to(memory_format=torch.channels_last)
         self._network, self._average = network, averaged(network, recipe.ema_decay)
-        self._loss = _distributed(SegmentationLoss(network, recipe, record.labels).to(world.device), world)
+        loss = SegmentationLoss(network, recipe, record.labels, _teacher(record, recipe))
+        self._loss = _distributed(loss.to(world.device), world)
         self._optimizer = build_optimizer(network, recipe)
         self._schedule = build_schedule(self._optimizer, recipe, finished_steps=0)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
@@ -117,6 +118,23 @@ def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> Segme
             module.momentum = recipe.batch_norm_momentum
     network.train()
     return network
+
+
+def _teacher(record: ModelRecord, recipe: Recipe) -> SegmentationNetwork | None:
+    """The recipe's teacher, which stays as it is."""
+    if recipe.teacher is None:
+        return None
+    folder = Path(recipe.teacher)
+    teaching = read_record(folder)
+    for what, own, its in (
+        ("classes", record.labels, teaching.labels),
+        ("mean", record.input.mean, teaching.input.mean),
+        ("std", record.input.std, teaching.input.std),
+    ):
+        if own != its:
+            raise ModelError(f"teacher {folder}: has other {what} than the model that it is to teach: {its}, not {own}")
+    teacher = load_network(teaching, folder).eval().requires_grad_(requires_grad=False)
+    return teacher.to(memory_format=torch.channels_last)
 
 
 def _distributed(loss: nn.Module, world: World) -> nn.Module:

@@ -26,7 +26,7 @@ from segserve.train.loop import RunOptions, train
 from segserve.train.optimizer import build_optimizer, build_schedule
 from segserve.train.recipe import Recipe, read_recipe
 
-from .tiny import tiny_network, tiny_record
+from .tiny import tiny_network, tiny_record, write_tiny_model
 from .voc import write_squares
 
 RECIPE = Recipe(
@@ -210,6 +210,27 @@ def test_train_start_from_the_model_begins_with_its_weights(tiny_model, squares,
     trained = dict(train(tiny_model, recipe, squares, tmp_path, ignore).named_parameters())
     for name, parameter in load_network(read_record(tiny_model), tiny_model).named_parameters():
         torch.testing.assert_close(trained[name], parameter, atol=1e-6, rtol=0)
+
+
+def test_train_teacher_alone_pulls_the_network_towards_it(model, tiny_model, squares, tmp_path):
+    recipe = RECIPE.model_copy(update={"steps": 30, "teacher": str(tiny_model), "teacher_weight": 0.99})
+    losses = []
+    train(model, recipe, squares, tmp_path, lambda report: losses.append(report.loss))
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"classes": tiny_record().classes[:2]}, "classes"),
+        ({"input": tiny_record().input.model_copy(update={"mean": (0.1, 0.2, 0.3)})}, "mean"),
+    ],
+    ids=["classes", "mean"],
+)
+def test_train_teacher_that_sees_otherwise_raises(model, squares, tmp_path, changes, what):
+    recipe = RECIPE.model_copy(update={"teacher": str(write_tiny_model(tmp_path, **changes))})
+    with pytest.raises(ModelError, match=rf"teacher .*: has other {what} than the model that it is to teach"):
+        train(model, recipe, squares, tmp_path / "run", ignore)
 
 
 def test_train_diverging_loss_raises(model, squares, tmp_path):

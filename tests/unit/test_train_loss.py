@@ -26,8 +26,8 @@ class Fixed(torch.nn.Module):
         return self.logits, self.aux_logits
 
 
-def loss_of(network, labels, **recipe):
-    return SegmentationLoss(network, Recipe(steps=1, precision="fp32", **recipe), LABELS)(
+def loss_of(network, labels, teacher=None, **recipe):
+    return SegmentationLoss(network, Recipe(steps=1, precision="fp32", **recipe), LABELS, teacher)(
         torch.zeros(2, 3, 8, 8), labels
     )
 
@@ -65,6 +65,29 @@ def test_loss_weighs_classes_by_their_label(logits, labels):
     expected = F.cross_entropy(upsampled(logits, (8, 8)), labels.long(), weights, ignore_index=255)
     torch.testing.assert_close(loss_of(Fixed(logits), labels, class_weights={"dog": 5.0}), expected)
     assert not torch.allclose(expected, loss_of(Fixed(logits), labels))
+
+
+def test_loss_smooths_labels_towards_all_classes(logits, labels):
+    even = -upsampled(logits, (8, 8)).log_softmax(1).mean(1)[labels != 255].mean()
+    expected = 0.9 * loss_of(Fixed(logits), labels) + 0.1 * even
+    torch.testing.assert_close(loss_of(Fixed(logits), labels, label_smoothing=0.1), expected)
+
+
+def test_loss_with_a_teacher_learns_its_probabilities_at_every_pixel(logits, labels):
+    network, taught = Fixed(logits), torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    teacher = Fixed(taught)
+    by_hand = -(taught.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+    loss = loss_of(network, labels, teacher, teacher_weight=0.25)
+    torch.testing.assert_close(loss, 0.75 * loss_of(Fixed(logits), labels) + 0.25 * by_hand)
+    torch.autograd.backward(loss)
+    assert network.logits.grad[0, :, :2].any()  # where labels are to be ignored
+    assert teacher.logits.grad is None
+
+
+def test_loss_with_a_teacher_of_a_finer_grid_brings_its_logits_to_the_network_s(logits, labels):
+    by_itself = loss_of(Fixed(logits), labels, Fixed(logits), teacher_weight=0.5)
+    finer = loss_of(Fixed(logits), labels, Fixed(logits.repeat_interleave(2, 2).repeat_interleave(2, 3)))
+    torch.testing.assert_close(finer, by_itself)
 
 
 def test_loss_weight_of_an_unknown_class_raises(logits):
