@@ -1,6 +1,6 @@
 """Trains variants of one model and prints a table: `python -m bench.training levers|heads --data DATA`.
 
-    levers   what each part of the embedded model's recipe gives: all of it, and all of it but one part
+    levers   what each part of the embedded model's recipe gives, and what parts that it has not would add
     heads    the three heads on the same backbone, schedule and seed
 
 A variant that is trained is not trained again, and one that was interrupted goes on; all runs lie in `--runs`.
@@ -29,16 +29,6 @@ from segserve.train.recipe import RECIPE_FILE, Recipe, read_recipe
 
 MIN_IMAGES = 20
 
-# What the recipe says without one of its parts.
-LEVERS: Mapping[str, Mapping[str, object]] = {
-    "all of it": {},
-    "no moving average": {"ema_decay": 0.0},
-    "scales 0.6 to 1.6": {"scales": (0.6, 1.6)},
-    "no colour jitter": {"color_jitter": 0.0},
-    "no repeats of rare classes": {"repeat_threshold": 0.0},
-    "no copy-paste": {"copy_paste": 0.0},
-    "loss at every pixel": {"loss_stride": 1},
-}
 # CoreNet's heads with their own defaults; separable, as full 3x3 kernels at stride 8 take minutes a step on a CPU.
 HEADS: Mapping[str, Mapping[str, object]] = {
     "deeplabv3": {"head": "deeplabv3"},
@@ -80,12 +70,30 @@ def _arguments() -> argparse.Namespace:
 def _variants(kind: str, record: ModelRecord, recipe: Recipe, arguments: argparse.Namespace) -> Iterator[Variant]:
     changed = {"steps": arguments.steps, "backbone_weights": arguments.backbone_weights or recipe.backbone_weights}
     backbone = arguments.backbone or record.architecture.backbone
-    for name, lever in LEVERS.items() if kind == "levers" else ():
-        architecture = record.architecture.model_copy(update={"backbone": backbone})
+    for name, lever in _levers(arguments.steps).items() if kind == "levers" else ():
+        architecture = record.architecture.model_copy(update={"backbone": backbone, "aux_head": "aux_weight" in lever})
         yield Variant(name, _untrained(record, architecture), recipe.model_copy(update={**changed, **lever}))
     for name, head in HEADS.items() if kind == "heads" else ():
         architecture = validated({"backbone": backbone, **head}, Architecture, name)
         yield Variant(name, _untrained(record, architecture), recipe.model_copy(update=changed))
+
+
+def _levers(steps: int) -> Mapping[str, Mapping[str, object]]:
+    """What is changed in the recipe. Another seed shows how much of a difference is chance."""
+    return {
+        "the recipe": {},
+        "another seed": {"seed": 1},
+        "without moving average": {"ema_decay": 0.0},
+        "scales 0.8 to 1.25": {"scales": (0.8, 1.25)},
+        "without colour jitter": {"color_jitter": 0.0},
+        "without repeats of rare classes": {"repeat_threshold": 0.0},
+        "without copy-paste": {"copy_paste": 0.0},
+        "loss at every pixel": {"loss_stride": 1},
+        "with label smoothing of 0.1": {"label_smoothing": 0.1},
+        "with an auxiliary head": {"aux_weight": 0.4},
+        "taught by the embedded model": {"teacher": str(resource("model/embedded"))},
+        "twice the steps": {"steps": 2 * steps},
+    }
 
 
 def _untrained(record: ModelRecord, architecture: Architecture) -> ModelRecord:
