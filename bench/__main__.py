@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -22,6 +23,7 @@ from segserve.archive import build_archive
 from segserve.client import SegmentationClient
 from segserve.resources import resource
 from segserve.runtime.image import decode_image
+from segserve.runtime.options import MaskEncoding
 from segserve.runtime.segmenter import Segmenter
 from segserve.server.process import TorchServe
 
@@ -50,7 +52,7 @@ def main() -> None:
             with SegmentationClient(server.inference_url, token=server.inference_token, model=archive.stem) as client:
 
                 def send(image: bytes) -> None:
-                    client.segment(image, mask=arguments.mask)
+                    client.answer(image, mask=arguments.mask)
 
                 latency_ms, plain_ms = _latencies_ms(segmenter, send, images)
                 rounds = [_round(segmenter, send, images, arguments.images) for _ in range(arguments.rounds)]
@@ -60,7 +62,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--mask", default="png", choices=["dense", "png", "none"])
+    parser.add_argument("--mask", default="png", choices=get_args(MaskEncoding))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=80, help="images of each kind in a round")
     return parser.parse_args()

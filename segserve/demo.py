@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .client import SegmentationClient, decode_png_mask
+from .client import SegmentationClient
 from .server.process import TorchServe
 
 PHOTOGRAPHS = {"chelsea.png": "a cat", "astronaut.png": "a person"}
@@ -29,7 +29,7 @@ def run_demo(archive: Path, run_dir: Path, pictures: Path, console: Console) -> 
 
     Raises:
         ServerError: the server does not start.
-        RefusedError: it answers with an error.
+        ClientError: it does not answer with a segmentation.
     """
     pictures.mkdir(parents=True, exist_ok=True)
     with TorchServe.start([archive], run_dir) as server:
@@ -42,17 +42,17 @@ def run_demo(archive: Path, run_dir: Path, pictures: Path, console: Console) -> 
 
 
 def _segment(client: SegmentationClient, photograph: Path, pictures: Path, console: Console) -> None:
-    content = photograph.read_bytes()
-    answer = client.segment(content, mask="png")
+    segmentation = client.segment(photograph)
+    height_px, width_px = segmentation.label_map.shape
     labels, overlay = (pictures / f"{photograph.stem}-{name}" for name in ("labels.png", "overlay.jpg"))
-    labels.write_bytes(decode_png_mask(answer))
-    overlay.write_bytes(client.overlay_jpeg(content))
+    segmentation.to_image().save(labels)
+    segmentation.overlay().save(overlay, quality=90)
 
-    title = f"{photograph.name} ({PHOTOGRAPHS[photograph.name]}), {answer['width']} x {answer['height']} pixels"
+    title = f"{photograph.name} ({PHOTOGRAPHS[photograph.name]}), {width_px} x {height_px} pixels"
     table = Table(title=title, title_justify="left")
     for heading in ("class", "share of the picture", "confidence"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
-    for entry in answer["classes"]:
-        table.add_row(entry["label"], f"{entry['fraction']:.1%}", f"{entry['confidence']:.2f}")
+    for share in segmentation.classes:
+        table.add_row(share.label, f"{share.fraction:.1%}", f"{share.confidence:.2f}")
     console.print(table)
     console.print(f"label map: {labels}\noverlay:   {overlay}\n", soft_wrap=True)

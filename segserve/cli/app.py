@@ -20,14 +20,29 @@ app = typer.Typer(
 )
 console = Console()
 
-ModelArgument = Annotated[str, typer.Argument(help="a model folder, or the name of one in model/")]
+# The groups of commands in `segserve --help`.
+USE, MAKE = "Use a model", "Make and measure models"
+
+
+def model_names(incomplete: str) -> list[str]:
+    """The models of the repository whose names begin so, for the shell to complete."""
+    try:
+        records = sorted(resource("model").glob("*/model.yaml"))
+    except FileNotFoundError:  # installed without its checkout: completion must not fail
+        return []
+    return [path.parent.name for path in records if path.parent.name.startswith(incomplete)]
+
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="a model folder, or the name of one in model/", autocompletion=model_names)
+]
 
 
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
     """What is wrong with a model, a server, a file or the data ends the command with one line and status 1."""
-    from ..client import RefusedError
-    from ..runtime.errors import ModelError
+    from ..client import ClientError
+    from ..runtime.errors import ModelError, SegserveError
     from ..server.errors import ServerError
 
     try:
@@ -35,14 +50,20 @@ def told_in_one_line() -> Iterator[None]:
     except (
         ModelError,
         ServerError,
-        RefusedError,
+        ClientError,
+        SegserveError,
         ArithmeticError,
         OSError,
         ValueError,
         requests.RequestException,
     ) as error:
-        Console(stderr=True).print(f"segserve: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        print_error(str(error))
         raise typer.Exit(1) from error
+
+
+def print_error(message: str) -> None:
+    """One line on stderr, red on a terminal."""
+    Console(stderr=True).print(f"segserve: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_plain(line: str) -> None:

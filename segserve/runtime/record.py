@@ -15,6 +15,7 @@ from .errors import ModelError
 from .files import write_whole
 
 RECORD_FILE = "model.yaml"
+BACKGROUND = 0  # id of the class that a pixel gets where no other is wanted or certain enough, and that is not coloured
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 PositiveUnit = Annotated[float, Field(gt=0, le=1)]

@@ -4,7 +4,6 @@ shared among processes, or given what cannot be trained on.
 
 import csv
 import hashlib
-import io
 import os
 import shutil
 import signal
@@ -18,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from segserve.client import SegmentationClient, decode_png_mask
+from segserve.client import SegmentationClient
 from segserve.server.process import TorchServe
 from tests.unit.voc import write_squares
 
@@ -79,8 +78,7 @@ def test_train_archive_serve_and_ask_for_a_mask(squares, tmp_path):
     with TorchServe.start([tmp_path / "squares.mar"], tmp_path / "run") as server:
         server.wait_ready()
         with SegmentationClient(server.inference_url, token=server.inference_token, model="squares") as client:
-            answer = client.segment((squares / "images" / "square0.jpg").read_bytes(), mask="png")
-    mask = np.array(Image.open(io.BytesIO(decode_png_mask(answer))))
+            mask = client.segment(squares / "images" / "square0.jpg").label_map
     truth = np.array(Image.open(squares / "labels" / "square0.png"))
     assert ((mask == 1) & (truth == 1)).sum() / ((mask == 1) | (truth == 1)).sum() > 0.7
 

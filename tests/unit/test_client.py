@@ -1,57 +1,37 @@
-"""The client against real sockets: what it sends, and what it makes of refusals."""
+"""The client against real sockets: what it sends, what it makes of the answers, and when it asks again."""
 
 import json
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
+import numpy as np
 import pytest
-import requests
 
-from segserve.client import RefusedError, SegmentationClient, decode_png_mask
+from segserve.client import (
+    MalformedAnswerError,
+    RefusedError,
+    SegmentationClient,
+    TimedOutError,
+    TokenRefusedError,
+    UnknownModelError,
+    UnreachableError,
+)
 
-ANSWER = {"width": 1, "height": 1, "classes": [], "mask": {"encoding": "png", "data": "iVBORw=="}}
+from .canned import IMAGE_RGB, LABEL_MAP, Canned, answer_document, as_file, canned_server
 
-
-class Server(ThreadingHTTPServer):
-    """Answers every request with `answer`, and keeps what it was sent."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Door)
-        self.answer = 200, "application/json", json.dumps(ANSWER).encode()
-        self.received = []
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Door(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        content = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.received.append((self.path, dict(self.headers), content, self.client_address))
-        status, media_type, body = self.server.answer
-        self.send_response(status)
-        self.send_header("Content-Type", media_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+IMAGE = as_file(IMAGE_RGB)
+ANSWER = json.dumps(answer_document()).encode()
 
 
 @pytest.fixture
 def server():
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with canned_server() as server:
+        yield server
 
 
 @pytest.fixture
@@ -60,110 +40,266 @@ def client(server):
         yield client
 
 
-def test_segment_sends_image_options_and_token(server, client):
-    assert client.segment(b"image", mask="dense") == ANSWER
-    ((path, headers, content, _),) = server.received
-    assert (path, content) == ("/predictions/tiny", b"image")
-    assert headers["Authorization"] == "Bearer made up"
-    assert headers["Accept"] == "application/json"
-    assert headers["X-Segment-Mask"] == "dense"
-    assert headers["Content-Type"] == "application/octet-stream"
+def refusal(code: str, status: int = 400, **headers) -> Canned:
+    return Canned(json.dumps({"error": {"code": code, "message": "so it is"}}).encode(), status, headers)
 
 
-def test_client_without_token_sends_none_and_takes_a_trailing_slash(server):
-    with SegmentationClient(f"{server.url}/") as client:
-        client.segment(b"image")
-    ((path, headers, *_),) = server.received
-    assert path == "/predictions/deeplabv3"
-    assert "Authorization" not in headers
+def torchserve(kind: str, status: int) -> Canned:
+    return Canned(json.dumps({"code": status, "type": kind, "message": "Not so."}).encode(), status)
+
+
+def test_segment_gives_label_map_classes_and_timings(server, client):
+    server.answer = Canned(ANSWER, headers={"Server-Timing": 'decode;dur=1.25, inference;dur=70.00;desc="2.0 passes"'})
+    segmentation = client.segment(IMAGE)
+    assert segmentation.label_map.dtype == np.uint8
+    assert np.array_equal(segmentation.label_map, LABEL_MAP)
+    assert not segmentation.label_map.flags.writeable
+    assert [(share.id, share.label, share.pixels) for share in segmentation.classes] == [
+        (0, "background", 17), (2, "dog", 6), (1, "cat", 1)
+    ]  # fmt: skip
+    assert segmentation.classes[1].box_xyxy == (2, 1, 5, 3)
+    assert (segmentation.model, segmentation.model_version) == ("tiny", "1.0")
+    assert segmentation.timings_ms == {"decode": 1.25, "inference": 70.0}
+    assert segmentation.confidence_map is None
+
+
+def test_segment_sends_file_options_and_token(server, client):
+    client.segment(IMAGE, mode="slide", tta=None, classes=["cat", 2], threshold=0.5, confidence=True)
+    [received] = server.received
+    assert (received.path, received.body) == ("/predictions/tiny", IMAGE)
+    assert received.headers["Authorization"] == "Bearer made up"
+    assert received.headers["Accept"] == "application/json"
+    assert received.headers["Content-Type"] == "application/octet-stream"
+    assert received.headers["User-Agent"].startswith("segserve/")
+    options = {name: value for name, value in received.headers.items() if name.startswith("X-Segment-")}
+    assert options == {
+        "X-Segment-Mask": "png",
+        "X-Segment-Mode": "slide",
+        "X-Segment-Classes": '["cat", 2]',
+        "X-Segment-Threshold": "0.5",
+        "X-Segment-Confidence": "true",
+    }
+
+
+@pytest.mark.parametrize(
+    ("classes", "sent"),
+    [
+        ("cat,dog", '["cat", "dog"]'),
+        (2, "[2]"),
+        (np.uint8([1, 2]), "[1, 2]"),
+        (["café, au lait"], '["caf\\u00e9, au lait"]'),
+    ],
+    ids=["commas", "one id", "array", "comma and accent in a label"],
+)
+def test_segment_classes_travel_as_ascii_json(server, client, classes, sent):
+    client.segment(IMAGE, classes=classes)
+    assert server.received[0].headers["X-Segment-Classes"] == sent
+
+
+def test_segment_option_that_no_header_holds_raises(server, client):
+    with pytest.raises(ValueError, match="option mode: expected plain ASCII"):
+        client.segment(IMAGE, mode="whole\r\nAuthorization: x")
+    assert server.received == []
+
+
+def test_client_without_token_sends_none_and_takes_a_trailing_slash(server, monkeypatch, tmp_path):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login someone password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    with SegmentationClient(f"{server.url}/", version="2.0") as client:
+        client.segment(IMAGE)
+    [received] = server.received
+    assert received.path == "/predictions/deeplabv3/2.0"
+    assert "Authorization" not in received.headers
 
 
 def test_client_keeps_one_connection(server, client):
     for _ in range(3):
-        client.segment(b"image")
-    assert len({address for *_, address in server.received}) == 1
+        client.segment(IMAGE)
+    assert len({received.connection for received in server.received}) == 1
 
 
-@pytest.mark.parametrize(
-    ("method", "media_type"), [("label_png", "image/png"), ("overlay_jpeg", "image/jpeg")], ids=["label map", "overlay"]
-)
-def test_pictures_are_asked_for_by_accept_and_come_as_bytes(server, client, method, media_type):
-    server.answer = 200, media_type, b"\x89picture"
-    assert getattr(client, method)(b"image") == b"\x89picture"
-    assert server.received[0][1]["Accept"] == media_type
-    assert "X-Segment-Mask" not in server.received[0][1]
+def test_client_of_many_threads_uses_no_more_connections_than_its_pool(server):
+    server.answer = Canned(ANSWER, pause_s=0.02)
+    with SegmentationClient(server.url, pool_size=3) as client, ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(client.segment, [IMAGE] * 24))
+    assert all(np.array_equal(answer.label_map, LABEL_MAP) for answer in answers)
+    assert len({received.connection for received in server.received}) <= 3
+
+
+def test_answer_gives_the_body_as_it_came(server, client):
+    server.answer = Canned(b"\x89picture")
+    assert client.answer(IMAGE, "image/png") == b"\x89picture"
+    assert server.received[0].headers["Accept"] == "image/png"
+    assert "X-Segment-Mask" not in server.received[0].headers
+
+
+def test_answer_sends_the_encoding(server, client):
+    assert client.answer(IMAGE, mask="rle") == ANSWER
+    assert server.received[0].headers["X-Segment-Mask"] == "rle"
 
 
 @pytest.mark.parametrize(
     ("status", "body", "code", "message"),
     [
-        (
-            422,
-            b'{"error": {"code": "image_truncated", "message": "send it whole"}}',
-            "image_truncated",
-            "send it whole",
-        ),
-        (404, b'{"code": 404, "type": "ModelNotFoundException", "message": "no x"}', "ModelNotFoundException", "no x"),
-        (400, b'{"code": 400, "type": "InvalidKeyException", "message": "Token"}', "InvalidKeyException", "Token"),
+        (422, b'{"error": {"code": "image_truncated", "message": "send\\nit"}}', "image_truncated", "send it"),
         (502, b"<html>Bad Gateway</html>", "unknown", "Bad Gateway"),
-        (413, b"", "unknown", "Request Entity Too Large"),
+        (413, b"", "request_too_large", "the server takes no request of so many bytes; .*max_request_size"),
         (500, b'{"error": "it broke"}', "unknown", "it broke"),
         (500, b'{"error": null}', "unknown", "Internal Server Error"),
         (500, b'{"error": {}}', "unknown", "Internal Server Error"),
         (500, b"[1, 2]", "unknown", "Internal Server Error"),
         (500, b'"text"', "unknown", "Internal Server Error"),
-        (500, b"null", "unknown", "Internal Server Error"),
         (500, b"\xff\xfe", "unknown", "Internal Server Error"),
+        (204, b"", "unknown", "No Content"),
     ],
-    ids=[
-        "handler",
-        "torchserve 404",
-        "torchserve token",
-        "html",
-        "empty",
-        "error text",
-        "error null",
-        "error empty",
-        "list",
-        "string",
-        "null",
-        "no utf-8",
-    ],
-)
+    ids=["handler", "html", "too large", "text", "null", "empty", "list", "string", "no utf-8", "no content"],
+)  # fmt: skip
 def test_segment_refusal_has_status_code_and_message(server, client, status, body, code, message):
-    server.answer = status, "application/json", body
+    server.answer = Canned(body, status)
     with pytest.raises(RefusedError, match=f"^{status} {code}: {message}$") as caught:
-        client.segment(b"image")
+        client.segment(IMAGE)
     assert (caught.value.status, caught.value.code) == (status, code)
-
-
-def test_segment_answer_that_is_no_json_raises_a_request_exception(server, client):
-    server.answer = 200, "text/html", b"<html>welcome</html>"
-    with pytest.raises(requests.RequestException, match="Expecting value"):
-        client.segment(b"image")
-
-
-def test_segment_unreachable_server_raises_a_request_exception():
-    with socket.socket() as bound:  # a port on which nobody listens
-        bound.bind(("127.0.0.1", 0))
-        client = SegmentationClient(f"http://127.0.0.1:{bound.getsockname()[1]}")
-        with pytest.raises(requests.ConnectionError, match="refused"), client:
-            client.segment(b"image")
-
-
-def test_decode_png_mask_gives_the_file():
-    assert decode_png_mask(ANSWER) == b"\x89PNG"
+    assert len(server.received) == 1
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("kind", "status", "error", "advice"),
     [
-        ({}, "expected a mask encoded as png, got None"),
-        ({"mask": {"encoding": "dense", "data": []}}, "expected a mask encoded as png, got 'dense'"),
-        ({"mask": {"encoding": "png", "data": "*"}}, "not base64"),
+        ("InvalidKeyException", 400, TokenRefusedError, "Not so; `segserve serve` prints a new one"),
+        ("ModelNotFoundException", 404, UnknownModelError, "Not so; name the model that is served"),
+        ("ModelVersionNotFoundException", 404, UnknownModelError, "Not so; leave the version out"),
     ],
-    ids=["none", "dense", "broken"],
+    ids=["token", "model", "version"],
 )
-def test_decode_png_mask_other_answer_raises(answer, message):
+def test_segment_refusal_of_torchserve_says_what_to_do(server, client, kind, status, error, advice):
+    server.answer = torchserve(kind, status)
+    with pytest.raises(error, match=f"^{status} {kind}: {advice}"):
+        client.segment(IMAGE)
+
+
+def test_segment_redirect_is_refused_and_named(server, client):
+    server.answer = Canned(b"", 301, {"Location": "https://elsewhere/"})
+    with pytest.raises(RefusedError, match="301 unknown: Moved Permanently; ask 'https://elsewhere/' instead"):
+        client.segment(IMAGE)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [refusal("busy", 503), refusal("out_of_memory", 507), Canned(ANSWER, breaks=True)],
+    ids=["503", "507", "broken connection"],
+)
+def test_segment_transient_failure_is_asked_again(server, client, failure):
+    server.script = [failure]
+    assert np.array_equal(client.segment(IMAGE).label_map, LABEL_MAP)
+    assert [received.body for received in server.received] == [IMAGE, IMAGE]
+
+
+def test_segment_failure_that_stays_is_raised_after_the_retries(server):
+    server.answer = refusal("busy", 503)
+    with SegmentationClient(server.url, retries=2) as client, pytest.raises(RefusedError, match="503 busy"):
+        client.segment(IMAGE)
+    assert len(server.received) == 3
+
+
+@pytest.mark.parametrize("is_date", [False, True], ids=["seconds", "date"])
+def test_segment_waits_as_long_as_the_server_asks(server, client, is_date):
+    until = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)  # which has no fractions
+    server.script = [refusal("busy", 503, **{"Retry-After": until if is_date else "1"})]
+    began_s = time.monotonic()
+    client.segment(IMAGE)
+    assert 0.9 <= time.monotonic() - began_s < 5
+
+
+@pytest.mark.parametrize("value", ["soon", "", "-3", "Sat, 99 Nov"], ids=["word", "empty", "negative", "no date"])
+def test_segment_retry_after_that_says_nothing_leaves_the_usual_pause(server, client, value):
+    server.script = [refusal("busy", 503, **{"Retry-After": value})]
+    client.segment(IMAGE)
+    assert len(server.received) == 2
+
+
+def test_segment_answer_too_late_is_not_asked_again(server):
+    server.answer = Canned(ANSWER, pause_s=1)
+    with (
+        SegmentationClient(server.url, timeout_s=0.1) as client,
+        pytest.raises(TimedOutError, match=r"no answer within 0.1 s; allow more by timeout_s"),
+    ):
+        client.segment(IMAGE)
+    assert len(server.received) == 1
+
+
+def test_segment_connection_that_stays_broken_raises_unreachable(server):
+    server.answer = Canned(ANSWER, breaks=True)
+    with SegmentationClient(server.url, retries=0) as client, pytest.raises(UnreachableError, match=server.url):
+        client.segment(IMAGE)
+
+
+def test_segment_no_server_raises_unreachable_and_names_the_address():
+    with socket.socket() as bound:  # a port on which nobody listens
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        with (
+            SegmentationClient(url, retries=1) as client,
+            pytest.raises(
+                UnreachableError, match=rf"^{url}: no server answers there \(Connection refused\); start one"
+            ),
+        ):
+            client.segment(IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"url": "localhost:8080"}, "expected a server's address like http://127.0.0.1:8080, got 'localhost:8080'"),
+        ({"url": "http://"}, "expected a server's address"),
+        ({"retries": -1}, "retries is how often"),
+        ({"pool_size": 0}, "pool_size is the number of connections"),
+        ({"transport": "pigeon"}, "expected the transport http or grpc, got 'pigeon'"),
+    ],
+    ids=["no scheme", "no host", "retries", "pool", "transport"],
+)
+def test_client_argument_that_makes_no_sense_raises(changes, message):
     with pytest.raises(ValueError, match=message):
-        decode_png_mask(answer)
+        SegmentationClient(**{"url": "http://127.0.0.1:8080", **changes})
+
+
+WIDER = answer_document(np.zeros((4, 7), np.uint8))["mask"]
+OTHER = answer_document(np.zeros((4, 6), np.uint8))["mask"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"<html>Welcome</html>", "no segmentation .*invalid json.*inference port"),
+        (ANSWER[:-40], "no segmentation .*invalid json"),
+        (b'{"status": "Healthy"}', r"no segmentation \(model: field required\)"),
+        (b"[1, 2]", "no segmentation"),
+        (b"", "no segmentation"),
+        (answer_document(mask=WIDER), "expected a mask of 6 x 4 pixels and mode P, got 7 x 4 pixels"),
+        (answer_document(mask=OTHER), "mask and its classes disagree"),
+        (answer_document(classes=[]), "mask and its classes disagree"),
+        (answer_document(width=0), r"no segmentation \(width"),
+        (answer_document(mask={"encoding": "dense", "data": "0"}), "expected a mask encoded as png, got 'dense'"),
+        (answer_document(mask={"encoding": "png", "data": "*"}), "mask is not base64"),
+        (answer_document(mask={"encoding": "png", "data": "R0lGODlh"}), "mask cannot be decoded"),
+        (answer_document(mask={**OTHER, "data": OTHER["data"][:80]}), "mask cannot be decoded"),
+        (answer_document(confidence=WIDER), "expected a confidence of 6 x 4 pixels"),
+    ],
+    ids=[
+        "html", "cut short", "another service", "list", "empty", "mask of another size", "mask of another image",
+        "no classes", "no width", "other encoding", "no base64", "no PNG", "PNG cut short", "other confidence",
+    ],
+)  # fmt: skip
+def test_segment_malformed_answer_is_an_error(server, client, body, message):
+    server.answer = Canned(body if isinstance(body, bytes) else json.dumps(body).encode())
+    with pytest.raises(MalformedAnswerError, match=message) as caught:
+        client.segment(IMAGE)
+    assert "\n" not in str(caught.value)
+
+
+def test_import_of_the_client_imports_no_torch():
+    code = (
+        "import sys, segserve.client; print(sorted({'torch', 'timm', 'torchvision', 'httpx', 'grpc'} & {*sys.modules}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,32 @@
+"""A client of a running server. Importing it imports no torch.
+
+`SegmentationClient` waits for its answers, `AsyncSegmentationClient` awaits them; both give a `Segmentation`, and so
+does `segserve.local.LocalSegmenter`, which needs no server.
+"""
+
+from .errors import (
+    ClientError,
+    MalformedAnswerError,
+    RefusedError,
+    TimedOutError,
+    TokenRefusedError,
+    UnknownModelError,
+    UnreachableError,
+)
+from .images import ImageInput
+from .segmentation import ClassShare, Segmentation
+from .sync import SegmentationClient
+
+__all__ = [
+    "ClassShare",
+    "ClientError",
+    "ImageInput",
+    "MalformedAnswerError",
+    "RefusedError",
+    "Segmentation",
+    "SegmentationClient",
+    "TimedOutError",
+    "TokenRefusedError",
+    "UnknownModelError",
+    "UnreachableError",
+]

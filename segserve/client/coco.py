@@ -1,0 +1,40 @@
+"""A segmentation as COCO annotations, https://cocodataset.org/#format-data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..runtime.record import BACKGROUND
+from ..runtime.rle import Rle, encode_rle
+from .segmentation import ClassShare, Segmentation
+
+
+def as_annotations(
+    segmentation: Segmentation, *, image_id: int | str, first_id: int, category_ids: Mapping[int, int] | None
+) -> list[dict[str, Any]]:
+    """See `Segmentation.to_coco`."""
+    shares = [
+        share
+        for share in segmentation.classes
+        if share.id != BACKGROUND and (category_ids is None or share.id in category_ids)
+    ]
+    masks = encode_rle(segmentation.label_map, [share.id for share in shares])
+    return [
+        {
+            "id": annotation_id,
+            "image_id": image_id,
+            "category_id": share.id if category_ids is None else category_ids[share.id],
+            **_described(share, masks[share.id]),
+        }
+        for annotation_id, share in enumerate(shares, start=first_id)
+    ]
+
+
+def _described(share: ClassShare, mask: Rle) -> dict[str, Any]:
+    x_min, y_min, x_max, y_max = share.box_xyxy
+    return {
+        "segmentation": mask,
+        "area": share.pixels,
+        "bbox": [x_min, y_min, x_max - x_min, y_max - y_min],
+        "iscrowd": 0,
+        "score": share.confidence,
+    }

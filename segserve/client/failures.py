@@ -1,0 +1,26 @@
+"""What went wrong on the way to a server, in one line."""
+
+from .errors import TimedOutError, UnreachableError
+from .request import Target
+
+
+def unreachable(target: Target, error: BaseException) -> UnreachableError:
+    return UnreachableError(
+        f"{target.url}: no server answers there ({_reason(error)}); "
+        "start one with `segserve serve`, or see the log of the one that runs"
+    )
+
+
+def timed_out(target: Target) -> TimedOutError:
+    return TimedOutError(
+        f"{target.url}: no answer within {target.timeout_s:g} s; allow more by timeout_s, or send a smaller image"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The operating system's words where it has some, as the HTTP libraries wrap them in several of their own."""
+    reason, cause = str(error), error
+    while cause := cause.__cause__ or cause.__context__:  # type: ignore[assignment]
+        if isinstance(cause, OSError) and cause.strerror:
+            reason = cause.strerror
+    return " ".join(reason.split())[:200] or type(error).__name__

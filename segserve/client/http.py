@@ -1,0 +1,57 @@
+"""Requests over HTTP, by requests: one session, whose connections are kept and shared among threads."""
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from urllib3.exceptions import ReadTimeoutError
+
+from .. import __version__
+from .failures import timed_out, unreachable
+from .reply import Reply
+from .request import Target, http_headers
+
+
+class _Authorization(AuthBase):
+    """The token as `auth` and not as a header, which requests would replace by what ~/.netrc holds for the host."""
+
+    def __init__(self, value: str | None) -> None:
+        self._value = value
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._value:
+            request.headers["Authorization"] = self._value
+        return request
+
+
+class HttpTransport:
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._endpoint = target.endpoint
+        self._timeout_s = (target.connect_timeout_s, target.timeout_s)
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = f"segserve/{__version__}"
+        self._session.auth = _Authorization(target.authorization)
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=target.pool_size, pool_block=True)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+
+    def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
+        try:
+            response = self._session.post(
+                self._endpoint,
+                data=image_file,
+                headers=http_headers(accept, fields),
+                timeout=self._timeout_s,
+                allow_redirects=False,  # a redirected POST would arrive as a GET, without the image
+            )
+        except requests.ReadTimeout as error:
+            raise timed_out(self._target) from error
+        except requests.RequestException as error:
+            if any(isinstance(argument, ReadTimeoutError) for argument in error.args):  # within the answer's body
+                raise timed_out(self._target) from error
+            raise unreachable(self._target, error) from error
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Reply(response.status_code, response.reason or "", response.content, headers)
+
+    def close(self) -> None:
+        self._session.close()

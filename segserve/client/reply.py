@@ -1,0 +1,79 @@
+"""What came back, in one form for every transport, and what is made of a refusal."""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+
+import orjson
+
+from .errors import RefusedError, TokenRefusedError, UnknownModelError
+
+_TIMING = re.compile(r"([\w-]+);dur=([0-9.]+)")
+_LONGEST_MESSAGE = 1000  # characters; a proxy may send a book
+
+# TorchServe's own errors by their type: what they are here, and what its message does not say.
+_ADVICE: Mapping[str, tuple[type[RefusedError], str]] = {
+    "InvalidKeyException": (TokenRefusedError, "`segserve serve` prints a new one"),
+    "ModelNotFoundException": (UnknownModelError, "name the model that is served"),
+    "ModelVersionNotFoundException": (UnknownModelError, "leave the version out for the one that is served"),
+    "ServiceUnavailableException": (RefusedError, "send fewer requests at once"),
+}
+_TOO_LARGE = "the server takes no request of so many bytes; send a smaller image, or raise its max_request_size"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A server's answer; the names of the headers are in lower case."""
+
+    status: int
+    phrase: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def timings_ms(self) -> dict[str, float]:
+        """Milliseconds by stage, from `Server-Timing`."""
+        return {stage: float(ms) for stage, ms in _TIMING.findall(self.headers.get("server-timing", ""))}
+
+
+def raise_for_refusal(reply: Reply) -> None:
+    """Returns where the reply is a success.
+
+    Raises:
+        RefusedError: it is none, with the server's code and message.
+    """
+    if reply.status == 200:
+        return
+    code, message = _code_and_message(reply)
+    kind, advice = _ADVICE.get(code, (RefusedError, ""))
+    if reply.status == 413 and not reply.body:  # TorchServe's own, before any handler sees the request
+        code, message = "request_too_large", _TOO_LARGE
+    if 300 <= reply.status < 400:
+        advice = f"ask {reply.headers.get('location', 'where it points')!r:.200} instead"
+    message = f"{message.rstrip('.')}; {advice}" if advice else message
+    raise kind(reply.status, code, message, retry_after_s=_retry_after_s(reply.headers.get("retry-after", "")))
+
+
+def _code_and_message(reply: Reply) -> tuple[str, str]:
+    """The handler's errors and TorchServe's own have different members; a proxy's may be no JSON at all."""
+    try:
+        document = orjson.loads(reply.body)
+    except orjson.JSONDecodeError:
+        document = {}
+    error = document.get("error", document) if isinstance(document, dict) else {}
+    error = error if isinstance(error, dict) else {"message": error}
+    code = error.get("type") or error.get("code") or "unknown"
+    message = " ".join(str(error.get("message") or reply.phrase).split())
+    return str(code), message[:_LONGEST_MESSAGE]
+
+
+def _retry_after_s(value: str) -> float | None:
+    """Seconds, from a number of them or from a date (RFC 9110, section 10.2.3); None where it is neither."""
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,95 @@
+"""What a client asks for: where, and with which options."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypedDict, Unpack
+from urllib.parse import quote, urlsplit
+
+ClassNames = str | int | Iterable[str | int]
+"""One class or several, by label or id."""
+
+
+class SegmentOptions(TypedDict, total=False):
+    """Options of one image. What is absent or None is not sent, and then the server's own default holds.
+
+    Attributes:
+        mode: `whole`, or `slide` for images larger than the network's size.
+        tta: test-time augmentation: `none`, `flip` or `multiscale`.
+        classes: the classes to keep, by label or id; all others become background.
+        threshold: a pixel whose top probability is lower becomes background, 0..1.
+        confidence: whether each pixel's top probability is wanted as well.
+    """
+
+    mode: str | None
+    tta: str | None
+    classes: ClassNames | None
+    threshold: float | None
+    confidence: bool
+
+
+class AnswerOptions(SegmentOptions, total=False):
+    """The same, and how the JSON answer holds the mask: `dense`, `rle`, `png`, `polygons` or `none`."""
+
+    mask: str | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """One model of one server, and how patiently it is asked.
+
+    Raises:
+        ValueError: an address that is none.
+    """
+
+    url: str
+    model: str
+    version: str | None
+    token: str | None = field(repr=False)
+    timeout_s: float
+    connect_timeout_s: float
+    pool_size: int
+
+    def __post_init__(self) -> None:
+        if self.pool_size < 1:
+            raise ValueError(f"pool_size is the number of connections, at least 1, got {self.pool_size}")
+
+    @property
+    def endpoint(self) -> str:
+        """Where predictions are asked for over HTTP."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"expected a server's address like http://127.0.0.1:8080, got {self.url!r}: no scheme")
+        path = [self.model] if self.version is None else [self.model, self.version]
+        return "/".join((self.url.rstrip("/"), "predictions", *(quote(part, safe="") for part in path)))
+
+    @property
+    def authorization(self) -> str | None:
+        return f"Bearer {self.token.strip()}" if self.token else None
+
+
+def as_fields(**options: Unpack[AnswerOptions]) -> dict[str, str]:
+    """The options that were given, as texts that fit into a header."""
+    fields = {name: str(value) for name, value in options.items() if value is not None}
+    if (classes := options.get("classes")) is not None:
+        fields["classes"] = _class_list(classes)
+    if "confidence" in fields:
+        fields["confidence"] = str(bool(options["confidence"])).lower()
+    for name, value in fields.items():
+        if not value.isascii() or not value.isprintable():
+            raise ValueError(f"option {name}: expected plain ASCII, got {value!r:.80}")
+    return fields
+
+
+def _class_list(classes: ClassNames) -> str:
+    """A list in JSON, which is ASCII whatever the labels are."""
+    if isinstance(classes, str):
+        classes = classes.split(",")
+    names = [classes] if isinstance(classes, int) else classes
+    return json.dumps([name if isinstance(name, str) else int(name) for name in names])
+
+
+def http_headers(accept: str, fields: Mapping[str, str]) -> dict[str, str]:
+    """The headers of a request whose body is the image's file."""
+    headers = {f"X-Segment-{name.title()}": value for name, value in fields.items()}
+    return {"Accept": accept, "Content-Type": "application/octet-stream", **headers}
