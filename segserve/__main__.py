@@ -1,5 +1,19 @@
-"""`python -m segserve`."""
+"""`segserve` and `python -m segserve`."""
 
-from .cli import app
+import sys
 
-app()
+
+def main() -> None:
+    try:
+        from .cli import app
+    except ImportError as error:  # an installation that is not whole: what `segserve doctor` is for
+        if sys.argv[1:2] != ["doctor"]:
+            sys.exit(f"segserve: the installation is broken ({error}): `segserve doctor` says what to do")
+        from .doctor.__main__ import main as doctor
+
+        sys.exit(doctor(sys.argv[2:]))
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,17 @@ import typer
 from rich.table import Table
 
 from ..runtime.passes import Mode, Tta
-from .app import app, console, model_folder, model_source, print_plain, progress_bar, told_in_one_line
+from .app import (
+    MAKE,
+    app,
+    console,
+    model_folder,
+    model_names,
+    model_source,
+    print_plain,
+    progress_bar,
+    told_in_one_line,
+)
 
 if TYPE_CHECKING:
     from ..data import LabelledImages
@@ -20,12 +30,18 @@ _DEFAULT_MODEL = "embedded"
 _PANEL = "Through a server"
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def evaluate(
     data: Annotated[Path, typer.Option(help="folder in PASCAL VOC or COCO layout, or a COCO JSON file")],
-    model_argument: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="the same as --model")] = None,
+    model_argument: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="the same as --model", autocompletion=model_names)
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help=f"a model folder, or the name of one in model/; by default {_DEFAULT_MODEL}")
+        str | None,
+        typer.Option(
+            help=f"a model folder, or the name of one in model/; by default {_DEFAULT_MODEL}",
+            autocompletion=model_names,
+        ),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="the images' folder, where the data's layout has none")] = None,
     split: Annotated[str, typer.Option(help="split to measure on: a name, or the path of a .txt list")] = "dev",

@@ -7,12 +7,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from .app import app, model_source, print_plain, told_in_one_line
+from .app import MAKE, ModelArgument, app, model_source, print_plain, told_in_one_line
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def fetch(
-    model: Annotated[str, typer.Argument(help="a model folder, or the name of one in model/")],
+    model: ModelArgument,
     weights: Annotated[
         Path | None,
         typer.Option(

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import ModelArgument, app, console, model_folder, print_plain, told_in_one_line
+from .app import MAKE, USE, ModelArgument, app, console, model_folder, print_plain, told_in_one_line
 
 if TYPE_CHECKING:
     from ..server.process import TorchServe
 
-RUN_DIR = Path(".run")
+DEMO_DIR = Path(".run/demo")
 BUILD_DIR = Path("build")
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def archive(
     model: ModelArgument = "embedded",
     output: Annotated[Path, typer.Option(help="folder for the archive")] = BUILD_DIR,
@@ -24,14 +24,15 @@ def archive(
         _build(model, output)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def serve(model: ModelArgument = "embedded") -> None:
     """Start TorchServe with a model, wait until it is ready, and leave it running."""
+    from ..server.endpoint import SERVE_DIR
     from ..server.process import TorchServe
 
     with told_in_one_line():
         path = _build(model, BUILD_DIR)
-        server = TorchServe.start([path], RUN_DIR / "serve")
+        server = TorchServe.start([path], SERVE_DIR)
         try:
             server.wait_ready()
         except BaseException:
@@ -49,13 +50,14 @@ def _print_ready(server: "TorchServe", name: str) -> None:
     print_plain("The token lives for a day and changes at every start. `make stop` stops the server.")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def stop() -> None:
     """Stop the server that `segserve serve` started here."""
+    from ..server.endpoint import SERVE_DIR
     from ..server.process import TorchServe
 
     with told_in_one_line():
-        server = TorchServe.running(RUN_DIR / "serve")
+        server = TorchServe.running(SERVE_DIR)
         if server is None:
             console.print("no server is running")
             return
@@ -63,13 +65,13 @@ def stop() -> None:
         console.print("stopped")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def demo(model: ModelArgument = "embedded") -> None:
     """Serve a model, segment two photographs over HTTP and show what was found."""
     from ..demo import run_demo
 
     with told_in_one_line():
-        run_demo(_build(model, BUILD_DIR), RUN_DIR / "demo", BUILD_DIR / "demo", console)
+        run_demo(_build(model, BUILD_DIR), DEMO_DIR, BUILD_DIR / "demo", console)
 
 
 def _build(model: str, output: Path) -> Path:

@@ -10,14 +10,14 @@ from rich.progress import Progress
 
 from ..runtime.record import Architecture
 from ..train.recipe import Recipe
-from .app import app, console, progress_bar, told_in_one_line
+from .app import MAKE, app, console, progress_bar, told_in_one_line
 from .flags import flags_of, given_for
 
 if TYPE_CHECKING:
     from ..train.log import StepReport
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 @flags_of(Architecture, Recipe)
 def train(
     model: Annotated[Path, typer.Argument(help="model folder; one without model.yaml is made from the flags")],

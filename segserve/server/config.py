@@ -37,12 +37,12 @@ _KEYS = """
 """
 KNOWN_KEYS = frozenset(_KEYS.split())
 
-_HTTP_PORTS = (  # key, environment variable, TorchServe's default
+HTTP_PORTS = (  # key, environment variable, TorchServe's default
     ("inference_address", "SEGSERVE_PORT", 8080),
     ("management_address", "SEGSERVE_MANAGEMENT_PORT", 8081),
     ("metrics_address", "SEGSERVE_METRICS_PORT", 8082),
 )
-_GRPC_PORTS = (
+GRPC_PORTS = (
     ("grpc_inference", "SEGSERVE_GRPC_PORT", 7070),
     ("grpc_management", "SEGSERVE_GRPC_MANAGEMENT_PORT", 7071),
 )
@@ -81,11 +81,11 @@ def choose_addresses(settings: Mapping[str, str]) -> dict[str, str]:
     """
     chosen = {}
     with ExitStack() as held:  # every port stays bound until all are chosen, so that no two are the same
-        for key, variable, default in _HTTP_PORTS:
+        for key, variable, default in HTTP_PORTS:
             scheme, host, port = _split_address(settings.get(key, f"http://127.0.0.1:{default}"), key)
             port = _free_port(host, _wanted_port(variable, port or default), held)
             chosen[key] = f"{scheme}://{host}:{port}"
-        for prefix, variable, default in _GRPC_PORTS:
+        for prefix, variable, default in GRPC_PORTS:
             host = settings.get(f"{prefix}_address", "127.0.0.1")
             port = _parse_port(settings.get(f"{prefix}_port", str(default)), f"{prefix}_port")
             chosen[f"{prefix}_address"] = host

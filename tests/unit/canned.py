@@ -83,6 +83,9 @@ class CannedServer(ThreadingHTTPServer):
         self.script: list[Canned] = []
         self.received: list[Received] = []
 
+    def answer_to(self, body: bytes) -> Canned:
+        return self.script.pop(0) if self.script else self.answer
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
@@ -96,7 +99,7 @@ class _Door(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.received.append(Received(self.path, dict(self.headers), body, self.client_address))
-        canned = self.server.script.pop(0) if self.server.script else self.server.answer
+        canned = self.server.answer_to(body)
         time.sleep(canned.pause_s)
         self.send_response(canned.status)
         for name, value in canned.headers.items():
@@ -111,8 +114,8 @@ class _Door(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def canned_server() -> Iterator[CannedServer]:
-    server = CannedServer()
+def canned_server(kind: type[CannedServer] = CannedServer) -> Iterator[CannedServer]:
+    server = kind()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:

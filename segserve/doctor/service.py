@@ -1,0 +1,205 @@
+"""The server and what it serves: ports, archives, health, token."""
+
+import hashlib
+import json
+import os
+import socket
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from .findings import Finding, Level
+
+if TYPE_CHECKING:
+    import requests
+
+    from ..server.endpoint import Endpoint
+    from ..server.process import TorchServe
+
+BUILD_DIR = Path("build")
+MANIFEST = "MAR-INF/MANIFEST.json"
+
+_HTTP_TIMEOUT_S = 10
+_BLOCK_BYTES = 2**20
+_START_ONE = "`segserve serve` starts one"
+
+
+def check_ports() -> Finding:
+    """Whether a server would get the ports of its settings; those of the server that runs here are its own."""
+    from ..server.endpoint import SERVE_DIR
+    from ..server.process import TorchServe
+
+    return judge_ports(list(_wanted_ports()), own=_own_ports(TorchServe.running(SERVE_DIR)))
+
+
+def judge_ports(wanted: Iterable[tuple[str, int]], *, own: set[int]) -> Finding:
+    ports = {port: host for host, port in wanted}
+    taken = [port for port, host in ports.items() if port not in own and not _is_free(host, port)]
+    listed = ", ".join(map(str, ports))
+    if taken:
+        names = ", ".join(f"{port}{_owner(port)}" for port in taken)
+        remedy = "`segserve serve` takes free ones instead; SEGSERVE_PORT and the like name others"
+        return Finding("ports", Level.WARNING, f"taken by another program: {names}", remedy)
+    return Finding("ports", Level.OK, f"{listed}: free{', or used by the server that runs here' if own else ''}")
+
+
+def check_archives(folder: Path = BUILD_DIR) -> Finding:
+    archives = sorted(folder.glob("*.mar"))
+    if not archives:
+        return Finding("archive", Level.OK, f"none in {folder}/ yet; `segserve archive` and `segserve serve` make one")
+    faults = [f"{path}: {fault}" for path in archives if (fault := archive_fault(path))]
+    if faults:
+        return Finding("archive", Level.PROBLEM, "; ".join(faults), "pack it again with `segserve archive`")
+    names = ", ".join(str(path) for path in archives)
+    return Finding("archive", Level.OK, f"{names}: whole, the weights are those of the record")
+
+
+def archive_fault(path: Path) -> str:
+    """What is wrong with an archive, or nothing: all of it is read, and the weights compared with the record."""
+    import yaml
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                return f"{damaged} in it is damaged"
+            named = json.loads(archive.read(MANIFEST))["model"]["serializedFile"]
+            weights = yaml.safe_load(archive.read("model.yaml"))["weights"]
+            digest = _sha256(archive, named)
+    except zipfile.BadZipFile:
+        return "is no archive, or was cut short"
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        return f"lacks what an archive of this project holds ({' '.join(str(error).split())[:120]})"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if digest == weights["sha256"] else f"SHA-256 of {named} is {digest}, its record says {weights['sha256']}"
+
+
+def check_server(url: str | None, token: str | None) -> Finding:
+    """A worker that is READY where the management port can be asked, else an answer to `/ping`."""
+    from ..server.endpoint import find_endpoint
+
+    endpoint = find_endpoint(url, token=token)
+    if endpoint.running is not None:
+        return _own_server(endpoint.running)
+    answer = _ping(endpoint)
+    if answer is None and url is None:
+        return Finding("server", Level.OK, f"none runs here; {_START_ONE}")
+    if answer is None:
+        remedy = f"check address and firewall; on this machine {_START_ONE}"
+        return Finding("server", Level.PROBLEM, f"nothing answers at {endpoint.url}", remedy)
+    if answer.ok:
+        return Finding("server", Level.OK, f"{endpoint.url} answers {_status(answer)}")
+    if _refuses_token(answer):
+        return Finding("server", Level.OK, f"{endpoint.url} answers, and asks for a token")
+    remedy = "look whether it is the inference port of a TorchServe, and into its log"
+    return Finding("server", Level.PROBLEM, f"{endpoint.url}/ping answers {answer.status_code} {answer.reason}", remedy)
+
+
+def check_token(url: str | None, token: str | None) -> Finding:
+    """Whether the token opens the server: with authorization on, `/ping` needs one as well."""
+    from ..server.endpoint import TOKEN_VARIABLE, find_endpoint
+
+    endpoint = find_endpoint(url, token=token)
+    answer = _ping(endpoint)
+    if answer is None:
+        return Finding("token", Level.OK, "not asked for, as no server answers")
+    if not _refuses_token(answer):
+        return Finding("token", Level.OK, "valid" if endpoint.token else "none is needed")
+    if endpoint.running is not None:
+        remedy = "`segserve stop` and `segserve serve` make a new one"
+    else:
+        remedy = f"get a new one from whoever runs it, and name it with --token or in {TOKEN_VARIABLE}"
+    fault = "is wrong or has expired" if endpoint.token else "is needed, and none was given"
+    is_meant = url or endpoint.running or endpoint.token  # else it may be anyone's server that listens there
+    return Finding("token", Level.PROBLEM if is_meant else Level.WARNING, f"that of {endpoint.url} {fault}", remedy)
+
+
+def _wanted_ports() -> Iterator[tuple[str, int]]:
+    """Host and port of every address that a server would listen at, were all of them free."""
+    from ..resources import resource
+    from ..server.config import GRPC_PORTS, HTTP_PORTS, read_config
+
+    settings = read_config(resource("config.properties"))
+    for key, variable, default in HTTP_PORTS:
+        address = urlsplit(settings.get(key, f"http://127.0.0.1:{default}"))
+        yield address.hostname or "127.0.0.1", int(os.environ.get(variable) or address.port or default)
+    for prefix, variable, default in GRPC_PORTS:
+        port = os.environ.get(variable) or settings.get(f"{prefix}_port") or default
+        yield settings.get(f"{prefix}_address", "127.0.0.1"), int(port)
+
+
+def _own_ports(server: "TorchServe | None") -> set[int]:
+    from ..server.config import GRPC_PORTS, HTTP_PORTS, read_config
+
+    if server is None:
+        return set()
+    settings = read_config(server.run_dir / "config.properties")
+    http = {urlsplit(settings[key]).port or 0 for key, _, _ in HTTP_PORTS}
+    return http | {int(settings[f"{prefix}_port"]) for prefix, _, _ in GRPC_PORTS}
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as TorchServe: closed connections do not count
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def _owner(port: int) -> str:
+    """The process that listens at the port, where this user may see it."""
+    with suppress(Exception):  # a courtesy: without psutil or the rights, the port alone is told
+        import psutil
+
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr[1:] == (port,) and connection.status == psutil.CONN_LISTEN and connection.pid:
+                return f" (process {connection.pid}, {psutil.Process(connection.pid).name()})"
+    return ""
+
+
+def _sha256(archive: zipfile.ZipFile, name: str) -> str:
+    digest = hashlib.sha256()
+    with archive.open(name) as member:
+        while block := member.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _own_server(server: "TorchServe") -> Finding:
+    from ..server.errors import ServerError
+
+    where = f"{server.inference_url} with {', '.join(server.models)}"
+    try:
+        server.wait_ready(timeout_s=0)
+    except ServerError as error:
+        remedy = f"wait, if it has just been started; else read {server.log_path}"
+        return Finding("server", Level.PROBLEM, f"{where}: {str(error).partition('; the log is')[0]}", remedy)
+    return Finding("server", Level.OK, f"{where}: a worker is READY")
+
+
+def _ping(endpoint: "Endpoint") -> "requests.Response | None":
+    import requests
+
+    headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
+    try:
+        return requests.get(f"{endpoint.url.rstrip('/')}/ping", headers=headers, timeout=_HTTP_TIMEOUT_S)
+    except requests.RequestException:
+        return None
+
+
+def _status(answer: "requests.Response") -> str:
+    try:
+        return str(answer.json()["status"])
+    except (ValueError, KeyError, TypeError):
+        return f"{answer.status_code} {answer.reason}"
+
+
+def _refuses_token(answer: "requests.Response") -> bool:
+    """TorchServe's own refusal is a 400, a proxy's a 401 or 403."""
+    return answer.status_code in (401, 403) or (answer.status_code == 400 and "InvalidKeyException" in answer.text)

@@ -1,0 +1,55 @@
+"""A segmentation as the content of a file."""
+
+import orjson
+
+from ..client import ClassShare, Segmentation
+from ..runtime.mask import encode_jpeg, encode_npy, encode_png
+from .coco import as_coco
+from .layout import Format
+from .sources import Source
+
+
+def encode_result(segmentation: Segmentation, source: Source, file_format: Format) -> bytes:
+    """The label map in that format; `json` and `coco` hold the classes as well."""
+    if file_format is Format.PNG:
+        return encode_png(segmentation.label_map, segmentation.palette)
+    if file_format is Format.NPY:
+        return encode_npy(segmentation.label_map)
+    document = as_coco(segmentation, source) if file_format is Format.COCO else as_answer(segmentation)
+    return orjson.dumps(document)
+
+
+def encode_overlay(segmentation: Segmentation) -> bytes:
+    """The image with its classes laid over it and a legend, as JPEG."""
+    return encode_jpeg(segmentation.overlay())
+
+
+def as_answer(segmentation: Segmentation) -> dict[str, object]:
+    """What the server answers to `mask=rle`."""
+    from ..runtime.rle import encode_rle
+
+    height_px, width_px = segmentation.label_map.shape
+    masks = encode_rle(segmentation.label_map, [share.id for share in segmentation.classes])
+    return {
+        "model": {"name": segmentation.model, "version": segmentation.model_version},
+        "width": width_px,
+        "height": height_px,
+        "classes": class_table(segmentation.classes),
+        "mask": {"encoding": "rle", "data": {str(class_id): mask for class_id, mask in masks.items()}},
+    }
+
+
+def class_table(classes: tuple[ClassShare, ...]) -> list[dict[str, object]]:
+    """The classes as they stand in the server's answer."""
+    return [
+        {
+            "id": share.id,
+            "label": share.label,
+            "color": share.color,
+            "pixels": share.pixels,
+            "fraction": share.fraction,
+            "box": share.box_xyxy,
+            "confidence": share.confidence,
+        }
+        for share in classes
+    ]

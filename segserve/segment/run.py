@@ -1,0 +1,214 @@
+"""All images of one command: asked for in parallel, written one by one, and what became of each reported."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..client import (
+    ClassShare,
+    ClientError,
+    MalformedAnswerError,
+    RefusedError,
+    Segmentation,
+    TimedOutError,
+    TokenRefusedError,
+    UnknownModelError,
+    UnreachableError,
+)
+from ..runtime.errors import BadOptionError, SegserveError
+from .errors import StoppedError
+from .flight import Flight
+from .folder import concerns_one_name, write_file
+from .formats import encode_overlay, encode_result
+from .layout import Layout
+from .sources import Source, printable
+
+OUTAGE_AFTER = 3
+"""So many failures in a row that are the server's and not the image's end a run: the others would fail as well."""
+
+_OUTAGE_STATUS = (502, 503, 504)
+_NOT_OUR_SERVER = (401, 403, 404, 405)
+
+
+@dataclass(frozen=True)
+class Done:
+    """`files` hold the result and, where it was asked for, the overlay."""
+
+    source: Source
+    files: tuple[str, ...]
+    classes: tuple[ClassShare, ...]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """The same files, all of which were there already."""
+
+    source: Source
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """`code` is for programs: the server's, or `file` for what is wrong with a file here."""
+
+    source: Source
+    code: str
+    message: str
+
+
+Outcome = Done | Skipped | Failed
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """Everything about one image that is yet to be written."""
+
+    contents: dict[str, bytes]
+    classes: tuple[ClassShare, ...]
+
+
+@dataclass
+class Run:
+    """One command's work, and how far it has come.
+
+    Args:
+        ask: segments the content of an image file; called from `workers` threads at once.
+        force: makes again what is there already.
+        report: called with what became of every image, in this thread.
+    """
+
+    sources: Sequence[Source]
+    layout: Layout
+    ask: Callable[[bytes], Segmentation]
+    workers: int
+    force: bool
+    report: Callable[[Outcome], None]
+    done: int = field(default=0, init=False)
+    skipped: int = field(default=0, init=False)
+    failed: int = field(default=0, init=False)
+    seconds: float = field(default=0.0, init=False)
+    _outage: list[tuple[Source, Exception]] = field(default_factory=list, init=False)
+
+    @property
+    def left(self) -> int:
+        """Images that nothing became of, as the run ended before."""
+        return len(self.sources) - self.done - self.skipped - self.failed
+
+    def finish(self) -> None:
+        """Works until all images are done, skipped or failed.
+
+        Raises:
+            StoppedError: the server is gone, refuses everything, or results cannot be written any more.
+            InterruptedRunError: SIGINT or SIGTERM arrived. What was finished is whole, and nothing half lies about.
+        """
+        began_s = time.perf_counter()
+        flight = Flight(self._answer, self.workers)
+        try:
+            for source, answer in flight.results(self._unfinished(flight)):
+                self._take(source, answer)
+            if self._outage:
+                self._end_outage(is_over=self.done > 0)
+        finally:
+            self.seconds = time.perf_counter() - began_s
+
+    def _unfinished(self, flight: Flight[Source, _Answered]) -> Iterator[Source]:
+        for source in self.sources:
+            flight.check_signals()
+            if self.force or self.layout.missing(source):
+                yield source
+            else:
+                self._count(Skipped(source, tuple(self.layout.files(source))))
+
+    def _answer(self, source: Source) -> _Answered:
+        """In a thread of its own: everything but the writing."""
+        segmentation = self.ask(read_source(source))
+        wanted = self.layout.files(source) if self.force else self.layout.missing(source)
+        return _Answered({path: self._encoded(segmentation, source, path) for path in wanted}, segmentation.classes)
+
+    def _encoded(self, segmentation: Segmentation, source: Source, path: str) -> bytes:
+        if path == self.layout.result(source):
+            return encode_result(segmentation, source, self.layout.format)
+        return encode_overlay(segmentation)
+
+    def _take(self, source: Source, answer: _Answered | Exception) -> None:
+        if isinstance(answer, _Answered):
+            self._end_outage(is_over=True)
+            self._write(source, answer)
+        elif _is_outage(answer):
+            self._outage.append((source, answer))
+            if len(self._outage) >= OUTAGE_AFTER:
+                self._end_outage(is_over=False)
+        elif _meets_all(answer):
+            raise StoppedError(_reason(answer)) from answer
+        else:
+            self._count(Failed(source, _code(answer), _reason(answer)))
+
+    def _write(self, source: Source, answer: _Answered) -> None:
+        for path, content in answer.contents.items():
+            try:
+                write_file(path, content)
+            except OSError as error:
+                reason = f"{printable(path)}: cannot be written: {error.strerror}"
+                if not concerns_one_name(error):
+                    raise StoppedError(reason) from error
+                self._count(Failed(source, "file", reason))
+                return
+        self._count(Done(source, tuple(self.layout.files(source)), answer.classes))
+
+    def _end_outage(self, *, is_over: bool) -> None:
+        """Failures of the server itself: those images' own if it answers again, the run's end if it does not."""
+        outage, self._outage = self._outage, []
+        if outage and not is_over:
+            raise StoppedError(_reason(outage[-1][1])) from outage[-1][1]
+        for source, error in outage:
+            self._count(Failed(source, _code(error), _reason(error)))
+
+    def _count(self, outcome: Outcome) -> None:
+        self.done += isinstance(outcome, Done)
+        self.skipped += isinstance(outcome, Skipped)
+        self.failed += isinstance(outcome, Failed)
+        self.report(outcome)
+
+
+def read_source(source: Source) -> bytes:
+    """The content of the image's file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if source.is_stdin:
+        return sys.stdin.buffer.read()
+    with open(source.path, "rb") as file:
+        return file.read()
+
+
+def _is_outage(error: Exception) -> bool:
+    """The server's fault, which may pass."""
+    if isinstance(error, RefusedError):
+        return error.status in _OUTAGE_STATUS
+    return isinstance(error, UnreachableError | TimedOutError | MalformedAnswerError)
+
+
+def _meets_all(error: Exception) -> bool:
+    """Every image would be refused for the same reason."""
+    if isinstance(error, TokenRefusedError | UnknownModelError) or _code(error) == BadOptionError.code:
+        return True
+    return isinstance(error, RefusedError) and (error.status in _NOT_OUR_SERVER or 300 <= error.status < 400)
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, RefusedError | SegserveError):
+        return error.code
+    if isinstance(error, OSError):
+        return "file"
+    return "server" if isinstance(error, ClientError) else "internal_error"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RefusedError):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, ClientError | SegserveError) else f"{type(error).__name__}: {text}"

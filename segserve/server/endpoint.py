@@ -1,0 +1,41 @@
+"""Where predictions are asked for: the address that was named, else the server that was left running here."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .process import TorchServe
+
+SERVE_DIR = Path(".run/serve")
+"""Where `segserve serve` keeps the server that it leaves running, below the current folder."""
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+DEFAULT_MODEL = "deeplabv3"
+TOKEN_VARIABLE = "SEGSERVE_TOKEN"  # noqa: S105 - the name of a variable
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """`running` is the server of this folder, where that is the one meant."""
+
+    url: str
+    token: str | None
+    model: str
+    running: TorchServe | None
+
+
+def find_endpoint(url: str | None = None, *, token: str | None = None, model: str | None = None) -> Endpoint:
+    """What was not named is that of the server that runs here, if its address is the one meant.
+
+    A token of the environment comes last: that of a server which runs here is newer than any that was written down.
+    """
+    running = TorchServe.running(SERVE_DIR)
+    if running is not None and url is not None and _normal(url) != _normal(running.inference_url):
+        running = None
+    token = token or (running.inference_token if running else None) or os.environ.get(TOKEN_VARIABLE) or None
+    name = model or (running.models[0] if running else DEFAULT_MODEL)
+    return Endpoint(url or (running.inference_url if running else DEFAULT_URL), token, name, running)
+
+
+def _normal(url: str) -> str:
+    return url.rstrip("/").replace("//localhost:", "//127.0.0.1:")
