@@ -35,8 +35,7 @@ def build_archive(model: Path, output: Path) -> Path:
     """
     record = read_record(model)
     load_network(record, model)
-    config = next((path for path in (model / CONFIG_FILE, model.parent / CONFIG_FILE) if path.exists()), None)
-    config = config or resource(f"model/{CONFIG_FILE}")
+    config = config_of(model)
     read_config(read_yaml(config))
 
     output.mkdir(parents=True, exist_ok=True)
@@ -45,6 +44,12 @@ def build_archive(model: Path, output: Path) -> Path:
         archive = output / f"{record.name}.mar"
         _repacked(packed).replace(archive)
     return archive
+
+
+def config_of(model: Path) -> Path:
+    """The `model-config.yaml` that goes with a model folder: its own, else its neighbours', else the project's."""
+    own = next((path for path in (model / CONFIG_FILE, model.parent / CONFIG_FILE) if path.exists()), None)
+    return own or resource(f"model/{CONFIG_FILE}")
 
 
 def _packed(record: ModelRecord, model: Path, config: Path, workspace: Path) -> Path:

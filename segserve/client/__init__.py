@@ -4,6 +4,7 @@
 does `segserve.local.LocalSegmenter`, which needs no server.
 """
 
+from .aio import AsyncSegmentationClient
 from .errors import (
     ClientError,
     MalformedAnswerError,
@@ -18,6 +19,7 @@ from .segmentation import ClassShare, Segmentation
 from .sync import SegmentationClient
 
 __all__ = [
+    "AsyncSegmentationClient",
     "ClassShare",
     "ClientError",
     "ImageInput",

@@ -4,9 +4,9 @@ from .errors import TimedOutError, UnreachableError
 from .request import Target
 
 
-def unreachable(target: Target, error: BaseException) -> UnreachableError:
+def unreachable(target: Target, reason: str) -> UnreachableError:
     return UnreachableError(
-        f"{target.url}: no server answers there ({_reason(error)}); "
+        f"{target.url}: no server answers there ({' '.join(reason.split())[:200]}); "
         "start one with `segserve serve`, or see the log of the one that runs"
     )
 
@@ -17,10 +17,10 @@ def timed_out(target: Target) -> TimedOutError:
     )
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The operating system's words where it has some, as the HTTP libraries wrap them in several of their own."""
     reason, cause = str(error), error
     while cause := cause.__cause__ or cause.__context__:  # type: ignore[assignment]
         if isinstance(cause, OSError) and cause.strerror:
             reason = cause.strerror
-    return " ".join(reason.split())[:200] or type(error).__name__
+    return reason or type(error).__name__

@@ -6,7 +6,7 @@ from requests.auth import AuthBase
 from urllib3.exceptions import ReadTimeoutError
 
 from .. import __version__
-from .failures import timed_out, unreachable
+from .failures import reason_of, timed_out, unreachable
 from .reply import Reply
 from .request import Target, http_headers
 
@@ -49,7 +49,7 @@ class HttpTransport:
         except requests.RequestException as error:
             if any(isinstance(argument, ReadTimeoutError) for argument in error.args):  # within the answer's body
                 raise timed_out(self._target) from error
-            raise unreachable(self._target, error) from error
+            raise unreachable(self._target, reason_of(error)) from error
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Reply(response.status_code, response.reason or "", response.content, headers)
 

@@ -1,10 +1,13 @@
 """What a client asks for: where, and with which options."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict, Unpack
 from urllib.parse import quote, urlsplit
+
+JSON = "application/json"
 
 ClassNames = str | int | Iterable[str | int]
 """One class or several, by label or id."""
@@ -62,6 +65,15 @@ class Target:
             raise ValueError(f"expected a server's address like http://127.0.0.1:8080, got {self.url!r}: no scheme")
         path = [self.model] if self.version is None else [self.model, self.version]
         return "/".join((self.url.rstrip("/"), "predictions", *(quote(part, safe="") for part in path)))
+
+    @property
+    def authority(self) -> tuple[str, bool]:
+        """HOST:PORT for gRPC, and whether it is spoken to over TLS."""
+        scheme, _, rest = self.url.rpartition("://")
+        address = rest.rstrip("/")
+        if scheme not in ("", "grpc", "grpcs", "http", "https") or not re.fullmatch(r"[^/]+:[0-9]+", address):
+            raise ValueError(f"expected a gRPC address like 127.0.0.1:7070 or grpcs://HOST:PORT, got {self.url!r}")
+        return address, scheme in ("grpcs", "https")
 
     @property
     def authorization(self) -> str | None:

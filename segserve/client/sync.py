@@ -8,11 +8,9 @@ from tenacity import Retrying
 from .images import ImageInput, as_image_file
 from .reading import read_segmentation
 from .reply import Reply, raise_for_refusal
-from .request import AnswerOptions, SegmentOptions, Target, as_fields
+from .request import JSON, AnswerOptions, SegmentOptions, Target, as_fields
 from .retry import policy
 from .segmentation import Segmentation
-
-JSON = "application/json"
 
 
 class Transport(Protocol):
@@ -41,7 +39,7 @@ class SegmentationClient:
         connect_timeout_s: how long it may take to find a server at the address, in seconds.
         retries: how often a request is sent again where the connection broke, the server is overloaded (503) or out
             of memory (507).
-        pool_size: connections at most; more threads than that wait for one another.
+        pool_size: connections at most; more threads than that wait for one another. Over gRPC all share one.
         transport: `grpc` for TorchServe's gRPC inference API, which needs `pip install 'segserve[grpc]'`.
 
     Raises:

@@ -132,7 +132,7 @@ def test_served_model_without_a_server_raises_and_names_the_address(data):
 
 
 def test_served_model_address_without_scheme_raises(data):
-    with pytest.raises(ValueError, match="^expected a server's address like .*, got 'localhost:8080'"):
+    with pytest.raises(ValueError, match=r"^expected a server's address like .*, got 'localhost:8080'"):
         measured("localhost:8080", data)
 
 

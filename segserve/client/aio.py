@@ -1,0 +1,90 @@
+"""The client to await, on asyncio."""
+
+import asyncio
+from types import TracebackType
+from typing import Literal, Protocol, Self, Unpack
+
+from tenacity import AsyncRetrying
+
+from .images import ImageInput, as_image_file
+from .reading import read_segmentation
+from .reply import Reply, raise_for_refusal
+from .request import JSON, AnswerOptions, SegmentOptions, Target, as_fields
+from .retry import policy
+from .segmentation import Segmentation
+
+
+class AsyncTransport(Protocol):
+    """How requests travel; see `Transport`."""
+
+    async def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply: ...
+
+    async def close(self) -> None: ...
+
+
+class AsyncSegmentationClient:
+    """`SegmentationClient` to await, with the same arguments and errors: `async with`, `await client.segment(...)`.
+
+    Over HTTP it needs `pip install 'segserve[async]'`, over gRPC `pip install 'segserve[grpc]'`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        model: str = "deeplabv3",
+        version: str | None = None,
+        timeout_s: float = 120.0,
+        connect_timeout_s: float = 5.0,
+        retries: int = 3,
+        pool_size: int = 8,
+        transport: Literal["http", "grpc"] = "http",
+    ) -> None:
+        self._policy = policy(retries)
+        target = Target(url, model, version, token, timeout_s, connect_timeout_s, pool_size)
+        self._transport = _open_transport(transport, target)
+
+    async def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
+        """The class of every pixel of an image; see `SegmentationClient.segment`."""
+        fields = {"mask": "png", **as_fields(**options)}
+        image_file = await asyncio.to_thread(as_image_file, image)  # which may read a file, or make one
+        return read_segmentation(await self._ask(image_file, JSON, fields), image_file)
+
+    async def answer(self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]) -> bytes:
+        """The answer's body as the server sends it; see `SegmentationClient.answer`."""
+        fields = as_fields(**options)
+        image_file = await asyncio.to_thread(as_image_file, image)
+        return (await self._ask(image_file, accept, fields)).body
+
+    async def _ask(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
+        return await AsyncRetrying(**self._policy)(self._once, image_file, accept, fields)
+
+    async def _once(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
+        reply = await self._transport.send(image_file, accept, fields)
+        raise_for_refusal(reply)
+        return reply
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _open_transport(name: str, target: Target) -> AsyncTransport:
+    if name == "http":
+        from .http_aio import AsyncHttpTransport
+
+        return AsyncHttpTransport(target)
+    if name == "grpc":
+        from .rpc import AsyncGrpcTransport
+
+        return AsyncGrpcTransport(target)
+    raise ValueError(f"expected the transport http or grpc, got {name!r}")

@@ -1,0 +1,39 @@
+"""Requests over HTTP to await, by httpx: connections are kept and shared among tasks."""
+
+from .. import __version__
+from .failures import reason_of, timed_out, unreachable
+from .reply import Reply
+from .request import Target, http_headers
+
+try:
+    import httpx
+except ImportError as error:
+    raise ImportError(f"{error}; the client to await needs: pip install 'segserve[async]'") from error
+
+
+class AsyncHttpTransport:
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._endpoint = target.endpoint
+        headers = {"User-Agent": f"segserve/{__version__}"}
+        if target.authorization:
+            headers["Authorization"] = target.authorization
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(target.timeout_s, connect=target.connect_timeout_s, pool=None),
+            limits=httpx.Limits(max_connections=target.pool_size, max_keepalive_connections=target.pool_size),
+        )
+
+    async def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
+        headers = http_headers(accept, fields)
+        try:
+            response = await self._client.post(self._endpoint, content=image_file, headers=headers)
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            raise timed_out(self._target) from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise unreachable(self._target, reason_of(error)) from error
+        reply_headers = {name.lower(): value for name, value in response.headers.items()}
+        return Reply(response.status_code, response.reason_phrase, response.content, reply_headers)
+
+    async def close(self) -> None:
+        await self._client.aclose()
