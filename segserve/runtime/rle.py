@@ -1,0 +1,48 @@
+"""A label map as COCO's compressed run lengths, which `pycocotools.mask.decode` reads."""
+
+from collections.abc import Iterable
+from typing import TypedDict
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from .mask import LabelMap
+
+
+class Rle(TypedDict):
+    """`size` is [height, width] in pixels; `counts` are run lengths down the columns, compressed to ASCII."""
+
+    size: list[int]
+    counts: str
+
+
+def encode_rle(label_map: LabelMap, class_ids: Iterable[int]) -> dict[int, Rle]:
+    """The mask of each of the classes, by class id.
+
+    The image is read once, however many classes it has: its runs of one class are found, and dealt out.
+
+    Args:
+        label_map: uint8 (H, W).
+        class_ids: those to encode; one that the image does not hold gets an empty mask.
+    """
+    height_px, width_px = label_map.shape
+    columns = cv2.transpose(label_map).ravel()  # ten times as quick as ravel(order="F")
+    edges = np.concatenate([[0], np.flatnonzero(columns[1:] != columns[:-1]) + 1, [columns.size]])
+    class_of_run = columns[edges[:-1]]
+    masks = {}
+    for class_id in class_ids:
+        ours = np.flatnonzero(class_of_run == class_id)
+        counts = _counts(edges[ours], edges[ours + 1], columns.size)
+        rle = coco_mask.frPyObjects({"size": [height_px, width_px], "counts": counts}, height_px, width_px)
+        masks[class_id] = Rle(size=[height_px, width_px], counts=rle["counts"].decode("ascii"))
+    return masks
+
+
+def _counts(starts: NDArray[np.int64], ends: NDArray[np.int64], pixels: int) -> list[int]:
+    """Lengths of the runs of 0 and 1 in turn, the first of 0 even where it has no pixel, as COCO begins."""
+    edges = np.empty(2 * len(starts) + 1, np.int64)
+    edges[:-1:2], edges[1::2], edges[-1] = starts, ends, pixels
+    counts: list[int] = np.diff(edges, prepend=0).tolist()
+    return counts if counts[-1] or len(counts) == 1 else counts[:-1]

@@ -1,0 +1,119 @@
+"""Polygons drawn again give the mask back: exactly by COCO's rule, within the outline by OpenCV's and Pillow's."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from segserve.runtime.polygons import encode_polygons
+
+label_maps = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=14), elements=st.integers(0, 2))
+blocks = label_maps.map(lambda label_map: np.kron(label_map, np.ones((3, 4), np.uint8)))
+dense_maps = st.integers(0, 10**6).map(  # few pixels that are not of class 1: holes in holes, and holes that touch
+    lambda seed: (np.random.default_rng(seed).random((40, 50)) > 0.12).astype(np.uint8)
+)
+
+RINGS = np.zeros((31, 37), np.uint8)  # an island within a hole within an island ...
+for _margin in range(0, 15, 2):
+    RINGS[_margin : 31 - _margin, _margin : 37 - _margin] ^= 1
+
+SHAPES = {
+    "one pixel": np.ones((1, 1), np.uint8),
+    "one pixel in the middle": np.pad(np.ones((1, 1), np.uint8), 7),
+    "one pixel in the corner": np.pad(np.ones((1, 1), np.uint8), ((8, 0), (9, 0))),
+    "the whole frame": np.ones((9, 13), np.uint8),
+    "a row": np.ones((1, 500), np.uint8),
+    "a column": np.ones((500, 1), np.uint8),
+    "a hole of one pixel": 1 - np.pad(np.ones((1, 1), np.uint8), 7),
+    "a hole beside the edge": 1 - np.pad(np.ones((3, 3), np.uint8), ((1, 9), (0, 5))),
+    "nested rings": RINGS,
+    "holes above one another": np.tile(np.pad(np.zeros((2, 3), np.uint8), 1, constant_values=1), (12, 5)),
+    "a diagonal": np.eye(40, dtype=np.uint8),
+    "the other diagonal": np.eye(40, dtype=np.uint8)[::-1].copy(),
+    "a hole along a diagonal": 1 - np.pad(np.eye(12, dtype=np.uint8), 4),
+    "a chessboard": (np.indices((15, 18)).sum(axis=0) % 2).astype(np.uint8),
+    "a grid of lines": ((np.indices((21, 25)) % 4 == 0).any(axis=0)).astype(np.uint8),
+    "a diamond of pixels": (np.abs(np.indices((15, 15)) - 7).sum(axis=0) == 6).astype(np.uint8),
+}
+
+
+def redrawn(polygons: list[list[int]], size_hw: tuple[int, int]) -> np.ndarray:
+    if not polygons:
+        return np.zeros(size_hw, np.uint8)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size_hw)))
+
+
+def assert_redrawn_exactly(label_map: np.ndarray) -> None:
+    class_ids = np.unique(label_map).tolist()
+    for class_id, polygons in encode_polygons(label_map, class_ids).items():
+        assert np.array_equal(redrawn(polygons, label_map.shape), label_map == class_id)
+
+
+@given(label_maps | blocks | dense_maps)
+def test_encode_polygons_of_any_map_drawn_by_pycocotools_are_the_mask(label_map):
+    assert_redrawn_exactly(label_map)
+
+
+@pytest.mark.parametrize("mask", SHAPES.values(), ids=SHAPES.keys())
+def test_encode_polygons_of_a_shape_drawn_by_pycocotools_are_the_mask(mask):
+    assert_redrawn_exactly(mask)
+
+
+def drawn_by_opencv(polygons: list[list[int]], size_hw: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(size_hw, np.uint8)
+    for polygon in polygons:
+        cv2.fillPoly(mask, [np.array(polygon, np.int32).reshape(-1, 2)], 1)
+    return mask
+
+
+def drawn_by_pillow(polygons: list[list[int]], size_hw: tuple[int, int]) -> np.ndarray:
+    picture = Image.new("L", size_hw[::-1])
+    for polygon in polygons:
+        ImageDraw.Draw(picture).polygon(polygon, fill=1)
+    return np.array(picture)
+
+
+@pytest.mark.parametrize("draw", [drawn_by_opencv, drawn_by_pillow])
+@pytest.mark.parametrize("mask", SHAPES.values(), ids=SHAPES.keys())
+def test_encode_polygons_drawn_with_their_outline_differ_only_at_the_outline(draw, mask):
+    """These two paint the pixels that an outline runs through as well, so the mask grows by one pixel."""
+    differing = draw(encode_polygons(mask, [1])[1], mask.shape) != mask
+    eroded = cv2.erode(mask, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    grown = cv2.dilate(mask, np.ones((3, 3), np.uint8))
+    assert not (differing & (grown == eroded)).any()
+
+
+def test_encode_polygons_of_a_full_frame_is_its_rectangle():
+    assert encode_polygons(np.full((3, 5), 7, np.uint8), [7]) == {7: [[0, 0, 0, 3, 5, 3, 5, 0]]}
+
+
+def test_encode_polygons_hole_is_joined_by_a_bridge_within_the_mask():
+    mask = np.ones((4, 5), np.uint8)
+    mask[2, 2] = 0
+    [polygon] = encode_polygons(mask, [1])[1]
+    assert polygon == [0, 0, 0, 4, 5, 4, 5, 0, 3, 0, 3, 3, 2, 3, 2, 2, 3, 2, 3, 0]
+
+
+@given(label_maps)
+def test_encode_polygons_have_corners_alone(label_map):
+    for polygons in encode_polygons(label_map, [0, 1, 2]).values():
+        for polygon in polygons:
+            points = np.array(polygon).reshape(-1, 2)
+            steps = np.roll(points, -1, axis=0) - points
+            assert (np.count_nonzero(steps, axis=1) == 1).all()
+            along = np.sign(steps)
+            assert (along != np.roll(along, 1, axis=0)).any(axis=1).all()
+
+
+def test_encode_polygons_class_that_is_not_there_has_none():
+    assert encode_polygons(np.zeros((4, 6), np.uint8), [7]) == {7: []}
+
+
+def test_encode_polygons_parts_that_lie_apart_are_polygons_of_their_own():
+    label_map = np.zeros((5, 9), np.uint8)
+    label_map[1:3, 1:3] = label_map[2:4, 5:8] = 1
+    assert len(encode_polygons(label_map, [1])[1]) == 2
