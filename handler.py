@@ -36,9 +36,9 @@ class DeepLabHandler:
             segmenter = Segmenter.load(
                 Path(properties["model_dir"]), device=_device(properties.get("gpu_id")), settings=config.handler
             )
+            self._pipeline = Pipeline(segmenter, config.handler)
         except errors.ModelError as error:
             raise RuntimeError(f"cannot serve this archive: {error}") from None
-        self._pipeline = Pipeline(segmenter, config.handler)
         self._pipeline.warm_up()
         logger.info("serving %s on %s in %s", segmenter.record.name, segmenter.device, segmenter.dtype)
 

@@ -17,6 +17,11 @@ def encode_png(label_map: LabelMap, palette: bytes) -> bytes:
     return _saved(image, "PNG", compress_level=1)
 
 
+def encode_grey_png(values: NDArray[np.uint8]) -> bytes:
+    """A PNG of 8 bits a pixel, from uint8 (H, W)."""
+    return _saved(Image.fromarray(values), "PNG", compress_level=1)
+
+
 def encode_npy(label_map: LabelMap) -> bytes:
     """A NumPy file that `numpy.load` reads without pickle."""
     buffer = io.BytesIO()

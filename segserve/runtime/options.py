@@ -2,27 +2,62 @@
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 
+from .classes import ClassName, split_names
 from .errors import BadOptionError, NotAcceptableError
 from .passes import Mode, Tta
 from .record import Strict
 
 
+def _not_a_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a number from 0 to 1")
+    return value
+
+
+MaskEncoding = Literal["dense", "rle", "png", "polygons", "none"]
+
+_CLASSES_SCHEMA = {
+    "anyOf": [
+        {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]}},
+        {"type": "string", "minLength": 1},
+        {"type": "null"},
+    ]
+}
+
+
 class Options(Strict):
-    """Options of one request.
+    """Options of one request. The descriptions of the fields are those of the HTTP contract."""
 
-    Attributes:
-        mask: how the JSON answer holds the label map: rows of class ids, an indexed PNG, or not at all.
-        mode: the image whole, or in overlapping tiles at its own resolution where that is above the network's.
-        tta: test-time augmentation: an average over mirror images, or over these at 0.5 to 1.75 times the size.
-    """
-
-    mask: Literal["dense", "png", "none"] = "dense"
-    mode: Mode = "whole"
-    tta: Tta = "none"
+    mask: Annotated[
+        MaskEncoding,
+        Field(description="How the JSON answer holds the class of every pixel; other answers hold it their own way."),
+    ] = "dense"
+    classes: Annotated[
+        tuple[ClassName, ...] | None,
+        BeforeValidator(split_names),
+        WithJsonSchema(_CLASSES_SCHEMA),
+        Field(description="Labels or ids to keep, a list or separated by commas; pixels of others become background."),
+    ] = None
+    threshold: Annotated[
+        float,
+        BeforeValidator(_not_a_bool),
+        Field(ge=0, le=1, description="A pixel whose top probability is lower becomes background."),
+    ] = 0.0
+    confidence: Annotated[
+        bool, Field(description="Whether a JSON answer holds the top probability of every pixel, as a grey PNG.")
+    ] = False
+    mode: Annotated[
+        Mode,
+        Field(description="The image whole, or in overlapping tiles at its own resolution where that is the finer."),
+    ] = "whole"
+    tta: Annotated[
+        Tta,
+        Field(description="Test-time augmentation: an average over mirror images, or over these at several sizes too."),
+    ] = "none"
 
 
 class MediaType(StrEnum):
@@ -48,8 +83,9 @@ def parse_options(given: Mapping[str, object], defaults: Options) -> Options:
         return Options.model_validate({**defaults.model_dump(), **given})
     except ValidationError as error:
         detail = error.errors()[0]
-        name = ".".join(map(str, detail["loc"]))
-        raise BadOptionError(f"option {name}: got {detail['input']!r:.80}; {detail['msg'].lower()}") from error
+        reason = detail["msg"].removeprefix("Value error, ")
+        reason = reason[:1].lower() + reason[1:]
+        raise BadOptionError(f"option {detail['loc'][0]}: got {detail['input']!r:.80}; {reason}") from error
 
 
 def negotiate(accept: str | None) -> MediaType:

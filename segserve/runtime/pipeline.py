@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .answer import Answer, encode_answer, error_answer, json_bytes
-from .errors import InternalError, OutOfMemoryError, SegserveError, TooCostlyError
+from .answer import Answer, encode_answer, error_answer
+from .classes import class_ids
+from .errors import BadOptionError, InternalError, ModelError, OutOfMemoryError, SegserveError, TooCostlyError
 from .image import FORMATS, decode_image
+from .json_answer import json_bytes
+from .labels import LabelRule
 from .options import MediaType, Options
-from .request import read_request
+from .request import SegmentRequest, read_request
 from .segmenter import Segmenter, Timings
-from .settings import Settings
+from .settings import CONFIG_FILE, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +26,17 @@ class Pipeline:
 
     segmenter: Segmenter
     settings: Settings
+
+    def __post_init__(self) -> None:
+        """Refuses default options that the model cannot follow.
+
+        Raises:
+            ModelError: `classes` of the defaults names one that the model does not have.
+        """
+        try:
+            class_ids(self.settings.defaults.classes, self.segmenter.record)
+        except BadOptionError as error:
+            raise ModelError(f"{CONFIG_FILE}: handler.defaults: {error}") from error
 
     def answer(self, row: Mapping[str, object], headers: Mapping[str, object]) -> Answer:
         """Answers one request; never raises for what is wrong with it. See `read_request` for the arguments."""
@@ -46,15 +60,20 @@ class Pipeline:
     ) -> tuple[bytes, MediaType]:
         with timings.stage("decode"):
             request = read_request(row, headers, self.settings.defaults)
+            rule = self._label_rule(request)
             image_rgb = decode_image(request.image, max_pixels=self.settings.max_image_pixels)
         options = request.options
         self._check_cost(options, *image_rgb.shape[:2])
-        segmentation = self.segmenter.segment(image_rgb, timings, mode=options.mode, tta=options.tta)
+        segmentation = self.segmenter.segment(image_rgb, timings, mode=options.mode, tta=options.tta, rule=rule)
         with timings.stage("encode"):
             body = encode_answer(
                 request, image_rgb, segmentation, self.segmenter.record, self.settings.max_response_bytes
             )
         return body, request.media_type
+
+    def _label_rule(self, request: SegmentRequest) -> LabelRule:
+        kept = class_ids(request.options.classes, self.segmenter.record)
+        return LabelRule(kept, request.options.threshold, request.with_confidence)
 
     @property
     def max_cost(self) -> int:

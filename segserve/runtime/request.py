@@ -26,6 +26,11 @@ class SegmentRequest:
     options: Options
     media_type: MediaType
 
+    @property
+    def with_confidence(self) -> bool:
+        """Whether the answer holds the top probability of every pixel: only JSON can."""
+        return self.options.confidence and self.media_type is MediaType.JSON
+
 
 def read_request(row: Mapping[str, object], headers: Mapping[str, object], defaults: Options) -> SegmentRequest:
     """Reads one request.
@@ -37,7 +42,8 @@ def read_request(row: Mapping[str, object], headers: Mapping[str, object], defau
         defaults: options that hold where the request does not say otherwise.
 
     Raises:
-        BadRequestError: no image, a bad option, or JSON or base64 that does not parse.
+        BadRequestError: no image, a bad option or one that the type of the answer has no room for, or JSON or base64
+            that does not parse.
         NotAcceptableError: the client accepts nothing that can be answered.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
@@ -45,7 +51,13 @@ def read_request(row: Mapping[str, object], headers: Mapping[str, object], defau
     image, fields = _image_and_fields(row, "json" in media_type.lower())
     given = {**_header_options(lowered), **fields}
     accept = lowered.get("accept")
-    return SegmentRequest(image, parse_options(given, defaults), negotiate(None if accept is None else str(accept)))
+    options, answered = parse_options(given, defaults), negotiate(None if accept is None else str(accept))
+    if "confidence" in given and options.confidence and answered is not MediaType.JSON:
+        raise BadOptionError(
+            f"option confidence: only {MediaType.JSON} has room for it, and Accept asks for {answered}; "
+            "accept JSON with mask=png, or leave the option out"
+        )
+    return SegmentRequest(image, options, answered)
 
 
 def _header_options(lowered: Mapping[str, object]) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """From RGB pixels to the class of every pixel at the image's own size. Holds no state that a call changes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,44 +16,15 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from .blend import average_views, blend_tiles
 from .errors import OutOfMemoryError
-from .mask import LabelMap
+from .labels import EVERY_PIXEL, LabelRule, Segmentation, choose_labels
 from .network import SegmentationNetwork
 from .passes import Mode, Plan, Tta, View, costs, plan_passes
 from .record import ModelRecord, ResizeRule, read_record
 from .settings import Settings
 from .weights import load_network
 
-# Logits of so many pixels exist at the image's size at a time: 16 Ki x 21 classes x 4 bytes = 1.4 MB, within the cache.
-_STRIP_PIXELS = 2**14
-
 # So many tiles go through the network together. A GPU would idle on one; a CPU is no faster on several.
 _TILES_AT_ONCE = {"cpu": 1, "cuda": 8}
-
-
-@dataclass(frozen=True)
-class ClassSummary:
-    """One class of an image.
-
-    Attributes:
-        pixels: how many pixels have this class.
-        fraction: their share of the image, in 0..1.
-        box_xyxy: x_min, y_min, x_max, y_max in pixels, maxima exclusive.
-        confidence: mean of the pixels' top probability, in 0..1.
-    """
-
-    class_id: int
-    pixels: int
-    fraction: float
-    box_xyxy: tuple[int, int, int, int]
-    confidence: float
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """`label_map` is uint8 (H, W), the class id of every pixel; `classes` are those present, largest first."""
-
-    label_map: LabelMap
-    classes: tuple[ClassSummary, ...]
 
 
 @dataclass
@@ -104,6 +75,7 @@ class Segmenter:
         *,
         mode: Mode = "whole",
         tta: Tta = "none",
+        rule: LabelRule = EVERY_PIXEL,
     ) -> Segmentation:
         """Segments one image.
 
@@ -112,6 +84,7 @@ class Segmenter:
             timings: gets the seconds of the stages `preprocess` and `inference`, and the cost where it is not one pass.
             mode: `whole` at the size of the resize rule, or `slide`: in tiles, at the image's own resolution.
             tta: whether to average over mirror images (`flip`), or over these at several sizes (`multiscale`).
+            rule: what becomes of the class that each pixel gets.
 
         Raises:
             OutOfMemoryError: the device or the host has too little memory for this image.
@@ -125,7 +98,7 @@ class Segmenter:
             with torch.inference_mode():
                 logits = self.logits(image_rgb, plan, timings)
                 with timings.stage("inference"):
-                    return self.label(logits, height_px, width_px)
+                    return choose_labels(logits, height_px, width_px, rule)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -196,82 +169,9 @@ class Segmenter:
         logits: Tensor = self._network(inputs)
         return logits.float()
 
-    def label(self, logits: Tensor, height_px: int, width_px: int) -> Segmentation:
-        """Chooses the class of every pixel at the image's size.
-
-        The logits are brought to that size before the class is chosen, a strip of rows at a time, so that those
-        of a large image never exist at once.
-
-        Args:
-            logits: float32 (classes, h, w).
-        """
-        if width_px <= _STRIP_PIXELS:
-            label_map, pixels, confidence = _label_strips(logits, height_px, width_px)
-        else:  # a single row would already be too much: strips of columns
-            turned, pixels, confidence = _label_strips(logits.mT, width_px, height_px)
-            label_map = np.ascontiguousarray(turned.T)
-        return Segmentation(label_map, _summaries(label_map, pixels, confidence))
-
-
-def _label_strips(logits: Tensor, height_px: int, width_px: int) -> tuple[LabelMap, list[int], list[float]]:
-    """The label map, and by class its pixels and the sum of their top probabilities."""
-    num_classes = logits.shape[0]
-    label_map = torch.empty((height_px, width_px), dtype=torch.uint8)
-    pixels = torch.zeros(num_classes, dtype=torch.int64)
-    confidence = torch.zeros(num_classes, dtype=torch.float64)
-    rows_px = max(1, _STRIP_PIXELS // width_px)
-    for top_px in range(0, height_px, rows_px):
-        bottom_px = min(top_px + rows_px, height_px)
-        labels, probabilities = _top_class(upsampled_rows(logits, top_px, bottom_px, height_px, width_px))
-        label_map[top_px:bottom_px] = labels
-        flat = labels.flatten()
-        pixels += torch.bincount(flat, minlength=num_classes).cpu()
-        confidence += torch.bincount(flat, weights=probabilities.flatten().double(), minlength=num_classes).cpu()
-    return label_map.numpy(), pixels.tolist(), confidence.tolist()
-
 
 def _resized(pixels: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(pixels, size=size_hw, mode="bilinear", align_corners=False, antialias=True)
-
-
-def upsampled_rows(logits: Tensor, top: int, bottom: int, height: int, width: int) -> Tensor:
-    """Rows `top` to `bottom` (exclusive) of `logits` (C, h, w) resized bilinearly to (C, height, width).
-
-    The same as `interpolate(align_corners=False)` of the whole: a bilinear resize is separable, so rows are mixed
-    first and columns after.
-    """
-    source_height = logits.shape[1]
-    position = (torch.arange(top, bottom, device=logits.device) + 0.5) * (source_height / height) - 0.5
-    position = position.clamp(min=0)
-    above = position.long().clamp(max=source_height - 1)
-    below = (above + 1).clamp(max=source_height - 1)
-    rows = torch.lerp(logits[:, above], logits[:, below], (position - above).view(1, -1, 1))
-    return F.interpolate(rows[None], size=(bottom - top, width), mode="bilinear", align_corners=False)[0]
-
-
-def _top_class(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(C, rows, W) -> class ids, int64 (rows, W), and their softmax probabilities, float32 (rows, W)."""
-    top, labels = logits.max(dim=0)
-    return labels, (logits - top).exp_().sum(dim=0).reciprocal_()
-
-
-def _summaries(label_map: LabelMap, pixels: Sequence[int], confidence: Sequence[float]) -> tuple[ClassSummary, ...]:
-    present = sorted((class_id for class_id, count in enumerate(pixels) if count), key=lambda i: (-pixels[i], i))
-    return tuple(
-        ClassSummary(
-            class_id=class_id,
-            pixels=pixels[class_id],
-            fraction=pixels[class_id] / label_map.size,
-            box_xyxy=_box_xyxy(label_map == class_id),
-            confidence=confidence[class_id] / pixels[class_id],
-        )
-        for class_id in present
-    )
-
-
-def _box_xyxy(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _dtype(settings: Settings, device: torch.device) -> torch.dtype:

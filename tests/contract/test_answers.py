@@ -123,7 +123,7 @@ def test_describe_tells_what_the_model_is_and_accepts(api: Api):
     assert told["name"] == RECORD.name
     assert [entry["label"] for entry in told["classes"]] == list(RECORD.labels)
     assert told["input"]["resize"]["size_px"] == RECORD.input.resize.size_px
-    assert told["options"]["mask"]["enum"] == ["dense", "png", "none"]
+    assert told["options"]["mask"]["enum"] == ["dense", "rle", "png", "polygons", "none"]
     assert told["limits"]["max_image_pixels"] == 2**24
 
 

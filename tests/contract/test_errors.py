@@ -54,7 +54,7 @@ def test_predictions_bad_request_is_refused_with_status_code_and_message(api: Ap
 
 def test_predictions_unknown_value_names_the_allowed_ones(api: Api):
     message = api.post(data=PNG, headers={"X-Segment-Mask": "jpeg2000"}).json()["error"]["message"]
-    assert all(word in message for word in ("jpeg2000", "dense", "png", "none"))
+    assert all(word in message for word in ("jpeg2000", "dense", "rle", "png", "polygons", "none"))
 
 
 def test_predictions_more_bytes_than_the_server_takes_is_413(api: Api):

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,13 +12,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from pycocotools import mask as coco_mask
 
-from segserve.runtime.answer import Answer, encode_answer, error_answer, json_bytes
+from segserve.runtime.answer import Answer, encode_answer, error_answer
 from segserve.runtime.errors import AnswerTooLargeError, SegserveError
-from segserve.runtime.options import MediaType, Options
+from segserve.runtime.json_answer import JsonAnswer, json_bytes
+from segserve.runtime.labels import ClassSummary, Segmentation
+from segserve.runtime.options import MaskEncoding, MediaType, Options
 from segserve.runtime.request import SegmentRequest
-from segserve.runtime.segmenter import ClassSummary, Segmentation
 
+from .test_polygons import redrawn
 from .tiny import CLASSES, tiny_record
 
 RECORD = tiny_record()
@@ -34,13 +38,32 @@ def segmentation_of(label_map: np.ndarray) -> Segmentation:
         ys, xs = np.nonzero(label_map == class_id)
         box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
         summaries.append(ClassSummary(int(class_id), int(pixels), pixels / label_map.size, box, 2 / 3))
-    return Segmentation(label_map, tuple(sorted(summaries, key=lambda summary: -summary.pixels)))
+    classes = tuple(sorted(summaries, key=lambda summary: -summary.pixels))
+    return Segmentation(label_map, classes, confidence_of(label_map))
 
 
-def encode(label_map, *, mask="dense", media_type=MediaType.JSON, max_bytes=NO_LIMIT, record=RECORD) -> bytes:
+def confidence_of(label_map: np.ndarray) -> np.ndarray:
+    """uint8 (H, W): another value for every pixel."""
+    return np.arange(label_map.size, dtype=np.uint8).reshape(label_map.shape)
+
+
+def encode(
+    label_map, *, mask="dense", confidence=False, media_type=MediaType.JSON, max_bytes=NO_LIMIT, record=RECORD
+) -> bytes:
     image = np.zeros((*label_map.shape, 3), np.uint8)
-    request = SegmentRequest(b"", Options(mask=mask), media_type)
+    request = SegmentRequest(b"", Options(mask=mask, confidence=confidence), media_type)
     return encode_answer(request, image, segmentation_of(label_map), record, max_bytes)
+
+
+def data_of(label_map: np.ndarray, mask: str) -> dict:
+    return json.loads(encode(label_map, mask=mask))["mask"]["data"]
+
+
+def put_together(size_hw: tuple[int, int], data: dict, mask_of) -> np.ndarray:
+    """The label map of the masks of its classes, which cover every pixel once."""
+    masks = {int(class_id): mask_of(encoded) for class_id, encoded in data.items()}
+    assert (sum(masks.values()) == np.ones(size_hw)).all()
+    return sum(class_id * mask for class_id, mask in masks.items())
 
 
 def masks_of(label_map: np.ndarray) -> list[np.ndarray]:
@@ -48,6 +71,10 @@ def masks_of(label_map: np.ndarray) -> list[np.ndarray]:
     png = base64.b64decode(json.loads(encode(label_map, mask="png"))["mask"]["data"], validate=True)
     return [
         np.array(dense),
+        put_together(label_map.shape, data_of(label_map, "rle"), lambda rle: coco_mask.decode(rle)),
+        put_together(
+            label_map.shape, data_of(label_map, "polygons"), lambda polygons: redrawn(polygons, label_map.shape)
+        ),
         np.array(Image.open(io.BytesIO(png))),
         np.array(Image.open(io.BytesIO(encode(label_map, media_type=MediaType.PNG)))),
         np.load(io.BytesIO(encode(label_map, media_type=MediaType.NPY)), allow_pickle=False),
@@ -99,13 +126,38 @@ def test_encode_answer_mask_none_differs_only_by_the_missing_mask():
     assert json.loads(encode(label_map, mask="none")) == dense
 
 
-@given(label_maps, st.sampled_from(["dense", "png", "none"]))
-def test_encode_answer_limit_is_exact(label_map, mask):
-    size_bytes = len(encode(label_map, mask=mask))
-    assert len(encode(label_map, mask=mask, max_bytes=size_bytes)) == size_bytes
-    expected = f"^the answer as mask={mask} would take {size_bytes} bytes, the limit is {size_bytes - 1};"
+@given(label_maps, st.sampled_from(get_args(MaskEncoding)), st.booleans())
+def test_encode_answer_limit_is_exact(label_map, mask, confidence):
+    asked = {"mask": mask, "confidence": confidence}
+    size_bytes = len(encode(label_map, **asked))
+    assert len(encode(label_map, **asked, max_bytes=size_bytes)) == size_bytes
+    told = f"mask={mask} confidence=true" if confidence else f"mask={mask}"
+    expected = f"^the answer as {told} would take {size_bytes} bytes, the limit is {size_bytes - 1};"
     with pytest.raises(AnswerTooLargeError, match=expected):
-        encode(label_map, mask=mask, max_bytes=size_bytes - 1)
+        encode(label_map, **asked, max_bytes=size_bytes - 1)
+
+
+def test_encode_answer_dense_above_the_limit_is_never_made(monkeypatch):
+    monkeypatch.setattr(JsonAnswer, "body", lambda *_, **__: pytest.fail("the body was made"))
+    with pytest.raises(AnswerTooLargeError, match="mask=dense would take"):
+        encode(np.zeros((90, 90), np.uint8), max_bytes=1000)
+
+
+@pytest.mark.parametrize("mask", get_args(MaskEncoding))
+def test_encode_answer_confidence_is_a_grey_png_beside_the_mask(mask):
+    label_map = np.eye(20, dtype=np.uint8)
+    document = json.loads(encode(label_map, mask=mask, confidence=True))
+    assert document["confidence"].keys() == {"encoding", "data"}
+    picture = Image.open(io.BytesIO(base64.b64decode(document["confidence"].pop("data"), validate=True)))
+    assert (picture.mode, document.pop("confidence")) == ("L", {"encoding": "png"})
+    assert np.array_equal(np.array(picture), confidence_of(label_map))
+    assert document == json.loads(encode(label_map, mask=mask))
+
+
+@pytest.mark.parametrize("mask", ["rle", "polygons"])
+def test_encode_answer_masks_have_the_classes_of_the_table(mask):
+    document = json.loads(encode(np.array([[0, 0, 2]], np.uint8), mask=mask))
+    assert list(document["mask"]["data"]) == [str(entry["id"]) for entry in document["classes"]] == ["0", "2"]
 
 
 @pytest.mark.parametrize("media_type", [MediaType.PNG, MediaType.JPEG, MediaType.NPY], ids=lambda kind: kind.name)
@@ -118,22 +170,25 @@ def test_encode_answer_limit_of_other_types_is_exact(media_type):
 
 
 WAYS = {
-    "mask=dense": {"mask": "dense"},
-    "mask=png": {"mask": "png"},
-    "mask=none": {"mask": "none"},
+    **{f"mask={mask}": {"mask": mask} for mask in get_args(MaskEncoding)},
     "Accept: application/x-npy": {"media_type": MediaType.NPY},
     "Accept: image/png": {"media_type": MediaType.PNG},
 }
+WAYS_WITH_CONFIDENCE = {
+    **{f"mask={mask} confidence=true": {"mask": mask, "confidence": True} for mask in get_args(MaskEncoding)},
+    **WAYS,
+}
 
 
-@given(label_maps, st.data())
-def test_encode_answer_above_the_limit_names_what_fits_with_true_sizes(label_map, data):
-    true_bytes = {name: len(encode(label_map, **way)) for name, way in WAYS.items()}
+@given(label_maps, st.booleans(), st.data())
+def test_encode_answer_above_the_limit_names_what_fits_with_true_sizes(label_map, confidence, data):
+    ways = WAYS_WITH_CONFIDENCE if confidence else WAYS
+    true_bytes = {name: len(encode(label_map, **way)) for name, way in ways.items()}
     limit_bytes = data.draw(st.sampled_from(sorted(set(true_bytes.values()))))
-    assume(limit_bytes < true_bytes["mask=dense"])
+    assume(limit_bytes < true_bytes["mask=dense confidence=true" if confidence else "mask=dense"])
     with pytest.raises(AnswerTooLargeError, match="these fit: ") as caught:
-        encode(label_map, max_bytes=limit_bytes)
-    named = re.findall(r"((?:mask=|Accept: )\S+) \((\d+) bytes\)", str(caught.value))
+        encode(label_map, confidence=confidence, max_bytes=limit_bytes)
+    named = re.findall(r"((?:mask=|Accept: )[^,(]+) \((\d+) bytes\)", str(caught.value).partition("these fit: ")[2])
     assert {name: int(size) for name, size in named} == {
         name: size for name, size in true_bytes.items() if size <= limit_bytes
     }

@@ -1,11 +1,17 @@
 """What an `Accept` header asks for, and what options a request may name."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segserve.runtime.classes import class_ids
 from segserve.runtime.errors import BadOptionError, NotAcceptableError
 from segserve.runtime.options import MediaType, Options, negotiate, parse_options
+from segserve.runtime.record import ClassInfo
+
+from .tiny import tiny_record
 
 JSON, PNG, JPEG, NPY = MediaType
 FIREFOX_PAGE = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -109,7 +115,7 @@ def test_negotiate_choice_has_the_highest_quality_by_its_most_specific_range(ran
             negotiate(accept)
 
 
-@pytest.mark.parametrize("value", ["dense", "png", "none"])
+@pytest.mark.parametrize("value", ["dense", "rle", "png", "polygons", "none"])
 def test_parse_options_allowed_value_wins_over_default(value):
     assert parse_options({"mask": value}, Options(mask="none")).mask == value
 
@@ -142,7 +148,7 @@ def test_parse_options_bad_mode_or_tta_raises_and_names_what_is_allowed(name, al
 
 @pytest.mark.parametrize("value", ["PNG", "jpeg", "", None, 1, ["png"]], ids=repr)
 def test_parse_options_bad_value_raises_and_names_what_is_allowed(value):
-    with pytest.raises(BadOptionError, match=r"^option mask: got .*'dense', 'png' or 'none'$"):
+    with pytest.raises(BadOptionError, match=r"^option mask: got .*'dense', 'rle', 'png', 'polygons' or 'none'$"):
         parse_options({"mask": value}, Options())
 
 
@@ -150,3 +156,138 @@ def test_parse_options_bad_value_raises_and_names_what_is_allowed(value):
 def test_parse_options_unknown_option_raises_and_names_what_is_allowed(name):
     with pytest.raises(BadOptionError, match=f"^unknown option '{name}'; the options are: mask"):
         parse_options({name: "png"}, Options())
+
+
+# Classes, threshold, confidence
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("dog", ("dog",)),
+        ("dog, cat ,7", ("dog", "cat", "7")),
+        ('["dog", 7]', ("dog", 7)),
+        (' ["diningtable, round"]', ("diningtable, round",)),
+        (["dog", 7, " cat "], ("dog", 7, "cat")),
+        (("dog",), ("dog",)),
+        (None, None),
+    ],
+    ids=repr,
+)
+def test_parse_options_classes_by_list_or_commas_are_names(value, expected):
+    assert parse_options({"classes": value}, Options(classes=("cat",))).classes == expected
+
+
+@pytest.mark.parametrize("value", ["", " ", "dog,,cat", ",", [], "[]", [""], ["dog", ""]], ids=repr)
+def test_parse_options_classes_without_a_name_raise(value):
+    with pytest.raises(BadOptionError, match=r"^option classes: got .*; expected at least one class, and none without"):
+        parse_options({"classes": value}, Options())
+
+
+@pytest.mark.parametrize("value", [7, True, [True], [1.5], [None], [["dog"]], {"dog": 1}, '[["dog"]]'], ids=repr)
+def test_parse_options_classes_that_are_no_names_raise(value):
+    with pytest.raises(
+        BadOptionError, match=r"^option classes: got .*; expected labels or ids of classes, as a list or"
+    ):
+        parse_options({"classes": value}, Options())
+
+
+def test_parse_options_classes_of_broken_json_raise():
+    with pytest.raises(
+        BadOptionError, match=r"^option classes: got .*; expected a list in JSON, as it begins with a br"
+    ):
+        parse_options({"classes": '["dog"'}, Options())
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("0.5", 0.5), (0.5, 0.5), (1, 1.0), ("0", 0.0), ("1e-3", 0.001)], ids=repr
+)
+def test_parse_options_threshold_as_text_or_number_is_read(value, expected):
+    assert parse_options({"threshold": value}, Options()).threshold == expected
+
+
+@pytest.mark.parametrize("value", ["-0.1", 1.01, "nan", "inf", "half", "", None, True, [0.5], "0,5"], ids=repr)
+def test_parse_options_threshold_outside_0_to_1_raises(value):
+    with pytest.raises(BadOptionError, match=r"^option threshold: got .*; (expected a|input should be a? ?)"):
+        parse_options({"threshold": value}, Options())
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("true", True), ("True", True), ("1", True), (True, True), ("false", False), ("0", False)]
+)
+def test_parse_options_confidence_as_text_or_bool_is_read(value, expected):
+    assert parse_options({"confidence": value}, Options(confidence=not expected)).confidence is expected
+
+
+@pytest.mark.parametrize("value", ["", "maybe", 2, None, [True]], ids=repr)
+def test_parse_options_confidence_that_is_neither_raises(value):
+    with pytest.raises(BadOptionError, match=r"^option confidence: got .*; input should be a valid boolean"):
+        parse_options({"confidence": value}, Options())
+
+
+def test_parse_options_nothing_is_left_out_unasked():
+    assert (Options().classes, Options().threshold, Options().confidence) == (None, 0.0, False)
+
+
+def test_options_schema_describes_every_option():
+    schema = Options.model_json_schema()
+    assert set(schema["properties"]) == {"mask", "classes", "threshold", "confidence", "mode", "tta"}
+    assert all(len(option["description"]) > 20 and "default" in option for option in schema["properties"].values())
+    assert schema["additionalProperties"] is False
+
+
+RECORD = tiny_record(
+    classes=tuple(
+        ClassInfo(label=label, color=(0, 0, 0)) for label in ("background", "cat", "dog", "1", "Potted plant")
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (None, None),
+        (("dog",), {2}),
+        ((2, "2", "dog"), {2}),
+        (("cat", 0), {0, 1}),
+        (("1",), {3}),
+        ((1,), {1}),
+        (("Potted plant",), {4}),
+    ],
+    ids=[
+        "all",
+        "label",
+        "the same thrice",
+        "label and id",
+        "label like an id",
+        "id like a label",
+        "label of two words",
+    ],
+)
+def test_class_ids_of_labels_and_ids_are_those_of_the_record(names, expected):
+    assert class_ids(names, RECORD) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("dgo", "did you mean 'dog'? "),
+        ("Dog", "did you mean 'dog'? "),
+        ("potted plants", "did you mean 'Potted plant'? "),
+    ],
+    ids=["letters swapped", "other case", "plural"],
+)
+def test_class_ids_unknown_label_raises_with_a_hint_and_what_is_known(name, hint):
+    known = "the classes are: 0 background, 1 cat, 2 dog, 3 1, 4 Potted plant"
+    with pytest.raises(BadOptionError, match=f"^option classes: got '{name}'; {re.escape(hint)}{known}$"):
+        class_ids([name], RECORD)
+
+
+@pytest.mark.parametrize(
+    "name", [5, "5", -1, "-1", "²", "٣", "9" * 5000, "zebra", "x" * 10**6, 10**30], ids=lambda n: f"{n!r:.9}"
+)
+def test_class_ids_unknown_id_or_label_unlike_any_raises_with_what_is_known(name):
+    with pytest.raises(
+        BadOptionError, match=r"^option classes: got .{1,90}; (did .*\? )?the classes are: 0 background, 1 cat"
+    ):
+        class_ids([name], RECORD)

@@ -1,5 +1,6 @@
 """One request from row to answer, what goes wrong on the way, the description, the warm-up."""
 
+import base64
 import dataclasses
 import io
 import json
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segserve.runtime import pipeline as pipeline_module
+from segserve.runtime.errors import ModelError
+from segserve.runtime.labels import LabelRule
 from segserve.runtime.options import Options
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.record import InferenceRule, InputRule, ResizeRule
@@ -179,6 +182,46 @@ def test_answer_limits_of_settings_hold(tiny_segmenter):
     assert pipeline.answer({"body": encoded(noise(20, 30))}, {"X-Segment-Mask": "none"}).status == 200
 
 
+def test_answer_classes_threshold_and_confidence_reach_the_segmenter(tiny_pipeline):
+    image = smooth(50, 80)
+    rule = LabelRule(frozenset({1}), 0.55, keep_confidence=True)
+    expected = tiny_pipeline.segmenter.segment(image, rule=rule)
+    assert 0 < np.count_nonzero(expected.label_map) < expected.label_map.size
+    row = {"data": encoded(image), "classes": b"cat", "threshold": b"0.55", "confidence": b"true"}
+    document = json.loads(tiny_pipeline.answer(row, {}).body)
+    assert np.array_equal(document["mask"]["data"], expected.label_map)
+    assert {entry["id"]: entry["pixels"] for entry in document["classes"]} == {
+        summary.class_id: summary.pixels for summary in expected.classes
+    }
+    confidence = Image.open(io.BytesIO(base64.b64decode(document["confidence"]["data"])))
+    assert np.array_equal(np.array(confidence), expected.confidence_map)
+
+
+def test_answer_rules_that_change_nothing_give_the_same_bytes(tiny_pipeline):
+    row = {"body": encoded(smooth(50, 80))}
+    ruled = {"X-Segment-Classes": "0,1,2", "X-Segment-Threshold": "0", "X-Segment-Confidence": "false"}
+    for accept in ("application/json", "image/png", "application/x-npy"):
+        assert (
+            tiny_pipeline.answer(row, {"Accept": accept, **ruled}).body
+            == tiny_pipeline.answer(row, {"Accept": accept}).body
+        )
+
+
+def test_answer_unknown_class_is_400_that_names_those_of_the_model(tiny_pipeline):
+    answer = tiny_pipeline.answer({"body": encoded(smooth(50, 80))}, {"X-Segment-Classes": "cta"})
+    assert (answer.status, error_of(answer)["code"]) == (400, "bad_option")
+    assert error_of(answer)["message"] == (
+        "option classes: got 'cta'; did you mean 'cat'? the classes are: 0 background, 1 cat, 2 dog"
+    )
+
+
+def test_pipeline_default_classes_that_the_model_has_not_raise(tiny_segmenter):
+    with pytest.raises(
+        ModelError, match=r"^model-config.yaml: handler.defaults: option classes: got 'zebra'; the class"
+    ):
+        Pipeline(tiny_segmenter, Settings(precision="fp32", defaults=Options(classes=("zebra",))))
+
+
 def test_answer_network_without_memory_is_507():
     answer = pipeline_with(Greedy()).answer({"body": encoded(noise(20, 30))}, {})
     assert (answer.status, answer.phrase, error_of(answer)["code"]) == (507, "Insufficient Storage", "out_of_memory")
@@ -237,7 +280,7 @@ def test_describe_tells_what_the_record_and_the_settings_say(tiny_segmenter):
     assert [(info["label"], tuple(info["color"])) for info in document["classes"]] == list(CLASSES)
     assert document["input"]["resize"]["size_px"] == 64
     assert document["limits"] == {"max_image_pixels": 123, "max_response_bytes": 456, "max_cost": 30}
-    assert document["options"]["mask"]["enum"] == ["dense", "png", "none"]
+    assert document["options"]["mask"]["enum"] == ["dense", "rle", "png", "polygons", "none"]
     assert document["options"]["mode"]["enum"] == ["whole", "slide"]
     assert document["options"]["tta"]["enum"] == ["none", "flip", "multiscale"]
     assert document["media_types"] == ["application/json", "image/png", "image/jpeg", "application/x-npy"]

@@ -242,7 +242,7 @@ def test_read_request_binary_form_field_raises():
     "value", [None, 1, ["png"], {"png": 1}, "PNG", "", "\udc80", "x" * 10**5], ids=lambda v: f"{v!r:.9}"
 )
 def test_read_request_bad_value_raises_and_can_be_answered(value):
-    with pytest.raises(BadOptionError, match=r"option mask: got .*('dense', 'png' or 'none'|unicode)") as caught:
+    with pytest.raises(BadOptionError, match=r"option mask: got .*('polygons' or 'none'|unicode)") as caught:
         read_json({"data": BASE64, "mask": value})
     assert len(error_answer(caught.value, {}).body) < 1000
 
@@ -255,6 +255,38 @@ def test_read_request_accept_header_in_any_case_chooses_the_type(name):
 def test_read_request_accept_of_nothing_on_offer_raises():
     with pytest.raises(NotAcceptableError, match="text/html"):
         read(raw(IMAGE, Accept="text/html"))
+
+
+@pytest.mark.parametrize("accept", ["image/png", "image/jpeg", "application/x-npy"])
+@pytest.mark.parametrize("value", ["true", "1"])
+def test_read_request_confidence_of_an_answer_without_room_for_it_raises(accept, value):
+    with pytest.raises(BadOptionError, match=f"option confidence: only application/json .* asks for {accept}; accept"):
+        read(raw(IMAGE, Accept=accept, X_Segment_Confidence=value))
+
+
+def test_read_request_confidence_of_the_defaults_holds_where_there_is_room():
+    defaults = Options(confidence=True)
+    assert read(raw(IMAGE), defaults).with_confidence
+    assert not read(raw(IMAGE, Accept="image/png"), defaults).with_confidence
+    assert not read(raw(IMAGE, X_Segment_Confidence="false"), defaults).with_confidence
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        raw(IMAGE, X_Segment_Classes="cat, 2", X_Segment_Threshold="0.25", X_Segment_Confidence="true"),
+        form(
+            Part(IMAGE, "data"), Part(b"cat, 2", "classes"), Part(b"0.25", "threshold"), Part(b"true\r\n", "confidence")
+        ),
+        raw(
+            json.dumps({"data": BASE64, "classes": ["cat", "2"], "threshold": 0.25, "confidence": True}).encode(),
+            "application/json",
+        ),
+    ],
+    ids=["headers", "form fields", "JSON members"],
+)
+def test_read_request_classes_threshold_and_confidence_by_any_way_are_read(request_):
+    assert read(request_).options == Options(classes=("cat", "2"), threshold=0.25, confidence=True)
 
 
 JSON_VALUES = st.recursive(

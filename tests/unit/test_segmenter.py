@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
+from segserve.runtime import labels as labels_module
 from segserve.runtime import segmenter as segmenter_module
 from segserve.runtime.errors import OutOfMemoryError
+from segserve.runtime.labels import choose_labels, upsampled_rows
 from segserve.runtime.record import InputRule, ResizeRule
-from segserve.runtime.segmenter import Segmenter, Timings, upsampled_rows
+from segserve.runtime.segmenter import Segmenter, Timings
 from segserve.runtime.settings import Settings
 
 from .images import noise, smooth
@@ -110,7 +112,7 @@ def test_segment_follows_the_network_before_any_upsampling(tiny_segmenter):
 def test_segment_without_options_is_one_pass_bit_for_bit(tiny_segmenter):
     image = smooth(50, 80)
     with torch.inference_mode():
-        expected = tiny_segmenter.label(tiny_segmenter.infer(tiny_segmenter.preprocess(image))[0], 50, 80)
+        expected = choose_labels(tiny_segmenter.infer(tiny_segmenter.preprocess(image))[0], 50, 80)
     got = tiny_segmenter.segment(image)
     assert np.array_equal(got.label_map, expected.label_map)
     assert got.classes == expected.classes
@@ -209,11 +211,11 @@ def test_upsampled_rows_any_split_equals_interpolate_of_the_whole(data):
 
 
 @pytest.mark.parametrize("strip_pixels", [1, 7, 100, 37 * 41, 2**16], ids=str)
-def test_label_result_does_not_depend_on_the_strip_size(tiny_segmenter, monkeypatch, strip_pixels):
+def test_choose_labels_result_does_not_depend_on_the_strip_size(monkeypatch, strip_pixels):
     logits = busy_logits()
-    expected = tiny_segmenter.label(logits, 37, 41)
-    monkeypatch.setattr(segmenter_module, "_STRIP_PIXELS", strip_pixels)
-    segmentation = tiny_segmenter.label(logits, 37, 41)
+    expected = choose_labels(logits, 37, 41)
+    monkeypatch.setattr(labels_module, "_STRIP_PIXELS", strip_pixels)
+    segmentation = choose_labels(logits, 37, 41)
     assert np.array_equal(segmentation.label_map, expected.label_map)
     assert [(s.class_id, s.pixels, s.box_xyxy) for s in segmentation.classes] == [
         (s.class_id, s.pixels, s.box_xyxy) for s in expected.classes
@@ -224,9 +226,9 @@ def test_label_result_does_not_depend_on_the_strip_size(tiny_segmenter, monkeypa
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6))
-def test_label_summaries_agree_with_plain_computation(tiny_segmenter, height_px, width_px, seed):
+def test_choose_labels_summaries_agree_with_plain_computation(height_px, width_px, seed):
     logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 3, (5, 4, 6)).astype(np.float32))
-    segmentation = tiny_segmenter.label(logits, height_px, width_px)
+    segmentation = choose_labels(logits, height_px, width_px)
     full = F.interpolate(logits[None], size=(height_px, width_px), mode="bilinear")[0]
     probabilities = full.double().softmax(0).numpy().max(axis=0)
     expected = summarised(segmentation.label_map, probabilities)
@@ -235,24 +237,24 @@ def test_label_summaries_agree_with_plain_computation(tiny_segmenter, height_px,
     assert [row[4] for row in found] == pytest.approx([row[4] for row in expected], abs=1e-4)
 
 
-def test_label_equally_large_classes_are_ordered_by_id(tiny_segmenter):
+def test_choose_labels_equally_large_classes_are_ordered_by_id():
     logits = torch.zeros(3, 1, 4)
     logits[2, 0, :2] = logits[1, 0, 2:] = 9
-    assert [s.class_id for s in tiny_segmenter.label(logits, 1, 4).classes] == [1, 2]
+    assert [s.class_id for s in choose_labels(logits, 1, 4).classes] == [1, 2]
 
 
-def test_label_one_certain_class_fills_the_image(tiny_segmenter):
+def test_choose_labels_one_certain_class_fills_the_image():
     logits = torch.full((3, 2, 2), -50.0)
     logits[1] = 50
-    (summary,) = tiny_segmenter.label(logits, 5, 7).classes
+    (summary,) = choose_labels(logits, 5, 7).classes
     assert (summary.class_id, summary.pixels, summary.fraction, summary.box_xyxy) == (1, 35, 1.0, (0, 0, 7, 5))
     assert summary.confidence == pytest.approx(1)
 
 
-def test_label_of_255_classes_keeps_the_last_id(tiny_segmenter):
+def test_choose_labels_of_255_classes_keeps_the_last_id():
     logits = torch.zeros(255, 2, 2)
     logits[254] = 9
-    assert (tiny_segmenter.label(logits, 3, 3).label_map == 254).all()
+    assert (choose_labels(logits, 3, 3).label_map == 254).all()
 
 
 # The resize rule

@@ -68,7 +68,7 @@ def test_read_config_handler_section_is_read():
         ({"batchsize": 1}, "batchsize: unknown key"),
         ({"handler": {"Precision": "auto"}}, "handler.Precision: unknown key"),
         ({"handler": {"defaults": {"masks": "png"}}}, "handler.defaults.masks: unknown key"),
-        ({"handler": {"defaults": {"mask": "dots"}}}, "handler.defaults.mask: .*'dense', 'png' or 'none'"),
+        ({"handler": {"defaults": {"mask": "dots"}}}, "handler.defaults.mask: .*'polygons' or 'none'"),
         ({"handler": {"resize": {"side": "longer"}}}, "handler.resize.size_px: is missing"),
         ({"handler": {"precision": "fp16"}}, "handler.precision: .*'auto', 'bf16' or 'fp32'"),
         ({"handler": {"threads": 0}}, "handler.threads: .*greater than 0"),
