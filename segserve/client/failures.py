@@ -1,5 +1,7 @@
 """What went wrong on the way to a server, in one line."""
 
+import os
+
 from .errors import TimedOutError, UnreachableError
 from .request import Target
 
@@ -22,5 +24,6 @@ def reason_of(error: BaseException) -> str:
     reason, cause = str(error), error
     while cause := cause.__cause__ or cause.__context__:  # type: ignore[assignment]
         if isinstance(cause, OSError) and cause.strerror:
-            reason = cause.strerror
+            is_plain = isinstance(cause, ConnectionError) and cause.errno  # asyncio puts words of its own in
+            reason = os.strerror(cause.errno) if is_plain else cause.strerror
     return reason or type(error).__name__

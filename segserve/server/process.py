@@ -110,6 +110,11 @@ class TorchServe:
         return self._state.inference_url
 
     @property
+    def grpc_address(self) -> str:
+        """Where predictions are asked for over gRPC: HOST:PORT."""
+        return self._state.grpc_address
+
+    @property
     def management_url(self) -> str:
         """Where models are described: http://HOST:PORT."""
         return self._state.management_url
