@@ -144,14 +144,14 @@ def _open_client(client: "SegmentationClient") -> "Iterator[Ask]":
 
 
 def _local(model: str | None) -> _Computer:
-    """One image at a time: the network itself uses every core."""
+    """Two images at a time: while the network, which uses every core, is at one, the other is read or encoded."""
     from ..runtime.record import read_record
     from ..server.store import model_name
 
     if model and Path(model).is_file():
-        return _Computer(model_name(Path(model)), 1, _open_local(Path(model)))
+        return _Computer(model_name(Path(model)), 2, _open_local(Path(model)))
     folder = model_folder(model or "embedded")
-    return _Computer(read_record(folder).name, 1, _open_local(folder))
+    return _Computer(read_record(folder).name, 2, _open_local(folder))
 
 
 @contextmanager

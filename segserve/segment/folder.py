@@ -12,6 +12,7 @@ from .errors import SegmentError
 from .layout import DATA_SET_FILE
 
 OPTIONS_FILE = ".segserve.json"
+_DEFAULT = "default"
 
 # What is wrong with the name of one file; any other error of the operating system would meet the next file as well.
 _OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL}
@@ -82,5 +83,7 @@ def _check(folder: Path, noted: Mapping[str, object] | None, asked: Mapping[str,
         raise SegmentError(f"{folder / DATA_SET_FILE} was not made here and would be overwritten; name another folder")
     if noted is not None and noted != asked:
         differing = sorted(name for name in noted.keys() | asked.keys() if noted.get(name) != asked.get(name))
-        told = ", ".join(f"{name}={noted.get(name, 'not given')}, not {asked.get(name, 'given')}" for name in differing)
-        raise SegmentError(f"{folder} holds results made with {told}; name another folder with -o, or remove this one")
+        told = "; ".join(f"{n}: {noted.get(n, _DEFAULT)} then, {asked.get(n, _DEFAULT)} now" for n in differing)
+        raise SegmentError(
+            f"{folder} holds results of other options ({told}); name another folder with -o, or remove this one"
+        )

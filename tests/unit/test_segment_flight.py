@@ -1,0 +1,96 @@
+"""Work in several threads, and how it ends."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from segserve.segment.errors import InterruptedRunError
+from segserve.segment.flight import Flight
+
+WORKERS = 3
+
+
+def test_results_hold_every_task_and_its_result():
+    flight = Flight(lambda number: number**2, WORKERS)
+    assert dict(flight.results(range(100))) == {number: number**2 for number in range(100)}
+
+
+def test_results_hold_the_exception_of_a_task():
+    [(_, error)] = Flight(lambda number: 1 // number, WORKERS).results([0])
+    assert isinstance(error, ZeroDivisionError)
+
+
+def test_results_of_no_tasks_are_none():
+    assert list(Flight(str, WORKERS).results([])) == []
+
+
+def test_work_runs_in_so_many_threads_and_no_more():
+    running, most, lock = 0, 0, threading.Lock()
+    all_at_work = threading.Barrier(WORKERS)
+
+    def work(_):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        all_at_work.wait(timeout=10)
+        with lock:
+            running -= 1
+
+    results = list(Flight(work, WORKERS).results(range(WORKERS * 4)))
+    assert [result for _, result in results] == [None] * WORKERS * 4
+    assert most == WORKERS
+
+
+def test_tasks_are_taken_only_as_they_are_needed():
+    taken = 0
+
+    def tasks():
+        nonlocal taken
+        for number in range(1000):
+            taken += 1
+            yield number
+
+    for finished, _ in enumerate(Flight(str, WORKERS).results(tasks()), start=1):
+        assert taken <= finished + 2 * WORKERS
+
+
+def test_threads_end_with_the_results():
+    before = threading.active_count()
+    results = Flight(str, WORKERS).results(range(100))
+    next(results)
+    results.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_signal_ends_the_results_while_work_goes_on(number):
+    before = signal.getsignal(number)
+    release = threading.Event()
+    results = Flight(lambda _: release.wait(30), WORKERS).results(range(10))
+    sender = threading.Timer(0.1, os.kill, (os.getpid(), number))
+    sender.start()
+    began_s = time.monotonic()
+    with pytest.raises(InterruptedRunError, match="interrupted") as caught:
+        next(results)
+    release.set()
+    assert caught.value.signal_number == number
+    assert time.monotonic() - began_s < 5
+    assert signal.getsignal(number) is before
+
+
+def test_signal_never_strikes_between_two_results():
+    """It arrives within the caller's code, which runs on to its next step."""
+    results = Flight(str, WORKERS).results(range(10))
+    next(results)
+    os.kill(os.getpid(), signal.SIGINT)
+    reached = True
+    with pytest.raises(InterruptedRunError, match="interrupted"):
+        next(results)
+    assert reached
