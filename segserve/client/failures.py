@@ -24,6 +24,7 @@ def reason_of(error: BaseException) -> str:
     reason, cause = str(error), error
     while cause := cause.__cause__ or cause.__context__:  # type: ignore[assignment]
         if isinstance(cause, OSError) and cause.strerror:
-            is_plain = isinstance(cause, ConnectionError) and cause.errno  # asyncio puts words of its own in
-            reason = os.strerror(cause.errno) if is_plain else cause.strerror
+            reason = cause.strerror
+            if isinstance(cause, ConnectionError) and cause.errno is not None:  # asyncio puts words of its own there
+                reason = os.strerror(cause.errno)
     return reason or type(error).__name__
