@@ -2,6 +2,7 @@
 
 import io
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -49,5 +50,5 @@ def _as_png(picture: Image.Image) -> bytes:
     if picture.mode not in _PNG_MODES and not picture.mode.startswith("I;16"):
         picture = picture.convert("RGB")
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
+    picture.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # of photographs smaller, and sooner there
     return buffer.getvalue()

@@ -1,0 +1,130 @@
+"""What the client itself costs a request: `python -m bench.client`.
+
+A server in another process answers at once with a ready answer: the label map of a photograph of 640 x 480 pixels, as
+PNG in JSON. What is measured is the processor time of this process alone, and the time of the whole exchange; beside
+them stands a bare exchange over `http.client`, which sends the same bytes and looks at nothing.
+"""
+
+import base64
+import http.client
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from multiprocessing.connection import Connection
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from segserve.client import SegmentationClient
+from segserve.demo import sample_photograph
+from segserve.resources import resource
+from segserve.runtime.mask import encode_png
+from segserve.runtime.record import ModelRecord, read_record
+
+SIZE_WH = 640, 480
+REQUESTS = 300
+
+
+def main() -> None:
+    record = read_record(resource("model/embedded"))
+    picture = Image.open(sample_photograph("chelsea.png")).convert("RGB").resize(SIZE_WH)
+    pixels = np.asarray(picture)
+    jpeg = cv2.imencode(".jpg", pixels[..., ::-1])[1].tobytes()
+    ours, theirs = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(
+        target=_serve, args=(theirs, _answer(_label_map(pixels), record)), daemon=True
+    )
+    server.start()
+    port = ours.recv()
+    try:
+        _report("bare exchange (http.client)", _bare(port, jpeg))
+        with SegmentationClient(f"http://127.0.0.1:{port}", token="any") as client:  # noqa: S106
+            _report("segment, JPEG file as bytes", lambda: client.segment(jpeg))
+            _report("segment, array uint8 (480, 640, 3)", lambda: client.segment(pixels))
+            segmentation = client.segment(jpeg)
+        _report("to_coco", lambda: segmentation.to_coco(image_id=1))
+        _report("overlay", segmentation.overlay)
+    finally:
+        server.terminate()
+
+
+def _label_map(pixels: np.ndarray) -> np.ndarray:
+    """Five smooth areas with the edges of a photograph, as a network gives them."""
+    blurred = cv2.GaussianBlur(pixels, (0, 0), 6)
+    levels = blurred.astype(np.uint16).sum(axis=2) // 160
+    return np.array([0, 8, 15, 12, 20], np.uint8)[np.minimum(levels, 4)]
+
+
+def _answer(label_map: np.ndarray, record: ModelRecord) -> bytes:
+    ids, counts = np.unique(label_map, return_counts=True)
+    classes = [
+        {
+            "id": int(class_id),
+            "label": record.classes[class_id].label,
+            "color": record.classes[class_id].color,
+            "pixels": int(pixels),
+            "fraction": int(pixels) / label_map.size,
+            "box": [0, 0, *SIZE_WH],
+            "confidence": 0.9,
+        }
+        for class_id, pixels in zip(ids, counts, strict=True)
+    ]
+    mask = {"encoding": "png", "data": base64.b64encode(encode_png(label_map, record.palette)).decode()}
+    model = {"name": record.name, "version": record.version}
+    width_px, height_px = SIZE_WH
+    return json.dumps(
+        {"model": model, "width": width_px, "height": height_px, "classes": classes, "mask": mask}
+    ).encode()
+
+
+def _serve(port: Connection, answer: bytes) -> None:
+    class Door(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.send_header(
+                "Server-Timing", "decode;dur=1.25, preprocess;dur=1.00, inference;dur=50.00, encode;dur=1.00"
+            )
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Door)
+    port.send(server.server_address[1])
+    server.serve_forever()
+
+
+def _bare(port: int, image: bytes) -> Callable[[], object]:
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+
+    def exchange() -> bytes:
+        connection.request("POST", "/predictions/deeplabv3", body=image)
+        return connection.getresponse().read()
+
+    return exchange
+
+
+def _report(name: str, work: Callable[[], object]) -> None:
+    """Medians, so that what else the machine does at times does not count."""
+    cpu_ms, wall_ms = [], []
+    for _ in range(REQUESTS):
+        began_s, cpu_began_s = time.perf_counter(), time.process_time()
+        work()
+        wall_ms.append(1000 * (time.perf_counter() - began_s))
+        cpu_ms.append(1000 * (time.process_time() - cpu_began_s))
+    print(f"{name:36} {statistics.median(cpu_ms):6.2f} ms of this process, {statistics.median(wall_ms):6.2f} ms in all")
+
+
+if __name__ == "__main__":
+    main()
