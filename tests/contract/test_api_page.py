@@ -1,0 +1,34 @@
+"""The commands of docs/api.md do what stands there."""
+
+import json
+import os
+import re
+import subprocess
+
+import pytest
+
+from tests.conftest import PROJECT
+from tests.contract.conftest import Api
+
+PAGE = (PROJECT / "docs" / "api.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("command", "encoding"), zip(COMMANDS, ["rle", "polygons", None], strict=True), ids=["header", "form", "JSON"]
+)
+def test_api_page_command_gets_an_answer(api: Api, photographs, tmp_path, command, encoding):
+    (tmp_path / "cat.png").write_bytes(photographs["chelsea"])
+    token = api.inference_headers["Authorization"].removeprefix("Bearer ")
+    result = subprocess.run(
+        ["/bin/bash", "-c", command.replace("http://127.0.0.1:8080", api.inference_url)],
+        cwd=tmp_path,
+        env={**os.environ, "TOKEN": token},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    answer = json.loads(result.stdout)
+    assert answer.get("mask", {}).get("encoding") == encoding
+    assert "cat" in [entry["label"] for entry in answer["classes"]]
