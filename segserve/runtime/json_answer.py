@@ -35,7 +35,7 @@ class JsonAnswer:
         """Bytes of `body`, without making the rows of `dense`."""
         size = len(json_bytes(self._document(mask, confidence=confidence, texts={})))
         size += self._dense_bytes if mask == "dense" else len(self._mask_text(mask))
-        return size + len(self._confidence_text) * confidence
+        return size + (len(self._confidence_text) if confidence else 0)
 
     def body(self, mask: MaskEncoding, *, confidence: bool) -> bytes:
         texts = {"mask": self._mask_text(mask)}

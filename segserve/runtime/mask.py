@@ -1,6 +1,7 @@
 """The encodings of a label map. All of one image hold the same mask, bit for bit."""
 
 import io
+from zlib import Z_RLE
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ def encode_png(label_map: LabelMap, palette: bytes) -> bytes:
 
 def encode_grey_png(values: NDArray[np.uint8]) -> bytes:
     """A PNG of 8 bits a pixel, from uint8 (H, W)."""
-    return _saved(Image.fromarray(values), "PNG", compress_level=1)
+    return _saved(Image.fromarray(values), "PNG", compress_level=1, compress_type=Z_RLE)  # smaller, and as quick
 
 
 def encode_npy(label_map: LabelMap) -> bytes:

@@ -1,0 +1,82 @@
+"""Milliseconds that the encodings of a label map cost on one core, and the bytes they take.
+
+The label maps are those of photographs that were brought to 640 x 480 pixels and to 16 megapixels. A figure is the
+median of its runs over all the photographs, the fastest run in brackets: where others use the machine as well, that is
+nearer to what the code needs.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bench.images import NAMES
+from segserve.demo import sample_photograph
+from segserve.resources import resource
+from segserve.runtime.json_answer import JsonAnswer
+from segserve.runtime.labels import LabelRule, Segmentation
+from segserve.runtime.mask import encode_npy, encode_png
+from segserve.runtime.segmenter import Segmenter
+
+SIZES_WH = {"640 x 480": (640, 480), "4096 x 4096": (4096, 4096)}
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    segmenter = Segmenter.load(resource(f"model/{arguments.model}"))
+    for title, size_wh in SIZES_WH.items():
+        segmentations = [_segmented(segmenter, name, size_wh) for name in NAMES]
+        runs = max(3, arguments.runs * 640 * 480 // (size_wh[0] * size_wh[1]))
+        print(f"{title}, {len(NAMES)} photographs, {runs} runs of each: median (fastest) ms, largest answer")
+        for name, encode in _encoders(segmenter).items():
+            print(f"  {name:24} {_cost(encode, segmentations, runs)}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.encodings", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--runs", type=int, default=40, help="of each photograph at 640 x 480; fewer of larger ones")
+    return parser.parse_args()
+
+
+def _segmented(segmenter: Segmenter, name: str, size_wh: tuple[int, int]) -> Segmentation:
+    with Image.open(sample_photograph(name)) as image:
+        pixels = np.array(image.convert("RGB").resize(size_wh))
+    return segmenter.segment(pixels, rule=LabelRule(keep_confidence=True))
+
+
+def _encoders(segmenter: Segmenter) -> dict[str, Callable[[Segmentation], bytes]]:
+    """From a segmentation to the whole answer, as the server makes it: told its size, then made."""
+    record = segmenter.record
+
+    def in_json(segmentation: Segmentation, *, mask: str, confidence: bool = False) -> bytes:
+        answer = JsonAnswer(segmentation, record)
+        answer.size_bytes(mask, confidence=confidence)
+        return answer.body(mask, confidence=confidence)
+
+    return {
+        **{f"mask={mask}": partial(in_json, mask=mask) for mask in ("png", "rle", "dense", "polygons", "none")},
+        "mask=none confidence=true": partial(in_json, mask="none", confidence=True),
+        "Accept: image/png": lambda segmentation: encode_png(segmentation.label_map, record.palette),
+        "Accept: application/x-npy": lambda segmentation: encode_npy(segmentation.label_map),
+    }
+
+
+def _cost(encode: Callable[[Segmentation], bytes], segmentations: Sequence[Segmentation], runs: int) -> str:
+    times_ms, sizes = [], []
+    for segmentation in list(segmentations) * runs:
+        began_s = time.perf_counter()
+        body = encode(segmentation)
+        times_ms.append(1000 * (time.perf_counter() - began_s))
+        sizes.append(len(body))
+    return f"{statistics.median(times_ms):8.2f} ({min(times_ms):.2f}) ms {max(sizes):10,} bytes"
+
+
+if __name__ == "__main__":
+    main()
