@@ -1,0 +1,120 @@
+"""`segserve segment` and docs/cli.md against a real TorchServe that was left running in the user's folder."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segserve.archive import build_archive
+from segserve.client import SegmentationClient
+from segserve.server.process import TorchServe
+from tests.conftest import EMBEDDED, PROJECT
+
+BLOCKS = re.findall(r"```sh\n(.*?)```", (PROJECT / "docs" / "cli.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, photographs):
+    """A user's folder: photographs, and a server that `segserve serve` would have left running."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "photos" / "trip").mkdir(parents=True)
+    (folder / "photos" / "cat.png").write_bytes(photographs["chelsea"])
+    (folder / "photos" / "trip" / "astronaut.png").write_bytes(photographs["astronaut"])
+    (folder / "cat.png").write_bytes(photographs["chelsea"])
+    archive = build_archive(EMBEDDED, folder / "build")
+    with TorchServe.start([archive], folder / ".run" / "serve") as server:
+        server.wait_ready()
+        yield folder
+
+
+def run(*command: str, folder, **variables: str) -> subprocess.CompletedProcess:
+    """With the home of a new user, and without a token in the environment."""
+    kept = {name: value for name, value in os.environ.items() if name != "SEGSERVE_TOKEN"}
+    (folder / "home").mkdir(exist_ok=True)
+    path = f"{os.path.dirname(sys.executable)}:{kept['PATH']}"
+    environment = {**kept, "HOME": str(folder / "home"), "PATH": path, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def segserve(*arguments: str, folder, **variables: str) -> subprocess.CompletedProcess:
+    return run(sys.executable, "-m", "segserve", *arguments, folder=folder, **variables)
+
+
+def label_map(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+def test_segment_finds_the_server_and_writes_what_the_client_gets(folder):
+    done = segserve("segment", "photos", "-o", "served", "--overlay", folder=folder)
+    assert done.returncode == 0, done.stderr
+    server = TorchServe.running(folder / ".run" / "serve")
+    with SegmentationClient(server.inference_url, token=server.inference_token) as client:
+        for name in ("cat", "trip/astronaut"):
+            expected = client.segment(folder / "photos" / f"{name}.png")
+            assert np.array_equal(label_map(folder / "served" / f"{name}.png"), expected.label_map)
+            with Image.open(folder / "served" / f"{name}-overlay.jpg") as overlay:
+                assert overlay.size == expected.label_map.shape[::-1]
+
+
+def test_segment_locally_gives_the_servers_files(folder):
+    # The server has its own number of threads, whose sums may round otherwise: a pixel on an edge may differ.
+    for arguments in (("-o", "by-server"), ("-o", "by-itself", "--local"), ("-o", "packed", "--local", "--model")):
+        given = (*arguments, "build/deeplabv3.mar") if arguments[-1] == "--model" else arguments
+        done = segserve("segment", "cat.png", *given, folder=folder)
+        assert done.returncode == 0, done.stderr
+    by_server, by_itself, packed = (
+        label_map(folder / name / "cat.png") for name in ("by-server", "by-itself", "packed")
+    )
+    assert np.array_equal(by_itself, packed)
+    assert np.mean(by_server != by_itself) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--token", "wrong"), "segserve serve` prints a new one"),
+        (("--model", "absent"), "name the model that is served"),
+        (("--classes", "dgo"), "dog"),
+        (("--local", "--classes", "dgo"), "dog"),
+        (("--local", "--model", "absent"), "model/absent: not found"),
+    ],
+    ids=["wrong token", "wrong model", "unknown class", "unknown class locally", "no such model"],
+)
+def test_segment_that_is_refused_says_why_in_one_line(folder, tmp_path, arguments, message):
+    done = segserve("segment", "photos", "-o", str(tmp_path), *arguments, folder=folder)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert message in line
+
+
+def test_doctor_finds_the_server_well(folder):
+    done = segserve("doctor", "--json", folder=folder)
+    findings = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert "a worker is READY" in findings["server"]["message"]
+    assert findings["token"] == {"subject": "token", "level": "ok", "message": "valid", "remedy": ""}
+    assert findings["archive"]["level"] == "ok"
+
+
+def test_doctor_with_wrong_token_exits_1(folder):
+    done = segserve("doctor", "--token", "wrong", folder=folder)
+    assert done.returncode == 1
+    assert "is wrong or has expired" in done.stdout
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[0][:60] for block in BLOCKS])
+def test_cli_page_blocks_run(folder, block):
+    done = run("bash", "-e", "-o", "pipefail", "-c", block, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_cli_page_has_blocks_of_both_commands():
+    assert any("segserve segment" in block for block in BLOCKS)
+    assert any("segserve doctor" in block for block in BLOCKS)
