@@ -17,7 +17,7 @@ from .client import ImageInput, Segmentation
 from .client.images import as_image_file
 from .client.reading import read_segmentation
 from .client.reply import Reply, raise_for_refusal
-from .client.request import JSON, AnswerOptions, SegmentOptions, as_fields, http_headers
+from .client.request import JSON, AnswerOptions, ClassNames, as_fields, http_headers
 from .runtime.errors import ModelError
 from .runtime.pipeline import Pipeline
 from .runtime.record import read_yaml
@@ -46,16 +46,26 @@ class LocalSegmenter:
             self._pipeline = Pipeline(Segmenter.load(folder, device=on, settings=settings), settings)
         self._turn = threading.Lock()
 
-    def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
-        """The class of every pixel of an image; see `SegmentOptions` for the options.
+    def segment(
+        self,
+        image: ImageInput,
+        *,
+        mode: str | None = None,
+        tta: str | None = None,
+        classes: ClassNames | None = None,
+        threshold: float | None = None,
+        confidence: bool = False,
+    ) -> Segmentation:
+        """The class of every pixel of an image; see `SegmentationClient.segment` for the options.
 
         Raises:
             OSError: the image's file cannot be read.
             ValueError: an array or a picture that is no image.
             RefusedError: what a server would refuse, with its status, code and message.
         """
+        fields = as_fields(mask="png", mode=mode, tta=tta, classes=classes, threshold=threshold, confidence=confidence)
         image_file = as_image_file(image)
-        return read_segmentation(self._ask(image_file, JSON, {"mask": "png", **as_fields(**options)}), image_file)
+        return read_segmentation(self._ask(image_file, JSON, fields), image_file)
 
     def answer(self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]) -> bytes:
         """The body that a server would send, in any of its media types and encodings; errors as in `segment`."""

@@ -9,7 +9,7 @@ from tenacity import AsyncRetrying
 from .images import ImageInput, as_image_file
 from .reading import read_segmentation
 from .reply import Reply, raise_for_refusal
-from .request import JSON, AnswerOptions, SegmentOptions, Target, as_fields
+from .request import JSON, AnswerOptions, ClassNames, Target, as_fields
 from .retry import policy
 from .segmentation import Segmentation
 
@@ -45,9 +45,18 @@ class AsyncSegmentationClient:
         target = Target(url, model, version, token, timeout_s, connect_timeout_s, pool_size)
         self._transport = _open_transport(transport, target)
 
-    async def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
+    async def segment(
+        self,
+        image: ImageInput,
+        *,
+        mode: str | None = None,
+        tta: str | None = None,
+        classes: ClassNames | None = None,
+        threshold: float | None = None,
+        confidence: bool = False,
+    ) -> Segmentation:
         """The class of every pixel of an image; see `SegmentationClient.segment`."""
-        fields = {"mask": "png", **as_fields(**options)}
+        fields = as_fields(mask="png", mode=mode, tta=tta, classes=classes, threshold=threshold, confidence=confidence)
         image_file = await asyncio.to_thread(as_image_file, image)  # which may read a file, or make one
         return read_segmentation(await self._ask(image_file, JSON, fields), image_file)
 

@@ -14,15 +14,7 @@ ClassNames = str | int | Iterable[str | int]
 
 
 class SegmentOptions(TypedDict, total=False):
-    """Options of one image. What is absent or None is not sent, and then the server's own default holds.
-
-    Attributes:
-        mode: `whole`, or `slide` for images larger than the network's size.
-        tta: test-time augmentation: `none`, `flip` or `multiscale`.
-        classes: the classes to keep, by label or id; all others become background.
-        threshold: a pixel whose top probability is lower becomes background, 0..1.
-        confidence: whether each pixel's top probability is wanted as well.
-    """
+    """Options of one image, as `SegmentationClient.segment` has them. What is absent or None is not sent."""
 
     mode: str | None
     tta: str | None
@@ -85,8 +77,9 @@ def as_fields(**options: Unpack[AnswerOptions]) -> dict[str, str]:
     fields = {name: str(value) for name, value in options.items() if value is not None}
     if (classes := options.get("classes")) is not None:
         fields["classes"] = _class_list(classes)
-    if "confidence" in fields:
-        fields["confidence"] = str(bool(options["confidence"])).lower()
+    fields.pop("confidence", None)
+    if options.get("confidence"):
+        fields["confidence"] = "true"
     for name, value in fields.items():
         if not value.isascii() or not value.isprintable():
             raise ValueError(f"option {name}: expected plain ASCII, got {value!r:.80}")

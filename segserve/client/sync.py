@@ -8,7 +8,7 @@ from tenacity import Retrying
 from .images import ImageInput, as_image_file
 from .reading import read_segmentation
 from .reply import Reply, raise_for_refusal
-from .request import JSON, AnswerOptions, SegmentOptions, Target, as_fields
+from .request import JSON, AnswerOptions, ClassNames, Target, as_fields
 from .retry import policy
 from .segmentation import Segmentation
 
@@ -63,8 +63,26 @@ class SegmentationClient:
         target = Target(url, model, version, token, timeout_s, connect_timeout_s, pool_size)
         self._transport = _open_transport(transport, target)
 
-    def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
-        """The class of every pixel of an image; see `SegmentOptions` for the options.
+    def segment(
+        self,
+        image: ImageInput,
+        *,
+        mode: str | None = None,
+        tta: str | None = None,
+        classes: ClassNames | None = None,
+        threshold: float | None = None,
+        confidence: bool = False,
+    ) -> Segmentation:
+        """The class of every pixel of an image.
+
+        An option that is left out is not sent, and the server's own default holds.
+
+        Args:
+            mode: `whole`, or `slide` for images larger than the network's size.
+            tta: test-time augmentation: `none`, `flip` or `multiscale`.
+            classes: the classes to keep, by label or id; all others become background.
+            threshold: a pixel whose top probability is lower becomes background, 0..1.
+            confidence: whether each pixel's top probability is wanted as well.
 
         Raises:
             OSError: the image's file cannot be read.
@@ -74,8 +92,9 @@ class SegmentationClient:
             TimedOutError: it did not answer in time.
             MalformedAnswerError: something else answered.
         """
+        fields = as_fields(mask="png", mode=mode, tta=tta, classes=classes, threshold=threshold, confidence=confidence)
         image_file = as_image_file(image)
-        return read_segmentation(self._ask(image_file, JSON, {"mask": "png", **as_fields(**options)}), image_file)
+        return read_segmentation(self._ask(image_file, JSON, fields), image_file)
 
     def answer(self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]) -> bytes:
         """The answer's body as the server sends it, in any of its media types and encodings; errors as in `segment`.

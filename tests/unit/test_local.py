@@ -1,5 +1,6 @@
 """The model of an archive in this process: what a server of it would answer, and what it would refuse."""
 
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from segserve.archive import build_archive
-from segserve.client import RefusedError, Segmentation
+from segserve.client import AsyncSegmentationClient, RefusedError, Segmentation, SegmentationClient
 from segserve.local import LocalSegmenter
 from segserve.runtime.errors import ModelError
 from segserve.runtime.segmenter import Segmenter
@@ -53,6 +54,12 @@ def test_segment_many_threads_get_the_same(segmenter):
     with ThreadPoolExecutor(4) as threads:
         answers = list(threads.map(segmenter.segment, [IMAGE_RGB] * 8))
     assert all(np.array_equal(answer.label_map, expected) for answer in answers)
+
+
+@pytest.mark.parametrize("method", ["segment", "answer"])
+def test_every_way_to_ask_takes_the_same_arguments(method):
+    ways = SegmentationClient, AsyncSegmentationClient, LocalSegmenter
+    assert len({str(inspect.signature(getattr(way, method))) for way in ways}) == 1
 
 
 @pytest.mark.parametrize(
