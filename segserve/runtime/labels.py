@@ -96,10 +96,8 @@ class _Labelled:
 
     def turned(self) -> Self:
         """Rows for columns."""
-        maps = (self.label_map, self.confidence_map)
-        label_map, confidence_map = (None if pixels is None else np.ascontiguousarray(pixels.T) for pixels in maps)
-        assert label_map is not None  # noqa: S101 - tells mypy
-        return type(self)(label_map, confidence_map, self.pixels, self.confidence)
+        confidence_map = None if self.confidence_map is None else np.ascontiguousarray(self.confidence_map.T)
+        return type(self)(np.ascontiguousarray(self.label_map.T), confidence_map, self.pixels, self.confidence)
 
     def summaries(self) -> tuple[ClassSummary, ...]:
         pixels = self.pixels

@@ -128,7 +128,7 @@ def _highest_sides(borders: _Borders, holes: Indices) -> Indices:
 
 
 def _sides_above(borders: _Borders, lower: Indices) -> Indices:
-    """Of each lower side of a pixel, the upper side of the highest pixel of the mask that lies straight above."""
+    """For each of these lower sides of pixels, the nearest upper side straight above it."""
     x, y = borders.begins.T.astype(np.int64)
     stride = y.max() + 1  # down the columns: a key for every corner
     upper = np.flatnonzero(borders.sides == _UPPER)
