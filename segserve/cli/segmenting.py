@@ -104,7 +104,7 @@ def segment(
         layout.check(sources, images)
         claim_folder(layout.folder, {"model": computer.model, **options})
         with computer.opened as ask, reporter(len(sources), as_json=json) as report:
-            run = Run(sources, layout, partial(ask, **options), computer.workers, force, report.outcome)
+            run = Run(sources, layout, partial(ask, **options), computer.workers, force, report.outcome, local)
             status = _finish(run, report)
     raise typer.Exit(status)
 

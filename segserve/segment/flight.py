@@ -3,10 +3,10 @@
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Generic, TypeVar
 
@@ -23,14 +23,17 @@ _WAKE = None
 class Flight(Generic[Task, Result]):
     """Calls `work` with one task after the other, at most `workers` at once.
 
-    The threads neither write nor print: what they are at when a run ends can be dropped where it is.
+    The threads neither write nor print: what they are at when a run ends can be dropped where it is. Not so where they
+    compute with torch, in which Python must not end: `awaits_threads` lets each finish the task that it is at.
     """
 
     work: Callable[[Task], Result]
     workers: int
+    awaits_threads: bool = False
     _todo: SimpleQueue[Task | None] = field(default_factory=SimpleQueue, init=False)
     _done: SimpleQueue[tuple[Task, Result | Exception] | None] = field(default_factory=SimpleQueue, init=False)
     _signal_number: int | None = field(default=None, init=False)
+    _threads: list[threading.Thread] = field(default_factory=list, init=False)
 
     def results(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Exception]]:
         """Every task with its result, or with the exception that it met, in the order in which they end.
@@ -40,21 +43,22 @@ class Flight(Generic[Task, Result]):
         Raises:
             InterruptedRunError: SIGINT or SIGTERM arrived.
         """
-        waiting = iter(tasks)
-        with self._signals_noted():
-            try:
-                self._start()
-                under_way = sum(map(self._put, islice(waiting, 2 * self.workers)))
-                while under_way:
-                    ended = self._done.get()
-                    self.check_signals()
-                    if ended is _WAKE:
-                        continue
-                    yield ended
-                    under_way += sum(map(self._put, islice(waiting, 1))) - 1
-                self.check_signals()
-            finally:
-                self._end()
+        try:
+            self._start()
+            with self._signals_noted():
+                yield from self._results(iter(tasks))
+        finally:
+            self._end()
+
+    def _results(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result | Exception]]:
+        under_way = sum(map(self._put, islice(tasks, 2 * self.workers)))
+        while under_way:
+            ended = self._done.get()
+            self.check_signals()
+            if ended is not _WAKE:
+                yield ended
+                under_way += sum(map(self._put, islice(tasks, 1))) - 1
+        self.check_signals()
 
     def check_signals(self) -> None:
         """For a long stretch in which nothing is waited for.
@@ -66,8 +70,9 @@ class Flight(Generic[Task, Result]):
             raise InterruptedRunError(self._signal_number)
 
     def _start(self) -> None:
-        for _ in range(self.workers):
-            threading.Thread(target=self._serve, daemon=True).start()
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(self.workers)]
+        for thread in self._threads:
+            thread.start()
 
     def _put(self, task: Task) -> int:
         self._todo.put(task)
@@ -82,10 +87,14 @@ class Flight(Generic[Task, Result]):
             self._done.put((task, result))
 
     def _end(self) -> None:
-        while not self._todo.empty():
-            self._todo.get()
-        for _ in range(self.workers):
+        with suppress(Empty):
+            while True:
+                self._todo.get_nowait()
+        for _ in self._threads:
             self._todo.put(None)
+        if self.awaits_threads:
+            for thread in self._threads:
+                thread.join()
 
     @contextmanager
     def _signals_noted(self) -> Iterator[None]:

@@ -76,6 +76,7 @@ class Run:
         ask: segments the content of an image file; called from `workers` threads at once.
         force: makes again what is there already.
         report: called with what became of every image, in this thread.
+        computes_here: whether `ask` runs torch in this process.
     """
 
     sources: Sequence[Source]
@@ -84,6 +85,7 @@ class Run:
     workers: int
     force: bool
     report: Callable[[Outcome], None]
+    computes_here: bool = False
     done: int = field(default=0, init=False)
     skipped: int = field(default=0, init=False)
     failed: int = field(default=0, init=False)
@@ -103,7 +105,7 @@ class Run:
             InterruptedRunError: SIGINT or SIGTERM arrived. What was finished is whole, and nothing half lies about.
         """
         began_s = time.perf_counter()
-        flight = Flight(self._answer, self.workers)
+        flight = Flight(self._answer, self.workers, self.computes_here)
         try:
             for source, answer in flight.results(self._unfinished(flight)):
                 self._take(source, answer)

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -75,6 +77,23 @@ def test_segment_locally_gives_the_servers_files(folder):
     )
     assert np.array_equal(by_itself, packed)
     assert np.mean(by_server != by_itself) < 0.001
+
+
+def test_segment_locally_that_is_interrupted_ends_in_order(folder, tmp_path):
+    """Python must not end while torch is at work: that would abort it."""
+    for number in range(30):
+        (tmp_path / f"{number}.png").symlink_to(folder / "cat.png")
+    command = [sys.executable, "-m", "segserve", "segment", str(tmp_path), "-o", "interrupted", "--local"]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(folder.glob("interrupted/*.png")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    [line] = stderr.splitlines()
+    assert line.endswith("the same command goes on where it stopped")
+    assert not list(folder.glob("interrupted/.*.part"))
 
 
 @pytest.mark.parametrize(
