@@ -219,10 +219,10 @@ def test_segment_retry_after_that_says_nothing_leaves_the_usual_pause(server, cl
 
 
 def test_segment_answer_too_late_is_not_asked_again(server):
-    server.answer = Canned(ANSWER, pause_s=1)
+    server.answer = Canned(ANSWER, pause_s=1.5)
     with (
-        SegmentationClient(server.url, timeout_s=0.1) as client,
-        pytest.raises(TimedOutError, match=r"no answer within 0.1 s; allow more by timeout_s"),
+        SegmentationClient(server.url, timeout_s=0.5) as client,
+        pytest.raises(TimedOutError, match=r"no answer within 0.5 s; allow more by timeout_s"),
     ):
         client.segment(IMAGE)
     assert len(server.received) == 1
