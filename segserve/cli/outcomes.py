@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..segment.run import Outcome, Run
 
 
-
 class Reporter(Protocol):
     def outcome(self, outcome: "Outcome") -> None:
         """Called for every image."""
