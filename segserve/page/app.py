@@ -1,0 +1,157 @@
+"""The layout of the page, and which control asks what."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from ..demo import sample_photograph
+from ..runtime.overlay import DEFAULT_OPACITY
+from ..runtime.record import BACKGROUND
+from .asking import Server
+from .encodings import ENCODINGS
+from .picture import Picture
+from .view import Answer
+from .words import Problem
+
+_ASSETS = Path(__file__).with_name("assets")
+STYLES = (_ASSETS / "page.css", _ASSETS / "viewer.css")
+_EXAMPLES = {"chelsea.png": "A cat", "astronaut.png": "An astronaut", "motorcycle_left.png": "A motorcycle"}
+
+_NO_SAMPLE = "Not shown"
+_VIEWS = (("One", "none"), ("With its mirror image", "flip"), ("Several sizes, mirrored", "multiscale"))
+_UPLOADS_CHECKED_S, _UPLOADS_KEPT_S = 600, 3600
+_AT_ONCE, _WAITING = 2, 16  # questions
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # the page is for people; programs ask the server itself
+
+
+class Controls(NamedTuple):
+    """What a question is made of, in the order of `ask`'s arguments."""
+
+    picture: gr.Image
+    model: gr.Dropdown
+    classes: gr.Dropdown
+    threshold: gr.Slider
+    tiles: gr.Checkbox
+    views: gr.Radio
+    encoding: gr.Dropdown
+
+
+def build_page(server: Server) -> gr.Blocks:
+    """The page over one server. It holds nothing between two questions: what is shown lives in the browser."""
+    page = gr.Blocks(title="segserve", analytics_enabled=False, delete_cache=(_UPLOADS_CHECKED_S, _UPLOADS_KEPT_S))
+    with page:
+        address = gr.Markdown(elem_id="address")
+        with gr.Row(elem_id="columns"):
+            with gr.Column(scale=2, min_width=280):
+                picture = Picture(
+                    label="Picture",
+                    sources=["upload", "clipboard", "webcam"],
+                    height=280,
+                    buttons=[],
+                    elem_id="picture",
+                )
+                button = gr.Button("Segment", variant="primary", elem_id="segment")
+                _offer_examples(picture)
+                with gr.Accordion("Options", open=False, elem_id="options"):
+                    controls = _lay_out_controls(picture)
+            with gr.Column(scale=3, min_width=280):
+                viewer = _viewer()
+        _wire(page, server, address, button, controls, viewer)
+        page.queue(max_size=_WAITING, default_concurrency_limit=_AT_ONCE, api_open=False)
+    return page
+
+
+def _lay_out_controls(picture: gr.Image) -> Controls:
+    return Controls(
+        picture,
+        model=gr.Dropdown([], label="Model", allow_custom_value=True),
+        classes=gr.Dropdown(
+            [],
+            label="Classes",
+            info="Keep only these; none chosen keeps all.",
+            multiselect=True,
+            allow_custom_value=True,
+        ),
+        threshold=gr.Slider(
+            0,
+            1,
+            value=0,
+            step=0.01,
+            label="Threshold",
+            info="Pixels less certain than this become background.",
+            buttons=[],
+        ),
+        tiles=gr.Checkbox(label="Tiles", info="Look at a large picture piece by piece, at its own resolution."),
+        views=gr.Radio(_VIEWS, value="none", label="Views", info="Average over more of them: slower, a little better."),
+        encoding=gr.Dropdown(
+            [_NO_SAMPLE, *ENCODINGS],
+            value=_NO_SAMPLE,
+            label="Answer as a program gets it",
+            info="Asks once more, and shows the answer's size and time.",
+        ),
+    )
+
+
+def _offer_examples(picture: gr.Image) -> None:
+    try:
+        files = [[str(sample_photograph(name))] for name in _EXAMPLES]
+    except FileNotFoundError:  # they come with the extra `demo`
+        return
+    gr.Examples(files, picture, label="Or try", example_labels=list(_EXAMPLES.values()), **_PRIVATE)
+
+
+def _viewer() -> gr.HTML:
+    html, script = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("viewer.html", "viewer.js"))
+    return gr.HTML(
+        label="Segmentation",
+        html_template=html,
+        js_on_load=script,
+        apply_default_css=False,
+        elem_id="viewer",
+        background=BACKGROUND,
+        opacity=DEFAULT_OPACITY,
+    )
+
+
+def _wire(
+    page: gr.Blocks, server: Server, address: gr.Markdown, button: gr.Button, controls: Controls, viewer: gr.HTML
+) -> None:
+    def ask(
+        picture: Path | None,
+        model: str | None,
+        classes: Sequence[str],
+        threshold: float,
+        tiles: bool,
+        views: str,
+        encoding: str,
+    ) -> Answer | Problem | None:
+        if picture is None:
+            return None
+        return server.ask(
+            picture,
+            model=model,
+            encoding=None if encoding == _NO_SAMPLE else encoding,
+            classes=classes or None,
+            threshold=threshold,
+            mode="slide" if tiles else "whole",
+            tta=views,
+        )
+
+    def look_around(model: str | None) -> tuple[str, Any, Any]:
+        catalogue = server.catalogue(model)
+        choices = gr.update(choices=list(catalogue.models), value=catalogue.model)
+        return _heading(server), choices, gr.update(choices=list(catalogue.labels))
+
+    surroundings: dict[str, Any] = {"inputs": controls.model, "outputs": [address, controls.model, controls.classes]}
+    page.load(look_around, **surroundings, show_progress="hidden", **_PRIVATE)
+    asked = gr.on(
+        [button.click, controls.picture.change], ask, list(controls), viewer, show_progress_on=viewer, **_PRIVATE
+    )
+    asked.then(look_around, **surroundings, show_progress="hidden", **_PRIVATE)
+
+
+def _heading(server: Server) -> str:
+    return f"# What is in the picture?\nThe class of every pixel, by the server at `{server.endpoint().url}`."

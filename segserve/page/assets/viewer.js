@@ -1,0 +1,197 @@
+// Draws an answer (see `Answer` in view.py) by itself: opacity, switches and the pointer ask the server nothing.
+// Gradio calls this once as the body of a function, with `element`, `props` and `watch`. Whatever comes from the server
+// is put in as text, never as HTML.
+
+const BACKGROUND = props.background;
+const state = { answer: null, ids: null, hidden: new Set(), opacity: props.opacity, at: null, turn: 0 };
+
+const part = (name) => element.querySelector(`[data-part="${name}"]`);
+const shareText = (fraction) => `${(100 * fraction).toFixed(1)} %`;
+const msText = (ms) => (ms < 1000 ? `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+const countText = (count) => count.toLocaleString("en").replaceAll(",", "\u202f");
+
+function make(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+async function show(value) {
+  const turn = ++state.turn; // an answer that is overtaken while its pictures are decoded is dropped
+  const [picture, ids] = value?.picture ? await Promise.all([decoded(value.picture), decoded(value.ids)]) : [];
+  if (turn !== state.turn) return;
+  part("empty").hidden = Boolean(value);
+  part("problem").hidden = !value?.title;
+  part("result").hidden = !picture;
+  part("problem-title").textContent = value?.title ?? "";
+  part("problem-detail").textContent = value?.detail ?? "";
+  state.answer = picture ? value : null;
+  if (picture) drawAnswer(value, picture, ids);
+}
+
+function drawAnswer(answer, picture, ids) {
+  for (const name of ["picture", "colors"]) Object.assign(part(name), { width: answer.width, height: answer.height });
+  part("stage").style.setProperty("--ratio", answer.width / answer.height);
+  part("picture").getContext("2d").drawImage(picture, 0, 0);
+  state.ids = classIds(ids);
+  part("opacity").value = 100 * state.opacity;
+  part("rows").replaceChildren(...answer.classes.map(row));
+  part("steps").textContent = answer.steps.map(({ name, ms }) => `${msText(ms)} ${name}`).join(" · ");
+  drawSample(answer.sample);
+  setOpacity(state.opacity);
+  drawColors();
+  point(null);
+}
+
+async function decoded(url) {
+  const blob = await (await fetch(url)).blob();
+  return createImageBitmap(blob, { colorSpaceConversion: "none" });
+}
+
+function classIds(bitmap) {
+  const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0);
+  const rgba = context.getImageData(0, 0, bitmap.width, bitmap.height).data;
+  const grey = new Uint8Array(rgba.length / 4);
+  for (let index = 0; index < grey.length; index++) grey[index] = rgba[4 * index];
+  return grey;
+}
+
+function drawColors() {
+  const painted = new Uint32Array(256); // by class id, as the bytes R, G, B, A lie in memory; 0 is transparent
+  for (const { id, color } of state.answer.classes) {
+    if (id !== BACKGROUND && !state.hidden.has(id)) painted[id] = new Uint32Array(Uint8Array.of(...color, 255).buffer)[0];
+  }
+  const image = new ImageData(state.answer.width, state.answer.height);
+  const pixels = new Uint32Array(image.data.buffer);
+  for (let index = 0; index < pixels.length; index++) pixels[index] = painted[state.ids[index]];
+  part("colors").getContext("2d").putImageData(image, 0, 0);
+}
+
+function setOpacity(opacity) {
+  state.opacity = opacity;
+  part("colors").style.opacity = opacity;
+  part("opacity-told").textContent = `${Math.round(100 * opacity)} %`;
+}
+
+function row({ id, label, color, pixels, fraction, box, confidence }) {
+  const swatch = make("span", { class: "swatch" });
+  swatch.style.background = `rgb(${color})`;
+  const bar = make("span", { class: "bar", "aria-hidden": "true" });
+  bar.style.setProperty("--share", fraction);
+  const cell = (name, ...content) => make("td", { role: "cell", class: name, "data-name": name }, ...content);
+  const [left, top, right, bottom] = box;
+  return make(
+    "tr",
+    { role: "row", "data-class": id },
+    make("th", { role: "rowheader", scope: "row" }, id === BACKGROUND ? name(label, swatch) : toggle(id, label, swatch)),
+    cell("share", bar, shareText(fraction)),
+    cell("pixels number", countText(pixels)),
+    cell("confidence number", shareText(confidence)),
+    cell("box number", `${left}, ${top} – ${right}, ${bottom}`),
+  );
+}
+
+const name = (label, swatch) => make("span", { class: "name" }, swatch, label);
+
+function toggle(id, label, swatch) {
+  const input = make("input", { type: "checkbox", role: "switch", "data-switch": id });
+  input.checked = !state.hidden.has(id);
+  return make("label", { class: "name" }, swatch, label, input, make("span", { class: "switch", "aria-hidden": "true" }));
+}
+
+function drawSample(sample) {
+  part("sample").hidden = !sample;
+  if (!sample) return;
+  part("sample-told").textContent = `${sample.encoding}: ${countText(sample.bytes)} bytes in ${msText(sample.ms)}`;
+  part("sample-excerpt").textContent = sample.excerpt;
+  part("sample-excerpt").hidden = !sample.excerpt;
+}
+
+// The pixel [x, y] that is pointed at, or null.
+function point(at) {
+  state.at = at;
+  const id = at && state.ids[at[1] * state.answer.width + at[0]];
+  const found = state.answer.classes.find((info) => info.id === id);
+  part("readout").textContent = found ? `${found.label} at ${at[0]}, ${at[1]}` : "Point at the picture to see a class.";
+  for (const line of part("rows").children) line.classList.toggle("pointed", Number(line.dataset.class) === found?.id);
+}
+
+function pixelUnder({ clientX, clientY }) {
+  const { left, top, width, height } = part("colors").getBoundingClientRect();
+  const x = Math.floor(((clientX - left) / width) * state.answer.width);
+  const y = Math.floor(((clientY - top) / height) * state.answer.height);
+  return x >= 0 && y >= 0 && x < state.answer.width && y < state.answer.height ? [x, y] : null;
+}
+
+function placePointer(shown) {
+  const pointer = part("pointer");
+  pointer.hidden = !shown;
+  if (!shown) return;
+  pointer.style.left = `${(100 * (state.at[0] + 0.5)) / state.answer.width}%`;
+  pointer.style.top = `${(100 * (state.at[1] + 0.5)) / state.answer.height}%`;
+}
+
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+function movePointer(arrow) {
+  const { width, height } = state.answer;
+  const step = Math.max(1, Math.round(Math.max(width, height) / 50));
+  const [x, y] = state.at ?? [width >> 1, height >> 1];
+  const within = (value, limit) => Math.min(limit - 1, Math.max(0, value));
+  point([within(x + step * arrow[0], width), within(y + step * arrow[1], height)]);
+  placePointer(true);
+}
+
+const DOWNLOADS = {
+  overlay: { ending: "overlay.png", blob: overlay },
+  labels: { ending: "labels.png", blob: async () => (await fetch(state.answer.labels)).blob() },
+  coco: { ending: "coco.json", blob: () => new Blob([JSON.stringify(state.answer.coco)], { type: "application/json" }) },
+};
+
+// The picture as it is seen, with the opacity and the switches as they are.
+function overlay() {
+  const canvas = new OffscreenCanvas(state.answer.width, state.answer.height);
+  const context = canvas.getContext("2d");
+  context.drawImage(part("picture"), 0, 0);
+  context.globalAlpha = state.opacity;
+  context.drawImage(part("colors"), 0, 0);
+  return canvas.convertToBlob({ type: "image/png" });
+}
+
+async function save({ ending, blob }) {
+  const url = URL.createObjectURL(await blob());
+  make("a", { href: url, download: `${state.answer.stem}-${ending}` }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+element.addEventListener("input", ({ target }) => {
+  if (target.matches('[data-part="opacity"]')) setOpacity(target.value / 100);
+  if (!target.matches("[data-switch]")) return;
+  const id = Number(target.dataset.switch);
+  if (target.checked) state.hidden.delete(id);
+  else state.hidden.add(id);
+  drawColors();
+});
+element.addEventListener("click", ({ target }) => {
+  const download = target.closest("[data-download]");
+  if (download) save(DOWNLOADS[download.dataset.download]);
+});
+for (const kind of ["pointermove", "pointerdown"]) {
+  element.addEventListener(kind, (event) => {
+    if (!event.target.closest('[data-part="stage"]')) return;
+    point(pixelUnder(event));
+    placePointer(false);
+  });
+}
+element.addEventListener("keydown", (event) => {
+  if (!event.target.matches('[data-part="stage"]') || !ARROWS[event.key]) return;
+  event.preventDefault();
+  movePointer(ARROWS[event.key]);
+});
+element.addEventListener("focusout", ({ target }) => {
+  if (target.matches('[data-part="stage"]')) placePointer(false);
+});
+watch("value", () => show(props.value));
+show(props.value);

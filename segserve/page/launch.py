@@ -1,0 +1,104 @@
+"""Serves the page on this machine, so that the browser asks nobody else and nothing that was uploaded stays."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from .app import STYLES, build_page
+from .asking import Server
+from .headers import Headers
+
+HOST = "127.0.0.1"
+_NAMES = (HOST, "localhost")  # other names for this machine are another site's trick
+_UPLOAD_LIMIT = "100mb"  # above what servers take, so that it is the server which says what its limit is
+_SESSIONS = 100
+_THREADS = 8
+
+
+@contextmanager
+def page_served(server: Server, *, port: int | None = None) -> Iterator[str]:
+    """Opens the page and yields its address; pictures that were dropped onto it are gone when it is closed.
+
+    Args:
+        port: to listen at; by default the first that is free from 7860.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    with tempfile.TemporaryDirectory(prefix="segserve-page-") as uploads, _environment(GRADIO_TEMP_DIR=uploads):
+        page = build_page(server)
+        try:
+            _, url, _ = page.launch(**_settings(port))
+            yield url
+        finally:
+            page.close(verbose=False)
+
+
+def _settings(port: int | None) -> dict[str, Any]:
+    return {
+        "server_name": HOST,
+        "server_port": port,
+        "share": False,
+        "inbrowser": False,
+        "quiet": True,
+        "prevent_thread_lock": True,
+        "max_threads": _THREADS,
+        "max_file_size": _UPLOAD_LIMIT,
+        "state_session_capacity": _SESSIONS,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "mcp_server": False,
+        "run_history": False,
+        "footer_links": [],
+        "theme": _theme(),
+        "css_paths": STYLES,
+        "app_kwargs": {
+            "docs_url": None,
+            "redoc_url": None,
+            "openapi_url": None,
+            "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=list(_NAMES)), Middleware(Headers)],
+        },
+    }
+
+
+def _theme() -> gr.themes.Base:
+    """Calm, and with the fonts of the reader's own system: none is fetched."""
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.blue,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    ).set(  # a contrast of 4.5 at least, as WCAG has it for text; Gradio's own greys and blues are lighter
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_800",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+    )
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """What Gradio reads from the environment alone."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

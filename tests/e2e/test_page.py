@@ -1,0 +1,347 @@
+"""The page in a real Chromium, over a real TorchServe that it finds by itself."""
+
+import io
+import json
+import os
+import re
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Page, expect
+from pycocotools.coco import COCO
+
+from segserve.archive import build_archive
+from segserve.client import SegmentationClient
+from segserve.page.asking import Server
+from segserve.page.launch import page_served
+from segserve.server.endpoint import SERVE_DIR
+from segserve.server.process import TorchServe
+from tests.browser import NO_BROWSER, find_browser, open_browser
+from tests.conftest import EMBEDDED
+
+# A user without a browser is told so; where CI runs, its absence is a failure.
+if find_browser() is None and os.environ.get("SEGSERVE_BROWSER") != "required":
+    pytest.skip(NO_BROWSER, allow_module_level=True)
+
+pytestmark = pytest.mark.filterwarnings("ignore:::gradio")
+
+ANSWER_MS = 60_000  # the machine may be busy
+CAT_WH = (225, 150)  # a pixel of chelsea well within the cat
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    return build_archive(EMBEDDED, tmp_path_factory.mktemp("archive"))
+
+
+@pytest.fixture(scope="module")
+def folder(archive, tmp_path_factory):
+    """The current folder, in which a server runs as `segserve serve` leaves it."""
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with TorchServe.start([archive], SERVE_DIR) as server:
+            server.wait_ready()
+            yield folder
+            if (last := TorchServe.running(SERVE_DIR)) is not None:  # the one that a test started anew
+                last.stop()
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    with page_served(Server()) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser(accept_downloads=True) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser, url):
+    page = browser.new_page()
+    page.set_default_timeout(ANSWER_MS)
+    page.goto(url)
+    page.get_by_role("button", name="Segment").wait_for()
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def cat(browser, url, photographs):
+    """A page that shows the cat; tests that use it leave it so."""
+    page = browser.new_page()
+    page.set_default_timeout(ANSWER_MS)
+    page.goto(url)
+    drop(page, photographs["chelsea"], "chelsea.png")
+    shown(page)
+    return page
+
+
+@pytest.fixture(scope="module")
+def expected(folder, photographs):
+    """What the client says of the cat."""
+    server = TorchServe.running(SERVE_DIR)
+    with SegmentationClient(server.inference_url, token=server.inference_token) as client:
+        return client.segment(photographs["chelsea"])
+
+
+def drop(page: Page, content: bytes, name: str) -> None:
+    page.locator("#picture input[type=file]").set_input_files(
+        {"name": name, "mimeType": "image/png", "buffer": content}
+    )
+
+
+def shown(page: Page) -> None:
+    expect(page.locator("[data-part=result]")).to_be_visible(timeout=ANSWER_MS)
+
+
+def told(page: Page, title: str) -> str:
+    """Waits for a problem of that title, and returns its details."""
+    expect(page.get_by_role("alert")).to_contain_text(title, timeout=ANSWER_MS)
+    return page.locator("[data-part=problem-detail]").inner_text()
+
+
+def saved(page: Page, button: str) -> tuple[str, bytes]:
+    with page.expect_download() as download:
+        page.get_by_role("button", name=button).click()
+    return download.value.suggested_filename, download.value.path().read_bytes()
+
+
+def color_at(page: Page, x: int, y: int) -> list[int]:
+    """R, G, B and A of the colours that lie over a pixel of the picture."""
+    script = (
+        "([x, y]) => [...document.querySelector('[data-part=colors]').getContext('2d').getImageData(x, y, 1, 1).data]"
+    )
+    return page.evaluate(script, [x, y])
+
+
+def test_page_with_dropped_picture_shows_its_classes(cat, expected):
+    for share in expected.classes:
+        row = cat.locator(f"tr[data-class='{share.id}']")
+        expect(row).to_contain_text(share.label)
+        expect(row).to_contain_text(f"{100 * share.fraction:.1f} %")
+    assert color_at(cat, *CAT_WH) == [64, 0, 0, 255]
+    assert "the network" in cat.locator("[data-part=steps]").inner_text()
+
+
+def test_page_with_example_shows_its_classes(page):
+    page.get_by_role("button", name="An astronaut").click()
+    shown(page)
+    expect(page.locator("tr", has_text="person")).to_be_visible()
+
+
+def test_page_asks_nobody_but_its_own_server(browser, url):
+    page = browser.new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(urlsplit(request.url)))
+    page.goto(url)
+    page.get_by_role("button", name="A cat").click()
+    shown(page)
+    page.close()
+    assert len(asked) > 5
+    assert {parts.netloc for parts in asked if parts.scheme not in ("data", "blob")} == {urlsplit(url).netloc}
+
+
+def test_switch_and_opacity_change_the_colors_without_a_request(cat):
+    asked = []
+    cat.on("request", lambda request: asked.append(request.url))
+    switch, slider = cat.get_by_role("switch", name="cat"), cat.get_by_label("Opacity")
+    switch.press("Space")
+    assert color_at(cat, *CAT_WH)[3] == 0
+    switch.press("Space")
+    assert color_at(cat, *CAT_WH)[3] == 255
+    slider.press("Home")
+    assert cat.locator("[data-part=colors]").evaluate("node => getComputedStyle(node).opacity") == "0"
+    slider.fill("55")
+    assert asked == []
+
+
+def test_switch_on_a_vga_picture_takes_less_than_200_ms(page, photographs):
+    with Image.open(io.BytesIO(photographs["chelsea"])) as picture:
+        buffer = io.BytesIO()
+        picture.resize((640, 480)).save(buffer, "PNG")
+    drop(page, buffer.getvalue(), "vga.png")
+    shown(page)
+    script = (
+        "() => { const began = performance.now(); document.querySelector('[data-switch]').click(); "
+        "return performance.now() - began; }"
+    )
+    assert min(page.evaluate(script) for _ in range(4)) < 200
+
+
+def test_pointer_over_the_picture_tells_the_class(cat):
+    stage = cat.locator("[data-part=stage]")
+    size = stage.bounding_box()
+    stage.hover(position={"x": size["width"] / 2, "y": size["height"] / 2})
+    expect(cat.get_by_role("status").filter(has_text="cat at")).to_have_text(
+        re.compile("cat at 22[456], (149|150|151)")
+    )
+    expect(cat.locator("tr.pointed")).to_contain_text("cat")
+    stage.hover(position={"x": size["width"] - 3, "y": size["height"] / 2})
+    expect(cat.locator("tr.pointed")).to_contain_text("background")
+
+
+def test_arrow_keys_on_the_picture_tell_the_class(cat):
+    stage = cat.locator("[data-part=stage]")
+    cat.mouse.move(0, 0)
+    stage.press("ArrowLeft")
+    expect(cat.locator("[data-part=readout]")).to_contain_text(re.compile(r"^\w+ at \d+, \d+$"))
+    expect(cat.locator("[data-part=pointer]")).to_be_visible()
+
+
+def test_download_of_labels_is_the_label_map_of_the_client(cat, expected):
+    name, content = saved(cat, "Label map")
+    assert name == "chelsea-labels.png"
+    with Image.open(io.BytesIO(content)) as labels:
+        assert np.array_equal(np.asarray(labels), expected.label_map)
+        assert labels.getpalette() == expected.to_image().getpalette()
+
+
+def test_download_of_coco_is_read_by_pycocotools(cat, expected, tmp_path):
+    name, content = saved(cat, "COCO JSON")
+    assert name == "chelsea-coco.json"
+    (tmp_path / name).write_bytes(content)
+    coco = COCO(tmp_path / name)
+    [cat_id] = coco.getCatIds(catNms=["cat"])
+    [annotation] = coco.loadAnns(coco.getAnnIds(catIds=[cat_id]))
+    assert np.array_equal(coco.annToMask(annotation), expected.mask_of("cat"))
+
+
+def test_download_of_overlay_is_what_is_seen(cat, expected):
+    cat.get_by_label("Opacity").fill("100")
+    name, content = saved(cat, "Overlay")
+    cat.get_by_label("Opacity").fill("55")
+    assert name == "chelsea-overlay.png"
+    with Image.open(io.BytesIO(content)) as overlay:
+        pixels = np.asarray(overlay.convert("RGB"))
+    assert (pixels[expected.mask_of("cat")] == (64, 0, 0)).all()
+
+
+def test_options_reach_the_server_and_the_answer_is_shown_as_a_program_gets_it(page, photographs):
+    page.get_by_role("button", name="Options").click()
+    classes = page.get_by_role("combobox", name="Classes").or_(page.get_by_label("Classes")).first
+    classes.click()
+    page.get_by_role("option", name="dog", exact=True).click()
+    encoding = page.get_by_label("Answer as a program gets it").first
+    encoding.click()
+    page.get_by_role("option", name="JSON, mask as polygons").click()
+    drop(page, photographs["chelsea"], "chelsea.png")
+    shown(page)
+    assert page.locator("tbody tr[data-class='8']").count() == 0
+    expect(page.locator("[data-part=sample-told]")).to_contain_text(re.compile(r"polygons: [\d\u202f]+ bytes in"))
+    assert page.locator("[data-part=sample-excerpt]").inner_text().startswith('{"model"')
+
+
+def test_models_of_the_server_can_be_chosen(page):
+    page.get_by_role("button", name="Options").click()
+    expect(page.get_by_label("Model").first).to_have_value("deeplabv3")
+
+
+def png(size_wh: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", size_wh).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "title", "detail"),
+    [
+        pytest.param(b"this is no picture", "This file is no picture", "JPEG, PNG", id="text"),
+        pytest.param(png((300, 200))[:-40], "The file ", "picture", id="truncated"),
+        pytest.param(png((5000, 4000)), "The picture is too large", "Make it smaller", id="too-large"),
+    ],
+)
+def test_picture_that_is_refused_is_told_in_plain_words(page, content, title, detail):
+    drop(page, content, "broken.png")
+    words = told(page, title)
+    assert detail in words
+    assert "Traceback" not in page.locator("body").inner_text()
+
+
+def test_wrong_token_is_told_in_plain_words(browser, folder, photographs):
+    server = TorchServe.running(SERVE_DIR)
+    with page_served(Server(server.inference_url, "wrong")) as url:
+        page = browser.new_page()
+        page.goto(url)
+        drop(page, photographs["chelsea"], "chelsea.png")
+        assert "--token" in told(page, "The server refuses the token")
+        page.close()
+
+
+def overflow_px(page: Page) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+
+def test_phone_width_needs_no_horizontal_scrolling(page, photographs):
+    page.set_viewport_size({"width": 360, "height": 780})
+    assert overflow_px(page) == 0
+    drop(page, photographs["chelsea"], "chelsea.png")
+    shown(page)
+    page.get_by_role("button", name="Options").click()
+    expect(page.get_by_label("Threshold").first).to_be_visible()
+    assert overflow_px(page) == 0
+
+
+FOCUSED = """() => {
+  const node = document.activeElement;
+  const label = node.getAttribute("aria-label") || node.labels?.[0]?.innerText || node.innerText || "";
+  return { name: label.trim(), outline: getComputedStyle(node).outlineStyle };
+}"""
+
+
+def test_keyboard_alone_reaches_every_control_and_shows_where_it_is(page, photographs):
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name=re.compile("upload", re.IGNORECASE)).first.press("Enter")
+    chooser.value.set_files({"name": "chelsea.png", "mimeType": "image/png", "buffer": photographs["chelsea"]})
+    shown(page)
+    page.get_by_role("button", name="Options").press("Enter")
+    page.get_by_role("button", name="Upload file").focus()
+    seen = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate(FOCUSED))
+    names = [focused["name"] for focused in seen]
+    wanted = ["Segment", "A cat", "Options", "Model", "Classes", "Threshold", "Tiles", "One", "Answer as a program"]
+    wanted += ["The picture", "Opacity", "cat", "Overlay", "Label map", "COCO JSON"]
+    places = [next((i for i, name in enumerate(names) if name.startswith(want)), None) for want in wanted]
+    assert None not in places, dict(zip(wanted, places, strict=True))
+    assert places == sorted(places)
+    assert {focused["outline"] for focused, name in zip(seen, names, strict=True) if name in wanted} == {"solid"}
+
+
+@pytest.mark.parametrize("scheme", [pytest.param("light", id="light"), pytest.param("dark", id="dark")])
+def test_page_keeps_the_accessibility_rules_of_axe(browser, url, scheme):
+    page = browser.new_page()
+    page.emulate_media(color_scheme=scheme)
+    page.goto(url)
+    page.get_by_role("button", name="A cat").click()
+    shown(page)
+    page.get_by_role("button", name="Options").click()
+    expect(page.get_by_label("Threshold").first).to_be_visible()
+    report = Axe().run(page).response
+    page.close()
+    assert {"color-contrast", "label"} <= {rule["id"] for rule in report["passes"]}
+    assert {rule["id"]: [node["html"] for node in rule["nodes"]] for rule in report["violations"]} == {}
+
+
+def test_page_offers_programs_nothing(page, url):
+    info = page.request.get(f"{url}gradio_api/info")
+    assert json.loads(info.text())["named_endpoints"] == {}
+    assert page.request.get(f"{url}openapi.json").status in (403, 404)
+    assert page.request.get(url, headers={"Host": "attacker.example"}).status == 400
+
+
+def test_page_works_again_when_the_server_is_back(archive, page, photographs):
+    TorchServe.running(SERVE_DIR).stop()
+    drop(page, photographs["chelsea"], "chelsea.png")
+    assert "segserve serve" in told(page, "No server answers")
+    TorchServe.start([archive], SERVE_DIR).wait_ready()  # with a token and maybe ports of its own
+    page.get_by_role("button", name="Segment", exact=True).click()
+    shown(page)
+    expect(page.get_by_role("alert")).to_be_hidden()
