@@ -2,7 +2,7 @@
 
 import signal
 import sys
-import time
+import threading
 from types import FrameType
 from typing import Annotated
 
@@ -25,10 +25,11 @@ def page(
         from ..page.asking import Server
         from ..page.launch import page_served
 
-        signal.signal(signal.SIGTERM, _end)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _end)
         with page_served(Server(server, token), port=port) as url:
             print_plain(f"The page is at {url}  (Ctrl-C ends it)")
-            _wait()
+            threading.Event().wait()
 
 
 def _check_installed() -> None:
@@ -36,14 +37,6 @@ def _check_installed() -> None:
         import gradio  # noqa: F401 - is it there?
     except ImportError as error:
         raise ValueError("the page needs Gradio: pip install 'segserve[page]'") from error
-
-
-def _wait() -> None:
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        print_plain("")
 
 
 def _end(number: int, frame: FrameType | None) -> None:

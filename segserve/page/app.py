@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..demo import sample_photograph
+from ..demo import PHOTOGRAPHS, sample_photograph
 from ..runtime.overlay import DEFAULT_OPACITY
 from ..runtime.record import BACKGROUND
 from .asking import Server
@@ -17,7 +17,6 @@ from .words import Problem
 
 _ASSETS = Path(__file__).with_name("assets")
 STYLES = (_ASSETS / "page.css", _ASSETS / "viewer.css")
-_EXAMPLES = {"chelsea.png": "A cat", "astronaut.png": "An astronaut", "motorcycle_left.png": "A motorcycle"}
 
 _NO_SAMPLE = "Not shown"
 _VIEWS = (("One", "none"), ("With its mirror image", "flip"), ("Several sizes, mirrored", "multiscale"))
@@ -97,10 +96,12 @@ def _lay_out_controls(picture: gr.Image) -> Controls:
 
 def _offer_examples(picture: gr.Image) -> None:
     try:
-        files = [[str(sample_photograph(name))] for name in _EXAMPLES]
+        files = [[str(sample_photograph(name))] for name in PHOTOGRAPHS]
     except FileNotFoundError:  # they come with the extra `demo`
         return
-    gr.Examples(files, picture, label="Or try", example_labels=list(_EXAMPLES.values()), **_PRIVATE)
+    gr.Examples(
+        files, picture, label="Or try", example_labels=[what.capitalize() for what in PHOTOGRAPHS.values()], **_PRIVATE
+    )
 
 
 def _viewer() -> gr.HTML:

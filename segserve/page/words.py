@@ -41,7 +41,7 @@ _BY_KIND: tuple[tuple[type[Exception], _Words], ...] = (
 _BY_CODE = {
     "image_truncated": _Words("The file ends too early", "Save or copy the picture once more."),
     "image_corrupt": _Words("The file is damaged", "Try another copy of the picture."),
-    "image_unsupported": _Words("This file is no picture that can be read", "JPEG, PNG, WebP, BMP, TIFF and GIF can."),
+    "image_unsupported": _Words("This file is no picture that can be read", "Choose another file."),
     "image_too_large": _Words("The picture is too large", "Make it smaller."),
     "request_too_large": _Words("The file is too large", "Make it smaller."),
     "answer_too_large": _Words("The answer would be too large", "Choose another encoding, or a smaller picture."),

@@ -1,0 +1,99 @@
+"""The page as a program meets it, without a browser and without a server behind it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from segserve.page.asking import Server
+from segserve.page.launch import page_served
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("empty"))
+        with page_served(Server("http://127.0.0.1:9")) as url:
+            yield url
+
+
+def test_page_has_a_policy_that_keeps_the_browser_here(url):
+    answer = requests.get(url, timeout=30)
+    policy = answer.headers["Content-Security-Policy"]
+    assert answer.ok
+    assert "default-src 'self'" in policy
+    assert "http" not in policy
+
+
+def test_page_under_another_name_is_refused(url):
+    assert requests.get(url, headers={"Host": "attacker.example"}, timeout=30).status_code == 400
+
+
+def test_page_listens_on_this_machine_alone(url):
+    assert url.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param("/etc/hostname", id="outside"),
+        pytest.param(str(Path(__file__)), id="source"),
+    ],
+)
+def test_page_hands_out_no_file_of_this_machine(url, path):
+    assert requests.get(f"{url}gradio_api/file={path}", timeout=30).status_code == 403
+
+
+def test_page_offers_no_named_endpoint(url):
+    assert requests.get(f"{url}gradio_api/info", timeout=30).json()["named_endpoints"] == {}
+    assert requests.get(f"{url}openapi.json", timeout=30).status_code == 404
+
+
+def test_page_when_closed_leaves_no_uploads_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with page_served(Server("http://127.0.0.1:9")) as url:
+        picture = {"files": ("cat.png", b"a picture", "image/png")}
+        [path] = requests.post(f"{url}gradio_api/upload", files=picture, timeout=30).json()
+        assert Path(path).is_relative_to(tmp_path)
+        assert Path(path).read_bytes() == b"a picture"
+    assert list(tmp_path.iterdir()) == []
+
+
+def start_command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "segserve", "page", *arguments]
+    environment = {**os.environ, "TMPDIR": str(folder), "COLUMNS": "200"}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [pytest.param(signal.SIGINT, 130, id="ctrl-c"), pytest.param(signal.SIGTERM, 143, id="sigterm")],
+)
+def test_command_when_ended_by_a_signal_leaves_nothing_behind(tmp_path, number, status):
+    process = start_command(tmp_path)
+    line = process.stdout.readline()
+    assert "The page is at http://127.0.0.1:" in line
+    assert list(tmp_path.glob("segserve-page-*"))
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Traceback" not in errors
+    assert list(tmp_path.glob("segserve-page-*")) == []
+
+
+def test_command_with_taken_port_ends_with_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        process = start_command(tmp_path, "--port", str(taken.getsockname()[1]))
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert len(errors.strip().splitlines()) == 1
+    assert "port" in errors
