@@ -40,7 +40,7 @@ class LocalSegmenter:
     """
 
     def __init__(self, model: str | os.PathLike[str], *, device: str | None = None) -> None:
-        with _opened(Path(model)) as (folder, config_file):
+        with opened_model(Path(model)) as (folder, config_file):
             settings = read_config(read_yaml(config_file)).handler
             on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self._pipeline = Pipeline(Segmenter.load(folder, device=on, settings=settings), settings)
@@ -89,8 +89,12 @@ class LocalSegmenter:
 
 
 @contextmanager
-def _opened(model: Path) -> Iterator[tuple[Path, Path]]:
-    """The model's folder and its configuration, for as long as it takes to load them."""
+def opened_model(model: Path) -> Iterator[tuple[Path, Path]]:
+    """The folder and the configuration of an archive, or of a model folder, for as long as it takes to load them.
+
+    Raises:
+        ModelError: it is neither.
+    """
     if model.is_dir():
         yield model, config_of(model)
         return

@@ -61,14 +61,15 @@ def find_sources(arguments: Sequence[str], *, results: Path | None = None) -> li
     """
     sources: dict[Source, None] = {}
     for argument in arguments:
-        found = dict.fromkeys(_sources_of(argument, results))
+        found = dict.fromkeys(sources_of(argument, results=results))
         if not found:
             raise SegmentError(_nothing(argument))
         sources |= found
     return list(sources)
 
 
-def _sources_of(argument: str, results: Path | None) -> Iterator[Source]:
+def sources_of(argument: str, *, results: Path | None = None) -> Iterator[Source]:
+    """What `find_sources` finds for one argument, listed as it is taken; nothing where the argument names nothing."""
     if argument == STDIN:
         yield Source("", "stdin", is_stdin=True)
     elif os.path.isdir(argument):

@@ -1,0 +1,98 @@
+"""A Ray to work on: one of our own that leaves no trace, or a cluster that is joined."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from tempfile import mkdtemp
+from types import ModuleType
+
+from ..segment.errors import SegmentError
+
+_STORE_BYTES = 256 * 2**20
+"""Blocks are names and counts: what the object store mostly holds is the archive."""
+
+
+@dataclass(frozen=True)
+class Machines:
+    """How a job is spread: so many workers, each with so many cores and GPUs."""
+
+    workers: int
+    cpus_each: float
+    gpus_each: float
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus_each else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """For reading, decoding and writing beside the network."""
+        return max(2, int(self.cpus_each) if self.gpus_each else 2)
+
+
+@contextmanager
+def joined_ray(address: str | None, *, cpus: int | None, archive_bytes: int) -> Iterator[ModuleType]:
+    """Ray, as it is imported, connected.
+
+    Without an address a Ray is started that no other process finds and that ends with this block: no dashboard, no
+    usage statistics, its files in a folder of its own. One that runs on this machine already is left alone.
+
+    Raises:
+        SegmentError: Ray is not installed, does not start, or is not at that address.
+    """
+    ray = _imported()
+    if ray.is_initialized():  # someone else's session in this very process
+        yield ray
+        return
+    folder = None if address else mkdtemp(prefix="segserve-")
+    try:
+        _connect(ray, address, folder, cpus, archive_bytes)
+        yield ray
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def machines_of(ray: ModuleType, workers: int | None) -> Machines:
+    """A worker a GPU where there are GPUs, else one a core; `workers` asks for fewer or more."""
+    there = ray.cluster_resources()
+    cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    if gpus:
+        count = workers or max(1, int(gpus))
+        return Machines(count, max(1.0, cpus // count), min(1.0, gpus / count))
+    count = workers or max(1, int(cpus))
+    return Machines(count, min(1.0, cpus / count), 0.0)
+
+
+def _imported() -> ModuleType:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise SegmentError("batch jobs run on Ray, which is not installed: pip install 'segserve[ray]'") from error
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return ray
+
+
+def _connect(ray: ModuleType, address: str | None, folder: str | None, cpus: int | None, archive_bytes: int) -> None:
+    common = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.CRITICAL}
+    own = {
+        "num_cpus": cpus,
+        "include_dashboard": False,
+        "object_store_memory": _STORE_BYTES + 2 * archive_bytes,
+        "_temp_dir": folder,
+    }
+    try:
+        ray.init(address=address or "local", **common, **({} if address else own))
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SegmentError(f"{address or 'a Ray of our own'}: cannot be joined: {reason}") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

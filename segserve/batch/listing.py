@@ -1,0 +1,173 @@
+"""The images of a job, cut into blocks once and for all: the same block is the same images in every run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from ..segment.errors import SegmentError
+from ..segment.sources import printable
+from .job import LISTINGS, TABLE
+from .sources import Image
+from .storage import Storage
+
+_SCHEMA = pa.schema([("location", pa.binary()), ("name", pa.binary())])  # names of files need not be UTF-8
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Block:
+    """So many images that are done together: row group `index` of listing number `listing`."""
+
+    listing: int
+    index: int
+    images: int
+
+    @property
+    def part(self) -> str:
+        """The file of the table that says that the block is finished."""
+        return f"{TABLE}/part-{self.listing:03}-{self.index:07}.parquet"
+
+
+def block_size(listed: int) -> int:
+    """Images in the block that begins after so many.
+
+    Blocks grow with the job: small ones keep all workers busy to the end of a short job and lose little when it is
+    killed, large ones keep the table of a long job at some ten thousand files.
+    """
+    return max(1, min(128, listed // 32), listed // 25_000)
+
+
+def extend_listing(storage: Storage, images: Iterator[Image], *, distinct_stems: bool) -> int:
+    """Lists the images that no earlier run has listed, and returns how many these are.
+
+    Args:
+        distinct_stems: refuse two images whose label maps would be one file.
+
+    Raises:
+        SegmentError: two images would become one label map.
+    """
+    new = _unlisted(storage, images, distinct_stems=distinct_stems)
+    first = next(new, None)
+    if first is None:
+        return 0
+    number, listed = len(_listings(storage)), 0
+    with storage.writer(_listing_file(number)) as file, parquet.ParquetWriter(file, _SCHEMA) as writer:
+        rows = _chained(first, new)
+        while block := list(islice(rows, block_size(listed))):
+            writer.write_table(_as_table(block))
+            listed += len(block)
+    return listed
+
+
+def blocks_of(storage: Storage) -> Iterator[Block]:
+    """All blocks of a job, finished or not, in order."""
+    for number in range(len(_listings(storage))):
+        metadata = _open(storage, number).metadata
+        for index in range(metadata.num_row_groups):
+            yield Block(number, index, metadata.row_group(index).num_rows)
+
+
+def unfinished(storage: Storage) -> list[Block]:
+    """The blocks whose part of the table is not there."""
+    finished = {f"{TABLE}/{name}" for name in storage.names(TABLE)}
+    return [block for block in blocks_of(storage) if block.part not in finished]
+
+
+class Listings:
+    """What a worker reads of the listings."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._files: dict[int, parquet.ParquetFile] = {}
+
+    def images(self, block: Block) -> list[Image]:
+        file = self._files.get(block.listing)
+        if file is None:
+            file = self._files[block.listing] = _open(self._storage, block.listing)
+        return list(_as_images(file.read_row_group(block.index)))
+
+
+def _listings(storage: Storage) -> list[str]:
+    return storage.names(LISTINGS)
+
+
+def _listing_file(number: int) -> str:
+    return f"{LISTINGS}/{number:03}.parquet"
+
+
+def _open(storage: Storage, number: int) -> parquet.ParquetFile:
+    return parquet.ParquetFile(storage.path(_listing_file(number)), filesystem=storage.place.filesystem)
+
+
+def _unlisted(storage: Storage, images: Iterator[Image], *, distinct_stems: bool) -> Iterator[Image]:
+    locations, stems = _Seen(), _Seen()
+    for number in range(len(_listings(storage))):
+        for batch in _open(storage, number).iter_batches(_CHUNK):
+            listed = list(_as_images(batch))
+            locations.first_times([_encoded(image.location) for image in listed])
+            stems.first_times([_encoded(image.stem) for image in listed])
+    while chunk := list(islice(images, _CHUNK)):
+        is_new = locations.first_times([_encoded(image.location) for image in chunk])
+        new = [image for image, first in zip(chunk, is_new, strict=True) if first]
+        if distinct_stems:
+            _check_distinct(new, stems)
+        yield from new
+
+
+def _check_distinct(images: Sequence[Image], stems: "_Seen") -> None:
+    is_first = stems.first_times([_encoded(image.stem) for image in images])
+    for image, first in zip(images, is_first, strict=True):
+        if not first:
+            raise SegmentError(
+                f"{printable(image.location)}: another image becomes the same label map, {printable(image.stem)}; "
+                "rename one, or ask for --format rle, which makes none"
+            )
+
+
+class _Seen:
+    """Which of many texts have come before, at 8 bytes each; two of a million are taken for one in 30 million jobs."""
+
+    def __init__(self) -> None:
+        self._digests: NDArray[np.uint64] = np.empty(0, np.uint64)
+
+    def first_times(self, texts: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Bool (N,): whether each of the texts comes for the first time."""
+        digests = np.array([int.from_bytes(blake2b(text, digest_size=8).digest()) for text in texts], np.uint64)
+        place = np.searchsorted(self._digests, digests)
+        is_first = np.ones(len(texts), np.bool_)
+        within = place < len(self._digests)
+        is_first[within] = self._digests[place[within]] != digests[within]
+        is_repeated = np.ones(len(texts), np.bool_)
+        is_repeated[np.unique(digests, return_index=True)[1]] = False
+        is_first &= ~is_repeated
+        self._digests = np.sort(np.concatenate([self._digests, digests[is_first]]), kind="stable")
+        return is_first
+
+
+def _chained(first: Image, rest: Iterator[Image]) -> Iterator[Image]:
+    yield first
+    yield from rest
+
+
+def _as_table(images: Sequence[Image]) -> pa.Table:
+    columns = [[_encoded(image.location) for image in images], [_encoded(image.name) for image in images]]
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def _as_images(rows: pa.Table | pa.RecordBatch) -> Iterator[Image]:
+    for location, name in zip(rows["location"].to_pylist(), rows["name"].to_pylist(), strict=True):
+        yield Image(_decoded(location), _decoded(name))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogateescape")
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", errors="surrogateescape")

@@ -1,0 +1,73 @@
+"""The model of an archive, as it is checked before a job begins and as a worker holds it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..local import opened_model
+from ..runtime.classes import class_ids
+from ..runtime.image import decode_image
+from ..runtime.labels import LabelRule, Segmentation
+from ..runtime.options import parse_options
+from ..runtime.record import ModelRecord, read_record, read_yaml, sha256_of
+from ..runtime.segmenter import Segmenter
+from ..runtime.settings import Settings, read_config
+from ..runtime.weights import load_network
+from ..segment.errors import SegmentError
+
+
+@dataclass(frozen=True)
+class ArchiveFacts:
+    """What a job needs to know of its archive without holding the network."""
+
+    sha256: str
+    record: ModelRecord
+
+
+def check_archive(archive: Path, options: Mapping[str, object]) -> ArchiveFacts:
+    """Reads an archive whole, loads its network once, and lets it go.
+
+    Raises:
+        ModelError: it is no archive, or its weights do not match their record.
+        BadOptionError: the model cannot follow the options.
+    """
+    if archive.is_dir():
+        raise SegmentError(f"{archive}: expected an archive (.mar), got a folder: `segserve archive` packs it")
+    with opened_model(archive) as (folder, config_file):
+        settings = read_config(read_yaml(config_file)).handler
+        record = read_record(folder)
+        load_network(record, folder)
+    _rule(options, settings, record)
+    return ArchiveFacts(sha256_of(archive), record)
+
+
+class BatchModel:
+    """Segments as a server of the same archive does, but with no limit to the cost of an image."""
+
+    def __init__(self, archive: Path, options: Mapping[str, object], *, device: torch.device) -> None:
+        with opened_model(archive) as (folder, config_file):
+            self._settings = read_config(read_yaml(config_file)).handler
+            self._segmenter = Segmenter.load(folder, device=device, settings=self._settings)
+        self._options = parse_options(options, self._settings.defaults)
+        self._rule = _rule(options, self._settings, self.record)
+
+    @property
+    def record(self) -> ModelRecord:
+        return self._segmenter.record
+
+    def decode(self, content: bytes) -> NDArray[np.uint8]:
+        """An image file -> uint8 (H, W, 3), RGB; errors as in `decode_image`. Safe to call from several threads."""
+        return decode_image(content, max_pixels=self._settings.max_image_pixels)
+
+    def segment(self, image_rgb: NDArray[np.uint8]) -> Segmentation:
+        """uint8 (H, W, 3), RGB -> the class of every pixel; errors as in `Segmenter.segment`."""
+        return self._segmenter.segment(image_rgb, mode=self._options.mode, tta=self._options.tta, rule=self._rule)
+
+
+def _rule(options: Mapping[str, object], settings: Settings, record: ModelRecord) -> LabelRule:
+    asked = parse_options(options, settings.defaults)
+    return LabelRule(class_ids(asked.classes, record), asked.threshold)

@@ -1,0 +1,201 @@
+"""One run of a job: what is left of it, through a pool of workers, until it is done, stopped or interrupted."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..runtime.record import ModelRecord
+from ..segment.errors import InterruptedRunError, SegmentError, StoppedError
+from ..segment.sources import printable
+from .cluster import Machines, joined_ray, machines_of
+from .formats import Format
+from .job import SUMMARY, Job, apart, check_apart, claim_target
+from .listing import Block, blocks_of, extend_listing, unfinished
+from .model import check_archive
+from .sources import images_of
+from .storage import told_by_location
+from .table import Summary, summarize
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Who does the work: `workers` of the Ray at `address`; by default one a core, or a GPU, of this machine."""
+
+    workers: int | None = None
+    address: str | None = None
+
+
+class Watcher(Protocol):
+    """Is told how a run comes along."""
+
+    def began(self, images: int, done: int) -> None:
+        """Called once: the images of the job, and those that earlier runs have done."""
+
+    def advanced(self, images: int, failed: int) -> None:
+        """Called with every block that is finished."""
+
+
+class _Unwatched:
+    def began(self, images: int, done: int) -> None: ...
+
+    def advanced(self, images: int, failed: int) -> None: ...
+
+
+def run_batch(
+    source: str,
+    job: Job,
+    archive: Path,
+    *,
+    column: str = "path",
+    pool: Pool = Pool(),
+    max_failures: int | None = None,
+    overwrite: bool = False,
+    watcher: Watcher | None = None,
+) -> Summary:
+    """Segments all images of a source that have not been yet.
+
+    What is finished stays whatever happens, and the same call goes on where an earlier one ended.
+
+    Args:
+        source, column: see `images_of`.
+        max_failures: stop when more images than this have failed in this run.
+        overwrite: begin anew where the target holds results of another job.
+
+    Raises:
+        ModelError: the archive is none, or its weights do not match their record.
+        SegmentError: source, target or options that cannot be.
+        StoppedError: too many failures, results that cannot be written, or a cluster that is gone.
+        InterruptedRunError: SIGINT or SIGTERM arrived.
+    """
+    facts = check_archive(archive, job.options)
+    check_apart(source, job.target)
+    manifest = {
+        "archive_sha256": facts.sha256,
+        "model": facts.record.name,
+        "model_version": facts.record.version,
+        "source": source if "://" in source else str(Path(source).absolute()),
+        "column": column,
+        "format": job.format,
+        **{name: job.options.get(name) for name in ("mode", "tta", "classes", "threshold")},
+    }
+    with _signals_raised() as raise_signals:
+        claim_target(job, manifest, overwrite=overwrite)
+        _list(source, column, job)
+        run = _Run(job, facts.record, watcher or _Unwatched(), max_failures)
+        return run.finish(archive, pool, raise_signals)
+
+
+def _list(source: str, column: str, job: Job) -> None:
+    with told_by_location(job.target):
+        extend_listing(
+            job.storage,
+            apart(images_of(source, column=column), job.target),
+            distinct_stems=job.format is not Format.RLE,
+        )
+        if next(blocks_of(job.storage), None) is None:
+            raise SegmentError(f"{printable(source)}: holds no images; nothing to segment")
+
+
+class _Run:
+    def __init__(self, job: Job, record: ModelRecord, watcher: Watcher, max_failures: int | None) -> None:
+        self._job = job
+        self._record = record
+        self._watcher = watcher
+        self._max_failures = max_failures
+        self._done = 0
+        self._failed = 0
+        self._seconds = 0.0
+
+    def finish(self, archive: Path, pool: Pool, raise_signals: Callable[[], None]) -> Summary:
+        total = sum(block.images for block in blocks_of(self._job.storage))
+        left = unfinished(self._job.storage)
+        self._watcher.began(total, total - sum(block.images for block in left))
+        try:
+            if left:
+                with joined_ray(pool.address, cpus=pool.workers, archive_bytes=archive.stat().st_size) as ray:
+                    raise_signals()
+                    self._work(ray, left, archive, machines_of(ray, pool.workers))
+        except BaseException:
+            with suppress(OSError):  # what went wrong is worth more than its summary
+                self._summarize(total)
+            raise
+        finally:
+            with suppress(OSError):
+                self._job.storage.sweep()
+        return self._summarize(total)
+
+    def _summarize(self, total: int) -> Summary:
+        storage = self._job.storage
+        summary = summarize(storage, self._record, images=total, done=self._done, seconds=self._seconds)
+        storage.write(SUMMARY, json.dumps(summary.as_document(), indent=2).encode())
+        return summary
+
+    def _work(self, ray: ModuleType, left: list[Block], archive: Path, machines: Machines) -> None:
+        began_s = time.perf_counter()
+        try:
+            for done in self._dataset(ray, left, archive, machines).iter_batches(batch_size=None, prefetch_batches=0):
+                self._take(done)
+                self._seconds = time.perf_counter() - began_s
+        except ray.exceptions.RayError as error:
+            reason = " ".join(str(error.__cause__ or error).split())[-300:]
+            raise StoppedError(f"the workers failed: {reason}") from error
+
+    def _dataset(self, ray: ModuleType, left: list[Block], archive: Path, machines: Machines) -> Any:  # noqa: ANN401
+        from .worker import PoolWorker, Work
+
+        content = ray.put(np.fromfile(archive, np.uint8))
+        rows = [{"listing": block.listing, "index": block.index, "images": block.images} for block in left]
+        return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            PoolWorker,
+            fn_constructor_args=(Work(self._job, content, machines.device, machines.threads),),
+            compute=ray.data.ActorPoolStrategy(size=machines.workers, max_tasks_in_flight_per_actor=2),
+            batch_size=1,
+            num_cpus=machines.cpus_each,
+            num_gpus=machines.gpus_each,
+        )
+
+    def _take(self, done: dict[str, Any]) -> None:
+        stopped = next((reason for reason in done["stopped"] if reason), "")
+        if stopped:
+            raise StoppedError(stopped)
+        images, failed = int(sum(done["images"])), int(sum(done["failed"]))
+        self._done += images
+        self._failed += failed
+        self._watcher.advanced(images, failed)
+        if self._max_failures is not None and self._failed > self._max_failures:
+            raise StoppedError(
+                f"{self._failed} images have failed, more than the {self._max_failures} of --max-failures"
+            )
+
+
+@contextmanager
+def _signals_raised() -> Iterator[Callable[[], None]]:
+    """SIGINT and SIGTERM as an exception; yields what sets this again after Ray has set its own handlers."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        raise InterruptedRunError(number)
+
+    def set_handlers() -> None:
+        if threading.current_thread() is threading.main_thread():  # only there can signals be handled
+            for number in _SIGNALS:
+                signal.signal(number, interrupt)
+
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    set_handlers()
+    try:
+        yield set_handlers
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,168 @@
+"""The table: one row an image, in one Parquet file a block; and the summary, which is a look at the table."""
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import compute as pc
+from pyarrow import dataset, parquet
+
+from ..runtime.labels import Segmentation
+from ..runtime.record import ModelRecord
+from ..runtime.rle import encode_rle
+from .job import TABLE
+from .storage import Storage
+
+SEGMENTED, FAILED = "segmented", "failed"
+
+_CLASS = pa.struct(
+    [
+        ("id", pa.uint8()),
+        ("label", pa.string()),
+        ("pixels", pa.int64()),
+        ("fraction", pa.float64()),
+        ("confidence", pa.float64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("labels", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("status", pa.string()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+        ("classes", pa.list_(_CLASS)),
+        ("rle", pa.list_(pa.struct([("id", pa.uint8()), ("counts", pa.string())]))),
+        ("model", pa.string()),
+        ("model_version", pa.string()),
+        ("milliseconds", pa.float64()),
+    ]
+)
+"""`labels` is the label map below the target. `rle` is apart from `classes`, so that these can be read without it."""
+
+Row = dict[str, Any]
+
+
+def row_of(record: ModelRecord, path: str) -> Row:
+    """What every row has; the other columns stay empty where they are not set."""
+    return {"path": path, "model": record.name, "model_version": record.version}
+
+
+def segmented_columns(segmentation: Segmentation, record: ModelRecord) -> Row:
+    height_px, width_px = segmentation.label_map.shape
+    masks = encode_rle(segmentation.label_map, [summary.class_id for summary in segmentation.classes])
+    classes = [
+        {
+            "id": summary.class_id,
+            "label": record.labels[summary.class_id],
+            "pixels": summary.pixels,
+            "fraction": summary.fraction,
+            "confidence": summary.confidence,
+        }
+        for summary in segmentation.classes
+    ]
+    rle = [{"id": class_id, "counts": mask["counts"]} for class_id, mask in masks.items()]
+    return {"status": SEGMENTED, "width": width_px, "height": height_px, "classes": classes, "rle": rle}
+
+
+def failed_columns(code: str, message: str) -> Row:
+    return {"status": FAILED, "error_code": code, "error_message": message}
+
+
+def encode_part(rows: Sequence[Row]) -> bytes:
+    """Rows as a Parquet file."""
+    buffer = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def count_failed(part: bytes) -> int:
+    """How many rows of a part are of images that failed."""
+    status = parquet.read_table(io.BytesIO(part), columns=["status"]).column("status")
+    return int(pc.sum(pc.equal(status, FAILED)).as_py() or 0)
+
+
+@dataclass(frozen=True)
+class ClassTotal:
+    """One class of the whole table: `fraction` is of the pixels of all images, `images` how many hold it."""
+
+    id: int
+    label: str
+    pixels: int
+    fraction: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All rows of a table; `left` counts images that have none yet, and seconds and speed are those of one run."""
+
+    images: int
+    segmented: int
+    failed: int
+    left: int
+    failures: dict[str, int] = field(default_factory=dict)
+    classes: tuple[ClassTotal, ...] = ()
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+
+    def as_document(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def summarize(storage: Storage, record: ModelRecord, *, images: int, done: int, seconds: float) -> Summary:
+    """What became of a job's images so far.
+
+    Args:
+        images: of the whole job.
+        done: in this run, within `seconds`.
+    """
+    failures: Counter[str] = Counter()
+    pixels, holding = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    rows = 0
+    for batch in _batches(storage):
+        rows += batch.num_rows
+        failures.update(code for code in batch.column("error_code").to_pylist() if code is not None)
+        classes = batch.column("classes").flatten()
+        ids = classes.field("id").to_numpy(zero_copy_only=False)
+        np.add.at(pixels, ids, classes.field("pixels").to_numpy(zero_copy_only=False))
+        np.add.at(holding, ids, 1)
+    failed = sum(failures.values())
+    return Summary(
+        images=images,
+        segmented=rows - failed,
+        failed=failed,
+        left=images - rows,
+        failures=dict(failures.most_common()),
+        classes=_totals(record, pixels, holding),
+        seconds=round(seconds, 3),
+        images_per_second=round(done / seconds, 3) if seconds else 0.0,
+    )
+
+
+def _batches(storage: Storage) -> Any:  # noqa: ANN401 - pyarrow is not typed
+    if not storage.names(TABLE):
+        return ()
+    table = dataset.dataset(storage.path(TABLE), filesystem=storage.place.filesystem, schema=SCHEMA, format="parquet")
+    return table.to_batches(columns=["error_code", "classes"], batch_readahead=1, fragment_readahead=1)
+
+
+def _totals(record: ModelRecord, pixels: NDArray[np.int64], holding: NDArray[np.int64]) -> tuple[ClassTotal, ...]:
+    largest_first = sorted(np.flatnonzero(pixels).tolist(), key=lambda class_id: (-pixels[class_id], class_id))
+    return tuple(
+        ClassTotal(
+            id=class_id,
+            label=record.labels[class_id],
+            pixels=int(pixels[class_id]),
+            fraction=round(float(pixels[class_id] / pixels.sum()), 6),
+            images=int(holding[class_id]),
+        )
+        for class_id in largest_first
+    )

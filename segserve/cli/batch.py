@@ -1,0 +1,169 @@
+"""`segserve batch`."""
+
+import json as json_module
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..batch.formats import Format
+from ..runtime.passes import Mode, Tta
+from .app import USE, app, console, print_error, print_plain, progress_bar, told_in_one_line
+
+if TYPE_CHECKING:
+    from ..batch.table import Summary
+
+_OPTIONS = "Options of a request"
+_WORKERS = "Who computes"
+
+
+@app.command(rich_help_panel=USE)
+def batch(
+    source: Annotated[
+        str, typer.Argument(help="a folder, a quoted glob, a list (.txt), a table (.parquet, .csv), or the URI of one")
+    ],
+    target: Annotated[str, typer.Argument(help="folder or URI of the label maps and of the table of all images")],
+    archive: Annotated[Path, typer.Option(help="the model: an archive (.mar)")],
+    format: Annotated[Format, typer.Option(help="of the label maps; rle: in the table alone")] = Format.PNG,  # noqa: A002 - names the flag
+    column: Annotated[str, typer.Option(help="of a table, with paths or URIs")] = "path",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="remove the target's results and begin anew")] = False,
+    max_failures: Annotated[int | None, typer.Option(min=0, help="stop when more images than this have failed")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
+    mode: Annotated[Mode | None, typer.Option(help="whole, or in tiles", rich_help_panel=_OPTIONS)] = None,
+    tta: Annotated[Tta | None, typer.Option(help="test-time augmentation", rich_help_panel=_OPTIONS)] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="keep only these, by name or id: cat,dog", rich_help_panel=_OPTIONS)
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="less certain pixels become background", rich_help_panel=_OPTIONS),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="by default one a GPU, else one a core", rich_help_panel=_WORKERS)
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="of a Ray cluster to join; by default this machine", rich_help_panel=_WORKERS)
+    ] = None,
+) -> None:
+    """Segment any number of images, on this machine or on a Ray cluster.
+
+    The same command goes on where it was stopped, and takes up images that have come since.
+    """
+    asked = {"mode": mode, "tta": tta, "classes": classes, "threshold": threshold}
+    options = {name: value for name, value in asked.items() if value is not None}
+
+    def work(bar: "_Bar") -> "Summary":
+        from ..batch.job import Job
+        from ..batch.run import Pool, run_batch
+
+        return run_batch(
+            source,
+            Job(target, format, options),
+            archive,
+            column=column,
+            pool=Pool(workers, address),
+            max_failures=max_failures,
+            overwrite=overwrite,
+            watcher=bar,
+        )
+
+    with told_in_one_line():
+        summary = _watched(work, shown=not json and Console(stderr=True).is_terminal)
+        _print_summary(summary, target, as_json=json)
+    raise typer.Exit(int(summary.segmented == 0))
+
+
+class _Bar:
+    """Progress for people, and the counts for the line that tells why a run ended before its time."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._progress = progress_bar("image", shown=shown)
+        self._task = self._progress.add_task("", total=None)
+        self._images = self._before = self._done = self._failed = 0
+        self._began_s = 0.0
+
+    def began(self, images: int, done: int) -> None:
+        self._images, self._before = images, done
+        self._progress.update(self._task, total=images, completed=done, description="starting")
+        self._progress.start()
+
+    def advanced(self, images: int, failed: int) -> None:
+        self._began_s = self._began_s or time.perf_counter()
+        self._done += images
+        self._failed += failed
+        self._progress.update(self._task, completed=self._before + self._done, description=self._rate())
+
+    def _rate(self) -> str:
+        seconds = time.perf_counter() - self._began_s
+        rate = f"{self._done / seconds:.1f} images/s" if seconds > 1 else ""
+        return f"{rate}  {self._failed} failed" if self._failed else rate
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def told(self) -> str:
+        left = self._images - self._before - self._done
+        return f"{self._done} done, {self._failed} of them failed, {self._before} before, {left} left"
+
+
+def _watched(work: Callable[[_Bar], "Summary"], *, shown: bool) -> "Summary":
+    """Runs the job; one that is stopped or interrupted ends the command with a line and its status."""
+    try:
+        import ray  # noqa: F401
+
+        from ..batch import run  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ValueError(f"batch jobs need Ray and pyarrow ({error}): pip install 'segserve[ray]'") from error
+
+    from ..segment.errors import InterruptedRunError, StoppedError
+
+    bar = _Bar(shown=shown)
+    try:
+        with _native_messages_dropped(), bar:
+            return work(bar)
+    except (StoppedError, InterruptedRunError) as error:
+        print_error(f"{error}; {bar.told()}; the same command goes on where it stopped")
+        status = 128 + error.signal_number if isinstance(error, InterruptedRunError) else 1
+        raise typer.Exit(status) from error
+
+
+@contextmanager
+def _native_messages_dropped() -> Iterator[None]:
+    """Lines that Ray's native code writes to file descriptor 2 would tear the bar; Python's stderr stays."""
+    python_stderr, kept = sys.stderr, os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere, open(os.dup(kept), "w", buffering=1) as shown:
+            sys.stderr = shown
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        sys.stderr = python_stderr
+
+
+def _print_summary(summary: "Summary", target: str, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json_module.dumps(summary.as_document()))
+        return
+    table = Table(title="classes", title_justify="left")
+    for heading in ("class", "share of all pixels", "images"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for total in summary.classes:
+        table.add_row(total.label, f"{total.fraction:.1%}", str(total.images))
+    if summary.classes:
+        console.print(table)
+    for code, count in summary.failures.items():
+        print_plain(f"failed: {count} x {code}")
+    speed = f" ({summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s)" if summary.seconds else ""
+    print_plain(f"{summary.segmented} segmented, {summary.failed} failed; label maps and table in {target}{speed}")
