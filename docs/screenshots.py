@@ -5,7 +5,7 @@ import tempfile
 from contextlib import chdir
 from pathlib import Path
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from segserve.archive import build_archive
 from segserve.page.asking import Server
@@ -41,10 +41,12 @@ def main() -> None:
 def _segment(page: Page) -> None:
     """Twice, as the first answer after a start takes longer than those that people see; then points at the picture."""
     page.get_by_role("button", name="A person").click()
-    stage = page.locator("[data-part=stage]")
+    stage, steps = page.locator("[data-part=stage]"), page.locator("[data-part=steps]")
     stage.wait_for(timeout=_WAIT_MS)
+    first = steps.inner_text()
     page.get_by_role("button", name="Segment", exact=True).click()
-    page.wait_for_timeout(4 * _STEP_MS)
+    expect(steps).not_to_have_text(first, timeout=_WAIT_MS)
+    page.wait_for_timeout(_STEP_MS)
     stage.hover()
     page.wait_for_timeout(_STEP_MS)
 

@@ -37,7 +37,8 @@ function drawAnswer(answer, picture, ids) {
   state.ids = classIds(ids);
   part("opacity").value = 100 * state.opacity;
   part("rows").replaceChildren(...answer.classes.map(row));
-  part("steps").textContent = answer.steps.map(({ name, ms }) => `${msText(ms)} ${name}`).join(" · ");
+  const steps = answer.steps.map(({ name, ms }) => `${msText(ms)} ${name}`);
+  part("steps").textContent = [`By ${answer.model}`, ...steps].join(" · ");
   drawSample(answer.sample);
   setOpacity(state.opacity);
   drawColors();
