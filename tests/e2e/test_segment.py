@@ -1,8 +1,6 @@
 """`segserve segment` and docs/cli.md against a real TorchServe that was left running in the user's folder."""
 
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,41 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.archive import build_archive
 from segserve.client import SegmentationClient
 from segserve.server.process import TorchServe
-from tests.conftest import EMBEDDED, PROJECT
 
-BLOCKS = re.findall(r"```sh\n(.*?)```", (PROJECT / "docs" / "cli.md").read_text(encoding="utf-8"), re.DOTALL)
+from .user import blocks, segserve, shell
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, photographs):
-    """A user's folder: photographs, and a server that `segserve serve` would have left running."""
-    folder = tmp_path_factory.mktemp("user")
-    (folder / "photos" / "trip").mkdir(parents=True)
-    (folder / "photos" / "cat.png").write_bytes(photographs["chelsea"])
-    (folder / "photos" / "trip" / "astronaut.png").write_bytes(photographs["astronaut"])
-    (folder / "cat.png").write_bytes(photographs["chelsea"])
-    archive = build_archive(EMBEDDED, folder / "build")
-    with TorchServe.start([archive], folder / ".run" / "serve") as server:
-        server.wait_ready()
-        yield folder
-
-
-def run(*command: str, folder, **variables: str) -> subprocess.CompletedProcess:
-    """With the home of a new user, and without a token in the environment."""
-    kept = {name: value for name, value in os.environ.items() if name != "SEGSERVE_TOKEN"}
-    (folder / "home").mkdir(exist_ok=True)
-    path = f"{os.path.dirname(sys.executable)}:{kept['PATH']}"
-    environment = {**kept, "HOME": str(folder / "home"), "PATH": path, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def segserve(*arguments: str, folder, **variables: str) -> subprocess.CompletedProcess:
-    return run(sys.executable, "-m", "segserve", *arguments, folder=folder, **variables)
+BLOCKS = blocks("docs/cli.md", "sh")
 
 
 def label_map(path) -> np.ndarray:
@@ -130,8 +99,7 @@ def test_doctor_with_wrong_token_exits_1(folder):
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[0][:60] for block in BLOCKS])
 def test_cli_page_blocks_run(folder, block):
-    done = run("bash", "-e", "-o", "pipefail", "-c", block, folder=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+    shell(block, folder=folder)
 
 
 def test_cli_page_has_blocks_of_both_commands():

@@ -1,0 +1,37 @@
+"""A user at a shell: how the tests run commands, and the blocks of code that the documents show."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import PROJECT
+
+
+def run(*command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    """In that folder, with a new user's home, the package's commands on the path, and no token in the environment."""
+    kept = {name: value for name, value in os.environ.items() if name != "SEGSERVE_TOKEN"}
+    (folder / "home").mkdir(exist_ok=True)
+    path = f"{os.path.dirname(sys.executable)}:{kept['PATH']}"
+    environment = {**kept, "HOME": str(folder / "home"), "PATH": path, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def segserve(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    return run(sys.executable, "-m", "segserve", *arguments, folder=folder, **variables)
+
+
+def shell(block: str, *, folder: Path, **variables: str) -> str:
+    """Runs a block of shell commands as they stand, which must all succeed; their standard output."""
+    done = run("bash", "-e", "-o", "pipefail", "-c", block, folder=folder, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The document's code blocks in that language, in their order."""
+    text = (PROJECT / document).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
