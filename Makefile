@@ -10,11 +10,11 @@ STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup demo serve page stop mar test check format bench clean
+.PHONY: help setup demo batch-demo serve page stop mar test check format bench clean
 
 help: ## list the targets
 	echo "usage: make TARGET [MODEL=embedded] [PYTHON=python3]"
-	sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-10s %s\n", $$1, $$2 }'
+	sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-11s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## install everything into .venv (every other target does this by itself)
 
@@ -31,6 +31,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## segment two photographs over HTTP, print what was found, stop the server
 	$(BIN)/segserve demo $(MODEL)
+
+batch-demo: mar ## segment the photographs of scikit-image as one job on Ray Data and print the summary
+	$(BIN)/segserve batch "$$($(BIN)/python -c 'from segserve.demo import sample_photograph; print(sample_photograph(""))')" \
+		build/batch-demo --archive build/deeplabv3.mar --overwrite
 
 serve: $(STAMP) ## start the server, leave it running, print a curl command for it
 	$(BIN)/segserve serve $(MODEL)

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from ..segment.errors import SegmentError
 
 _STORE_BYTES = 256 * 2**20
 """Blocks are names and counts: what the object store mostly holds is the archive."""
+
+_REACHABLE_WITHIN_S = 10
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ def joined_ray(address: str | None, *, cpus: int | None, archive_bytes: int) -> 
     if ray.is_initialized():  # someone else's session in this very process
         yield ray
         return
+    if address:
+        _check_reachable(address)
     folder = None if address else mkdtemp(prefix="segserve-")
     try:
         _connect(ray, address, folder, cpus, archive_bytes)
@@ -78,6 +83,17 @@ def _imported() -> ModuleType:
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray
+
+
+def _check_reachable(address: str) -> None:
+    """At an address that nobody listens at, Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # such as `auto`, which Ray looks up
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_REACHABLE_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise SegmentError(f"{address}: cannot be joined: {error}; is a Ray head node running there?") from error
 
 
 def _connect(ray: ModuleType, address: str | None, folder: str | None, cpus: int | None, archive_bytes: int) -> None:

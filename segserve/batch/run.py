@@ -43,13 +43,18 @@ class Watcher(Protocol):
         """Called once: the images of the job, and those that earlier runs have done."""
 
     def advanced(self, images: int, failed: int) -> None:
-        """Called with every block that is finished."""
+        """Called with every block that is known to be finished."""
+
+    def ended(self, summary: Summary) -> None:
+        """Called once, also where the run ends before its time, with what is in the table by then."""
 
 
 class _Unwatched:
     def began(self, images: int, done: int) -> None: ...
 
     def advanced(self, images: int, failed: int) -> None: ...
+
+    def ended(self, summary: Summary) -> None: ...
 
 
 def run_batch(
@@ -138,6 +143,7 @@ class _Run:
     def _summarize(self, total: int) -> Summary:
         storage = self._job.storage
         summary = summarize(storage, self._record, images=total, done=self._done, seconds=self._seconds)
+        self._watcher.ended(summary)
         storage.write(SUMMARY, json.dumps(summary.as_document(), indent=2).encode())
         return summary
 

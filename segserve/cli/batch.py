@@ -86,11 +86,12 @@ class _Bar:
     def __init__(self, *, shown: bool) -> None:
         self._progress = progress_bar("image", shown=shown)
         self._task = self._progress.add_task("", total=None)
-        self._images = self._before = self._done = self._failed = 0
+        self._before = self._done = self._failed = 0
         self._began_s = 0.0
+        self.summary: Summary | None = None
 
     def began(self, images: int, done: int) -> None:
-        self._images, self._before = images, done
+        self._before = done
         self._progress.update(self._task, total=images, completed=done, description="starting")
         self._progress.start()
 
@@ -111,9 +112,13 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def told(self) -> str:
-        left = self._images - self._before - self._done
-        return f"{self._done} done, {self._failed} of them failed, {self._before} before, {left} left"
+    def ended(self, summary: "Summary") -> None:
+        self.summary = summary
+
+    def told_stop(self, why: str) -> str:
+        if self.summary is None:
+            return why
+        return f"{why}; {_counts(self.summary)}, {self.summary.left} left; the same command goes on where it stopped"
 
 
 def _watched(work: Callable[[_Bar], "Summary"], *, shown: bool) -> "Summary":
@@ -132,7 +137,7 @@ def _watched(work: Callable[[_Bar], "Summary"], *, shown: bool) -> "Summary":
         with _native_messages_dropped(), bar:
             return work(bar)
     except (StoppedError, InterruptedRunError) as error:
-        print_error(f"{error}; {bar.told()}; the same command goes on where it stopped")
+        print_error(bar.told_stop(str(error)))
         status = 128 + error.signal_number if isinstance(error, InterruptedRunError) else 1
         raise typer.Exit(status) from error
 
@@ -166,4 +171,8 @@ def _print_summary(summary: "Summary", target: str, *, as_json: bool) -> None:
     for code, count in summary.failures.items():
         print_plain(f"failed: {count} x {code}")
     speed = f" ({summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s)" if summary.seconds else ""
-    print_plain(f"{summary.segmented} segmented, {summary.failed} failed; label maps and table in {target}{speed}")
+    print_plain(f"{_counts(summary)}; results in {target}{speed}")
+
+
+def _counts(summary: "Summary") -> str:
+    return f"{summary.segmented} segmented, {summary.failed} failed"
