@@ -20,15 +20,15 @@ _LONGEST_TMP_BYTES = 85  # a worker's unix socket is TMP/.ts.sock.9000, and its 
 _FOREIGN_SETTINGS = ("TS_CONFIG_FILE", "LOG_LOCATION", "METRICS_LOCATION")  # TorchServe would obey these instead of us
 
 
-def make_tmp_dir(run_dir: Path) -> Path:
+def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> Path:
     """Return an empty folder for unpacked models and sockets: in the run folder, unless that path is too long."""
     inside = run_dir / "tmp"
     shutil.rmtree(inside, ignore_errors=True)
-    if len(os.fsencode(inside)) <= _LONGEST_TMP_BYTES:
+    if len(os.fsencode(inside)) <= longest_bytes:
         inside.mkdir()
         return inside
     parent = tempfile.gettempdir()
-    if len(os.fsencode(parent)) + len("/segserve-12345678") > _LONGEST_TMP_BYTES:
+    if len(os.fsencode(parent)) + len("/segserve-12345678") > longest_bytes:
         parent = "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
     return Path(tempfile.mkdtemp(prefix="segserve-", dir=parent))
 

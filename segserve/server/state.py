@@ -23,18 +23,28 @@ class ServerState:
     metrics_url: str
     models: tuple[str, ...]
     tmp_dir: str
-    grpc_address: str = ""  # HOST:PORT of gRPC inference; empty in the file of an older version
+    grpc_address: str = ""  # HOST:PORT of gRPC inference; empty where there is none
+    engine: str = "torchserve"
 
     @classmethod
-    def of(cls, pid: int, settings: Mapping[str, str], *, models: tuple[str, ...], tmp_dir: Path) -> Self:
+    def of(
+        cls,
+        pid: int,
+        settings: Mapping[str, str],
+        *,
+        models: tuple[str, ...],
+        tmp_dir: Path,
+        engine: str = "torchserve",
+        with_grpc: bool = True,
+    ) -> Self:
         """Return the state of a process that was just started with `settings`."""
         created_s = psutil.Process(pid).create_time()
         keys = ("inference_address", "management_address", "metrics_address")
         # What is bound to every interface is reached on this one.
         inference, management, metrics = (settings[key].replace("//0.0.0.0:", "//127.0.0.1:") for key in keys)
         host = settings["grpc_inference_address"].replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - not bound here
-        grpc_address = f"{host}:{settings['grpc_inference_port']}"
-        return cls(pid, created_s, inference, management, metrics, models, str(tmp_dir), grpc_address)
+        grpc_address = f"{host}:{settings['grpc_inference_port']}" if with_grpc else ""
+        return cls(pid, created_s, inference, management, metrics, models, str(tmp_dir), grpc_address, engine)
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
