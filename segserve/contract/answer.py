@@ -104,10 +104,11 @@ class Answer(Strict):
 
 
 def error_classes() -> list[type[SegserveError]]:
-    """Every kind of error, in the order of its status."""
+    """Every kind of error that a server answers with, in the order of its status."""
 
     def below(kind: type[SegserveError]) -> list[type[SegserveError]]:
-        return [kind, *(deeper for child in kind.__subclasses__() for deeper in below(child))]
+        answered = [child for child in kind.__subclasses__() if child.__module__ == SegserveError.__module__]
+        return [kind, *(deeper for child in answered for deeper in below(child))]
 
     return sorted(below(SegserveError), key=lambda kind: (kind.status, kind.code))
 

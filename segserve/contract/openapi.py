@@ -146,7 +146,11 @@ def _refusals() -> Json:
         "description": f"{refusals['413']['description']}; empty where TorchServe refused the body",
     }
     refusals["404"] = _refusal("no such model or version (TorchServe)", ServerError)
-    refusals["503"] = _refusal("the queue is full, or no worker is ready (TorchServe)", ServerError)
+    refusals["503"] = _refusal(
+        f"{', '.join(codes[503])}: the queue is full, or no worker is ready; TorchServe has its own form for it",
+        Error,
+        ServerError,
+    )
     return dict(sorted(refusals.items()))
 
 

@@ -100,6 +100,20 @@ class OutOfMemoryError(SegserveError):
     code = "out_of_memory"
 
 
+class UnavailableError(SegserveError):
+    """Nobody can take the request now; the same request may well be answered a little later."""
+
+    status = 503
+    phrase = "Service Unavailable"
+    code = "unavailable"
+
+
+class OverloadedError(UnavailableError):
+    """More requests wait already than may."""
+
+    code = "overloaded"
+
+
 class ModelError(Exception):
     """A model folder, record or archive that cannot be served; raised at load, never while answering."""
 
