@@ -1,5 +1,6 @@
 """`segserve archive`, `serve`, `stop` and `demo`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,10 +9,18 @@ import typer
 from .app import MAKE, USE, ModelArgument, app, console, model_folder, print_plain, told_in_one_line
 
 if TYPE_CHECKING:
-    from ..server.process import TorchServe
+    from ..server.running import RunningServer
 
 DEMO_DIR = Path(".run/demo")
 BUILD_DIR = Path("build")
+_READY_TIMEOUT_S = 300  # on a busy machine; what fails is told at once
+
+
+class Engine(StrEnum):
+    """What runs an archive."""
+
+    TORCHSERVE = "torchserve"
+    RAY = "ray"
 
 
 @app.command(rich_help_panel=MAKE)
@@ -25,23 +34,27 @@ def archive(
 
 
 @app.command(rich_help_panel=USE)
-def serve(model: ModelArgument = "embedded") -> None:
-    """Start TorchServe with a model, wait until it is ready, and leave it running."""
-    from ..server.endpoint import SERVE_DIR
-    from ..server.process import TorchServe
+def serve(
+    model: ModelArgument = "embedded",
+    engine: Annotated[Engine, typer.Option(help="what runs the archive")] = Engine.TORCHSERVE,
+    archive: Annotated[
+        Path | None, typer.Option(help="an archive that is there already, in place of one made of the model")
+    ] = None,
+) -> None:
+    """Start a server with a model, wait until it is ready, and leave it running."""
+    from ..server.endpoint import ENGINES, SERVE_DIR
 
     with told_in_one_line():
-        path = _build(model, BUILD_DIR)
-        server = TorchServe.start([path], SERVE_DIR)
+        server = ENGINES[engine].start([archive or _build(model, BUILD_DIR)], SERVE_DIR)
         try:
-            server.wait_ready()
+            server.wait_ready(_READY_TIMEOUT_S)
         except BaseException:
             server.stop()
             raise
-        _print_ready(server, path.stem)
+        _print_ready(server, server.models[0])
 
 
-def _print_ready(server: "TorchServe", name: str) -> None:
+def _print_ready(server: "RunningServer", name: str) -> None:
     authorization = f" -H 'Authorization: Bearer {server.inference_token}'" if server.inference_token else ""
     console.print(f"{name} is ready at {server.inference_url} (log: {server.log_path}). Try:\n", soft_wrap=True)
     print_plain(
@@ -53,11 +66,10 @@ def _print_ready(server: "TorchServe", name: str) -> None:
 @app.command(rich_help_panel=USE)
 def stop() -> None:
     """Stop the server that `segserve serve` started here."""
-    from ..server.endpoint import SERVE_DIR
-    from ..server.process import TorchServe
+    from ..server.endpoint import running_server
 
     with told_in_one_line():
-        server = TorchServe.running(SERVE_DIR)
+        server = running_server()
         if server is None:
             console.print("no server is running")
             return

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import requests
 
     from ..server.endpoint import Endpoint
-    from ..server.process import TorchServe
+    from ..server.running import RunningServer
 
 BUILD_DIR = Path("build")
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -29,10 +29,9 @@ _START_ONE = "`segserve serve` starts one"
 
 def check_ports() -> Finding:
     """Whether a server would get the ports of its settings; those of the server that runs here are its own."""
-    from ..server.endpoint import SERVE_DIR
-    from ..server.process import TorchServe
+    from ..server.endpoint import running_server
 
-    return judge_ports(list(_wanted_ports()), own=_own_ports(TorchServe.running(SERVE_DIR)))
+    return judge_ports(list(_wanted_ports()), own=_own_ports(running_server()))
 
 
 def judge_ports(wanted: Iterable[tuple[str, int]], *, own: set[int]) -> Finding:
@@ -131,7 +130,7 @@ def _wanted_ports() -> Iterator[tuple[str, int]]:
         yield settings.get(f"{prefix}_address", "127.0.0.1"), int(port)
 
 
-def _own_ports(server: "TorchServe | None") -> set[int]:
+def _own_ports(server: "RunningServer | None") -> set[int]:
     from ..server.config import GRPC_PORTS, HTTP_PORTS, read_config
 
     if server is None:
@@ -171,7 +170,7 @@ def _sha256(archive: zipfile.ZipFile, name: str) -> str:
     return digest.hexdigest()
 
 
-def _own_server(server: "TorchServe") -> Finding:
+def _own_server(server: "RunningServer") -> Finding:
     from ..server.errors import ServerError
 
     where = f"{server.inference_url} with {', '.join(server.models)}"

@@ -1,16 +1,20 @@
 """Where predictions are asked for: the address that was named, else the server that was left running here."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..ray_app.process import RayServe
 from .process import TorchServe
+from .running import RunningServer
 
 SERVE_DIR = Path(".run/serve")
 """Where `segserve serve` keeps the server that it leaves running, below the current folder."""
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 DEFAULT_MODEL = "deeplabv3"
+ENGINES: Mapping[str, type[RunningServer]] = {kind.engine: kind for kind in (TorchServe, RayServe)}
 TOKEN_VARIABLE = "SEGSERVE_TOKEN"  # noqa: S105 - the name of a variable
 
 
@@ -21,7 +25,7 @@ class Endpoint:
     url: str
     token: str | None
     model: str
-    running: TorchServe | None
+    running: RunningServer | None
 
 
 def find_endpoint(url: str | None = None, *, token: str | None = None, model: str | None = None) -> Endpoint:
@@ -29,12 +33,17 @@ def find_endpoint(url: str | None = None, *, token: str | None = None, model: st
 
     A token of the environment comes last: that of a server which runs here is newer than any that was written down.
     """
-    running = TorchServe.running(SERVE_DIR)
+    running = running_server()
     if running is not None and url is not None and _normal(url) != _normal(running.inference_url):
         running = None
     token = token or (running.inference_token if running else None) or os.environ.get(TOKEN_VARIABLE) or None
     name = model or (running.models[0] if running else DEFAULT_MODEL)
     return Endpoint(url or (running.inference_url if running else DEFAULT_URL), token, name, running)
+
+
+def running_server() -> RunningServer | None:
+    """The server that `segserve serve` left running here, whatever its engine."""
+    return next((server for kind in ENGINES.values() if (server := kind.running(SERVE_DIR))), None)
 
 
 def _normal(url: str) -> str:

@@ -1,0 +1,173 @@
+"""The door: HTTP requests in, answers out. It knows paths, tokens and limits, and nothing of images."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..runtime.errors import InternalError, OverloadedError, SegserveError, UnavailableError
+from . import refusals
+from .arriving import as_headers, as_row, read_body
+from .description import Served, describe, listed
+from .exchange import DESCRIBE, Handled, Received
+from .metrics import CONTENT_TYPE, Metrics
+from .refusals import RefusalError, as_json
+from .tokens import Kind, Tokens
+
+logger = logging.getLogger("ray.serve")
+
+JSON = "application/json"
+_RETRY_AFTER_S = 1
+_NOT_STORED = {
+    "pragma": "no-cache",
+    "cache-control": "no-cache; no-store, must-revalidate, private",
+    "expires": "Thu, 01 Jan 1970 00:00:00 UTC",
+}
+
+
+@serve.deployment
+class Door:
+    """Answers every path of the contract, and of TorchServe's management API those that describe.
+
+    Args:
+        handles: of the models' replicas, by the models' names.
+        served: the same models.
+        key_file: where the tokens stand; None to ask for none.
+        token_minutes: how long new tokens live.
+        max_request_bytes: a request of more bytes is refused.
+    """
+
+    def __init__(
+        self,
+        handles: Mapping[str, DeploymentHandle[Any]],
+        served: Mapping[str, Served],
+        *,
+        key_file: str | None,
+        token_minutes: int,
+        max_request_bytes: int,
+    ) -> None:
+        self._handles = handles
+        self._served = served
+        self._tokens = Tokens(Path(key_file), minutes=token_minutes) if key_file else None
+        self._max_request_bytes = max_request_bytes
+        self._metrics = Metrics()
+
+    async def __call__(self, request: Request) -> Response:
+        """Ray Serve calls this with every request."""
+        try:
+            response = await self._answer(request)
+        except RefusalError as refusal:
+            response = Response(refusal.body, refusal.status, media_type=JSON)
+        except SegserveError as error:
+            response = _refused(error)
+        except Exception:
+            logger.exception("a request failed")
+            response = _refused(InternalError("the server failed at this request; its log says why"))
+        self._metrics.count_answer(response.status_code)
+        response.headers.update(_NOT_STORED)
+        return response
+
+    async def _answer(self, request: Request) -> Response:
+        parts = request.scope["path"].strip("/").split("/")
+        match [request.method, *parts]:
+            case [_, "metrics"]:
+                return Response(self._metrics.exposed(), headers={"content-type": CONTENT_TYPE})
+            case [_, "ping"]:
+                self._check(request, "inference")
+                return _json({"status": "Healthy"})
+            case [_, "predictions", name]:
+                return await self._predict(request, name, None)
+            case [_, "predictions", name, version]:
+                return await self._predict(request, name, version)
+            case ["GET", "token"] if self._tokens:
+                self._tokens.renew(request.headers.get("authorization"), request.query_params.get("type", ""))
+                return Response(b"\n", media_type=JSON)
+            case [_, "models", *rest]:
+                return await self._manage(request, rest)
+            case _:
+                self._check(request, "inference")
+                raise refusals.unknown_path()
+
+    def _check(self, request: Request, kind: Kind) -> None:
+        if self._tokens:
+            self._tokens.check(request.headers.get("authorization"), kind)
+
+    def _find(self, name: str, version: str | None) -> Served:
+        served = self._served.get(name)
+        if served is None:
+            raise refusals.unknown_model(name)
+        if version not in (None, served.version):
+            raise refusals.unknown_version(name, str(version))
+        return served
+
+    async def _predict(self, request: Request, name: str, version: str | None) -> Response:
+        began_s = time.perf_counter()
+        # Read before anything is refused: a sender that is still sending may not look at an answer.
+        body = await read_body(request.stream(), max_bytes=self._max_request_bytes)
+        self._check(request, "inference")
+        self._find(name, version)
+        row = as_row(body, request.headers.get("content-type", ""))
+        handled = await self._handle(name, Received(row, as_headers(request.headers.raw, request.url.query)))
+        self._metrics.count_prediction(
+            name, version, seconds=time.perf_counter() - began_s, handler_seconds=handled.seconds
+        )
+        return Response(handled.body, handled.status, headers=dict(handled.headers))
+
+    async def _handle(self, name: str, received: Received) -> Handled:
+        """What a replica makes of a request.
+
+        Raises:
+            UnavailableError: too many requests wait, or the replica that had this one is gone.
+        """
+        try:
+            handled: Handled = await self._handles[name].predict.remote(received)
+        except BackPressureError as error:
+            raise OverloadedError(
+                f"{self._served[name].config['jobQueueSize']} requests wait already; send fewer at once, or again later"
+            ) from error
+        except (RayActorError, DeploymentUnavailableError) as error:
+            raise UnavailableError("the process that had this request is gone; send it again") from error
+        return handled
+
+    async def _manage(self, request: Request, rest: list[str]) -> Response:
+        """Of TorchServe's management API what tells something; nothing can be changed over HTTP."""
+        self._check(request, "management")
+        if request.method != "GET":
+            raise refusals.unknown_method()
+        match rest:
+            case []:
+                return _json(listed(self._served.values()))
+            case [name]:
+                served = self._find(name, None)
+            case [name, version]:
+                served = self._find(name, version)
+            case _:
+                raise refusals.unknown_path()
+        customized = request.query_params.get("customized", "").lower() == "true"
+        told = (await self._handle(served.name, DESCRIBE)).body if customized else None
+        return _json([describe(served, await asyncio.to_thread(_replica_states, served.name), told)])
+
+
+def _replica_states(model: str) -> Mapping[str, int]:
+    application = serve.get_replica_context().app_name
+    states = serve.status().applications[application].deployments[model].replica_states
+    return {str(state): count for state, count in states.items()}  # their names, as it comes over the wire
+
+
+def _json(document: object) -> Response:
+    return Response(as_json(document), media_type=JSON)
+
+
+def _refused(error: SegserveError) -> Response:
+    headers = {"retry-after": str(_RETRY_AFTER_S)} if isinstance(error, UnavailableError) else None
+    return Response(orjson.dumps(error.as_document()), error.status, headers, JSON)

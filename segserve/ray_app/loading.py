@@ -1,0 +1,86 @@
+"""From an archive to its handler, in a process that does nothing else.
+
+The archive carries its own copy of `segserve.runtime`, which is what its handler must find: hence nothing here imports
+the installed one.
+"""
+
+import importlib
+import inspect
+import json
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import yaml
+
+import segserve
+
+from .context import Context, Worker
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+CONFIG_FILE = "model-config.yaml"
+
+
+class Handler(Protocol):
+    """What TorchServe asks of a handler."""
+
+    def initialize(self, context: Context) -> None: ...
+
+    def handle(self, data: Sequence[Mapping[str, bytes]], context: Context) -> list[bytes]: ...
+
+
+def load_handler(
+    archive: Path, folder: Path, *, overrides: Mapping[str, Any], gpu_id: int | None
+) -> tuple[Handler, Worker]:
+    """Unpacks an archive into an empty folder, which must stay, and loads the handler class that lies in it.
+
+    Args:
+        overrides: keys of model-config.yaml that are to be other than in the archive, `handler` with keys of its own.
+        gpu_id: of the GPU to compute on, if any.
+
+    Raises:
+        RuntimeError: the handler says that its archive cannot be served, or is no handler at all.
+    """
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(folder)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    config = _overridden(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")) or {}, overrides)
+    worker = Worker(
+        model_name=manifest["model"]["modelName"],
+        model_dir=str(folder),
+        manifest=manifest,
+        model_yaml_config=config,
+        batch_size=config.get("batchSize", 1),
+        gpu_id=gpu_id,
+    )
+    handler = _handler_class(_imported(folder, manifest["model"]["handler"]))()
+    handler.initialize(Context(worker))
+    return handler, worker
+
+
+def _overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, **overrides, "handler": {**config.get("handler", {}), **overrides.get("handler", {})}}
+
+
+def _imported(folder: Path, file_name: str) -> ModuleType:
+    """The handler's module; it and what it imports are those of the folder."""
+    if "segserve.runtime" in sys.modules:
+        raise RuntimeError("segserve.runtime is imported already: an archive's own copy needs a process of its own")
+    sys.path.insert(0, str(folder))
+    segserve.__path__.insert(0, str(folder / "segserve"))
+    importlib.invalidate_caches()
+    return importlib.import_module(Path(file_name).stem)
+
+
+def _handler_class(module: ModuleType) -> type[Handler]:
+    """As TorchServe has it: exactly one class is defined in the module."""
+    classes: list[Any] = [
+        member for _, member in inspect.getmembers(module, inspect.isclass) if member.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        raise RuntimeError(f"{module.__name__}.py: expected one class, the handler, got {len(classes)}")
+    handler: type[Handler] = classes[0]
+    return handler

@@ -1,0 +1,117 @@
+"""Ray Serve as a child process: a Ray of its own on this machine, started, found again and stopped like TorchServe."""
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Self
+
+from ..server.errors import ServerError
+from ..server.launch import CONFIG_FILE, LOG_FILE, MODEL_STORE, make_tmp_dir
+from ..server.properties import write_properties
+from ..server.running import STATE_FILE, RunningServer
+from ..server.state import ServerState
+
+FAILED = "segserve: "
+"""How the last line of the log begins where the server says itself why it ended."""
+
+_LONGEST_TMP_BYTES = 38  # Ray adds /session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1 to it
+_EXIT_LAG_S = 3
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_METRICS_COLLECTION": "0",  # Ray's own; what the contract names is counted at the door
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # with it Ray stays on the loopback interface, on Linux too
+    "RAY_AUTH_MODE": "token",  # Ray's ports take nothing from anyone without the token of this run
+}
+_SECRETS = "blacklist_env_vars"  # TorchServe's name for what is kept out of its workers' environment
+
+
+class RayServe(RunningServer):
+    """A Ray Serve on a Ray of its own: a process that started both, and theirs."""
+
+    engine = "ray"
+
+    @classmethod
+    def start(
+        cls,
+        archives: Sequence[Path],
+        run_dir: Path,
+        *,
+        config: Path | None = None,
+        overrides: Mapping[str, str] | None = None,
+    ) -> Self:
+        """See `RunningServer.start`. Of config.properties it takes `inference_address`, `max_request_size`,
+        `blacklist_env_vars` and what concerns tokens; the rest is TorchServe's alone.
+
+        Raises:
+            ServerError: Ray is not installed, too.
+        """
+        if find_spec("ray") is None:
+            raise ServerError("Ray is not installed; install it with: pip install 'segserve[ray]'")
+        run_dir = run_dir.resolve()
+        models, settings = cls._prepare(archives, run_dir, config, overrides)
+        address = settings["inference_address"]
+        if not address.startswith("http://"):
+            raise ServerError(f"inference_address: Ray Serve answers over http://, got {address!r}; put TLS before it")
+        settings |= {"management_address": address, "metrics_address": address}  # one port answers all
+        write_properties(settings, run_dir / CONFIG_FILE)
+        tmp_dir = make_tmp_dir(run_dir, longest_bytes=_LONGEST_TMP_BYTES)
+        child = _launch(run_dir, tmp_dir, models, settings)
+        try:
+            state = ServerState.of(
+                child.pid, settings, models=models, tmp_dir=tmp_dir, engine=cls.engine, with_grpc=False
+            )
+            state.write(run_dir / STATE_FILE)
+        except BaseException:
+            child.kill()
+            raise
+        return cls(run_dir, state, child)
+
+    def _raise_if_failed(self) -> None:
+        if self._tree.alive():
+            return
+        status = self._exit_status(_EXIT_LAG_S)
+        if status is not None and status < 0:
+            reason = f"signal {-status} killed it"
+        else:
+            lines = [line for line in self._log().splitlines() if line.strip()]
+            told = [line.removeprefix(FAILED) for line in lines if line.startswith(FAILED)]
+            reason = (told or lines or ["it wrote nothing"])[-1]
+        raise ServerError(f"Ray Serve ended: {reason}; the log is {self.log_path}")
+
+
+def _launch(
+    run_dir: Path, tmp_dir: Path, models: Sequence[str], settings: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    archives = [f"{MODEL_STORE}/{name}.mar" for name in models]
+    ray_token = tmp_dir / "ray_token"
+    ray_token.touch(mode=0o600)
+    ray_token.write_text(secrets.token_hex(32), encoding="ascii")
+    with (run_dir / LOG_FILE).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "segserve.ray_app", *archives],
+            cwd=run_dir,
+            env={
+                **_environment(settings.get(_SECRETS, "")),
+                "TMPDIR": str(tmp_dir),
+                "RAY_AUTH_TOKEN_PATH": str(ray_token),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _environment(hidden: str) -> dict[str, str]:
+    """The one of this process, without secrets and without what would lead to another Ray."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RAY_") and not (hidden and re.fullmatch(hidden, name))
+    }
+    return {**kept, **_RAY_ENVIRONMENT}
