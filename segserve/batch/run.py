@@ -20,7 +20,7 @@ from .cluster import Machines, joined_ray, machines_of
 from .formats import Format
 from .job import SUMMARY, Job, apart, check_apart, claim_target
 from .listing import Block, blocks_of, extend_listing, unfinished
-from .model import check_archive
+from .model import ArchiveFacts, check_archive
 from .sources import images_of
 from .storage import told_by_location
 from .table import Summary, summarize
@@ -83,9 +83,19 @@ def run_batch(
         StoppedError: too many failures, results that cannot be written, or a cluster that is gone.
         InterruptedRunError: SIGINT or SIGTERM arrived.
     """
-    facts = check_archive(archive, job.options)
-    check_apart(source, job.target)
-    manifest = {
+    with _signals_raised() as raise_signals:
+        facts = check_archive(archive, job.options)
+        check_apart(source, job.target)
+        _check_not_empty(source, column)  # before the target is claimed for it
+        claim_target(job, _manifest(source, job, facts, column), overwrite=overwrite)
+        _list(source, column, job)
+        run = _Run(job, facts.record, watcher or _Unwatched(), max_failures)
+        return run.finish(archive, pool, raise_signals)
+
+
+def _manifest(source: str, job: Job, facts: ArchiveFacts, column: str) -> dict[str, object]:
+    """All that results depend on."""
+    return {
         "archive_sha256": facts.sha256,
         "model": facts.record.name,
         "model_version": facts.record.version,
@@ -94,11 +104,11 @@ def run_batch(
         "format": job.format,
         **{name: job.options.get(name) for name in ("mode", "tta", "classes", "threshold")},
     }
-    with _signals_raised() as raise_signals:
-        claim_target(job, manifest, overwrite=overwrite)
-        _list(source, column, job)
-        run = _Run(job, facts.record, watcher or _Unwatched(), max_failures)
-        return run.finish(archive, pool, raise_signals)
+
+
+def _check_not_empty(source: str, column: str) -> None:
+    if next(images_of(source, column=column), None) is None:
+        raise SegmentError(f"{printable(source)}: holds no images; nothing to segment")
 
 
 def _list(source: str, column: str, job: Job) -> None:
@@ -108,8 +118,6 @@ def _list(source: str, column: str, job: Job) -> None:
             apart(images_of(source, column=column), job.target),
             distinct_stems=job.format is not Format.RLE,
         )
-        if next(blocks_of(job.storage), None) is None:
-            raise SegmentError(f"{printable(source)}: holds no images; nothing to segment")
 
 
 class _Run:
@@ -120,6 +128,7 @@ class _Run:
         self._max_failures = max_failures
         self._done = 0
         self._failed = 0
+        self._began_s = float("inf")  # when the first worker began, as workers take their time to start
         self._seconds = 0.0
 
     def finish(self, archive: Path, pool: Pool, raise_signals: Callable[[], None]) -> Summary:
@@ -148,11 +157,9 @@ class _Run:
         return summary
 
     def _work(self, ray: ModuleType, left: list[Block], archive: Path, machines: Machines) -> None:
-        began_s = time.perf_counter()
         try:
             for done in self._dataset(ray, left, archive, machines).iter_batches(batch_size=None, prefetch_batches=0):
                 self._take(done)
-                self._seconds = time.perf_counter() - began_s
         except ray.exceptions.RayError as error:
             reason = " ".join(str(error.__cause__ or error).split())[-300:]
             raise StoppedError(f"the workers failed: {reason}") from error
@@ -178,6 +185,8 @@ class _Run:
         images, failed = int(sum(done["images"])), int(sum(done["failed"]))
         self._done += images
         self._failed += failed
+        self._began_s = min(self._began_s, *done["began_s"])
+        self._seconds = max(0.0, time.time() - self._began_s)
         self._watcher.advanced(images, failed)
         if self._max_failures is not None and self._failed > self._max_failures:
             raise StoppedError(

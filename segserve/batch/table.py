@@ -102,7 +102,9 @@ class ClassTotal:
 
 @dataclass(frozen=True)
 class Summary:
-    """All rows of a table; `left` counts images that have none yet, and seconds and speed are those of one run."""
+    """All rows of a table. `left` counts images that have none yet; seconds and speed are those of one run, from the
+    moment when its first worker began.
+    """
 
     images: int
     segmented: int

@@ -64,10 +64,11 @@ class BlockWorker:
         self._threads = ThreadPoolExecutor(threads)
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        """Columns `images`, `failed` and `stopped`, the last being why no more can be done, or empty."""
-        done: dict[str, list[Any]] = {"images": [], "failed": [], "stopped": []}
+        """Columns `images`, `failed`, `began_s` on the clock, and `stopped`: why no more can be done, or empty."""
+        done: dict[str, list[Any]] = {"images": [], "failed": [], "began_s": [], "stopped": []}
         for listing, index, images in zip(batch["listing"], batch["index"], batch["images"], strict=True):
             block = Block(int(listing), int(index), int(images))
+            done["began_s"].append(time.time())
             try:
                 failed, stopped = self._finish(block), ""
             except StoppedError as error:

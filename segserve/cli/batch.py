@@ -123,23 +123,28 @@ class _Bar:
 
 def _watched(work: Callable[[_Bar], "Summary"], *, shown: bool) -> "Summary":
     """Runs the job; one that is stopped or interrupted ends the command with a line and its status."""
+    from ..segment.errors import InterruptedRunError, StoppedError
+
+    bar = _Bar(shown=shown)
+    try:
+        _require_packages()
+        with _native_messages_dropped(), bar:
+            return work(bar)
+    except KeyboardInterrupt as error:  # while packages are imported, before anything has begun
+        raise typer.Exit(130) from error
+    except (StoppedError, InterruptedRunError) as error:
+        print_error(bar.told_stop(str(error)))
+        status = 128 + error.signal_number if isinstance(error, InterruptedRunError) else 1
+        raise typer.Exit(status) from error
+
+
+def _require_packages() -> None:
     try:
         import ray  # noqa: F401
 
         from ..batch import run  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(f"batch jobs need Ray and pyarrow ({error}): pip install 'segserve[ray]'") from error
-
-    from ..segment.errors import InterruptedRunError, StoppedError
-
-    bar = _Bar(shown=shown)
-    try:
-        with _native_messages_dropped(), bar:
-            return work(bar)
-    except (StoppedError, InterruptedRunError) as error:
-        print_error(bar.told_stop(str(error)))
-        status = 128 + error.signal_number if isinstance(error, InterruptedRunError) else 1
-        raise typer.Exit(status) from error
 
 
 @contextmanager

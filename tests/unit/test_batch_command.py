@@ -45,6 +45,7 @@ def test_batch_that_is_refused_says_why_in_one_line(folder, arguments, message):
     [line] = done.stderr.decode().splitlines()
     assert line.startswith("segserve: ")
     assert message in line
+    assert (folder / "out").exists() == (arguments[0] == "twins")  # nothing is claimed for what is no source
     assert not list(folder.rglob("labels"))
     assert not list(folder.rglob("table"))
 
