@@ -22,6 +22,7 @@ from . import Arguments, app
 from .build import cores_needed
 from .process import FAILED
 
+_NAME = "segserve"
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 2**29  # images and answers that are under way; what does not fit is spilled to the disk
 
@@ -38,7 +39,7 @@ def main(archives: Sequence[str]) -> int:
         _serve(arguments, settings["inference_address"])
         ended.wait()
     except (ModelError, RuntimeError) as error:
-        print(f"{FAILED}{_reason(str(error))}", file=sys.stderr)  # noqa: T201 - the log of the server
+        print(f"{FAILED}{' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201 - the log of the server
         return 1
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
@@ -74,14 +75,19 @@ def _serve(arguments: Arguments, inference_address: str) -> None:
     serve.start(
         proxy_location="HeadOnly", http_options={"host": address.hostname, "port": address.port}, logging_config=quiet
     )
-    serve.run(app(arguments), name="segserve", route_prefix="/", logging_config=quiet)
+    try:
+        serve.run(app(arguments), name=_NAME, route_prefix="/", logging_config=quiet)
+    except RuntimeError as error:
+        raise RuntimeError(_replica_error() or str(error)) from error
 
 
-def _reason(text: str) -> str:
-    """The line that says it, out of what Ray wraps around an error of a replica."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line.partition("RuntimeError: ")[2] for line in lines if "RuntimeError: " in line]
-    return (told or lines or ["no reason was given"])[-1]
+def _replica_error() -> str:
+    """The error that kept a replica from starting, out of the traceback that Ray Serve has kept of it."""
+    deployments = serve.status().applications[_NAME].deployments.values()
+    lines = "\n".join(deployment.message for deployment in deployments).splitlines()
+    errors = [line.partition("Error: ")[2].strip() for line in lines if "Error: " in line]
+    told = [error for error in errors if not error.startswith("Traceback")]
+    return told[-1] if told else ""
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 import asyncio
 import inspect
 import json
+import re
 import subprocess
 import sys
 import zipfile
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import yaml
 from ts.context import Context as TorchServeContext
 from ts.context import RequestProcessor
 
@@ -16,6 +18,7 @@ from segserve.archive import build_archive
 from segserve.ray_app import Arguments
 from segserve.ray_app.context import Context, Worker
 from segserve.runtime.errors import BadRequestError, ModelError, TooLargeError
+from tests.conftest import PROJECT
 
 from .images import encoded, noise
 from .tiny import write_tiny_model
@@ -193,6 +196,15 @@ def test_arguments_archive_is_that_of_the_environment(monkeypatch):
     monkeypatch.setenv("SEGSERVE_ARCHIVE", "of-environment.mar")
     assert Arguments().archive == "of-environment.mar"
     assert Arguments(archive="named.mar").archive == "named.mar"
+
+
+def test_arguments_of_the_documentation_are_those_that_are_known():
+    page = (PROJECT / "docs" / "ray.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    [application] = yaml.safe_load(block)["applications"]
+    assert Arguments(**application["args"]).max_replicas == 16
+    named = {name for row in re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert set(Arguments.model_fields) <= named
 
 
 def test_environment_of_the_server_has_no_secrets_and_no_other_ray(monkeypatch):

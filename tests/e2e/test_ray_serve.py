@@ -1,0 +1,243 @@
+"""Ray Serve as a user runs it: started by the command, asked, hurt and stopped. A tiny model keeps it quick."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+import yaml
+
+from segserve.archive import build_archive
+from segserve.client import RefusedError, SegmentationClient
+from segserve.local import LocalSegmenter
+from segserve.server.errors import ServerError
+from tests.conftest import PROJECT
+from tests.contract.images import encoded, picture
+from tests.unit.tiny import write_tiny_model
+
+pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segserve[ray]'")
+
+from segserve.ray_app.process import RayServe
+
+IMAGE = encoded(picture())
+CONFIG = {"batchSize": 2, "maxBatchDelay": 1, "jobQueueSize": 8, "handler": {"threads": 1, "precision": "fp32"}}
+BLOCKS = re.findall(r"```sh\n(.*?)```", (PROJECT / "docs" / "ray.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_tiny_model(folder, name="deeplabv3")
+    (folder / "model-config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory) -> Path:
+    """Where the user works: an archive in build/ and a picture."""
+    folder = tmp_path_factory.mktemp("user")
+    build_archive(model, folder / "build")
+    (folder / "cat.png").write_bytes(IMAGE)
+    return folder
+
+
+def run(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    """A line of the documentation, with this interpreter's `segserve`."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["/bin/bash", "-c", command],
+        cwd=folder,
+        env={**os.environ, "PATH": path, **variables},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def started(folder) -> subprocess.CompletedProcess:
+    result = run(BLOCKS[0], folder)
+    yield result
+    run("segserve stop", folder)
+
+
+@pytest.fixture(scope="module")
+def server(started, folder) -> RayServe:
+    assert started.returncode == 0, started.stderr
+    server = RayServe.running(folder / ".run" / "serve")
+    assert server is not None
+    return server
+
+
+@pytest.fixture
+def ask(server):
+    def ask(path: str = "/predictions/deeplabv3", image: bytes = IMAGE, **headers: str) -> requests.Response:
+        authorization = {"Authorization": f"Bearer {server.inference_token}"}
+        return requests.post(server.inference_url + path, data=image, headers={**authorization, **headers}, timeout=120)
+
+    return ask
+
+
+def replicas(server: RayServe) -> list[psutil.Process]:
+    children = psutil.Process(server.pid).children(recursive=True)
+    return [child for child in children if child.name().startswith("ray::ServeReplica") and is_of_model(child)]
+
+
+def is_of_model(process: psutil.Process) -> bool:
+    return "deeplabv3" in " ".join(process.cmdline())
+
+
+def test_serve_prints_a_curl_that_works(server, started, folder):
+    line = next(line for line in started.stdout.splitlines() if line.strip().startswith("curl"))
+    answer = run(f"{line.replace('PHOTO.jpg', 'cat.png')} -s", folder)
+    assert json.loads(answer.stdout)["mask"]["encoding"] == "png"
+
+
+def test_documentation_s_curl_takes_options_from_the_query(server, folder):
+    command = BLOCKS[1].replace("http://127.0.0.1:8080", server.inference_url)
+    answer = json.loads(run(command, folder, TOKEN=server.inference_token).stdout)
+    assert answer["mask"]["encoding"] == "rle"
+    assert {entry["label"] for entry in answer["classes"]} <= {"background", "cat"}
+
+
+def test_predictions_headers_go_before_the_query(ask):
+    answer = ask("/predictions/deeplabv3?mask=rle&tta=flip", **{"X-Segment-Mask": "none"})
+    assert "mask" not in answer.json()
+    assert 'desc="2.0 passes"' in answer.headers["Server-Timing"]
+
+
+def test_predictions_unknown_option_in_the_query_is_400(ask):
+    answer = ask("/predictions/deeplabv3?colour=red")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_option")
+
+
+@pytest.mark.parametrize("mask", ["dense", "rle", "png", "polygons", "none"])
+def test_predictions_answer_is_the_archive_s_byte_for_byte(ask, folder, mask):
+    local = LocalSegmenter(folder / "build" / "deeplabv3.mar", device="cpu")
+    assert ask(**{"X-Segment-Mask": mask}).content == local.answer(IMAGE, mask=mask)
+
+
+def test_other_commands_find_the_server(server, folder):
+    segmented = run("segserve segment cat.png --output out && ls out", folder)
+    assert segmented.returncode == 0, segmented.stderr
+    assert "cat.png" in segmented.stdout
+    assert "a worker is READY" in run("segserve doctor", folder).stdout
+
+
+def test_serve_where_one_runs_refuses_in_one_line(server, folder):
+    result = run(BLOCKS[0], folder)
+    assert result.returncode == 1
+    assert re.search(r"a server already runs from .* \(process \d+\); stop it first", result.stderr)
+    assert result.stderr.strip().count("\n") == 0
+
+
+def test_serve_answers_on_this_machine_only(server):
+    listening = [
+        connection.laddr.ip
+        for process in [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and not process.name().startswith("ray::ServeReplica")
+    ]
+    assert listening
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+def test_key_file_is_private_and_no_token_is_in_the_log(server):
+    assert (server.run_dir / "key_file.json").stat().st_mode & 0o077 == 0
+    for text in (server.log_path.read_text(), (server.run_dir / "server.json").read_text()):
+        assert server.inference_token not in text
+
+
+def test_token_renewed_by_its_api_is_the_one_that_counts(server, ask):
+    old = server.inference_token
+    key = json.loads((server.run_dir / "key_file.json").read_text())["API"]["key"]
+    url = f"{server.management_url}/token?type=inference"
+    requests.get(url, headers={"Authorization": f"Bearer {key}"}, timeout=30).raise_for_status()
+    assert ask(Authorization=f"Bearer {old}").status_code == 400
+    assert ask().status_code == 200
+
+
+def test_metrics_count_what_was_asked(server, ask):
+    def count() -> float:
+        text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
+        told = re.search(r'ts_inference_requests_total\{.*model_name="deeplabv3".*"default"\} ([\d.]+)', text)
+        return float(told[1]) if told else 0.0
+
+    before = count()
+    ask()
+    assert count() == before + 1
+
+
+def test_predictions_full_queue_is_503_with_retry_after_and_the_client_waits(server, ask):
+    image = encoded(picture(1600, 1200), "JPEG")
+    with ThreadPoolExecutor(24) as threads:
+        answers = list(threads.map(lambda _: ask(image=image), range(48)))
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
+    assert {answer.json()["error"]["code"] for answer in refused} == {"overloaded"}
+    with SegmentationClient(server.inference_url, token=server.inference_token, retries=40) as client:  # noqa: SIM117
+        with ThreadPoolExecutor(12) as threads:
+            assert len(list(threads.map(client.segment, [image] * 24))) == 24
+
+
+def test_predictions_while_a_replica_is_killed_fail_no_more_than_those_it_had(server):
+    in_flight = 4
+    [replica] = replicas(server)
+
+    def asked(client: SegmentationClient) -> str:
+        try:
+            return client.segment(IMAGE).model
+        except RefusedError as error:
+            return error.code
+
+    def stream(retries: int, count: int) -> Counter[str]:
+        with (
+            SegmentationClient(server.inference_url, token=server.inference_token, retries=retries) as client,
+            ThreadPoolExecutor(in_flight) as threads,
+        ):
+            asking = [threads.submit(asked, client) for _ in range(count)]
+            asking[0].result()
+            replicas(server)[0].kill()
+            return Counter(future.result() for future in asking)
+
+    outcomes = stream(retries=0, count=60)
+    assert outcomes.keys() <= {"deeplabv3", "unavailable"}
+    assert outcomes["unavailable"] <= in_flight
+    assert stream(retries=10, count=60) == {"deeplabv3": 60}
+    assert not replica.is_running() or replica.status() == psutil.STATUS_ZOMBIE
+
+
+def test_stop_leaves_no_process_and_no_tokens_behind(server, folder):
+    tmp_dir = Path(json.loads((server.run_dir / "server.json").read_text())["tmp_dir"])
+    processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    assert run(BLOCKS[2], folder).stdout.strip() == "stopped"
+    assert [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert not tmp_dir.exists()
+    assert not {"server.json", "key_file.json"} & {path.name for path in server.run_dir.iterdir()}
+    assert run("segserve stop", folder).stdout.strip() == "no server is running"
+
+
+def test_wait_ready_of_weights_that_are_not_the_record_s_says_so_and_ends(model, tmp_path):
+    whole, archive = build_archive(model, tmp_path), tmp_path / "broken.mar"
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(archive, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, b"other" if name == "weights.safetensors" else source.read(name))
+    began_s = time.monotonic()
+    with RayServe.start([archive], tmp_path / "run") as server:
+        with pytest.raises(
+            ServerError, match=r"Ray Serve ended: cannot serve this archive: weights.safetensors: SHA-256"
+        ):
+            server.wait_ready(timeout_s=400)
+        assert time.monotonic() - began_s < 300
+    assert RayServe.running(tmp_path / "run") is None
