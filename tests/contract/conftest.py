@@ -1,4 +1,4 @@
-"""A real TorchServe with two models: the shipped one, and a copy of it with narrow limits."""
+"""A real server with two models, the shipped one and a copy of it with narrow limits; all tests run on both engines."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ import yaml
 
 from segserve.archive import build_archive
 from segserve.runtime.record import read_record, write_record
-from segserve.server.process import TorchServe
+from segserve.server.endpoint import ENGINES
+from segserve.server.running import RunningServer
 from tests.conftest import EMBEDDED
 
 NARROW = "narrow"
@@ -52,17 +53,31 @@ class Api:
 
 
 @pytest.fixture(scope="session")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    folder = tmp_path_factory.mktemp("contract")
-    archives = [build_archive(EMBEDDED, folder), build_archive(_narrow_model(folder), folder)]
-    with TorchServe.start(archives, folder / "run") as server:
-        server.wait_ready()
-        yield Api(
-            server.inference_url,
-            server.management_url,
-            {"Authorization": f"Bearer {server.inference_token}"},
-            {"Authorization": f"Bearer {server.management_token}"},
-        )
+def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("archives")
+    return [build_archive(EMBEDDED, folder), build_archive(_narrow_model(folder), folder)]
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def server(
+    request: pytest.FixtureRequest, archives: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """Tests are grouped by engine: each is started once, and not while the other runs."""
+    if request.param == "ray":
+        pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segserve[ray]'")
+    with ENGINES[request.param].start(archives, tmp_path_factory.mktemp(request.param) / "run") as server:
+        server.wait_ready(timeout_s=300)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def api(server: RunningServer) -> Api:
+    return Api(
+        server.inference_url,
+        server.management_url,
+        {"Authorization": f"Bearer {server.inference_token}"},
+        {"Authorization": f"Bearer {server.management_token}"},
+    )
 
 
 def _narrow_model(folder: Path) -> Path:
