@@ -5,9 +5,12 @@ from segserve.server.process import TorchServe
 from tests.conftest import EMBEDDED
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory, photographs):
-    """A user's folder: photographs, and a server that `segserve serve` would have left running."""
+    """A user's folder: photographs, and a server that `segserve serve` would have left running.
+
+    Not for the whole session: tests of what happens without a server want nobody at the default port.
+    """
     folder = tmp_path_factory.mktemp("user")
     (folder / "photos" / "trip").mkdir(parents=True)
     (folder / "photos" / "cat.png").write_bytes(photographs["chelsea"])
