@@ -26,7 +26,8 @@ def segserve(*arguments: str, folder: Path, **variables: str) -> subprocess.Comp
 
 def shell(block: str, *, folder: Path, **variables: str) -> str:
     """Runs a block of shell commands as they stand, which must all succeed; their standard output."""
-    done = run("bash", "-e", "-o", "pipefail", "-c", block, folder=folder, **variables)
+    stays = f"{block}\n:"  # else bash gives way to the last command, which then finds no shell around it
+    done = run("bash", "-e", "-o", "pipefail", "-c", stays, folder=folder, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
