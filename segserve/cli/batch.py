@@ -14,13 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..batch.formats import Format
-from ..runtime.passes import Mode, Tta
 from .app import USE, app, console, print_error, print_plain, progress_bar, told_in_one_line
+from .asking import ClassesFlag, ModeFlag, ThresholdFlag, TtaFlag, given_options
 
 if TYPE_CHECKING:
     from ..batch.table import Summary
 
-_OPTIONS = "Options of a request"
 _WORKERS = "Who computes"
 
 
@@ -36,15 +35,10 @@ def batch(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="remove the target's results and begin anew")] = False,
     max_failures: Annotated[int | None, typer.Option(min=0, help="stop when more images than this have failed")] = None,
     json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
-    mode: Annotated[Mode | None, typer.Option(help="whole, or in tiles", rich_help_panel=_OPTIONS)] = None,
-    tta: Annotated[Tta | None, typer.Option(help="test-time augmentation", rich_help_panel=_OPTIONS)] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="keep only these, by name or id: cat,dog", rich_help_panel=_OPTIONS)
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="less certain pixels become background", rich_help_panel=_OPTIONS),
-    ] = None,
+    mode: ModeFlag = None,
+    tta: TtaFlag = None,
+    classes: ClassesFlag = None,
+    threshold: ThresholdFlag = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="by default one a GPU, else one a core", rich_help_panel=_WORKERS)
     ] = None,
@@ -56,8 +50,7 @@ def batch(
 
     The same command goes on where it was stopped, and takes up images that have come since.
     """
-    asked = {"mode": mode, "tta": tta, "classes": classes, "threshold": threshold}
-    options = {name: value for name, value in asked.items() if value is not None}
+    options = given_options(mode=mode, tta=tta, classes=classes, threshold=threshold)
 
     def work(bar: "_Bar") -> "Summary":
         from ..batch.job import Job

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.passes import Mode, Tta
 from ..segment.layout import Format, Layout
 from ..segment.sources import STDIN, find_sources
 from .app import USE, app, model_folder, model_names, told_in_one_line
+from .asking import ClassesFlag, ModeFlag, ThresholdFlag, TtaFlag, given_options
 from .outcomes import Reporter, reporter
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     Ask = Callable[..., Segmentation]
 
-_OPTIONS = "Options of a request"
 _SERVER = "Who computes"
 _DEFAULT_FOLDER = Path("segmented")
 
@@ -51,15 +50,10 @@ def segment(
     json: Annotated[
         bool, typer.Option("--json", help="tell what became of each image as one JSON object a line")
     ] = False,
-    mode: Annotated[Mode | None, typer.Option(help="whole, or in tiles", rich_help_panel=_OPTIONS)] = None,
-    tta: Annotated[Tta | None, typer.Option(help="test-time augmentation", rich_help_panel=_OPTIONS)] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="keep only these, by name or id: cat,dog", rich_help_panel=_OPTIONS)
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="less certain pixels become background", rich_help_panel=_OPTIONS),
-    ] = None,
+    mode: ModeFlag = None,
+    tta: TtaFlag = None,
+    classes: ClassesFlag = None,
+    threshold: ThresholdFlag = None,
     server: Annotated[
         str | None, typer.Option(help="its address; by default that of `segserve serve`", rich_help_panel=_SERVER)
     ] = None,
@@ -88,8 +82,7 @@ def segment(
     from ..segment.formats import encode_result
     from ..segment.run import Run, read_source
 
-    asked = {"mode": mode, "tta": tta, "classes": classes, "threshold": threshold}
-    options = {name: value for name, value in asked.items() if value is not None}
+    options = given_options(mode=mode, tta=tta, classes=classes, threshold=threshold)
     with told_in_one_line():
         _check_alternatives(local=local, server=server, token=token)
         to_stdout = images == [STDIN] and output is None

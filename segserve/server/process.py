@@ -10,10 +10,8 @@ from .java import find_java
 from .launch import CONFIG_FILE, launch, make_tmp_dir
 from .log import model_failure, server_failure, worker_output_complete
 from .properties import write_properties
-from .running import KEY_FILE, STATE_FILE, RunningServer
+from .running import STATE_FILE, RunningServer
 from .state import ServerState
-
-__all__ = ["KEY_FILE", "STATE_FILE", "TorchServe"]
 
 _POLL_S = 0.25
 _OUTPUT_LAG_S = 3  # how long a dead worker's last words may take to reach the log

@@ -52,17 +52,17 @@ class Api:
         return requests.get(url, headers=self.management_headers, timeout=120)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("archives")
     return [build_archive(EMBEDDED, folder), build_archive(_narrow_model(folder), folder)]
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+@pytest.fixture(scope="package", params=ENGINES)
 def server(
     request: pytest.FixtureRequest, archives: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    """Tests are grouped by engine: each is started once, and not while the other runs."""
+    """Tests are grouped by engine: each is started once, not while the other runs, and gone when other tests begin."""
     if request.param == "ray":
         pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segserve[ray]'")
     with ENGINES[request.param].start(archives, tmp_path_factory.mktemp(request.param) / "run") as server:
@@ -70,7 +70,7 @@ def server(
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def api(server: RunningServer) -> Api:
     return Api(
         server.inference_url,

@@ -2,16 +2,14 @@
 
 import json
 import os
-import re
 import subprocess
 
 import pytest
 
-from tests.conftest import PROJECT
 from tests.contract.conftest import Api
+from tests.documents import blocks
 
-PAGE = (PROJECT / "docs" / "api.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+COMMANDS = blocks("docs/api.md", "sh")
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,13 @@ from segserve.batch.formats import Format
 from segserve.batch.job import Job
 from segserve.batch.run import Pool, run_batch
 from segserve.segment.errors import StoppedError
-from tests.conftest import EMBEDDED, PROJECT
+from tests.conftest import EMBEDDED
+from tests.documents import blocks
 from tests.unit.tiny import write_tiny_model
 
-BLOCKS = re.findall(r"```sh\n(.*?)```", (PROJECT / "docs" / "batch.md").read_text(encoding="utf-8"), re.DOTALL)
+from .user import shell
+
+BLOCKS = blocks("docs/batch.md", "sh")
 IMAGES = 60
 
 
@@ -197,18 +200,8 @@ def user_folder(tmp_path_factory, photographs):
 
 
 def test_batch_page_blocks_run_and_find_the_cat(user_folder):
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     for block in BLOCKS:
-        done = subprocess.run(
-            ["/bin/bash", "-e", "-o", "pipefail", "-c", block],
-            cwd=user_folder,
-            env={**os.environ, "PATH": path},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        shell(block, folder=user_folder, timeout_s=600)
     rows = {Path(row["path"]).name: row for row in table(user_folder / "masks").to_pylist()}
     assert {entry["label"] for entry in rows["cat.png"]["classes"]} >= {"cat"}
     assert {entry["label"] for entry in rows["astronaut.png"]["classes"]} >= {"person"}

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,8 +18,10 @@ from segserve.client import (
     UnknownModelError,
 )
 from segserve.local import LocalSegmenter
-from segserve.server.process import KEY_FILE, TorchServe
-from tests.conftest import EMBEDDED, PROJECT
+from segserve.server.process import TorchServe
+from segserve.server.running import KEY_FILE
+from tests.conftest import EMBEDDED
+from tests.documents import blocks
 
 MAX_REQUEST_BYTES = 2_000_000
 SLIDE = {"mode": "slide", "classes": ["cat", "dog"], "threshold": 0.6, "confidence": True}
@@ -172,9 +173,8 @@ def test_documentation_s_python_runs_from_top_to_bottom(server, archive, photogr
     (tmp_path / "build" / archive.name).symlink_to(archive)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TOKEN", server.inference_token)
-    text = (PROJECT / "docs" / "client.md").read_text(encoding="utf-8")
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+    for block in blocks("docs/client.md", "python"):
         code = block.replace("http://127.0.0.1:8080", server.inference_url).replace(
             "127.0.0.1:7070", server.grpc_address
         )

@@ -1,10 +1,8 @@
 """Ray Serve as a user runs it: started by the command, asked, hurt and stopped. A tiny model keeps it quick."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 import zipfile
 from collections import Counter
@@ -20,9 +18,11 @@ from segserve.archive import build_archive
 from segserve.client import RefusedError, SegmentationClient
 from segserve.local import LocalSegmenter
 from segserve.server.errors import ServerError
-from tests.conftest import PROJECT
 from tests.contract.images import encoded, picture
+from tests.documents import blocks
 from tests.unit.tiny import write_tiny_model
+
+from . import user
 
 pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segserve[ray]'")
 
@@ -30,7 +30,7 @@ from segserve.ray_app.process import RayServe
 
 IMAGE = encoded(picture())
 CONFIG = {"batchSize": 2, "maxBatchDelay": 1, "jobQueueSize": 8, "handler": {"threads": 1, "precision": "fp32"}}
-BLOCKS = re.findall(r"```sh\n(.*?)```", (PROJECT / "docs" / "ray.md").read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = blocks("docs/ray.md", "sh")
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +52,7 @@ def folder(model, tmp_path_factory) -> Path:
 
 def run(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
     """A line of the documentation, with this interpreter's `segserve`."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.run(
-        ["/bin/bash", "-c", command],
-        cwd=folder,
-        env={**os.environ, "PATH": path, **variables},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    return user.run("bash", "-c", command, folder=folder, timeout_s=400, **variables)
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,11 @@ from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 from segserve.runtime.record import read_record, sha256_of, write_record
 from segserve.server.process import TorchServe
 from tests.conftest import PROJECT
+from tests.documents import blocks
 from tests.file_server import served
 from tests.unit.voc import write_pair, write_split
 
-from .user import blocks, segserve, shell
+from .user import segserve, shell
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 SHELL = blocks("README.md", "sh")

@@ -12,8 +12,9 @@ from PIL import Image
 
 from segserve.client import SegmentationClient
 from segserve.server.process import TorchServe
+from tests.documents import blocks
 
-from .user import blocks, segserve, shell
+from .user import segserve, shell
 
 BLOCKS = blocks("docs/cli.md", "sh")
 

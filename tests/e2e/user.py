@@ -1,22 +1,19 @@
-"""A user at a shell: how the tests run commands, and the blocks of code that the documents show."""
+"""A user at a shell: how the tests run commands."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import PROJECT
 
-
-def run(*command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+def run(*command: str, folder: Path, timeout_s: float = 300, **variables: str) -> subprocess.CompletedProcess:
     """In that folder, with a new user's home, the package's commands on the path, and no token in the environment."""
     kept = {name: value for name, value in os.environ.items() if name != "SEGSERVE_TOKEN"}
     (folder / "home").mkdir(exist_ok=True)
     path = f"{os.path.dirname(sys.executable)}:{kept['PATH']}"
     environment = {**kept, "HOME": str(folder / "home"), "PATH": path, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
     )
 
 
@@ -24,15 +21,9 @@ def segserve(*arguments: str, folder: Path, **variables: str) -> subprocess.Comp
     return run(sys.executable, "-m", "segserve", *arguments, folder=folder, **variables)
 
 
-def shell(block: str, *, folder: Path, **variables: str) -> str:
+def shell(block: str, *, folder: Path, timeout_s: float = 300, **variables: str) -> str:
     """Runs a block of shell commands as they stand, which must all succeed; their standard output."""
     stays = f"{block}\n:"  # else bash gives way to the last command, which then finds no shell around it
-    done = run("bash", "-e", "-o", "pipefail", "-c", stays, folder=folder, **variables)
+    done = run("bash", "-e", "-o", "pipefail", "-c", stays, folder=folder, timeout_s=timeout_s, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def blocks(document: str, language: str) -> list[str]:
-    """The document's code blocks in that language, in their order."""
-    text = (PROJECT / document).read_text(encoding="utf-8")
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 
@@ -122,12 +121,9 @@ def test_segment_answer_too_late_is_not_asked_again(server):
     assert len(server.received) == 1
 
 
-def test_segment_no_server_raises_unreachable_and_names_the_address():
-    with socket.socket() as bound:  # a port on which nobody listens
-        bound.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        with pytest.raises(UnreachableError, match=rf"^{url}: no server answers there \(Connection refused\)"):
-            segmented(url, IMAGE, retries=0)
+def test_segment_no_server_raises_unreachable_and_names_the_address(silent_url):
+    with pytest.raises(UnreachableError, match=rf"^{silent_url}: no server answers there \(Connection refused\)"):
+        segmented(silent_url, IMAGE, retries=0)
 
 
 def test_client_address_that_is_none_raises():

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 
 import numpy as np
 import pytest
@@ -117,8 +116,5 @@ def test_evaluate_strange_label_is_told_in_one_line_and_nothing_is_written(data,
     assert [path.name for path in tmp_path.iterdir()] == ["odd"]
 
 
-def test_evaluate_server_that_is_not_there_is_told_in_one_line(data, tiny_model):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and nobody listens
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        assert f"{url}: no server answers there" in refusal(tiny_model, "--data", data, "--server", url)
+def test_evaluate_server_that_is_not_there_is_told_in_one_line(silent_url, data, tiny_model):
+    assert f"{silent_url}: no server answers there" in refusal(tiny_model, "--data", data, "--server", silent_url)

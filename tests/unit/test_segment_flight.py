@@ -59,14 +59,15 @@ def test_tasks_are_taken_only_as_they_are_needed():
 
 
 def test_threads_end_with_the_results():
-    before = threading.active_count()
+    others = set(threading.enumerate())
     results = Flight(str, WORKERS).results(range(100))
     next(results)
+    own = set(threading.enumerate()) - others
+    assert len(own) == WORKERS
     results.close()
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    for thread in own:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in own)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
@@ -92,11 +93,13 @@ def test_threads_that_are_awaited_finish_what_they_are_at():
         time.sleep(0.2)
         finished.append(number)
 
+    others = set(threading.enumerate())
     results = Flight(work, WORKERS, awaits_threads=True).results(range(100))
     next(results)
-    before = threading.active_count()
+    own = set(threading.enumerate()) - others
+    assert len(own) == WORKERS
     results.close()
-    assert threading.active_count() == before - WORKERS
+    assert not any(thread.is_alive() for thread in own)
     assert len(finished) <= 2 * WORKERS
 
 
