@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from segserve.runtime import errors
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import read_config
+from segserve.runtime.telemetry import Telemetry
+from segserve.runtime.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -37,24 +40,28 @@ class DeepLabHandler:
                 Path(properties["model_dir"]), device=_device(properties.get("gpu_id")), settings=config.handler
             )
             self._pipeline = Pipeline(segmenter, config.handler)
+            tracing = Tracing.from_environment(os.environ)
         except errors.ModelError as error:
             raise RuntimeError(f"cannot serve this archive: {error}") from None
         self._pipeline.warm_up()
+        self._telemetry = Telemetry(segmenter.record, segmenter.device, context.metrics, tracing)
+        self._telemetry.loaded()
         logger.info("serving %s on %s in %s", segmenter.record.name, segmenter.device, segmenter.dtype)
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:  # noqa: ANN401
         """Answers every request of a batch on its own: its body, status, type and timing, in order."""
+        began_s = perf_counter()
+        headers = [context.get_all_request_header(index) for index in range(len(data))]
         answers = [
-            self._pipeline.describe()
-            if _asks_for_description(row, context.get_all_request_header(index))
-            else self._pipeline.answer(row, context.get_all_request_header(index))
-            for index, row in enumerate(data)
+            self._pipeline.describe() if _asks_for_description(row, given) else self._pipeline.answer(row, given)
+            for row, given in zip(data, headers, strict=True)
         ]
         for index, answer in enumerate(answers):
             context.set_response_status(answer.status, answer.phrase, index)
             context.set_response_content_type(index, answer.media_type)
-            if answer.seconds:
+            if answer.observed is not None:
                 context.set_response_header(index, "Server-Timing", answer.server_timing)
+        self._telemetry.answered(answers, headers, seconds=perf_counter() - began_s)
         return [answer.body for answer in answers]
 
 

@@ -1,7 +1,7 @@
 """From a segmentation to the bytes of the answer, in the media type and encoding that the request asked for."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -11,6 +11,7 @@ from .errors import AnswerTooLargeError, SegserveError
 from .json_answer import JsonAnswer, json_bytes
 from .labels import Segmentation
 from .mask import LabelMap, encode_jpeg, encode_npy, encode_png
+from .observed import Observed
 from .options import MaskEncoding, MediaType
 from .overlay import draw_overlay
 from .record import ModelRecord
@@ -21,27 +22,32 @@ JPEG_MAX_SIDE_PX = 65_500  # the format's own limit, as libjpeg draws it
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back to one client."""
+    """What goes back to one client, and what its request showed on the way."""
 
     body: bytes
     media_type: str
     status: int = 200
     phrase: str = "OK"
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    descriptions: Mapping[str, str] = field(default_factory=dict)
+    observed: Observed | None = None
 
     @property
     def server_timing(self) -> str:
         """The `Server-Timing` header: milliseconds by stage, and a description where a stage has one."""
+        if self.observed is None:
+            return ""
+        timings = self.observed.timings
         return ", ".join(
             f"{stage};dur={1000 * seconds:.2f}"
-            + (f';desc="{self.descriptions[stage]}"' if stage in self.descriptions else "")
-            for stage, seconds in self.seconds.items()
+            + (f';desc="{timings.descriptions[stage]}"' if stage in timings.descriptions else "")
+            for stage, seconds in timings.seconds.items()
         )
 
 
-def error_answer(error: SegserveError, seconds: Mapping[str, float]) -> Answer:
-    return Answer(json_bytes(error.as_document()), MediaType.JSON, error.status, error.phrase, seconds)
+def error_answer(error: SegserveError, observed: Observed | None = None) -> Answer:
+    """The answer to a request that ended in `error`, of which `observed` takes note."""
+    if observed is not None:
+        observed.error = error.code
+    return Answer(json_bytes(error.as_document()), MediaType.JSON, error.status, error.phrase, observed)
 
 
 def encode_answer(

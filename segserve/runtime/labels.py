@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from .mask import LabelMap
+from .quality import Quality, measure_quality
 from .record import BACKGROUND
 
 # Logits of so many pixels exist at the image's size at a time: 16 Ki x 21 classes x 4 bytes = 1.4 MB, within the cache.
@@ -62,11 +63,13 @@ class Segmentation:
         classes: those present, largest first.
         confidence_map: uint8 (H, W), 255 times every pixel's top probability, rounded, where it was asked for. It is
             that of the class the network chose, also where the rule made background of it.
+        quality: what the network makes of the image as a whole, whatever the rule.
     """
 
     label_map: LabelMap
     classes: tuple[ClassSummary, ...]
     confidence_map: NDArray[np.uint8] | None = None
+    quality: Quality | None = None
 
 
 def choose_labels(logits: Tensor, height_px: int, width_px: int, rule: LabelRule = EVERY_PIXEL) -> Segmentation:
@@ -82,7 +85,7 @@ def choose_labels(logits: Tensor, height_px: int, width_px: int, rule: LabelRule
         labelled = _label_strips(logits, height_px, width_px, rule)
     else:  # a single row would already be too much: strips of columns
         labelled = _label_strips(logits.mT, width_px, height_px, rule).turned()
-    return Segmentation(labelled.label_map, labelled.summaries(), labelled.confidence_map)
+    return Segmentation(labelled.label_map, labelled.summaries(), labelled.confidence_map, measure_quality(logits))
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from .errors import BadOptionError, InternalError, ModelError, OutOfMemoryError,
 from .image import FORMATS, decode_image
 from .json_answer import json_bytes
 from .labels import LabelRule
+from .observed import Observed
 from .options import MediaType, Options
 from .request import SegmentRequest, read_request
-from .segmenter import Segmenter, Timings
+from .segmenter import Segmenter
 from .settings import CONFIG_FILE, Settings
 
 logger = logging.getLogger(__name__)
@@ -40,31 +41,35 @@ class Pipeline:
 
     def answer(self, row: Mapping[str, object], headers: Mapping[str, object]) -> Answer:
         """Answers one request; never raises for what is wrong with it. See `read_request` for the arguments."""
-        timings = Timings()
+        observed = Observed()
         try:
-            body, media_type = self._segment(row, headers, timings)
+            body, media_type = self._segment(row, headers, observed)
         except SegserveError as error:
-            return error_answer(error, timings.seconds)
+            return error_answer(error, observed)
         except MemoryError:
             logger.exception("no memory left for a request")
             return error_answer(
-                OutOfMemoryError("no memory left for this image; send it smaller, or try again later"), timings.seconds
+                OutOfMemoryError("no memory left for this image; send it smaller, or try again later"), observed
             )
         except Exception:
             logger.exception("a request failed")
-            return error_answer(InternalError("the server failed at this image; its log says why"), timings.seconds)
-        return Answer(body, media_type, seconds=timings.seconds, descriptions=timings.descriptions)
+            return error_answer(InternalError("the server failed at this image; its log says why"), observed)
+        return Answer(body, media_type, observed=observed)
 
     def _segment(
-        self, row: Mapping[str, object], headers: Mapping[str, object], timings: Timings
+        self, row: Mapping[str, object], headers: Mapping[str, object], observed: Observed
     ) -> tuple[bytes, MediaType]:
+        timings = observed.timings
         with timings.stage("decode"):
             request = read_request(row, headers, self.settings.defaults)
+            observed.read(request)
             rule = self._label_rule(request)
             image_rgb = decode_image(request.image, max_pixels=self.settings.max_image_pixels)
+        observed.pixels = image_rgb.shape[0] * image_rgb.shape[1]
         options = request.options
         self._check_cost(options, *image_rgb.shape[:2])
         segmentation = self.segmenter.segment(image_rgb, timings, mode=options.mode, tta=options.tta, rule=rule)
+        observed.quality = segmentation.quality
         with timings.stage("encode"):
             body = encode_answer(
                 request, image_rgb, segmentation, self.segmenter.record, self.settings.max_response_bytes

@@ -1,11 +1,7 @@
 """From RGB pixels to the class of every pixel at the image's own size. Holds no state that a call changes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from time import perf_counter
 from typing import Self
 
 import numpy as np
@@ -21,26 +17,11 @@ from .network import SegmentationNetwork
 from .passes import Mode, Plan, Tta, View, costs, plan_passes
 from .record import ModelRecord, ResizeRule, read_record
 from .settings import Settings
+from .timings import Timings
 from .weights import load_network
 
 # So many tiles go through the network together. A GPU would idle on one; a CPU is no faster on several.
 _TILES_AT_ONCE = {"cpu": 1, "cuda": 8}
-
-
-@dataclass
-class Timings:
-    """Seconds by stage of one request, and by stage what else is worth telling."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    descriptions: dict[str, str] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began_s = perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - began_s
 
 
 class Segmenter:

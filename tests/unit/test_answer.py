@@ -18,8 +18,10 @@ from segserve.runtime.answer import Answer, encode_answer, error_answer
 from segserve.runtime.errors import AnswerTooLargeError, SegserveError
 from segserve.runtime.json_answer import JsonAnswer, json_bytes
 from segserve.runtime.labels import ClassSummary, Segmentation
+from segserve.runtime.observed import Observed
 from segserve.runtime.options import MaskEncoding, MediaType, Options
 from segserve.runtime.request import SegmentRequest
+from segserve.runtime.timings import Interval, Timings
 
 from .test_polygons import redrawn
 from .tiny import CLASSES, tiny_record
@@ -209,19 +211,20 @@ def test_encode_answer_jpeg_above_the_format_limit_raises(size_hw):
 
 @pytest.mark.parametrize("text", ["plain", 'quote " and \\', "ä€\u2028", "line\nbreak"], ids=ascii)
 def test_error_answer_any_message_is_json(text):
-    answer = error_answer(SegserveError(text), {"decode": 0.001})
+    answer = error_answer(SegserveError(text))
     assert json.loads(answer.body) == {"error": {"code": "internal_error", "message": text}}
     assert (answer.status, answer.media_type) == (500, "application/json")
 
 
 def test_server_timing_lists_stages_in_ms():
-    answer = Answer(b"", MediaType.JSON, seconds={"decode": 0.0012, "inference": 1.5})
+    timings = Timings([Interval("decode", 1.0, 1.0012), Interval("inference", 2.0, 3.0), Interval("inference", 4.0, 4.5)])
+    answer = Answer(b"", MediaType.JSON, observed=Observed(timings))
     assert answer.server_timing == "decode;dur=1.20, inference;dur=1500.00"
 
 
 def test_server_timing_describes_a_stage_that_has_something_to_tell():
-    seconds = {"inference": 1.5, "encode": 0.001}
-    answer = Answer(b"", MediaType.JSON, seconds=seconds, descriptions={"inference": "2.0 passes"})
+    intervals = [Interval("inference", 0, 1.5), Interval("encode", 2, 2.001)]
+    answer = Answer(b"", MediaType.JSON, observed=Observed(Timings(intervals, {"inference": "2.0 passes"})))
     assert answer.server_timing == 'inference;dur=1500.00;desc="2.0 passes", encode;dur=1.00'
 
 

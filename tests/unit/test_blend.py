@@ -13,8 +13,9 @@ from segserve.runtime import blend
 from segserve.runtime.blend import average_views, blend_tiles, blend_weights
 from segserve.runtime.passes import Axis, View, plan_passes
 from segserve.runtime.record import InputRule, ResizeRule
-from segserve.runtime.segmenter import Segmenter, Timings
+from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
+from segserve.runtime.timings import Timings
 
 from ..conftest import EMBEDDED
 from .images import noise

@@ -230,7 +230,7 @@ def test_read_request_options_follow_body_then_header_then_default(field, header
 def test_read_request_unknown_option_raises_and_can_be_answered(request_):
     with pytest.raises(BadOptionError, match=r"unknown option '.*; the options are: mask|is not text") as caught:
         read(request_)
-    assert len(error_answer(caught.value, {}).body) < 1000
+    assert len(error_answer(caught.value).body) < 1000
 
 
 def test_read_request_binary_form_field_raises():
@@ -244,7 +244,7 @@ def test_read_request_binary_form_field_raises():
 def test_read_request_bad_value_raises_and_can_be_answered(value):
     with pytest.raises(BadOptionError, match=r"option mask: got .*('polygons' or 'none'|unicode)") as caught:
         read_json({"data": BASE64, "mask": value})
-    assert len(error_answer(caught.value, {}).body) < 1000
+    assert len(error_answer(caught.value).body) < 1000
 
 
 @pytest.mark.parametrize("name", ["Accept", "accept", "ACCEPT"])
@@ -304,7 +304,7 @@ def test_read_request_anything_is_read_or_refused_with_an_answer(row, headers):
     try:
         request = read_request(row, headers, Options())
     except SegserveError as error:
-        answer = error_answer(error, {})
+        answer = error_answer(error)
         assert answer.status in (400, 406)
         assert set(json.loads(answer.body)["error"]) == {"code", "message"}
     else:

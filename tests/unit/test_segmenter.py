@@ -14,8 +14,9 @@ from segserve.runtime import segmenter as segmenter_module
 from segserve.runtime.errors import OutOfMemoryError
 from segserve.runtime.labels import choose_labels, upsampled_rows
 from segserve.runtime.record import InputRule, ResizeRule
-from segserve.runtime.segmenter import Segmenter, Timings
+from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
+from segserve.runtime.timings import Timings
 
 from .images import noise, smooth
 from .tiny import tiny_network, tiny_record

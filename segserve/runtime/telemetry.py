@@ -1,0 +1,139 @@
+"""Hands what requests showed on their way to the server's metrics, and to traces where these are asked for.
+
+Of the server nothing is known but what TorchServe's context offers: `metrics.cache`, by kind and name what its metrics
+file names. Ray Serve's stand-in offers the same. What the server does not name is not told.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import psutil
+import torch
+
+from . import metrics as m
+from .answer import Answer
+from .observed import Observed
+from .record import ModelRecord
+from .tracing import Tracing
+
+logger = logging.getLogger(__name__)
+
+# TorchServe takes a metric as a line of text, in which these have a meaning.
+_NOT_IN_A_LABEL = str.maketrans("|,:#\n\r", "______")
+
+
+class Sink(Protocol):
+    """A metric of the server, as `ts.metrics.caching_metric.CachingMetric` has it."""
+
+    dimension_names: Sequence[str]
+
+    def add_or_update(self, value: float, dimension_values: list[str]) -> None: ...
+
+
+class MetricsCache(Protocol):
+    """Of `context.metrics` what is used."""
+
+    @property
+    def cache(self) -> Mapping[object, Mapping[str, Sink]]: ...
+
+
+class Telemetry:
+    """What one worker tells of itself and of its requests.
+
+    Args:
+        record: the model's.
+        device: where it computes.
+        server: the metrics of the server; None where it has none.
+        tracing: where spans go, if anywhere.
+    """
+
+    def __init__(
+        self, record: ModelRecord, device: torch.device, server: MetricsCache | None, tracing: Tracing | None = None
+    ) -> None:
+        self._record = record
+        self._device = device
+        self._model = (_label(record.name), _label(record.version))
+        self._sinks = _sinks(server)
+        self._tracing = tracing
+        self._process = psutil.Process()
+
+    def loaded(self) -> None:
+        """Tells that the worker is there, and what would otherwise be unknown until it first happens."""
+        if not self._sinks:
+            logger.info("the server's metrics file names none of segserve's metrics: none are told")
+        self._tell(m.WORKER_STARTS, 1)
+        self._tell(m.BACKGROUND_ONLY, 0)
+        for label in self._record.labels:
+            self._tell(m.CLASS_COVERAGE, 0, label)
+        self._tell_memory()
+
+    def answered(self, answers: Sequence[Answer], headers: Sequence[Mapping[str, object]], *, seconds: float) -> None:
+        """Tells of the requests that were answered together.
+
+        Args:
+            headers: those of each request, for traces.
+            seconds: how long all of them took.
+        """
+        requests = [(answer, answer.observed, given) for answer, given in zip(answers, headers, strict=True)]
+        told = [(answer, observed, given) for answer, observed, given in requests if observed is not None]
+        if told and self._sinks:
+            self._tell(m.BATCH_SIZE, len(told))
+            self._tell_memory()
+            for answer, observed, _ in told:
+                self._tell_request(answer, observed, seconds)
+        if self._tracing is not None:
+            for answer, observed, given in told:
+                self._tracing.trace(self._record, answer.status, observed, given)
+
+    def _tell_request(self, answer: Answer, observed: Observed, seconds: float) -> None:
+        self._tell(m.REQUESTS, 1, str(answer.status), observed.encoding, observed.error)
+        self._tell(m.REQUEST_SECONDS, seconds)
+        for stage, stage_seconds in observed.timings.seconds.items():
+            self._tell(m.STAGE_SECONDS, stage_seconds, stage)
+        self._tell(m.ANSWER_BYTES, len(answer.body))
+        self._tell(m.IMAGE_BYTES, observed.image_bytes)
+        if observed.pixels:
+            self._tell(m.IMAGE_MEGAPIXELS, observed.pixels / 1e6)
+        self._tell_quality(observed)
+
+    def _tell_quality(self, observed: Observed) -> None:
+        quality = observed.quality
+        if quality is None:
+            return
+        self._tell(m.CONFIDENCE, quality.confidence)
+        self._tell(m.ENTROPY, quality.entropy)
+        for label, share in zip(self._record.labels, quality.shares, strict=True):
+            if share:
+                self._tell(m.CLASS_COVERAGE, share, label)
+        if quality.is_background_only:
+            self._tell(m.BACKGROUND_ONLY, 1)
+
+    def _tell_memory(self) -> None:
+        self._tell(m.MEMORY_BYTES, self._process.memory_info().rss)
+        if self._device.type == "cuda":
+            self._tell(m.GPU_MEMORY_BYTES, torch.cuda.memory_reserved(self._device), str(self._device.index or 0))
+
+    def _tell(self, metric: m.Metric, value: float, *labels: str) -> None:
+        sink = self._sinks.get(metric.name)
+        if sink is not None and math.isfinite(value):
+            sink.add_or_update(value, [*self._model, *map(_label, labels)])
+
+
+def _sinks(server: MetricsCache | None) -> dict[str, Sink]:
+    """By name, the server's metrics that are declared here and there with the same labels."""
+    return {name: sink for name, sink in _named(server) if list(sink.dimension_names) == _LABELS.get(name)}
+
+
+_LABELS = {metric.name: list(metric.labels) for metric in m.OWN}
+
+
+def _named(server: MetricsCache | None) -> Iterator[tuple[str, Sink]]:
+    if server is not None:
+        for of_a_kind in server.cache.values():
+            yield from of_a_kind.items()
+
+
+def _label(text: str) -> str:
+    return text.translate(_NOT_IN_A_LABEL) or "none"
