@@ -9,6 +9,7 @@ import ray
 from ray.serve import Application
 
 from ..runtime.errors import ModelError
+from ..runtime.metrics import OWN
 from ..runtime.settings import ModelConfig
 from . import ARCHIVE_VARIABLE, Arguments
 from .archives import Archive, read_archive
@@ -112,6 +113,7 @@ def _model(archive: Archive, arguments: Arguments) -> Application:
         batch_size=config.batchSize,
         batch_delay_s=config.maxBatchDelay / 1000,
         timeout_s=config.responseTimeout,
+        metrics={metric.name: metric.labels for metric in OWN},
     )
     return bound
 

@@ -1,7 +1,9 @@
 """What stands for TorchServe's `Context` in front of a handler: the same names, for one worker or one batch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from .collected import CollectedMetrics
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Worker:
     model_yaml_config: Mapping[str, object]
     batch_size: int
     gpu_id: int | None
+    metrics: CollectedMetrics = field(default_factory=lambda: CollectedMetrics({}))
 
 
 class Context:
@@ -31,6 +34,7 @@ class Context:
         self.model_name = worker.model_name
         self.manifest = worker.manifest
         self.model_yaml_config = worker.model_yaml_config
+        self.metrics = worker.metrics
         self.system_properties = {
             "model_dir": worker.model_dir,
             "gpu_id": worker.gpu_id,

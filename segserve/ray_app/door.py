@@ -137,6 +137,7 @@ class Door:
             ) from error
         except (RayActorError, DeploymentUnavailableError) as error:
             raise UnavailableError("the process that had this request is gone; send it again") from error
+        self._metrics.count_observations(handled.observations)
         return handled
 
     async def _manage(self, request: Request, rest: list[str]) -> Response:

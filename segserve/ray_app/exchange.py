@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .collected import Observation
+
 
 @dataclass(frozen=True)
 class Received:
@@ -14,12 +16,13 @@ class Received:
 
 @dataclass(frozen=True)
 class Handled:
-    """A handler's answer, and the seconds that its batch took."""
+    """A handler's answer, the seconds that its batch took, and what the replica has told since the last one."""
 
     status: int
     body: bytes
     headers: Mapping[str, str]
     seconds: float
+    observations: tuple[Observation, ...] = ()
 
 
 DESCRIBE = Received({}, {"describe": "True"})

@@ -18,6 +18,7 @@ import yaml
 
 import segserve
 
+from .collected import CollectedMetrics
 from .context import Context, Worker
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -33,13 +34,19 @@ class Handler(Protocol):
 
 
 def load_handler(
-    archive: Path, folder: Path, *, overrides: Mapping[str, Any], gpu_id: int | None
+    archive: Path,
+    folder: Path,
+    *,
+    overrides: Mapping[str, Any],
+    gpu_id: int | None,
+    metrics: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Handler, Worker]:
     """Unpacks an archive into an empty folder, which must stay, and loads the handler class that lies in it.
 
     Args:
         overrides: keys of model-config.yaml that are to be other than in the archive, `handler` with keys of its own.
         gpu_id: of the GPU to compute on, if any.
+        metrics: names of labels by the names of the metrics that the handler may tell.
 
     Raises:
         RuntimeError: the handler says that its archive cannot be served, or is no handler at all.
@@ -55,6 +62,7 @@ def load_handler(
         model_yaml_config=config,
         batch_size=config.get("batchSize", 1),
         gpu_id=gpu_id,
+        metrics=CollectedMetrics(metrics or {}),
     )
     handler = _handler_class(_imported(folder, manifest["model"]["handler"]))()
     handler.initialize(Context(worker))

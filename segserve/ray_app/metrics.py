@@ -4,19 +4,28 @@ import platform
 from collections.abc import Iterable
 
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
-from prometheus_client.metrics_core import Metric
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.metrics_core import Metric as Family
+
+from ..runtime.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
+from .collected import Observation
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_MODEL = ("model_name", "model_version", "hostname")
-_HOST = ("Level", "Hostname")
 _ANY_VERSION = "default"  # TorchServe's word for a request that names none
+_HUNDREDS = (2, 4, 5)
 
 
 class _Total(Gauge):
-    """A total whose name must not end in `_total`, as prometheus_client would have it of a counter."""
+    """A total whose name does not end in `_total`, as prometheus_client would have it of a counter."""
 
     _type = "unknown"
 
@@ -27,41 +36,56 @@ class Metrics:
     def __init__(self) -> None:
         self._hostname = platform.node()
         self._registry = registry = CollectorRegistry()
-        self._requests = Counter("ts_inference_requests_total", "Requests.", _MODEL, registry=registry)
-        self._latency_us = _Total(
-            "ts_inference_latency_microseconds", "From request to answer, total.", _MODEL, registry=registry
-        )
-        self._queue_us = _Total("ts_queue_latency_microseconds", "On the way, total.", _MODEL, registry=registry)
-        self._statuses = {
-            hundred: _Total(f"Requests{hundred}XX", "Answers by status.", _HOST, registry=registry)
-            for hundred in (2, 4, 5)
+        host_figures = _host_figures()
+        self._collectors = {
+            metric.name: _collector(metric, registry) for metric in (*OWN, *ENGINE) if metric.name not in host_figures
         }
-        for metric in self._statuses.values():  # at 0 from the start, for rates
-            metric.labels("Host", self._hostname)
-        self._queue_ms = Gauge("QueueTime", "The last request's, in ms.", _HOST, registry=registry)
-        self._prediction_ms = Gauge(
-            "PredictionTime", "The last batch's, in ms.", ("ModelName", "Level", "Hostname"), registry=registry
-        )
+        for hundred in _HUNDREDS:  # at 0 from the start, for rates
+            self._add(f"Requests{hundred}XX", 0, "Host")
         registry.register(_Host(self._hostname))
 
     def count_answer(self, status: int) -> None:
         """Any answer at all."""
-        if metric := self._statuses.get(status // 100):
-            metric.labels("Host", self._hostname).inc()
+        if status // 100 in _HUNDREDS:
+            self._add(f"Requests{status // 100}XX", 1, "Host")
 
     def count_prediction(self, model: str, version: str | None, *, seconds: float, handler_seconds: float) -> None:
         """A request that a handler has answered: how long it took in all, and how long the handler had it."""
-        labels = model, version or _ANY_VERSION, self._hostname
+        labels = model, version or _ANY_VERSION
         queue_s = max(0.0, seconds - handler_seconds)
-        self._requests.labels(*labels).inc()
-        self._latency_us.labels(*labels).inc(1e6 * seconds)
-        self._queue_us.labels(*labels).inc(1e6 * queue_s)
-        self._queue_ms.labels("Host", self._hostname).set(1e3 * queue_s)
-        self._prediction_ms.labels(model, "Model", self._hostname).set(1e3 * handler_seconds)
+        self._add("ts_inference_requests_total", 1, *labels)
+        self._add("ts_inference_latency_microseconds", 1e6 * seconds, *labels)
+        self._add("ts_queue_latency_microseconds", 1e6 * queue_s, *labels)
+        self._add("QueueTime", 1e3 * queue_s, "Host")
+        self._add("PredictionTime", 1e3 * handler_seconds, model, "Model")
+
+    def count_observations(self, observations: Iterable[Observation]) -> None:
+        """What a handler told of itself."""
+        for name, value, labels in observations:
+            self._add(name, value, *labels)
+
+    def _add(self, name: str, value: float, *labels: str) -> None:
+        collector = self._collectors[name].labels(*labels, self._hostname)
+        if isinstance(collector, Histogram):
+            collector.observe(value)
+        elif isinstance(collector, Counter | _Total):
+            collector.inc(value)
+        else:
+            collector.set(value)
 
     def exposed(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+def _collector(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    labels = (*metric.labels, metric.host_label)
+    if metric.kind is Kind.HISTOGRAM:
+        return Histogram(metric.name, metric.description, labels, registry=registry, buckets=BUCKETS)
+    if metric.kind is Kind.GAUGE:
+        return Gauge(metric.name, metric.description, labels, registry=registry)
+    kind = Counter if metric.name.endswith("_total") else _Total
+    return kind(metric.name, metric.description, labels, registry=registry)
 
 
 class _Host:
@@ -71,18 +95,22 @@ class _Host:
         self._labels = {"Level": "Host", "Hostname": hostname}
         psutil.cpu_percent()  # the first call only starts the measurement
 
-    def collect(self) -> Iterable[Metric]:
-        memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
-        figures = {
-            "CPUUtilization": psutil.cpu_percent(),
-            "MemoryUsed": memory.used / 2**20,
-            "MemoryAvailable": memory.available / 2**20,
-            "MemoryUtilization": memory.percent,
-            "DiskUsage": disk.used / 2**30,
-            "DiskAvailable": disk.free / 2**30,
-            "DiskUtilization": disk.percent,
-        }
-        for name, value in figures.items():
-            metric = Metric(name, f"{name} of the machine.", "gauge")
-            metric.add_sample(name, self._labels, value)
-            yield metric
+    def collect(self) -> Iterable[Family]:
+        descriptions = {metric.name: metric.description for metric in ENGINE}
+        for name, value in _host_figures().items():
+            family = Family(name, descriptions[name], "gauge")
+            family.add_sample(name, self._labels, value)
+            yield family
+
+
+def _host_figures() -> dict[str, float]:
+    memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
+    return {
+        "CPUUtilization": psutil.cpu_percent(),
+        "MemoryUsed": memory.used / 2**20,
+        "MemoryAvailable": memory.available / 2**20,
+        "MemoryUtilization": memory.percent,
+        "DiskUsage": disk.used / 2**30,
+        "DiskAvailable": disk.free / 2**30,
+        "DiskUtilization": disk.percent,
+    }

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,10 +26,18 @@ class Model:
         batch_size: how many requests are handed to the handler at once, at most.
         batch_delay_s: how long a request waits for company.
         timeout_s: a batch that takes longer ends the replica, as TorchServe ends its worker.
+        metrics: see `load_handler`.
     """
 
     def __init__(
-        self, archive: str, overrides: Mapping[str, Any], *, batch_size: int, batch_delay_s: float, timeout_s: float
+        self,
+        archive: str,
+        overrides: Mapping[str, Any],
+        *,
+        batch_size: int,
+        batch_delay_s: float,
+        timeout_s: float,
+        metrics: Mapping[str, Sequence[str]],
     ) -> None:
         self._timeout_s = timeout_s
         self._began_s: float | None = None
@@ -38,7 +46,12 @@ class Model:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
         gpu_id = 0 if ray.get_gpu_ids() else None  # Ray shows a replica no other GPU than its own
         self._handler, self._worker = self._thread.submit(
-            load_handler, Path(archive), Path(self._folder.name), overrides=overrides, gpu_id=gpu_id
+            load_handler,
+            Path(archive),
+            Path(self._folder.name),
+            overrides=overrides,
+            gpu_id=gpu_id,
+            metrics=metrics,
         ).result()
         together: Any = self._together  # the decorator's own functions are not in its type
         together.set_max_batch_size(batch_size)
@@ -60,8 +73,15 @@ class Model:
         finally:
             self._began_s = None
         seconds = time.monotonic() - began_s
+        observations = self._worker.metrics.drain()
         return [
-            Handled(context.get_response_status(place)[0], body, context.get_response_headers(place), seconds)
+            Handled(
+                context.get_response_status(place)[0],
+                body,
+                context.get_response_headers(place),
+                seconds,
+                () if place else observations,
+            )
             for place, body in enumerate(bodies)
         ]
 
