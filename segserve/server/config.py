@@ -66,7 +66,7 @@ def merge(config: Mapping[str, str], *, model_store: Path, overrides: Mapping[st
         ServerError: an unknown key in `overrides`, an address or a port that makes no sense.
     """
     _check_keys(overrides, where="overrides")
-    settings = {**config, "allowed_urls": _store_urls(model_store), **overrides}
+    settings = {**config, "allowed_urls": store_urls(model_store), **overrides}
     return {**settings, **choose_addresses(settings)}
 
 
@@ -134,6 +134,6 @@ def _free_port(host: str, wanted: int, held: ExitStack) -> int:
     return int(probe.getsockname()[1])
 
 
-def _store_urls(model_store: Path) -> str:
+def store_urls(model_store: Path) -> str:
     """A regular expression for the file URLs of archives inside the store; TorchServe splits it at commas."""
     return f"file://{re.escape(str(model_store))}/[^/]+[.]mar".replace(",", r"\x2c")

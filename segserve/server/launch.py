@@ -46,7 +46,9 @@ def launch(
         *("--python", sys.executable, "-f", CONFIG_FILE, "-s", MODEL_STORE, "-ncs"),
         *("-m", *(f"{name}={name}.mar" for name in models)),
     ]
-    with (run_dir / LOG_FILE).open("wb") as log:
+    log_file = run_dir / LOG_FILE
+    log_file.unlink(missing_ok=True)
+    with log_file.open("ab") as log:  # appended to, so that whoever follows the log may empty it
         return subprocess.Popen(
             command,
             cwd=run_dir,

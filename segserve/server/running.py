@@ -144,6 +144,19 @@ class RunningServer(ABC):
                     raise ServerError(f"{late}; the log is {self.log_path}")
                 time.sleep(_POLL_S)
 
+    def obstacle(self) -> str | None:
+        """Return what keeps a model from answering just now, or None where every one has a worker that is READY.
+
+        Raises:
+            ServerError: the server has ended; the message says why, as far as its log does.
+        """
+        for model in self.models:
+            if (obstacle := self._obstacle(model)) is not None:
+                if not self._tree.alive():
+                    self._raise_if_failed()
+                return f"the model {model!r}: {obstacle}"
+        return None
+
     def stop(self, timeout_s: float = 30) -> None:
         """End the server and its workers, with SIGTERM and after `timeout_s` seconds with SIGKILL. Safe to repeat.
 

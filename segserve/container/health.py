@@ -1,0 +1,26 @@
+"""The image's health check: `python -m segserve.container.health` exits 0 where a model has a worker that is READY."""
+
+import os
+import sys
+import urllib.error
+import urllib.request
+
+_TIMEOUT_S = 4
+
+
+def main() -> int:
+    """0 where the server is ready; else 1, and what it says on stdout."""
+    url = f"http://127.0.0.1:{os.environ.get('SEGSERVE_PORT') or 8080}/ping"
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_TIMEOUT_S) as answer:
+            print(answer.read().decode())  # noqa: T201 - for `docker inspect`
+            return 0
+    except urllib.error.HTTPError as error:
+        print(error.read().decode())  # noqa: T201
+    except OSError as error:
+        print(f"{url}: {error}")  # noqa: T201
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

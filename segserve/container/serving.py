@@ -1,0 +1,132 @@
+"""A TorchServe from its start to its end, behind a door that opens before it and closes after the last answer."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from socket import socket
+from typing import Any, Never
+
+from aiohttp import web
+
+from ..server.errors import ServerError
+from ..server.launch import LOG_FILE
+from ..server.process import TorchServe
+from .door import Door, Place, TorchServePlaces
+from .json_lines import LogFollower
+from .listening import bind, listening
+from .settings import Settings
+from .tokens import TokenFile
+
+logger = logging.getLogger("segserve.container")
+
+_WATCH_S = 2.0
+_DRAWN_TOKEN = "token"  # noqa: S105 - the name of a file
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT comes, and then until everything that was asked is answered.
+
+    Raises:
+        ServerError: it cannot be started, or has ended by itself.
+    """
+    asked_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
+    _check_archives(settings)
+    log = _fresh_log(settings.run_dir)
+    door = _door(settings)
+    apps = _bound(settings, door)
+    server = TorchServe.start(
+        settings.archive, settings.run_dir, config=settings.config, overrides=settings.torchserve_settings()
+    )
+    with LogFollower(log), server:
+        async with door, listening(apps, drain_timeout_s=settings.drain_timeout_s):
+            await _first_of(_watch(server, door, settings.start_timeout_s), asked_to_stop.wait())
+            await _turn_away(door, settings.drain_delay_s)
+    logger.info("stopped; what was asked is answered")
+
+
+def _check_archives(settings: Settings) -> None:
+    for archive in settings.archive:
+        if not archive.is_file():
+            raise ServerError(
+                f"SEGSERVE_ARCHIVE: there is no archive {archive}; mount the folder that holds it, as in "
+                f"docker run --volume FOLDER:{archive.parent}:ro"
+            )
+
+
+def _fresh_log(run_dir: Path) -> Path:
+    """Where TorchServe will log to; the first thing that is written shows whether anything can be."""
+    log = run_dir.resolve() / LOG_FILE
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        log.touch()
+    except OSError as error:
+        raise ServerError(
+            f"SEGSERVE_RUN_DIR: cannot write into {run_dir}: {error.strerror}; give the container a place to write, as "
+            "in docker run --tmpfs /tmp"
+        ) from error
+    return log
+
+
+def _door(settings: Settings) -> Door:
+    if settings.token_file is not None:
+        token = TokenFile(settings.token_file)
+    else:
+        drawn = settings.run_dir / _DRAWN_TOKEN
+        token = TokenFile.drawn(drawn)
+        logger.warning("SEGSERVE_TOKEN_FILE is not set: a token for this run alone stands in %s", drawn)
+    management = settings.management_token_file
+    return Door(token, TokenFile(management) if management else None, max_request_bytes=settings.max_request_bytes())
+
+
+def _bound(settings: Settings, door: Door) -> list[tuple[web.Application, socket]]:
+    """Every application with its socket, the same that `settings` names or none."""
+    apps = [
+        (door.inference_app(), "SEGSERVE_PORT", settings.port),
+        (door.metrics_app(), "SEGSERVE_METRICS_PORT", settings.metrics_port),
+        (door.management_app(), "SEGSERVE_MANAGEMENT_PORT", settings.management_port),
+    ]
+    return [(app, bind(settings.host, port, variable)) for app, variable, port in apps if app is not None]
+
+
+async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
+    """Returns, or raises, as the first of them does; the others are cancelled."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    for task in done:
+        task.result()
+
+
+async def _watch(server: TorchServe, door: Door, start_timeout_s: float) -> Never:
+    """Opens the door when every model has a worker, and from then on says whether one has."""
+    await asyncio.to_thread(server.wait_ready, start_timeout_s)
+    door.open(_places(server))
+    logger.info("ready: %s", ", ".join(server.models))
+    while True:
+        await asyncio.sleep(_WATCH_S)
+        obstacle = await asyncio.to_thread(server.obstacle)
+        if obstacle != door.obstacle:
+            logger.warning("not ready: %s", obstacle) if obstacle else logger.info("ready again")
+        door.obstacle = obstacle
+
+
+def _places(server: TorchServe) -> TorchServePlaces:
+    return TorchServePlaces(
+        inference=Place(server.inference_url, server.inference_token),
+        management=Place(server.management_url, server.management_token),
+        metrics=Place(server.metrics_url, None),
+    )
+
+
+async def _turn_away(door: Door, delay_s: float) -> None:
+    """Tells whoever asks that this server goes, and goes on answering for as long as that takes to get round."""
+    logger.info("asked to stop: requests are taken for %g s more, and all of them are answered", delay_s)
+    door.obstacle = "the server is being stopped"
+    await asyncio.sleep(delay_s)
+    door.closing = True

@@ -1,0 +1,150 @@
+"""The environment variables of the container."""
+
+import difflib
+import shlex
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, field_validator
+
+from ..resources import resource
+from ..server.config import read_config, store_urls
+from ..server.errors import ServerError
+from .machine import check_gpu, check_memory
+
+PREFIX = "SEGSERVE_"
+BAKED_ARCHIVE = Path("/opt/segserve/model.mar")
+DEFAULT_RUN_DIR = Path("/tmp/segserve")  # noqa: S108 - of a container, where nobody else writes
+
+TORCHSERVE_MAX_REQUEST_BYTES = "6553500"
+"""TorchServe's own limit, where config.properties sets none."""
+
+_LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
+_TOKEN_LIFE_MIN = 10 * 365 * 24 * 60  # TorchServe's own tokens never leave the container: they outlive it
+_FOREIGN = frozenset({"SEGSERVE_HOME", "SEGSERVE_MIRROR", "SEGSERVE_BROWSER"})  # of other commands
+_Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Device(StrEnum):
+    """What the network runs on."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class Settings(BaseModel):
+    """Each field is the variable of its name in capitals, behind `SEGSERVE_`.
+
+    Attributes:
+        archive: the archive to serve, or several with commas between.
+        models_dir: the folder whose archives may be registered while the server runs, see `management_token_file`.
+        host: the address that requests are answered at.
+        port: of predictions, `/ping` and the description of models.
+        metrics_port: of Prometheus's `/metrics`, which takes no token.
+        management_port: of TorchServe's management API.
+        token_file: holds the bearer token that requests must carry; one is drawn at start where it is not set.
+        management_token_file: holds the bearer token of the management API, which is closed where it is not set.
+        device: `gpu` ends the container where there is none; `auto` takes one where there is one.
+        config: a config.properties in place of the project's own.
+        run_dir: where everything is written; a tmpfs will do.
+        start_timeout_s: how long loading the models may take.
+        drain_delay_s: how long requests are still taken after SIGTERM, while whoever sends them learns of it.
+        drain_timeout_s: how long requests in flight may take after that.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    archive: tuple[Path, ...] = (BAKED_ARCHIVE,)
+    models_dir: Path = Path("/models")
+    host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside, or not at all
+    port: _Port = 8080
+    metrics_port: _Port = 8082
+    management_port: _Port = 8081
+    token_file: Path | None = None
+    management_token_file: Path | None = None
+    device: Device = Device.AUTO
+    config: Path | None = None
+    run_dir: Path = DEFAULT_RUN_DIR
+    start_timeout_s: PositiveFloat = 120
+    drain_delay_s: NonNegativeFloat = 0
+    drain_timeout_s: NonNegativeFloat = 60
+
+    @field_validator("archive", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """The settings that an environment asks for; an empty variable counts as absent.
+
+        Raises:
+            ServerError: a variable that there is none of, or a value that makes no sense; secrets stand in files.
+        """
+        given = {
+            name: value.strip()
+            for name, value in environment.items()
+            if name.startswith(PREFIX) and name not in _FOREIGN and value.strip()
+        }
+        for name in given:
+            _check_name(name)
+        try:
+            return cls.model_validate({_field(name): value for name, value in given.items()})
+        except ValidationError as error:
+            [detail, *_] = error.errors()
+            name = PREFIX + str(detail["loc"][0]).upper()
+            raise ServerError(f"{name} is {given[name]!r}, which makes no sense: {detail['msg']}") from None
+
+    def check_machine(self) -> None:
+        """Raises:
+        ServerError: there is no GPU though one was asked for, or too little memory.
+        """
+        check_memory()
+        if self.device is Device.GPU:
+            check_gpu()
+
+    def max_request_bytes(self) -> int:
+        """How large a request TorchServe takes."""
+        size = self._config().get("max_request_size", TORCHSERVE_MAX_REQUEST_BYTES)
+        if not size.isdecimal():
+            raise ServerError(f"max_request_size must be a number of bytes, got {size!r}")
+        return int(size)
+
+    def torchserve_settings(self) -> dict[str, str]:
+        """The settings of TorchServe that differ from config.properties."""
+        # TorchServe's own files of logs would grow in memory; its console is what the container tells.
+        options = (f"-Dlog4j.configurationFile={_LOG_SETTINGS.as_uri()}", "-XX:+ExitOnOutOfMemoryError")
+        own: dict[str, Any] = {
+            "vmargs": " ".join(filter(None, (self._config().get("vmargs"), shlex.join(options)))),
+            "token_expiration_min": _TOKEN_LIFE_MIN,
+            "allowed_urls": store_urls(self.models_dir),
+            "enable_model_api": "true" if self.management_token_file else "false",
+        }
+        if self.device is Device.CPU:
+            own["number_of_gpu"] = 0
+        return {key: str(value) for key, value in own.items()}
+
+    def _config(self) -> dict[str, str]:
+        return read_config(self.config or resource("config.properties"))
+
+
+def variables() -> tuple[str, ...]:
+    """The names of all variables, in the order of the documentation."""
+    return tuple(PREFIX + name.upper() for name in Settings.model_fields)
+
+
+def _field(name: str) -> str:
+    return name.removeprefix(PREFIX).lower()
+
+
+def _check_name(name: str) -> None:
+    if name in variables():
+        return
+    if f"{name}_FILE" in variables():
+        raise ServerError(f"{name}: a secret in the environment can be read by others; put it in a file: {name}_FILE")
+    near = difflib.get_close_matches(_field(name), Settings.model_fields, n=1)
+    hint = f"did you mean {PREFIX}{near[0].upper()}?" if near else f"there are {', '.join(variables())}"
+    raise ServerError(f"there is no variable {name}; {hint}")

@@ -1,0 +1,68 @@
+"""Bearer tokens that stand in files, as Docker and Kubernetes hand out secrets."""
+
+import re
+import secrets
+from pathlib import Path
+
+from ..ray_app.refusals import bad_token
+from ..server.errors import ServerError
+
+_LEAST_CHARACTERS = 16
+_BEARER = "Bearer "
+
+
+class TokenFile:
+    """The token in a file, read again whenever the file has changed: a new secret holds from then on.
+
+    Raises:
+        ServerError: the file cannot be read, or holds no token.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._token = _read(path)
+        self._changed_ns = path.stat().st_mtime_ns
+
+    @classmethod
+    def drawn(cls, path: Path) -> "TokenFile":
+        """A new token in a new file, for nobody but this user."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(f"{secrets.token_urlsafe(24)}\n", encoding="ascii")
+        return cls(path)
+
+    def check(self, authorization: str | None) -> None:
+        """Returns where the header `Authorization` carries the token.
+
+        Raises:
+            RefusalError: it does not.
+        """
+        given = (authorization or "").removeprefix(_BEARER)
+        if not (authorization or "").startswith(_BEARER) or not secrets.compare_digest(
+            given.encode("utf-8", "surrogateescape"), self._current().encode()
+        ):
+            raise bad_token()
+
+    def _current(self) -> str:
+        try:
+            changed_ns = self._path.stat().st_mtime_ns
+            if changed_ns != self._changed_ns:
+                self._token, self._changed_ns = _read(self._path), changed_ns
+        except (OSError, ServerError):  # in the middle of being replaced: what held so far holds on
+            pass
+        return self._token
+
+
+def _read(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ServerError(f"cannot read the token in {path}: {reason}") from error
+    if not re.fullmatch(rf"[\x21-\x7e]{{{_LEAST_CHARACTERS},}}", token):
+        raise ServerError(
+            f"{path} must hold one token of at least {_LEAST_CHARACTERS} letters, digits and signs without spaces; "
+            "make one with: openssl rand -hex 32"
+        )
+    return token

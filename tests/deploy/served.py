@@ -1,0 +1,133 @@
+"""The container's command as a process, small archives for it, and clients that notice what they lose."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from tests.conftest import PROJECT
+
+ECHO = """
+import time
+
+class Echo:
+    def initialize(self, context):
+        pass
+
+    def handle(self, data, context):
+        time.sleep(0.1)
+        return [VERSION for _ in data]
+"""
+
+BROKEN = """
+class Broken:
+    def initialize(self, context):
+        raise ValueError("the weights are of another network")
+
+    def handle(self, data, context):
+        return data
+"""
+
+
+def pack(folder: Path, name: str, source: str, *, version: str = "1.0") -> Path:
+    """The source of a handler as `folder/NAME-VERSION.mar`, whose model is called NAME."""
+    work = folder / f"{name}-{version}"
+    (work / "tmp").mkdir(parents=True)
+    (work / "echo_handler.py").write_text(source.replace("VERSION", repr(version)))
+    (work / "model-config.yaml").write_text("minWorkers: 1\nmaxWorkers: 1\nbatchSize: 1\nmaxBatchDelay: 1\n")
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", version]
+    command += ["--handler", "echo_handler.py", "--config-file", "model-config.yaml", "--export-path", "."]
+    subprocess.run(command, cwd=work, env={**os.environ, "TMPDIR": str(work / "tmp")}, check=True)
+    return (work / f"{name}.mar").rename(folder / f"{name}-{version}.mar")
+
+
+class Command:
+    """`python -m segserve.container` with these variables and no others of segserve's."""
+
+    def __init__(self, folder: Path, **variables: object) -> None:
+        self._log = folder / "stdout"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SEGSERVE_")}
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "segserve.container"],
+                cwd=PROJECT,
+                env=environment | {f"SEGSERVE_{name}": str(value) for name, value in variables.items()},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in self._log.read_text(encoding="utf-8").splitlines()]
+
+    def wait_ready(self, url: str, timeout_s: float = 120) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not answers(f"{url}/ping"):
+            assert self.process.poll() is None, self.lines()[-1]
+            assert time.monotonic() < deadline, self.lines()[-5:]
+            time.sleep(0.2)
+
+
+@contextmanager
+def running(folder: Path, **variables: object):
+    command = Command(folder, **variables)
+    try:
+        yield command
+    finally:
+        command.process.terminate()
+        command.process.wait(60)
+
+
+def answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+class Load:
+    """Clients that ask one request after the other, each over one connection, until they are refused one."""
+
+    def __init__(self, url: str, token: str, *, clients: int) -> None:
+        self._url, self._headers = url, {"Authorization": f"Bearer {token}"}
+        self.outcomes: Counter[str] = Counter()
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask_on) for _ in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(60)
+
+    def wait_for(self, outcome: str, count: int, timeout_s: float = 60) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.outcomes[outcome] < count:
+            assert time.monotonic() < deadline, self.outcomes
+            time.sleep(0.05)
+
+    def _ask_on(self) -> None:
+        with requests.Session() as session:
+            session.trust_env = False
+            while not self._over.is_set():
+                try:
+                    answer = session.post(self._url, data=b"x", headers=self._headers, timeout=60)
+                    self.outcomes[answer.text if answer.ok else f"status {answer.status_code}"] += 1
+                except requests.ConnectionError as error:
+                    refused = "Connection refused" in str(error)
+                    self.outcomes["refused" if refused else f"lost: {error}"] += 1
+                    if refused:
+                        return

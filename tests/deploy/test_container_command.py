@@ -1,0 +1,114 @@
+"""The container's command, run as it is: from its start to its end, and what keeps it from starting."""
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+
+import pytest
+import requests
+import torch
+
+from .served import BROKEN, ECHO, Command, Load, pack, running
+
+TOKEN = "a-token-of-some-length"  # noqa: S105
+SECONDS_TO_FAIL = 60  # far more than it takes, as machines that test are busy
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    return tmp_path_factory.mktemp("archives")
+
+
+@pytest.fixture(scope="module")
+def echo(archives):
+    return pack(archives, "echo", ECHO)
+
+
+@pytest.fixture
+def variables(echo, tmp_path):
+    """What a command needs to run here beside others."""
+    (tmp_path / "token").write_text(TOKEN)
+    ports = dict(zip(("PORT", "METRICS_PORT", "MANAGEMENT_PORT"), free_ports(3), strict=True))
+    place = {"ARCHIVE": echo, "TOKEN_FILE": tmp_path / "token", "HOST": "127.0.0.1", "RUN_DIR": tmp_path / "run"}
+    return {**place, **ports}
+
+
+def free_ports(count):
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def test_command_stopped_under_load_answers_what_it_accepted_and_ends_with_0(variables, tmp_path):
+    url = f"http://127.0.0.1:{variables['PORT']}"
+    with running(tmp_path, **variables) as command:
+        command.wait_ready(url)
+        assert requests.get(f"http://127.0.0.1:{variables['METRICS_PORT']}/metrics", timeout=30).ok
+        with Load(f"{url}/predictions/echo", TOKEN, clients=6) as load:
+            load.wait_for("1.0", 20)
+            command.process.send_signal(signal.SIGTERM)
+            load.join()
+        assert command.process.wait(60) == 0
+    assert set(load.outcomes) == {"1.0", "refused"}, load.outcomes
+    assert load.outcomes["refused"] == 6
+    lines = command.lines()
+    assert lines[-1]["message"] == "stopped; what was asked is answered"
+    told = [line for line in lines if line["logger"] == "segserve.door" and line["path"] == "/predictions/echo"]
+    assert len(told) == load.outcomes["1.0"]
+    assert {(line["status"], line["request_bytes"]) for line in told} == {(200, 1)}
+    assert TOKEN not in str(lines)
+
+
+def test_command_stopped_while_it_loads_ends_with_0(variables, tmp_path):
+    with running(tmp_path, **variables) as command:
+        while not (tmp_path / "run" / "server.json").exists():
+            assert command.process.poll() is None, command.lines()
+            time.sleep(0.05)
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(60) == 0
+
+
+def test_command_whose_server_is_killed_ends_with_the_reason(variables, tmp_path):
+    with running(tmp_path, **variables) as command:
+        command.wait_ready(f"http://127.0.0.1:{variables['PORT']}")
+        os.kill(json.loads((tmp_path / "run" / "server.json").read_text())["pid"], signal.SIGKILL)
+        assert command.process.wait(60) == 1
+    assert "TorchServe ended: signal 9 killed it" in command.lines()[-1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"ARCHIVE": "/absent/net.mar"}, "there is no archive /absent/net.mar; mount", id="no-archive"),
+        pytest.param({"ARCHIVE": "{folder}/damaged.mar"}, "is not a model archive", id="damaged-archive"),
+        pytest.param({"ARCHIVE": "{folder}/broken.mar"}, "ValueError: the weights are of another", id="broken-model"),
+        pytest.param({"PROT": "80"}, "there is no variable SEGSERVE_PROT; did you mean SEGSERVE_PORT?", id="variable"),
+        pytest.param({"PORT": "{taken}"}, "Address already in use; .* with SEGSERVE_PORT", id="port-taken"),
+        pytest.param({"TOKEN_FILE": "/absent/token"}, "cannot read the token in /absent/token", id="no-token"),
+        pytest.param({"RUN_DIR": "/proc/run"}, "SEGSERVE_RUN_DIR: cannot write into /proc/run", id="nowhere-to-write"),
+        pytest.param(
+            {"DEVICE": "gpu"},
+            "SEGSERVE_DEVICE is gpu, and PyTorch sees none",
+            id="no-gpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+        ),
+    ],
+)
+def test_command_that_cannot_serve_ends_soon_with_one_line(variables, archives, tmp_path, change, message):
+    (tmp_path / "damaged.mar").write_bytes(b"PK\x03\x04 no zip")
+    if "broken" in str(change):
+        pack(tmp_path, "broken", BROKEN).rename(tmp_path / "broken.mar")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        places = {"folder": tmp_path, "taken": taken.getsockname()[1]}
+        change = {name: value.format(**places) for name, value in change.items()}
+        command = Command(tmp_path, **{**variables, **change})
+        assert command.process.wait(SECONDS_TO_FAIL) == 1
+    [error] = [line for line in command.lines() if line["logger"] == "segserve.container"]
+    assert error["level"] == "error"
+    assert re.search(message, error["message"]), error
+    assert "\n" not in error["message"]

@@ -1,0 +1,222 @@
+"""The door, over real sockets, before a small server in TorchServe's place that tells what reaches it."""
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from segserve.container.door import Door, Place, TorchServePlaces
+from segserve.container.listening import bind, listening
+from segserve.container.tokens import TokenFile
+from segserve.server.errors import ServerError
+
+TOKEN, MANAGEMENT_TOKEN = "inference-token-of-users", "management-token-of-users"
+BEARER, MANAGEMENT_BEARER = (f"Bearer {token}" for token in (TOKEN, MANAGEMENT_TOKEN))
+SLOW_S = 0.4
+
+
+async def echo(request: web.Request) -> web.Response:
+    if request.path.endswith("/slow"):
+        await asyncio.sleep(SLOW_S)
+    if request.path.endswith("/large"):
+        return web.Response(status=413)
+    told = {
+        "method": request.method,
+        "path": request.raw_path,
+        "headers": {name.lower(): value for name, value in request.headers.items()},
+        "bytes": len(await request.read()),
+    }
+    return web.json_response(told, status=201, headers={"Server-Timing": "decode;dur=1.0"})
+
+
+class Opened:
+    """A door that stands open, and a way to ask at it."""
+
+    def __init__(self, door: Door, ports: list[int], session: aiohttp.ClientSession) -> None:
+        self.door = door
+        self.inference, self.metrics, self.management = (f"http://127.0.0.1:{port}" for port in ports)
+        self._session = session
+
+    async def ask(self, url: str, method: str = "POST", authorization: str | None = BEARER, headers=None, **kwargs):
+        headers = {**(headers or {}), **({"Authorization": authorization} if authorization else {})}
+        async with self._session.request(method, url, headers=headers, **kwargs) as answer:
+            content = await answer.read()
+            is_json = answer.content_type == "application/json"
+            return answer.status, await answer.json() if is_json else content, answer.headers
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    files = []
+    for name, token in (("inference", TOKEN), ("management", MANAGEMENT_TOKEN)):
+        (tmp_path / name).write_text(token)
+        files.append(TokenFile(tmp_path / name))
+    return files
+
+
+@asynccontextmanager
+async def opened(tokens, *, ready=True, backend=None):
+    door = Door(*tokens, max_request_bytes=1000)
+    behind = web.Application()
+    behind.router.add_route("*", "/{tail:.*}", echo)
+    back = bind("127.0.0.1", 0, "BACK")
+    url = backend or f"http://127.0.0.1:{back.getsockname()[1]}"
+    fronts = [bind("127.0.0.1", 0, "FRONT") for _ in range(3)]
+    apps = [door.inference_app(), door.metrics_app(), door.management_app()]
+    async with (
+        listening([(behind, back)], drain_timeout_s=5, late_request_s=0),
+        door,
+        aiohttp.ClientSession() as session,
+        listening(list(zip(apps, fronts, strict=True)), drain_timeout_s=5, late_request_s=0),
+    ):
+        if ready:
+            door.open(TorchServePlaces(Place(url, "inner"), Place(url, "inner-management"), Place(url, None)))
+        yield Opened(door, [front.getsockname()[1] for front in fronts], session)
+
+
+def asked(tokens, path="/predictions/net", port="inference", **kwargs):
+    """One question at a door that is open."""
+
+    async def run():
+        async with opened(tokens) as door:
+            return await door.ask(f"{getattr(door, port)}{path}", **kwargs)
+
+    return asyncio.run(run())
+
+
+def test_prediction_reaches_torchserve_as_it_came_with_its_own_token(tokens):
+    headers = {"X-Segment-Mask": "png", "traceparent": "00-1-2-03"}
+    status, told, back = asked(tokens, path="/predictions/net/1.0?a=1&b=2", headers=headers, data=b"image")
+    assert (status, told["method"], told["path"], told["bytes"]) == (201, "POST", "/predictions/net/1.0?a=1&b=2", 5)
+    assert told["headers"]["authorization"] == "Bearer inner"
+    assert told["headers"]["content-length"] == "5"
+    assert (told["headers"]["x-segment-mask"], told["headers"]["traceparent"]) == ("png", "00-1-2-03")
+    assert back["Server-Timing"] == "decode;dur=1.0"
+
+
+def test_prediction_in_pieces_reaches_torchserve_whole(tokens):
+    async def pieces():
+        for _ in range(3):
+            yield b"piece"
+
+    status, told, _ = asked(tokens, data=pieces())
+    assert (status, told["bytes"]) == (201, 15)
+
+
+@pytest.mark.parametrize(
+    ("path", "port", "authorization"),
+    [
+        pytest.param("/predictions/net", "inference", None, id="prediction-without-token"),
+        pytest.param("/predictions/net", "inference", MANAGEMENT_BEARER, id="prediction-with-the-other-token"),
+        pytest.param("/models", "inference", None, id="models-without-token"),
+        pytest.param("/models", "management", None, id="management-without-token"),
+        pytest.param("/models", "management", BEARER, id="management-with-the-other-token"),
+    ],
+)
+def test_request_without_the_token_is_refused_in_torchserve_s_words(tokens, path, port, authorization):
+    status, told, _ = asked(tokens, path=path, port=port, method="GET", authorization=authorization)
+    assert (status, told["type"]) == (400, "InvalidKeyException")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "port", "status"),
+    [
+        pytest.param("GET", "/nowhere", "inference", 404, id="unknown-path"),
+        pytest.param("GET", "/metrics", "inference", 404, id="metrics-at-the-door-of-predictions"),
+        pytest.param("DELETE", "/models/net", "inference", 405, id="model-removed-at-the-door-of-predictions"),
+        pytest.param("POST", "/models", "metrics", 404, id="management-at-the-door-of-metrics"),
+    ],
+)
+def test_request_that_the_door_does_not_know_is_refused(tokens, method, path, port, status):
+    assert asked(tokens, path=path, port=port, method=method)[0] == status
+
+
+def test_model_is_described_at_the_door_of_predictions(tokens):
+    status, told, _ = asked(tokens, path="/models/net?customized=true", method="GET")
+    assert (status, told["path"]) == (201, "/models/net?customized=true")
+    assert told["headers"]["authorization"] == "Bearer inner-management"
+
+
+def test_management_with_its_token_is_passed_on(tokens):
+    status, told, _ = asked(
+        tokens, path="/models/net?min_worker=2", port="management", method="PUT", authorization=MANAGEMENT_BEARER
+    )
+    assert (status, told["method"], told["path"]) == (201, "PUT", "/models/net?min_worker=2")
+
+
+def test_management_without_a_token_file_has_no_door(tokens):
+    assert Door(tokens[0], None, max_request_bytes=1).management_app() is None
+
+
+def test_metrics_need_no_token(tokens):
+    status, told, _ = asked(tokens, path="/metrics", port="metrics", method="GET", authorization=None)
+    assert status == 201
+    assert "authorization" not in told["headers"]
+
+
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        pytest.param("/predictions/net", b"x" * 1001, id="by-its-length"),
+        pytest.param("/predictions/large", b"x", id="by-torchserve"),
+    ],
+)
+def test_request_above_the_limit_is_told_so_in_json(tokens, path, data):
+    status, told, _ = asked(tokens, path=path, data=data)
+    assert (status, told["error"]["code"]) == (413, "image_too_large")
+    assert "1000" in told["error"]["message"]
+
+
+def test_torchserve_that_does_not_answer_is_503_with_a_time_to_come_back(tokens, silent_url):
+    async def run():
+        async with opened(tokens, backend=silent_url) as door:
+            return await door.ask(f"{door.inference}/predictions/net", data=b"x")
+
+    status, told, headers = asyncio.run(run())
+    assert (status, told["error"]["code"], headers["Retry-After"]) == (503, "unavailable", "2")
+
+
+def test_ping_before_the_model_is_loaded_and_while_a_worker_is_missing_is_503(tokens):
+    async def run():
+        async with opened(tokens, ready=False) as door:
+            loading = await door.ask(f"{door.inference}/ping", "GET", None)
+            early = await door.ask(f"{door.inference}/predictions/net", data=b"x")
+            door.door.open(TorchServePlaces(*[Place("http://127.0.0.1:1", None)] * 3))
+            ready = await door.ask(f"{door.inference}/ping", "GET", None)
+            door.door.obstacle = "its workers are UNLOADING"
+            missing = await door.ask(f"{door.inference}/ping", "GET", None)
+        return loading, early, ready, missing
+
+    loading, early, ready, missing = asyncio.run(run())
+    assert [answer[0] for answer in (loading, early, ready, missing)] == [503, 503, 200, 503]
+    assert "the model is being loaded" in loading[1]["error"]["message"]
+    assert early[2]["Retry-After"] == "2"
+    assert "its workers are UNLOADING" in missing[1]["error"]["message"]
+
+
+def test_door_that_closes_answers_what_was_asked_and_takes_nothing_new(tokens):
+    async def run():
+        async with opened(tokens) as door:
+            url = f"{door.inference}/predictions/slow"
+            in_flight = [asyncio.create_task(door.ask(url, data=b"x")) for _ in range(8)]
+            await asyncio.sleep(SLOW_S / 4)
+            door.door.closing = True
+        return await asyncio.gather(*in_flight), door.inference
+
+    answers, url = asyncio.run(run())
+    assert [answer[0] for answer in answers] == [201] * 8
+    assert all(answer[2]["Connection"] == "close" for answer in answers)
+    host, port = url.removeprefix("http://").split(":")
+    with pytest.raises(ConnectionRefusedError, match="refused"):
+        socket.create_connection((host, int(port)), timeout=5)
+
+
+def test_bind_of_a_taken_port_names_the_variable():
+    with (
+        bind("127.0.0.1", 0, "SEGSERVE_PORT") as taken,
+        pytest.raises(ServerError, match=r"127\.0\.0\.1:\d+: Address already in use; .* with SEGSERVE_METRICS_PORT"),
+    ):
+        bind("127.0.0.1", taken.getsockname()[1], "SEGSERVE_METRICS_PORT")
