@@ -37,6 +37,7 @@ class Tracing:
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+        self._provider = provider
         self._tracer = provider.get_tracer(_SERVICE)
         self._propagator = TraceContextTextMapPropagator()
 
@@ -88,6 +89,10 @@ class Tracing:
         for stage, began_s, ended_s in intervals:
             self._tracer.start_span(stage, context=below, start_time=at(began_s)).end(at(ended_s))
         span.end(at(intervals[-1].ended_s))
+
+    def close(self) -> None:
+        """Sends what has not been sent. At the end of a process that ends in order this happens by itself."""
+        self._provider.shutdown()
 
     def _parent(self, headers: Mapping[str, object]) -> Context:
         return self._propagator.extract({name.lower(): str(value) for name, value in headers.items()})

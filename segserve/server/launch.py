@@ -17,6 +17,7 @@ LOG_FILE = "server.log"
 MODEL_STORE = "model-store"
 
 _LONGEST_TMP_BYTES = 85  # a worker's unix socket is TMP/.ts.sock.9000, and its path may have 103 bytes on macOS
+_LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
 _FOREIGN_SETTINGS = ("TS_CONFIG_FILE", "LOG_LOCATION", "METRICS_LOCATION")  # TorchServe would obey these instead of us
 
 
@@ -37,10 +38,11 @@ def launch(
     java_home: Path, run_dir: Path, tmp_dir: Path, *, models: Sequence[str], vm_arguments: str
 ) -> subprocess.Popen[bytes]:
     """Start Java itself, so that the process we hold is the server and not a launcher of it."""
-    site = _torchserve_home()
+    site = torchserve_home()
     environment = {name: value for name, value in os.environ.items() if name not in _FOREIGN_SETTINGS}
     command = [
         *(str(java_home / "bin" / "java"), f"-Dmodel_server_home={site}", f"-Djava.io.tmpdir={tmp_dir}"),
+        f"-Dlog4j.configurationFile=classpath:log4j2.xml,{_LOG_SETTINGS.as_uri()}",
         *shlex.split(vm_arguments),
         *("-cp", str(site / "ts" / "frontend" / "*"), "org.pytorch.serve.ModelServer"),
         *("--python", sys.executable, "-f", CONFIG_FILE, "-s", MODEL_STORE, "-ncs"),
@@ -60,7 +62,7 @@ def launch(
         )
 
 
-def _torchserve_home() -> Path:
+def torchserve_home() -> Path:
     """The folder that holds TorchServe's package `ts`, which is located and not imported."""
     found = importlib.util.find_spec("ts")
     if found is None or found.origin is None:

@@ -7,8 +7,9 @@ from typing import Self
 
 from .errors import ServerError
 from .java import find_java
-from .launch import CONFIG_FILE, launch, make_tmp_dir
+from .launch import CONFIG_FILE, launch, make_tmp_dir, torchserve_home
 from .log import model_failure, server_failure, worker_output_complete
+from .metrics_file import METRICS_FILE, write_metrics_file
 from .properties import write_properties
 from .running import STATE_FILE, RunningServer
 from .state import ServerState
@@ -39,7 +40,8 @@ class TorchServe(RunningServer):
         java_home = find_java()
         run_dir = run_dir.resolve()
         models, settings = cls._prepare(archives, run_dir, config, overrides)
-        write_properties(settings, run_dir / CONFIG_FILE)
+        write_metrics_file(run_dir / METRICS_FILE, torchserve_home() / "ts" / "configs" / METRICS_FILE)
+        write_properties({"metrics_config": str(run_dir / METRICS_FILE), **settings}, run_dir / CONFIG_FILE)
         tmp_dir = make_tmp_dir(run_dir)
         child = launch(java_home, run_dir, tmp_dir, models=models, vm_arguments=settings.get("vmargs", ""))
         try:

@@ -1,7 +1,5 @@
 """What every engine answers is what the archive answers without any, byte for byte: hence all of them the same."""
 
-import time
-
 import pytest
 import requests
 
@@ -55,24 +53,3 @@ def test_predictions_of_a_version_that_is_served_are_answered(api: Api):
 def test_ping_tells_that_the_server_is_healthy(api: Api):
     response = requests.get(f"{api.inference_url}/ping", headers=api.inference_headers, timeout=30)
     assert (response.status_code, response.text) == (200, '{\n  "status": "Healthy"\n}\n')
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ts_inference_requests_total",
-        "ts_inference_latency_microseconds",
-        "ts_queue_latency_microseconds",
-        "Requests2XX",
-        "QueueTime",
-        "PredictionTime",
-        "CPUUtilization",
-        "MemoryUtilization",
-    ],
-)
-def test_metrics_have_the_same_names(api: Api, server, name):
-    api.post(data=encoded(picture()))
-    deadline_s = time.monotonic() + 90  # TorchServe takes its machine's figures once a minute
-    while f"\n{name}{{" not in (text := requests.get(f"{server.metrics_url}/metrics", timeout=30).text):
-        assert time.monotonic() < deadline_s, text
-        time.sleep(1)

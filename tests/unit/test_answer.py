@@ -217,7 +217,9 @@ def test_error_answer_any_message_is_json(text):
 
 
 def test_server_timing_lists_stages_in_ms():
-    timings = Timings([Interval("decode", 1.0, 1.0012), Interval("inference", 2.0, 3.0), Interval("inference", 4.0, 4.5)])
+    timings = Timings(
+        [Interval("decode", 1.0, 1.0012), Interval("inference", 2.0, 3.0), Interval("inference", 4.0, 4.5)]
+    )
     answer = Answer(b"", MediaType.JSON, observed=Observed(timings))
     assert answer.server_timing == "decode;dur=1.20, inference;dur=1500.00"
 

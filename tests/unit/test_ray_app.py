@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import pytest
 import yaml
 from ts.context import Context as TorchServeContext
 from ts.context import RequestProcessor
+from ts.metrics.caching_metric import CachingMetric
 
 from segserve.archive import build_archive
 from segserve.ray_app import Arguments
+from segserve.ray_app.collected import CollectedMetrics, Observation, Sink
 from segserve.ray_app.context import Context, Worker
 from segserve.runtime.errors import BadRequestError, ModelError, TooLargeError
+from segserve.runtime.metrics import BUCKETS, ENGINE, OWN
 from tests.conftest import PROJECT
 
 from .images import encoded, noise
@@ -104,14 +108,17 @@ from pathlib import Path
 from segserve.ray_app.context import Context
 from segserve.ray_app.loading import load_handler
 archive, folder, image = map(Path, sys.argv[1:])
-handler, worker = load_handler(archive, folder, overrides={"handler": {"threads": 1}, "maxWorkers": 3}, gpu_id=None)
+MODEL = ["model_name", "model_version"]
+handler, worker = load_handler(archive, folder, overrides={"handler": {"threads": 1}, "maxWorkers": 3}, gpu_id=None,
+                               metrics={"segserve_requests_total": [*MODEL, "status", "encoding", "error"],
+                                        "segserve_worker_starts_total": MODEL, "segserve_batch_size": ["other"]})
 context = Context(worker, [{}, {"accept": "image/png"}])
 bodies = handler.handle([{"body": image.read_bytes()}] * 2, context)
 homes = {Path(sys.modules[name].__file__).is_relative_to(folder)
          for name in ("handler", "deeplabv3", "segserve.runtime", "segserve.runtime.pipeline")}
 import torch
 print(json.dumps([json.loads(bodies[0])["width"], context.get_response_content_type(1), worker.model_yaml_config,
-                  sorted(homes), torch.get_num_threads()]))
+                  sorted(homes), torch.get_num_threads(), worker.metrics.drain()]))
 """
 
 
@@ -121,10 +128,15 @@ def test_load_handler_runs_the_code_of_the_archive(archive, tmp_path):
     command = [sys.executable, "-c", LOAD, str(archive), str(tmp_path / "model"), str(tmp_path / "image.png")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
-    width, media_type, config, homes, threads = json.loads(result.stdout)
+    width, media_type, config, homes, threads, observations = json.loads(result.stdout)
     assert (width, media_type, homes, threads) == (9, "image/png", [True], 1)
     assert (config["maxWorkers"], config["batchSize"], config["handler"]["threads"]) == (3, 4, 1)
     assert config["handler"]["precision"] == "auto"  # what is not overridden stays
+    assert observations == [
+        ["segserve_worker_starts_total", 1, ["tiny", "1.0"]],
+        ["segserve_requests_total", 1, ["tiny", "1.0", "200", "dense", "none"]],
+        ["segserve_requests_total", 1, ["tiny", "1.0", "200", "image/png", "none"]],
+    ]
 
 
 def test_load_handler_beside_another_runtime_is_refused(archive, tmp_path):
@@ -409,3 +421,48 @@ def test_metrics_count_under_torchserve_s_names():
     assert [told[f"Requests{hundred}XX", None] for hundred in (2, 4, 5)] == [1, 0, 1]
     assert told["PredictionTime", None] == 500
     assert 0 < told["MemoryUtilization", None] <= 100
+
+
+def test_metrics_expose_all_that_is_declared_under_its_labels():
+    metrics = Metrics()
+    metrics.count_prediction("tiny", None, seconds=0.5, handler_seconds=0.25)
+    metrics.count_observations(Observation(metric.name, 0.25, ("x",) * len(metric.labels)) for metric in OWN)
+    families = list(text_string_to_metric_families(metrics.exposed().decode()))
+    labels = {sample.name: set(sample.labels) - {"le"} for family in families for sample in family.samples}
+    for metric in (*OWN, *ENGINE):
+        for name in metric.sample_names:
+            assert labels[name] == {*metric.labels, metric.host_label}
+    buckets = {sample.labels["le"] for family in families for sample in family.samples if "le" in sample.labels}
+    assert sorted(map(float, buckets)) == [*BUCKETS, math.inf]
+
+
+def test_metrics_count_observations_add_observe_and_set():
+    metrics = Metrics()
+    for value in (0.25, 0.5):
+        metrics.count_observations(
+            [
+                Observation("segserve_image_bytes_total", value, ("m", "1")),
+                Observation("segserve_request_seconds", value, ("m", "1")),
+                Observation("segserve_memory_bytes", value, ("m", "1")),
+            ]
+        )
+    text = metrics.exposed().decode()
+    for name, expected in (
+        ("segserve_image_bytes_total", "0.75"),
+        ("segserve_request_seconds_count", "2.0"),
+        ("segserve_request_seconds_sum", "0.75"),
+        ("segserve_memory_bytes", "0.5"),
+    ):
+        assert re.search(rf"^{name}\{{.*\}} {expected}$", text, re.MULTILINE)
+
+
+def test_sink_takes_what_torchserve_s_takes():
+    ours, theirs = inspect.signature(Sink.add_or_update), inspect.signature(CachingMetric.add_or_update)
+    assert list(ours.parameters) == list(theirs.parameters)[: len(ours.parameters)]
+
+
+def test_collected_metrics_are_drained_once():
+    collected = CollectedMetrics({"a": ("x",)})
+    collected.cache["declared"]["a"].add_or_update(1.5, ["y"])
+    assert collected.drain() == (Observation("a", 1.5, ("y",)),)
+    assert collected.drain() == ()

@@ -1,0 +1,174 @@
+"""Traces: whether the environment asks for them, what they hold, and that they arrive at a collector."""
+
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from segserve.runtime.errors import ModelError
+from segserve.runtime.observed import Observed
+from segserve.runtime.timings import Interval, Timings
+from segserve.runtime.tracing import Tracing
+
+from .images import encoded, smooth
+from .tiny import tiny_record
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+def exporter():
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def tracing(exporter):
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return Tracing(provider)
+
+
+def test_trace_request_has_a_span_a_stage_below_its_own(tiny_pipeline, tracing, exporter):
+    observed = tiny_pipeline.answer({"body": encoded(smooth(40, 60))}, {"X-Segment-Mask": "rle"}).observed
+    tracing.trace(tiny_record(), 200, observed, {"Traceparent": PARENT})
+    *stages, request = exporter.get_finished_spans()
+    assert [span.name for span in stages] == ["decode", "preprocess", "inference", "encode"]
+    assert {span.parent.span_id for span in stages} == {request.context.span_id}
+    assert (request.name, request.kind) == ("segment tiny", SpanKind.SERVER)
+    assert f"{request.context.trace_id:032x}" == PARENT.split("-")[1]
+    assert f"{request.parent.span_id:016x}" == PARENT.split("-")[2]
+    assert request.attributes["http.response.status_code"] == 200
+    assert request.attributes["segserve.encoding"] == "rle"
+    assert request.attributes["segserve.image_pixels"] == 2400
+    assert "error.type" not in request.attributes
+    assert (request.start_time, request.end_time) == (stages[0].start_time, stages[-1].end_time)
+
+
+def test_trace_spans_last_as_long_as_their_stages(tracing, exporter):
+    timings = Timings([Interval("preprocess", 1, 1.5), Interval("inference", 1.5, 2.5), Interval("preprocess", 2.5, 3)])
+    tracing.trace(tiny_record(), 200, Observed(timings), {})
+    *stages, request = exporter.get_finished_spans()
+    assert [(span.end_time - span.start_time) / 1e9 for span in stages] == pytest.approx([0.5, 1.0, 0.5])
+    assert (request.end_time - request.start_time) / 1e9 == pytest.approx(2)
+    assert request.parent is None
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "expected"),
+    [(b"text", 415, StatusCode.UNSET), (b"text", 500, StatusCode.ERROR)],
+    ids=["the client's fault", "ours"],
+)
+def test_trace_error_is_named_and_only_ours_marks_the_span(tiny_pipeline, tracing, exporter, body, status, expected):
+    observed = tiny_pipeline.answer({"body": body}, {}).observed
+    tracing.trace(tiny_record(), status, observed, {})
+    decode, request = exporter.get_finished_spans()
+    assert decode.name == "decode"
+    assert request.attributes["error.type"] == "image_unsupported"
+    assert request.status.status_code is expected
+
+
+@pytest.mark.parametrize("parent", ["nonsense", "", "00-0-0-01"], ids=["nonsense", "empty", "too short"])
+def test_trace_traceparent_that_is_none_begins_a_trace(tracing, exporter, parent):
+    tracing.trace(tiny_record(), 200, Observed(Timings([Interval("decode", 0, 1)])), {"traceparent": parent})
+    assert exporter.get_finished_spans()[-1].parent is None
+
+
+def test_trace_request_that_is_not_sampled_leaves_no_span(tracing, exporter):
+    observed = Observed(Timings([Interval("decode", 0, 1)]))
+    tracing.trace(tiny_record(), 200, observed, {"traceparent": PARENT.removesuffix("01") + "00"})
+    assert exporter.get_finished_spans() == ()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"OTEL_SERVICE_NAME": "x"},
+        {"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
+        {"OTEL_SDK_DISABLED": "TRUE", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": ""},
+    ],
+    ids=["nothing set", "only a name", "none", "disabled", "empty endpoint"],
+)
+def test_from_environment_that_asks_for_none_is_none(environment):
+    assert Tracing.from_environment(environment) is None
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OTEL_TRACES_EXPORTER": "zipkin"},
+        {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+    ],
+    ids=["exporter", "protocol"],
+)
+def test_from_environment_unknown_exporter_or_protocol_says_which_there_are(environment):
+    with pytest.raises(
+        ModelError, match=r"traces through '\w+' by '.+'; OTEL_TRACES_EXPORTER is otlp, console or none"
+    ):
+        Tracing.from_environment(environment)
+
+
+def test_from_environment_without_the_exporter_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(ModelError, match=r"pip install 'segserve\[otel\]', or set OTEL_TRACES_EXPORTER=none"):
+        Tracing.from_environment({"OTEL_TRACES_EXPORTER": "otlp"})
+
+
+def test_handler_without_traces_imports_nothing_of_opentelemetry():
+    code = (
+        "import sys, handler; from segserve.runtime.tracing import Tracing; Tracing.from_environment({}); "
+        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+class _Collector(BaseHTTPRequestHandler):
+    received: list[tuple[str, bytes]]
+
+    def do_POST(self):
+        self.received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def collector(monkeypatch):
+    received: list[tuple[str, bytes]] = []
+    handler = type("Collector", (_Collector,), {"received": received})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+        yield received
+        server.shutdown()
+        thread.join()
+
+
+def test_from_environment_endpoint_gets_the_spans(collector, monkeypatch, tiny_pipeline):
+    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    tracing = Tracing.from_environment(os.environ)
+    observed = tiny_pipeline.answer({"body": encoded(smooth(40, 60))}, {}).observed
+    tracing.trace(tiny_record(), 200, observed, {"traceparent": PARENT})
+    tracing.close()
+    (path, content), *_ = collector
+    assert path == "/v1/traces"
+    (resource_spans,) = ExportTraceServiceRequest.FromString(content).resource_spans
+    attributes = {attribute.key: attribute.value.string_value for attribute in resource_spans.resource.attributes}
+    assert attributes["service.name"] == "segserve"
+    spans = [span for scope in resource_spans.scope_spans for span in scope.spans]
+    assert [span.name for span in spans] == ["decode", "preprocess", "inference", "encode", "segment tiny"]
+    assert {span.trace_id.hex() for span in spans} == {PARENT.split("-")[1]}
