@@ -1,21 +1,45 @@
 """The pictures that are sent: photographs which scikit-image ships, as the JPEG files that users send."""
 
 import io
+from itertools import cycle
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from segserve.demo import sample_photograph
 
 NAMES = ("chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 
+# Sizes from a thumbnail to a small camera's, qualities from the web's to a camera's.
+LONGER_SIDES_PX = (320, 500, 640, 1024, 1600)
+QUALITIES = (75, 90, 95)
+
 
 def photographs() -> list[bytes]:
-    return [_as_jpeg(sample_photograph(name)) for name in NAMES]
+    return [_as_jpeg(_opened(name)) for name in NAMES]
 
 
-def _as_jpeg(path: Path) -> bytes:
+def mixed_photographs() -> dict[str, bytes]:
+    """JPEG files by name: every photograph at every size, landscape, square and portrait, at qualities that take turns.
+
+    The smallest of each photograph come first.
+    """
+    pictures = {Path(name).stem: _opened(name) for name in (*NAMES, "hubble_deep_field.jpg")}
+    pictures["coffee-portrait"] = pictures["coffee"].transpose(Image.Transpose.ROTATE_90)
+    qualities = cycle(QUALITIES)
+    return {
+        f"{name}-{side_px}.jpg": _as_jpeg(ImageOps.contain(picture, (side_px, side_px)), next(qualities))
+        for side_px in LONGER_SIDES_PX
+        for name, picture in pictures.items()
+    }
+
+
+def _opened(name: str) -> Image.Image:
+    with Image.open(sample_photograph(name)) as image:
+        return image.convert("RGB")
+
+
+def _as_jpeg(image: Image.Image, quality: int = 90) -> bytes:
     buffer = io.BytesIO()
-    with Image.open(path) as image:
-        image.convert("RGB").save(buffer, "JPEG", quality=90)
+    image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -1,0 +1,135 @@
+"""The process that sends the requests: a closed loop of clients, each of which sends anew when it has its answer.
+
+It is told what to do as JSON on its standard input, and tells what it measured as JSON on its standard output. Threads
+over `http.client` are the cheapest clients there are: on one machine, the processor time of a client is missed by the
+server. `over_http` is the other side.
+"""
+
+import base64
+import http.client
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from urllib3.filepost import encode_multipart_formdata
+
+from .figures import Run
+
+BodyKind = Literal["file", "form", "json"]
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where a server takes images, and how it wants them.
+
+    Attributes:
+        body: `file`: the image's bytes; `form`: a multipart form with that one `part`; `json`: base64 in that member.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: BodyKind = "file"
+    part: str = "file"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one measurement sends.
+
+    Attributes:
+        images: paths of image files, in order.
+        clients: how many send at once.
+        max_s: no request begins later than so many seconds after the first.
+        timeout_s: how long any answer may take.
+    """
+
+    door: Door
+    images: tuple[str, ...]
+    clients: int
+    max_s: float
+    timeout_s: float
+
+
+class ClosedLoop:
+    """Clients that share one queue of requests. Their threads wait for sockets nearly all of the time."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        requests = {image: _request(order.door, Path(image).read_bytes()) for image in set(order.images)}
+        self._queue = iter([requests[image] for image in order.images])
+        self._turn = threading.Lock()
+        self._latencies_s: list[float] = []
+        self._failures: list[str] = []
+        self._began_s = 0.0
+
+    def run(self) -> Run:
+        clients = [threading.Thread(target=self._client) for _ in range(self._order.clients)]
+        self._began_s = time.perf_counter()
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        wall_s = time.perf_counter() - self._began_s
+        return Run(tuple(self._latencies_s), wall_s, len(self._failures), next(iter(self._failures), ""))
+
+    def _client(self) -> None:
+        parts = urlsplit(self._order.door.url)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=self._order.timeout_s)
+        for body, headers in self._mine():
+            began_s = time.perf_counter()
+            failure = _exchange(connection, parts.path, body, headers)
+            if failure is None:
+                self._latencies_s.append(time.perf_counter() - began_s)
+            else:
+                self._failures.append(failure)
+        connection.close()
+
+    def _mine(self) -> Iterator[tuple[bytes, dict[str, str]]]:
+        """The requests that fall to one client, until there are none or time is up."""
+        while time.perf_counter() - self._began_s < self._order.max_s:
+            with self._turn:
+                request = next(self._queue, None)
+            if request is None:
+                return
+            yield request
+
+
+def _request(door: Door, content: bytes) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of the request for one image file."""
+    if door.body == "form":
+        body, content_type = encode_multipart_formdata({door.part: ("image.jpg", content, "image/jpeg")})
+    elif door.body == "json":
+        body, content_type = json.dumps({door.part: base64.b64encode(content).decode()}).encode(), "application/json"
+    else:
+        body, content_type = content, "application/octet-stream"
+    return body, {"Content-Type": content_type, **door.headers}
+
+
+def _exchange(connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> str | None:
+    """Sends one request and reads its answer; what is wrong with it, or None."""
+    try:
+        connection.request("POST", path, body, headers)
+        response = connection.getresponse()
+        content = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        connection.close()  # the next request opens it anew
+        return f"{type(error).__name__}: {error}"
+    if response.status != http.HTTPStatus.OK:
+        return f"status {response.status}: {' '.join(content[:200].decode(errors='replace').split())}"
+    return None if content else "an empty answer"
+
+
+def main() -> None:
+    fields = json.load(sys.stdin)
+    order = Order(**{**fields, "door": Door(**fields["door"])})
+    json.dump(asdict(ClosedLoop(order).run()), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

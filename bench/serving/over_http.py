@@ -1,0 +1,48 @@
+"""A contestant that is asked over HTTP, by clients in another process."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .errors import BenchError
+from .figures import Run
+from .load import Door, Order
+from .workload import Workload
+
+TIMEOUT_S = 300.0
+_WARM_UP_CLIENTS = 4  # where a server has several workers, they share the requests
+_WARM_UP_REPEATS = 2
+
+
+@dataclass(frozen=True)
+class HttpContestant:
+    door: Door
+    workload: Workload
+
+    def warm_up(self) -> None:
+        run = send_requests(self.door, self.workload.warm_up * _WARM_UP_REPEATS, clients=_WARM_UP_CLIENTS)
+        if run.failures:
+            raise BenchError(f"{run.failures} of the first images were not answered: {run.reason}")
+
+    def run(self, clients: int) -> Run:
+        return send_requests(self.door, self.workload.requests, clients=clients, max_s=self.workload.max_s)
+
+
+def send_requests(
+    door: Door, images: Sequence[Path], *, clients: int, max_s: float = TIMEOUT_S, timeout_s: float = TIMEOUT_S
+) -> Run:
+    """Sends image files in order out of a process of its own; see `Order`.
+
+    Raises:
+        BenchError: that process failed, which no answer of a server makes it do.
+    """
+    order = Order(door, tuple(map(str, images)), clients, max_s, timeout_s)
+    command = [sys.executable, "-m", "bench.serving.load"]
+    done = subprocess.run(command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}")
+    answer = json.loads(done.stdout)
+    return Run(**{**answer, "latencies_s": tuple(answer["latencies_s"])})

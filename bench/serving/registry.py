@@ -1,0 +1,73 @@
+"""Everything that is measured, by the name it has on the command line."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+
+from .contestant import Opened
+from .errors import BenchError
+from .figures import LIMIT, PLAIN_LOOP
+from .loop import Prepare, open_loop
+from .rivals import huggingface, limit, plain_loop
+from .rivals.ours import open_ours
+from .rivals.python_server import open_python_server
+from .rivals.stock import open_stock
+from .workload import Workload
+
+Open = Callable[[Workload], AbstractContextManager[Opened]]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Something to measure.
+
+    Attributes:
+        open: starts it, and stops it when the context ends.
+        needs: the packages without which it is skipped, as they are imported.
+    """
+
+    name: str
+    open: Open
+    needs: tuple[str, ...] = ()
+
+    def opened(self, workload: Workload) -> AbstractContextManager[Opened]:
+        """What starts it; errors are those of `open`, too.
+
+        Raises:
+            BenchError: a package is missing.
+        """
+        missing = [package for package in self.needs if find_spec(package) is None]
+        if missing:
+            raise BenchError(f"{', '.join(missing)} is not installed: pip install 'segserve[bench]'")
+        return self.open(workload)
+
+
+def _loop(name: str, title: str, prepare: Prepare, *needs: str) -> Rival:
+    return Rival(name, partial(open_loop, title=title, prepare=prepare), needs)
+
+
+def _stock(name: str, title: str, *, same_size: bool) -> Rival:
+    return Rival(name, partial(open_stock, title=title, same_size=same_size), ("captum",))
+
+
+def _server(name: str, title: str, module: str, network: str, *needs: str) -> Rival:
+    return Rival(name, partial(open_python_server, title=title, module=module, network=network), needs)
+
+
+RIVALS: Mapping[str, Rival] = {
+    rival.name: rival
+    for rival in (
+        _loop("limit", LIMIT, limit.prepare),
+        _loop("loop", PLAIN_LOOP, plain_loop.prepare),
+        Rival("ours", open_ours),
+        _stock("stock", "image_segmenter, as shipped", same_size=False),
+        _stock("stock-same-size", "image_segmenter, our input size", same_size=True),
+        _server("litserve", "LitServe, as documented", "litserve_server", "eager", "litserve"),
+        _server("litserve-ours", "LitServe, our network", "litserve_server", "ours", "litserve"),
+        _server("fastapi", "FastAPI, as documented", "fastapi_server", "eager", "fastapi", "uvicorn"),
+        _server("fastapi-ours", "FastAPI, our network", "fastapi_server", "ours", "fastapi", "uvicorn"),
+        _loop("huggingface", "Hugging Face pipeline", huggingface.prepare, "transformers"),
+    )
+}

@@ -1,0 +1,129 @@
+"""What was measured as Markdown and as JSON."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .errors import BenchError
+from .figures import Round, Row, headlines, rows
+from .session import Outcome
+
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+
+@dataclass(frozen=True)
+class Report:
+    """An outcome with what it was measured on (`machine`) and how (`setting`)."""
+
+    machine: Mapping[str, str]
+    setting: Mapping[str, object]
+    outcome: Outcome
+
+    def as_json(self) -> str:
+        """Everything but the single latencies."""
+        outcome = self.outcome
+        document = {
+            "machine": self.machine,
+            "setting": self.setting,
+            "figures": [_without_nan(asdict(row)) for row in rows(outcome.rounds)],
+            "headlines": dict(headlines(outcome.rounds)),
+            "rounds": [_round(each) for each in outcome.rounds],
+            "starts_s": outcome.starts_s,
+            "peaks_bytes": outcome.peaks_bytes,
+            "skipped": outcome.skipped,
+            "ended_by": outcome.ended_by,
+        }
+        return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+    def as_markdown(self) -> str:
+        """Headlines, a table for each number of clients, what each rival takes, and what all that was measured on."""
+        found = rows(self.outcome.rounds)
+        clients = dict.fromkeys(row.clients for row in found)
+        blocks = [_headline_table(self.outcome.rounds)]
+        blocks += [_table(count, [row for row in found if row.clients == count]) for count in clients]
+        blocks += [_costs(self.outcome), "\n".join(_circumstances(self))]
+        return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def write_between_marks(document: Path, text: str) -> None:
+    """Replaces what stands between the marks `BEGIN` and `END` of a document.
+
+    Raises:
+        BenchError: the document is missing, or does not have both marks once.
+    """
+    try:
+        before, rest = document.read_text(encoding="utf-8").split(BEGIN)
+        _, after = rest.split(END)
+    except (OSError, ValueError) as error:
+        raise BenchError(
+            f"{document}: expected a document with one line {BEGIN} and one line {END} below it"
+        ) from error
+    document.write_text(f"{before}{BEGIN}\n{text.rstrip()}\n{END}{after}", encoding="utf-8")
+
+
+def _headline_table(rounds: Sequence[Round]) -> str:
+    found = [f"| {title} | {value:.2f} |" for title, value in headlines(rounds)]
+    return "\n".join(["| ratio | |", "|---|---:|", *found]) if found else ""
+
+
+def _table(clients: int, found: Sequence[Row]) -> str:
+    title = f"{clients} clients" if clients > 1 else "One client"
+    head = [
+        f"**{title}**",
+        "",
+        "| | images/s | median, ms | p99, ms | ours is times as fast | failed |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    return "\n".join([*head, *map(_line, found)])
+
+
+def _line(row: Row) -> str:
+    times = "-" if row.ours_to_it is None else f"{row.ours_to_it:.2f}"
+    failed = f"{row.failures} of {row.failures + row.answered}" if row.failures else "0"
+    latencies = f"{_number(row.median_ms)} | {_number(row.p99_ms)}"
+    return f"| {row.contestant} | {row.images_a_second:.1f} | {latencies} | {times} | {failed} |"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.0f}"
+
+
+def _costs(outcome: Outcome) -> str:
+    found = [
+        f"| {name} | {outcome.peaks_bytes.get(name, 0) / 1e9:.2f} | {start_s:.0f} |"
+        for name, start_s in outcome.starts_s.items()
+    ]
+    return "\n".join(["| rival | largest process, GB | ready after, s |", "|---|---:|---:|", *found])
+
+
+def _circumstances(report: Report) -> Iterator[str]:
+    yield from (f"- {name}: {value}" for name, value in {**report.machine, **report.setting}.items())
+    yield from (f"- skipped: {name}: {reason}" for name, reason in report.outcome.skipped.items())
+    if report.outcome.ended_by:
+        yield f"- ended early: {report.outcome.ended_by}"
+    yield from dict.fromkeys(f"- {row.contestant}: {row.reason}" for row in rows(report.outcome.rounds) if row.reason)
+
+
+def _round(runs: Round) -> list[dict[str, object]]:
+    return [
+        _without_nan(
+            {
+                "contestant": contestant,
+                "clients": clients,
+                "answered": len(run.latencies_s),
+                "failures": run.failures,
+                "wall_s": run.wall_s,
+                "images_a_second": run.images_a_second,
+                "median_ms": run.median_ms,
+                "p99_ms": run.p99_ms,
+            }
+        )
+        for (contestant, clients), run in runs.items()
+    ]
+
+
+def _without_nan(figures: Mapping[str, object]) -> dict[str, object]:
+    """JSON has no NaN."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in figures.items()}

@@ -1,0 +1,11 @@
+"""What a script would do with the same code and no server: from an image's file to its label map as PNG."""
+
+from ..loop import Work
+from ..workload import Workload
+from .device import first_device
+from .steps import OurSteps
+
+
+def prepare(workload: Workload) -> Work:
+    steps = OurSteps(workload.model, first_device())
+    return lambda path: steps.encode(steps.predict(steps.decode(path.read_bytes())))

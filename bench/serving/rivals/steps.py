@@ -1,0 +1,90 @@
+"""What a server of one's own does with an image, in the three steps that LitServe names: decode, predict, encode."""
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+from torchvision import transforms as T  # noqa: N812
+
+from segserve.runtime.image import decode_image
+from segserve.runtime.mask import encode_png
+from segserve.runtime.record import read_record
+from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.weights import load_network
+
+from ..workload import MAX_PIXELS
+
+LabelMap = NDArray[np.uint8]
+Decoded = TypeVar("Decoded")
+
+
+class Steps(Protocol[Decoded]):
+    """From an image's file to its label map, uint8 (H, W) at the image's own size, and to a PNG of that."""
+
+    def decode(self, content: bytes) -> Decoded: ...
+
+    def predict(self, image: Decoded) -> LabelMap: ...
+
+    def encode(self, label_map: LabelMap) -> bytes: ...
+
+
+class EagerSteps:
+    """As tutorials and the documentation of servers write it: Pillow, torchvision's transforms, float32, eager.
+
+    The network sees images at the very size at which ours sees them.
+    """
+
+    def __init__(self, model: Path, device: torch.device) -> None:
+        self._device = device
+        self._record = read_record(model)
+        self._network = load_network(self._record, model).to(device).eval()
+        mean, std = self._record.input.mean, self._record.input.std
+        self._normalized = T.Compose([T.ToTensor(), T.Normalize(mean, std)])
+
+    def decode(self, content: bytes) -> tuple[Tensor, tuple[int, int]]:
+        """The network's input, float32 (1, 3, h, w), and the image's own (height, width)."""
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        height_px, width_px = self._record.input.resize.size_for(image.height, image.width)
+        inputs = self._normalized(image.resize((width_px, height_px), Image.Resampling.BILINEAR))
+        return inputs.unsqueeze(0).to(self._device), (image.height, image.width)
+
+    def predict(self, image: tuple[Tensor, tuple[int, int]]) -> LabelMap:
+        inputs, size_hw = image
+        with torch.inference_mode():
+            logits = self._network(inputs)
+            full = F.interpolate(logits, size=size_hw, mode="bilinear", align_corners=False)
+            return full.argmax(1)[0].to(torch.uint8).cpu().numpy()
+
+    def encode(self, label_map: LabelMap) -> bytes:
+        image = Image.fromarray(label_map, mode="P")
+        image.putpalette(self._record.palette)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+class OurSteps:
+    """Our own code for each step, so that a server which is given it differs from ours as a server alone."""
+
+    def __init__(self, model: Path, device: torch.device) -> None:
+        self._segmenter = Segmenter.load(model, device=device)
+
+    def decode(self, content: bytes) -> NDArray[np.uint8]:
+        """RGB, uint8 (H, W, 3)."""
+        return decode_image(content, max_pixels=MAX_PIXELS)
+
+    def predict(self, image: NDArray[np.uint8]) -> LabelMap:
+        return self._segmenter.segment(image).label_map
+
+    def encode(self, label_map: LabelMap) -> bytes:
+        return encode_png(label_map, self._segmenter.record.palette)
+
+
+STEPS: Mapping[str, Callable[[Path, torch.device], Steps[Any]]] = {"eager": EagerSteps, "ours": OurSteps}
