@@ -14,6 +14,8 @@ from ts.protocol.otf_message_handler import create_predict_response
 
 import handler as handler_module
 from handler import DeepLabHandler
+from segserve.ray_app.collected import CollectedMetrics
+from segserve.runtime.metrics import OWN
 from segserve.runtime.network import build_network
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.record import RECORD_FILE, Architecture, sha256_of
@@ -93,6 +95,30 @@ def test_handle_answer_does_not_depend_on_the_batch(loaded, tiny_model):
     ((alone, *_),) = handled(loaded, tiny_model, request)
     bodies = [body for body, *_ in handled(loaded, tiny_model, raw(b"x"), request, raw(encoded(noise(9, 9))), request)]
     assert bodies[1] == bodies[3] == alone
+
+
+def test_handle_tells_the_metrics_of_the_server(tiny_model):
+    metrics = CollectedMetrics({metric.name: metric.labels for metric in OWN})
+    context = worker_context(tiny_model, CONFIG)
+    context.metrics = metrics
+    handler = DeepLabHandler()
+    handler.initialize(context)
+    started = {observation.name for observation in metrics.drain()}
+    rows = received_by(context, raw(encoded(smooth(40, 60)), X_Segment_Mask="rle"), raw(b"x"))
+    handler.handle(rows, context)
+    told = {(name, *labels[2:]): value for name, value, labels in metrics.drain()}
+    assert "segserve_worker_starts_total" in started
+    assert told["segserve_batch_size",] == 2
+    assert told["segserve_requests_total", "200", "rle", "none"] == 1
+    assert told["segserve_requests_total", "415", "dense", "image_unsupported"] == 1
+
+
+def test_initialize_traces_that_cannot_be_had_refuse_the_archive(tiny_model, monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
+    with pytest.raises(
+        RuntimeError, match="cannot serve this archive: the environment asks for traces through 'zipkin'"
+    ):
+        DeepLabHandler().initialize(worker_context(tiny_model, CONFIG))
 
 
 def test_handle_empty_batch_gives_an_empty_list(loaded, tiny_model):

@@ -3,11 +3,8 @@
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -17,6 +14,7 @@ from segserve.runtime.errors import ModelError
 from segserve.runtime.observed import Observed
 from segserve.runtime.timings import Interval, Timings
 from segserve.runtime.tracing import Tracing
+from tests.collector import running_collector
 
 from .images import encoded, smooth
 from .tiny import tiny_record
@@ -132,43 +130,24 @@ def test_handler_without_traces_imports_nothing_of_opentelemetry():
     assert result.stdout == "[]\n"
 
 
-class _Collector(BaseHTTPRequestHandler):
-    received: list[tuple[str, bytes]]
-
-    def do_POST(self):
-        self.received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def collector(monkeypatch):
-    received: list[tuple[str, bytes]] = []
-    handler = type("Collector", (_Collector,), {"received": received})
-    with HTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
-        yield received
-        server.shutdown()
-        thread.join()
-
-
-def test_from_environment_endpoint_gets_the_spans(collector, monkeypatch, tiny_pipeline):
+def test_from_environment_endpoint_gets_the_spans(monkeypatch, tiny_pipeline):
     monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
-    tracing = Tracing.from_environment(os.environ)
     observed = tiny_pipeline.answer({"body": encoded(smooth(40, 60))}, {}).observed
-    tracing.trace(tiny_record(), 200, observed, {"traceparent": PARENT})
-    tracing.close()
-    (path, content), *_ = collector
-    assert path == "/v1/traces"
-    (resource_spans,) = ExportTraceServiceRequest.FromString(content).resource_spans
-    attributes = {attribute.key: attribute.value.string_value for attribute in resource_spans.resource.attributes}
-    assert attributes["service.name"] == "segserve"
-    spans = [span for scope in resource_spans.scope_spans for span in scope.spans]
-    assert [span.name for span in spans] == ["decode", "preprocess", "inference", "encode", "segment tiny"]
-    assert {span.trace_id.hex() for span in spans} == {PARENT.split("-")[1]}
+    with running_collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        tracing = Tracing.from_environment(os.environ)
+        tracing.trace(tiny_record(), 200, observed, {"traceparent": PARENT})
+        tracing.close()
+    assert collector.services == {"segserve"}
+    assert [span.name for span in collector.spans] == ["decode", "preprocess", "inference", "encode", "segment tiny"]
+    assert {span.trace_id.hex() for span in collector.spans} == {PARENT.split("-")[1]}
+
+
+def test_from_environment_service_of_its_own_name_keeps_it(monkeypatch):
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "street")
+    with running_collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        tracing = Tracing.from_environment(os.environ)
+        tracing.trace(tiny_record(), 200, Observed(Timings([Interval("decode", 0, 1)])), {})
+        tracing.close()
+    assert collector.services == {"street"}
