@@ -1,0 +1,148 @@
+"""What is applied to a cluster, rendered by Helm itself and held against the schemas of Kubernetes."""
+
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from segserve.container.settings import Settings, variables
+from segserve.ray_app import Arguments
+from tests.conftest import PROJECT
+
+helm = pytest.importorskip("helm_python", reason="Helm is not installed: pip install helm-python-sdk")
+
+KUBERNETES = ("1.27", "1.37")  # the oldest that the chart takes, and the newest whose schemas there are
+CHART = PROJECT / "deploy" / "kubernetes" / "segserve"
+SECRET = {"auth": {"secret": "segserve-token"}}
+
+VALUES = {
+    "plain": {},
+    "gpu": {"gpu": {"count": 1}, "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]},
+    "autoscaled": {"autoscaling": {"enabled": True, "queueMilliseconds": 500}},
+    "models-of-a-claim": {"models": {"claim": "models", "archives": ["/models/a.mar", "/models/b.mar"]}},
+    "models-of-a-container": {"models": {"init": {"image": "fetch:1", "command": ["fetch", "/models"]}}},
+    "managed": {"auth": {"secret": "segserve-token", "managementSecret": "segserve-management"}},
+    "watched": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+    "open": {"networkPolicy": {"enabled": False}, "podDisruptionBudget": {"enabled": False}},
+}
+
+
+def render(values: dict) -> dict[str, dict]:
+    """Every object by its kind."""
+    with helm.Chart.load(str(CHART)) as chart:
+        texts = chart.render(SECRET | values, name="demo", namespace="prod")
+    documents = [yaml.safe_load(text) for name, text in texts.items() if not name.endswith(".txt")]
+    return {document["kind"]: document for document in documents if document}
+
+
+def server_of(objects: dict[str, dict]) -> dict:
+    [container] = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("name", VALUES)
+def test_chart_rendered_fits_the_schemas(name, version):
+    for kind, document in render(VALUES[name]).items():
+        if kind != "ServiceMonitor":  # Prometheus Operator's, not of Kubernetes
+            kubernetes_validate.validate(document, version, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        pytest.param({"auth": {"secret": ""}}, "/auth/secret", id="no-token"),
+        pytest.param({"replicsa": 3}, "replicsa", id="unknown-value"),
+        pytest.param({"gpu": {"count": "one"}}, "/gpu/count", id="wrong-type"),
+        pytest.param({"models": {"archives": ["model.mar"]}}, "/models/archives/0", id="relative-archive"),
+        pytest.param({"autoscaling": {"enabled": True, "cpuPercent": 0}}, "/autoscaling", id="scaled-by-nothing"),
+        pytest.param({"service": {"port": 0}}, "/service/port", id="port"),
+    ],
+)
+def test_chart_with_wrong_values_is_refused_by_its_schema(values, message):
+    with pytest.raises(helm.HelmError, match=message):
+        render(values)
+
+
+def test_chart_has_no_findings():
+    with helm.Chart.load(str(CHART)) as chart:
+        chart.validate_schema(SECRET)
+    severe = [found for found in helm.lint(str(CHART))["messages"] if found["severity"] > 2]
+    assert all("/auth/secret" in found["error"] for found in severe), severe
+
+
+def test_chart_pod_has_no_rights():
+    pod = render({})["Deployment"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    assert server_of(render({}))["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_chart_sets_variables_that_the_container_has():
+    objects = render({"gpu": {"count": 1}, "models": {"archives": ["/models/a.mar"]}, **VALUES["managed"]})
+    environment = {entry["name"]: entry["value"] for entry in server_of(objects)["env"]}
+    assert set(environment) <= set(variables())
+    settings = Settings.from_environment(environment)
+    assert (settings.device, settings.archive) == ("gpu", (Path("/models/a.mar"),))
+    ports = {port["name"]: port["containerPort"] for port in server_of(objects)["ports"]}
+    assert ports == {"http": settings.port, "metrics": settings.metrics_port, "management": settings.management_port}
+
+
+def test_chart_gives_a_pod_time_to_drain():
+    pod = render({"drain": {"delaySeconds": 7, "timeoutSeconds": 90}})["Deployment"]["spec"]["template"]["spec"]
+    environment = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
+    settings = Settings.from_environment(environment)
+    assert (settings.drain_delay_s, settings.drain_timeout_s) == (7, 90)
+    assert pod["terminationGracePeriodSeconds"] > 97
+
+
+def test_chart_probes_ask_whether_a_worker_is_ready():
+    server = server_of(render({}))
+    probes = [server[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+    assert probes == [{"path": "/ping", "port": "http"}] * 3
+
+
+def test_chart_autoscaler_looks_at_processor_and_queue_and_sets_the_replicas_alone():
+    objects = render({"autoscaling": {"enabled": True, "queueMilliseconds": 500}})
+    metrics = {metric["type"]: metric for metric in objects["HorizontalPodAutoscaler"]["spec"]["metrics"]}
+    assert metrics["Resource"]["resource"]["target"]["averageUtilization"] == 75
+    assert metrics["Pods"]["pods"]["target"]["averageValue"] == "500m"
+    assert "replicas" not in objects["Deployment"]["spec"]
+
+
+def test_chart_network_policy_lets_the_server_ask_nobody():
+    policy = render({})["NetworkPolicy"]["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["egress"] == []
+
+
+@pytest.fixture(scope="module")
+def ray_service():
+    return yaml.safe_load((PROJECT / "deploy" / "kubernetes" / "rayservice.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_ray_service_pods_fit_the_schemas(ray_service, version):
+    cluster = ray_service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": group["template"]["spec"]}
+        kubernetes_validate.validate(pod, version, strict=True)
+
+
+def test_ray_service_application_is_one_that_ray_serve_takes(ray_service):
+    schema = pytest.importorskip("ray.serve.schema", reason="Ray is not installed: pip install 'segserve[ray]'")
+    config = schema.ServeDeploySchema.model_validate(yaml.safe_load(ray_service["spec"]["serveConfigV2"]))
+    [application] = config.applications
+    assert application.import_path == "segserve.ray_app:app"
+    arguments = Arguments.model_validate(application.args)
+    assert (arguments.archive, arguments.threads) == ("/opt/segserve/model.mar", 2)
+
+
+def test_ray_service_runs_the_ray_of_constraints(ray_service):
+    pinned = (PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert f"ray=={ray_service['spec']['rayClusterConfig']['rayVersion']}" in pinned
