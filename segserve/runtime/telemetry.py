@@ -6,7 +6,7 @@ file names. Ray Serve's stand-in offers the same. What the server does not name 
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import psutil
@@ -19,6 +19,8 @@ from .record import ModelRecord
 from .tracing import Tracing
 
 logger = logging.getLogger(__name__)
+
+_LABELS = {metric.name: metric.labels for metric in m.OWN}
 
 # TorchServe takes a metric as a line of text, in which these have a meaning.
 _NOT_IN_A_LABEL = str.maketrans("|,:#\n\r", "______")
@@ -123,16 +125,9 @@ class Telemetry:
 
 def _sinks(server: MetricsCache | None) -> dict[str, Sink]:
     """By name, the server's metrics that are declared here and there with the same labels."""
-    return {name: sink for name, sink in _named(server) if list(sink.dimension_names) == _LABELS.get(name)}
-
-
-_LABELS = {metric.name: list(metric.labels) for metric in m.OWN}
-
-
-def _named(server: MetricsCache | None) -> Iterator[tuple[str, Sink]]:
-    if server is not None:
-        for of_a_kind in server.cache.values():
-            yield from of_a_kind.items()
+    kinds = () if server is None else server.cache.values()
+    named = [item for of_a_kind in kinds for item in of_a_kind.items()]
+    return {name: sink for name, sink in named if tuple(sink.dimension_names) == _LABELS.get(name)}
 
 
 def _label(text: str) -> str:
