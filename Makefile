@@ -6,6 +6,7 @@ MODEL ?= embedded
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 STAMP := .venv/.installed
+RIVALS := .venv/.rivals-installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -62,8 +63,13 @@ format: $(STAMP) ## format the code and repair what can be repaired
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure latency, throughput and memory against a plain loop
-	$(BIN)/python -m bench
+$(RIVALS): $(STAMP)
+	echo "bench: the rivals (LitServe, FastAPI, transformers, captum) and matplotlib"
+	$(PIP) install --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+bench: $(RIVALS) ## measure the server beside the bare network and its rivals (about an hour; BENCH="--rounds 1")
+	$(BIN)/python -m bench --model $(MODEL) $(BENCH)
 
 clean: ## stop the server and remove what was built; .venv, runs/ and trained weights stay
 	if [ -x $(BIN)/segserve ]; then $(BIN)/segserve stop >/dev/null 2>&1 || true; fi
