@@ -25,7 +25,7 @@ def facts() -> Mapping[str, str]:
     busy = os.getloadavg()[0]
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "processor": f"{_processor()}, {cores} cores, {precision}",
+        "processor": f"{_processor()}, {cores} cores, {torch.threads} threads, {precision}",
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
         "GPU": torch.gpu or "none",
         "load before": f"{busy:.1f} of {cores} cores",

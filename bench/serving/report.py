@@ -73,7 +73,7 @@ def _table(clients: int, found: Sequence[Row]) -> str:
     head = [
         f"**{title}**",
         "",
-        "| | images/s | median, ms | p99, ms | ours is times as fast | failed |",
+        "| | images/s | median, ms | p99, ms | ours to it, images/s | failed |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     return "\n".join([*head, *map(_line, found)])
