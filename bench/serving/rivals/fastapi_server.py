@@ -1,4 +1,7 @@
-"""A server on FastAPI as its documentation shows it: an uploaded file, a plain function in the pool of threads."""
+"""A server on FastAPI as its documentation shows it: an uploaded file, a plain function in the pool of threads.
+
+https://fastapi.tiangolo.com/tutorial/request-files/
+"""
 
 import uvicorn
 from fastapi import FastAPI, Response, UploadFile

@@ -1,4 +1,7 @@
-"""A server on LitServe as its documentation shows it: base64 in JSON, one worker, one image at a time."""
+"""A server on LitServe as its documentation shows it: base64 in JSON, one worker, one image at a time.
+
+https://lightning.ai/docs/litserve
+"""
 
 import base64
 from pathlib import Path
