@@ -16,6 +16,8 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 DEFAULT_MODEL = "deeplabv3"
 ENGINES: Mapping[str, type[RunningServer]] = {kind.engine: kind for kind in (TorchServe, RayServe)}
 TOKEN_VARIABLE = "SEGSERVE_TOKEN"  # noqa: S105 - the name of a variable
+TOKEN_FILE_VARIABLE = "SEGSERVE_TOKEN_FILE"  # noqa: S105
+"""Names a file that holds the token, as secrets are handed to containers."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,14 @@ def find_endpoint(url: str | None = None, *, token: str | None = None, model: st
     """What was not named is that of the server that runs here, if its address is the one meant.
 
     A token of the environment comes last: that of a server which runs here is newer than any that was written down.
+
+    Raises:
+        OSError: the file that `$SEGSERVE_TOKEN_FILE` names cannot be read.
     """
     running = running_server()
     if running is not None and url is not None and _normal(url) != _normal(running.inference_url):
         running = None
-    token = token or (running.inference_token if running else None) or os.environ.get(TOKEN_VARIABLE) or None
+    token = token or (running.inference_token if running else None) or _token_of_environment()
     name = model or (running.models[0] if running else DEFAULT_MODEL)
     return Endpoint(url or (running.inference_url if running else DEFAULT_URL), token, name, running)
 
@@ -44,6 +49,11 @@ def find_endpoint(url: str | None = None, *, token: str | None = None, model: st
 def running_server() -> RunningServer | None:
     """The server that `segserve serve` left running here, whatever its engine."""
     return next((server for kind in ENGINES.values() if (server := kind.running(SERVE_DIR))), None)
+
+
+def _token_of_environment() -> str | None:
+    token, file = (os.environ.get(name, "").strip() for name in (TOKEN_VARIABLE, TOKEN_FILE_VARIABLE))
+    return token or (Path(file).read_text(encoding="utf-8").strip() if file else "") or None
 
 
 def _normal(url: str) -> str:

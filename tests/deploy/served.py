@@ -2,11 +2,13 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,18 +86,39 @@ def running(folder: Path, **variables: object):
         command.process.wait(60)
 
 
-def answers(url: str) -> bool:
+def answers(url: str, *, verify: bool | str = True) -> bool:
     try:
-        return requests.get(url, timeout=5).ok
+        return requests.get(url, timeout=5, verify=verify).ok
     except requests.ConnectionError:
         return False
 
 
-class Load:
-    """Clients that ask one request after the other, each over one connection, until they are refused one."""
+def free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
 
-    def __init__(self, url: str, token: str, *, clients: int) -> None:
-        self._url, self._headers = url, {"Authorization": f"Bearer {token}"}
+
+class Load:
+    """Clients that ask one request after the other, each over one connection, until they are refused one.
+
+    `outcomes` counts answers by `tell`, refused connections, and whatever was sent and not answered as it should be.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        clients: int,
+        body: bytes = b"x",
+        headers: dict[str, str] | None = None,
+        tell: Callable[[requests.Response], str] = lambda _: "answered",
+    ) -> None:
+        self._url, self._body, self._tell = url, body, tell
+        self._headers = {"Authorization": f"Bearer {token}", **(headers or {})}
         self.outcomes: Counter[str] = Counter()
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._ask_on) for _ in range(clients)]
@@ -124,8 +147,8 @@ class Load:
             session.trust_env = False
             while not self._over.is_set():
                 try:
-                    answer = session.post(self._url, data=b"x", headers=self._headers, timeout=60)
-                    self.outcomes[answer.text if answer.ok else f"status {answer.status_code}"] += 1
+                    answer = session.post(self._url, data=self._body, headers=self._headers, timeout=120)
+                    self.outcomes[self._tell(answer) if answer.ok else f"status {answer.status_code}"] += 1
                 except requests.ConnectionError as error:
                     refused = "Connection refused" in str(error)
                     self.outcomes["refused" if refused else f"lost: {error}"] += 1

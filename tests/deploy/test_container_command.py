@@ -11,7 +11,7 @@ import pytest
 import requests
 import torch
 
-from .served import BROKEN, ECHO, Command, Load, pack, running
+from .served import BROKEN, ECHO, Command, Load, free_ports, pack, running
 
 TOKEN = "a-token-of-some-length"  # noqa: S105
 SECONDS_TO_FAIL = 60  # far more than it takes, as machines that test are busy
@@ -36,30 +36,22 @@ def variables(echo, tmp_path):
     return {**place, **ports}
 
 
-def free_ports(count):
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
-
-
 def test_command_stopped_under_load_answers_what_it_accepted_and_ends_with_0(variables, tmp_path):
     url = f"http://127.0.0.1:{variables['PORT']}"
     with running(tmp_path, **variables) as command:
         command.wait_ready(url)
         assert requests.get(f"http://127.0.0.1:{variables['METRICS_PORT']}/metrics", timeout=30).ok
         with Load(f"{url}/predictions/echo", TOKEN, clients=6) as load:
-            load.wait_for("1.0", 20)
+            load.wait_for("answered", 20)
             command.process.send_signal(signal.SIGTERM)
             load.join()
         assert command.process.wait(60) == 0
-    assert set(load.outcomes) == {"1.0", "refused"}, load.outcomes
+    assert set(load.outcomes) == {"answered", "refused"}, load.outcomes
     assert load.outcomes["refused"] == 6
     lines = command.lines()
     assert lines[-1]["message"] == "stopped; what was asked is answered"
     told = [line for line in lines if line["logger"] == "segserve.door" and line["path"] == "/predictions/echo"]
-    assert len(told) == load.outcomes["1.0"]
+    assert len(told) == load.outcomes["answered"]
     assert {(line["status"], line["request_bytes"]) for line in told} == {(200, 1)}
     assert TOKEN not in str(lines)
 
