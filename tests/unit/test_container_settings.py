@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from segserve.container.machine import LEAST_MEMORY_BYTES, check_memory
-from segserve.container.settings import Device, Settings, variables
+from segserve.container.settings import Device, Settings
 from segserve.server.errors import ServerError
-from tests.conftest import PROJECT
 
 
 def test_settings_of_an_empty_environment_are_the_image_s():
@@ -95,13 +94,3 @@ def test_check_memory_with_enough_passes(tmp_path, content):
     limit = tmp_path / "memory.max"
     limit.write_text(content)
     check_memory((limit,))
-
-
-def test_operations_page_has_a_row_for_every_variable_with_its_default():
-    page = (PROJECT / "docs" / "operations.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(SEGSERVE_\w+)` \|.*\| ([^|]+) \|$", page, re.MULTILINE))
-    assert tuple(rows) == variables()
-    for name, field in zip(variables(), Settings.model_fields.values(), strict=True):
-        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        told = rows[name].strip("`")
-        assert told == "none" if default is None else told == f"{default}", name
