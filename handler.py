@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from segserve.runtime import errors
+from segserve.runtime.cores import available_cores
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import read_config
@@ -34,8 +35,7 @@ class DeepLabHandler:
         properties = context.system_properties
         try:
             config = read_config(context.model_yaml_config)
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            torch.set_num_threads(config.handler.threads or max(1, cores // config.maxWorkers))
+            torch.set_num_threads(config.handler.threads or max(1, available_cores() // config.maxWorkers))
             segmenter = Segmenter.load(
                 Path(properties["model_dir"]), device=_device(properties.get("gpu_id")), settings=config.handler
             )

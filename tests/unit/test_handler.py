@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 import re
 import shutil
 
@@ -15,6 +14,7 @@ from ts.protocol.otf_message_handler import create_predict_response
 import handler as handler_module
 from handler import DeepLabHandler
 from segserve.ray_app.collected import CollectedMetrics
+from segserve.runtime.cores import available_cores
 from segserve.runtime.metrics import OWN
 from segserve.runtime.network import build_network
 from segserve.runtime.pipeline import Pipeline
@@ -305,7 +305,7 @@ def test_initialize_without_gpu_serves_on_the_cpu(tiny_model, gpu):
     [
         ({"handler": {"threads": 2}}, 2),
         ({"maxWorkers": 10**4}, 1),
-        ({}, len(os.sched_getaffinity(0))),
+        ({}, available_cores()),
     ],
     ids=["as set", "more workers than cores", "one worker has every core"],
 )
