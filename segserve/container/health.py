@@ -6,11 +6,13 @@ import urllib.error
 import urllib.request
 
 _TIMEOUT_S = 4
+_EVERYWHERE = {"", "0.0.0.0", "::"}  # noqa: S104 - not bound here
 
 
 def main() -> int:
     """0 where the server is ready; else 1, and what it says on stdout."""
-    url = f"http://127.0.0.1:{os.environ.get('SEGSERVE_PORT') or 8080}/ping"
+    host = os.environ.get("SEGSERVE_HOST", "")
+    url = f"http://{'127.0.0.1' if host in _EVERYWHERE else host}:{os.environ.get('SEGSERVE_PORT') or 8080}/ping"
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_TIMEOUT_S) as answer:
             print(answer.read().decode())  # noqa: T201 - for `docker inspect`

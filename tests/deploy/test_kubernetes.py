@@ -6,6 +6,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from segserve import __version__
 from segserve.container.settings import Settings, variables
 from segserve.ray_app import Arguments
 from tests.conftest import PROJECT
@@ -70,6 +71,15 @@ def test_chart_has_no_findings():
         chart.validate_schema(SECRET)
     severe = [found for found in helm.lint(str(CHART))["messages"] if found["severity"] > 2]
     assert all("/auth/secret" in found["error"] for found in severe), severe
+
+
+def test_chart_and_manifest_name_the_project_s_version(ray_service):
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
+    cluster = ray_service["spec"]["rayClusterConfig"]
+    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    images = {container["image"] for group in groups for container in group["template"]["spec"]["containers"]}
+    assert images == {f"segserve:{__version__}-ray"}
 
 
 def test_chart_pod_has_no_rights():

@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from segserve.container import health
 from segserve.container.door import Door, Place, TorchServePlaces
 from segserve.container.listening import bind, listening
 from segserve.container.tokens import TokenFile
@@ -195,6 +196,22 @@ def test_ping_before_the_model_is_loaded_and_while_a_worker_is_missing_is_503(to
     assert "the model is being loaded" in loading[1]["error"]["message"]
     assert early[2]["Retry-After"] == "2"
     assert "its workers are UNLOADING" in missing[1]["error"]["message"]
+
+
+def test_health_check_passes_where_a_worker_is_ready_and_nowhere_else(tokens, monkeypatch, capsys):
+    async def run():
+        async with opened(tokens) as door:
+            monkeypatch.setenv("SEGSERVE_PORT", door.inference.rpartition(":")[2])
+            ready = await asyncio.to_thread(health.main)
+            door.door.obstacle = "its workers are UNLOADING"
+            missing = await asyncio.to_thread(health.main)
+        return ready, missing, await asyncio.to_thread(health.main)
+
+    assert asyncio.run(run()) == (0, 1, 1)
+    ready, missing, gone = capsys.readouterr().out.splitlines()
+    assert "Healthy" in ready
+    assert "its workers are UNLOADING" in missing
+    assert "refused" in gone
 
 
 def test_door_that_closes_answers_what_was_asked_and_takes_nothing_new(tokens):
