@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 MODEL ?= embedded
+IMAGE ?= segserve
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -11,7 +12,7 @@ RIVALS := .venv/.rivals-installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup demo batch-demo serve page stop mar test check format bench clean
+.PHONY: help setup demo batch-demo serve page stop mar image image-test test check format bench clean
 
 help: ## list the targets
 	echo "usage: make TARGET [MODEL=embedded] [PYTHON=python3]"
@@ -49,6 +50,12 @@ stop: $(STAMP) ## stop the server that `make serve` started
 mar: $(STAMP) ## pack the model into an archive for TorchServe in build/, its weights fetched where they are missing
 	$(BIN)/segserve fetch model/$(MODEL)
 	$(BIN)/segserve archive model/$(MODEL) --output build
+
+image: ## build the server's image with docker or podman (IMAGE=segserve; deploy/Dockerfile has the rest)
+	IMAGE=$(IMAGE) MODEL=$(MODEL) deploy/build_image.sh
+
+image-test: $(STAMP) ## run that image as users would, but for fewer rights, and stop it under load
+	SEGSERVE_IMAGE=$(IMAGE) $(BIN)/python -m pytest -q tests/deploy/test_image.py
 
 test: $(STAMP) ## run all tests, those against a real server included
 	$(BIN)/python -m pytest -q

@@ -1,0 +1,67 @@
+"""Makes an image of the packages small and quick to start; run once, at the end of a build.
+
+    python prepare_image.py ARCHIVE LIBRARIES
+
+serves one picture from the archive, so that just those modules are compiled which serving imports (a read-only image
+cannot keep them compiled later), takes away what is never used, and puts Netty's native library, which would otherwise
+be unpacked into a folder that may not execute anything, into the folder LIBRARIES.
+"""
+
+import contextlib
+import io
+import platform
+import shutil
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from PIL import Image
+
+SITE = Path(sysconfig.get_path("purelib"))
+UNUSED = ("hf_xet*", *(f"{package}/**/tests" for package in ("mpmath", "networkx", "numpy", "sympy")))
+NETTY = "META-INF/native/libnetty_transport_native_epoll_{}.so"
+ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "aarch_64"}  # Python's name, Netty's
+
+
+def main() -> None:
+    archive, libraries = map(Path, sys.argv[1:])
+    for pattern in UNUSED:
+        for folder in list(SITE.glob(pattern)):
+            shutil.rmtree(folder)
+    unpack_netty(libraries)
+    if archive.exists():
+        compile_by_use(archive)
+
+
+def unpack_netty(libraries: Path) -> None:
+    entry = NETTY.format(ARCHITECTURES[platform.machine()])
+    libraries.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(SITE / "ts" / "frontend" / "model-server.jar") as jar:
+        (libraries / Path(entry).name).write_bytes(jar.read(entry))
+
+
+def compile_by_use(archive: Path) -> None:
+    import segserve.container.health
+    import segserve.container.serving  # noqa: F401
+    from segserve.runtime.pipeline import Pipeline
+    from segserve.runtime.segmenter import Segmenter
+    from segserve.runtime.settings import Settings
+
+    with contextlib.suppress(SystemExit):  # it reads its command line
+        import ts.model_service_worker  # noqa: F401
+    picture = io.BytesIO()
+    Image.new("RGB", (96, 64)).save(picture, "PNG")
+    with TemporaryDirectory() as model, zipfile.ZipFile(archive) as content:
+        content.extractall(model)
+        pipeline = Pipeline(Segmenter.load(Path(model), device=torch.device("cpu"), settings=Settings()), Settings())
+    for mask in ("dense", "rle", "png", "polygons"):
+        answer = pipeline.answer({"data": picture.getvalue(), "mask": mask.encode(), "confidence": b"true"}, {})
+        if answer.status != 200:
+            sys.exit(f"the archive does not answer: {answer.body.decode()}")
+
+
+if __name__ == "__main__":
+    main()
