@@ -81,7 +81,7 @@ def train(
         else:
             for images, labels in batches:
                 state.advance(images, labels)
-    return state.average.eval()
+    return state.result().eval()
 
 
 def _lead(
@@ -97,7 +97,7 @@ def _lead(
     for images, labels in batches:
         learning_rate, loss = state.learning_rate, state.advance(images, labels)
         seconds = time.perf_counter() - began_s
-        mean_iou = validate(state.average) if validate and state.step % options.validate_every == 0 else None
+        mean_iou = validate(state.result()) if validate and state.step % options.validate_every == 0 else None
         made = StepReport(state.step, loss, learning_rate, seconds, mean_iou)
         log.add(made)
         report(made)
@@ -110,6 +110,8 @@ def _lead(
 def _check_fit(record: ModelRecord, recipe: Recipe, world: World) -> None:
     if recipe.aux_weight > 0 and not record.architecture.aux_head:
         raise ModelError(f"aux_weight is {recipe.aux_weight}, but the architecture has no aux_head")
+    if recipe.start_share > 0 and recipe.start != "model":
+        raise ModelError(f"start_share is {recipe.start_share}, but the run starts from a backbone: set start to model")
     if recipe.batch_size % world.size:
         raise ModelError(f"batch_size is {recipe.batch_size}, which {world.size} processes cannot share evenly")
 

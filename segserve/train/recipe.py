@@ -41,6 +41,8 @@ class Recipe(Strict):
             temperature 1), also at pixels to ignore. It has the same classes, mean and std.
         teacher_weight: share of the loss that the teacher's probabilities have; the labels have the rest.
         class_weights: weight of a class in the loss by its label; 1 where it is not named.
+        start_share: the weights kept are blended with those that the run started from, which have this share
+            (Wortsman et al., arXiv:2109.01903): a second stage on fewer images then forgets less. Wants `start: model`.
         ema_decay: the weights kept are a moving average over the steps with this decay; 0 for the last step's.
     """
 
@@ -69,6 +71,7 @@ class Recipe(Strict):
     teacher: str | None = None
     teacher_weight: Share = 0.5
     class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    start_share: Share = 0.0
     ema_decay: Share = 0.0
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     seed: Annotated[int, Field(ge=0)] = 0

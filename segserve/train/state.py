@@ -1,5 +1,6 @@
 """All that changes while a network is trained."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..runtime.errors import ModelError
 from ..runtime.network import SegmentationNetwork, build_network
 from ..runtime.record import ModelRecord, read_record
 from ..runtime.weights import load_network
-from .average import averaged
+from .average import averaged, blended
 from .backbone import load_backbone
 from .checkpoint import Checkpoint
 from .distributed import World
@@ -29,17 +30,20 @@ class TrainingState:
         self._origin = {"recipe": recipe.model_dump(), "architecture": record.architecture.model_dump()}
         network = _starting_network(record, recipe, model).to(world.device).to(memory_format=torch.channels_last)
         self._network, self._average = network, averaged(network, recipe.ema_decay)
+        self._start = deepcopy(network) if recipe.start_share else None
         loss = SegmentationLoss(network, recipe, record.labels, _teacher(record, recipe))
         self._loss = _distributed(loss.to(world.device), world)
         self._optimizer = build_optimizer(network, recipe)
         self._schedule = build_schedule(self._optimizer, recipe, finished_steps=0)
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
 
-    @property
-    def average(self) -> SegmentationNetwork:
-        """The network that the run is to give: the moving average of the weights."""
-        network: SegmentationNetwork = self._average.module  # type: ignore[assignment]
-        return network
+    def result(self) -> SegmentationNetwork:
+        """The network that the run would give now: the moving average, blended with the start where the recipe says so.
+
+        Not to be changed: it may be the average itself.
+        """
+        average: SegmentationNetwork = self._average.module  # type: ignore[assignment]
+        return average if self._start is None else blended(average, self._start, self._recipe.start_share)
 
     @property
     def is_finished(self) -> bool:
@@ -98,12 +102,14 @@ class TrainingState:
         self._schedule = build_schedule(self._optimizer, self._recipe, finished_steps=self.step)
 
     def _parts(self) -> dict[str, Any]:
-        return {
+        parts: dict[str, Any] = {
             "network": self._network,
             "average": self._average,
             "optimizer": self._optimizer,
             "scaler": self._scaler,
         }
+        # The model folder's weights may have changed since: those of a finished run are what it gave.
+        return parts if self._start is None else {**parts, "start": self._start}
 
 
 def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> SegmentationNetwork:
