@@ -22,8 +22,8 @@ from segserve.evaluate.offline import offline_model
 from segserve.resources import resource
 from segserve.runtime.network import SegmentationNetwork
 from segserve.runtime.record import Architecture, ModelRecord, read_record, validated, write_record
-from segserve.runtime.weights import load_network
-from segserve.train.export import WEIGHTS_FILE, export_weights
+from segserve.runtime.weights import WEIGHTS_FILE, load_network
+from segserve.train.export import export_weights
 from segserve.train.loop import train
 from segserve.train.recipe import RECIPE_FILE, Recipe, read_recipe
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .download import Report, download
@@ -18,10 +18,10 @@ from .runtime.errors import FetchError, ModelError
 from .runtime.fit import check_fit
 from .runtime.network import build_network
 from .runtime.record import RECORD_FILE, Checkpoint, ModelRecord, Weights, read_record, sha256_of, write_record
+from .runtime.weights import WEIGHTS_FILE, write_weights
 
 HOME_VARIABLE = "SEGSERVE_HOME"
 MIRROR_VARIABLE = "SEGSERVE_MIRROR"
-WEIGHTS_FILE = "weights.safetensors"
 
 _OURS = {"classifier.": "head.", "aux_classifier.": "aux_head."}  # names of torchvision's parts, and of ours
 
@@ -143,11 +143,7 @@ def _converted(path: Path, record: ModelRecord, folder: Path) -> Weights:
     """Writes a checkpoint's tensors as `folder/weights.safetensors`: the same bytes whenever they are the same."""
     state = _read_fitting(path, record)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{WEIGHTS_FILE}.part"
-    save_file(state, partial)
-    weights = Weights(file=WEIGHTS_FILE, sha256=sha256_of(partial))
-    partial.replace(folder / WEIGHTS_FILE)
-    return weights
+    return write_weights(state, folder)
 
 
 def _read_fitting(path: Path, record: ModelRecord) -> dict[str, Tensor]:

@@ -1,15 +1,27 @@
-"""Loads a model's weights, checked against its record."""
+"""A model's weights: written beside its record, and loaded, checked against it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .errors import ModelError
 from .fit import check_fit
 from .network import SegmentationNetwork, build_network
-from .record import ModelRecord, sha256_of
+from .record import ModelRecord, Weights, sha256_of
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> Weights:
+    """Writes `folder/weights.safetensors`, which appears whole; what a record says of it."""
+    partial = folder / f"{WEIGHTS_FILE}.part"
+    partial.write_bytes(save(dict(tensors)))  # not by save_file, whose files nobody but their owner may read
+    weights = Weights(file=WEIGHTS_FILE, sha256=sha256_of(partial))
+    partial.replace(folder / WEIGHTS_FILE)
+    return weights
 
 
 def load_network(record: ModelRecord, folder: Path) -> SegmentationNetwork:

@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..runtime.record import ModelRecord, Weights, sha256_of, write_record
-
-WEIGHTS_FILE = "weights.safetensors"
+from ..runtime.record import ModelRecord, write_record
+from ..runtime.weights import write_weights
 
 
 def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> ModelRecord:
@@ -19,10 +17,7 @@ def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> Mod
     Raises:
         ValueError: a weight is not finite in half precision.
     """
-    partial = folder / f"{WEIGHTS_FILE}.part"
-    save_file({name: _halved(name, tensor) for name, tensor in network.state_dict().items()}, partial)
-    weights = Weights(file=WEIGHTS_FILE, sha256=sha256_of(partial))
-    partial.replace(folder / WEIGHTS_FILE)
+    weights = write_weights({name: _halved(name, tensor) for name, tensor in network.state_dict().items()}, folder)
     trained = record.model_copy(update={"weights": weights, "accuracy": None})
     write_record(trained, folder)
     return trained

@@ -404,7 +404,9 @@ def test_export_weights_then_load_network_gives_the_same_logits(tmp_path):
     network = tiny_network(tiny_record())
     record = export_weights(network, tiny_record(), tmp_path)
     assert read_record(tmp_path) == record
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.yaml", "weights.safetensors"]
+    files = sorted(tmp_path.iterdir())
+    assert [path.name for path in files] == ["model.yaml", "weights.safetensors"]
+    assert len({path.stat().st_mode for path in files}) == 1  # whoever may read the record may read the weights
     stored = load_file(tmp_path / "weights.safetensors")
     assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float16}
     loaded = load_network(record, tmp_path)
