@@ -15,8 +15,8 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from ..ray_app.refusals import RefusalError, unknown_method, unknown_path
 from ..runtime.errors import InternalError, SegserveError, TooLargeError, UnavailableError
+from ..server.refusals import RefusalError, unknown_method, unknown_path
 from .tokens import TokenFile
 
 logger = logging.getLogger("segserve.door")

@@ -35,13 +35,13 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
     _check_archives(settings)
-    log = _fresh_log(settings.run_dir)
+    _check_run_dir(settings.run_dir)
     door = _door(settings)
     apps = _bound(settings, door)
     server = TorchServe.start(
         settings.archive, settings.run_dir, config=settings.config, overrides=settings.torchserve_settings()
     )
-    with LogFollower(log), server:
+    with LogFollower(server.log_path), server:
         async with door, listening(apps, drain_timeout_s=settings.drain_timeout_s):
             await _first_of(_watch(server, door, settings.start_timeout_s), asked_to_stop.wait())
             await _turn_away(door, settings.drain_delay_s)
@@ -57,19 +57,15 @@ def _check_archives(settings: Settings) -> None:
             )
 
 
-def _fresh_log(run_dir: Path) -> Path:
-    """Where TorchServe will log to; the first thing that is written shows whether anything can be."""
-    log = run_dir.resolve() / LOG_FILE
+def _check_run_dir(run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        log.unlink(missing_ok=True)
-        log.touch()
+        (run_dir / LOG_FILE).touch()  # the first thing that is written shows whether anything can be
     except OSError as error:
         raise ServerError(
             f"SEGSERVE_RUN_DIR: cannot write into {run_dir}: {error.strerror}; give the container a place to write, as "
             "in docker run --tmpfs /tmp"
         ) from error
-    return log
 
 
 def _door(settings: Settings) -> Door:

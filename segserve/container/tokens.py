@@ -4,11 +4,11 @@ import re
 import secrets
 from pathlib import Path
 
-from ..ray_app.refusals import bad_token
+from ..server.bearer import carries
 from ..server.errors import ServerError
+from ..server.refusals import bad_token
 
 _LEAST_CHARACTERS = 16
-_BEARER = "Bearer "
 
 
 class TokenFile:
@@ -38,10 +38,7 @@ class TokenFile:
         Raises:
             RefusalError: it does not.
         """
-        given = (authorization or "").removeprefix(_BEARER)
-        if not (authorization or "").startswith(_BEARER) or not secrets.compare_digest(
-            given.encode("utf-8", "surrogateescape"), self._current().encode()
-        ):
+        if not carries(authorization, self._current()):
             raise bad_token()
 
     def _current(self) -> str:

@@ -16,12 +16,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..runtime.errors import InternalError, OverloadedError, SegserveError, UnavailableError
-from . import refusals
+from ..server import refusals
+from ..server.refusals import RefusalError, as_json
 from .arriving import as_headers, as_row, read_body
 from .description import Served, describe, listed
 from .exchange import DESCRIBE, Handled, Received
 from .metrics import CONTENT_TYPE, Metrics
-from .refusals import RefusalError, as_json
 from .tokens import Kind, Tokens
 
 logger = logging.getLogger("ray.serve")

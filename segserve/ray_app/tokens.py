@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from .refusals import bad_token
+from ..server.bearer import carries
+from ..server.refusals import bad_token
 
 Kind = Literal["inference", "management"]
 _KINDS: tuple[Kind, ...] = ("inference", "management")
 _EXPIRES = "expiration time"  # TorchServe's key
-_BEARER = "Bearer "
 
 
 class Tokens:
@@ -85,10 +85,8 @@ def _random_key() -> str:
 
 
 def _holds(authorization: str | None, entry: Mapping[str, str]) -> bool:
-    key, given = entry.get("key", ""), authorization or ""
-    if not key or not given.startswith(_BEARER):
-        return False
-    return secrets.compare_digest(given.removeprefix(_BEARER).encode(), key.encode())
+    key = entry.get("key", "")
+    return bool(key) and carries(authorization, key)
 
 
 def _expired(entry: Mapping[str, str]) -> bool:

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from segserve.container.tokens import TokenFile
-from segserve.ray_app.refusals import RefusalError
 from segserve.server.errors import ServerError
+from segserve.server.refusals import RefusalError
 
 TOKEN = "a-token-of-some-length"  # noqa: S105
 

@@ -36,8 +36,8 @@ from segserve.ray_app.arriving import as_headers, as_row, read_body
 from segserve.ray_app.build import Replicas, cores_needed
 from segserve.ray_app.metrics import Metrics
 from segserve.ray_app.process import _environment
-from segserve.ray_app.refusals import RefusalError, unknown_version
 from segserve.ray_app.tokens import Tokens
+from segserve.server.refusals import RefusalError, unknown_version
 
 HEADERS = [{"accept": "image/png"}, {"x-segment-mask": "rle"}]
 WORKER = Worker("tiny", "/model", {"model": {}}, {"batchSize": 2}, 2, None)
