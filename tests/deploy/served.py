@@ -1,4 +1,4 @@
-"""The container's command as a process, small archives for it, and clients that notice what they lose."""
+"""The container's command as a process, a handler for it, and clients that notice what they lose."""
 
 import json
 import os
@@ -27,27 +27,6 @@ class Echo:
         time.sleep(0.1)
         return [VERSION for _ in data]
 """
-
-BROKEN = """
-class Broken:
-    def initialize(self, context):
-        raise ValueError("the weights are of another network")
-
-    def handle(self, data, context):
-        return data
-"""
-
-
-def pack(folder: Path, name: str, source: str, *, version: str = "1.0") -> Path:
-    """The source of a handler as `folder/NAME-VERSION.mar`, whose model is called NAME."""
-    work = folder / f"{name}-{version}"
-    (work / "tmp").mkdir(parents=True)
-    (work / "echo_handler.py").write_text(source.replace("VERSION", repr(version)))
-    (work / "model-config.yaml").write_text("minWorkers: 1\nmaxWorkers: 1\nbatchSize: 1\nmaxBatchDelay: 1\n")
-    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", version]
-    command += ["--handler", "echo_handler.py", "--config-file", "model-config.yaml", "--export-path", "."]
-    subprocess.run(command, cwd=work, env={**os.environ, "TMPDIR": str(work / "tmp")}, check=True)
-    return (work / f"{name}.mar").rename(folder / f"{name}-{version}.mar")
 
 
 class Command:

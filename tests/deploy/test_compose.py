@@ -16,8 +16,9 @@ import yaml
 
 from segserve.container.settings import variables
 from tests.conftest import PROJECT
+from tests.packed import pack
 
-from .served import ECHO, answers, free_ports, pack, running
+from .served import ECHO, answers, free_ports, running
 
 DEPLOY = PROJECT / "deploy"
 NGINX, PROMETHEUS, PROMTOOL, OPENSSL = map(shutil.which, ("nginx", "prometheus", "promtool", "openssl"))

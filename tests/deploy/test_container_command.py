@@ -11,7 +11,9 @@ import pytest
 import requests
 import torch
 
-from .served import BROKEN, ECHO, Command, Load, free_ports, pack, running
+from tests.packed import BROKEN, pack
+
+from .served import ECHO, Command, Load, free_ports, running
 
 TOKEN = "a-token-of-some-length"  # noqa: S105
 SECONDS_TO_FAIL = 60  # far more than it takes, as machines that test are busy

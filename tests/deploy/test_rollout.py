@@ -6,8 +6,9 @@ import subprocess
 import pytest
 
 from tests.conftest import PROJECT
+from tests.packed import pack
 
-from .served import ECHO, Load, free_ports, pack, running
+from .served import ECHO, Load, free_ports, running
 
 TOKEN, MANAGEMENT_TOKEN = "a-token-of-some-length", "another-token-of-some-length"
 

@@ -14,6 +14,7 @@ import requests
 from segserve.server.errors import ServerError
 from segserve.server.process import TorchServe
 from tests.conftest import PROJECT
+from tests.packed import BROKEN, pack
 
 ECHO = """
 import json, os
@@ -26,38 +27,12 @@ class Echo:
         return [json.dumps({"environment": sorted(os.environ), "python": os.sys.executable}) for _ in data]
 """
 
-BROKEN = """
-class Broken:
-    def initialize(self, context):
-        raise ValueError("the weights are of another network")
-
-    def handle(self, data, context):
-        return data
-"""
-
 SECRETS = {"MY_TOKEN": "t", "db_password": "p", "AWS_SECRET_ACCESS_KEY": "k", "GOOGLE_CREDENTIALS": "c"}
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory):
-    """Pack a handler's source into an archive called NAME."""
-    folder = tmp_path_factory.mktemp("archives")
-    (folder / "tmp").mkdir()
-    (folder / "model-config.yaml").write_text("minWorkers: 1\nmaxWorkers: 1\n")
-
-    def build(name, source):
-        (folder / f"{name}_handler.py").write_text(source)
-        command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", "1.0"]
-        command += ["--handler", f"{name}_handler.py", "--config-file", "model-config.yaml", "--export-path", "."]
-        subprocess.run(command, cwd=folder, env={**os.environ, "TMPDIR": str(folder / "tmp")}, check=True)
-        return folder / f"{name}.mar"
-
-    return build
-
-
-@pytest.fixture(scope="module")
-def echo(build):
-    return build("echo", ECHO)
+def echo(tmp_path_factory):
+    return pack(tmp_path_factory.mktemp("archives"), "echo", ECHO)
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +183,9 @@ def test_stop_from_another_process_leaves_no_process_behind(neighbour):
     neighbour.stop()
 
 
-def test_wait_ready_with_broken_handler_fails_at_once_with_its_error(build, tmp_path):
+def test_wait_ready_with_broken_handler_fails_at_once_with_its_error(tmp_path):
     began = time.monotonic()
-    with TorchServe.start([build("broken", BROKEN)], tmp_path) as server:
+    with TorchServe.start([pack(tmp_path, "broken", BROKEN)], tmp_path) as server:
         with pytest.raises(ServerError, match="model 'broken' failed to load: ValueError: the weights are of another"):
             server.wait_ready(timeout_s=400)
         assert time.monotonic() - began < 300  # far less than the timeout, even on a busy machine

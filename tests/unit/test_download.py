@@ -130,12 +130,9 @@ def test_download_missing_on_the_server_says_the_status(target):
         fetch(server, target)
 
 
-def test_download_unreachable_server_says_why(target):
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}/file.bin"
-        with pytest.raises(FetchError, match=r"/file\.bin: .*Connection refused$"):
-            download(url, target, sha256=SHA256, max_bytes=9, report=lambda *_: None)
+def test_download_unreachable_server_says_why(silent_url, target):
+    with pytest.raises(FetchError, match=r"/file\.bin: .*Connection refused$"):
+        download(f"{silent_url}/file.bin", target, sha256=SHA256, max_bytes=9, report=lambda *_: None)
 
 
 class FullDisk(io.FileIO):
