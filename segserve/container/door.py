@@ -1,7 +1,8 @@
 """The door: HTTP in front of TorchServe, with tokens that last, readiness that is true, and an end that loses nothing.
 
-TorchServe's own tokens change at every start, its `/ping` answers 200 while models load, and at SIGTERM it drops the
-requests that it has. The door knows nothing of images: it passes requests on as they come.
+TorchServe's own tokens change at every start, its `/ping` answers 200 while models load, its queue serves whoever was
+first, however much that is, and at SIGTERM it drops the requests that it has. The door knows nothing of images: it
+passes requests on as they come.
 """
 
 import json
@@ -15,9 +16,12 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from ..runtime.errors import InternalError, SegserveError, TooLargeError, UnavailableError
+from ..runtime.errors import InternalError, OverloadedError, SegserveError, TooLargeError, UnavailableError
 from ..server.refusals import RefusalError, unknown_method, unknown_path
+from .arriving import Body, too_large
+from .limits import Limits
 from .tokens import TokenFile
+from .turns import Turns
 
 logger = logging.getLogger("segserve.door")
 
@@ -30,6 +34,8 @@ _HOP_BY_HOP = frozenset(
     | {"upgrade", "expect", "host", "authorization"}
 )
 _TELLING_NOTHING = frozenset({"/ping", "/metrics"})  # asked every few seconds
+_SENDER_GONE = 499  # as nginx says it, in the log alone
+_OWN_HEADERS = {hdrs.SERVER: "segserve", "X-Content-Type-Options": "nosniff"}  # aiohttp's would tell versions
 
 
 class Place(NamedTuple):
@@ -53,13 +59,13 @@ class Door:
     Args:
         token: of predictions.
         management_token: of the management API, which has no application where it is None.
-        max_request_bytes: a request of more bytes is refused.
     """
 
-    def __init__(self, token: TokenFile, management_token: TokenFile | None, *, max_request_bytes: int) -> None:
+    def __init__(self, token: TokenFile, management_token: TokenFile | None, limits: Limits) -> None:
         self._token = token
         self._management_token = management_token
-        self._max_request_bytes = max_request_bytes
+        self._limits = limits
+        self._turns = Turns(in_flight=limits.client_in_flight, waiting=limits.client_waiting)
         self._places: TorchServePlaces | None = None
         self._session: aiohttp.ClientSession | None = None
         self.obstacle: str | None = "the model is being loaded"
@@ -125,6 +131,7 @@ class Door:
         except Exception:
             logger.exception("a request failed")
             response = _refused(InternalError("the server failed at this request; its log says why"))
+        response.headers.update(_OWN_HEADERS)
         if self.closing:
             response.force_close()
         if request.path not in _TELLING_NOTHING:
@@ -138,7 +145,11 @@ class Door:
 
     async def _predict(self, request: web.Request) -> web.Response:
         self._token.check(request.headers.get(hdrs.AUTHORIZATION))
-        return await self._pass_on(request, self._behind().inference)
+        place = self._behind().inference
+        async with self._turns.turn(self._client(request)):
+            if request.transport is None:  # its sender left while it waited: nobody computes for nobody
+                return web.Response(status=_SENDER_GONE)
+            return await self._pass_on(request, place)
 
     async def _describe(self, request: web.Request) -> web.Response:
         self._token.check(request.headers.get(hdrs.AUTHORIZATION))
@@ -152,6 +163,11 @@ class Door:
         self._management_token.check(request.headers.get(hdrs.AUTHORIZATION))
         return await self._pass_on(request, self._behind().management)
 
+    def _client(self, request: web.Request) -> str:
+        """Who asks, as far as can be told: all have the same token."""
+        named = request.headers.get(self._limits.client_header) if self._limits.client_header else None
+        return named or request.remote or ""
+
     def _behind(self) -> TorchServePlaces:
         if self._places is None:
             raise UnavailableError(f"not ready: {self.obstacle}; try again in a few seconds")
@@ -160,34 +176,54 @@ class Door:
     async def _pass_on(self, request: web.Request, place: Place) -> web.Response:
         """TorchServe's answer to the request. It streams in; the answer, which has a limit, is whole when it leaves."""
         assert self._session is not None  # noqa: S101 - tells mypy
-        if (request.content_length or 0) > self._max_request_bytes:
-            raise self._too_large()
+        if (request.content_length or 0) > self._limits.request_bytes:
+            raise too_large(self._limits.request_bytes)
         headers = _end_to_end(request.headers)
         if place.token:
             headers[hdrs.AUTHORIZATION] = f"Bearer {place.token}"
         url = URL(f"{place.url}{request.rel_url.raw_path_qs}", encoded=True)
-        body = request.content if request.body_exists else None
+        body = Body(request.content, max_bytes=self._limits.request_bytes, timeout_s=self._limits.request_s)
         try:
             async with self._session.request(
-                request.method, url, headers=headers, data=body, allow_redirects=False
+                request.method, url, headers=headers, data=body if request.body_exists else None, allow_redirects=False
             ) as answer:
                 content = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
+            if body.error is not None:
+                raise body.error from error
             raise UnavailableError("the server does not answer just now; try again in a few seconds") from error
         if answer.status == TooLargeError.status and not content:  # TorchServe's own 413 says nothing
-            raise self._too_large()
+            raise too_large(self._limits.request_bytes)
+        _raise_for_transient(answer.status, content)
         return web.Response(body=content, status=answer.status, headers=_end_to_end(answer.headers))
-
-    def _too_large(self) -> TooLargeError:
-        return TooLargeError(
-            f"the request has more bytes than the {self._max_request_bytes} that are taken; send the image smaller, or "
-            "as JPEG or PNG"
-        )
 
 
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """Without those that concern one connection alone (RFC 9110, 7.6.1), and without the token."""
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in _HOP_BY_HOP)
+
+
+def _raise_for_transient(status: int, content: bytes) -> None:
+    """Returns but where TorchServe itself refused what may well be asked again: its answers do not say when.
+
+    Its 507 is a worker that died. The handler's own, in another form, is an image that there was no memory for.
+
+    Raises:
+        OverloadedError: its queue is full.
+        UnavailableError: the worker that had the request is gone.
+    """
+    if status not in (503, 507) or not _is_torchserves(content):
+        return
+    if status == UnavailableError.status:
+        raise OverloadedError("as many requests wait as may, or no worker is ready; send it again later")
+    raise UnavailableError("the process that had this request is gone; send it again")
+
+
+def _is_torchserves(content: bytes) -> bool:
+    try:
+        return "type" in json.loads(content)
+    except ValueError:
+        return False
 
 
 def _refusal(refusal: RefusalError) -> web.Response:
@@ -205,7 +241,7 @@ def _log(request: web.Request, response: web.StreamResponse, seconds: float) -> 
     fields = {
         "method": request.method,
         "path": request.path,
-        "status": response.status,
+        "status": response.status if request.transport is not None else _SENDER_GONE,
         "duration_ms": round(seconds * 1000, 1),
         "request_bytes": request.content_length,
         "response_bytes": response.content_length,

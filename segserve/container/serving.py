@@ -76,7 +76,7 @@ def _door(settings: Settings) -> Door:
         token = TokenFile.drawn(drawn)
         logger.warning("SEGSERVE_TOKEN_FILE is not set: a token for this run alone stands in %s", drawn)
     management = settings.management_token_file
-    return Door(token, TokenFile(management) if management else None, max_request_bytes=settings.max_request_bytes())
+    return Door(token, TokenFile(management) if management else None, settings.limits())
 
 
 def _bound(settings: Settings, door: Door) -> list[tuple[web.Application, socket]]:

@@ -7,11 +7,22 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from ..resources import resource
 from ..server.config import read_config, store_urls
 from ..server.errors import ServerError
+from .limits import Limits
 from .machine import check_gpu, check_memory
 
 PREFIX = "SEGSERVE_"
@@ -50,6 +61,11 @@ class Settings(BaseModel):
         device: `gpu` ends the container where there is none; `auto` takes one where there is one.
         config: a config.properties in place of the project's own.
         run_dir: where everything is written; a tmpfs will do.
+        request_timeout_s: how long a request may take to arrive.
+        client_in_flight: how many requests of one client TorchServe has at a time; twice batchSize x workers keeps
+            the workers busy with a single one.
+        client_waiting: how many more requests of a client wait at the door.
+        client_header: the header in which the proxy tells the client's address; without a proxy it would be forged.
         start_timeout_s: how long loading the models may take.
         drain_delay_s: how long requests are still taken after SIGTERM, while whoever sends them learns of it.
         drain_timeout_s: how long requests in flight may take after that.
@@ -68,6 +84,10 @@ class Settings(BaseModel):
     device: Device = Device.AUTO
     config: Path | None = None
     run_dir: Path = DEFAULT_RUN_DIR
+    request_timeout_s: PositiveFloat = 120
+    client_in_flight: PositiveInt = 8
+    client_waiting: NonNegativeInt = 100
+    client_header: str | None = None
     start_timeout_s: PositiveFloat = 120
     drain_delay_s: NonNegativeFloat = 0
     drain_timeout_s: NonNegativeFloat = 60
@@ -106,12 +126,18 @@ class Settings(BaseModel):
         if self.device is Device.GPU:
             check_gpu()
 
-    def max_request_bytes(self) -> int:
-        """How large a request TorchServe takes."""
+    def limits(self) -> Limits:
+        """What one request and one client may take, in bytes no more than TorchServe does."""
         size = self._config().get("max_request_size", TORCHSERVE_MAX_REQUEST_BYTES)
         if not size.isdecimal():
             raise ServerError(f"max_request_size must be a number of bytes, got {size!r}")
-        return int(size)
+        return Limits(
+            request_bytes=int(size),
+            request_s=self.request_timeout_s,
+            client_in_flight=self.client_in_flight,
+            client_waiting=self.client_waiting,
+            client_header=self.client_header,
+        )
 
     def torchserve_settings(self) -> dict[str, str]:
         """The settings of TorchServe that differ from config.properties."""

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from segserve.container import health
 from segserve.container.door import Door, Place, TorchServePlaces
+from segserve.container.limits import Limits
 from segserve.container.listening import bind, listening
 from segserve.container.tokens import TokenFile
 from segserve.server.errors import ServerError
@@ -17,6 +18,11 @@ from segserve.server.errors import ServerError
 TOKEN, MANAGEMENT_TOKEN = "inference-token-of-users", "management-token-of-users"
 BEARER, MANAGEMENT_BEARER = (f"Bearer {token}" for token in (TOKEN, MANAGEMENT_TOKEN))
 SLOW_S = 0.4
+REFUSALS = {  # of TorchServe itself, and of the handler for an image that it has no memory for
+    "full": (503, {"code": 503, "type": "ServiceUnavailableException", "message": "no worker to serve"}),
+    "died": (507, {"code": 507, "type": "InternalServerException", "message": "Worker died."}),
+    "no-memory": (507, {"error": {"code": "out_of_memory", "message": "no memory left for this image"}}),
+}
 
 
 async def echo(request: web.Request) -> web.Response:
@@ -24,6 +30,9 @@ async def echo(request: web.Request) -> web.Response:
         await asyncio.sleep(SLOW_S)
     if request.path.endswith("/large"):
         return web.Response(status=413)
+    if (name := request.path.rpartition("/")[2]) in REFUSALS:
+        status, document = REFUSALS[name]
+        return web.json_response(document, status=status)
     told = {
         "method": request.method,
         "path": request.raw_path,
@@ -59,8 +68,8 @@ def tokens(tmp_path):
 
 
 @asynccontextmanager
-async def opened(tokens, *, ready=True, backend=None):
-    door = Door(*tokens, max_request_bytes=1000)
+async def opened(tokens, *, ready=True, backend=None, **limits):
+    door = Door(*tokens, Limits(request_bytes=1000, client_header="X-Real-IP", **limits))
     behind = web.Application()
     behind.router.add_route("*", "/{tail:.*}", echo)
     back = bind("127.0.0.1", 0, "BACK")
@@ -78,11 +87,11 @@ async def opened(tokens, *, ready=True, backend=None):
         yield Opened(door, [front.getsockname()[1] for front in fronts], session)
 
 
-def asked(tokens, path="/predictions/net", port="inference", **kwargs):
+def asked(tokens, path="/predictions/net", port="inference", limits=None, **kwargs):
     """One question at a door that is open."""
 
     async def run():
-        async with opened(tokens) as door:
+        async with opened(tokens, **(limits or {})) as door:
             return await door.ask(f"{getattr(door, port)}{path}", **kwargs)
 
     return asyncio.run(run())
@@ -96,6 +105,7 @@ def test_prediction_reaches_torchserve_as_it_came_with_its_own_token(tokens):
     assert told["headers"]["content-length"] == "5"
     assert (told["headers"]["x-segment-mask"], told["headers"]["traceparent"]) == ("png", "00-1-2-03")
     assert back["Server-Timing"] == "decode;dur=1.0"
+    assert (back["Server"], back["X-Content-Type-Options"]) == ("segserve", "nosniff")
 
 
 def test_prediction_in_pieces_reaches_torchserve_whole(tokens):
@@ -149,7 +159,7 @@ def test_management_with_its_token_is_passed_on(tokens):
 
 
 def test_management_without_a_token_file_has_no_door(tokens):
-    assert Door(tokens[0], None, max_request_bytes=1).management_app() is None
+    assert Door(tokens[0], None, Limits(request_bytes=1)).management_app() is None
 
 
 def test_metrics_need_no_token(tokens):
@@ -169,6 +179,89 @@ def test_request_above_the_limit_is_told_so_in_json(tokens, path, data):
     status, told, _ = asked(tokens, path=path, data=data)
     assert (status, told["error"]["code"]) == (413, "image_too_large")
     assert "1000" in told["error"]["message"]
+
+
+async def endless(pause_s: float):
+    while True:
+        yield b"x" * 400
+        await asyncio.sleep(pause_s)
+
+
+@pytest.mark.parametrize(
+    ("pause_s", "status", "code"),
+    [
+        pytest.param(0.0, 413, "image_too_large", id="by-its-size"),
+        pytest.param(1.0, 408, "request_timeout", id="by-its-time"),
+    ],
+)
+def test_request_that_never_ends_is_ended(tokens, pause_s, status, code):
+    answer = asked(tokens, data=endless(pause_s), limits={"request_s": 0.5})
+    assert (answer[0], answer[1]["error"]["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code", "retry_after"),
+    [
+        pytest.param("full", 503, "overloaded", "2", id="torchserve-full"),
+        pytest.param("died", 503, "unavailable", "2", id="torchserve-lost-its-worker"),
+        pytest.param("no-memory", 507, "out_of_memory", None, id="handler-out-of-memory"),
+    ],
+)
+def test_refusal_that_passes_says_when_to_come_again(tokens, path, status, code, retry_after):
+    answered, told, headers = asked(tokens, path=f"/predictions/{path}", data=b"x")
+    assert (answered, told["error"]["code"], headers.get("Retry-After")) == (status, code, retry_after)
+
+
+def test_client_with_many_requests_holds_up_nobody_else(tokens):
+    async def run():
+        async with opened(tokens, client_in_flight=2, client_waiting=100) as door:
+            url, done = f"{door.inference}/predictions/slow", []
+
+            async def ask(client):
+                await door.ask(url, data=b"x", headers={"X-Real-IP": client})
+                done.append(client)
+
+            heavy = [asyncio.create_task(ask("heavy")) for _ in range(6)]
+            await asyncio.sleep(SLOW_S / 4)
+            await ask("light")
+            before_it = done.count("heavy")
+            await asyncio.gather(*heavy)
+        return before_it
+
+    assert asyncio.run(run()) == 2
+
+
+def test_client_with_too_many_requests_is_refused_alone(tokens):
+    async def run():
+        async with opened(tokens, client_in_flight=1, client_waiting=2) as door:
+            url = f"{door.inference}/predictions/slow"
+            asking = [door.ask(url, data=b"x", headers={"X-Real-IP": "heavy"}) for _ in range(5)]
+            light = door.ask(url, data=b"x", headers={"X-Real-IP": "light"})
+            return await asyncio.gather(*asking, light)
+
+    *heavy, light = asyncio.run(run())
+    refused = [answer for answer in heavy if answer[0] != 201]
+    assert [(answer[0], answer[1]["error"]["code"]) for answer in refused] == [(503, "overloaded")] * 2
+    assert {answer[2]["Retry-After"] for answer in refused} == {"2"}
+    assert light[0] == 201
+
+
+def test_client_that_left_while_it_waited_costs_no_computing(tokens, caplog):
+    async def run():
+        async with opened(tokens, client_in_flight=1) as door:
+            url = f"{door.inference}/predictions/slow"
+            asking = [asyncio.create_task(door.ask(url, data=b"x")) for _ in range(3)]
+            await asyncio.sleep(SLOW_S / 4)
+            for waits in asking[1:]:
+                waits.cancel()
+            await asking[0]
+            began_s = asyncio.get_running_loop().time()
+            await door.ask(f"{door.inference}/predictions/net", data=b"x")
+            return asyncio.get_running_loop().time() - began_s
+
+    with caplog.at_level("INFO", "segserve.door"):
+        assert asyncio.run(run()) < SLOW_S
+    assert [record.fields["status"] for record in caplog.records] == [201, 499, 499, 201]
 
 
 def test_torchserve_that_does_not_answer_is_503_with_a_time_to_come_back(tokens, silent_url):

@@ -71,13 +71,13 @@ def test_torchserve_settings_with_a_config_keep_its_java_options(tmp_path):
     (tmp_path / "config.properties").write_text("vmargs=-Xmx1g\nmax_request_size=1000\n")
     settings = Settings(config=tmp_path / "config.properties")
     assert settings.torchserve_settings()["vmargs"].startswith("-Xmx1g -Dlog4j")
-    assert settings.max_request_bytes() == 1000
+    assert settings.limits().request_bytes == 1000
 
 
 def test_max_request_bytes_that_is_no_number_is_refused(tmp_path):
     (tmp_path / "config.properties").write_text("max_request_size=64 MiB\n")
     with pytest.raises(ServerError, match="max_request_size must be a number of bytes, got '64 MiB'"):
-        Settings(config=tmp_path / "config.properties").max_request_bytes()
+        Settings(config=tmp_path / "config.properties").limits()
 
 
 def test_check_memory_with_too_low_a_limit_says_how_much_is_needed(tmp_path):
