@@ -1,20 +1,23 @@
 """Ray Serve as a child process: a Ray of its own on this machine, started, found again and stopped like TorchServe."""
 
 import os
-import re
 import secrets
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+from ..server.environment import HIDDEN_SETTING, handed_on
 from ..server.errors import ServerError
-from ..server.launch import CONFIG_FILE, LOG_FILE, MODEL_STORE, make_tmp_dir
+from ..server.launch import CONFIG_FILE, LOG_FILE, MODEL_STORE, OWNER_ALONE, make_tmp_dir
 from ..server.properties import write_properties
 from ..server.running import STATE_FILE, RunningServer
 from ..server.state import ServerState
+
+if TYPE_CHECKING:
+    from ..signing import TrustedKeys
 
 FAILED = "segserve: "
 """How the last line of the log begins where the server says itself why it ended."""
@@ -27,7 +30,6 @@ _RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # with it Ray stays on the loopback interface, on Linux too
     "RAY_AUTH_MODE": "token",  # Ray's ports take nothing from anyone without the token of this run
 }
-_SECRETS = "blacklist_env_vars"  # TorchServe's name for what is kept out of its workers' environment
 
 
 class RayServe(RunningServer):
@@ -43,6 +45,7 @@ class RayServe(RunningServer):
         *,
         config: Path | None = None,
         overrides: Mapping[str, str] | None = None,
+        trusted: "TrustedKeys | None" = None,
     ) -> Self:
         """See `RunningServer.start`. Of config.properties it takes `inference_address`, `max_request_size`,
         `blacklist_env_vars` and what concerns tokens; the rest is TorchServe's alone.
@@ -53,7 +56,7 @@ class RayServe(RunningServer):
         if find_spec("ray") is None:
             raise ServerError("Ray is not installed; install it with: pip install 'segserve[ray]'")
         run_dir = run_dir.resolve()
-        models, settings = cls._prepare(archives, run_dir, config, overrides)
+        models, settings = cls._prepare(archives, run_dir, config, overrides, trusted)
         address = settings["inference_address"]
         if not address.startswith("http://"):
             raise ServerError(f"inference_address: Ray Serve answers over http://, got {address!r}; put TLS before it")
@@ -96,7 +99,7 @@ def _launch(
             [sys.executable, "-m", "segserve.ray_app", *archives],
             cwd=run_dir,
             env={
-                **_environment(settings.get(_SECRETS, "")),
+                **_environment(settings.get(HIDDEN_SETTING, "")),
                 "TMPDIR": str(tmp_dir),
                 "RAY_AUTH_TOKEN_PATH": str(ray_token),
             },
@@ -104,14 +107,10 @@ def _launch(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=OWNER_ALONE,
         )
 
 
 def _environment(hidden: str) -> dict[str, str]:
-    """The one of this process, without secrets and without what would lead to another Ray."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("RAY_") and not (hidden and re.fullmatch(hidden, name))
-    }
-    return {**kept, **_RAY_ENVIRONMENT}
+    """What servers get of this process's, and what keeps Ray to itself."""
+    return {**handed_on(os.environ, hidden=hidden), **_RAY_ENVIRONMENT}

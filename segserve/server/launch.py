@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .errors import ServerError
@@ -18,7 +18,8 @@ MODEL_STORE = "model-store"
 
 _LONGEST_TMP_BYTES = 85  # a worker's unix socket is TMP/.ts.sock.9000, and its path may have 103 bytes on macOS
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
-_FOREIGN_SETTINGS = ("TS_CONFIG_FILE", "LOG_LOCATION", "METRICS_LOCATION")  # TorchServe would obey these instead of us
+OWNER_ALONE = 0o077
+"""The umask of a server: what it writes, parts of requests among it, nobody else may read."""
 
 
 def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> Path:
@@ -26,7 +27,7 @@ def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> P
     inside = run_dir / "tmp"
     shutil.rmtree(inside, ignore_errors=True)
     if len(os.fsencode(inside)) <= longest_bytes:
-        inside.mkdir()
+        inside.mkdir(mode=0o700)
         return inside
     parent = tempfile.gettempdir()
     if len(os.fsencode(parent)) + len("/segserve-12345678") > longest_bytes:
@@ -35,11 +36,16 @@ def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> P
 
 
 def launch(
-    java_home: Path, run_dir: Path, tmp_dir: Path, *, models: Sequence[str], vm_arguments: str
+    java_home: Path,
+    run_dir: Path,
+    tmp_dir: Path,
+    *,
+    models: Sequence[str],
+    vm_arguments: str,
+    environment: Mapping[str, str],
 ) -> subprocess.Popen[bytes]:
     """Start Java itself, so that the process we hold is the server and not a launcher of it."""
     site = torchserve_home()
-    environment = {name: value for name, value in os.environ.items() if name not in _FOREIGN_SETTINGS}
     command = [
         *(str(java_home / "bin" / "java"), f"-Dmodel_server_home={site}", f"-Djava.io.tmpdir={tmp_dir}"),
         f"-Dlog4j.configurationFile=classpath:log4j2.xml,{_LOG_SETTINGS.as_uri()}",
@@ -59,6 +65,7 @@ def launch(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=OWNER_ALONE,
         )
 
 

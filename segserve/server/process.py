@@ -1,10 +1,12 @@
 """A TorchServe as a child process: started, watched until its models answer, stopped without a trace."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+from .environment import HIDDEN_SETTING, handed_on
 from .errors import ServerError
 from .java import find_java
 from .launch import CONFIG_FILE, launch, make_tmp_dir, torchserve_home
@@ -13,6 +15,9 @@ from .metrics_file import METRICS_FILE, write_metrics_file
 from .properties import write_properties
 from .running import STATE_FILE, RunningServer
 from .state import ServerState
+
+if TYPE_CHECKING:
+    from ..signing import TrustedKeys
 
 _POLL_S = 0.25
 _OUTPUT_LAG_S = 3  # how long a dead worker's last words may take to reach the log
@@ -31,6 +36,7 @@ class TorchServe(RunningServer):
         *,
         config: Path | None = None,
         overrides: Mapping[str, str] | None = None,
+        trusted: "TrustedKeys | None" = None,
     ) -> Self:
         """See `RunningServer.start`.
 
@@ -39,11 +45,19 @@ class TorchServe(RunningServer):
         """
         java_home = find_java()
         run_dir = run_dir.resolve()
-        models, settings = cls._prepare(archives, run_dir, config, overrides)
+        models, settings = cls._prepare(archives, run_dir, config, overrides, trusted)
+        environment = handed_on(os.environ, hidden=settings.get(HIDDEN_SETTING, ""))
         write_metrics_file(run_dir / METRICS_FILE, torchserve_home() / "ts" / "configs" / METRICS_FILE)
         write_properties({"metrics_config": str(run_dir / METRICS_FILE), **settings}, run_dir / CONFIG_FILE)
         tmp_dir = make_tmp_dir(run_dir)
-        child = launch(java_home, run_dir, tmp_dir, models=models, vm_arguments=settings.get("vmargs", ""))
+        child = launch(
+            java_home,
+            run_dir,
+            tmp_dir,
+            models=models,
+            vm_arguments=settings.get("vmargs", ""),
+            environment=environment,
+        )
         try:
             state = ServerState.of(child.pid, settings, models=models, tmp_dir=tmp_dir)
             state.write(run_dir / STATE_FILE)
