@@ -16,6 +16,7 @@ from rich.table import Table
 from ..batch.formats import Format
 from .app import USE, app, console, print_error, print_plain, progress_bar, told_in_one_line
 from .asking import ClassesFlag, ModeFlag, ThresholdFlag, TtaFlag, given_options
+from .trust import TrustFlag, trusted_keys
 
 if TYPE_CHECKING:
     from ..batch.table import Summary
@@ -30,6 +31,7 @@ def batch(
     ],
     target: Annotated[str, typer.Argument(help="folder or URI of the label maps and of the table of all images")],
     archive: Annotated[Path, typer.Option(help="the model: an archive (.mar)")],
+    trust: TrustFlag = None,
     format: Annotated[Format, typer.Option(help="of the label maps; rle: in the table alone")] = Format.PNG,  # noqa: A002 - names the flag
     column: Annotated[str, typer.Option(help="of a table, with paths or URIs")] = "path",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="remove the target's results and begin anew")] = False,
@@ -56,6 +58,9 @@ def batch(
         from ..batch.job import Job
         from ..batch.run import Pool, run_batch
 
+        trusted = trusted_keys(trust)
+        if trusted is not None:
+            trusted.verify(archive)
         return run_batch(
             source,
             Job(target, format, options),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .app import MAKE, USE, ModelArgument, app, console, model_folder, print_plain, told_in_one_line
+from .trust import SignFlag, TrustFlag, sign_archive, trusted_keys
 
 if TYPE_CHECKING:
     from ..server.running import RunningServer
@@ -27,10 +28,13 @@ class Engine(StrEnum):
 def archive(
     model: ModelArgument = "embedded",
     output: Annotated[Path, typer.Option(help="folder for the archive")] = BUILD_DIR,
+    sign: SignFlag = None,
 ) -> None:
     """Pack a model into a self-contained archive, byte for byte the same every time."""
     with told_in_one_line():
-        _build(model, output)
+        path = _build(model, output)
+        if sign is not None:
+            sign_archive(path, sign)
 
 
 @app.command(rich_help_panel=USE)
@@ -40,12 +44,14 @@ def serve(
     archive: Annotated[
         Path | None, typer.Option(help="an archive that is there already, in place of one made of the model")
     ] = None,
+    trust: TrustFlag = None,
 ) -> None:
     """Start a server with a model, wait until it is ready, and leave it running."""
     from ..server.endpoint import ENGINES, SERVE_DIR
 
     with told_in_one_line():
-        server = ENGINES[engine].start([archive or _build(model, BUILD_DIR)], SERVE_DIR)
+        trusted = trusted_keys(trust)
+        server = ENGINES[engine].start([archive or _build(model, BUILD_DIR)], SERVE_DIR, trusted=trusted)
         try:
             server.wait_ready(_READY_TIMEOUT_S)
         except BaseException:

@@ -26,6 +26,7 @@ class Arguments(BaseModel):
     Attributes:
         archive: one archive, or several with commas between; every machine reads them at that path. By default
             `$SEGSERVE_ARCHIVE`.
+        trust: the file of the public keys that archives must be signed with; by default any archive is served.
         token_authorization: whether requests must carry a token.
         key_file: where the tokens stand; made where it is missing, mode 0600. By default in the current folder.
         token_minutes: how long new tokens live.
@@ -40,6 +41,7 @@ class Arguments(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     archive: str = Field(default_factory=lambda: os.environ.get(ARCHIVE_VARIABLE, ""))
+    trust: str = ""
     token_authorization: bool = True
     key_file: str = KEY_FILE
     token_minutes: PositiveInt = 60
@@ -55,6 +57,7 @@ def app(arguments: Arguments) -> "Application":
 
     Raises:
         ModelError: no archive was named, or it is none that can be served.
+        SignatureError: it is not signed by a trusted key.
     """
     from .build import build_app
 

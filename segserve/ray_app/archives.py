@@ -9,6 +9,7 @@ import yaml
 
 from ..runtime.errors import ModelError
 from ..runtime.settings import CONFIG_FILE, ModelConfig, read_config
+from ..signing import TrustedKeys
 from .loading import MANIFEST
 
 
@@ -20,12 +21,15 @@ class Archive:
     config: ModelConfig
 
 
-def read_archive(path: Path) -> Archive:
+def read_archive(path: Path, *, trusted: TrustedKeys | None = None) -> Archive:
     """An archive's name, version and settings.
 
     Raises:
         ModelError: it is not there, no archive, or its settings are wrong.
+        SignatureError: there are keys to trust, and none of them has signed it.
     """
+    if trusted is not None:
+        trusted.verify(path)
     try:
         with zipfile.ZipFile(path) as packed:
             model = json.loads(packed.read(MANIFEST))["model"]

@@ -11,6 +11,7 @@ from ray.serve import Application
 from ..runtime.errors import ModelError
 from ..runtime.metrics import OWN
 from ..runtime.settings import ModelConfig
+from ..signing import TrustedKeys
 from . import ARCHIVE_VARIABLE, Arguments
 from .archives import Archive, read_archive
 from .description import Served
@@ -25,6 +26,7 @@ _DOOR_REQUESTS = 256
 
 def build_app(arguments: Arguments) -> Application:
     """The application; see `segserve.ray_app.app`."""
+    trusted = _trusted(arguments)
     archives = _archives(arguments)
     key_file = None
     if arguments.token_authorization:
@@ -38,7 +40,7 @@ def build_app(arguments: Arguments) -> Application:
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
     )
     application: Application = door.bind(
-        {archive.name: _model(archive, arguments) for archive in archives},
+        {archive.name: _model(archive, arguments, trusted) for archive in archives},
         {archive.name: Served.of(archive) for archive in archives},
         key_file=str(key_file) if key_file else None,
         token_minutes=arguments.token_minutes,
@@ -47,11 +49,16 @@ def build_app(arguments: Arguments) -> Application:
     return application
 
 
+def _trusted(arguments: Arguments) -> TrustedKeys | None:
+    return TrustedKeys.read(Path(arguments.trust)) if arguments.trust else None
+
+
 def _archives(arguments: Arguments) -> list[Archive]:
     paths = [path.strip() for path in arguments.archive.split(",") if path.strip()]
     if not paths:
         raise ModelError(f"no archive was named: give archive=FILE.mar, or set {ARCHIVE_VARIABLE}")
-    archives = [read_archive(Path(path)) for path in paths]
+    trusted = _trusted(arguments)
+    archives = [read_archive(Path(path), trusted=trusted) for path in paths]
     names = [archive.name for archive in archives]
     if len(set(names)) < len(names):
         raise ModelError(f"two archives have the same model name: {', '.join(sorted(names))}")
@@ -93,7 +100,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _model(archive: Archive, arguments: Arguments) -> Application:
+def _model(archive: Archive, arguments: Arguments, trusted: TrustedKeys | None) -> Application:
     config = archive.config
     replicas = Replicas.of(config, arguments)
     model = Model.options(  # type: ignore[attr-defined]
@@ -114,6 +121,7 @@ def _model(archive: Archive, arguments: Arguments) -> Application:
         batch_delay_s=config.maxBatchDelay / 1000,
         timeout_s=config.responseTimeout,
         metrics={metric.name: metric.labels for metric in OWN},
+        trusted=trusted,
     )
     return bound
 

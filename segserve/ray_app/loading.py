@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ import yaml
 
 import segserve
 
+from ..signing import TrustedKeys
 from .collected import CollectedMetrics
 from .context import Context, Worker
 
@@ -40,6 +42,7 @@ def load_handler(
     overrides: Mapping[str, Any],
     gpu_id: int | None,
     metrics: Mapping[str, Sequence[str]] | None = None,
+    trusted: TrustedKeys | None = None,
 ) -> tuple[Handler, Worker]:
     """Unpacks an archive into an empty folder, which must stay, and loads the handler class that lies in it.
 
@@ -47,12 +50,13 @@ def load_handler(
         overrides: keys of model-config.yaml that are to be other than in the archive, `handler` with keys of its own.
         gpu_id: of the GPU to compute on, if any.
         metrics: names of labels by the names of the metrics that the handler may tell.
+        trusted: the keys that the archive must be signed with.
 
     Raises:
         RuntimeError: the handler says that its archive cannot be served, or is no handler at all.
+        SignatureError: the archive is not signed by a trusted key; nothing of it was unpacked.
     """
-    with zipfile.ZipFile(archive) as packed:
-        packed.extractall(folder)
+    _unpack(archive, folder, trusted)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     config = _overridden(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")) or {}, overrides)
     worker = Worker(
@@ -67,6 +71,16 @@ def load_handler(
     handler = _handler_class(_imported(folder, manifest["model"]["handler"]))()
     handler.initialize(Context(worker))
     return handler, worker
+
+
+def _unpack(archive: Path, folder: Path, trusted: TrustedKeys | None) -> None:
+    with TemporaryDirectory(prefix="segserve-verified-") as place:
+        if trusted is not None:
+            verified = Path(place) / archive.name
+            trusted.copy(archive, verified)
+            archive = verified
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(folder)
 
 
 def _overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

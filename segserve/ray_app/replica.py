@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from ..signing import TrustedKeys
 from .context import Context
 from .exchange import Handled, Received
 from .loading import load_handler
@@ -27,6 +28,7 @@ class Model:
         batch_delay_s: how long a request waits for company.
         timeout_s: a batch that takes longer ends the replica, as TorchServe ends its worker.
         metrics: see `load_handler`.
+        trusted: see `load_handler`.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Model:
         batch_delay_s: float,
         timeout_s: float,
         metrics: Mapping[str, Sequence[str]],
+        trusted: TrustedKeys | None = None,
     ) -> None:
         self._timeout_s = timeout_s
         self._began_s: float | None = None
@@ -52,6 +55,7 @@ class Model:
             overrides=overrides,
             gpu_id=gpu_id,
             metrics=metrics,
+            trusted=trusted,
         ).result()
         together: Any = self._together  # the decorator's own functions are not in its type
         together.set_max_batch_size(batch_size)

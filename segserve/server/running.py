@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import requests
 
@@ -21,6 +21,9 @@ from .launch import LOG_FILE, MODEL_STORE
 from .state import ServerState
 from .store import fill_store
 from .tree import ProcessTree
+
+if TYPE_CHECKING:
+    from ..signing import TrustedKeys
 
 STATE_FILE = "server.json"
 KEY_FILE = "key_file.json"  # TorchServe's own name for it
@@ -55,14 +58,17 @@ class RunningServer(ABC):
         *,
         config: Path | None = None,
         overrides: Mapping[str, str] | None = None,
+        trusted: "TrustedKeys | None" = None,
     ) -> Self:
         """Start a server for `archives`, with everything that it writes inside `run_dir`; does not wait for it.
 
         `config` replaces the project's config.properties, and `overrides` single settings of it. Ports come from
-        the environment (see `choose_addresses`) and give way to free ones.
+        the environment (see `choose_addresses`) and give way to free ones. With `trusted`, only archives that one of
+        these keys has signed are served.
 
         Raises:
             ServerError: an archive or a setting that cannot be used, or a server that runs there already.
+            SignatureError: an archive that is not signed by a trusted key; nothing of it was read or run.
         """
 
     @classmethod
@@ -76,7 +82,11 @@ class RunningServer(ABC):
 
     @staticmethod
     def _prepare(
-        archives: Sequence[Path], run_dir: Path, config: Path | None, overrides: Mapping[str, str] | None
+        archives: Sequence[Path],
+        run_dir: Path,
+        config: Path | None,
+        overrides: Mapping[str, str] | None,
+        trusted: "TrustedKeys | None",
     ) -> tuple[tuple[str, ...], dict[str, str]]:
         """Make the run folder, with the archives in its store; return the models' names and the settings."""
         state = ServerState.read(run_dir / STATE_FILE)
@@ -84,9 +94,14 @@ class RunningServer(ABC):
             raise ServerError(f"a server already runs from {run_dir} (process {state.pid}); stop it first")
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / KEY_FILE).unlink(missing_ok=True)
-        models = fill_store(archives, run_dir / MODEL_STORE)
         base = read_config(config or resource("config.properties"))
-        return models, merge(base, model_store=run_dir / MODEL_STORE, overrides=overrides or {})
+        settings = merge(base, model_store=run_dir / MODEL_STORE, overrides=overrides or {})
+        if trusted is not None and settings.get("enable_model_api") == "true":
+            raise ServerError(
+                "enable_model_api=true: archives that are registered over HTTP are not verified; switch that off, or "
+                "serve without trusted keys"
+            )
+        return fill_store(archives, run_dir / MODEL_STORE, trusted=trusted), settings
 
     @property
     def pid(self) -> int:

@@ -5,26 +5,42 @@ import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import ServerError
 
+if TYPE_CHECKING:
+    from ..signing import TrustedKeys
 
-def fill_store(archives: Sequence[Path], store: Path) -> tuple[str, ...]:
+
+def fill_store(archives: Sequence[Path], store: Path, *, trusted: "TrustedKeys | None" = None) -> tuple[str, ...]:
     """Make `store` hold just these archives, as NAME.mar, and return the names in order.
+
+    With `trusted`, an archive is verified before anything else of it is read, and the store holds the very bytes that
+    were verified.
 
     Raises:
         ServerError: no archive at all, a file that is none, or two of the same name.
+        SignatureError: one of them is not signed by a trusted key.
     """
     if not archives:
         raise ServerError("there is no archive to serve; make one with: segserve archive")
+    shutil.rmtree(store, ignore_errors=True)
+    store.mkdir(parents=True)
+    if trusted is not None:
+        archives = [_verified(archive, store / f"{place}.verified", trusted) for place, archive in enumerate(archives)]
     names = tuple(model_name(archive) for archive in archives)
     if len(set(names)) < len(names):
         raise ServerError(f"two archives have the same model name: {', '.join(sorted(names))}")
-    shutil.rmtree(store, ignore_errors=True)
-    store.mkdir(parents=True)
     for name, archive in zip(names, archives, strict=True):
-        _link_or_copy(archive.resolve(), store / f"{name}.mar")
+        target = store / f"{name}.mar"
+        _link_or_copy(archive.resolve(), target) if trusted is None else archive.rename(target)
     return names
+
+
+def _verified(archive: Path, target: Path, trusted: "TrustedKeys") -> Path:
+    trusted.copy(archive, target)
+    return target
 
 
 def model_name(archive: Path) -> str:

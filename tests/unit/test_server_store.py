@@ -7,6 +7,7 @@ import pytest
 
 from segserve.server.errors import ServerError
 from segserve.server.store import fill_store, model_name
+from segserve.signing import SignatureError, SigningKey, TrustedKeys
 
 
 def write_archive(path, name):
@@ -39,6 +40,34 @@ def test_fill_store_with_two_of_a_name_refuses(tmp_path):
 def test_fill_store_with_nothing_says_how_to_make_an_archive(tmp_path):
     with pytest.raises(ServerError, match="make one with: segserve archive"):
         fill_store([], tmp_path / "store")
+
+
+@pytest.fixture
+def signing(tmp_path):
+    key = SigningKey.generate()
+    _, public = key.write(tmp_path / "signer")
+    return key, TrustedKeys.read(public)
+
+
+def test_fill_store_with_trusted_keys_holds_the_bytes_that_were_verified(tmp_path, signing):
+    key, trusted = signing
+    archive = write_archive(tmp_path / "a.mar", "net")
+    key.sign(archive)
+    content = archive.read_bytes()
+    assert fill_store([archive], tmp_path / "store", trusted=trusted) == ("net",)
+    archive.write_bytes(b"something else")
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["net.mar"]
+    assert (tmp_path / "store" / "net.mar").read_bytes() == content
+
+
+def test_fill_store_with_trusted_keys_refuses_what_is_not_signed_before_it_is_opened(tmp_path, signing):
+    key, trusted = signing
+    signed, foreign = write_archive(tmp_path / "a.mar", "net"), tmp_path / "b.mar"
+    key.sign(signed)
+    foreign.write_bytes(b"no archive at all")
+    with pytest.raises(SignatureError, match=r"b\.mar: there is no signature b\.mar\.minisig"):
+        fill_store([signed, foreign], tmp_path / "store", trusted=trusted)
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["0.verified"]
 
 
 @pytest.mark.parametrize(

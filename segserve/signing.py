@@ -1,0 +1,283 @@
+"""Signed archives, in the files of minisign, whose own tool makes and verifies the same: a signature stands beside its
+archive as `NAME.mar.minisig`.
+
+It is Ed25519 over the BLAKE2b-512 hash of the archive, and a second time over that signature and the comment shown as
+trusted. The format: https://jedisct1.github.io/minisign/, "Signature format".
+"""
+
+import base64
+import binascii
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Self
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+SUFFIX = ".minisig"
+SECRET_SUFFIX, PUBLIC_SUFFIX = ".key", ".pub"
+
+_KEY, _HASHED, _UNHASHED = b"Ed", b"ED", b"Ed"
+_NO_PASSWORD, _CHECKSUM = b"\0\0", b"B2"
+_UNTRUSTED, _TRUSTED = "untrusted comment: ", "trusted comment: "
+_KDF_BYTES = 32 + 8 + 8  # salt and limits of the key derivation, all zero where there is no password
+_PUBLIC_BYTES = 2 + 8 + 32
+_SECRET_BYTES = 2 + 2 + 2 + _KDF_BYTES + 8 + 64 + 32
+_SIGNATURE_BYTES = 2 + 8 + 64
+_CHUNK_BYTES = 1 << 20
+_OTHERS = 0o077
+
+
+class SignatureError(ValueError):
+    """An archive that nobody trusted has signed, or a key that cannot be used. The message is one line for people."""
+
+
+@dataclass(frozen=True)
+class TrustedKeys:
+    """The public keys whose archives are trusted: Ed25519 keys of 32 bytes by minisign's ids for them.
+
+    `source` is the file that they stand in, for messages.
+    """
+
+    keys: Mapping[bytes, bytes]
+    source: str
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The keys of a file: one as minisign writes it, or several, one below the other, while keys change hands.
+
+        Raises:
+            SignatureError: it cannot be read, or holds none.
+        """
+        lines = [line for line in _lines(path) if line and not line.startswith(_UNTRUSTED)]
+        keys = {}
+        for line in lines:
+            key = _decoded(line, _PUBLIC_BYTES)
+            if key is None or not key.startswith(_KEY):
+                raise SignatureError(f"{path}: expected public keys as `segserve keygen` and minisign write them")
+            keys[key[2:10]] = key[10:]
+        if not keys:
+            raise SignatureError(f"{path}: holds no public key; `segserve keygen` makes one")
+        return cls(keys, str(path))
+
+    def verify(self, archive: Path) -> None:
+        """Returns where the archive is what one of these keys has signed.
+
+        Raises:
+            SignatureError: it is not, or its signature is missing or broken.
+        """
+        with _opened(archive) as file:
+            self._check(archive, _hashed(file))
+
+    def copy(self, archive: Path, target: Path) -> None:
+        """Copies an archive while it is verified: what lies at `target` is what was signed, whatever becomes of the
+        original; nothing lies there where it is refused. Errors as in `verify`.
+        """
+        try:
+            with _opened(archive) as file, target.open("xb") as copied:
+                digest = _hashed(file, copied)
+            self._check(archive, digest)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+    def _check(self, archive: Path, digest: bytes) -> None:
+        place = signature_path(archive)
+        signature = _Signature.read(place, archive)
+        key = self.keys.get(signature.key_id)
+        if key is None:
+            trusted = ", ".join(map(_told_id, self.keys))
+            raise SignatureError(
+                f"{archive}: signed by the key {_told_id(signature.key_id)}, and {self.source} trusts {trusted}; "
+                "get it from whoever holds a trusted key"
+            )
+        public = Ed25519PublicKey.from_public_bytes(key)
+        if not _holds(public, signature.of_file, digest):
+            raise SignatureError(f"{archive}: is not the file that was signed; get it and its signature anew")
+        if not _holds(public, signature.of_comment, signature.of_file + signature.trusted_comment):
+            raise SignatureError(f"{place}: its trusted comment is not the one that was signed; get the signature anew")
+
+
+class SigningKey:
+    """A secret key that is used without a password: its file is for nobody but its owner."""
+
+    def __init__(self, key: Ed25519PrivateKey, key_id: bytes) -> None:
+        self._key = key
+        self._id = key_id
+
+    @classmethod
+    def generate(cls) -> Self:
+        return cls(Ed25519PrivateKey.generate(), secrets.token_bytes(8))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """A key that `write` or `minisign -G -W` made.
+
+        Raises:
+            SignatureError: it cannot be read, is none, has a password, or others may read it.
+        """
+        text = _lines(path)
+        content = _decoded(text[1], _SECRET_BYTES) if len(text) > 1 else None
+        if content is None or not content.startswith(_KEY):
+            raise SignatureError(f"{path}: expected a secret key as `segserve keygen` and minisign write them")
+        if content[2:4] != _NO_PASSWORD:
+            raise SignatureError(
+                f"{path}: this key has a password, which only minisign asks for: minisign -S -s {path} -m ARCHIVE"
+            )
+        mode = path.stat().st_mode & 0o777
+        if mode & _OTHERS:
+            raise SignatureError(f"{path}: others may read this key (mode {mode:04o}): chmod 600 {path}")
+        key_id, seed, public, _ = _parts(content[6 + _KDF_BYTES :], 8, 32, 32, 32)  # minisign leaves the checksum empty
+        key = Ed25519PrivateKey.from_private_bytes(seed)
+        if public != key.public_key().public_bytes_raw():
+            raise SignatureError(f"{path}: this key is damaged; take it from your backup")
+        return cls(key, key_id)
+
+    def write(self, path: Path) -> tuple[Path, Path]:
+        """Writes `PATH.key`, for nobody but its owner, and `PATH.pub`, for all who shall trust it; returns both.
+
+        Raises:
+            SignatureError: there is such a file already, or it cannot be written.
+        """
+        secret, public = (path.with_name(f"{path.name}{suffix}") for suffix in (SECRET_SUFFIX, PUBLIC_SUFFIX))
+        shown = self._key.public_key().public_bytes_raw()
+        pair = self._id + self._key.private_bytes_raw() + shown
+        checksum = hashlib.blake2b(_KEY + pair, digest_size=32).digest()
+        hidden = _KEY + _NO_PASSWORD + _CHECKSUM + bytes(_KDF_BYTES) + pair + checksum
+        _write_new(public, "public key", self._id, _KEY + self._id + shown, mode=0o644)
+        try:
+            _write_new(secret, "secret key", self._id, hidden, mode=0o600)
+        except SignatureError:
+            public.unlink()
+            raise
+        return secret, public
+
+    def sign(self, archive: Path) -> Path:
+        """Writes the signature of an archive, the same for the same archive, and returns its path.
+
+        Raises:
+            SignatureError: the archive cannot be read, or the signature not be written.
+        """
+        with _opened(archive) as file:
+            of_file = self._key.sign(_hashed(file))
+        shown_name = "".join(letter if letter.isprintable() else "?" for letter in archive.name)
+        comment = f"file:{shown_name}\thashed"
+        of_comment = self._key.sign(of_file + comment.encode())
+        lines = (
+            f"{_UNTRUSTED}signature by the key {_told_id(self._id)}",
+            _encoded(_HASHED + self._id + of_file),
+            f"{_TRUSTED}{comment}",
+            _encoded(of_comment),
+        )
+        place = signature_path(archive)
+        _write_whole(place, "".join(f"{line}\n" for line in lines))
+        return place
+
+
+def signature_path(archive: Path) -> Path:
+    """Where the signature of an archive stands."""
+    return archive.with_name(archive.name + SUFFIX)
+
+
+class _Signature(NamedTuple):
+    key_id: bytes
+    of_file: bytes
+    trusted_comment: bytes
+    of_comment: bytes
+
+    @classmethod
+    def read(cls, path: Path, archive: Path) -> "_Signature":
+        if not path.exists():
+            raise SignatureError(
+                f"{archive}: there is no signature {path.name} beside it; whoever packed the archive makes one with: "
+                f"segserve sign {archive.name} KEY"
+            )
+        lines = _lines(path)
+        if len(lines) == 4 and lines[2].startswith(_TRUSTED):
+            of_file, of_comment = _decoded(lines[1], _SIGNATURE_BYTES), _decoded(lines[3], 64)
+            if of_file is not None and of_comment is not None:
+                algorithm, key_id, signature = _parts(of_file, 2, 8, 64)
+                if algorithm == _HASHED:
+                    return cls(key_id, signature, lines[2].removeprefix(_TRUSTED).encode(), of_comment)
+                if algorithm == _UNHASHED:
+                    raise SignatureError(f"{path}: in minisign's old format; sign again with minisign 0.10 or newer")
+        raise SignatureError(f"{path}: expected a signature as `segserve sign` and minisign write them")
+
+
+def _hashed(source: BinaryIO, target: BinaryIO | None = None) -> bytes:
+    """BLAKE2b-512 of what is left of a file, copied as it is read."""
+    digest = hashlib.blake2b()
+    while chunk := source.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        if target is not None:
+            target.write(chunk)
+    return digest.digest()
+
+
+def _holds(key: Ed25519PublicKey, signature: bytes, content: bytes) -> bool:
+    try:
+        key.verify(signature, content)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _told_id(key_id: bytes) -> str:
+    """As minisign tells it: a little-endian number in hexadecimal digits."""
+    return key_id[::-1].hex().upper()
+
+
+def _encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _decoded(line: str, size: int) -> bytes | None:
+    try:
+        content = base64.b64decode(line, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return content if len(content) == size else None
+
+
+def _parts(content: bytes, *sizes: int) -> list[bytes]:
+    ends = [sum(sizes[: place + 1]) for place in range(len(sizes))]
+    return [content[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise SignatureError(f"cannot read the archive {path}: {error.strerror}") from error
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise SignatureError(f"cannot read {path}: {reason}") from error
+
+
+def _write_new(path: Path, what: str, key_id: bytes, content: bytes, *, mode: int) -> None:
+    text = f"{_UNTRUSTED}minisign {what} {_told_id(key_id)}\n{_encoded(content)}\n"
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise SignatureError(f"{path} exists already; keys are never overwritten: name another") from error
+    except OSError as error:
+        raise SignatureError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise SignatureError(f"cannot write {path}: {error.strerror}") from error
