@@ -7,6 +7,9 @@ from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, wai
 from .errors import RefusedError, UnreachableError
 
 _TRANSIENT = (503, 507)  # the queue is full or a worker restarts; no memory left
+_WORKER_DIED = (
+    "InternalServerException"  # TorchServe's type, with status 500 or 507; a handler's fault has its own code
+)
 _LONGEST_WAIT_S = 60.0  # a server that asks for more is waited for so long
 _backoff = wait_exponential(multiplier=0.2, max=10) + wait_random(0, 0.2)
 
@@ -31,7 +34,9 @@ def policy(retries: int) -> dict[str, Any]:
 
 
 def _is_transient(error: BaseException) -> bool:
-    return isinstance(error, UnreachableError) or (isinstance(error, RefusedError) and error.status in _TRANSIENT)
+    if isinstance(error, RefusedError):
+        return error.status in _TRANSIENT or error.code == _WORKER_DIED
+    return isinstance(error, UnreachableError)
 
 
 def _wait_s(state: RetryCallState) -> float:

@@ -206,24 +206,29 @@ def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 def _raise_for_transient(status: int, content: bytes) -> None:
     """Returns but where TorchServe itself refused what may well be asked again: its answers do not say when.
 
-    Its 507 is a worker that died. The handler's own, in another form, is an image that there was no memory for.
+    A worker that died is its 500 or its 507, whichever thread of its own is first. The handler's, in another form, are a
+    fault at this image and an image that there was no memory for.
 
     Raises:
         OverloadedError: its queue is full.
         UnavailableError: the worker that had the request is gone.
     """
-    if status not in (503, 507) or not _is_torchserves(content):
+    if status < InternalError.status:
         return
-    if status == UnavailableError.status:
-        raise OverloadedError("as many requests wait as may, or no worker is ready; send it again later")
-    raise UnavailableError("the process that had this request is gone; send it again")
+    match _type_of(content):
+        case "ServiceUnavailableException":
+            raise OverloadedError("as many requests wait as may, or no worker is ready; send it again later")
+        case "InternalServerException":
+            raise UnavailableError("the process that had this request is gone; send it again")
 
 
-def _is_torchserves(content: bytes) -> bool:
+def _type_of(content: bytes) -> object:
+    """Of an error as TorchServe's front end writes it; None of any other."""
     try:
-        return "type" in json.loads(content)
+        document = json.loads(content)
     except ValueError:
-        return False
+        return None
+    return document.get("type") if isinstance(document, dict) else None
 
 
 def _refusal(refusal: RefusalError) -> web.Response:

@@ -185,8 +185,13 @@ def test_segment_redirect_is_refused_and_named(server, client):
 
 @pytest.mark.parametrize(
     "failure",
-    [refusal("busy", 503), refusal("out_of_memory", 507), Canned(ANSWER, breaks=True)],
-    ids=["503", "507", "broken connection"],
+    [
+        refusal("busy", 503),
+        refusal("out_of_memory", 507),
+        torchserve("InternalServerException", 500),
+        Canned(ANSWER, breaks=True),
+    ],
+    ids=["503", "507", "worker died", "broken connection"],
 )
 def test_segment_transient_failure_is_asked_again(server, client, failure):
     server.script = [failure]

@@ -21,6 +21,8 @@ SLOW_S = 0.4
 REFUSALS = {  # of TorchServe itself, and of the handler for an image that it has no memory for
     "full": (503, {"code": 503, "type": "ServiceUnavailableException", "message": "no worker to serve"}),
     "died": (507, {"code": 507, "type": "InternalServerException", "message": "Worker died."}),
+    "died-too": (500, {"code": 500, "type": "InternalServerException", "message": "Worker died."}),
+    "fault": (500, {"error": {"code": "internal_error", "message": "the server failed at this image"}}),
     "no-memory": (507, {"error": {"code": "out_of_memory", "message": "no memory left for this image"}}),
 }
 
@@ -204,6 +206,8 @@ def test_request_that_never_ends_is_ended(tokens, pause_s, status, code):
     [
         pytest.param("full", 503, "overloaded", "2", id="torchserve-full"),
         pytest.param("died", 503, "unavailable", "2", id="torchserve-lost-its-worker"),
+        pytest.param("died-too", 503, "unavailable", "2", id="torchserve-lost-its-worker-at-another-moment"),
+        pytest.param("fault", 500, "internal_error", None, id="handler-at-fault"),
         pytest.param("no-memory", 507, "out_of_memory", None, id="handler-out-of-memory"),
     ],
 )
