@@ -6,6 +6,7 @@ import os
 import sys
 
 from ..server.errors import ServerError
+from ..signing import SignatureError
 from .json_lines import log_to
 
 
@@ -19,7 +20,7 @@ def main() -> int:
         settings = Settings.from_environment(os.environ)
         settings.check_machine()
         asyncio.run(serve(settings))
-    except (ServerError, OSError, ImportError) as error:
+    except (ServerError, SignatureError, OSError, ImportError) as error:
         logging.getLogger("segserve.container").error("cannot serve: %s", error)
         return 1
     return 0

@@ -13,6 +13,7 @@ from aiohttp import web
 from ..server.errors import ServerError
 from ..server.launch import LOG_FILE
 from ..server.process import TorchServe
+from ..signing import TrustedKeys
 from .door import Door, Place, TorchServePlaces
 from .json_lines import LogFollower
 from .listening import bind, listening
@@ -30,6 +31,7 @@ async def serve(settings: Settings) -> None:
 
     Raises:
         ServerError: it cannot be started, or has ended by itself.
+        SignatureError: an archive is not signed by a trusted key.
     """
     asked_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -39,7 +41,11 @@ async def serve(settings: Settings) -> None:
     door = _door(settings)
     apps = _bound(settings, door)
     server = TorchServe.start(
-        settings.archive, settings.run_dir, config=settings.config, overrides=settings.torchserve_settings()
+        settings.archive,
+        settings.run_dir,
+        config=settings.config,
+        overrides=settings.torchserve_settings(),
+        trusted=_trusted(settings),
     )
     with LogFollower(server.log_path), server:
         async with door, listening(apps, drain_timeout_s=settings.drain_timeout_s):
@@ -66,6 +72,17 @@ def _check_run_dir(run_dir: Path) -> None:
             f"SEGSERVE_RUN_DIR: cannot write into {run_dir}: {error.strerror}; give the container a place to write, as "
             "in docker run --tmpfs /tmp"
         ) from error
+
+
+def _trusted(settings: Settings) -> TrustedKeys | None:
+    if settings.trust is None:
+        return None
+    if settings.management_token_file is not None:
+        raise ServerError(
+            "SEGSERVE_TRUST and SEGSERVE_MANAGEMENT_TOKEN_FILE are both set, and archives that are registered over HTTP "
+            "are not verified; unset one of them"
+        )
+    return TrustedKeys.read(settings.trust)
 
 
 def _door(settings: Settings) -> Door:

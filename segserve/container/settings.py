@@ -21,6 +21,7 @@ from pydantic import (
 
 from ..resources import resource
 from ..server.config import read_config, store_urls
+from ..server.environment import EXTRA_VARIABLE
 from ..server.errors import ServerError
 from .limits import Limits
 from .machine import check_gpu, check_memory
@@ -34,7 +35,7 @@ TORCHSERVE_MAX_REQUEST_BYTES = "6553500"
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
 _TOKEN_LIFE_MIN = 10 * 365 * 24 * 60  # TorchServe's own tokens never leave the container: they outlive it
-_FOREIGN = frozenset({"SEGSERVE_HOME", "SEGSERVE_MIRROR", "SEGSERVE_BROWSER"})  # of other commands
+_FOREIGN = frozenset({"SEGSERVE_HOME", "SEGSERVE_MIRROR", "SEGSERVE_BROWSER", EXTRA_VARIABLE})  # of other commands
 _Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -58,6 +59,7 @@ class Settings(BaseModel):
         management_port: of TorchServe's management API.
         token_file: holds the bearer token that requests must carry; one is drawn at start where it is not set.
         management_token_file: holds the bearer token of the management API, which is closed where it is not set.
+        trust: the file of the public keys that archives must be signed with; by default any archive is served.
         device: `gpu` ends the container where there is none; `auto` takes one where there is one.
         config: a config.properties in place of the project's own.
         run_dir: where everything is written; a tmpfs will do.
@@ -81,6 +83,7 @@ class Settings(BaseModel):
     management_port: _Port = 8081
     token_file: Path | None = None
     management_token_file: Path | None = None
+    trust: Path | None = None
     device: Device = Device.AUTO
     config: Path | None = None
     run_dir: Path = DEFAULT_RUN_DIR

@@ -11,6 +11,7 @@ import pytest
 import requests
 import torch
 
+from segserve.signing import SigningKey
 from tests.packed import BROKEN, pack
 
 from .served import ECHO, Command, Load, free_ports, running
@@ -84,6 +85,17 @@ def test_command_whose_server_is_killed_ends_with_the_reason(variables, tmp_path
         pytest.param({"PROT": "80"}, "there is no variable SEGSERVE_PROT; did you mean SEGSERVE_PORT?", id="variable"),
         pytest.param({"PORT": "{taken}"}, "Address already in use; .* with SEGSERVE_PORT", id="port-taken"),
         pytest.param({"TOKEN_FILE": "/absent/token"}, "cannot read the token in /absent/token", id="no-token"),
+        pytest.param(
+            {"TRUST": "{folder}/signer.pub"},
+            r"echo-1\.0\.mar: there is no signature echo-1\.0\.mar\.minisig",
+            id="unsigned",
+        ),
+        pytest.param({"TRUST": "/absent.pub"}, r"cannot read /absent\.pub", id="no-trusted-key"),
+        pytest.param(
+            {"TRUST": "{folder}/signer.pub", "MANAGEMENT_TOKEN_FILE": "{folder}/token"},
+            "SEGSERVE_TRUST and SEGSERVE_MANAGEMENT_TOKEN_FILE are both set",
+            id="trust-and-model-api",
+        ),
         pytest.param({"RUN_DIR": "/proc/run"}, "SEGSERVE_RUN_DIR: cannot write into /proc/run", id="nowhere-to-write"),
         pytest.param(
             {"DEVICE": "gpu"},
@@ -95,6 +107,7 @@ def test_command_whose_server_is_killed_ends_with_the_reason(variables, tmp_path
 )
 def test_command_that_cannot_serve_ends_soon_with_one_line(variables, archives, tmp_path, change, message):
     (tmp_path / "damaged.mar").write_bytes(b"PK\x03\x04 no zip")
+    SigningKey.generate().write(tmp_path / "signer")
     if "broken" in str(change):
         pack(tmp_path, "broken", BROKEN).rename(tmp_path / "broken.mar")
     with socket.create_server(("127.0.0.1", 0)) as taken:
