@@ -15,6 +15,7 @@ import torch
 from segserve.runtime import errors
 from segserve.runtime.cores import available_cores
 from segserve.runtime.pipeline import Pipeline
+from segserve.runtime.quarantine import Quarantine
 from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import read_config
 from segserve.runtime.telemetry import Telemetry
@@ -39,7 +40,7 @@ class DeepLabHandler:
             segmenter = Segmenter.load(
                 Path(properties["model_dir"]), device=_device(properties.get("gpu_id")), settings=config.handler
             )
-            self._pipeline = Pipeline(segmenter, config.handler)
+            self._pipeline = Pipeline(segmenter, config.handler, Quarantine.in_temporary_folder())
             tracing = Tracing.from_environment(os.environ)
         except errors.ModelError as error:
             raise RuntimeError(f"cannot serve this archive: {error}") from None
@@ -59,6 +60,7 @@ class DeepLabHandler:
         for index, answer in enumerate(answers):
             context.set_response_status(answer.status, answer.phrase, index)
             context.set_response_content_type(index, answer.media_type)
+            context.set_response_header(index, "X-Content-Type-Options", "nosniff")
             if answer.observed is not None:
                 context.set_response_header(index, "Server-Timing", answer.server_timing)
         self._telemetry.answered(answers, headers, seconds=perf_counter() - began_s)

@@ -6,7 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from aiohttp import web
+from aiohttp import web, web_response
 
 from ..server.errors import ServerError
 
@@ -45,6 +45,8 @@ async def listening(
         drain_timeout_s: how long answers may take then.
         late_request_s: how long a connection may take then to bring the request it was made for.
     """
+    # What aiohttp itself refuses, such as a request that is no HTTP, reaches no application, and would tell versions.
+    web_response.SERVER_SOFTWARE = "segserve"  # type: ignore[attr-defined]
     runners = []
     try:
         for app, taken in apps:

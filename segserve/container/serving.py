@@ -79,8 +79,8 @@ def _trusted(settings: Settings) -> TrustedKeys | None:
         return None
     if settings.management_token_file is not None:
         raise ServerError(
-            "SEGSERVE_TRUST and SEGSERVE_MANAGEMENT_TOKEN_FILE are both set, and archives that are registered over HTTP "
-            "are not verified; unset one of them"
+            "SEGSERVE_TRUST and SEGSERVE_MANAGEMENT_TOKEN_FILE are both set, and archives registered over HTTP are not "
+            "verified; unset one of them"
         )
     return TrustedKeys.read(settings.trust)
 

@@ -28,10 +28,11 @@ logger = logging.getLogger("ray.serve")
 
 JSON = "application/json"
 _RETRY_AFTER_S = 1
-_NOT_STORED = {
+_HEADERS = {  # TorchServe's, and what keeps browsers from taking an answer for something else
     "pragma": "no-cache",
     "cache-control": "no-cache; no-store, must-revalidate, private",
     "expires": "Thu, 01 Jan 1970 00:00:00 UTC",
+    "x-content-type-options": "nosniff",
 }
 
 
@@ -74,7 +75,7 @@ class Door:
             logger.exception("a request failed")
             response = _refused(InternalError("the server failed at this request; its log says why"))
         self._metrics.count_answer(response.status_code)
-        response.headers.update(_NOT_STORED)
+        response.headers.update(_HEADERS)
         return response
 
     async def _answer(self, request: Request) -> Response:
