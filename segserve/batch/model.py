@@ -13,6 +13,7 @@ from ..runtime.classes import class_ids
 from ..runtime.image import decode_image
 from ..runtime.labels import LabelRule, Segmentation
 from ..runtime.options import parse_options
+from ..runtime.quarantine import Quarantine
 from ..runtime.record import ModelRecord, read_record, read_yaml, sha256_of
 from ..runtime.segmenter import Segmenter
 from ..runtime.settings import Settings, read_config
@@ -54,6 +55,7 @@ class BatchModel:
             self._segmenter = Segmenter.load(folder, device=device, settings=self._settings)
         self._options = parse_options(options, self._settings.defaults)
         self._rule = _rule(options, self._settings, self.record)
+        self._quarantine = Quarantine.in_temporary_folder()
 
     @property
     def record(self) -> ModelRecord:
@@ -61,7 +63,13 @@ class BatchModel:
 
     def decode(self, content: bytes) -> NDArray[np.uint8]:
         """An image file -> uint8 (H, W, 3), RGB; errors as in `decode_image`. Safe to call from several threads."""
-        return decode_image(content, max_pixels=self._settings.max_image_pixels)
+        decode = self._quarantine.decode if self._quarantine else decode_image
+        return decode(content, max_pixels=self._settings.max_image_pixels)
+
+    def hear_of_crashes(self) -> None:
+        """Takes note of the images that other workers of this machine died at, so that this one does not."""
+        if self._quarantine:
+            self._quarantine.sweep()
 
     def segment(self, image_rgb: NDArray[np.uint8]) -> Segmentation:
         """uint8 (H, W, 3), RGB -> the class of every pixel; errors as in `Segmenter.segment`."""

@@ -94,6 +94,7 @@ class BlockWorker:
         return count_failed(part)
 
     def _rows(self, block: Block) -> list[Row]:
+        self._model.hear_of_crashes()  # this block may be one that another worker died at
         images = self._listings.images(block)
         rows, writes = [], deque[tuple[Row, Future[None]]]()
         for image, decoded in _ahead(self._threads, self._decoded, images, self._ahead):

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from .errors import CorruptImageError, TooLargeError, TruncatedImageError, UnsupportedImageError
+from .bare import Bare, bare
+from .errors import CorruptImageError, SegserveError, TooLargeError, TruncatedImageError, UnsupportedImageError
+from .orientation import orientation_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
@@ -20,7 +22,10 @@ _SIGNATURE = re.compile(rb"\xff\xd8|\x89PNG|RIFF.{4}WEBP|BM.{4}\0{4}|II[*+]\0|MM
 # Pillow's names of grey values in 16 bits, which convert() would clip at 255.
 _GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
-_ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 0x0102, 0x0106  # tags of EXIF and TIFF
+_BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 0x0102, 0x0106, 0x0142, 0x0143  # tags of TIFF
+
+# Pillow decodes run-length encoded bitmaps in Python, 0.2 s a megabyte, and can go 255 rows beyond the image.
+_MAX_RUN_LENGTH_BYTES, _MAX_RUN_LENGTH_WIDTH_PX = 2**22, 2**16
 
 # By EXIF orientation, what turns the pixels upright.
 _UPRIGHT = {
@@ -38,8 +43,9 @@ _SIDEWAYS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}  # these swa
 def decode_image(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     """Decodes the first frame of an image file.
 
-    The declared size is checked before a pixel is decoded. The EXIF orientation is applied; an alpha channel is
-    dropped; grey, palette and CMYK become RGB; values of 16 bits keep their upper 8.
+    The declared size is checked before a pixel is decoded, and so is all else that decoding takes its time for: a
+    decoder cannot be interrupted. The EXIF orientation is applied; an alpha channel is dropped; grey, palette and CMYK
+    become RGB; values of 16 bits keep their upper 8.
 
     Args:
         content: a JPEG, PNG, WebP, BMP, TIFF or GIF file.
@@ -52,13 +58,12 @@ def decode_image(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
         UnsupportedImageError: not an image of these formats, or of a pixel type without a fixed range.
         CorruptImageError: a known format that cannot be decoded whole.
         TruncatedImageError: the same, as bytes are missing.
-        TooLargeError: more pixels than `max_pixels`.
+        TooLargeError: more pixels than `max_pixels`, or a file that takes far more work than its pixels.
     """
-    image = _open(content)
-    _check_size(image, max_pixels)
+    image, file = _opened(content, max_pixels)
     with _decoding():
-        image.load()  # turns a TIFF upright already, and takes the orientation out of its tags
-        rgb, turn = _to_rgb(image), _turn(image)
+        image.load()  # turns a TIFF upright already
+        rgb, turn = _to_rgb(image), _turn(image, file)
         return np.array(rgb if turn is None else rgb.transpose(turn), dtype=np.uint8)
 
 
@@ -67,15 +72,25 @@ def decoded_size(content: bytes, *, max_pixels: int) -> tuple[int, int]:
 
     All of the file is read, so that one cut short is found; a JPEG is decoded at an eighth of its size.
     """
-    image = _open(content)
-    _check_size(image, max_pixels)
+    image, file = _opened(content, max_pixels)
     declared_wh = image.size
     with _decoding():
         reduced = image.draft("L", (1, 1)) is not None
         image.load()  # as in decode_image
         _require_fixed_range(image)
         width_px, height_px = declared_wh if reduced else image.size
-        return (width_px, height_px) if _turn(image) in _SIDEWAYS else (height_px, width_px)
+        return (width_px, height_px) if _turn(image, file) in _SIDEWAYS else (height_px, width_px)
+
+
+def _opened(content: bytes, max_pixels: int) -> tuple[Image.Image, Bare]:
+    """The image with no pixel decoded, all its limits checked; and the file that Pillow was given."""
+    file = bare(content)
+    image = _open(file.content)
+    _check_size(image, max_pixels)
+    with _decoding():
+        _check_tiles(image, max_pixels)
+        _check_run_lengths(image, len(content))
+    return image, file
 
 
 def _open(content: bytes) -> Image.Image:
@@ -103,11 +118,32 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         )
 
 
-def _turn(image: Image.Image) -> Transpose | None:
-    try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # metadata that cannot be read does not spoil the pixels
-        return None
+def _check_tiles(image: Image.Image, max_pixels: int) -> None:
+    """Tiles of a TIFF may be larger than the image, and are decoded whole."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    width_px, height_px = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+    if width_px * height_px > max_pixels:
+        raise TooLargeError(
+            f"tiles of {width_px} x {height_px} pixels, the limit is {max_pixels} pixels; save it in smaller ones"
+        )
+
+
+def _check_run_lengths(image: Image.Image, size_bytes: int) -> None:
+    tiles = getattr(image, "tile", ())
+    if not tiles or tiles[0].codec_name != "bmp_rle":
+        return
+    if size_bytes > _MAX_RUN_LENGTH_BYTES or image.width > _MAX_RUN_LENGTH_WIDTH_PX:
+        raise TooLargeError(
+            f"a run-length encoded bitmap of {image.width} pixels a row in {size_bytes} bytes, the limits are "
+            f"{_MAX_RUN_LENGTH_WIDTH_PX} and {_MAX_RUN_LENGTH_BYTES}; save it without that encoding, or as PNG"
+        )
+
+
+def _turn(image: Image.Image, file: Bare) -> Transpose | None:
+    """WebP's metadata are left in the file, since libwebp reads them at no cost."""
+    return _UPRIGHT.get(
+        orientation_of(file.exif or image.info.get("exif", b""), file.xmp or image.info.get("xmp", b""))
+    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -136,7 +172,7 @@ def _upper_8_bits(image: Image.Image) -> Image.Image:
 def _decoding() -> Iterator[None]:
     try:
         yield
-    except (UnsupportedImageError, MemoryError):
+    except (SegserveError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise about anything on hostile bytes
         raise _undecodable(error) from error

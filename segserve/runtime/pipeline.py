@@ -14,6 +14,7 @@ from .json_answer import json_bytes
 from .labels import LabelRule
 from .observed import Observed
 from .options import MediaType, Options
+from .quarantine import Quarantine
 from .request import SegmentRequest, read_request
 from .segmenter import Segmenter
 from .settings import CONFIG_FILE, Settings
@@ -23,10 +24,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a server needs of a model: an answer to every request, and a description of the model."""
+    """What a server needs of a model: an answer to every request, and a description of the model.
+
+    Without a quarantine, images that crash their decoder are not remembered.
+    """
 
     segmenter: Segmenter
     settings: Settings
+    quarantine: Quarantine | None = None
 
     def __post_init__(self) -> None:
         """Refuses default options that the model cannot follow.
@@ -64,7 +69,8 @@ class Pipeline:
             request = read_request(row, headers, self.settings.defaults)
             observed.read(request)
             rule = self._label_rule(request)
-            image_rgb = decode_image(request.image, max_pixels=self.settings.max_image_pixels)
+            decode = self.quarantine.decode if self.quarantine else decode_image
+            image_rgb = decode(request.image, max_pixels=self.settings.max_image_pixels)
         observed.pixels = image_rgb.shape[0] * image_rgb.shape[1]
         options = request.options
         self._check_cost(options, *image_rgb.shape[:2])

@@ -17,6 +17,14 @@ from .options import MediaType, Options, negotiate, parse_options
 IMAGE_PARTS = ("data", "body")
 OPTION_HEADER_PREFIX = "x-segment-"
 
+# Far beyond any request that makes sense: what options hold is copied, compared and told in messages.
+MAX_JSON_MEMBERS = 10_000
+MAX_OPTION_CHARACTERS = 20_000
+MAX_OPTION_VALUES = 2_000
+
+
+_WHITESPACE = b" \t\n\r\v\f"
+
 
 @dataclass(frozen=True)
 class SegmentRequest:
@@ -50,6 +58,8 @@ def read_request(row: Mapping[str, object], headers: Mapping[str, object], defau
     media_type = str(lowered.get("content-type", "")).partition(";")[0]
     image, fields = _image_and_fields(row, "json" in media_type.lower())
     given = {**_header_options(lowered), **fields}
+    for name, value in given.items():
+        _check_option_size(name, value)
     accept = lowered.get("accept")
     options, answered = parse_options(given, defaults), negotiate(None if accept is None else str(accept))
     if "confidence" in given and options.confidence and answered is not MediaType.JSON:
@@ -66,6 +76,21 @@ def _header_options(lowered: Mapping[str, object]) -> dict[str, object]:
         for name, value in lowered.items()
         if name.startswith(OPTION_HEADER_PREFIX)
     }
+
+
+def _check_option_size(name: str, value: object) -> None:
+    """That an option is a text, a number or a flat list of these, and not megabytes of it."""
+    values = value if isinstance(value, list) else [value]
+    if len(values) > MAX_OPTION_VALUES:
+        raise BadOptionError(f"option {name!r:.40}: got {len(values)} values, the limit is {MAX_OPTION_VALUES}")
+    if not all(item is None or isinstance(item, str | int | float) for item in values):
+        raise BadOptionError(f"option {name!r:.40}: expected a text, a number or a list of these, got something nested")
+    characters = sum(len(item) for item in values if isinstance(item, str))
+    if characters > MAX_OPTION_CHARACTERS:
+        raise BadOptionError(
+            f"option {name!r:.40}: got {characters} characters, the limit is {MAX_OPTION_CHARACTERS}; "
+            "the image belongs in the part 'data'"
+        )
 
 
 def _image_and_fields(row: Mapping[str, object], is_json: bool) -> tuple[bytes, dict[str, object]]:
@@ -86,6 +111,11 @@ def _image_and_fields(row: Mapping[str, object], is_json: bool) -> tuple[bytes, 
 
 
 def _parsed(content: bytes) -> object:
+    members = sum(content.count(mark) for mark in (b",", b"{", b"["))
+    if members > MAX_JSON_MEMBERS:  # as objects they would take thirty times the memory
+        raise BadJSONError(
+            f"the JSON holds {members} members, the limit is {MAX_JSON_MEMBERS}; only 'data' may be long"
+        )
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError as error:
@@ -106,7 +136,7 @@ def _from_json(document: object) -> tuple[bytes, dict[str, object]]:
 def _decoded(text: str) -> bytes:
     payload = text.partition(",")[2] if text.startswith("data:") else text
     try:
-        return base64.b64decode("".join(payload.split()), validate=True)
+        return base64.b64decode(payload.encode("ascii").translate(None, _WHITESPACE), validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadBase64Error(f"member 'data' is not base64: {error}") from error
 

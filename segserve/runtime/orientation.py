@@ -1,0 +1,36 @@
+"""Which way up a picture is, out of its EXIF or its XMP: one number, whatever else these hold."""
+
+import re
+import struct
+
+ORIENTATION = 0x0112
+_SHORT, _LONG = 3, 4
+
+_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+
+
+def orientation_of(exif: bytes, xmp: bytes) -> int:
+    """1 to 8 as EXIF counts them, or whatever else stands there; 1 where nothing does, or nothing that can be read."""
+    try:
+        found = _in_exif(exif)
+    except struct.error:  # it ends too early
+        found = None
+    if found is not None:
+        return found
+    match = _IN_XMP.search(xmp)
+    return int(match[1]) if match else 1
+
+
+def _in_exif(exif: bytes) -> int | None:
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return None
+    (start,) = struct.unpack_from(order + "I", tiff, 4)
+    (count,) = struct.unpack_from(order + "H", tiff, start)
+    for position in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind, values = struct.unpack_from(order + "HHI", tiff, position)
+        if tag == ORIENTATION and kind in (_SHORT, _LONG) and values == 1:
+            value: int = struct.unpack_from(order + ("H" if kind == _SHORT else "I"), tiff, position + 8)[0]
+            return value
+    return None
