@@ -12,8 +12,8 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from .blend import average_views, blend_tiles
 from .errors import OutOfMemoryError
+from .fused import fused_network
 from .labels import EVERY_PIXEL, LabelRule, Segmentation, choose_labels
-from .network import SegmentationNetwork
 from .passes import Mode, Plan, Tta, View, costs, plan_passes
 from .record import ModelRecord, ResizeRule, read_record
 from .settings import Settings
@@ -27,9 +27,7 @@ _TILES_AT_ONCE = {"cpu": 1, "cuda": 8}
 class Segmenter:
     """A network with its weights on a device, ready to segment."""
 
-    def __init__(
-        self, network: SegmentationNetwork, record: ModelRecord, *, device: torch.device, settings: Settings
-    ) -> None:
+    def __init__(self, network: nn.Module, record: ModelRecord, *, device: torch.device, settings: Settings) -> None:
         self.record = record
         self.device = device
         self.dtype = _dtype(settings, device)
@@ -46,8 +44,11 @@ class Segmenter:
             ModelError: the record or the weights are missing, broken, or do not fit each other.
         """
         record = read_record(folder)
-        network = load_network(record, folder)
-        return cls(network, record, device=device or torch.device("cpu"), settings=settings or Settings())
+        device, settings = device or torch.device("cpu"), settings or Settings()
+        network: nn.Module = load_network(record, folder)
+        if settings.fuse and device.type == "cpu":
+            network = fused_network(network, _dtype(settings, device))
+        return cls(network, record, device=device, settings=settings)
 
     def segment(
         self,
@@ -168,7 +169,7 @@ def has_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _in_dtype(network: SegmentationNetwork, dtype: torch.dtype) -> SegmentationNetwork:
+def _in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """What multiplies in `dtype`; norms keep float32, whose running variances need the digits."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -18,6 +18,8 @@ class Settings(Strict):
 
     Attributes:
         precision: `auto` computes in bf16 where the processor or the GPU has it and in fp32 elsewhere.
+        fuse: on a CPU, norms and activations are computed inside of the convolutions, by oneDNN; `false` computes the
+            network module by module, which is slower.
         threads: CPU threads of one worker; by default the machine's cores shared among the workers.
         max_image_pixels: an image of more pixels is refused before it is decoded.
         max_response_bytes: an answer of more bytes is refused. Never above TorchServe's `max_response_size`, which
@@ -28,6 +30,7 @@ class Settings(Strict):
     """
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    fuse: bool = True
     threads: PositiveInt | None = None
     max_image_pixels: PositiveInt = 2**24
     max_response_bytes: PositiveInt = 6_553_500
