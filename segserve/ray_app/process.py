@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from ..server.environment import HIDDEN_SETTING, handed_on
 from ..server.errors import ServerError
-from ..server.launch import CONFIG_FILE, LOG_FILE, MODEL_STORE, OWNER_ALONE, make_tmp_dir
+from ..server.launch import CONFIG_FILE, MODEL_STORE, OWNER_ALONE, make_tmp_dir, new_log
 from ..server.properties import write_properties
 from ..server.running import STATE_FILE, RunningServer
 from ..server.state import ServerState
@@ -94,7 +94,7 @@ def _launch(
     ray_token = tmp_dir / "ray_token"
     ray_token.touch(mode=0o600)
     ray_token.write_text(secrets.token_hex(32), encoding="ascii")
-    with (run_dir / LOG_FILE).open("wb") as log:
+    with new_log(run_dir).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "segserve.ray_app", *archives],
             cwd=run_dir,

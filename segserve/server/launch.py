@@ -35,6 +35,14 @@ def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> P
     return Path(tempfile.mkdtemp(prefix="segserve-", dir=parent))
 
 
+def new_log(run_dir: Path) -> Path:
+    """The empty log of a run, for nobody but this user."""
+    log_file = run_dir / LOG_FILE
+    log_file.unlink(missing_ok=True)
+    log_file.touch(mode=0o600)
+    return log_file
+
+
 def launch(
     java_home: Path,
     run_dir: Path,
@@ -54,9 +62,7 @@ def launch(
         *("--python", sys.executable, "-f", CONFIG_FILE, "-s", MODEL_STORE, "-ncs"),
         *("-m", *(f"{name}={name}.mar" for name in models)),
     ]
-    log_file = run_dir / LOG_FILE
-    log_file.unlink(missing_ok=True)
-    with log_file.open("ab") as log:  # appended to, so that whoever follows the log may empty it
+    with new_log(run_dir).open("ab") as log:  # appended to, so that whoever follows the log may empty it
         return subprocess.Popen(
             command,
             cwd=run_dir,
