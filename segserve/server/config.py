@@ -135,5 +135,9 @@ def _free_port(host: str, wanted: int, held: ExitStack) -> int:
 
 
 def store_urls(model_store: Path) -> str:
-    """A regular expression for the file URLs of archives inside the store; TorchServe splits it at commas."""
-    return f"file://{re.escape(str(model_store))}/[^/]+[.]mar".replace(",", r"\x2c")
+    """A regular expression for the file URLs of archives inside the store; TorchServe splits it at commas.
+
+    No name may hold a percent sign: TorchServe 0.12.0 refuses `..` itself, but takes `%2e%2e%2f` for a name and then
+    looks for the file that it stands for.
+    """
+    return f"file://{re.escape(str(model_store))}/[^/%]+[.]mar".replace(",", r"\x2c")

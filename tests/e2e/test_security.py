@@ -17,6 +17,7 @@ from PIL import Image, PngImagePlugin
 
 from segserve.archive import build_archive
 from segserve.client import RefusedError, SegmentationClient
+from segserve.server.errors import ServerError
 from segserve.server.process import TorchServe
 from segserve.server.properties import read_properties
 from segserve.signing import SigningKey, TrustedKeys
@@ -227,7 +228,7 @@ def test_archive_changed_after_the_start_is_not_what_is_served(server, signing, 
 
 def test_start_with_trusted_keys_and_the_model_api_is_refused(signing, tmp_path):
     (tmp_path / "config.properties").write_text("enable_model_api=true\n")
-    with pytest.raises(Exception, match="archives that are registered over HTTP are not verified"):
+    with pytest.raises(ServerError, match="archives that are registered over HTTP are not verified"):
         TorchServe.start(
             [tmp_path / "absent.mar"],
             tmp_path / "run",
