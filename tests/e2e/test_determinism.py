@@ -1,0 +1,105 @@
+"""The same image gives the same bytes: alone, under load, among others in a batch, after a restart, on any threads.
+
+SEGSERVE_REPETITIONS is how often each image is asked for under load, 200 times in all by default (`make determinism`
+asks 1,000 times).
+"""
+
+import hashlib
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+
+from segserve.archive import build_archive
+from segserve.runtime.record import read_record, write_record
+from segserve.server.process import TorchServe
+from tests.conftest import EMBEDDED, PROJECT
+
+REPETITIONS = int(os.environ.get("SEGSERVE_REPETITIONS", "200"))
+CLIENTS = 6
+OPTIONS = {"X-Segment-Mask": "png", "X-Segment-Confidence": "true"}  # every pixel's class, and how sure of it
+VARIANTS: Mapping[str, Mapping[str, object]] = {
+    "alone": {"batchSize": 1, "handler": {"threads": 1}},
+    "batched": {"batchSize": 8, "maxBatchDelay": 100, "handler": {"threads": 1}},
+    "threads": {"batchSize": 1, "handler": {"threads": 2}},
+}
+
+
+def variant(folder: Path, name: str, changes: Mapping[str, object]) -> Path:
+    """The shipped model under another name, served in another way."""
+    model = Path(shutil.copytree(EMBEDDED, folder / name))
+    write_record(read_record(model).model_copy(update={"name": name}), model)
+    config = yaml.safe_load((PROJECT / "model" / "model-config.yaml").read_text())
+    handler = {**config["handler"], **changes["handler"]}
+    (model / "model-config.yaml").write_text(yaml.safe_dump({**config, **changes, "handler": handler}))
+    return build_archive(model, folder)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("archives")
+    return [variant(folder, name, changes) for name, changes in VARIANTS.items()]
+
+
+@pytest.fixture(scope="module")
+def server(archives, tmp_path_factory):
+    with TorchServe.start(archives, tmp_path_factory.mktemp("run")) as server:
+        server.wait_ready(timeout_s=300)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def images(photographs) -> dict[str, bytes]:
+    """Photographs of several sizes, so that shapes change from request to request."""
+    return {**photographs, "jpeg": (PROJECT / "docs" / "chelsea-overlay.jpg").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def expected(server, images) -> dict[str, str]:
+    """The answer to each image where nothing else is asked."""
+    return {name: answer(server, "alone", image) for name, image in images.items()}
+
+
+def answer(server, model: str, image: bytes) -> str:
+    """A digest of the body, without the name of the model, which is not of the image."""
+    headers = {"Authorization": f"Bearer {server.inference_token}", **OPTIONS}
+    response = requests.post(f"{server.inference_url}/predictions/{model}", data=image, headers=headers, timeout=300)
+    assert response.status_code == 200, response.text
+    body = response.content
+    told = f'"model":{{"name":"{model}"'.encode()
+    assert body.count(told) == 1
+    return hashlib.sha256(body.replace(told, b"")).hexdigest()
+
+
+def under_load(server, model: str, images: Mapping[str, bytes], repetitions: int) -> dict[str, set[str]]:
+    """The different answers that each image got while others were asked for beside it."""
+    names = list(islice(cycle(images), repetitions))
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        answers = list(clients.map(lambda name: answer(server, model, images[name]), names))
+    different = defaultdict(set)
+    for name, digest in zip(names, answers, strict=True):
+        different[name].add(digest)
+    return dict(different)
+
+
+@pytest.mark.parametrize("model", ["alone", "batched"])
+def test_same_image_under_load_gives_the_same_bytes(server, images, expected, model):
+    different = under_load(server, model, images, REPETITIONS // 2)
+    assert different == {name: {digest} for name, digest in expected.items()}
+
+
+def test_same_image_on_another_number_of_threads_gives_the_same_bytes(server, images, expected):
+    assert {name: answer(server, "threads", image) for name, image in images.items()} == expected
+
+
+def test_same_image_after_a_restart_gives_the_same_bytes(archives, images, expected, tmp_path):
+    with TorchServe.start(archives[:1], tmp_path / "run") as again:
+        again.wait_ready(timeout_s=300)
+        assert {name: answer(again, "alone", image) for name, image in images.items()} == expected
