@@ -12,7 +12,7 @@ RIVALS := .venv/.rivals-installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup demo batch-demo serve page stop mar image image-test test check format bench clean
+.PHONY: help setup demo batch-demo serve page stop mar image image-test test faults check format bench clean
 
 help: ## list the targets
 	echo "usage: make TARGET [MODEL=embedded] [PYTHON=python3]"
@@ -59,6 +59,9 @@ image-test: $(STAMP) ## run that image as users would, but for fewer rights, and
 
 test: $(STAMP) ## run all tests, those against a real server included
 	$(BIN)/python -m pytest -q
+
+faults: $(STAMP) ## kill, fill, slow down and starve a server under load, and count what is lost into docs/reliability.md
+	SEGSERVE_FAULTS_DOCUMENT=docs/reliability.md $(BIN)/python -m pytest -q tests/faults
 
 check: $(STAMP) ## lint, formatting, types and unit tests: the gate before a commit
 	echo "ruff check" && $(BIN)/ruff check .

@@ -10,7 +10,13 @@ from .errors import BenchError
 from .figures import Round, Row, headlines, rows
 from .session import Outcome
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after a part of a document that is measured."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+BEGIN, END = marks("figures")
 
 
 @dataclass(frozen=True)
@@ -47,20 +53,21 @@ class Report:
         return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def write_between_marks(document: Path, text: str) -> None:
-    """Replaces what stands between the marks `BEGIN` and `END` of a document.
+def write_between_marks(document: Path, text: str, *, name: str = "figures") -> None:
+    """Replaces what stands between the marks of that name in a document.
 
     Raises:
         BenchError: the document is missing, or does not have both marks once.
     """
+    begin, end = marks(name)
     try:
-        before, rest = document.read_text(encoding="utf-8").split(BEGIN)
-        _, after = rest.split(END)
+        before, rest = document.read_text(encoding="utf-8").split(begin)
+        _, after = rest.split(end)
     except (OSError, ValueError) as error:
         raise BenchError(
-            f"{document}: expected a document with one line {BEGIN} and one line {END} below it"
+            f"{document}: expected a document with one line {begin} and one line {end} below it"
         ) from error
-    document.write_text(f"{before}{BEGIN}\n{text.rstrip()}\n{END}{after}", encoding="utf-8")
+    document.write_text(f"{before}{begin}\n{text.rstrip()}\n{end}{after}", encoding="utf-8")
 
 
 def _headline_table(rounds: Sequence[Round]) -> str:

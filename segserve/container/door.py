@@ -206,8 +206,8 @@ def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 def _raise_for_transient(status: int, content: bytes) -> None:
     """Returns but where TorchServe itself refused what may well be asked again: its answers do not say when.
 
-    A worker that died is its 500 or its 507, whichever thread of its own is first. The handler's, in another form, are a
-    fault at this image and an image that there was no memory for.
+    A worker that died is its 500 or its 507, whichever thread of its own is first. The handler's, in another form, are
+    a fault at this image and an image that there was no memory for.
 
     Raises:
         OverloadedError: its queue is full.
