@@ -13,9 +13,13 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from .mask import LabelMap
 from .quality import Quality, measure_quality
 from .record import BACKGROUND
+from .rivals import Rivals, find_rivals
 
-# Logits of so many pixels exist at the image's size at a time: 16 Ki x 21 classes x 4 bytes = 1.4 MB, within the cache.
-_STRIP_PIXELS = 2**14
+# So many logits exist at the image's size at a time: 1.4 MB, within the cache.
+_STRIP_LOGITS = 21 * 2**14
+
+# So many columns are resized by a product with a matrix, on which processors are several times as quick.
+_FEW_COLUMNS = 64
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,16 @@ def choose_labels(logits: Tensor, height_px: int, width_px: int, rule: LabelRule
     """Chooses the class of every pixel at the image's size.
 
     The logits are brought to that size before the class is chosen, a strip of rows at a time, so that those
-    of a large image never exist at once.
+    of a large image never exist at once. Classes that win nowhere are brought there as one, see `rivals.py`.
 
     Args:
         logits: float32 (classes, h, w).
     """
-    if width_px <= _STRIP_PIXELS:
-        labelled = _label_strips(logits, height_px, width_px, rule)
+    rivals = find_rivals(logits)
+    if width_px * len(rivals.logits) <= _STRIP_LOGITS:
+        labelled = _label_strips(rivals, height_px, width_px, rule)
     else:  # a single row would already be too much: strips of columns
-        labelled = _label_strips(logits.mT, width_px, height_px, rule).turned()
+        labelled = _label_strips(rivals.turned(), width_px, height_px, rule).turned()
     return Segmentation(labelled.label_map, labelled.summaries(), labelled.confidence_map, measure_quality(logits))
 
 
@@ -117,37 +122,47 @@ class _Labelled:
         )
 
 
-def _label_strips(logits: Tensor, height_px: int, width_px: int, rule: LabelRule) -> _Labelled:
-    num_classes = logits.shape[0]
+def _label_strips(rivals: Rivals, height_px: int, width_px: int, rule: LabelRule) -> _Labelled:
     label_map = torch.empty((height_px, width_px), dtype=torch.uint8)
     confidence_map = torch.empty_like(label_map) if rule.keep_confidence else None
-    pixels = torch.zeros(num_classes, dtype=torch.int64)
-    confidence = torch.zeros(num_classes, dtype=torch.float64)
-    becomes = _becomes(rule, num_classes, logits.device)
-    rows_px = max(1, _STRIP_PIXELS // width_px)
+    pixels = torch.zeros(rivals.num_classes, dtype=torch.int64, device=rivals.logits.device)
+    confidence = torch.zeros(rivals.num_classes, dtype=torch.float64, device=rivals.logits.device)
+    becomes = _becomes(rule, rivals)
+    rows_px = max(1, _STRIP_LOGITS // (width_px * len(rivals.logits)))
     for top_px in range(0, height_px, rows_px):
         strip = slice(top_px, min(top_px + rows_px, height_px))
-        labels, probabilities = _top_class(upsampled_rows(logits, strip.start, strip.stop, height_px, width_px))
+        strip_logits = upsampled_rows(rivals.logits, strip.start, strip.stop, height_px, width_px)
+        labels, probabilities = _top_class(strip_logits, becomes)
         if rule.threshold > 0:
             labels = labels.where(probabilities >= rule.threshold, BACKGROUND)
-        if becomes is not None:
-            labels = becomes[labels]
         label_map[strip] = labels
         if confidence_map is not None:
             confidence_map[strip] = (255 * probabilities).round_()
-        flat = labels.flatten()
-        pixels += torch.bincount(flat, minlength=num_classes).cpu()
-        confidence += torch.bincount(flat, weights=probabilities.flatten().double(), minlength=num_classes).cpu()
+        for class_id in {*becomes, BACKGROUND}:
+            has_class = labels == class_id
+            pixels[class_id] += has_class.count_nonzero()
+            confidence[class_id] += (probabilities * has_class).sum()
     kept_map = None if confidence_map is None else confidence_map.numpy()
     return _Labelled(label_map.numpy(), kept_map, pixels.tolist(), confidence.tolist())
 
 
-def _becomes(rule: LabelRule, num_classes: int, device: torch.device) -> Tensor | None:
-    """By class id, the id that its pixels get; None where all stay as they are."""
-    if rule.kept is None:
-        return None
-    ids = [class_id if class_id in rule.kept else BACKGROUND for class_id in range(num_classes)]
-    return torch.tensor(ids, device=device)
+def _becomes(rule: LabelRule, rivals: Rivals) -> list[int]:
+    """By rival the label that its pixels get: its own class, or the background where the rule does not keep it."""
+    return [class_id if rule.kept is None or class_id in rule.kept else BACKGROUND for class_id in rivals.class_ids]
+
+
+def _top_class(logits: Tensor, becomes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The label of the top class, uint8 (H, W), and its softmax probability, float32 (H, W).
+
+    Args:
+        logits: float32 (C, H, W).
+        becomes: the labels of the first classes, one of which is on top of every pixel.
+    """
+    top, labels = logits[0], torch.full_like(logits[0], becomes[0], dtype=torch.uint8)
+    for class_logits, label in zip(logits[1:], becomes[1:], strict=False):  # few: cheaper than max with its indices
+        labels.masked_fill_(class_logits > top, label)
+        top = torch.maximum(top, class_logits)
+    return labels, (logits - top).exp_().sum(dim=0).reciprocal_()
 
 
 def upsampled_rows(logits: Tensor, top: int, bottom: int, height: int, width: int) -> Tensor:
@@ -162,13 +177,10 @@ def upsampled_rows(logits: Tensor, top: int, bottom: int, height: int, width: in
     above = position.long().clamp(max=source_height - 1)
     below = (above + 1).clamp(max=source_height - 1)
     rows = torch.lerp(logits[:, above], logits[:, below], (position - above).view(1, -1, 1))
-    return F.interpolate(rows[None], size=(bottom - top, width), mode="bilinear", align_corners=False)[0]
-
-
-def _top_class(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(C, rows, W) -> class ids, int64 (rows, W), and their softmax probabilities, float32 (rows, W)."""
-    top, labels = logits.max(dim=0)
-    return labels, (logits - top).exp_().sum(dim=0).reciprocal_()
+    if logits.shape[2] > _FEW_COLUMNS:
+        return F.interpolate(rows[None], size=(bottom - top, width), mode="bilinear", align_corners=False)[0]
+    columns = torch.eye(logits.shape[2], device=logits.device)
+    return rows @ F.interpolate(columns[None, None], size=(len(columns), width), mode="bilinear")[0, 0]
 
 
 def _box_xyxy(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:

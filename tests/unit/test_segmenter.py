@@ -215,7 +215,7 @@ def test_upsampled_rows_any_split_equals_interpolate_of_the_whole(data):
 def test_choose_labels_result_does_not_depend_on_the_strip_size(monkeypatch, strip_pixels):
     logits = busy_logits()
     expected = choose_labels(logits, 37, 41)
-    monkeypatch.setattr(labels_module, "_STRIP_PIXELS", strip_pixels)
+    monkeypatch.setattr(labels_module, "_STRIP_LOGITS", strip_pixels * 4)
     segmentation = choose_labels(logits, 37, 41)
     assert np.array_equal(segmentation.label_map, expected.label_map)
     assert [(s.class_id, s.pixels, s.box_xyxy) for s in segmentation.classes] == [
