@@ -179,7 +179,9 @@ def _decoding() -> Iterator[None]:
 
 
 def _undecodable(error: Exception) -> CorruptImageError:
-    reason = " ".join(str(error).split())[:120]
+    """With the decoder's own words, but for those of Python about a header that makes no sense."""
+    told = isinstance(error, OSError | ValueError | SyntaxError | EOFError)
+    reason = (" ".join(str(error).split())[:120] if told else "") or "its header makes no sense"
     if "truncated" in reason.lower() or isinstance(error, EOFError):
         return TruncatedImageError(f"the image ends too early ({reason}); send the file whole")
     return CorruptImageError(f"the image cannot be decoded ({reason}); save it again and send that")

@@ -137,6 +137,8 @@ def _decoded(text: str) -> bytes:
     payload = text.partition(",")[2] if text.startswith("data:") else text
     try:
         return base64.b64decode(payload.encode("ascii").translate(None, _WHITESPACE), validate=True)
+    except UnicodeEncodeError as error:
+        raise BadBase64Error("member 'data' is not base64: it holds characters beyond ASCII") from error
     except (binascii.Error, ValueError) as error:
         raise BadBase64Error(f"member 'data' is not base64: {error}") from error
 

@@ -1,0 +1,87 @@
+"""Every hostile request through the pipeline of a tiny model: answered as documented, within bounds of time and memory.
+
+A third of the cases here, all of them by `make hostile` (SEGSERVE_HOSTILE=all). They run in a process of their own, so
+that a decoder that crashes is the failure of a test and not its end.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+
+from tests.conftest import PROJECT
+
+from .cases import SEED, all_cases, families, named
+from .leaks import leaks_of
+
+ALL = os.environ.get("SEGSERVE_HOSTILE") == "all"
+EVERY = 1 if ALL else 7
+DOCUMENTED = {200, 400, 406, 413, 415, 422}
+MOST_SECONDS, MOST_MEMORY_BYTES = 5.0, 1_500 * 2**20
+
+
+@cache
+def outcomes() -> dict[str, dict]:
+    """What every case of this run came to, by its name."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.hostile.run", "--every", str(EVERY)],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = [json.loads(line) for line in ended.stdout.splitlines()]
+    last = told[-1]["name"] if told else "none"
+    assert ended.returncode == 0, f"ended with {ended.returncode} behind {last}: {ended.stderr[-2000:]}"
+    return {outcome["name"]: outcome for outcome in told}
+
+
+def test_cases_are_two_thousand_at_least_and_each_has_a_name():
+    names = [case.name for case in all_cases()]
+    assert len(names) == len(set(names)) >= 2000
+
+
+@pytest.mark.parametrize("family", [name for name in families() if name not in ("bombs", "largest")])
+def test_cases_of_a_seed_are_the_same_every_time_and_of_another_are_not(family):
+    number = families()[family].count - 1
+    assert named(f"{family}-{number}").make() == named(f"{family}-{number}").make()
+    others = [named(f"{family}-{place}", SEED + 1).make() for place in range(10)]
+    assert others != [named(f"{family}-{place}").make() for place in range(10)]
+
+
+def test_cases_reach_the_pipeline_and_each_is_answered_as_documented():
+    wrong = {name: told for name, told in outcomes().items() if told["status"] not in DOCUMENTED}
+    assert not wrong
+    assert len(outcomes()) == len(list(all_cases())[::EVERY])
+    assert {told["status"] for told in outcomes().values()} == DOCUMENTED
+
+
+def test_cases_take_no_more_time_or_memory_than_is_documented():
+    over = {
+        name: (told["seconds"], told["memory_bytes"])
+        for name, told in outcomes().items()
+        if told["seconds"] > MOST_SECONDS or told["memory_bytes"] > MOST_MEMORY_BYTES
+    }
+    assert not over
+
+
+def test_cases_messages_tell_nothing_of_the_server():
+    leaks = {name: (leaks_of(told["message"]), told["message"]) for name, told in outcomes().items()}
+    assert not {name: found for name, found in leaks.items() if found[0]}
+
+
+def test_cases_that_are_refused_are_told_why():
+    refused = [told for told in outcomes().values() if told["status"] != 200]
+    assert not [
+        told for told in refused if not told["code"] or len(told["message"]) < 15 or len(told["message"]) > 1000
+    ]
+
+
+def test_cases_of_the_largest_pictures_are_answered():
+    largest = [told for name, told in outcomes().items() if name.startswith("largest")]
+    assert largest
+    assert {told["status"] for told in largest} == {200}
