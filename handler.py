@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from segserve.runtime import errors
+from segserve.runtime.answer import Answer
 from segserve.runtime.cores import available_cores
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.quarantine import Quarantine
 from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import read_config
+from segserve.runtime.side_by_side import SideBySide
 from segserve.runtime.telemetry import Telemetry
 from segserve.runtime.tracing import Tracing
 
@@ -36,7 +38,8 @@ class DeepLabHandler:
         properties = context.system_properties
         try:
             config = read_config(context.model_yaml_config)
-            torch.set_num_threads(config.handler.threads or max(1, available_cores() // config.maxWorkers))
+            threads = config.handler.threads or max(1, available_cores() // config.maxWorkers)
+            self._side_by_side = SideBySide(threads)
             segmenter = Segmenter.load(
                 Path(properties["model_dir"]), device=_device(properties.get("gpu_id")), settings=config.handler
             )
@@ -53,10 +56,7 @@ class DeepLabHandler:
         """Answers every request of a batch on its own: its body, status, type and timing, in order."""
         began_s = perf_counter()
         headers = [context.get_all_request_header(index) for index in range(len(data))]
-        answers = [
-            self._pipeline.describe() if _asks_for_description(row, given) else self._pipeline.answer(row, given)
-            for row, given in zip(data, headers, strict=True)
-        ]
+        answers = self._side_by_side.map(self._answer, list(zip(data, headers, strict=True)))
         for index, answer in enumerate(answers):
             context.set_response_status(answer.status, answer.phrase, index)
             context.set_response_content_type(index, answer.media_type)
@@ -65,6 +65,10 @@ class DeepLabHandler:
                 context.set_response_header(index, "Server-Timing", answer.server_timing)
         self._telemetry.answered(answers, headers, seconds=perf_counter() - began_s)
         return [answer.body for answer in answers]
+
+    def _answer(self, request: tuple[Mapping[str, object], Mapping[str, object]]) -> Answer:
+        row, headers = request
+        return self._pipeline.describe() if _asks_for_description(row, headers) else self._pipeline.answer(row, headers)
 
 
 def _device(gpu_id: int | None) -> torch.device:

@@ -1,0 +1,44 @@
+"""Work side by side: its order, its threads, and that it is at once."""
+
+import threading
+
+import pytest
+import torch
+
+from segserve.runtime.side_by_side import SideBySide
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    yield SideBySide(4)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 9], ids=str)
+def test_map_gives_the_results_in_order(four_threads, count):
+    assert four_threads.map(lambda item: item * item, range(count)) == [item * item for item in range(count)]
+
+
+@pytest.mark.parametrize(("count", "share"), [(1, 4), (2, 2), (3, 1), (4, 1), (9, 1)], ids=str)
+def test_map_shares_the_threads_out(four_threads, count, share):
+    assert four_threads.map(lambda _: torch.get_num_threads(), range(count)) == [share] * count
+    assert torch.get_num_threads() == 4
+
+
+def test_map_works_at_once(four_threads):
+    everybody = threading.Barrier(4, timeout=10)  # passed by four who wait at the same time, or broken
+    four_threads.map(lambda _: everybody.wait(), range(4))
+
+
+def test_map_single_item_stays_on_this_thread(four_threads):
+    assert four_threads.map(lambda _: threading.get_ident(), [0]) == [threading.get_ident()]
+
+
+def test_map_on_one_thread_is_one_after_the_other():
+    assert SideBySide(1).map(lambda _: threading.get_ident(), range(3)) == [threading.get_ident()] * 3
+
+
+def test_map_error_reaches_the_caller(four_threads):
+    with pytest.raises(ZeroDivisionError, match="division"):
+        four_threads.map(lambda item: 1 / item, [1, 0])
