@@ -12,7 +12,7 @@ RIVALS := .venv/.rivals-installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup demo batch-demo serve page stop mar image image-test test faults check format bench clean
+.PHONY: help setup demo batch-demo serve page stop mar image image-test test faults check format bench determinism audit sbom clean
 
 help: ## list the targets
 	echo "usage: make TARGET [MODEL=embedded] [PYTHON=python3]"
@@ -80,6 +80,19 @@ $(RIVALS): $(STAMP)
 
 bench: $(RIVALS) ## measure the server beside the bare network and its rivals (about an hour; BENCH="--rounds 1")
 	$(BIN)/python -m bench --model $(MODEL) $(BENCH)
+
+determinism: $(STAMP) ## ask a server 1,000 times under load for the same images: the answers must be the same bytes
+	SEGSERVE_REPETITIONS=1000 $(BIN)/python -m pytest -q tests/e2e/test_determinism.py
+
+audit: ## ask for known vulnerabilities of the packages of constraints.txt; says so where nobody can be asked
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip --quiet --disable-pip-version-check --no-input install --constraint constraints.txt pip-audit
+	build/audit/bin/python deploy/audit.py constraints.txt
+
+sbom: $(STAMP) ## list every installed package with its version and licence in build/sbom.cdx.json (CycloneDX)
+	mkdir -p build
+	$(BIN)/python deploy/sbom.py >build/sbom.cdx.json
+	echo build/sbom.cdx.json
 
 clean: ## stop the server and remove what was built; .venv, runs/ and trained weights stay
 	if [ -x $(BIN)/segserve ]; then $(BIN)/segserve stop >/dev/null 2>&1 || true; fi

@@ -1,7 +1,6 @@
 """The same image gives the same bytes: alone, under load, among others in a batch, after a restart, on any threads.
 
-SEGSERVE_REPETITIONS is how often each image is asked for under load, 200 times in all by default (`make determinism`
-asks 1,000 times).
+SEGSERVE_REPETITIONS is how many requests that takes under load, 200 by default; `make determinism` sends 1,000.
 """
 
 import hashlib

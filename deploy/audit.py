@@ -1,0 +1,66 @@
+"""Asks the database of known vulnerabilities (PyPI's, through pip-audit) about pinned packages: `make audit`.
+
+    python audit.py CONSTRAINTS.txt
+
+Ends with 0 where every package was looked up and none is known to be vulnerable, with 1 where one is, and with 2 where
+not all could be looked up: pip-audit passes over what it does not find, which behind a mirror of PyPI is everything.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+VULNERABLE, UNKNOWN = 1, 2
+
+
+def main(constraints: Path) -> int:
+    lines = [line for line in constraints.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    for asked in (lines[:1], lines):  # one first: where that is not found, the others are not asked for
+        status, told = verdict(report(asked))
+        if status == UNKNOWN:
+            break
+    sys.stdout.writelines(f"{line}\n" for line in told)
+    return status
+
+
+def report(requirements: Sequence[str]) -> Mapping[str, Any]:
+    """What pip-audit finds, in its own form; no dependencies where it could not even ask."""
+    with TemporaryDirectory() as folder:
+        listed = Path(folder, "requirements.txt")
+        listed.write_text("\n".join(requirements), encoding="utf-8")
+        command = [sys.executable, "-m", "pip_audit", "--requirement", str(listed), "--no-deps", "--disable-pip"]
+        command += ["--format", "json", "--progress-spinner", "off"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.stdout.strip():
+        sys.stderr.write(f"{done.stderr.strip().rpartition(chr(10))[2]}\n")
+        return {"dependencies": []}
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def verdict(found: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """The status to end with, and lines that say why."""
+    packages = found["dependencies"]
+    unknown = [package["name"] for package in packages if "skip_reason" in package]
+    lines = [
+        f"{package['name']} {package['version']}: {entry['id']}, mended in {', '.join(entry['fix_versions']) or 'none'}"
+        for package in packages
+        for entry in package.get("vulns", [])
+    ]
+    if len(unknown) == len(packages):
+        return UNKNOWN, ["nothing was audited: PyPI's database of known vulnerabilities cannot be reached from here"]
+    status = VULNERABLE if lines else UNKNOWN if unknown else 0
+    lines.append(
+        f"{len(packages) - len(unknown)} of {len(packages)} packages audited, {len(lines)} known vulnerabilities"
+    )
+    if unknown:
+        lines.append(f"not in the database: {', '.join(unknown)}")
+    return status, lines
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
