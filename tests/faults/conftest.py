@@ -25,14 +25,14 @@ from tests.unit.tiny import write_tiny_model
 from .served import MAX_REQUEST_BYTES, Served
 from .table import Table
 
-# A queue that forty clients fill, and a worker that is given up after six seconds.
+# A queue that forty clients fill, and a worker that is given up after five seconds.
 CONFIG = {
     "minWorkers": 1,
     "maxWorkers": 1,
     "batchSize": 4,
     "maxBatchDelay": 1,
     "jobQueueSize": 8,
-    "responseTimeout": 6,
+    "responseTimeout": 5,
     "handler": {"threads": 1, "precision": "fp32"},
 }
 DISK_FULL = "the disk of logs and temporary files full, and the worker killed"

@@ -1,4 +1,4 @@
-"""What a client with one request waits for beside a client with sixty of them."""
+"""What a client with one request waits for beside a client with forty of them."""
 
 import statistics
 import time
@@ -13,9 +13,9 @@ from tests.packed import pack
 
 from .served import TOKEN, Served
 
-HEAVY = 60
-WAITING = 60
-ASKED = 8
+HEAVY = 40
+WAITING = 40
+ASKED = 5
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,133 @@
+"""Sends more than the server can do, and tells whether it stayed as it was; exits with 1 where it did not.
+
+What it can do is measured first, with the same mix. The figures go to standard output and, as JSON with every sample,
+to a folder. docs/reliability.md tells what they mean.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench.images import mixed_photographs
+from bench.serving.errors import BenchError
+from bench.serving.machine import facts
+from bench.serving.report import write_between_marks
+from segserve.archive import build_archive
+from segserve.fetch import servable_folder
+from segserve.resources import resource
+from segserve.runtime.errors import ModelError
+from segserve.server.store import model_name
+
+from .load import Order, Outcome, send
+from .server import Running, Sample, Watch, container
+from .verdict import Finding, findings
+
+_SAMPLES = 240
+_SHORTEST_S = 0.5
+
+
+@dataclass(frozen=True)
+class Soak:
+    """What was measured: requests a second that it can do, and what became of more."""
+
+    capacity: float
+    rate: float
+    seconds: float
+    samples: Sequence[Sample]
+    outcomes: Sequence[Outcome]
+
+    def findings(self) -> list[Finding]:
+        return findings(self.samples, self.outcomes, self.seconds)
+
+
+def main() -> None:
+    arguments = _arguments()
+    try:
+        soak = _soaked(arguments)
+        _report(soak, arguments)
+    except (BenchError, ModelError, OSError) as error:
+        sys.exit(f"soak: {error}")
+    except KeyboardInterrupt:
+        sys.exit("soak: interrupted")
+    if broken := [finding.name for finding in soak.findings() if not finding.holds]:
+        sys.exit(f"soak: not as it should be: {', '.join(broken)}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="embedded", help="a model of model/")
+    parser.add_argument("--archive", type=Path, help="an archive, in place of a model")
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--load", type=float, default=1.2, help="times what the server can do")
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/soak"), help="folder of results and the server's log"
+    )
+    parser.add_argument("--document", type=Path, help="put the figures between the marks of this document, too")
+    return parser.parse_args()
+
+
+def _soaked(arguments: argparse.Namespace) -> Soak:
+    shutil.rmtree(arguments.output, ignore_errors=True)
+    scratch = arguments.output.resolve()
+    images = _images(scratch / "images")
+    archive = arguments.archive or build_archive(servable_folder(resource(f"model/{arguments.model}")), scratch)
+    seconds = 60 * arguments.minutes
+    with tempfile.TemporaryDirectory() as run_dir:
+        with container(archive.resolve(), model_name(archive), Path(run_dir) / "server") as server:
+            capacity = _capacity(server, images, min(30.0, seconds / 4))
+            print(f"soak: it can do {capacity:.1f} requests a second", file=sys.stderr)
+            order = _order(server, images, seconds, rate=arguments.load * capacity)
+            with Watch(server, every_s=max(_SHORTEST_S, seconds / _SAMPLES)) as watch:
+                outcomes = send(order)
+        shutil.copy(Path(run_dir) / "server" / "log", scratch / "log")
+    return Soak(capacity, arguments.load * capacity, seconds, watch.samples, outcomes)
+
+
+def _images(folder: Path) -> list[Path]:
+    folder.mkdir(parents=True)
+    for name, content in mixed_photographs().items():
+        (folder / name).write_bytes(content)
+    return sorted(folder.iterdir())
+
+
+def _order(server: Running, images: Sequence[Path], seconds: float, *, rate: float | None) -> Order:
+    url = f"{server.url}/predictions/{server.model}"
+    return Order(url, server.token, tuple(map(str, images)), seconds, rate)
+
+
+def _capacity(server: Running, images: Sequence[Path], seconds: float) -> float:
+    """Requests a second, after a run of the same that warms it up."""
+    for _ in range(2):
+        outcomes = send(_order(server, images, seconds, rate=None))
+    if not any(outcome.status == 200 for outcome in outcomes):
+        raise BenchError("nothing was answered")
+    return len(outcomes) / max(outcome.sent_s + outcome.latency_s for outcome in outcomes)
+
+
+def _report(soak: Soak, arguments: argparse.Namespace) -> None:
+    text = _markdown(soak, model_name(arguments.archive) if arguments.archive else arguments.model)
+    print(text)
+    found = {**asdict(soak), "findings": [asdict(finding) for finding in soak.findings()]}
+    (arguments.output / "results.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    if arguments.document:
+        write_between_marks(arguments.document, text, name="soak")
+
+
+def _markdown(soak: Soak, model: str) -> str:
+    lines = ["| | | |", "|---|---|---|"]
+    lines += [f"| {each.name} | {each.told} | {'holds' if each.holds else 'fails'} |" for each in soak.findings()]
+    setting = {
+        "model": model,
+        "load": f"{soak.rate:.1f} requests a second for {soak.seconds / 60:g} minutes",
+        "capacity": f"{soak.capacity:.1f} requests a second",
+    }
+    return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in {**setting, **facts()}.items())])
+
+
+if __name__ == "__main__":
+    main()

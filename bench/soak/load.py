@@ -1,0 +1,131 @@
+"""The process that sends: at a rate, whatever becomes of what was sent before; or as quickly as some clients can.
+
+It is told what to do as JSON on its standard input, and tells what became of each request on its standard output.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import aiohttp
+
+from bench.serving.errors import BenchError
+
+from .mix import Request, mixed_requests
+
+_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one run sends.
+
+    Attributes:
+        images: paths of image files.
+        seconds: for how long.
+        rate: requests a second; None for as many as `clients` can, each of which sends when it has its answer.
+        seed: of the mix.
+    """
+
+    url: str
+    token: str
+    images: tuple[str, ...]
+    seconds: float
+    rate: float | None
+    clients: int = 8
+    seed: int = 0
+
+
+class Outcome(NamedTuple):
+    """What became of a request.
+
+    Attributes:
+        sent_s: when, from the first on.
+        latency_s: until its answer was whole, or it was lost.
+        status: 0 where there was no answer.
+        says_when: whether it came with `Retry-After`.
+        good: whether it could be answered.
+    """
+
+    sent_s: float
+    latency_s: float
+    status: int
+    says_when: bool
+    good: bool
+
+
+def send(order: Order) -> list[Outcome]:
+    """Sends out of a process of its own.
+
+    Raises:
+        BenchError: that process failed, which no answer of a server makes it do.
+    """
+    command = [sys.executable, "-m", "bench.soak.load"]
+    done = subprocess.run(command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}")
+    return [Outcome(*fields) for fields in json.loads(done.stdout)]
+
+
+class _Sender:
+    def __init__(self, order: Order, session: aiohttp.ClientSession) -> None:
+        self._order = order
+        self._session = session
+        self._requests: Iterator[Request] = mixed_requests([Path(path) for path in order.images], order.seed)
+        self._began_s = time.perf_counter()
+        self.outcomes: list[Outcome] = []
+
+    @property
+    def _since_s(self) -> float:
+        return time.perf_counter() - self._began_s
+
+    async def at_rate(self, rate: float) -> None:
+        async with asyncio.TaskGroup() as under_way:
+            for number in range(int(rate * self._order.seconds)):
+                await asyncio.sleep(max(0.0, number / rate - self._since_s))
+                under_way.create_task(self._ask())
+
+    async def in_turns(self) -> None:
+        async def client() -> None:
+            while self._since_s < self._order.seconds:
+                await self._ask()
+
+        await asyncio.gather(*(client() for _ in range(self._order.clients)))
+
+    async def _ask(self) -> None:
+        request, sent_s = next(self._requests), self._since_s
+        status, says_when = 0, False
+        try:
+            async with self._session.post(self._order.url, data=request.body, headers=request.headers) as answer:
+                await answer.read()
+                status, says_when = answer.status, "Retry-After" in answer.headers
+        except (aiohttp.ClientError, TimeoutError) as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        self.outcomes.append(Outcome(sent_s, self._since_s - sent_s, status, says_when, request.good))
+
+
+async def _sent(order: Order) -> Sequence[Outcome]:
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+        headers={"Authorization": f"Bearer {order.token}"},
+    )
+    async with session:
+        sender = _Sender(order, session)
+        await (sender.in_turns() if order.rate is None else sender.at_rate(order.rate))
+    return sender.outcomes
+
+
+def main() -> None:
+    order = Order(**json.load(sys.stdin))
+    json.dump(asyncio.run(_sent(order)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What is sent: photographs of mixed sizes, answers in all encodings, and one in a hundred that is no good."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from segserve.runtime.options import MaskEncoding, MediaType
+
+BAD_SHARE = 0.01
+
+_ANSWERS = [{"Accept": MediaType.JSON.value, "X-Segment-Mask": encoding} for encoding in get_args(MaskEncoding)]
+_ANSWERS += [{"Accept": media_type.value} for media_type in MediaType if media_type is not MediaType.JSON]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A body with its headers, and whether it can be answered."""
+
+    body: bytes
+    headers: dict[str, str]
+    good: bool
+
+
+def mixed_requests(images: Sequence[Path], seed: int) -> Iterator[Request]:
+    """Requests without end, the same for the same seed."""
+    chance = random.Random(seed)  # noqa: S311 - a mix, no secret
+    files = [path.read_bytes() for path in images]
+    while True:
+        body, headers = chance.choice(files), chance.choice(_ANSWERS)
+        if chance.random() < BAD_SHARE:
+            yield _bad(body, headers, chance.randrange(3))
+        else:
+            yield Request(body, headers, good=True)
+
+
+def _bad(body: bytes, headers: dict[str, str], kind: int) -> Request:
+    match kind:
+        case 0:
+            return Request(body[: len(body) // 2], headers, good=False)
+        case 1:
+            return Request(b"no image at all", headers, good=False)
+        case _:
+            return Request(body, {**headers, "X-Segment-Threshold": "high"}, good=False)

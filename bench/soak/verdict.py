@@ -1,0 +1,121 @@
+"""Whether a server stayed as it was, from what was sampled and what became of the requests."""
+
+import itertools
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .load import Outcome
+from .server import Sample
+
+WARM_UP = 0.2
+"""The share of the time that does not count: caches fill, Java compiles."""
+
+MEMORY_GROWTH = 0.05
+COUNT_GROWTH = 0.05
+P99_SPREAD = 1.5
+_DOCUMENTED = frozenset({400, 413, 415, 422})  # for what can never be answered
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about the server, and whether it is what was hoped for."""
+
+    name: str
+    told: str
+    holds: bool
+
+
+def findings(samples: Sequence[Sample], outcomes: Sequence[Outcome], seconds: float) -> list[Finding]:
+    """Everything that can be said.
+
+    Args:
+        seconds: for how long requests were sent.
+    """
+    kept = [sample for sample in samples if sample.at_s >= WARM_UP * seconds]
+    return [
+        _memory(kept),
+        _count("descriptors", kept, lambda sample: sample.descriptors),
+        _count("threads", kept, lambda sample: sample.threads),
+        _slowest(outcomes, seconds),
+        _queue(samples, outcomes),
+        _refusals(outcomes),
+    ]
+
+
+def growth(values: Sequence[float]) -> float:
+    """Of the median of the last third over that of the first: 0.05 is 5 % more. NaN where there is nothing."""
+    third = len(values) // 3
+    if not third:
+        return math.nan
+    return statistics.median(values[-third:]) / statistics.median(values[:third]) - 1
+
+
+def p99_s(latencies_s: Sequence[float]) -> float:
+    """The latency that 99 of 100 do not pass (nearest rank)."""
+    return sorted(latencies_s)[math.ceil(0.99 * len(latencies_s)) - 1]
+
+
+def p99_by_part(outcomes: Sequence[Outcome], part_s: float) -> list[float]:
+    """p99 of the answers in seconds, of all requests sent within the same part of the time."""
+    answered = sorted((outcome for outcome in outcomes if outcome.status == 200), key=lambda outcome: outcome.sent_s)
+    parts = itertools.groupby(answered, key=lambda outcome: int(outcome.sent_s // part_s))
+    return [p99_s([outcome.latency_s for outcome in part]) for _, part in parts]
+
+
+def most_open(outcomes: Sequence[Outcome]) -> int:
+    """How many requests were under way at once, at the most."""
+    changes = [(outcome.sent_s, 1) for outcome in outcomes]
+    changes += [(outcome.sent_s + outcome.latency_s, -1) for outcome in outcomes]
+    return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)
+
+
+def _memory(samples: Sequence[Sample]) -> Finding:
+    grown = growth([sample.memory_bytes for sample in samples])
+    peak = max((sample.memory_bytes for sample in samples), default=0)
+    told = f"{grown:+.1%} from the first third to the last, {peak / 1e9:.2f} GB at the most"
+    return Finding("memory", told, abs(grown) <= MEMORY_GROWTH)
+
+
+def _count(name: str, samples: Sequence[Sample], of: Callable[[Sample], int]) -> Finding:
+    counts = [of(sample) for sample in samples]
+    grown = growth(counts)
+    told = f"{grown:+.1%}, from {min(counts, default=0)} to {max(counts, default=0)}"
+    return Finding(name, told, grown <= COUNT_GROWTH)
+
+
+def _slowest(outcomes: Sequence[Outcome], seconds: float) -> Finding:
+    part_s = min(60.0, seconds / 10)
+    parts = p99_by_part([outcome for outcome in outcomes if outcome.sent_s >= WARM_UP * seconds], part_s)
+    if not parts:
+        return Finding("p99", "nothing was answered", holds=False)
+    median_s = statistics.median(parts)
+    told = f"{median_s:.1f} s at the median of {len(parts)} parts of {part_s:.0f} s, {max(parts):.1f} s in the worst"
+    return Finding("p99", told, max(parts) <= P99_SPREAD * median_s)
+
+
+def _queue(samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> Finding:
+    """It has an end where what is under way at the end is no more than what was under way before."""
+    half = max((outcome.sent_s for outcome in outcomes), default=0.0) / 2
+    first, last = (
+        most_open([outcome for outcome in outcomes if (outcome.sent_s >= half) is late]) for late in (False, True)
+    )
+    deepest = max((sample.waiting for sample in samples), default=0)
+    told = f"{first} requests under way at the most in the first half, {last} in the second; {deepest} in TorchServe's"
+    return Finding("queue", told, last <= 1.1 * first + 1)
+
+
+def _refusals(outcomes: Sequence[Outcome]) -> Finding:
+    """Good requests are answered or 503 with a time to come again, bad ones that or what is documented of them."""
+    counts = Counter(outcome.status for outcome in outcomes)
+    wrong = [outcome for outcome in outcomes if not _expected(outcome)]
+    told = ", ".join(f"{counts[status]} x {status or 'no answer'}" for status in sorted(counts))
+    return Finding("answers", f"{told}; {len(wrong)} of them other than documented", not wrong and counts[200] > 0)
+
+
+def _expected(outcome: Outcome) -> bool:
+    if outcome.status == 503:
+        return outcome.says_when
+    return outcome.status == 200 if outcome.good else outcome.status in _DOCUMENTED
