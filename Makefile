@@ -12,7 +12,7 @@ RIVALS := .venv/.rivals-installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup demo batch-demo serve page stop mar image image-test test faults check format bench determinism audit sbom clean
+.PHONY: help setup demo batch-demo serve page stop mar image image-test test hostile faults check format bench determinism audit sbom clean
 
 help: ## list the targets
 	echo "usage: make TARGET [MODEL=embedded] [PYTHON=python3]"
@@ -62,6 +62,9 @@ test: $(STAMP) ## run all tests, those against a real server included
 
 faults: $(STAMP) ## kill, fill, slow down and starve a server under load, and count what is lost into docs/reliability.md
 	SEGSERVE_FAULTS_DOCUMENT=docs/reliability.md $(BIN)/python -m pytest -q tests/faults
+
+hostile: $(STAMP) ## send thousands of hostile requests, every one of them (about 15 minutes; docs/hostile-input.md)
+	SEGSERVE_HOSTILE=all $(BIN)/python -m pytest -q tests/hostile
 
 check: $(STAMP) ## lint, formatting, types and unit tests: the gate before a commit
 	echo "ruff check" && $(BIN)/ruff check .
