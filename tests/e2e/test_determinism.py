@@ -26,7 +26,7 @@ CLIENTS = 6
 OPTIONS = {"X-Segment-Mask": "png", "X-Segment-Confidence": "true"}  # every pixel's class, and how sure of it
 VARIANTS: Mapping[str, Mapping[str, object]] = {
     "alone": {"batchSize": 1, "handler": {"threads": 1}},
-    "batched": {"batchSize": 8, "maxBatchDelay": 100, "handler": {"threads": 1}},
+    "batched": {"batchSize": 8, "maxBatchDelay": 100, "handler": {"threads": 2}},
     "threads": {"batchSize": 1, "handler": {"threads": 2}},
 }
 
