@@ -1,6 +1,18 @@
 """The command line, `segserve`. It parses, calls and prints; the work is done in the modules that it calls."""
 
-from . import segmenting, batch, page, serving, health, evaluation, models, training, signing  # noqa: I001 - the order of `segserve --help`
+from . import segmenting, batch, page, serving, health, evaluation, models, profiling, training, signing  # noqa: I001 - the order of `segserve --help`
 from .app import app
 
-__all__ = ["app", "batch", "evaluation", "health", "models", "page", "segmenting", "serving", "signing", "training"]
+__all__ = [
+    "app",
+    "batch",
+    "evaluation",
+    "health",
+    "models",
+    "page",
+    "profiling",
+    "segmenting",
+    "serving",
+    "signing",
+    "training",
+]

@@ -1,12 +1,11 @@
 """Which classes matter to an image: the others need not be brought to the image's size one by one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 # A class that is nowhere more probable than this is summed up with others: no probability then changes by more than a
 # 250th, and none of the means by more than a ten thousandth (measured on photographs).
@@ -39,9 +38,7 @@ def find_rivals(logits: Tensor) -> Rivals:
     of the classes' smallest. A class that stays below that between all neighbours wins nowhere, whatever the size: the
     winners are exactly those among all classes. Of 21 classes three or four remain in a usual photograph.
     """
-    neighbours = [min(2, side) for side in logits.shape[1:]]
-    largest = F.max_pool2d(logits[None], neighbours, stride=1)[0]
-    smallest = -F.max_pool2d(-logits[None], neighbours, stride=1)[0]
+    largest, smallest = _among_neighbours(logits, torch.maximum), _among_neighbours(logits, torch.minimum)
     may_win = (largest >= smallest.amax(dim=0)).flatten(1).any(dim=1)
     matters = may_win | (logits.softmax(dim=0).flatten(1).amax(dim=1) > _NEGLIGIBLE)
     class_ids = matters.nonzero().flatten().tolist()
@@ -49,3 +46,11 @@ def find_rivals(logits: Tensor) -> Rivals:
         return Rivals(logits, class_ids, len(logits))
     others = logits[~matters].logsumexp(dim=0, keepdim=True)
     return Rivals(torch.cat([logits[matters], others]), class_ids, len(logits))
+
+
+def _among_neighbours(logits: Tensor, pick: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """(C, h, w) -> (C, h - 1, w - 1): what `pick` leaves of every two by two; a side of 1 stays."""
+    for side in (1, 2):
+        if (pairs := logits.shape[side] - 1) > 0:
+            logits = pick(logits.narrow(side, 0, pairs), logits.narrow(side, 1, pairs))
+    return logits

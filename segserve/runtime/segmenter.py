@@ -147,9 +147,9 @@ class Segmenter:
         return normalized.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def infer(self, inputs: Tensor) -> Tensor:
-        """Normalised (N, 3, h, w) -> logits, float32 (N, classes, h / stride, w / stride)."""
+        """Normalised (N, 3, h, w) -> logits, float32 (N, classes, h / stride, w / stride), class by class in memory."""
         logits: Tensor = self._network(inputs)
-        return logits.float()
+        return logits.float().contiguous()
 
 
 def _resized(pixels: Tensor, size_hw: tuple[int, int]) -> Tensor:
