@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-import psutil
+from .tree import creation_s
 
 
 @dataclass(frozen=True)
 class ServerState:
     """The content of `server.json`. It never holds a token.
 
-    `created_s` is when the process was created (Unix time, seconds); `tmp_dir` is removed when the server stops.
+    `created_s` is when the process was created, see `creation_s`; `tmp_dir` is removed when the server stops.
     """
 
     pid: int
@@ -38,7 +38,7 @@ class ServerState:
         with_grpc: bool = True,
     ) -> Self:
         """Return the state of a process that was just started with `settings`."""
-        created_s = psutil.Process(pid).create_time()
+        created_s = creation_s(pid)
         keys = ("inference_address", "management_address", "metrics_address")
         # What is bound to every interface is reached on this one.
         inference, management, metrics = (settings[key].replace("//0.0.0.0:", "//127.0.0.1:") for key in keys)

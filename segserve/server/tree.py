@@ -20,8 +20,8 @@ _CLOCK_S = 1.0  # a process's time of creation, read twice, agrees to this; a re
 class ProcessTree:
     """A process that leads a session of its own, and everything in that session.
 
-    `created_s` is the leader's time of creation (Unix time, seconds): it tells our process from a later one with
-    the same id.
+    `created_s` is the leader's time of creation, see `creation_s`: it tells our process from a later one with the
+    same id.
     """
 
     pid: int
@@ -30,7 +30,7 @@ class ProcessTree:
     @classmethod
     def of(cls, pid: int) -> "ProcessTree":
         """Return the tree of a process that runs now."""
-        return cls(pid, psutil.Process(pid).create_time())
+        return cls(pid, creation_s(pid))
 
     def alive(self) -> bool:
         """Whether the leader runs (a zombie does not)."""
@@ -43,7 +43,7 @@ class ProcessTree:
             with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
                 if os.getsid(pid) == self.pid:
                     members.append(psutil.Process(pid))
-        if any(process.pid == self.pid and not self._is_ours(process) for process in members):
+        if any(process.pid == self.pid for process in members) and not self._is_ours():
             return []
         return [process for process in members if _runs(process)]
 
@@ -71,15 +71,28 @@ class ProcessTree:
     def _leader(self) -> psutil.Process | None:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(self.pid)
-            if self._is_ours(process) and _runs(process):
+            if self._is_ours() and _runs(process):
                 return process
         return None
 
-    def _is_ours(self, leader: psutil.Process) -> bool:
-        return bool(abs(leader.create_time() - self.created_s) < _CLOCK_S)
+    def _is_ours(self) -> bool:
+        try:
+            return abs(creation_s(self.pid) - self.created_s) < _CLOCK_S
+        except psutil.NoSuchProcess:  # since just now: what it has left is ours
+            return True
 
     def _left(self, strays: list[psutil.Process]) -> set[psutil.Process]:
         return {*self.members(), *filter(_runs, strays)}
+
+
+def creation_s(pid: int) -> float:
+    """When a process was created, in seconds.
+
+    On Linux from the boot on: what it tells from 1970 on is that and the time of the boot, which moves whenever the
+    clock is set.
+    """
+    booted_s = psutil.boot_time() if psutil.LINUX else 0.0  # first, as older psutils add what they read last
+    return float(psutil.Process(pid).create_time()) - booted_s
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -10,13 +10,13 @@ import time
 import tracemalloc
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
 from segserve.cli.app import model_names
 from segserve.segment.folder import OPTIONS_FILE
 from segserve.segment.sources import Source
+from segserve.server.tree import creation_s
 
 from .canned import LABEL_MAP, Canned, canned_server
 from .pictures import IMAGE, PictureServer, command, environment, segserve, write_images
@@ -243,7 +243,7 @@ def test_segment_finds_the_server_that_was_left_running_here(server, tmp_path):
     run_dir = tmp_path / ".run" / "serve"
     run_dir.mkdir(parents=True)
     urls = {"inference_url": server.url, "management_url": "http://127.0.0.1:9", "metrics_url": "http://127.0.0.1:9"}
-    process = {"pid": os.getpid(), "created_s": psutil.Process().create_time()}
+    process = {"pid": os.getpid(), "created_s": creation_s(os.getpid())}
     (run_dir / "server.json").write_text(json.dumps({**process, **urls, "models": ["mine"], "tmp_dir": "/nowhere"}))
     (run_dir / "key_file.json").write_text(json.dumps({"inference": {"key": "found"}}))
     done = segserve("segment", "a.jpg", folder=tmp_path)

@@ -40,6 +40,14 @@ def test_tree_stop_with_children_ends_them_all(start):
     assert not tree.alive()
 
 
+@pytest.mark.skipif(not psutil.LINUX, reason="elsewhere a process's time of creation is no sum with the boot's")
+def test_tree_after_the_clock_was_set_is_still_the_same(start, monkeypatch):
+    tree = ProcessTree.of(start("sh", "-c", "echo; sleep 60").pid)
+    booted_s = psutil._psplatform.boot_time
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted_s() + 3600)  # moves with the clock
+    assert tree.alive()
+
+
 def test_tree_stop_with_dead_leader_ends_the_orphans(start):
     process = start("sh", "-c", "sleep 60 & echo; wait")
     tree = ProcessTree.of(process.pid)
