@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -138,6 +139,25 @@ def test_proxy_refuses_what_is_too_large_in_json(proxy, secrets):
         f"{proxy[0]}/predictions/echo", data=b"x" * (64 * 2**20 + 1), verify=secrets / "tls.crt", timeout=60
     )
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "image_too_large")
+
+
+def test_proxy_meets_a_flood_from_one_address_with_503_and_a_time_to_come_back(proxy, secrets):
+    def ask_until_refused() -> requests.Response | None:
+        with requests.Session() as session:
+            for _ in range(200):
+                answer = session.get(f"{proxy[0]}/ping", verify=secrets / "tls.crt", timeout=60)
+                if answer.status_code != 200:
+                    return answer
+        return None
+
+    with ThreadPoolExecutor(12) as clients:
+        refused = [answer for answer in clients.map(lambda _: ask_until_refused(), range(12)) if answer is not None]
+    assert refused
+    for answer in refused:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+        assert answer.headers["Retry-After"] == "2"
+    time.sleep(1)
+    assert requests.get(f"{proxy[0]}/ping", verify=secrets / "tls.crt", timeout=60).ok
 
 
 def test_proxy_speaks_no_old_tls(proxy):
