@@ -9,6 +9,7 @@ from ..client import ClientError, SegmentationClient
 from ..client.request import SegmentOptions
 from ..runtime.errors import SegserveError
 from ..server.endpoint import Endpoint, find_endpoint
+from ..server.errors import ServerError
 from .catalogue import Catalogue, read_catalogue
 from .encodings import take_sample
 from .view import Answer, as_answer
@@ -43,8 +44,8 @@ class Server:
         Args:
             encoding: one of `ENCODINGS`, to be measured by a second request.
         """
-        endpoint = self.endpoint(model)
         try:
+            endpoint = self.endpoint(model)
             image_file = picture.read_bytes()
             with SegmentationClient(
                 endpoint.url, token=endpoint.token, model=endpoint.model, retries=_RETRIES
@@ -54,5 +55,5 @@ class Server:
                 seconds = time.perf_counter() - began
                 sample = take_sample(client, image_file, encoding, **options) if encoding else None
             return as_answer(segmentation, picture.name, seconds=seconds, sample=sample)
-        except (ClientError, SegserveError, OSError, ValueError) as error:
+        except (ClientError, SegserveError, ServerError, OSError, ValueError) as error:
             return in_plain_words(error)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..ray_app.process import RayServe
+from .errors import ServerError
 from .process import TorchServe
 from .running import RunningServer
 
@@ -36,7 +37,7 @@ def find_endpoint(url: str | None = None, *, token: str | None = None, model: st
     A token of the environment comes last: that of a server which runs here is newer than any that was written down.
 
     Raises:
-        OSError: the file that `$SEGSERVE_TOKEN_FILE` names cannot be read.
+        ServerError: the file that `$SEGSERVE_TOKEN_FILE` names cannot be read.
     """
     running = running_server()
     if running is not None and url is not None and _normal(url) != _normal(running.inference_url):
@@ -53,7 +54,11 @@ def running_server() -> RunningServer | None:
 
 def _token_of_environment() -> str | None:
     token, file = (os.environ.get(name, "").strip() for name in (TOKEN_VARIABLE, TOKEN_FILE_VARIABLE))
-    return token or (Path(file).read_text(encoding="utf-8").strip() if file else "") or None
+    try:
+        return token or (Path(file).read_text(encoding="utf-8").strip() if file else "") or None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ServerError(f"${TOKEN_FILE_VARIABLE} names a file that cannot be read: {reason}") from error
 
 
 def _normal(url: str) -> str:

@@ -81,6 +81,14 @@ def test_ask_with_address_that_is_none_is_told(picture, tmp_path, monkeypatch):
     assert "no scheme" in Server("127.0.0.1:8080").ask(picture)["detail"]
 
 
+def test_ask_with_token_file_that_is_missing_is_told(picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SEGSERVE_TOKEN", raising=False)
+    monkeypatch.setenv("SEGSERVE_TOKEN_FILE", str(tmp_path / "none"))
+    detail = Server("http://127.0.0.1:9").ask(picture)["detail"]
+    assert detail == "$SEGSERVE_TOKEN_FILE names a file that cannot be read: No such file or directory."
+
+
 def test_server_keeps_its_token_out_of_its_text():
     assert "secret" not in repr(Server("http://127.0.0.1:1", "secret"))
 
