@@ -149,7 +149,10 @@ class Door:
         async with self._turns.turn(self._client(request)):
             if request.transport is None:  # its sender left while it waited: nobody computes for nobody
                 return web.Response(status=_SENDER_GONE)
-            return await self._pass_on(request, place)
+            answer = await self._pass_on(request, place)
+        assert isinstance(answer.body, bytes)  # noqa: S101 - tells mypy
+        _raise_for_transient(answer.status, answer.body)
+        return answer
 
     async def _describe(self, request: web.Request) -> web.Response:
         self._token.check(request.headers.get(hdrs.AUTHORIZATION))
@@ -194,7 +197,6 @@ class Door:
             raise UnavailableError("the server does not answer just now; try again in a few seconds") from error
         if answer.status == TooLargeError.status and not content:  # TorchServe's own 413 says nothing
             raise too_large(self._limits.request_bytes)
-        _raise_for_transient(answer.status, content)
         return web.Response(body=content, status=answer.status, headers=_end_to_end(answer.headers))
 
 
@@ -204,7 +206,7 @@ def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 
 
 def _raise_for_transient(status: int, content: bytes) -> None:
-    """Returns but where TorchServe itself refused what may well be asked again: its answers do not say when.
+    """Returns but where TorchServe itself refused a prediction that may well be asked for again: it does not say when.
 
     A worker that died is its 500 or its 507, whichever thread of its own is first. The handler's, in another form, are
     a fault at this image and an image that there was no memory for.

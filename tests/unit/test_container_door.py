@@ -216,6 +216,11 @@ def test_refusal_that_passes_says_when_to_come_again(tokens, path, status, code,
     assert (answered, told["error"]["code"], headers.get("Retry-After")) == (status, code, retry_after)
 
 
+def test_refusal_of_the_management_api_stays_what_it_is(tokens):
+    answer = asked(tokens, path="/models/died-too", port="management", authorization=MANAGEMENT_BEARER, data=b"x")
+    assert (answer[0], answer[1]["message"]) == (500, "Worker died.")
+
+
 def test_client_with_many_requests_holds_up_nobody_else(tokens):
     async def run():
         async with opened(tokens, client_in_flight=2, client_waiting=100) as door:
