@@ -3,6 +3,7 @@
 import pytest
 
 from segserve.server.endpoint import find_endpoint
+from segserve.server.errors import ServerError
 
 URL = "http://127.0.0.1:1"
 
@@ -33,5 +34,5 @@ def test_find_endpoint_with_token_and_file_takes_the_token(token_file, monkeypat
 
 def test_find_endpoint_with_a_file_that_is_gone_says_so(token_file):
     token_file.unlink()
-    with pytest.raises(FileNotFoundError, match="token"):
+    with pytest.raises(ServerError, match=r"SEGSERVE_TOKEN_FILE names a file .* No such file"):
         find_endpoint(URL)
