@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -147,10 +147,17 @@ def _require_packages() -> None:
 
 @contextmanager
 def _native_messages_dropped() -> Iterator[None]:
-    """Lines that Ray's native code writes to file descriptor 2 would tear the bar; Python's stderr stays."""
+    """Lines that Ray's native code writes to file descriptor 2 would tear the bar; Python's stderr stays.
+
+    What Ray prints, such as that a worker died, would stand in front of the summary: nobody else writes to stdout yet.
+    """
     python_stderr, kept = sys.stderr, os.dup(2)
     try:
-        with open(os.devnull, "wb") as nowhere, open(os.dup(kept), "w", buffering=1) as shown:
+        with (
+            open(os.devnull, "w") as nowhere,
+            redirect_stdout(nowhere),
+            open(os.dup(kept), "w", buffering=1) as shown,
+        ):
             sys.stderr = shown
             os.dup2(nowhere.fileno(), 2)
             yield
