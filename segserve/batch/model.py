@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..local import opened_model
 from ..runtime.classes import class_ids
-from ..runtime.image import decode_image
+from ..runtime.image import Decoded, decode_reduced
 from ..runtime.labels import LabelRule, Segmentation
 from ..runtime.options import parse_options
 from ..runtime.quarantine import Quarantine
@@ -61,19 +60,23 @@ class BatchModel:
     def record(self) -> ModelRecord:
         return self._segmenter.record
 
-    def decode(self, content: bytes) -> NDArray[np.uint8]:
-        """An image file -> uint8 (H, W, 3), RGB; errors as in `decode_image`. Safe to call from several threads."""
-        decode = self._quarantine.decode if self._quarantine else decode_image
-        return decode(content, max_pixels=self._settings.max_image_pixels)
+    def decode(self, content: bytes) -> Decoded:
+        """An image file as far as the network needs it; errors as in `decode_image`. Safe to call from many threads."""
+        decode = self._quarantine.decode if self._quarantine else decode_reduced
+        needed = partial(self._segmenter.needed_hw, mode=self._options.mode, tta=self._options.tta)
+        return decode(content, max_pixels=self._settings.max_image_pixels, needed=needed)
 
     def hear_of_crashes(self) -> None:
         """Takes note of the images that other workers of this machine died at, so that this one does not."""
         if self._quarantine:
             self._quarantine.sweep()
 
-    def segment(self, image_rgb: NDArray[np.uint8]) -> Segmentation:
-        """uint8 (H, W, 3), RGB -> the class of every pixel; errors as in `Segmenter.segment`."""
-        return self._segmenter.segment(image_rgb, mode=self._options.mode, tta=self._options.tta, rule=self._rule)
+    def segment(self, image: Decoded) -> Segmentation:
+        """The class of every pixel at the image's own size; errors as in `Segmenter.segment`."""
+        options = self._options
+        return self._segmenter.segment(
+            image.rgb, mode=options.mode, tta=options.tta, rule=self._rule, size_hw=image.size_hw
+        )
 
 
 def _rule(options: Mapping[str, object], settings: Settings, record: ModelRecord) -> LabelRule:

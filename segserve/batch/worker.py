@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..runtime.errors import SegserveError
+from ..runtime.image import Decoded
 from ..runtime.labels import Segmentation
 from ..runtime.mask import encode_npy, encode_png
 from ..segment.errors import StoppedError
@@ -108,18 +109,18 @@ class BlockWorker:
             _await(row, write)
         return rows
 
-    def _decoded(self, image: Image) -> "tuple[NDArray[np.uint8], float]":
+    def _decoded(self, image: Image) -> "tuple[Decoded, float]":
         """The image's pixels, and the seconds that reading and decoding took."""
         began_s = time.perf_counter()
         return self._model.decode(read_bytes(image.location)), time.perf_counter() - began_s
 
-    def _row(self, image: Image, decoded: "Callable[[], tuple[NDArray[np.uint8], float]]") -> tuple[Row, bytes | None]:
+    def _row(self, image: Image, decoded: "Callable[[], tuple[Decoded, float]]") -> tuple[Row, bytes | None]:
         """A row of the table, and the content of the label map's file where there is to be one."""
         row = row_of(self._model.record, printable(image.location))
         try:
-            image_rgb, decoding_s = decoded()
+            pixels, decoding_s = decoded()
             began_s = time.perf_counter()
-            segmentation = self._model.segment(image_rgb)
+            segmentation = self._model.segment(pixels)
             row |= segmented_columns(segmentation, self._model.record)
             content = self._encoded(segmentation)
         except Exception as error:  # whatever is wrong with one image is told in its row

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from .answer import Answer, encode_answer, error_answer
 from .classes import class_ids
 from .errors import BadOptionError, InternalError, ModelError, OutOfMemoryError, SegserveError, TooCostlyError
-from .image import FORMATS, decode_image
+from .image import FORMATS, Decoded, decode_reduced
 from .json_answer import json_bytes
 from .labels import LabelRule
 from .observed import Observed
@@ -69,18 +70,30 @@ class Pipeline:
             request = read_request(row, headers, self.settings.defaults)
             observed.read(request)
             rule = self._label_rule(request)
-            decode = self.quarantine.decode if self.quarantine else decode_image
-            image_rgb = decode(request.image, max_pixels=self.settings.max_image_pixels)
-        observed.pixels = image_rgb.shape[0] * image_rgb.shape[1]
+            image_rgb, size_hw = self._decode(request)
+        observed.pixels = size_hw[0] * size_hw[1]
         options = request.options
-        self._check_cost(options, *image_rgb.shape[:2])
-        segmentation = self.segmenter.segment(image_rgb, timings, mode=options.mode, tta=options.tta, rule=rule)
+        self._check_cost(options, *size_hw)
+        segmentation = self.segmenter.segment(
+            image_rgb, timings, mode=options.mode, tta=options.tta, rule=rule, size_hw=size_hw
+        )
         observed.quality = segmentation.quality
         with timings.stage("encode"):
             body = encode_answer(
                 request, image_rgb, segmentation, self.segmenter.record, self.settings.max_response_bytes
             )
         return body, request.media_type
+
+    def _decode(self, request: SegmentRequest) -> Decoded:
+        """Reduced to what the network needs, unless the answer shows the image itself."""
+        options = request.options
+        needed = partial(self.segmenter.needed_hw, mode=options.mode, tta=options.tta)
+        decode = self.quarantine.decode if self.quarantine else decode_reduced
+        return decode(
+            request.image,
+            max_pixels=self.settings.max_image_pixels,
+            needed=None if request.media_type is MediaType.JPEG else needed,
+        )
 
     def _label_rule(self, request: SegmentRequest) -> LabelRule:
         kept = class_ids(request.options.classes, self.segmenter.record)

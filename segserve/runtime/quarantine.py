@@ -24,11 +24,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .errors import CorruptImageError
-from .image import decode_image
+from .image import Decoded, NeededSize, decode_reduced
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +66,8 @@ class Quarantine:
         with suppress(OSError), _locked(self._folder):
             self._accuse()
 
-    def decode(self, content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
-        """As `decode_image`, which this process survives.
+    def decode(self, content: bytes, *, max_pixels: int, needed: NeededSize | None) -> Decoded:
+        """As `decode_reduced`, which this process survives.
 
         Raises:
             CorruptImageError: decoding this very file has ended a process that did nothing else, too.
@@ -78,7 +75,7 @@ class Quarantine:
         digest = sha256(content)
         self._examine(self._folder / digest.hexdigest(), content, max_pixels)
         with self._notes.noted(digest.digest()):
-            return decode_image(content, max_pixels=max_pixels)
+            return decode_reduced(content, max_pixels=max_pixels, needed=needed)
 
     def _examine(self, mark: Path, content: bytes, max_pixels: int) -> None:
         """A mark is empty where an image is accused, and says why where it is refused."""

@@ -1,6 +1,7 @@
 """From RGB pixels to the class of every pixel at the image's own size. Holds no state that a call changes."""
 
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +23,11 @@ from .weights import load_network
 
 # So many tiles go through the network together. A GPU would idle on one; a CPU is no faster on several.
 _TILES_AT_ONCE = {"cpu": 1, "cuda": 8}
+
+
+# A reduced copy of an image has so many times the size that the network sees, as reducing it twice is not the same as
+# once: with 1.5, 0.3 % of the pixels of photographs of 1,800 pixels get another class, with 1.0 it is 1.1 %.
+_REDUCED = 1.5
 
 
 class Segmenter:
@@ -58,6 +64,7 @@ class Segmenter:
         mode: Mode = "whole",
         tta: Tta = "none",
         rule: LabelRule = EVERY_PIXEL,
+        size_hw: tuple[int, int] | None = None,
     ) -> Segmentation:
         """Segments one image.
 
@@ -67,12 +74,13 @@ class Segmenter:
             mode: `whole` at the size of the resize rule, or `slide`: in tiles, at the image's own resolution.
             tta: whether to average over mirror images (`flip`), or over these at several sizes (`multiscale`).
             rule: what becomes of the class that each pixel gets.
+            size_hw: (height, width) of the image, where `image_rgb` is a reduced copy of it: see `needed_hw`.
 
         Raises:
             OutOfMemoryError: the device or the host has too little memory for this image.
         """
         timings = timings or Timings()
-        height_px, width_px = image_rgb.shape[:2]
+        height_px, width_px = size_hw or image_rgb.shape[:2]
         plan = self.plan(height_px, width_px, mode=mode, tta=tta)
         if plan.cost != 1:
             timings.descriptions["inference"] = f"{plan.cost:.1f} passes"
@@ -93,6 +101,12 @@ class Segmenter:
     def plan(self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none") -> Plan:
         """What `segment` puts through the network for an image of that size."""
         return plan_passes(self._resize, height_px, width_px, mode=mode, tta=tta)
+
+    def needed_hw(self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none") -> tuple[int, int]:
+        """The least size of a copy of such an image that serves as well, and no larger than the image."""
+        views = self.plan(height_px, width_px, mode=mode, tta=tta).views
+        rows_px, columns_px = (max(view.size_hw[side] for view in views) for side in (0, 1))
+        return min(height_px, ceil(_REDUCED * rows_px)), min(width_px, ceil(_REDUCED * columns_px))
 
     def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
         """The cost of every mode and augmentation for an image of that size, in passes of the whole image."""

@@ -20,7 +20,7 @@ from segserve.runtime.errors import (
     TruncatedImageError,
     UnsupportedImageError,
 )
-from segserve.runtime.image import FORMATS, decode_image
+from segserve.runtime.image import FORMATS, decode_image, decode_reduced
 
 from .images import bmp_header, encoded, gif_of_size, grey_tiff, noise, png, smooth
 
@@ -375,3 +375,66 @@ def test_decode_image_exactly_at_the_limit_is_decoded():
     assert decode(content, max_pixels=12 * 34).shape == (12, 34, 3)
     with pytest.raises(TooLargeError, match="34 x 12 pixels, the limit is 407"):
         decode(content, max_pixels=12 * 34 - 1)
+
+
+# Reduced
+
+
+def reduced(content: bytes, height_px: int, width_px: int):
+    return decode_reduced(content, max_pixels=MAX_PIXELS, needed=lambda _height, _width: (height_px, width_px))
+
+
+@pytest.mark.parametrize(
+    ("needed_hw", "got_hw"),
+    [
+        ((320, 480), (320, 480)),
+        ((161, 240), (320, 480)),
+        ((160, 240), (160, 240)),
+        ((50, 100), (80, 120)),
+        ((1, 1), (40, 60)),
+    ],
+    ids=["whole", "one row more than half", "half", "between", "eighth"],
+)
+def test_decode_reduced_jpeg_is_the_smallest_that_is_large_enough(needed_hw, got_hw):
+    decoded = reduced(encoded(smooth(320, 480), "JPEG", quality=95), *needed_hw)
+    assert decoded.rgb.shape == (*got_hw, 3)
+    assert decoded.size_hw == (320, 480)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9), ids=str)
+def test_decode_reduced_jpeg_is_upright_and_looks_like_the_whole(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(smooth(320, 480), "JPEG", quality=95, exif=exif)
+    whole = decode(content)
+    asked = []
+    decoded = decode_reduced(
+        content,
+        max_pixels=MAX_PIXELS,
+        needed=lambda *size_hw: asked.append(size_hw) or (size_hw[0] // 4, size_hw[1] // 4),
+    )
+    assert asked == [whole.shape[:2]]
+    assert decoded.size_hw == whole.shape[:2]
+    height_px, width_px = (side // 4 for side in whole.shape[:2])
+    expected = Image.fromarray(whole).resize((width_px, height_px), Image.Resampling.BOX)
+    assert np.abs(decoded.rgb.astype(int) - np.asarray(expected)).max() <= LOSSY_LEVELS
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_decode_reduced_other_formats_are_decoded_whole(file_format):
+    content = encoded(smooth(64, 96), file_format)
+    decoded = reduced(content, 1, 1)
+    assert decoded.size_hw == (64, 96)
+    assert np.array_equal(decoded.rgb, decode(content))
+
+
+def test_decode_reduced_grey_and_cmyk_jpegs_become_rgb():
+    for mode in ("L", "CMYK"):
+        decoded = reduced(encoded(Image.fromarray(smooth(64, 96)).convert(mode), "JPEG"), 8, 12)
+        assert decoded.rgb.shape == (8, 12, 3)
+
+
+def test_decode_reduced_jpeg_cut_short_is_truncated():
+    content = encoded(noise(64, 96), "JPEG")
+    with pytest.raises(TruncatedImageError, match="ends too early"):
+        reduced(content[: len(content) // 2], 8, 12)

@@ -229,10 +229,10 @@ def test_answer_network_without_memory_is_507():
 
 
 def test_answer_decoder_without_memory_is_507_too(tiny_pipeline, monkeypatch):
-    def exhausted(_content, *, max_pixels):
+    def exhausted(_content, *, max_pixels, needed):
         return bytearray(2**62 + max_pixels)
 
-    monkeypatch.setattr(pipeline_module, "decode_image", exhausted)
+    monkeypatch.setattr(pipeline_module, "decode_reduced", exhausted)
     answer = tiny_pipeline.answer({"body": encoded(noise(20, 30))}, {})
     assert (answer.status, error_of(answer)["code"]) == (507, "out_of_memory")
 

@@ -30,7 +30,7 @@ from segserve.runtime.quarantine import Quarantine
 quarantine = Quarantine(Path(sys.argv[1]))
 for name in sys.argv[2:]:
     try:
-        print(quarantine.decode(Path(name).read_bytes(), max_pixels=10**6).shape)
+        print(quarantine.decode(Path(name).read_bytes(), max_pixels=10**6, needed=None).rgb.shape)
     except SegserveError as error:
         print(error.status, error)
 """
@@ -72,7 +72,9 @@ def marks(folder: Path) -> list[str]:
 def test_quarantine_decodes_as_decode_image_and_leaves_no_mark(folder):
     quarantine = Quarantine(folder)
     for _ in range(2):
-        assert np.array_equal(quarantine.decode(GOOD, max_pixels=600), decode_image(GOOD, max_pixels=600))
+        assert np.array_equal(
+            quarantine.decode(GOOD, max_pixels=600, needed=None).rgb, decode_image(GOOD, max_pixels=600)
+        )
     quarantine.sweep()
     assert marks(folder) == []
 
@@ -89,14 +91,14 @@ def test_quarantine_refused_image_is_not_tried_again(folder, monkeypatch):
     (folder / sha256(GOOD).hexdigest()).write_text("it ended")
     monkeypatch.setattr(quarantine_module.sys, "executable", "/nowhere")
     with pytest.raises(CorruptImageError, match="crashes its decoder"):
-        Quarantine(folder).decode(GOOD, max_pixels=600)
+        Quarantine(folder).decode(GOOD, max_pixels=600, needed=None).rgb
 
 
 def test_quarantine_refusal_ends_after_a_day(folder):
     mark = folder / sha256(GOOD).hexdigest()
     mark.write_text("it ended")
     os.utime(mark, (time.time() - 25 * 3600,) * 2)
-    assert Quarantine(folder).decode(GOOD, max_pixels=600).shape == (20, 30, 3)
+    assert Quarantine(folder).decode(GOOD, max_pixels=600, needed=None).rgb.shape == (20, 30, 3)
     assert marks(folder) == []
 
 
@@ -105,7 +107,7 @@ def test_quarantine_good_image_in_a_process_that_is_killed_is_acquitted(decoded,
     assert decoded(images["poison"])[0] == -signal.SIGSEGV
     quarantine = Quarantine(folder)
     assert marks(folder) == [sha256(POISON).hexdigest()]
-    assert quarantine.decode(POISON, max_pixels=600).shape == (7, 13, 3)
+    assert quarantine.decode(POISON, max_pixels=600, needed=None).rgb.shape == (7, 13, 3)
     assert marks(folder) == []
 
 
@@ -114,7 +116,7 @@ def test_quarantine_accused_image_that_cannot_be_tried_is_refused(folder, monkey
     (folder / sha256(GOOD).hexdigest()).touch()
     monkeypatch.setattr(quarantine_module.sys, "executable", "/nowhere")
     with pytest.raises(CorruptImageError, match="crashes its decoder"):
-        quarantine.decode(GOOD, max_pixels=600)
+        quarantine.decode(GOOD, max_pixels=600, needed=None).rgb
 
 
 def test_quarantine_accused_image_that_is_broken_is_told_so(folder):
@@ -122,7 +124,7 @@ def test_quarantine_accused_image_that_is_broken_is_told_so(folder):
     torn = GOOD[: len(GOOD) // 2]
     (folder / sha256(torn).hexdigest()).touch()
     with pytest.raises(CorruptImageError, match="ends too early"):
-        quarantine.decode(torn, max_pixels=600)
+        quarantine.decode(torn, max_pixels=600, needed=None).rgb
     assert marks(folder) == []
 
 

@@ -360,3 +360,24 @@ def test_segment_gpu_agrees_with_cpu_and_survives_out_of_memory(tiny_model, tiny
     with pytest.raises(OutOfMemoryError, match="no memory left"):
         Segmenter(Greedy(), tiny_record(), device=cuda, settings=Settings(precision="fp32")).segment(image)
     assert (segmenter.segment(image).label_map == expected).mean() > 0.99
+
+
+# Reduced copies
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+@pytest.mark.parametrize("tta", ["none", "flip", "multiscale"])
+def test_needed_hw_is_more_than_any_view_and_no_more_than_the_image(tiny_segmenter, mode, tta):
+    for height_px, width_px in ((1000, 2000), (64, 64), (10, 20), (1, 3000)):
+        needed_hw = tiny_segmenter.needed_hw(height_px, width_px, mode=mode, tta=tta)
+        views = tiny_segmenter.plan(height_px, width_px, mode=mode, tta=tta).views
+        for needed_px, own_px, seen_px in zip(
+            needed_hw, (height_px, width_px), np.max([view.size_hw for view in views], axis=0), strict=True
+        ):
+            assert min(own_px, seen_px) <= needed_px <= own_px
+
+
+def test_segment_reduced_copy_gives_a_map_of_the_images_size(tiny_segmenter):
+    segmentation = tiny_segmenter.segment(np.zeros((50, 100, 3), np.uint8), size_hw=(199, 400))
+    assert segmentation.label_map.shape == (199, 400)
+    assert sum(summary.pixels for summary in segmentation.classes) == 199 * 400

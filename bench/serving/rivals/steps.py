@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torchvision import transforms as T  # noqa: N812
 
-from segserve.runtime.image import decode_image
+from segserve.runtime.image import Decoded, decode_reduced
 from segserve.runtime.mask import encode_png
 from segserve.runtime.record import read_record
 from segserve.runtime.segmenter import Segmenter
@@ -22,15 +22,15 @@ from segserve.runtime.weights import load_network
 from ..workload import MAX_PIXELS
 
 LabelMap = NDArray[np.uint8]
-Decoded = TypeVar("Decoded")
+Pixels = TypeVar("Pixels")
 
 
-class Steps(Protocol[Decoded]):
+class Steps(Protocol[Pixels]):
     """From an image's file to its label map, uint8 (H, W) at the image's own size, and to a PNG of that."""
 
-    def decode(self, content: bytes) -> Decoded: ...
+    def decode(self, content: bytes) -> Pixels: ...
 
-    def predict(self, image: Decoded) -> LabelMap: ...
+    def predict(self, image: Pixels) -> LabelMap: ...
 
     def encode(self, label_map: LabelMap) -> bytes: ...
 
@@ -76,12 +76,11 @@ class OurSteps:
     def __init__(self, model: Path, device: torch.device) -> None:
         self._segmenter = Segmenter.load(model, device=device)
 
-    def decode(self, content: bytes) -> NDArray[np.uint8]:
-        """RGB, uint8 (H, W, 3)."""
-        return decode_image(content, max_pixels=MAX_PIXELS)
+    def decode(self, content: bytes) -> Decoded:
+        return decode_reduced(content, max_pixels=MAX_PIXELS, needed=self._segmenter.needed_hw)
 
-    def predict(self, image: NDArray[np.uint8]) -> LabelMap:
-        return self._segmenter.segment(image).label_map
+    def predict(self, image: Decoded) -> LabelMap:
+        return self._segmenter.segment(image.rgb, size_hw=image.size_hw).label_map
 
     def encode(self, label_map: LabelMap) -> bytes:
         return encode_png(label_map, self._segmenter.record.palette)
