@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,15 +27,19 @@ from .served import TOKEN, Served
 
 CLIENTS = 4  # hasty ones, and as many patient ones; a batch may hold four of either
 CROWD = 20
+WATCHED_S = 5  # the command looks after its server every two seconds
 
-# A wall clock that is ten hours fast in one second and ten hours slow in the next, for every Python of the server.
+# A wall clock that is ten hours fast in one second and ten hours slow in the next, for every Python of the server; with
+# it moves what Linux tells of the time of its boot.
 JUMPING_CLOCK = """
 import time
+import psutil
 
 def jumping(clock, second, monotonic=time.monotonic):
     return lambda: clock() + (36000 if int(monotonic()) % 2 else -36000) * second
 
 time.time, time.time_ns = jumping(time.time, 1), jumping(time.time_ns, 10**9)
+psutil._psplatform.boot_time = jumping(psutil._psplatform.boot_time, 1)
 """
 
 
@@ -213,6 +218,7 @@ def test_served_whose_clock_jumps_neither_waits_nor_refuses(archive, tmp_path, m
         with Load(served.wait_ready().url, TOKEN, image) as load:
             assert str(tmp_path) in served.worker().environ()["PYTHONPATH"]
             load.wait_for_answers(10 * form.answers)
+            time.sleep(WATCHED_S)
     finally:
         assert served.stop() == 0
     table.add("the clock jumps by twenty hours every second", load)

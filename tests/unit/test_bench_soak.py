@@ -59,7 +59,9 @@ def test_findings_forgive_what_is_taken_while_it_warms_up():
 @pytest.mark.parametrize(
     ("name", "outcomes"),
     [
-        pytest.param("p99", answers(latency_s=lambda at_s: 6.0 if at_s > 550 and at_s % 4 < 0.15 else 2.0), id="slow-at-last"),
+        pytest.param(
+            "p99", answers(latency_s=lambda at_s: 6.0 if at_s > 550 and at_s % 4 < 0.15 else 2.0), id="slow-at-last"
+        ),
         pytest.param("queue", answers(latency_s=lambda at_s: 2 + (at_s > 400) * 0.9), id="queue-that-grows"),
         pytest.param("answers", answers(also=[Outcome(9.0, 1.0, 500, False, True)]), id="internal-error"),
         pytest.param("answers", answers(also=[Outcome(9.0, 1.0, 0, False, True)]), id="no-answer"),
