@@ -134,20 +134,30 @@ class _Seen:
     """Which of many texts have come before, at 8 bytes each; two of a million are taken for one in 30 million jobs."""
 
     def __init__(self) -> None:
-        self._digests: NDArray[np.uint64] = np.empty(0, np.uint64)
+        # Sorted, each at least twice as long as the next: what is added is merged few times, however much there is.
+        self._runs: list[NDArray[np.uint64]] = []
 
     def first_times(self, texts: Sequence[bytes]) -> NDArray[np.bool_]:
         """Bool (N,): whether each of the texts comes for the first time."""
         digests = np.array([int.from_bytes(blake2b(text, digest_size=8).digest()) for text in texts], np.uint64)
-        place = np.searchsorted(self._digests, digests)
-        is_first = np.ones(len(texts), np.bool_)
-        within = place < len(self._digests)
-        is_first[within] = self._digests[place[within]] != digests[within]
-        is_repeated = np.ones(len(texts), np.bool_)
-        is_repeated[np.unique(digests, return_index=True)[1]] = False
-        is_first &= ~is_repeated
-        self._digests = np.sort(np.concatenate([self._digests, digests[is_first]]), kind="stable")
+        is_first = np.zeros(len(texts), np.bool_)
+        is_first[np.unique(digests, return_index=True)[1]] = True
+        for run in self._runs:
+            is_first &= ~_within(digests, run)
+        self._add(np.sort(digests[is_first]))
         return is_first
+
+    def _add(self, run: NDArray[np.uint64]) -> None:
+        while self._runs and len(self._runs[-1]) < 2 * len(run):
+            run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")  # which merges what is sorted
+        self._runs.append(run)
+
+
+def _within(digests: NDArray[np.uint64], run: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    place = np.searchsorted(run, digests)
+    found = place < len(run)
+    found[found] = run[place[found]] == digests[found]
+    return found
 
 
 def _chained(first: Image, rest: Iterator[Image]) -> Iterator[Image]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from segserve.batch.formats import Format
 from segserve.batch.job import Job, apart, check_apart, claim_target
-from segserve.batch.listing import Listings, block_size, blocks_of, extend_listing, unfinished
+from segserve.batch.listing import Listings, _Seen, block_size, blocks_of, extend_listing, unfinished
 from segserve.batch.sources import Image
 from segserve.batch.storage import Storage
 from segserve.segment.errors import SegmentError
@@ -57,6 +57,16 @@ def test_extend_listing_any_runs_list_every_image_once(tmp_path_factory, runs):
         extend(storage, *(f"{number}.jpg" for number in run))
     names = [image.name for image in listed(storage)]
     assert sorted(names) == sorted({f"{number}.jpg" for run in runs for number in run})
+
+
+@given(st.lists(st.lists(st.integers(0, 60), max_size=30), max_size=20))
+def test_first_times_of_any_chunks_are_those_of_a_set(chunks):
+    seen, expected = _Seen(), set()
+    for chunk in chunks:
+        firsts = seen.first_times([str(number).encode() for number in chunk])
+        for number, is_first in zip(chunk, firsts, strict=True):
+            assert is_first == (number not in expected)
+            expected.add(number)
 
 
 def test_extend_listing_of_names_that_are_no_utf8_keeps_their_bytes(storage):
