@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from .load import Outcome
 from .server import Sample
 
-WARM_UP = 0.2
-"""The share of the time that does not count: caches fill, Java compiles."""
+WARM_UP = 0.25
+"""The share of the time that does not count: the queue and caches fill, Java compiles."""
 
 MEMORY_GROWTH = 0.05
 COUNT_GROWTH = 0.05
@@ -35,12 +35,13 @@ def findings(samples: Sequence[Sample], outcomes: Sequence[Outcome], seconds: fl
         seconds: for how long requests were sent.
     """
     kept = [sample for sample in samples if sample.at_s >= WARM_UP * seconds]
+    warm = [outcome for outcome in outcomes if outcome.sent_s >= WARM_UP * seconds]
     return [
         _memory(kept),
         _count("descriptors", kept, lambda sample: sample.descriptors),
         _count("threads", kept, lambda sample: sample.threads),
-        _slowest(outcomes, seconds),
-        _queue(samples, outcomes),
+        _slowest(warm, part_s=min(60.0, seconds / 10)),
+        _queue(kept, warm),
         _refusals(outcomes),
     ]
 
@@ -86,9 +87,8 @@ def _count(name: str, samples: Sequence[Sample], of: Callable[[Sample], int]) ->
     return Finding(name, told, grown <= COUNT_GROWTH)
 
 
-def _slowest(outcomes: Sequence[Outcome], seconds: float) -> Finding:
-    part_s = min(60.0, seconds / 10)
-    parts = p99_by_part([outcome for outcome in outcomes if outcome.sent_s >= WARM_UP * seconds], part_s)
+def _slowest(outcomes: Sequence[Outcome], part_s: float) -> Finding:
+    parts = p99_by_part(outcomes, part_s)
     if not parts:
         return Finding("p99", "nothing was answered", holds=False)
     median_s = statistics.median(parts)
@@ -98,7 +98,7 @@ def _slowest(outcomes: Sequence[Outcome], seconds: float) -> Finding:
 
 def _queue(samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> Finding:
     """It has an end where what is under way at the end is no more than what was under way before."""
-    half = max((outcome.sent_s for outcome in outcomes), default=0.0) / 2
+    half = statistics.median([outcome.sent_s for outcome in outcomes] or [0.0])
     first, last = (
         most_open([outcome for outcome in outcomes if (outcome.sent_s >= half) is late]) for late in (False, True)
     )
