@@ -23,6 +23,7 @@ VALUES = {
     "autoscaled": {"autoscaling": {"enabled": True, "queueMilliseconds": 500}},
     "models-of-a-claim": {"models": {"claim": "models", "archives": ["/models/a.mar", "/models/b.mar"]}},
     "models-of-a-container": {"models": {"init": {"image": "fetch:1", "command": ["fetch", "/models"]}}},
+    "signed": {"models": {"trust": "segserve-keys", "claim": "models", "archives": ["/models/a.mar"]}},
     "managed": {"auth": {"secret": "segserve-token", "managementSecret": "segserve-management"}},
     "watched": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
     "open": {"networkPolicy": {"enabled": False}, "podDisruptionBudget": {"enabled": False}},
@@ -101,6 +102,17 @@ def test_chart_sets_variables_that_the_container_has():
     assert (settings.device, settings.archive) == ("gpu", (Path("/models/a.mar"),))
     ports = {port["name"]: port["containerPort"] for port in server_of(objects)["ports"]}
     assert ports == {"http": settings.port, "metrics": settings.metrics_port, "management": settings.management_port}
+
+
+def test_chart_with_trusted_keys_puts_them_where_the_container_reads_them():
+    objects = render(VALUES["signed"])
+    environment = {entry["name"]: entry["value"] for entry in server_of(objects)["env"]}
+    trust = Settings.from_environment(environment).trust
+    [mount] = [mount for mount in server_of(objects)["volumeMounts"] if mount["name"] == "trust"]
+    [volume] = [v for v in objects["Deployment"]["spec"]["template"]["spec"]["volumes"] if v["name"] == "trust"]
+    [item] = volume["configMap"]["items"]
+    assert volume["configMap"]["name"] == "segserve-keys"
+    assert trust == Path(mount["mountPath"]) / item["path"]
 
 
 def test_chart_gives_a_pod_time_to_drain():
