@@ -13,7 +13,6 @@ from ..runtime.mask import LabelMap
 from ..runtime.options import Options
 from ..runtime.record import Architecture, ModelRecord, read_record
 from ..runtime.segmenter import Segmenter
-from ..runtime.settings import Settings
 from ..runtime.weights import load_network
 from .measure import Predictor
 
@@ -32,9 +31,7 @@ def offline_model(
     """
     record = at_output_stride(read_record(folder), output_stride)
     network = load_network(record, folder)
-    with predictor_of(
-        Segmenter(network, record, device=torch.device("cpu"), settings=Settings()), options
-    ) as predictor:
+    with predictor_of(Segmenter.of(network, record), options) as predictor:
         yield predictor
 
 

@@ -50,8 +50,19 @@ class Segmenter:
             ModelError: the record or the weights are missing, broken, or do not fit each other.
         """
         record = read_record(folder)
+        return cls.of(load_network(record, folder), record, device=device, settings=settings)
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        record: ModelRecord,
+        *,
+        device: torch.device | None = None,
+        settings: Settings | None = None,
+    ) -> Self:
+        """The segmenter of a network with its weights, float32 on the CPU, fused where that is asked for."""
         device, settings = device or torch.device("cpu"), settings or Settings()
-        network: nn.Module = load_network(record, folder)
         if settings.fuse and device.type == "cpu":
             network = fused_network(network, _dtype(settings, device))
         return cls(network, record, device=device, settings=settings)
