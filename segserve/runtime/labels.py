@@ -128,6 +128,7 @@ def _label_strips(rivals: Rivals, height_px: int, width_px: int, rule: LabelRule
     pixels = torch.zeros(rivals.num_classes, dtype=torch.int64, device=rivals.logits.device)
     confidence = torch.zeros(rivals.num_classes, dtype=torch.float64, device=rivals.logits.device)
     becomes = _becomes(rule, rivals)
+    possible = {*becomes, BACKGROUND}
     rows_px = max(1, _STRIP_LOGITS // (width_px * len(rivals.logits)))
     for top_px in range(0, height_px, rows_px):
         strip = slice(top_px, min(top_px + rows_px, height_px))
@@ -138,7 +139,7 @@ def _label_strips(rivals: Rivals, height_px: int, width_px: int, rule: LabelRule
         label_map[strip] = labels
         if confidence_map is not None:
             confidence_map[strip] = (255 * probabilities).round_()
-        for class_id in {*becomes, BACKGROUND}:
+        for class_id in possible:
             has_class = labels == class_id
             pixels[class_id] += has_class.count_nonzero()
             confidence[class_id] += (probabilities * has_class).sum()

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import psutil
@@ -15,7 +14,7 @@ import requests
 
 from segserve.archive import build_archive
 from segserve.server.endpoint import ENGINES
-from tests.hostile.poison import POISON, SOURCE, write_poisoned_start
+from tests.hostile.poison import POISON, with_poison, write_poisoned_start
 from tests.unit.images import encoded, noise
 from tests.unit.tiny import write_tiny_model
 
@@ -32,13 +31,7 @@ def archive(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def poisoned_archive(archive, tmp_path_factory) -> Path:
-    """The same archive with a decoder that crashes."""
-    poisoned = tmp_path_factory.mktemp("poisoned") / archive.name
-    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(poisoned, "w") as target:
-        for name in source.namelist():
-            content = source.read(name)
-            target.writestr(name, content + SOURCE.encode() if name.endswith("runtime/image.py") else content)
-    return poisoned
+    return with_poison(archive, tmp_path_factory.mktemp("poisoned") / archive.name)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
