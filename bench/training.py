@@ -48,7 +48,10 @@ class Variant:
 def main() -> None:
     arguments = _arguments()
     folder = resource(f"model/{arguments.model}")
-    for variant in _variants(arguments.kind, read_record(folder), read_recipe(folder / RECIPE_FILE), arguments):
+    record, recipe = read_record(folder), read_recipe(folder / RECIPE_FILE)
+    if arguments.crop_px is not None:
+        record, recipe = _shrunk(record, recipe, arguments.crop_px)
+    for variant in _variants(arguments.kind, record, recipe, arguments):
         trained = _trained(variant, arguments)
         print(f"| {variant.name} | {' | '.join(_figures(trained, arguments))} |", flush=True)
 
@@ -63,8 +66,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--backbone", help="in place of the model's")
     parser.add_argument("--backbone-weights", help="in place of the recipe's")
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--crop-px", type=int, help="in place of the recipe's; images and input shrink alike")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     return parser.parse_args()
+
+
+def _shrunk(record: ModelRecord, recipe: Recipe, crop_px: int) -> tuple[ModelRecord, Recipe]:
+    """Both for smaller crops, with the images and the network's input smaller in proportion."""
+    resize = record.input.resize
+    size_px = round(resize.size_px * crop_px / recipe.crop_px / resize.multiple_of) * resize.multiple_of
+    rule = record.input.model_copy(update={"resize": resize.model_copy(update={"size_px": size_px})})
+    crops = {"crop_px": crop_px, "image_px": recipe.image_px * crop_px // recipe.crop_px}
+    return record.model_copy(update={"input": rule}), recipe.model_copy(update=crops)
 
 
 def _variants(kind: str, record: ModelRecord, recipe: Recipe, arguments: argparse.Namespace) -> Iterator[Variant]:
