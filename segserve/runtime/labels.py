@@ -1,6 +1,7 @@
 """From logits to the class of every pixel at the image's own size, and the table of the classes that are there."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -8,18 +9,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from .mask import LabelMap
 from .quality import Quality, measure_quality
 from .record import BACKGROUND
-from .rivals import Rivals, find_rivals
+from .rivals import Contest
+from .upsample import Upsampling
 
-# So many logits exist at the image's size at a time: 1.4 MB, within the cache.
-_STRIP_LOGITS = 21 * 2**14
+# So many pixels are labelled at a time: the logits of a few classes for them stay within the cache.
+_STRIP_PIXELS = 2**17
 
-# So many columns are resized by a product with a matrix, on which processors are several times as quick.
-_FEW_COLUMNS = 64
+_LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,15 @@ def choose_labels(logits: Tensor, height_px: int, width_px: int, rule: LabelRule
     """Chooses the class of every pixel at the image's size.
 
     The logits are brought to that size before the class is chosen, a strip of rows at a time, so that those
-    of a large image never exist at once. Classes that win nowhere are brought there as one, see `rivals.py`.
+    of a large image never exist at once. Classes that win nowhere in a strip are brought there as one, see `rivals.py`.
 
     Args:
         logits: float32 (classes, h, w).
     """
-    rivals = find_rivals(logits)
-    if width_px * len(rivals.logits) <= _STRIP_LOGITS:
-        labelled = _label_strips(rivals, height_px, width_px, rule)
+    if width_px <= _STRIP_PIXELS:
+        labelled = _label_strips(logits, height_px, width_px, rule)
     else:  # a single row would already be too much: strips of columns
-        labelled = _label_strips(rivals.turned(), width_px, height_px, rule).turned()
+        labelled = _label_strips(logits.mT, width_px, height_px, rule).turned()
     return Segmentation(labelled.label_map, labelled.summaries(), labelled.confidence_map, measure_quality(logits))
 
 
@@ -122,66 +121,77 @@ class _Labelled:
         )
 
 
-def _label_strips(rivals: Rivals, height_px: int, width_px: int, rule: LabelRule) -> _Labelled:
+def _label_strips(logits: Tensor, height_px: int, width_px: int, rule: LabelRule) -> _Labelled:
     label_map = torch.empty((height_px, width_px), dtype=torch.uint8)
     confidence_map = torch.empty_like(label_map) if rule.keep_confidence else None
-    pixels = torch.zeros(rivals.num_classes, dtype=torch.int64, device=rivals.logits.device)
-    confidence = torch.zeros(rivals.num_classes, dtype=torch.float64, device=rivals.logits.device)
-    becomes = _becomes(rule, rivals)
-    possible = {*becomes, BACKGROUND}
-    rows_px = max(1, _STRIP_LOGITS // (width_px * len(rivals.logits)))
+    tally = _Tally(len(logits), logits.device)
+    contest = Contest.of(logits)
+    upsampling = Upsampling((logits.shape[1], logits.shape[2]), (height_px, width_px), logits.device)
+    rows_px = max(1, _STRIP_PIXELS // width_px)
     for top_px in range(0, height_px, rows_px):
-        strip = slice(top_px, min(top_px + rows_px, height_px))
-        strip_logits = upsampled_rows(rivals.logits, strip.start, strip.stop, height_px, width_px)
-        labels, probabilities = _top_class(strip_logits, becomes)
-        if rule.threshold > 0:
-            labels = labels.where(probabilities >= rule.threshold, BACKGROUND)
+        strip = slice(top_px, top_px + rows_px)
+        rivals = contest.rivals(upsampling.grid_rows(strip))
+        strip_logits = upsampling.strip(rivals.logits * _LOG2_E, strip)
+        labels, probabilities = _top_class(strip_logits, rivals.class_ids)
+        if rule.kept is None and rule.threshold == 0:
+            possible = set(rivals.class_ids)
+        else:
+            possible = {*rivals.class_ids, BACKGROUND}
+            labels = _ruled(labels, probabilities, rivals.class_ids, rule)
+        tally.add(labels, probabilities, possible)
         label_map[strip] = labels
         if confidence_map is not None:
             confidence_map[strip] = (255 * probabilities).round_()
-        for class_id in possible:
-            has_class = labels == class_id
-            pixels[class_id] += has_class.count_nonzero()
-            confidence[class_id] += (probabilities * has_class).sum()
     kept_map = None if confidence_map is None else confidence_map.numpy()
-    return _Labelled(label_map.numpy(), kept_map, pixels.tolist(), confidence.tolist())
+    return _Labelled(label_map.numpy(), kept_map, tally.pixels.tolist(), tally.confidence.tolist())
 
 
-def _becomes(rule: LabelRule, rivals: Rivals) -> list[int]:
-    """By rival the label that its pixels get: its own class, or the background where the rule does not keep it."""
-    return [class_id if rule.kept is None or class_id in rule.kept else BACKGROUND for class_id in rivals.class_ids]
-
-
-def _top_class(logits: Tensor, becomes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The label of the top class, uint8 (H, W), and its softmax probability, float32 (H, W).
+def _top_class(logits: Tensor, class_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The top class, uint8 (H, W), and its softmax probability, float32 (H, W).
 
     Args:
-        logits: float32 (C, H, W).
-        becomes: the labels of the first classes, one of which is on top of every pixel.
+        logits: float32 (C, H, W), to the base of 2, of which processors have the powers at a third of the cost.
+        class_ids: of the first logits, ascending; one of these is on top of every pixel.
     """
-    top, labels = logits[0], torch.full_like(logits[0], becomes[0], dtype=torch.uint8)
-    for class_logits, label in zip(logits[1:], becomes[1:], strict=False):  # few: cheaper than max with its indices
-        labels.masked_fill_(class_logits > top, label)
+    top, labels = logits[0], torch.full_like(logits[0], class_ids[0], dtype=torch.uint8)
+    beaten = list(logits[len(class_ids) :])
+    for class_logits, class_id in zip(logits[1:], class_ids[1:], strict=False):
+        # Who comes later has the higher id, so the largest is the last to win: far cheaper than to fill by a mask.
+        labels = torch.maximum(labels, (class_logits > top).view(torch.uint8) * class_id)
+        beaten.append(torch.minimum(top, class_logits))
         top = torch.maximum(top, class_logits)
-    return labels, (logits - top).exp_().sum(dim=0).reciprocal_()
+    exponentials = torch.ones_like(top)  # the top class's own
+    for class_logits in beaten:
+        exponentials += (class_logits - top).exp2_()
+    return labels, exponentials.reciprocal_()
 
 
-def upsampled_rows(logits: Tensor, top: int, bottom: int, height: int, width: int) -> Tensor:
-    """Rows `top` to `bottom` (exclusive) of `logits` (C, h, w) resized bilinearly to (C, height, width).
+def _ruled(labels: Tensor, probabilities: Tensor, class_ids: Sequence[int], rule: LabelRule) -> Tensor:
+    """The labels with background in place of what the rule does not let stand."""
+    if rule.kept is not None:
+        for class_id in set(class_ids) - rule.kept:
+            labels = labels.masked_fill(labels == class_id, BACKGROUND)
+    return labels.where(probabilities >= rule.threshold, BACKGROUND)
 
-    The same as `interpolate(align_corners=False)` of the whole: a bilinear resize is separable, so rows are mixed
-    first and columns after.
-    """
-    source_height = logits.shape[1]
-    position = (torch.arange(top, bottom, device=logits.device) + 0.5) * (source_height / height) - 0.5
-    position = position.clamp(min=0)
-    above = position.long().clamp(max=source_height - 1)
-    below = (above + 1).clamp(max=source_height - 1)
-    rows = torch.lerp(logits[:, above], logits[:, below], (position - above).view(1, -1, 1))
-    if logits.shape[2] > _FEW_COLUMNS:
-        return F.interpolate(rows[None], size=(bottom - top, width), mode="bilinear", align_corners=False)[0]
-    columns = torch.eye(logits.shape[2], device=logits.device)
-    return rows @ F.interpolate(columns[None, None], size=(len(columns), width), mode="bilinear")[0, 0]
+
+class _Tally:
+    """By class its pixels, and the sum of their top probabilities."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.pixels = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self.confidence = torch.zeros(num_classes, dtype=torch.float64, device=device)
+
+    def add(self, labels: Tensor, probabilities: Tensor, possible: Collection[int]) -> None:
+        """Counts a part of an image, in which no other classes than the `possible` are."""
+        if len(possible) == 1:
+            (class_id,) = possible
+            self.pixels[class_id] += labels.numel()
+            self.confidence[class_id] += probabilities.sum()
+            return
+        for class_id in possible:
+            has_class = labels.clone().eq_(class_id)  # as bytes: on a CPU, bools take several times as long
+            self.pixels[class_id] += has_class.sum(dtype=torch.int32)
+            self.confidence[class_id] += probabilities.flatten().dot(has_class.flatten().float())
 
 
 def _box_xyxy(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:

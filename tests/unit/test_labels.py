@@ -77,7 +77,7 @@ def test_choose_labels_confidence_is_that_of_the_top_class_whatever_became_of_it
 def test_choose_labels_rule_does_not_depend_on_the_strip_size(monkeypatch, strip_pixels):
     rule = {"kept": frozenset({1, 2}), "threshold": 0.6, "keep_confidence": True}
     expected = chosen(**rule)
-    monkeypatch.setattr(labels_module, "_STRIP_LOGITS", strip_pixels * 4)
+    monkeypatch.setattr(labels_module, "_STRIP_PIXELS", strip_pixels)
     got = chosen(**rule)
     assert np.array_equal(got.label_map, expected.label_map)
     assert got.confidence_map.flags.c_contiguous

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
 from segserve.runtime.labels import LabelRule, choose_labels
-from segserve.runtime.rivals import find_rivals
+from segserve.runtime.rivals import Contest, Rivals
 
 sides = st.integers(1, 7)
 
@@ -32,29 +32,43 @@ def test_choose_labels_gives_the_top_class_among_all(seed, classes, h, w, height
     assert np.abs(segmentation.confidence_map / 255 - expected).max() < 0.02
 
 
-def test_find_rivals_class_that_wins_only_between_grid_points_is_one():
+def rivals_of(logits: torch.Tensor) -> Rivals:
+    return Contest.of(logits).rivals(slice(0, logits.shape[1] + 1))
+
+
+def test_rivals_class_that_wins_only_between_grid_points_is_one():
     logits = torch.tensor([[[10.0, 0.0]], [[0.0, 10.0]], [[6.0, 6.0]], [[-9.0, -9.0]]])
-    assert find_rivals(logits).class_ids == [0, 1, 2]
+    assert rivals_of(logits).class_ids == [0, 1, 2]
     assert 2 in choose_labels(logits, 1, 40).label_map
 
 
-def test_find_rivals_class_that_is_probable_but_never_first_is_one():
+def test_rivals_class_that_is_probable_but_never_first_is_one():
     logits = torch.tensor([1.0, 0.5, -9.0]).view(3, 1, 1).expand(3, 2, 2)
-    assert find_rivals(logits).class_ids == [0, 1]
+    assert rivals_of(logits).class_ids == [0, 1]
 
 
-def test_find_rivals_probabilities_are_those_among_all_classes():
+def test_rivals_probabilities_are_those_among_all_classes():
     logits = photograph_logits(0, 21, 5, 6)
-    rivals = find_rivals(logits)
+    rivals = rivals_of(logits)
     assert len(rivals.class_ids) < 21
     torch.testing.assert_close(rivals.logits.softmax(0)[:-1], logits.softmax(0)[rivals.class_ids])
 
 
-def test_find_rivals_where_every_class_may_win_are_the_logits_themselves():
+def test_rivals_where_every_class_may_win_are_the_logits_themselves():
     logits = torch.zeros(3, 2, 2)
-    rivals = find_rivals(logits)
-    assert rivals.logits is logits
+    rivals = rivals_of(logits)
+    assert torch.equal(rivals.logits, logits)
     assert rivals.class_ids == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "class_ids"), [((0, 2), [0]), ((1, 3), [0, 1]), ((2, 4), [1]), ((3, 5), [1]), ((0, 4), [0, 1])], ids=str
+)
+def test_rivals_of_a_band_are_those_that_may_win_there(rows, class_ids):
+    first_below = torch.tensor([9.0, 9.0, -9.0, -9.0]).view(1, 4, 1).expand(1, 4, 3)
+    rivals = Contest.of(torch.cat([first_below, -first_below])).rivals(slice(*rows))
+    assert rivals.class_ids == class_ids
+    assert rivals.logits.shape == (2, min(rows[1], 4) - rows[0], 3)
 
 
 @pytest.mark.parametrize("columns", [64, 65], ids=["matrix", "interpolate"])

@@ -1,6 +1,5 @@
 """From pixels to label maps: sizes, strips, summaries, precision, memory."""
 
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from segserve.runtime import labels as labels_module
 from segserve.runtime import segmenter as segmenter_module
 from segserve.runtime.errors import OutOfMemoryError
-from segserve.runtime.labels import choose_labels, upsampled_rows
+from segserve.runtime.labels import choose_labels
 from segserve.runtime.record import InputRule, ResizeRule
 from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
@@ -201,21 +200,11 @@ def test_segment_tells_its_cost_where_it_is_not_one_pass(tiny_segmenter, options
 # Strips
 
 
-@given(st.data())
-def test_upsampled_rows_any_split_equals_interpolate_of_the_whole(data):
-    h, w, height, width = (data.draw(st.integers(1, top)) for top in (9, 9, 60, 40))
-    logits = busy_logits(h, w)
-    cuts = sorted({0, height, *data.draw(st.lists(st.integers(0, height), max_size=5))})
-    strips = [upsampled_rows(logits, top, bottom, height, width) for top, bottom in pairwise(cuts)]
-    whole = F.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(torch.cat(strips, dim=1), whole, atol=2e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("strip_pixels", [1, 7, 100, 37 * 41, 2**16], ids=str)
 def test_choose_labels_result_does_not_depend_on_the_strip_size(monkeypatch, strip_pixels):
     logits = busy_logits()
     expected = choose_labels(logits, 37, 41)
-    monkeypatch.setattr(labels_module, "_STRIP_LOGITS", strip_pixels * 4)
+    monkeypatch.setattr(labels_module, "_STRIP_PIXELS", strip_pixels)
     segmentation = choose_labels(logits, 37, 41)
     assert np.array_equal(segmentation.label_map, expected.label_map)
     assert [(s.class_id, s.pixels, s.box_xyxy) for s in segmentation.classes] == [

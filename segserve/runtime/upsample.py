@@ -1,0 +1,40 @@
+"""From a coarse grid of logits to an image's size, one strip of the image at a time."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+# So many columns are resized by a product with a matrix, on which processors are several times as quick.
+_FEW_COLUMNS = 64
+
+
+class Upsampling:
+    """A bilinear resize from `grid_hw` to `size_hw`, (height, width), of which each strip of rows can be had alone.
+
+    The strips are those of `interpolate(mode="bilinear", align_corners=False)` of the whole. Such a resize is
+    separable: rows are mixed first and columns after.
+    """
+
+    def __init__(self, grid_hw: tuple[int, int], size_hw: tuple[int, int], device: torch.device) -> None:
+        (grid_height, grid_width), (height, self._width) = grid_hw, size_hw
+        positions = (torch.arange(height) + 0.5) * (grid_height / height) - 0.5
+        self._positions = positions.clamp(min=0, max=grid_height - 1)  # of the image's rows, in rows of the grid
+        self._columns = None
+        if grid_width <= _FEW_COLUMNS:
+            columns = torch.eye(grid_width, device=device)[None, None]
+            self._columns = F.interpolate(columns, size=(grid_width, self._width), mode="bilinear")[0, 0]
+
+    def grid_rows(self, strip: slice) -> slice:
+        """The rows of the grid between which a strip of the image's rows lies; the end may pass the grid's."""
+        positions = self._positions[strip]
+        return slice(int(positions[0]), int(positions[-1]) + 2)
+
+    def strip(self, logits: Tensor, strip: slice) -> Tensor:
+        """Those rows of the grid, float32 (C, rows, w) -> that strip of the image, float32 (C, H, W)."""
+        positions = (self._positions[strip] - self.grid_rows(strip).start).to(logits.device)
+        above = positions.long()
+        below = (above + 1).clamp(max=logits.shape[1] - 1)
+        rows = torch.lerp(logits[:, above], logits[:, below], (positions - above).view(1, -1, 1))
+        if self._columns is not None:
+            return rows @ self._columns
+        return F.interpolate(rows[None], size=(len(positions), self._width), mode="bilinear")[0]
