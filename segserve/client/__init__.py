@@ -15,7 +15,8 @@ from .errors import (
     UnreachableError,
 )
 from .images import ImageInput
-from .segmentation import ClassShare, Segmentation
+from .segmentation import Segmentation
+from .share import ClassShare
 from .sync import SegmentationClient
 
 __all__ = [

@@ -1,23 +1,27 @@
 """A segmentation as COCO annotations, https://cocodataset.org/#format-data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..runtime.mask import LabelMap
 from ..runtime.record import BACKGROUND
 from ..runtime.rle import Rle, encode_rle
-from .segmentation import ClassShare, Segmentation
+from .share import ClassShare
 
 
 def as_annotations(
-    segmentation: Segmentation, *, image_id: int | str, first_id: int, category_ids: Mapping[int, int] | None
+    label_map: LabelMap,
+    classes: Sequence[ClassShare],
+    *,
+    image_id: int | str,
+    first_id: int,
+    category_ids: Mapping[int, int] | None,
 ) -> list[dict[str, Any]]:
     """See `Segmentation.to_coco`."""
     shares = [
-        share
-        for share in segmentation.classes
-        if share.id != BACKGROUND and (category_ids is None or share.id in category_ids)
+        share for share in classes if share.id != BACKGROUND and (category_ids is None or share.id in category_ids)
     ]
-    masks = encode_rle(segmentation.label_map, [share.id for share in shares])
+    masks = encode_rle(label_map, [share.id for share in shares])
     return [
         {
             "id": annotation_id,

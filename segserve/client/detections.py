@@ -1,42 +1,52 @@
 """To and from the detections of the package supervision, where that is installed."""
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.classes import voc_color
 from ..runtime.image import decoded_size
+from ..runtime.mask import LabelMap
 from ..runtime.record import BACKGROUND
 from .images import ImageInput, as_image_file
-from .segmentation import ClassShare, Segmentation
+from .share import ClassShare
 
 if TYPE_CHECKING:
     import supervision
 
 _COLORS = 256
 _ANY_NUMBER = 2**31  # of pixels: the picture is the caller's own
-_Kind = TypeVar("_Kind", bound=Segmentation)
 
 
-def as_detections(segmentation: Segmentation) -> "supervision.Detections":
+class Painted(TypedDict):
+    """Of a `Segmentation`, what detections and their image tell."""
+
+    label_map: LabelMap
+    classes: tuple[ClassShare, ...]
+    palette: bytes
+    image_file: bytes
+
+
+def as_detections(label_map: LabelMap, classes: Sequence[ClassShare]) -> "supervision.Detections":
     """See `Segmentation.to_detections`."""
     try:
         from supervision import Detections
     except ImportError as error:
         raise ImportError("supervision is not installed; install it with: pip install supervision") from error
-    shares = [share for share in segmentation.classes if share.id != BACKGROUND]
+    shares = [share for share in classes if share.id != BACKGROUND]
     class_ids = np.array([share.id for share in shares], np.int64)
     return Detections(
         xyxy=np.array([share.box_xyxy for share in shares], np.float32).reshape(-1, 4),
-        mask=segmentation.label_map == class_ids[:, None, None],
+        mask=label_map == class_ids[:, None, None],
         class_id=class_ids,
         confidence=np.array([share.confidence for share in shares], np.float32),
         data={"class_name": np.array([share.label for share in shares], np.str_)},
     )
 
 
-def from_detections(kind: type[_Kind], detections: "supervision.Detections", image: ImageInput) -> _Kind:
+def from_detections(detections: "supervision.Detections", image: ImageInput) -> Painted:
     """See `Segmentation.from_detections`."""
     image_file = as_image_file(image)
     size_hw = decoded_size(image_file, max_pixels=_ANY_NUMBER)
@@ -49,11 +59,9 @@ def from_detections(kind: type[_Kind], detections: "supervision.Detections", ima
     label_map.flags.writeable = False
     labels = {BACKGROUND: "background", **_labels(detections, class_ids)}
     shares = [_share(class_id, labels[class_id], label_map, confidence) for class_id in np.unique(label_map).tolist()]
-    return kind(
+    return Painted(
         label_map=label_map,
         classes=tuple(sorted(shares, key=lambda share: -share.pixels)),
-        model="",
-        model_version="",
         palette=bytes(value for class_id in range(_COLORS) for value in voc_color(class_id)),
         image_file=image_file,
     )

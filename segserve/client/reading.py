@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import MalformedAnswerError
 from .reply import Reply, raise_for_refusal
-from .segmentation import ClassShare, Segmentation
+from .segmentation import Segmentation
+from .share import ClassShare
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 

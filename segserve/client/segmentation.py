@@ -12,32 +12,12 @@ from PIL import Image
 
 from ..runtime.image import decode_image
 from ..runtime.overlay import DEFAULT_OPACITY, draw_overlay
+from .share import ClassShare
 
 if TYPE_CHECKING:
     import supervision
 
     from .images import ImageInput
-
-
-@dataclass(frozen=True)
-class ClassShare:
-    """One class that an image holds.
-
-    Attributes:
-        color: RGB, 0..255 each.
-        pixels: how many pixels have this class.
-        fraction: their share of the image, 0..1.
-        box_xyxy: x_min, y_min, x_max, y_max in pixels, maxima exclusive.
-        confidence: mean of the pixels' top probability, 0..1.
-    """
-
-    id: int
-    label: str
-    color: tuple[int, int, int]
-    pixels: int
-    fraction: float
-    box_xyxy: tuple[int, int, int, int]
-    confidence: float
 
 
 class _Painted(NamedTuple):
@@ -132,7 +112,9 @@ class Segmentation:
         """
         from .coco import as_annotations
 
-        return as_annotations(self, image_id=image_id, first_id=first_id, category_ids=category_ids)
+        return as_annotations(
+            self.label_map, self.classes, image_id=image_id, first_id=first_id, category_ids=category_ids
+        )
 
     def to_detections(self) -> "supervision.Detections":
         """One detection a class present but the background, its mask whole, for supervision's annotators and metrics.
@@ -142,7 +124,7 @@ class Segmentation:
         """
         from .detections import as_detections
 
-        return as_detections(self)
+        return as_detections(self.label_map, self.classes)
 
     @classmethod
     def from_detections(cls, detections: "supervision.Detections", image: "ImageInput") -> Self:
@@ -158,7 +140,7 @@ class Segmentation:
         """
         from .detections import from_detections
 
-        return from_detections(cls, detections, image)
+        return cls(model="", model_version="", **from_detections(detections, image))
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
