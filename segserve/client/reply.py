@@ -19,7 +19,10 @@ _ADVICE: Mapping[str, tuple[type[RefusedError], str]] = {
     "ModelNotFoundException": (UnknownModelError, "name the model that is served"),
     "ModelVersionNotFoundException": (UnknownModelError, "leave the version out for the one that is served"),
     "ServiceUnavailableException": (RefusedError, "send fewer requests at once"),
+    "ResourceNotFoundException": (RefusedError, "name the address of the inference port"),
 }
+_NOT_OURS = "something else than a segmentation server answers there: check the address"
+_UNKNOWN = "unknown"  # the code of an error that names none, as a proxy's or another server's
 _TOO_LARGE = "the server takes no request of so many bytes; send a smaller image, or raise its max_request_size"
 
 
@@ -50,6 +53,8 @@ def raise_for_refusal(reply: Reply) -> None:
     kind, advice = _ADVICE.get(code, (RefusedError, ""))
     if reply.status == 413 and not reply.body:  # TorchServe's own, before any handler sees the request
         code, message = "request_too_large", _TOO_LARGE
+    if code == _UNKNOWN and reply.status in (401, 403, 404, 405):
+        advice = _NOT_OURS
     if 300 <= reply.status < 400:
         advice = f"ask {reply.headers.get('location', 'where it points')!r:.200} instead"
     message = f"{message.rstrip('.')}; {advice}" if advice else message
@@ -64,7 +69,7 @@ def _code_and_message(reply: Reply) -> tuple[str, str]:
         document = {}
     error = document.get("error", document) if isinstance(document, dict) else {}
     error = error if isinstance(error, dict) else {"message": error}
-    code = error.get("type") or error.get("code") or "unknown"
+    code = error.get("type") or error.get("code") or _UNKNOWN
     message = " ".join(str(error.get("message") or reply.phrase).split())
     return str(code), message[:_LONGEST_MESSAGE]
 

@@ -34,7 +34,7 @@ class Target:
     """One model of one server, and how patiently it is asked.
 
     Raises:
-        ValueError: an address that is none.
+        ValueError: an address or a token that is none.
     """
 
     url: str
@@ -48,13 +48,16 @@ class Target:
     def __post_init__(self) -> None:
         if self.pool_size < 1:
             raise ValueError(f"pool_size is the number of connections, at least 1, got {self.pool_size}")
+        if self.token and not (self.token.strip().isascii() and self.token.strip().isprintable()):
+            raise ValueError(  # without the token, as this may be written to a log
+                "the token holds a line break or a letter beyond ASCII, as none does that a server made: copy it again"
+            )
 
     @property
     def endpoint(self) -> str:
         """Where predictions are asked for over HTTP."""
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"expected a server's address like http://127.0.0.1:8080, got {self.url!r}: no scheme")
+        if fault := _fault_of_address(self.url):
+            raise ValueError(f"expected a server's address like http://127.0.0.1:8080, got {self.url!r}: {fault}")
         path = [self.model] if self.version is None else [self.model, self.version]
         return "/".join((self.url.rstrip("/"), "predictions", *(quote(part, safe="") for part in path)))
 
@@ -69,7 +72,22 @@ class Target:
 
     @property
     def authorization(self) -> str | None:
-        return f"Bearer {self.token.strip()}" if self.token else None
+        token = (self.token or "").strip()
+        return f"Bearer {token}" if token else None
+
+
+def _fault_of_address(url: str) -> str:
+    """What keeps it from being an address of HTTP; empty where nothing does."""
+    try:
+        parts = urlsplit(url)
+        scheme, host, _ = parts.scheme, parts.hostname, parts.port
+    except ValueError as error:  # a port that is no number or too large, brackets that do not close
+        return str(error)
+    if "://" not in url:
+        return "no scheme"
+    if scheme not in ("http", "https"):
+        return f"its scheme is {scheme!r}"
+    return "" if host else "no host"
 
 
 def as_fields(**options: Unpack[AnswerOptions]) -> dict[str, str]:

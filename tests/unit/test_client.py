@@ -177,6 +177,13 @@ def test_segment_refusal_of_torchserve_says_what_to_do(server, client, kind, sta
         client.segment(IMAGE)
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+def test_segment_refusal_of_something_else_than_a_server_says_to_check_the_address(server, client, status):
+    server.answer = Canned(b"<html>nginx</html>", status)
+    with pytest.raises(RefusedError, match="something else than a segmentation server answers there: check the add"):
+        client.segment(IMAGE)
+
+
 def test_segment_redirect_is_refused_and_named(server, client):
     server.answer = Canned(b"", 301, {"Location": "https://elsewhere/"})
     with pytest.raises(RefusedError, match="301 unknown: Moved Permanently; ask 'https://elsewhere/' instead"):
@@ -248,12 +255,17 @@ def test_segment_no_server_raises_unreachable_and_names_the_address(silent_url):
     ("changes", "message"),
     [
         ({"url": "localhost:8080"}, "expected a server's address like http://127.0.0.1:8080, got 'localhost:8080'"),
-        ({"url": "http://"}, "expected a server's address"),
+        ({"url": "ftp://127.0.0.1:8080"}, "got 'ftp://127.0.0.1:8080': its scheme is 'ftp'"),
+        ({"url": "http://"}, "expected a server's address .*: no host"),
+        ({"url": "http://127.0.0.1:99999"}, "expected a server's address .*: Port out of range"),
+        ({"url": "http://[::1"}, "expected a server's address .*: Invalid IPv6 URL"),
+        ({"token": "s3cr\net"}, "^the token holds a line break or a letter beyond ASCII, as none does"),
+        ({"token": "s3crét"}, "^the token holds a line break or a letter beyond ASCII, as none does"),
         ({"retries": -1}, "retries is how often"),
         ({"pool_size": 0}, "pool_size is the number of connections"),
         ({"transport": "pigeon"}, "expected the transport http or grpc, got 'pigeon'"),
     ],
-    ids=["no scheme", "no host", "retries", "pool", "transport"],
+    ids=["no scheme", "scheme", "no host", "port", "IPv6", "line break", "accent", "retries", "pool", "transport"],
 )
 def test_client_argument_that_makes_no_sense_raises(changes, message):
     with pytest.raises(ValueError, match=message):
