@@ -11,8 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..resources import resource
+from ..segment.sources import printable
+from .output import Commands, OutputError, reason_of
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -47,6 +50,9 @@ def told_in_one_line() -> Iterator[None]:
 
     try:
         yield
+    except OutputError as error:
+        print_error(str(error))
+        raise typer.Exit(error.status) from error
     except (
         ModelError,
         ServerError,
@@ -57,13 +63,14 @@ def told_in_one_line() -> Iterator[None]:
         ValueError,
         requests.RequestException,
     ) as error:
-        print_error(str(error))
+        print_error(reason_of(error))
         raise typer.Exit(1) from error
 
 
 def print_error(message: str) -> None:
     """One line on stderr, red on a terminal."""
-    Console(stderr=True).print(f"segserve: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    line = f"segserve: {printable(message)}"
+    Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_plain(line: str) -> None:
@@ -72,8 +79,17 @@ def print_plain(line: str) -> None:
 
 
 def model_source(model: str) -> Path:
-    """The folder of a model, with or without its weights."""
-    return Path(model) if Path(model).is_dir() else resource(f"model/{model}")
+    """The folder of a model, with or without its weights.
+
+    Raises:
+        FileNotFoundError: there is none, or the package was installed without its checkout.
+    """
+    if model and Path(model).is_dir():
+        return Path(model)
+    known = model_names("")
+    if known and model not in known:
+        raise FileNotFoundError(f"{model!r}: no model folder, and no name of a model: {', '.join(known)}")
+    return resource(f"model/{model}")
 
 
 def model_folder(model: str) -> Path:

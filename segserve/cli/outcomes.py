@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from ..segment.sources import printable
 from .app import print_error, progress_bar
+from .output import write_output
 
 if TYPE_CHECKING:
     from ..segment.run import Outcome, Run
@@ -49,10 +50,10 @@ class _ForPeople:
     def end(self, run: "Run", stopped: str = "") -> None:
         self._progress.stop()
         if stopped:
-            print_error(_told_stop(run, stopped))
+            print_error(told_stop(run, stopped))
             return
         rate = f", {run.done / run.seconds:.1f} images/s" if run.done else ""
-        line = f"{_counts(run)}; results in {run.layout.folder}{os.sep} ({run.seconds:.1f} s{rate})"
+        line = f"{_counts(run)}; results in {printable(str(run.layout.folder))}{os.sep} ({run.seconds:.1f} s{rate})"
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -73,9 +74,11 @@ class _ForPrograms:
 
     def end(self, run: "Run", stopped: str = "") -> None:
         counts = {"segmented": run.done, "skipped": run.skipped, "failed": run.failed, "left": run.left}
-        _print_json({"summary": {**counts, "seconds": round(run.seconds, 3), "stopped": stopped or None}})
-        if stopped:
-            print_error(_told_stop(run, stopped))
+        try:
+            _print_json({"summary": {**counts, "seconds": round(run.seconds, 3), "stopped": stopped or None}})
+        finally:
+            if stopped:
+                print_error(told_stop(run, stopped))
 
 
 def _counts(run: "Run") -> str:
@@ -83,11 +86,12 @@ def _counts(run: "Run") -> str:
     return ", ".join([f"{run.done} segmented", *(f"{count} {what}" for count, what in counts if count)])
 
 
-def _told_stop(run: "Run", why: str) -> str:
+def told_stop(run: "Run", why: str) -> str:
+    """Why a run did not come to its end, and how far it came."""
     if run.force:
         return f"{why}; {_counts(run)}"
     return f"{why}; {_counts(run)}; the same command goes on where it stopped"
 
 
 def _print_json(document: dict[str, object]) -> None:
-    typer.echo(json.dumps(document))
+    write_output(json.dumps(document).encode() + b"\n")

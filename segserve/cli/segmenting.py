@@ -1,20 +1,23 @@
 """`segserve segment`."""
 
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from ..segment.layout import Format, Layout
-from ..segment.sources import STDIN, find_sources
-from .app import USE, app, model_folder, model_names, told_in_one_line
+from ..segment.sources import STDIN, Source, find_sources
+from .app import USE, app, model_folder, model_names, print_error, told_in_one_line
 from .asking import ClassesFlag, ModeFlag, ThresholdFlag, TtaFlag, given_options
-from .outcomes import Reporter, reporter
+from .outcomes import Reporter, reporter, told_stop
+from .output import OutputError, check_output, write_output
 
 if TYPE_CHECKING:
     from ..client import Segmentation, SegmentationClient
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     Ask = Callable[..., Segmentation]
 
 _SERVER = "Who computes"
+_SIGNALLED = 128  # what a shell adds to the number of the signal that ended a command
 _DEFAULT_FOLDER = Path("segmented")
 
 
@@ -78,27 +82,35 @@ def segment(
 
     Results that are there already are left as they are, so that the same command goes on where it was stopped.
     """
-    from ..segment.folder import claim_folder
     from ..segment.formats import encode_result
-    from ..segment.run import Run, read_source
+    from ..segment.run import Run
 
     options = given_options(mode=mode, tta=tta, classes=classes, threshold=threshold)
     with told_in_one_line():
         _check_alternatives(local=local, server=server, token=token)
+        if STDIN in images:
+            _check_stdin()
+        if json:
+            check_output()
         to_stdout = images == [STDIN] and output is None
         layout = Layout(output or _DEFAULT_FOLDER, format, overlay)
         sources = find_sources(images, results=layout.folder)
-        computer = _local(model) if local else _served(server, token, model, jobs)
+        computer = _local(model) if local else _served(server or None, token, model, jobs)
         if to_stdout:
             _check_stdout(format, overlay=overlay, json=json)
             with computer.opened as ask:
-                sys.stdout.buffer.write(encode_result(ask(read_source(sources[0]), **options), sources[0], format))
+                write_output(encode_result(ask(_read_stdin(), **options), sources[0], format))
             return
         layout.check(sources, images)
-        claim_folder(layout.folder, {"model": computer.model, **options})
-        with computer.opened as ask, reporter(len(sources), as_json=json) as report:
+        with (
+            _claimed(layout, sources, {"model": computer.model, **options}),
+            computer.opened as ask,
+            reporter(len(sources), as_json=json) as report,
+        ):
             run = Run(sources, layout, partial(ask, **options), computer.workers, force, report.outcome, local)
             status = _finish(run, report)
+    if STDIN in images and status > _SIGNALLED:
+        _leave_reader(status)
     raise typer.Exit(status)
 
 
@@ -108,7 +120,8 @@ def _finish(run: "Run", report: Reporter) -> int:
     from ..segment.errors import InterruptedRunError, StoppedError
 
     try:
-        run.finish()
+        with _only_first_signal():
+            run.finish()
         if run.layout.format is Format.COCO and run.done + run.skipped:
             write_data_set(run.layout.folder)
     except StoppedError as error:
@@ -116,9 +129,69 @@ def _finish(run: "Run", report: Reporter) -> int:
         return 1
     except InterruptedRunError as error:
         report.end(run, str(error))
-        return 128 + error.signal_number
+        return _SIGNALLED + error.signal_number
+    except OutputError as error:  # there is nothing left to be told there
+        print_error(told_stop(run, str(error)))
+        return error.status
     report.end(run)
     return int(run.failed > 0)
+
+
+@contextmanager
+def _claimed(layout: Layout, sources: Sequence[Source], options: Mapping[str, object]) -> Iterator[None]:
+    """The folder of results, noted as that of these options; in the end of none, if there is not a single result.
+
+    Else a model's name that was mistyped would be in the way of the right one.
+    """
+    from ..segment.folder import OPTIONS_FILE, claim_folder
+
+    note = layout.folder / OPTIONS_FILE
+    was_there = note.exists()
+    claim_folder(layout.folder, options)
+    try:
+        yield
+    finally:
+        if not was_there and not any(os.path.lexists(path) for source in sources for path in layout.files(source)):
+            note.unlink(missing_ok=True)
+
+
+@contextmanager
+def _only_first_signal() -> Iterator[None]:
+    """Whoever presses Ctrl-C twice gets the same line as after once, as the second finds the run ending already.
+
+    A run handles signals itself while it works, and puts back what it found when it is interrupted.
+    """
+    from ..segment.errors import InterruptedRunError
+
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except InterruptedRunError:
+        before = {}  # nothing is left to be done but to tell it
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave_reader(status: int) -> NoReturn:
+    """Ends the process though a thread still waits for standard input, where Python's own way to end would abort."""
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _check_stdin() -> None:
+    if sys.stdin is None:  # what Python makes of a closed descriptor
+        raise ValueError(
+            "standard input is closed: name files, or lead one into it, as in segserve segment - < cat.png"
+        )
+
+
+def _read_stdin() -> bytes:
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise ValueError("standard input is empty: lead an image into it, as in segserve segment - < cat.png")
+    return content
 
 
 def _served(url: str | None, token: str | None, model: str | None, jobs: int) -> _Computer:
@@ -162,6 +235,7 @@ def _check_alternatives(*, local: bool, server: str | None, token: str | None) -
 
 
 def _check_stdout(format: Format, *, overlay: bool, json: bool) -> None:  # noqa: A002 - names the flag
+    check_output()
     for flag, given in (("--overlay", overlay), ("--json", json)):
         if given:
             raise ValueError(f"standard output holds one result, and {flag} makes two: name a folder with -o")

@@ -66,7 +66,7 @@ def _print_ready(server: "RunningServer", name: str) -> None:
     print_plain(
         f"  curl{authorization} -H 'X-Segment-Mask: png' -F data=@PHOTO.jpg {server.inference_url}/predictions/{name}\n"
     )
-    print_plain("The token lives for a day and changes at every start. `make stop` stops the server.")
+    print_plain("The token lives for a day and changes at every start. `segserve stop` stops the server.")
 
 
 @app.command(rich_help_panel=USE)

@@ -35,6 +35,7 @@ def test_serve_prints_a_curl_that_works_and_stop_ends_it(tmp_path):
         command = shlex.split(curl.replace("PHOTO.jpg", "photo.jpg"))
         answer = subprocess.run([*command, "-s"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
         assert answer.stdout.startswith('{"model":{"name":"deeplabv3"')
+        assert "`segserve stop`" in result.stdout
     finally:
         stopped = segserve("stop", folder=tmp_path)
     assert stopped.stdout.strip() == "stopped"
@@ -44,13 +45,16 @@ def test_serve_prints_a_curl_that_works_and_stop_ends_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("archive", "nosuchmodel"), "model/nosuchmodel: not found"),
+        (("archive", "nosuchmodel"), "'nosuchmodel': no model folder, and no name of a model: embedded, "),
+        (("fetch", "nosuchmodel"), "'nosuchmodel': no model folder, and no name of a model: embedded, "),
+        (("archive", "--output", "file"), "segserve: file: File exists"),
         (("evaluate", "embedded", "--data", "nowhere"), "there is no such folder or file"),
     ],
-    ids=["unknown model", "missing data"],
+    ids=["unknown model", "unknown model to fetch", "file in the place", "missing data"],
 )
 def test_command_that_fails_says_why_in_one_line(tmp_path, arguments, message):
+    (tmp_path / "file").touch()
     result = segserve(*arguments, folder=tmp_path)
     assert result.returncode == 1
-    assert message in result.stderr
-    assert result.stderr.strip().count("\n") == 0
+    [line] = result.stderr.splitlines()
+    assert message in line

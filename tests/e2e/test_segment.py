@@ -73,7 +73,7 @@ def test_segment_locally_that_is_interrupted_ends_in_order(folder, tmp_path):
         (("--model", "absent"), "name the model that is served"),
         (("--classes", "dgo"), "dog"),
         (("--local", "--classes", "dgo"), "dog"),
-        (("--local", "--model", "absent"), "model/absent: not found"),
+        (("--local", "--model", "absent"), "'absent': no model folder, and no name of a model: embedded, "),
     ],
     ids=["wrong token", "wrong model", "unknown class", "unknown class locally", "no such model"],
 )
@@ -82,6 +82,20 @@ def test_segment_that_is_refused_says_why_in_one_line(folder, tmp_path, argument
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert message in line
+
+
+def test_segment_with_empty_address_asks_the_server_of_the_folder(folder, tmp_path):
+    """As a script does whose variable is not set."""
+    done = segserve("segment", "cat.png", "-o", str(tmp_path), "--server", "", folder=folder)
+    assert done.returncode == 0, done.stderr
+
+
+def test_segment_at_the_wrong_port_of_the_server_says_which_is_right(folder, tmp_path):
+    server = TorchServe.running(folder / ".run" / "serve")
+    done = segserve("segment", "cat.png", "-o", str(tmp_path), "--server", server.metrics_url, folder=folder)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert "name the address of the inference port" in line
 
 
 def test_doctor_finds_the_server_well(folder):

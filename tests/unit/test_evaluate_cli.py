@@ -89,7 +89,7 @@ def test_evaluate_write_puts_the_figures_into_record_and_card(data, tmp_path):
         (("--write", "--server", "http://127.0.0.1:1"), "--write and --server do not go together"),
         (("--output-stride", "8", "--server", "http://127.0.0.1:1"), "--output-stride and --server do not go together"),
         (("--json", "."), "is a folder: expected the name of a file"),
-        (("--model", "nosuchmodel"), "nosuchmodel: not found"),
+        (("--model", "nosuchmodel"), "'nosuchmodel': no model folder, and no name of a model"),
         (("--split", "nosuchsplit"), "nosuchsplit"),
     ],
     ids=[

@@ -154,6 +154,45 @@ def test_segment_with_other_options_into_the_same_folder_is_refused(server, tmp_
     assert "segmented holds results of other options (mode: default then, slide now)" in done.stderr.decode()
 
 
+def test_segment_with_model_that_was_mistyped_is_not_in_the_way_of_the_right_one(server, tmp_path):
+    write_images(tmp_path, "in/a.jpg")
+    server.script = [Canned(b'{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: tni"}', 404)]
+    arguments = ("segment", "in", "-o", "out", "--server", server.url, "--model")
+    assert segserve(*arguments, "tni", folder=tmp_path).returncode == 1
+    done = segserve(*arguments, "tiny", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert result_files(tmp_path / "out") == {"a.png"}
+
+
+def test_segment_that_makes_nothing_leaves_earlier_results_their_options(server, tmp_path):
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    arguments = ("-o", "out", "--server", server.url)
+    segserve("segment", "a.jpg", *arguments, folder=tmp_path)
+    server.answer = Canned(b'{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: tni"}', 404)
+    assert segserve("segment", "b.jpg", *arguments, folder=tmp_path).returncode == 1
+    done = segserve("segment", "b.jpg", *arguments, "--mode", "slide", folder=tmp_path)
+    assert "out holds results of other options (mode: default then, slide now)" in done.stderr.decode()
+
+
+def test_segment_into_a_folder_of_an_odd_name_prints_one_line(server, tmp_path):
+    write_images(tmp_path, "a.jpg")
+    done = segserve("segment", "a.jpg", "-o", "line\nbreak", "--server", server.url, folder=tmp_path)
+    [summary] = done.stderr.decode().splitlines()
+    assert summary.startswith("1 segmented; results in line\\nbreak/ (")
+    refused = segserve("segment", "a.jpg", "-o", "a.jpg/line\nbreak", "--server", server.url, folder=tmp_path)
+    [line] = refused.stderr.decode().splitlines()
+    assert line.startswith("segserve: a.jpg/line\\nbreak: cannot be written to")
+
+
+def test_segment_with_token_that_no_header_holds_sends_nothing_and_does_not_tell_it(server, tmp_path):
+    write_images(tmp_path, "a.jpg")
+    done = segserve("segment", "a.jpg", "--server", server.url, "--token", "s3cr\net", folder=tmp_path)
+    assert (done.returncode, server.received) == (1, [])
+    [line] = done.stderr.decode().splitlines()
+    assert line.startswith("segserve: the token holds a line break")
+    assert "s3cr" not in line
+
+
 def test_segment_with_no_server_says_what_to_do_in_one_line(tmp_path):
     write_images(tmp_path, "a.jpg")
     with canned_server() as gone:
