@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from playwright.sync_api import BrowserContext, sync_playwright
@@ -27,8 +27,10 @@ def find_browser() -> str | None:
 
 
 @contextmanager
-def open_browser(*, width_px: int = 1280, height_px: int = 900, **context) -> Iterator[BrowserContext]:
-    """A browser with a new profile, in a window of that size.
+def open_browser(
+    *, width_px: int = 1280, height_px: int = 900, switches: Sequence[str] = (), **context
+) -> Iterator[BrowserContext]:
+    """A browser with a new profile, in a window of that size, started with these switches of Chromium besides.
 
     Raises:
         RuntimeError: there is none on this machine.
@@ -40,7 +42,7 @@ def open_browser(*, width_px: int = 1280, height_px: int = 900, **context) -> It
         browser = playwright.chromium.launch_persistent_context(
             profile,
             executable_path=executable,
-            args=list(_QUIET),
+            args=[*_QUIET, *switches],
             viewport={"width": width_px, "height": height_px},
             env={**os.environ, "LANG": "C.UTF-8"},
             **context,

@@ -13,7 +13,7 @@ from .asking import Server
 from .encodings import ENCODINGS
 from .picture import Picture
 from .view import Answer
-from .words import Problem
+from .words import IN_BROWSER, Problem
 
 _ASSETS = Path(__file__).with_name("assets")
 STYLES = (_ASSETS / "page.css", _ASSETS / "viewer.css")
@@ -105,15 +105,18 @@ def _offer_examples(picture: gr.Image) -> None:
 
 
 def _viewer() -> gr.HTML:
-    html, script = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("viewer.html", "viewer.js"))
+    html, *scripts = (
+        (_ASSETS / name).read_text(encoding="utf-8") for name in ("viewer.html", "viewer.js", "sources.js")
+    )
     return gr.HTML(
         label="Segmentation",
         html_template=html,
-        js_on_load=script,
+        js_on_load="\n".join(scripts),
         apply_default_css=False,
         elem_id="viewer",
         background=BACKGROUND,
         opacity=DEFAULT_OPACITY,
+        problems=IN_BROWSER,
     )
 
 
@@ -149,7 +152,13 @@ def _wire(
     surroundings: dict[str, Any] = {"inputs": controls.model, "outputs": [address, controls.model, controls.classes]}
     page.load(look_around, **surroundings, show_progress="hidden", **_PRIVATE)
     asked = gr.on(
-        [button.click, controls.picture.change], ask, list(controls), viewer, show_progress_on=viewer, **_PRIVATE
+        [button.click, controls.picture.change],
+        ask,
+        list(controls),
+        viewer,
+        show_progress_on=viewer,
+        trigger_mode="always_last",  # a picture dropped onto another is two changes: that one goes, this one comes
+        **_PRIVATE,
     )
     asked.then(look_around, **surroundings, show_progress="hidden", **_PRIVATE)
 

@@ -50,6 +50,31 @@ _BY_CODE = {
     "out_of_memory": _Words("The server has no memory left", "Try a smaller picture."),
     "ServiceUnavailableException": _Words("The server is busy", "Wait a moment, then press Segment again."),
 }
+# For the browser's script, by where the picture was to come from and the name of the browser's error, "" for any other.
+IN_BROWSER: dict[str, dict[str, Problem]] = {
+    "camera": {
+        "NotAllowedError": {
+            "title": "The browser may not use the camera",
+            "detail": "Allow it for this page in the browser's address bar, or upload a picture.",
+        },
+        "NotFoundError": {"title": "No camera was found", "detail": "Connect one, or upload a picture."},
+        "": {
+            "title": "The camera cannot be used",
+            "detail": "Close other programs that may be using it, or upload a picture.",
+        },
+    },
+    "clipboard": {
+        "NotAllowedError": {
+            "title": "The browser may not read the clipboard",
+            "detail": "Press Ctrl+V (Command+V on a Mac), which needs no permission, or upload a picture.",
+        },
+        "": {
+            "title": "There is no picture on the clipboard",
+            "detail": "Copy a picture, not its file's name or address, or upload it.",
+        },
+    },
+    "drop": {"": {"title": "This file is no picture", "detail": "Choose another file."}},
+}
 _OTHERWISE = _Words("This did not work", "")
 
 

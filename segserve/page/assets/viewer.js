@@ -3,7 +3,7 @@
 // is put in as text, never as HTML.
 
 const BACKGROUND = props.background;
-const state = { answer: null, ids: null, hidden: new Set(), opacity: props.opacity, at: null, turn: 0 };
+const state = { answer: null, told: null, ids: null, hidden: new Set(), opacity: props.opacity, at: null, turn: 0 };
 
 const part = (name) => element.querySelector(`[data-part="${name}"]`);
 const shareText = (fraction) => `${(100 * fraction).toFixed(1)} %`;
@@ -21,13 +21,24 @@ async function show(value) {
   const turn = ++state.turn; // an answer that is overtaken while its pictures are decoded is dropped
   const [picture, ids] = value?.picture ? await Promise.all([decoded(value.picture), decoded(value.ids)]) : [];
   if (turn !== state.turn) return;
-  part("empty").hidden = Boolean(value);
-  part("problem").hidden = !value?.title;
-  part("result").hidden = !picture;
-  part("problem-title").textContent = value?.title ?? "";
-  part("problem-detail").textContent = value?.detail ?? "";
   state.answer = picture ? value : null;
+  part("result").hidden = !picture;
+  if (value) state.told = null;
+  drawProblem(value?.title ? value : state.told);
   if (picture) drawAnswer(value, picture, ids);
+}
+
+function drawProblem(problem) {
+  part("empty").hidden = Boolean(problem ?? state.answer);
+  part("problem").hidden = !problem;
+  part("problem-title").textContent = problem?.title ?? "";
+  part("problem-detail").textContent = problem?.detail ?? "";
+}
+
+// A problem that the browser has, not the server: what is shown stays, and it is told until there is another answer.
+function tell(problem) {
+  state.told = problem;
+  drawProblem(problem);
 }
 
 function drawAnswer(answer, picture, ids) {

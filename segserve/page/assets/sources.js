@@ -1,0 +1,56 @@
+// What Gradio leaves out where pictures come from: pasting by keyboard, and words for a camera, a clipboard or a drop that
+// gives no picture. It follows viewer.js in one function.
+
+const isPicture = (type) => type.startsWith("image/");
+const problemOf = (source, error) => props.problems[source][error?.name] ?? props.problems[source][""];
+
+// Has the caller get what it would get, and the user be told what went wrong, or what `flaw` finds wrong with it.
+function telling(source, owner, method, flaw) {
+  const plain = owner?.[method]?.bind(owner);
+  if (!plain) return; // an old browser, or a page that is not secure
+  owner[method] = async (...args) => {
+    try {
+      const got = await plain(...args);
+      if (flaw?.(got)) tell(problemOf(source));
+      else if (state.told) tell(null);
+      return got;
+    } catch (error) {
+      tell(problemOf(source, error));
+      throw error;
+    }
+  };
+}
+
+// As if it were dropped: Gradio then goes back to uploading, whichever source was chosen.
+function hand(file) {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(file);
+  const area = document.querySelector("#picture .upload-container");
+  area.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+}
+
+function take(files, source) {
+  const file = [...files].find(({ type }) => isPicture(type));
+  if (file) hand(file);
+  else tell(problemOf(source));
+}
+
+document.addEventListener("paste", (event) => {
+  const { files, types } = event.clipboardData;
+  if (event.target.closest?.("input, textarea") && types.includes("text/plain")) return; // words for a field
+  event.preventDefault();
+  take(files, "clipboard");
+});
+// Before Gradio sees it, who on a picture would look at the files when the browser has already taken them back.
+document.addEventListener(
+  "drop",
+  (event) => {
+    if (!event.isTrusted || !event.target.closest?.("#picture")) return;
+    event.preventDefault();
+    event.stopPropagation();
+    take(event.dataTransfer.files, "drop");
+  },
+  true,
+);
+telling("camera", navigator.mediaDevices, "getUserMedia");
+telling("clipboard", navigator.clipboard, "read", (items) => !items.some(({ types }) => types.some(isPicture)));
