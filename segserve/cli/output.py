@@ -30,10 +30,9 @@ class Commands(TyperGroup):
             drop(sys.stdout)
             sys.exit(1)
         except SystemExit as end:
-            end.code = end.code or _failed_flush()
+            status = _flushed(tells=not end.code)  # a command that failed has told why
+            end.code = end.code or status
             raise
-        finally:
-            _failed_flush()
 
 
 def write_output(content: bytes) -> None:
@@ -82,8 +81,8 @@ def reason_of(error: BaseException) -> str:
     return error.strerror if name is None else f"{name}: {error.strerror}"
 
 
-def _failed_flush() -> int:
-    """The exit status that what is left in the streams makes of a success."""
+def _flushed(*, tells: bool) -> int:
+    """The exit status that writing what is left in the streams makes of a success."""
     status = 0
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -94,7 +93,8 @@ def _failed_flush() -> int:
             status = _PIPE_GONE
         except OSError as error:
             drop(stream)
-            _say(f"segserve: {reason_of(error)}")
+            if tells:
+                _say(f"segserve: {reason_of(error)}")
             status = 1
     return status
 

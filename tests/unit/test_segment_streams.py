@@ -80,12 +80,14 @@ def test_segment_whose_output_nobody_reads_any_more_stops_and_keeps_what_is_fini
 
 
 @pytest.mark.parametrize(
-    "arguments", [("cat.png", "--json"), ("-", "--format", "json"), ("--help",)], ids=["lines", "one result", "help"]
+    "arguments",
+    [("segment", "cat.png", "--json"), ("segment", "-", "--format", "json"), ("segment", "--help"), ("stop",)],
+    ids=["lines", "one result", "help", "another command"],
 )
-def test_segment_with_output_on_a_full_disk_says_so_in_one_line(server, folder, arguments):
-    address = () if "--help" in arguments else ("--server", server.url)
+def test_command_with_output_on_a_full_disk_says_so_in_one_line(server, folder, arguments):
+    address = () if {"--help", "stop"} & {*arguments} else ("--server", server.url)
     with open("/dev/full", "wb") as full, open(folder / "cat.png", "rb") as image:
-        process = started("segment", *arguments, *address, folder=folder, stdin=image, stdout=full)
+        process = started(*arguments, *address, folder=folder, stdin=image, stdout=full)
         status, [line] = ended(process)
     assert status == 1
     assert "No space left on device" in line
