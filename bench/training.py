@@ -96,15 +96,15 @@ def _levers(steps: int) -> Mapping[str, Mapping[str, object]]:
     return {
         "the recipe": {},
         "another seed": {"seed": 1},
-        "without moving average": {"ema_decay": 0.0},
-        "scales 0.8 to 1.25": {"scales": (0.8, 1.25)},
-        "without colour jitter": {"color_jitter": 0.0},
         "without repeats of rare classes": {"repeat_threshold": 0.0},
         "without copy-paste": {"copy_paste": 0.0},
-        "loss at every pixel": {"loss_stride": 1},
         "with label smoothing of 0.1": {"label_smoothing": 0.1},
         "with an auxiliary head": {"aux_weight": 0.4},
         "taught by the embedded model": {"teacher": str(resource("model/embedded"))},
+        "scales 0.8 to 1.25": {"scales": (0.8, 1.25)},
+        "without colour jitter": {"color_jitter": 0.0},
+        "without moving average": {"ema_decay": 0.0},
+        "loss at every pixel": {"loss_stride": 1},
         "twice the steps": {"steps": 2 * steps},
     }
 

@@ -12,6 +12,8 @@ def main() -> None:
         from .doctor.__main__ import main as doctor
 
         sys.exit(doctor(sys.argv[2:]))
+    except KeyboardInterrupt:  # while torch and its kin are being imported, which takes a second
+        sys.exit(130)
     app()
 
 
