@@ -1,6 +1,5 @@
 """From pixels to label maps: sizes, strips, summaries, precision, memory."""
 
-
 import numpy as np
 import pytest
 import torch
