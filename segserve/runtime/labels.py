@@ -186,12 +186,17 @@ class _Tally:
         if len(possible) == 1:
             (class_id,) = possible
             self.pixels[class_id] += labels.numel()
-            self.confidence[class_id] += probabilities.sum()
+            self.confidence[class_id] += _sum(probabilities)
             return
         for class_id in possible:
             has_class = labels.clone().eq_(class_id)  # as bytes: on a CPU, bools take several times as long
             self.pixels[class_id] += has_class.sum(dtype=torch.int32)
-            self.confidence[class_id] += probabilities.flatten().dot(has_class.flatten().float())
+            self.confidence[class_id] += _sum(probabilities * has_class.float())
+
+
+def _sum(values: Tensor) -> Tensor:
+    """The sum of a part of an image, (H, W), row by row: the same digits whatever the number of threads."""
+    return values.sum(dim=1).sum(dtype=torch.float64)
 
 
 def _box_xyxy(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:

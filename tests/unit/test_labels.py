@@ -82,3 +82,15 @@ def test_choose_labels_rule_does_not_depend_on_the_strip_size(monkeypatch, strip
     assert np.array_equal(got.label_map, expected.label_map)
     assert got.confidence_map.flags.c_contiguous
     assert np.abs(got.confidence_map.astype(int) - expected.confidence_map).max() <= 1  # rounding at a half
+
+
+def test_choose_labels_confidences_do_not_depend_on_the_number_of_threads():
+    logits = torch.randn(3, 20, 30, generator=torch.Generator().manual_seed(0))
+    before, confidences = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            confidences.append([summary.confidence for summary in choose_labels(logits, 600, 900).classes])
+    finally:
+        torch.set_num_threads(before)
+    assert confidences[0] == confidences[1] == confidences[2]
