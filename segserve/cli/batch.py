@@ -2,6 +2,7 @@
 
 import json as json_module
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from rich.table import Table
 from ..batch.formats import Format
 from .app import USE, app, console, print_error, print_plain, progress_bar, told_in_one_line
 from .asking import ClassesFlag, ModeFlag, ThresholdFlag, TtaFlag, given_options
+from .output import SIGNALLED
 from .trust import TrustFlag, trusted_keys
 
 if TYPE_CHECKING:
@@ -129,10 +131,10 @@ def _watched(work: Callable[[_Bar], "Summary"], *, shown: bool) -> "Summary":
         with _native_messages_dropped(), bar:
             return work(bar)
     except KeyboardInterrupt as error:  # while packages are imported, before anything has begun
-        raise typer.Exit(130) from error
+        raise typer.Exit(SIGNALLED + signal.SIGINT) from error
     except (StoppedError, InterruptedRunError) as error:
         print_error(bar.told_stop(str(error)))
-        status = 128 + error.signal_number if isinstance(error, InterruptedRunError) else 1
+        status = SIGNALLED + error.signal_number if isinstance(error, InterruptedRunError) else 1
         raise typer.Exit(status) from error
 
 

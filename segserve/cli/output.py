@@ -8,7 +8,10 @@ from typing import Any, TextIO
 
 from typer.core import TyperGroup
 
-_PIPE_GONE = 128 + signal.SIGPIPE
+# What a shell adds to the number of the signal that ended a command.
+SIGNALLED = 128
+
+_PIPE_GONE = SIGNALLED + signal.SIGPIPE
 
 
 class OutputError(Exception):

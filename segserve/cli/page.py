@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .app import USE, app, print_plain, told_in_one_line
+from .output import SIGNALLED
 
 
 @app.command(rich_help_panel=USE)
@@ -40,4 +41,4 @@ def _check_installed() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # through `with` and `finally`: uploads are removed
+    sys.exit(SIGNALLED + number)  # through `with` and `finally`: uploads are removed

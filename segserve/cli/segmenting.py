@@ -17,7 +17,7 @@ from ..segment.sources import STDIN, Source, find_sources
 from .app import USE, app, model_folder, model_names, print_error, told_in_one_line
 from .asking import ClassesFlag, ModeFlag, ThresholdFlag, TtaFlag, given_options
 from .outcomes import Reporter, reporter, told_stop
-from .output import OutputError, check_output, write_output
+from .output import SIGNALLED, OutputError, check_output, write_output
 
 if TYPE_CHECKING:
     from ..client import Segmentation, SegmentationClient
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     Ask = Callable[..., Segmentation]
 
 _SERVER = "Who computes"
-_SIGNALLED = 128  # what a shell adds to the number of the signal that ended a command
 _DEFAULT_FOLDER = Path("segmented")
 
 
@@ -109,7 +108,7 @@ def segment(
         ):
             run = Run(sources, layout, partial(ask, **options), computer.workers, force, report.outcome, local)
             status = _finish(run, report)
-    if STDIN in images and status > _SIGNALLED:
+    if STDIN in images and status > SIGNALLED:
         _leave_reader(status)
     raise typer.Exit(status)
 
@@ -129,7 +128,7 @@ def _finish(run: "Run", report: Reporter) -> int:
         return 1
     except InterruptedRunError as error:
         report.end(run, str(error))
-        return _SIGNALLED + error.signal_number
+        return SIGNALLED + error.signal_number
     except OutputError as error:  # there is nothing left to be told there
         print_error(told_stop(run, str(error)))
         return error.status

@@ -58,6 +58,7 @@ def test_rivals_where_every_class_may_win_are_the_logits_themselves():
     logits = torch.zeros(3, 2, 2)
     rivals = rivals_of(logits)
     assert torch.equal(rivals.logits, logits)
+    assert rivals.logits.data_ptr() == logits.data_ptr()
     assert rivals.class_ids == [0, 1, 2]
 
 
