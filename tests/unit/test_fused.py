@@ -115,7 +115,7 @@ def test_fused_network_that_would_be_wrong_is_not_used_and_warned_of(caplog):
 
 
 def test_fused_network_without_onednn_is_the_network_with_one_warning(caplog, monkeypatch):
-    def missing(*arguments: object) -> None:
+    def missing(*arguments: object, **options: object) -> None:
         raise NotImplementedError("no such operator here")
 
     monkeypatch.setattr(fused, "FusedConv2d", missing)
