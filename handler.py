@@ -56,7 +56,7 @@ class DeepLabHandler:
         """Answers every request of a batch on its own: its body, status, type and timing, in order."""
         began_s = perf_counter()
         headers = [context.get_all_request_header(index) for index in range(len(data))]
-        answers = self._side_by_side.map(self._answer, list(zip(data, headers, strict=True)))
+        answers = self._side_by_side.map(self._answer, list(zip(data, headers, strict=True)), again=_lacks_memory)
         for index, answer in enumerate(answers):
             context.set_response_status(answer.status, answer.phrase, index)
             context.set_response_content_type(index, answer.media_type)
@@ -76,6 +76,10 @@ def _device(gpu_id: int | None) -> torch.device:
     if gpu_id is None or gpu_id < 0 or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", gpu_id)
+
+
+def _lacks_memory(answer: Answer) -> bool:
+    return answer.status == errors.OutOfMemoryError.status
 
 
 def _asks_for_description(row: Mapping[str, object], headers: Mapping[str, object]) -> bool:

@@ -2,8 +2,11 @@
 
 import inspect
 import json
+import logging
 import re
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -19,11 +22,13 @@ from segserve.runtime.metrics import OWN
 from segserve.runtime.network import build_network
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.record import RECORD_FILE, Architecture, sha256_of
+from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
+from segserve.runtime.side_by_side import SideBySide
 from segserve.train.export import export_weights
 
 from .images import encoded, noise, png, smooth
-from .tiny import tiny_record
+from .tiny import tiny_network, tiny_record
 from .torchserve import Part, Request, form, raw, received_by, worker_context
 
 CONFIG = {"handler": {"precision": "fp32", "threads": 1}}
@@ -119,6 +124,69 @@ def test_initialize_traces_that_cannot_be_had_refuse_the_archive(tiny_model, mon
         RuntimeError, match="cannot serve this archive: the environment asks for traces through 'zipkin'"
     ):
         DeepLabHandler().initialize(worker_context(tiny_model, CONFIG))
+
+
+# Memory that runs short
+
+
+class Crowded(torch.nn.Module):
+    """Memory for one image at a time: a network at work beside another finds none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = tiny_network(tiny_record())
+        self.one = threading.Lock()
+        self.refused = 0
+
+    def forward(self, inputs):
+        if not self.one.acquire(blocking=False):
+            self.refused += 1
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+        try:
+            time.sleep(0.2)
+            return self.network(inputs)
+        finally:
+            self.one.release()
+
+
+@pytest.fixture
+def two_threads():
+    yield SideBySide(2)
+    torch.set_num_threads(1)
+
+
+def handler_of(network, side_by_side, tiny_model) -> DeepLabHandler:
+    handler = DeepLabHandler()
+    handler.initialize(worker_context(tiny_model, CONFIG))
+    settings = Settings(precision="fp32")
+    segmenter = Segmenter(network, tiny_record(), device=torch.device("cpu"), settings=settings)
+    handler._pipeline, handler._side_by_side = Pipeline(segmenter, settings), side_by_side
+    return handler
+
+
+def test_handle_without_memory_beside_the_others_answers_once_they_are_done(tiny_model, two_threads, caplog):
+    network = Crowded()
+    handler = handler_of(network, two_threads, tiny_model)
+    with caplog.at_level(logging.INFO):
+        answers = handled(handler, tiny_model, *[raw(encoded(smooth(40 + place, 60))) for place in range(4)])
+    assert network.refused == 3
+    assert [status for _, status, *_ in answers] == [200] * 4
+    assert [json.loads(body)["height"] for body, *_ in answers] == [40, 41, 42, 43]
+    (line,) = [record.message for record in caplog.records if "memory" in record.message]
+    assert line == "3 of 4 requests of a batch found no memory beside the others: computed again, one at a time"
+
+
+class Greedy(torch.nn.Module):
+    """A network that really asks for a pebibyte."""
+
+    def forward(self, inputs):
+        return torch.empty(2**50, dtype=torch.uint8)
+
+
+def test_handle_without_memory_for_it_alone_is_out_of_memory(tiny_model, two_threads):
+    handler = handler_of(Greedy(), two_threads, tiny_model)
+    answers = handled(handler, tiny_model, raw(encoded(noise(9, 9))), raw(b"x"), raw(encoded(noise(9, 9))))
+    assert [status for _, status, *_ in answers] == [507, 415, 507]
 
 
 def test_handle_empty_batch_gives_an_empty_list(loaded, tiny_model):

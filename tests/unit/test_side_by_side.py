@@ -1,4 +1,4 @@
-"""Work side by side: its order, its threads, and that it is at once."""
+"""Work side by side: its order, its threads, that it is at once, and what is tried again alone."""
 
 import threading
 
@@ -42,3 +42,28 @@ def test_map_on_one_thread_is_one_after_the_other():
 def test_map_error_reaches_the_caller(four_threads):
     with pytest.raises(ZeroDivisionError, match="division"):
         four_threads.map(lambda item: 1 / item, [1, 0])
+
+
+def test_map_tries_again_one_at_a_time_with_all_threads_after_the_others(four_threads):
+    begun = []
+
+    def work(item: int) -> int:
+        begun.append((item, torch.get_num_threads(), threading.current_thread()))
+        return -1 if item % 2 and len(begun) <= 4 else item
+
+    everybody = threading.Barrier(4, timeout=10)
+
+    def crowded(item: int) -> int:
+        everybody.wait() if len(begun) < 4 else None
+        return work(item)
+
+    assert four_threads.map(crowded, range(4), again=lambda result: result < 0) == [0, 1, 2, 3]
+    assert begun[4:] == [(1, 4, threading.current_thread()), (3, 4, threading.current_thread())]
+
+
+@pytest.mark.parametrize("count", [1, 3], ids=["a single item", "on one thread"])
+def test_map_what_had_nothing_beside_it_is_not_tried_again(four_threads, count):
+    tried = []
+    side_by_side = four_threads if count == 1 else SideBySide(1)
+    side_by_side.map(tried.append, range(count), again=lambda _: True)
+    assert tried == list(range(count))
