@@ -6,6 +6,7 @@ TorchServe looks for exactly one class here, whose `initialize` it calls once a 
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,9 +16,9 @@ import torch
 from segserve.runtime import errors
 from segserve.runtime.answer import Answer
 from segserve.runtime.cores import available_cores
+from segserve.runtime.failover import load_segmenter
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.quarantine import Quarantine
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import read_config
 from segserve.runtime.side_by_side import SideBySide
 from segserve.runtime.telemetry import Telemetry
@@ -32,6 +33,8 @@ class DeepLabHandler:
     def initialize(self, context: Any) -> None:  # noqa: ANN401 - TorchServe's Context: nothing else of it is used
         """Loads the model onto the GPU that TorchServe assigned to this worker, else onto the CPU, and warms up.
 
+        A GPU that cannot be used, now or later, gives way to the CPU with a warning.
+
         Raises:
             RuntimeError: the archive cannot be served. TorchServe reports a failed load only for this type.
         """
@@ -40,7 +43,7 @@ class DeepLabHandler:
             config = read_config(context.model_yaml_config)
             threads = config.handler.threads or max(1, available_cores() // config.maxWorkers)
             self._side_by_side = SideBySide(threads)
-            segmenter = Segmenter.load(
+            segmenter = load_segmenter(
                 Path(properties["model_dir"]), device=_device(properties.get("gpu_id")), settings=config.handler
             )
             self._pipeline = Pipeline(segmenter, config.handler, Quarantine.in_temporary_folder())
@@ -48,8 +51,9 @@ class DeepLabHandler:
         except errors.ModelError as error:
             raise RuntimeError(f"cannot serve this archive: {error}") from None
         self._pipeline.warm_up()
-        self._telemetry = Telemetry(segmenter.record, segmenter.device, context.metrics, tracing)
-        self._telemetry.loaded()
+        # Of a device each, as the one that computes may change: a GPU that failed is asked for nothing any more.
+        self._telemetry = cache(partial(Telemetry, segmenter.record, server=context.metrics, tracing=tracing))
+        self._telemetry(segmenter.device).loaded()
         logger.info("serving %s on %s in %s", segmenter.record.name, segmenter.device, segmenter.dtype)
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:  # noqa: ANN401
@@ -63,7 +67,8 @@ class DeepLabHandler:
             context.set_response_header(index, "X-Content-Type-Options", "nosniff")
             if answer.observed is not None:
                 context.set_response_header(index, "Server-Timing", answer.server_timing)
-        self._telemetry.answered(answers, headers, seconds=perf_counter() - began_s)
+        telemetry = self._telemetry(self._pipeline.segmenter.device)
+        telemetry.answered(answers, headers, seconds=perf_counter() - began_s)
         return [answer.body for answer in answers]
 
     def _answer(self, request: tuple[Mapping[str, object], Mapping[str, object]]) -> Answer:
@@ -73,9 +78,7 @@ class DeepLabHandler:
 
 def _device(gpu_id: int | None) -> torch.device:
     """TorchServe gives no GPU as None or as -1."""
-    if gpu_id is None or gpu_id < 0 or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", gpu_id)
+    return torch.device("cpu") if gpu_id is None or gpu_id < 0 else torch.device("cuda", gpu_id)
 
 
 def _lacks_memory(answer: Answer) -> bool:

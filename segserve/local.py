@@ -19,9 +19,9 @@ from .client.reading import read_segmentation
 from .client.reply import Reply, raise_for_refusal
 from .client.request import JSON, AnswerOptions, ClassNames, as_fields, http_headers
 from .runtime.errors import ModelError
+from .runtime.failover import load_segmenter
 from .runtime.pipeline import Pipeline
 from .runtime.record import read_yaml
-from .runtime.segmenter import Segmenter
 from .runtime.settings import CONFIG_FILE, read_config
 
 
@@ -33,7 +33,8 @@ class LocalSegmenter:
 
     Args:
         model: an archive (`.mar`), or a model folder.
-        device: such as `cpu` or `cuda:0`; by default the first GPU where there is one.
+        device: such as `cpu` or `cuda:0`; by default the first GPU where there is one. Of a GPU that fails, the CPU
+            takes the place, with a warning.
 
     Raises:
         ModelError: the model is missing or broken, or cannot be served.
@@ -43,7 +44,7 @@ class LocalSegmenter:
         with opened_model(Path(model)) as (folder, config_file):
             settings = read_config(read_yaml(config_file)).handler
             on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            self._pipeline = Pipeline(Segmenter.load(folder, device=on, settings=settings), settings)
+            self._pipeline = Pipeline(load_segmenter(folder, device=on, settings=settings), settings)
         self._turn = threading.Lock()
 
     def segment(

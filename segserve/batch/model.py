@@ -9,12 +9,12 @@ import torch
 
 from ..local import opened_model
 from ..runtime.classes import class_ids
+from ..runtime.failover import load_segmenter
 from ..runtime.image import Decoded, decode_reduced
 from ..runtime.labels import LabelRule, Segmentation
 from ..runtime.options import parse_options
 from ..runtime.quarantine import Quarantine
 from ..runtime.record import ModelRecord, read_record, read_yaml, sha256_of
-from ..runtime.segmenter import Segmenter
 from ..runtime.settings import Settings, read_config
 from ..runtime.weights import load_network
 from ..segment.errors import SegmentError
@@ -51,7 +51,7 @@ class BatchModel:
     def __init__(self, archive: Path, options: Mapping[str, object], *, device: torch.device) -> None:
         with opened_model(archive) as (folder, config_file):
             self._settings = read_config(read_yaml(config_file)).handler
-            self._segmenter = Segmenter.load(folder, device=device, settings=self._settings)
+            self._segmenter = load_segmenter(folder, device=device, settings=self._settings)
         self._options = parse_options(options, self._settings.defaults)
         self._rule = _rule(options, self._settings, self.record)
         self._quarantine = Quarantine.in_temporary_folder()

@@ -10,6 +10,7 @@ import numpy as np
 from .answer import Answer, encode_answer, error_answer
 from .classes import class_ids
 from .errors import BadOptionError, InternalError, ModelError, OutOfMemoryError, SegserveError, TooCostlyError
+from .failover import AnySegmenter
 from .image import FORMATS, Decoded, decode_reduced
 from .json_answer import json_bytes
 from .labels import LabelRule
@@ -17,7 +18,6 @@ from .observed import Observed
 from .options import MediaType, Options
 from .quarantine import Quarantine
 from .request import SegmentRequest, read_request
-from .segmenter import Segmenter
 from .settings import CONFIG_FILE, Settings
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Pipeline:
     Without a quarantine, images that crash their decoder are not remembered.
     """
 
-    segmenter: Segmenter
+    segmenter: AnySegmenter
     settings: Settings
     quarantine: Quarantine | None = None
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from .blend import average_views, blend_tiles
+from .device import is_out_of_memory
 from .errors import OutOfMemoryError
 from .fused import fused_network
 from .labels import EVERY_PIXEL, LabelRule, Segmentation, choose_labels
@@ -101,7 +102,7 @@ class Segmenter:
                 with timings.stage("inference"):
                     return choose_labels(logits, height_px, width_px, rule)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -200,8 +201,3 @@ def _in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
     return network
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA raises a type of its own, the CPU's allocator a plain RuntimeError."""
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

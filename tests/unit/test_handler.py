@@ -368,6 +368,30 @@ def test_initialize_without_gpu_serves_on_the_cpu(tiny_model, gpu):
     assert json.loads(handler.handle(rows, context)[0])["device"] == "cpu"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_initialize_on_a_gpu_that_is_not_there_serves_on_the_cpu_with_one_warning(tiny_model, caplog):
+    handler = DeepLabHandler()
+    with caplog.at_level(logging.INFO):
+        handler.initialize(worker_context(tiny_model, CONFIG, gpu=0))
+    rows = received_by(context := worker_context(tiny_model), Request((), {"describe": "True"}))
+    assert json.loads(handler.handle(rows, context)[0])["device"] == "cpu"
+    ours = [record for record in caplog.records if record.name.startswith(("segserve", "handler"))]
+    (warning,) = [record.getMessage() for record in ours if record.levelno == logging.WARNING]
+    assert warning.startswith("cuda:0 failed: the CPU computes from now on")
+    assert "serving tiny on cpu in torch.float32" in [record.getMessage() for record in ours]
+
+
+def test_handle_tells_the_metrics_of_the_device_that_computes_now(loaded, tiny_model, monkeypatch):
+    told = []
+    monkeypatch.setattr(handler_module.Telemetry, "answered", lambda self, *_, **__: told.append(self._device))
+    for name in ("cpu", "meta", "cpu"):
+        monkeypatch.setattr(loaded._pipeline.segmenter, "device", torch.device(name))
+        context = worker_context(tiny_model)
+        context.request_processor = []
+        loaded.handle([], context)
+    assert [device.type for device in told] == ["cpu", "meta", "cpu"]
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
