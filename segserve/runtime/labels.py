@@ -19,6 +19,10 @@ from .upsample import Upsampling
 # So many pixels are labelled at a time: the logits of a few classes for them stay within the cache.
 _STRIP_PIXELS = 2**17
 
+# A GPU waits for every strip's kernels to be launched, and has no such cache: most images are one strip there. At
+# worst, with 21 classes that may win everywhere, the logits for a strip take 176 MB.
+_STRIP_PIXELS_ON_GPU = 2**21
+
 _LOG2_E = math.log2(math.e)
 
 
@@ -85,7 +89,7 @@ def choose_labels(logits: Tensor, height_px: int, width_px: int, rule: LabelRule
     Args:
         logits: float32 (classes, h, w).
     """
-    if width_px <= _STRIP_PIXELS:
+    if width_px <= _strip_pixels(logits.device):
         labelled = _label_strips(logits, height_px, width_px, rule)
     else:  # a single row would already be too much: strips of columns
         labelled = _label_strips(logits.mT, width_px, height_px, rule).turned()
@@ -122,12 +126,12 @@ class _Labelled:
 
 
 def _label_strips(logits: Tensor, height_px: int, width_px: int, rule: LabelRule) -> _Labelled:
-    label_map = torch.empty((height_px, width_px), dtype=torch.uint8)
+    label_map = torch.empty((height_px, width_px), dtype=torch.uint8, device=logits.device)
     confidence_map = torch.empty_like(label_map) if rule.keep_confidence else None
     tally = _Tally(len(logits), logits.device)
     contest = Contest.of(logits)
     upsampling = Upsampling((logits.shape[1], logits.shape[2]), (height_px, width_px), logits.device)
-    rows_px = max(1, _STRIP_PIXELS // width_px)
+    rows_px = max(1, _strip_pixels(logits.device) // width_px)
     for top_px in range(0, height_px, rows_px):
         strip = slice(top_px, top_px + rows_px)
         rivals = contest.rivals(upsampling.grid_rows(strip))
@@ -142,8 +146,13 @@ def _label_strips(logits: Tensor, height_px: int, width_px: int, rule: LabelRule
         label_map[strip] = labels
         if confidence_map is not None:
             confidence_map[strip] = (255 * probabilities).round_()
-    kept_map = None if confidence_map is None else confidence_map.numpy()
-    return _Labelled(label_map.numpy(), kept_map, tally.pixels.tolist(), tally.confidence.tolist())
+    # From a GPU, whole maps come back at once, and only now is it waited for.
+    kept_map = None if confidence_map is None else confidence_map.cpu().numpy()
+    return _Labelled(label_map.cpu().numpy(), kept_map, tally.pixels.tolist(), tally.confidence.tolist())
+
+
+def _strip_pixels(device: torch.device) -> int:
+    return _STRIP_PIXELS if device.type == "cpu" else _STRIP_PIXELS_ON_GPU
 
 
 def _top_class(logits: Tensor, class_ids: Sequence[int]) -> tuple[Tensor, Tensor]:

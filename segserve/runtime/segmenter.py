@@ -1,5 +1,7 @@
-"""From RGB pixels to the class of every pixel at the image's own size. Holds no state that a call changes."""
+"""From RGB pixels to the class of every pixel at the image's own size. No call changes what another one gives."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -12,13 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from .blend import average_views, blend_tiles
+from .cuda_graphs import CudaRecorder, GraphedNetwork
 from .device import is_out_of_memory
 from .errors import OutOfMemoryError
+from .folded import folded_network
 from .fused import fused_network
 from .labels import EVERY_PIXEL, LabelRule, Segmentation, choose_labels
 from .passes import Mode, Plan, Tta, View, costs, plan_passes
 from .record import ModelRecord, ResizeRule, read_record
 from .settings import Settings
+from .streams import Streams, uploaded
 from .timings import Timings
 from .weights import load_network
 
@@ -39,9 +44,12 @@ class Segmenter:
         self.device = device
         self.dtype = _dtype(settings, device)
         self._resize: ResizeRule = settings.resize or record.input.resize
-        self._network = _in_dtype(network, self.dtype).to(device).to(memory_format=torch.channels_last).eval()
+        self._network: Callable[[Tensor], Tensor] = (
+            _in_dtype(network, self.dtype).to(device).to(memory_format=torch.channels_last).eval()
+        )
         self._mean = torch.tensor(record.input.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(record.input.std, device=device).view(1, 3, 1, 1) * 255
+        self._streams = Streams(device) if device.type == "cuda" else None
 
     @classmethod
     def load(cls, folder: Path, *, device: torch.device | None = None, settings: Settings | None = None) -> Self:
@@ -62,11 +70,16 @@ class Segmenter:
         device: torch.device | None = None,
         settings: Settings | None = None,
     ) -> Self:
-        """The segmenter of a network with its weights, float32 on the CPU, fused where that is asked for."""
+        """The segmenter of a network with its weights, float32 on the CPU, made quick where that is asked for."""
         device, settings = device or torch.device("cpu"), settings or Settings()
-        if settings.fuse and device.type == "cpu":
-            network = fused_network(network, _dtype(settings, device))
-        return cls(network, record, device=device, settings=settings)
+        if not settings.fuse or device.type not in ("cpu", "cuda"):
+            return cls(network, record, device=device, settings=settings)
+        if device.type == "cpu":
+            return cls(fused_network(network, _dtype(settings, device)), record, device=device, settings=settings)
+        folded = folded_network(network, _dtype(settings, device), device)
+        segmenter = cls(folded, record, device=device, settings=settings)
+        segmenter._network = GraphedNetwork(segmenter._network, CudaRecorder(device))
+        return segmenter
 
     def segment(
         self,
@@ -97,7 +110,7 @@ class Segmenter:
         if plan.cost != 1:
             timings.descriptions["inference"] = f"{plan.cost:.1f} passes"
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._own_stream():
                 logits = self.logits(image_rgb, plan, timings)
                 with timings.stage("inference"):
                     return choose_labels(logits, height_px, width_px, rule)
@@ -109,6 +122,9 @@ class Segmenter:
             raise OutOfMemoryError(
                 f"no memory left for an image of {width_px} x {height_px} pixels; send it smaller, or try again later"
             ) from error
+
+    def _own_stream(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._streams is None else self._streams.own()
 
     def plan(self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none") -> Plan:
         """What `segment` puts through the network for an image of that size."""
@@ -166,7 +182,7 @@ class Segmenter:
             pixels = _resized(pixels, (size_hw[0], width_px))
         if size_hw != pixels.shape[2:]:
             pixels = _resized(pixels, size_hw)
-        return pixels.to(self.device)
+        return uploaded(pixels, self.device)
 
     def _normalized(self, pixels: Tensor) -> Tensor:
         normalized = (pixels.float() - self._mean) / self._std

@@ -94,3 +94,13 @@ def test_choose_labels_confidences_do_not_depend_on_the_number_of_threads():
     finally:
         torch.set_num_threads(before)
     assert confidences[0] == confidences[1] == confidences[2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("size_hw", [(37, 41), (2000, 3000), (3, 2**21 + 1)], ids=["one strip", "several", "columns"])
+def test_choose_labels_on_a_gpu_gives_the_labels_of_the_cpu(size_hw):
+    rule = LabelRule(keep_confidence=True)
+    expected, got = (choose_labels(LOGITS.to(device), *size_hw, rule) for device in ("cpu", "cuda"))
+    assert (got.label_map == expected.label_map).mean() > 0.9999
+    assert np.abs(got.confidence_map.astype(int) - expected.confidence_map).max() <= 1
+    assert [summary.class_id for summary in got.classes] == [summary.class_id for summary in expected.classes]

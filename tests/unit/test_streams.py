@@ -1,0 +1,60 @@
+"""Which thread computes on which stream of a GPU, and how pixels get there."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from segserve.runtime import streams as streams_module
+from segserve.runtime.streams import Streams, uploaded
+
+GPU = torch.device("cuda", 0)
+with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.fixture
+def entered(monkeypatch):
+    """The numbers of the streams that were entered, where no GPU is needed to make one."""
+    numbers, entered = iter(range(100)), []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _device: next(numbers))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(entered.append(stream)))
+    return entered
+
+
+def test_own_stream_of_a_thread_stays_the_same_and_is_shared_only_by_more_threads_than_streams(entered):
+    streams, everybody = Streams(GPU), threading.Barrier(6, timeout=10)
+    found = []
+
+    def use(_):
+        everybody.wait()  # so that no thread takes a second turn
+        streams.own()
+        mine = streams._of_thread.stream
+        streams.own()
+        found.append((mine, streams._of_thread.stream))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(use, range(6)))
+    assert all(first == second for first, second in found)
+    assert sorted(first for first, _ in found) == [0, 0, 1, 1, 2, 3]
+    assert sorted(entered) == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3]
+    assert streams_module._STREAMS == 4
+
+
+def test_uploaded_to_the_cpu_is_the_tensor_itself():
+    pixels = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    assert uploaded(pixels, torch.device("cpu")) is pixels
+
+
+@with_gpu
+def test_uploaded_to_a_gpu_arrives_whole_on_any_stream():
+    streams = Streams(GPU)
+    for turn in range(20):
+        with streams.own():
+            pixels = torch.full((1000, 1000, 3), turn, dtype=torch.uint8).permute(2, 0, 1)
+            arrived = uploaded(pixels, GPU)
+            del pixels
+            assert arrived.device == GPU
+            assert bool((arrived == turn).all())
