@@ -7,6 +7,7 @@ them stands a bare exchange over `http.client`, which sends the same bytes and l
 
 import base64
 import http.client
+import io
 import json
 import multiprocessing
 import statistics
@@ -15,9 +16,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from multiprocessing.connection import Connection
 
-import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from segserve.client import SegmentationClient
 from segserve.demo import sample_photograph
@@ -33,10 +33,11 @@ def main() -> None:
     record = read_record(resource("model/embedded"))
     picture = Image.open(sample_photograph("chelsea.png")).convert("RGB").resize(SIZE_WH)
     pixels = np.asarray(picture)
-    jpeg = cv2.imencode(".jpg", pixels[..., ::-1])[1].tobytes()
+    picture.save(file := io.BytesIO(), "JPEG", quality=95)
+    jpeg = file.getvalue()
     ours, theirs = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(
-        target=_serve, args=(theirs, _answer(_label_map(pixels), record)), daemon=True
+        target=_serve, args=(theirs, _answer(_label_map(picture), record)), daemon=True
     )
     server.start()
     port = ours.recv()
@@ -52,9 +53,9 @@ def main() -> None:
         server.terminate()
 
 
-def _label_map(pixels: np.ndarray) -> np.ndarray:
+def _label_map(picture: Image.Image) -> np.ndarray:
     """Five smooth areas with the edges of a photograph, as a network gives them."""
-    blurred = cv2.GaussianBlur(pixels, (0, 0), 6)
+    blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(6)))
     levels = blurred.astype(np.uint16).sum(axis=2) // 160
     return np.array([0, 8, 15, 12, 20], np.uint8)[np.minimum(levels, 4)]
 

@@ -1,32 +1,22 @@
 """A label map as COCO polygons whose corners are corners of pixels: drawn again, they give every pixel back.
 
-OpenCV follows the borders of a mask from pixel to pixel; the sides of pixels that a border is made of follow from its
-path. COCO's polygons know no holes, so each hole is cut open: a bridge leads from the outline through the mask to the
-hole, and back on the same line. Filled by the even-odd rule, which is COCO's, the two ways cancel out.
+The corners of a mask along a row of the pixels' grid are, two by two, the ends of its horizontal edges; down a column,
+those of its vertical ones. An outline goes along one of either in turn, so it is a cycle of horizontal edges. COCO's
+polygons know no holes, hence each hole is cut open: a bridge leads from the edge above it through the mask to the hole,
+and back on the same line. Filled by the even-odd rule, which is COCO's, the two ways cancel out.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
-from operator import itemgetter
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from .mask import LabelMap
 
-Points = NDArray[np.int32]
-"""int32 (N, 2): x, y. Corners of pixels where not said otherwise: pixel (0, 0) lies between (0, 0) and (1, 1)."""
-
 Indices = NDArray[np.intp]
-
-# The sides of a pixel as they follow one another around it, the pixel on the left: right, upper, left, lower.
-_UPPER, _LOWER = 1, 3
-_SIDE_BEGINS = np.array([(1, 1), (1, 0), (0, 0), (0, 1)], np.int32)  # x, y within the pixel
-
-# Steps to the neighbours in 0..7, counter-clockwise from the right, by y + 1 and x + 1; -1 is no step.
-_STEPS = np.array([(3, 2, 1), (4, -1, 0), (5, 6, 7)])
+Coordinates = NDArray[np.int32]
+Flags = NDArray[np.bool_]
 
 
 def encode_polygons(label_map: LabelMap, class_ids: Iterable[int]) -> dict[int, list[list[int]]]:
@@ -40,123 +30,177 @@ def encode_polygons(label_map: LabelMap, class_ids: Iterable[int]) -> dict[int, 
         label_map: uint8 (H, W).
         class_ids: those to encode; one that the image does not hold gets no polygon.
     """
-    return {class_id: _polygons((label_map == class_id).view(np.uint8)) for class_id in class_ids}
-
-
-def _polygons(mask: NDArray[np.uint8]) -> list[list[int]]:
-    contours, hierarchy = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    if not contours:
-        return []
-    borders = _borders([np.asarray(contour[:, 0], np.int32) for contour in contours])
-    is_hole = hierarchy[0, :, 3] >= 0
-    outlines = _with_holes_cut_open(borders, is_hole) if is_hole.any() else borders.by_contour()
-    return [polygon.ravel().tolist() for polygon in _without_straight_points(outlines)]
+    class_ids = list(class_ids)
+    bends = _bends(label_map, set(class_ids))
+    return {class_id: _polygons(label_map, class_id, bends) for class_id in class_ids}
 
 
 @dataclass(frozen=True)
-class _Borders:
-    """The sides of pixels that closed contours are made of, contour by contour, the mask on the left of them.
+class _Bends:
+    """The corners of pixels that may be corners of a mask, whatever its class, row by row.
 
     Attributes:
-        begins: where each side begins; it ends where the next one of its contour does.
-        sides: which side of its pixel each is.
-        firsts: index of the first side of each contour, and of the end of the last.
+        x, y: int32 (N,).
+        around: (4, N): labels of the pixels to the upper left, upper right, lower left and lower right.
     """
 
-    begins: Points
-    sides: Indices
-    firsts: Indices
-
-    def by_contour(self) -> list[Points]:
-        return np.split(self.begins, self.firsts[1:-1])
+    x: Coordinates
+    y: Coordinates
+    around: NDArray[np.unsignedinteger]
 
 
-def _borders(contours: Sequence[Points]) -> _Borders:
-    """The borders that the contours, paths over pixels, go along.
+@dataclass(frozen=True)
+class _Walk:
+    """Cycles of horizontal edges with the mask on their left, a vertical edge from each to the next.
 
-    From each pixel a path goes on to the first pixel of the mask, looking around counter-clockwise from where it came:
-    the sides that are passed over in looking are border.
+    Attributes:
+        x: where each ends, and the vertical edge stands.
+        y: the row of each.
+        preceding: index of the one before it.
     """
-    pixels = np.concatenate(contours)
-    firsts, following = _closed(contours)
-    towards = pixels[following] - pixels
-    step = _STEPS[towards[:, 1] + 1, towards[:, 0] + 1]
-    came_from = np.empty_like(step)
-    came_from[following] = np.where(step < 0, 7, (step + 4) % 8)
-    turned = np.where(step < 0, 8, (step - came_from - 1) % 8 + 1)  # a pixel without neighbours is border all around
-    before = came_from // 2  # a step that leads over side n is 2n
-    count = (came_from + turned - 1) // 2 - before
-    ends = np.cumsum(count)
-    pixel = np.repeat(np.arange(len(pixels)), count)
-    sides = (before[pixel] + 1 + np.arange(len(pixel)) - (ends - count)[pixel]) % 4
-    return _Borders(pixels[pixel] + _SIDE_BEGINS[sides], sides, np.concatenate([[0], ends])[firsts])
+
+    x: Coordinates
+    y: Coordinates
+    preceding: Indices
 
 
-def _closed(paths: Sequence[Points]) -> tuple[Indices, Indices]:
-    """Of closed paths one behind the other: where each begins and the last one ends, and each point's next point."""
-    firsts = np.cumsum([0, *map(len, paths)])
-    following = np.arange(1, firsts[-1] + 1)
-    following[firsts[1:] - 1] = firsts[:-1]
-    return firsts, following
+@dataclass(frozen=True)
+class _Outlines(_Walk):
+    """Those of a mask and of its holes, edges row by row.
 
-
-def _with_holes_cut_open(borders: _Borders, is_hole: NDArray[np.bool_]) -> list[Points]:
-    """The outer contours, with their holes worked in.
-
-    A hole hangs by its bridge from the border above it, which may be that of another hole. The lowest ones are worked
-    in first, so that each takes along those that hang from it.
+    Attributes:
+        left: x of the left end of each.
+        rightwards: whether it leads away from there: the mask is above it.
     """
-    contours, firsts = borders.by_contour(), borders.firsts
-    holes = np.flatnonzero(is_hole)
-    tops = _highest_sides(borders, holes)
-    hooks = _sides_above(borders, tops)
-    owners = np.searchsorted(firsts, hooks, side="right") - 1
-    hanging: dict[int, list[tuple[int, Points]]] = defaultdict(list)
-    for index in np.argsort(-borders.begins[tops, 1]):
-        hole, hook, owner = int(holes[index]), int(hooks[index]), int(owners[index])
-        opened = _spliced(contours[hole], hanging.pop(hole, []), start=int(tops[index] + 1 - firsts[hole]))
-        bridged = np.concatenate([borders.begins[hook, None], opened, opened[:1]])
-        hanging[owner].append((int(hook - firsts[owner]), bridged))
-    return [_spliced(contours[outer], hanging.pop(outer, [])) for outer in np.flatnonzero(~is_hole).tolist()]
+
+    left: Coordinates
+    rightwards: Flags
 
 
-def _highest_sides(borders: _Borders, holes: Indices) -> Indices:
-    """Of each of the holes, a side that bounds it from above."""
-    height_of_lower = np.where(borders.sides == _LOWER, borders.begins[:, 1], np.iinfo(np.int32).max)
-    ranges = zip(borders.firsts[holes], borders.firsts[holes + 1], strict=True)
-    return np.array([first + height_of_lower[first:end].argmin() for first, end in ranges])
+def _polygons(label_map: LabelMap, class_id: int, bends: _Bends) -> list[list[int]]:
+    outlines = _outlines(bends, class_id)
+    if not len(outlines.x):
+        return []
+    order, firsts = _cycles(outlines.preceding)
+    highest = order[firsts]
+    holes = highest[outlines.rightwards[highest]]  # there is mask above a hole, and none above a part of it
+    if not len(holes):
+        return _corners(outlines, order, firsts)
+    opened = _with_holes_cut_open(outlines, holes, _tops_above(outlines, holes, label_map, class_id))
+    return _corners(opened, *_cycles(opened.preceding))
 
 
-def _sides_above(borders: _Borders, lower: Indices) -> Indices:
-    """For each of these lower sides of pixels, the nearest upper side straight above it."""
-    x, y = borders.begins.T.astype(np.int64)
-    stride = y.max() + 1  # down the columns: a key for every corner
-    upper = np.flatnonzero(borders.sides == _UPPER)
-    keys = x[upper] * stride + y[upper]
-    order = np.argsort(keys)
-    right_ends = (x[lower] + 1) * stride + y[lower]  # where the upper side begins
-    nearest: Indices = upper[order[np.searchsorted(keys[order], right_ends) - 1]]
-    return nearest
+def _bends(label_map: LabelMap, class_ids: Set[int]) -> _Bends:
+    outside = next(label for label in range(257) if label not in class_ids)
+    labels = np.pad(label_map.astype(np.min_scalar_type(outside), copy=False), 1, constant_values=outside)
+    stride, labels = labels.shape[1], labels.ravel()
+    across = labels[1:] != labels[:-1]
+    is_bend = across[:-stride] | across[stride:]  # by the pixel to the upper left
+    del across  # as large as the image
+    down = labels[stride:] != labels[:-stride]
+    is_bend &= down[:-1] | down[1:]
+    upper_left = np.flatnonzero(is_bend)
+    y, x = np.divmod(upper_left, stride)
+    around = np.stack([labels[upper_left + step] for step in (0, 1, stride, stride + 1)])
+    return _Bends(x.astype(np.int32), y.astype(np.int32), around)
 
 
-def _spliced(contour: Points, insertions: list[tuple[int, Points]], start: int = 0) -> Points:
-    """The contour from its point `start` on, with paths inserted before points of it."""
-    pieces, done = [], 0
-    ahead = sorted((((place - start) % len(contour), path) for place, path in insertions), key=itemgetter(0))
-    rotated = np.roll(contour, -start, axis=0)
-    for place, path in ahead:
-        pieces += [rotated[done:place], path]
-        done = place
-    return np.concatenate([*pieces, rotated[done:]])
+def _outlines(bends: _Bends, class_id: int) -> _Outlines:
+    """Those of one class. A corner where pixels touch counts twice: both ways through it turn to the other pixel."""
+    upper_left, upper_right, lower_left, lower_right = bends.around == class_id
+    touching = (upper_left == lower_right) & (upper_right == lower_left) & (upper_left != upper_right)
+    count = (upper_left ^ upper_right ^ lower_left ^ lower_right).view(np.uint8) + 2 * touching.view(np.uint8)
+    corners = np.repeat(np.arange(len(count)), count)
+    x, y = bends.x[corners], bends.y[corners]
+    vertically = _partners_in_columns(x, (touching & upper_left)[corners])
+    left_ends = np.arange(0, len(corners), 2)
+    rightwards = upper_right[corners[::2]]
+    return _Outlines(
+        x=x[left_ends + rightwards],
+        y=y[::2],
+        preceding=vertically[left_ends + ~rightwards] // 2,
+        left=x[::2],
+        rightwards=rightwards,
+    )
 
 
-def _without_straight_points(outlines: Sequence[Points]) -> list[Points]:
-    """The same closed outlines by their corners alone."""
-    points = np.concatenate(outlines)
-    firsts, following = _closed(outlines)
-    leaving = np.sign(points[following] - points)
-    arriving = np.empty_like(leaving)
-    arriving[following] = leaving
-    turns = (leaving != arriving).any(axis=1)
-    corners_before = np.concatenate([[0], np.cumsum(turns)])
-    return np.split(points[turns], corners_before[firsts[1:-1]])
+def _partners_in_columns(x: Coordinates, touches_downhill: Flags) -> Indices:
+    """The other end of the vertical edge at each corner, of corners row by row.
+
+    One that counts twice has its left edge first, then its right one. Where pixels touch from the upper left to the
+    lower right, the left edge goes on downwards and the right one upwards: down the column, the two change places.
+    """
+    corners = np.arange(len(x))
+    pairs = np.flatnonzero(touches_downhill).reshape(-1, 2)
+    corners[pairs] = pairs[:, ::-1]
+    by_column = corners[np.argsort(x.astype(np.min_scalar_type(x.max(initial=0))), kind="stable")]  # 16 bits sort fast
+    partners = np.empty_like(by_column)
+    partners[by_column[::2]], partners[by_column[1::2]] = by_column[1::2], by_column[::2]
+    return partners
+
+
+def _cycles(preceding: Indices) -> tuple[Indices, Indices]:
+    """The members of a permutation cycle by cycle, each from its lowest one on, and where in these each cycle begins.
+
+    All members look for the lowest one before them, over twice the distance in every round (pointer jumping).
+    """
+    lowest = np.arange(len(preceding), dtype=np.int64) << 32  # and in the lower bits, how many steps back it is
+    back, steps = preceding, 1
+    while True:
+        lower = np.minimum(lowest, lowest[back] + steps)
+        if np.array_equal(lower, lowest):
+            break
+        lowest, back, steps = lower, back[back], 2 * steps
+    order = np.argsort(lowest)
+    return order, np.flatnonzero(lowest[order] & 0xFFFFFFFF == 0)
+
+
+def _tops_above(outlines: _Outlines, holes: Indices, label_map: LabelMap, class_id: int) -> Indices:
+    """The row of the edge straight above the right end of each hole's highest edge."""
+    columns, column = np.unique(outlines.x[holes] - 1, return_inverse=True)
+    is_ours = label_map.T[columns] == class_id
+    begins = is_ours.copy()
+    begins[:, 1:] &= ~is_ours[:, :-1]
+    tops = np.flatnonzero(begins)
+    height_px = len(label_map)
+    nearest = np.searchsorted(tops, column * height_px + outlines.y[holes] - 1, side="right") - 1
+    return tops[nearest] % height_px
+
+
+def _with_holes_cut_open(outlines: _Outlines, holes: Indices, tops: Indices) -> _Walk:
+    """One cycle for each part of the mask: bridges cut the edges above holes in pieces, and join these to the holes.
+
+    An edge keeps its index for its last piece. Every other piece is an edge more, and leads to a hole.
+
+    Args:
+        outlines: of the mask.
+        holes: the highest edge of each hole; the bridge leads to its right end.
+        tops: the row of the edge above.
+    """
+    x, stride = outlines.x[holes], np.int64(outlines.x.max() + 1)
+    cut = np.searchsorted(outlines.y * stride + outlines.left, tops * stride + x - 1, side="right") - 1
+    along = np.lexsort((-x, cut))  # they lead to the left
+    holes, cut, x = holes[along], cut[along], x[along]
+    is_first, is_last = np.diff(cut, prepend=-1) != 0, np.diff(cut, append=-1) != 0
+    instead = np.arange(len(outlines.x))
+    instead[holes] = len(instead) + np.arange(len(holes))
+    preceding = instead[outlines.preceding]
+    before_pieces = np.where(is_first, preceding[cut], np.roll(holes, 1))
+    preceding[cut[is_last]] = holes[is_last]
+    return _Walk(
+        x=np.concatenate([outlines.x, x]),
+        y=np.concatenate([outlines.y, outlines.y[cut]]),
+        preceding=np.concatenate([preceding, before_pieces]),
+    )
+
+
+def _corners(walk: _Walk, order: Indices, firsts: Indices) -> list[list[int]]:
+    x, y = walk.x[order], walk.y[order]
+    has_length = x != np.roll(x, 1)  # of an edge that is cut where it begins, the first piece has none
+    has_length[firsts] = True
+    x, y, firsts = x[has_length], y[has_length], np.cumsum(has_length)[firsts] - 1
+    ends = np.append(firsts[1:], len(x))
+    next_y = np.roll(y, -1)
+    next_y[ends - 1] = y[firsts]
+    corners = np.stack([x, y, x, next_y], axis=1)
+    return [corners[first:end].ravel().tolist() for first, end in zip(firsts.tolist(), ends.tolist(), strict=True)]

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import TypedDict
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
@@ -28,16 +27,28 @@ def encode_rle(label_map: LabelMap, class_ids: Iterable[int]) -> dict[int, Rle]:
         class_ids: those to encode; one that the image does not hold gets an empty mask.
     """
     height_px, width_px = label_map.shape
-    columns = cv2.transpose(label_map).ravel()  # ten times as quick as ravel(order="F")
-    edges = np.concatenate([[0], np.flatnonzero(columns[1:] != columns[:-1]) + 1, [columns.size]])
-    class_of_run = columns[edges[:-1]]
+    x, y = _run_starts(label_map)
+    edges = np.append(x * height_px + y, label_map.size)
+    class_of_run = label_map[y, x]
     masks = {}
     for class_id in class_ids:
         ours = np.flatnonzero(class_of_run == class_id)
-        counts = _counts(edges[ours], edges[ours + 1], columns.size)
+        counts = _counts(edges[ours], edges[ours + 1], label_map.size)
         rle = coco_mask.frPyObjects({"size": [height_px, width_px], "counts": counts}, height_px, width_px)
         masks[class_id] = Rle(size=[height_px, width_px], counts=rle["counts"].decode("ascii"))
     return masks
+
+
+def _run_starts(label_map: LabelMap) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where runs down the columns begin: x and y of the pixels.
+
+    They are found along the rows, as the image lies in memory, and only then brought into the order of the columns.
+    """
+    tops = np.flatnonzero(label_map[0, 1:] != label_map[-1, :-1]) + 1
+    y, x = np.divmod(np.flatnonzero(label_map[1:] != label_map[:-1]), label_map.shape[1])
+    x, y = np.concatenate([[0], tops, x]), np.concatenate([np.zeros(len(tops) + 1, np.int64), y + 1])
+    by_column = np.argsort(x.astype(np.min_scalar_type(x.max())), kind="stable")  # 16 bits are sorted by radix
+    return x[by_column], y[by_column]
 
 
 def _counts(starts: NDArray[np.int64], ends: NDArray[np.int64], pixels: int) -> list[int]:

@@ -20,7 +20,12 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("extras", "wanted", "unwanted"),
     [
-        pytest.param("container", {"torch", "torchserve", "aiohttp"}, {"typer", "rich", "gradio"}, id="server"),
+        pytest.param(
+            "container",
+            {"torch", "torchserve", "aiohttp"},
+            {"typer", "rich", "gradio", "opencv-python-headless"},
+            id="server",
+        ),
         pytest.param("container,ray", {"torch", "aiohttp", "ray"}, {"typer", "gradio"}, id="server-with-ray"),
         pytest.param("page,demo", {"gradio", "typer", "scikit-image"}, {"torch", "timm", "torchserve"}, id="page"),
     ],

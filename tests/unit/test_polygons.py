@@ -1,11 +1,11 @@
-"""Polygons drawn again give the mask back: exactly by COCO's rule, within the outline by OpenCV's and Pillow's."""
+"""Polygons drawn again give the mask back: exactly by COCO's rule, within the outline by Pillow's."""
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
@@ -21,6 +21,14 @@ RINGS = np.zeros((31, 37), np.uint8)  # an island within a hole within an island
 for _margin in range(0, 15, 2):
     RINGS[_margin : 31 - _margin, _margin : 37 - _margin] ^= 1
 
+SPIRAL = np.zeros((61, 61), np.uint8)  # one outline, as long as can be
+_y, _x = 60, 0
+for _turn, _length in enumerate(np.repeat(range(60, 1, -2), 2)):
+    _dy, _dx = ((-1, 0), (0, 1), (1, 0), (0, -1))[_turn % 4]
+    for _ in range(_length):
+        SPIRAL[_y, _x] = 1
+        _y, _x = _y + _dy, _x + _dx
+
 SHAPES = {
     "one pixel": np.ones((1, 1), np.uint8),
     "one pixel in the middle": np.pad(np.ones((1, 1), np.uint8), 7),
@@ -30,7 +38,11 @@ SHAPES = {
     "a column": np.ones((500, 1), np.uint8),
     "a hole of one pixel": 1 - np.pad(np.ones((1, 1), np.uint8), 7),
     "a hole beside the edge": 1 - np.pad(np.ones((3, 3), np.uint8), ((1, 9), (0, 5))),
+    "a hole whose right end is the edge's above": np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1]], np.uint8),
+    "a row wider than 16 bits": np.repeat(np.array([[1, 0, 1, 0, 1]], np.uint8), 20_000, axis=1),
     "nested rings": RINGS,
+    "a spiral": SPIRAL,
+    "a spiral's gap": 1 - SPIRAL,
     "holes above one another": np.tile(np.pad(np.zeros((2, 3), np.uint8), 1, constant_values=1), (12, 5)),
     "a diagonal": np.eye(40, dtype=np.uint8),
     "the other diagonal": np.eye(40, dtype=np.uint8)[::-1].copy(),
@@ -63,13 +75,6 @@ def test_encode_polygons_of_a_shape_drawn_by_pycocotools_are_the_mask(mask):
     assert_redrawn_exactly(mask)
 
 
-def drawn_by_opencv(polygons: list[list[int]], size_hw: tuple[int, int]) -> np.ndarray:
-    mask = np.zeros(size_hw, np.uint8)
-    for polygon in polygons:
-        cv2.fillPoly(mask, [np.array(polygon, np.int32).reshape(-1, 2)], 1)
-    return mask
-
-
 def drawn_by_pillow(polygons: list[list[int]], size_hw: tuple[int, int]) -> np.ndarray:
     picture = Image.new("L", size_hw[::-1])
     for polygon in polygons:
@@ -77,14 +82,13 @@ def drawn_by_pillow(polygons: list[list[int]], size_hw: tuple[int, int]) -> np.n
     return np.array(picture)
 
 
-@pytest.mark.parametrize("draw", [drawn_by_opencv, drawn_by_pillow])
 @pytest.mark.parametrize("mask", SHAPES.values(), ids=SHAPES.keys())
-def test_encode_polygons_drawn_with_their_outline_differ_only_at_the_outline(draw, mask):
-    """These two paint the pixels that an outline runs through as well, so the mask grows by one pixel."""
-    differing = draw(encode_polygons(mask, [1])[1], mask.shape) != mask
-    eroded = cv2.erode(mask, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    grown = cv2.dilate(mask, np.ones((3, 3), np.uint8))
-    assert not (differing & (grown == eroded)).any()
+def test_encode_polygons_drawn_with_their_outline_differ_only_at_the_outline(mask):
+    """Pillow paints the pixels that an outline runs through as well, so the mask grows by one pixel."""
+    differing = drawn_by_pillow(encode_polygons(mask, [1])[1], mask.shape) != mask
+    neighbourhoods = sliding_window_view(np.pad(mask, 1), (3, 3))
+    inside_or_outside = neighbourhoods.min(axis=(2, 3)) == neighbourhoods.max(axis=(2, 3))
+    assert not (differing & inside_or_outside).any()
 
 
 def test_encode_polygons_of_a_full_frame_is_its_rectangle():
@@ -117,3 +121,30 @@ def test_encode_polygons_parts_that_lie_apart_are_polygons_of_their_own():
     label_map = np.zeros((5, 9), np.uint8)
     label_map[1:3, 1:3] = label_map[2:4, 5:8] = 1
     assert len(encode_polygons(label_map, [1])[1]) == 2
+
+
+@pytest.mark.parametrize("mask", [SHAPES["a diagonal"], SHAPES["the other diagonal"], SHAPES["a diamond of pixels"]])
+def test_encode_polygons_parts_that_touch_at_a_corner_are_one_polygon(mask):
+    assert len(encode_polygons(mask, [1])[1]) == 1
+
+
+@given(label_maps | dense_maps)
+def test_encode_polygons_begin_at_their_highest_and_leftmost_corner_from_the_top_down(label_map):
+    firsts = []
+    for polygon in encode_polygons(label_map, [1])[1]:
+        corners = [(y, x) for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
+        assert corners[0] == min(corners)
+        firsts.append(corners[0])
+    assert firsts == sorted(firsts)
+
+
+def test_encode_polygons_of_all_256_classes_are_the_masks():
+    label_map = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    polygons = encode_polygons(label_map, range(256))
+    assert polygons[0] == [[0, 0, 0, 1, 1, 1, 1, 0]]
+    assert polygons[255] == [[31, 7, 31, 8, 32, 8, 32, 7]]
+    assert_redrawn_exactly(label_map)
+
+
+def test_encode_polygons_of_a_map_that_is_not_contiguous_are_the_mask():
+    assert_redrawn_exactly((np.arange(240, dtype=np.uint8).reshape(12, 20) % 7 % 3)[::-1, ::2])
