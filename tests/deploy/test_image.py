@@ -12,7 +12,7 @@ from .served import Load
 TOKEN = "a-token-of-some-length"  # noqa: S105
 SECONDS_TO_HEALTHY = float(os.environ.get("SEGSERVE_SECONDS_TO_HEALTHY") or 90)  # 25 on two cores that do nothing else
 BASE_MB = 125  # python:3.11-slim-bookworm as it is published
-LARGEST_MB = 540  # 156 of them are OpenCV's wheel
+LARGEST_MB = 500
 # PyTorch, what it brings for GPUs, and what nothing in the image but PyTorch asks for.
 PYTORCH = ("torch", "nvidia", "triton", "cuda", "functorch", "sympy", "mpmath", "networkx", "jinja2", "markupsafe")
 
