@@ -17,7 +17,7 @@ from . import runtime
 from .resources import resource
 from .runtime.errors import ModelError
 from .runtime.record import RECORD_FILE, ModelRecord, read_record, read_yaml
-from .runtime.settings import CONFIG_FILE, read_config
+from .runtime.settings import CONFIG_FILE, check_precision, read_config
 from .runtime.weights import load_network
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -36,7 +36,7 @@ def build_archive(model: Path, output: Path) -> Path:
     record = read_record(model)
     load_network(record, model)
     config = config_of(model)
-    read_config(read_yaml(config))
+    check_precision(read_config(read_yaml(config)).handler, record)
 
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output) as workspace:
@@ -56,7 +56,7 @@ def _packed(record: ModelRecord, model: Path, config: Path, workspace: Path) -> 
     """The archive as torch-model-archiver makes it."""
     assert record.weights is not None  # noqa: S101 - load_network has refused a record without
     extra, scratch, export = (workspace / name for name in ("extra", "scratch", "export"))
-    _stage(model, extra)
+    _stage(record, model, extra)
     scratch.mkdir()
     export.mkdir()
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--force"]
@@ -78,8 +78,8 @@ def _packed(record: ModelRecord, model: Path, config: Path, workspace: Path) -> 
     return export / f"{record.name}.mar"
 
 
-def _stage(model: Path, extra: Path) -> None:
-    """What goes into the archive besides network, weights and handler: the record, the card, the runtime."""
+def _stage(record: ModelRecord, model: Path, extra: Path) -> None:
+    """What goes into the archive besides network, weights and handler: the record, ranges, the card, the runtime."""
     package = Path(runtime.__file__).parent
     carried = extra / "segserve" / package.name
     carried.mkdir(parents=True)
@@ -87,6 +87,8 @@ def _stage(model: Path, extra: Path) -> None:
     for module in package.glob("*.py"):
         shutil.copy(module, carried)
     shutil.copy(model / RECORD_FILE, extra)
+    if record.int8:
+        shutil.copy(model / record.int8.file, extra)
     if (model / "README.md").exists():
         shutil.copy(model / "README.md", extra)
 

@@ -62,10 +62,11 @@ def fetch_model(model: Path, *, weights: Path | None, report: Report) -> Path:
         return _with_own_weights(record, model, weights)
     folder = _fetched_folder(model)
     if weights is None and _has_weights(folder, record):
-        ready = read_record(folder).weights
+        present = read_record(folder)
+        ready = {"weights": present.weights, "int8": present.int8}
     else:
-        ready = _fetched_weights(record, record.checkpoint, folder, weights, report)
-    write_record(record.model_copy(update={"weights": ready}), folder)
+        ready = {"weights": _fetched_weights(record, record.checkpoint, folder, weights, report), "int8": None}
+    write_record(record.model_copy(update=ready), folder)
     if (model / "README.md").exists():
         shutil.copyfile(model / "README.md", folder / "README.md")
     return folder
@@ -77,7 +78,7 @@ def _fetched_folder(model: Path) -> Path:
 
 
 def _without_weights(record: ModelRecord) -> ModelRecord:
-    return record.model_copy(update={"weights": None})
+    return record.model_copy(update={"weights": None, "int8": None})
 
 
 def _has_weights(folder: Path, record: ModelRecord) -> bool:
@@ -98,7 +99,7 @@ def _has_weights(folder: Path, record: ModelRecord) -> bool:
 def _with_own_weights(record: ModelRecord, model: Path, weights: Path | None) -> Path:
     if weights is not None:
         own = _converted(weights, record, model)
-        write_record(record.model_copy(update={"weights": own, "accuracy": None}), model)
+        write_record(record.model_copy(update={"weights": own, "accuracy": None, "int8": None}), model)
     elif record.weights is None:
         raise ModelError(f"{record.name}: the record names no checkpoint: train the model, or give --weights")
     return model

@@ -1,6 +1,6 @@
 """The command line, `segserve`. It parses, calls and prints; the work is done in the modules that it calls."""
 
-from . import segmenting, batch, page, serving, health, evaluation, models, profiling, training, signing  # noqa: I001 - the order of `segserve --help`
+from . import segmenting, batch, page, serving, health, evaluation, models, profiling, quantizing, training, signing  # noqa: I001 - the order of `segserve --help`
 from .app import app
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "models",
     "page",
     "profiling",
+    "quantizing",
     "segmenting",
     "serving",
     "signing",

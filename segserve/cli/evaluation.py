@@ -50,6 +50,9 @@ def evaluate(
     output_stride: Annotated[
         Literal[8, 16, 32] | None, typer.Option(help="the same weights at this stride, atrous rates scaled along")
     ] = None,
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32", "int8"], typer.Option(help="as in model-config.yaml")
+    ] = "auto",
     min_images: Annotated[
         int, typer.Option(min=1, help="a second mean over the classes that at least so many images hold")
     ] = 20,
@@ -76,14 +79,17 @@ def evaluate(
     from ..evaluate.served import served_model
     from ..runtime.options import Options
     from ..runtime.record import read_record
+    from ..runtime.settings import Settings
     from ..train.card import write_card
 
     asked = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
     with told_in_one_line():
         _check_alternatives("MODEL", model_argument, {"--model": model})
         _check_alternatives("--output-stride", output_stride, {"--server": server})
+        chosen = precision if precision != "auto" else None
+        _check_alternatives("--precision", chosen, {"--server": server})
         not_as_it_is = {"--server": server, "--output-stride": output_stride, "--mode": mode, "--tta": tta}
-        _check_alternatives("--write", write, not_as_it_is)
+        _check_alternatives("--write", write, {**not_as_it_is, "--precision": chosen})
         _make_room(path for path in (json, page) if path)
 
         folder = (model_source if server else model_folder)(model or model_argument or _DEFAULT_MODEL)
@@ -93,7 +99,7 @@ def evaluate(
         opened = (
             served_model(server, record, labelled, options, name=name, token=token)
             if server
-            else offline_model(folder, options, output_stride=output_stride)
+            else offline_model(folder, options, output_stride=output_stride, settings=Settings(precision=precision))
         )
         with opened as predictor:
             evaluation = _measure(labelled, predictor)

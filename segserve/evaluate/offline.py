@@ -13,16 +13,22 @@ from ..runtime.mask import LabelMap
 from ..runtime.options import Options
 from ..runtime.record import Architecture, ModelRecord, read_record
 from ..runtime.segmenter import Segmenter
+from ..runtime.settings import Settings
 from ..runtime.weights import load_network
 from .measure import Predictor
 
 _MOST_AT_ONCE = 8  # images: beyond that, memory and the interpreter's lock weigh more than threads gain
 NO_OPTIONS = Options()
+NO_SETTINGS = Settings()
 
 
 @contextmanager
 def offline_model(
-    folder: Path, options: Options = NO_OPTIONS, *, output_stride: int | None = None
+    folder: Path,
+    options: Options = NO_OPTIONS,
+    *,
+    output_stride: int | None = None,
+    settings: Settings = NO_SETTINGS,
 ) -> Iterator[Predictor]:
     """The model of a folder on the CPU, at another output stride where one is given.
 
@@ -31,7 +37,7 @@ def offline_model(
     """
     record = at_output_stride(read_record(folder), output_stride)
     network = load_network(record, folder)
-    with predictor_of(Segmenter.of(network, record), options) as predictor:
+    with predictor_of(Segmenter.of(network, record, settings=settings), options) as predictor:
         yield predictor
 
 

@@ -22,8 +22,8 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
 }
 
 Layer = Callable[[nn.Conv2d, Tensor, Tensor | None, Activation], nn.Module]
-"""Makes what takes a convolution's place: of the convolution, weights and bias with the norm folded in, float32, and the
-activation that follows."""
+"""Makes what takes a convolution's place: of the convolution, weights and bias with the norm folded in, float32, and
+the activation that follows."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,24 @@ class _Call:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a convolution's kernel goes; `arguments` are padding, stride, dilation and groups, as oneDNN takes them."""
+    """Where a convolution's kernel goes."""
 
     kernel: list[int]
-    arguments: tuple[list[int], list[int], list[int], int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
     same_padding: bool
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Self:
         same_padding = isinstance(conv, Conv2dSame)
         padding = [0, 0] if same_padding else [int(pad) for pad in conv.padding]
-        arguments = (padding, list(conv.stride), list(conv.dilation), conv.groups)
-        return cls(list(conv.kernel_size), arguments, same_padding)
+        return cls(list(conv.kernel_size), list(conv.stride), padding, list(conv.dilation), conv.groups, same_padding)
 
     def padded(self, x: Tensor, zero: int = 0) -> Tensor:
         """(N, C, H, W) with the padding that depends on its size, by what stands for zero; oneDNN adds the rest."""
-        _, stride, dilation, _ = self.arguments
-        return pad_same(x, self.kernel, stride, dilation, zero) if self.same_padding else x
+        return pad_same(x, self.kernel, self.stride, self.dilation, zero) if self.same_padding else x
 
 
 def fold(network: nn.Module, image: Tensor, layer: Layer) -> None:

@@ -29,10 +29,11 @@ class FusedConv2d(nn.Module):
         self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: Activation, *, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self._geometry = Geometry.of(conv)
+        self._geometry = geometry = Geometry.of(conv)
+        self._arguments = (geometry.padding, geometry.stride, geometry.dilation, geometry.groups)
         self._weight = torch.ops.mkldnn._reorder_convolution_weight(
             weight.to(dtype).contiguous(memory_format=torch.channels_last),
-            *self._geometry.arguments,
+            *self._arguments,
             [1, conv.in_channels, *TYPICAL_HW],
         )
         self._bias = None if bias is None else bias.float()
@@ -40,7 +41,7 @@ class FusedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         convolved: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            self._geometry.padded(x), self._weight, self._bias, *self._geometry.arguments, *self._activation
+            self._geometry.padded(x), self._weight, self._bias, *self._arguments, *self._activation
         )
         return convolved
 

@@ -1,6 +1,6 @@
 """Builds the network that a record describes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,12 +12,16 @@ from .backbone import build_backbone
 from .errors import ModelError
 from .record import Architecture
 
+Ranges = Mapping[str, tuple[float, float]]
+
 
 class SegmentationNetwork(nn.Module):
     """A backbone, a head, and for training an auxiliary head on the level before the last.
 
     Shape: float (N, 3, H, W), RGB, normalised by the record's mean and std -> logits (N, classes, h, w), where
     h and w are H and W by the architecture's `logits_stride`, rounded up.
+
+    `ranges` holds by a convolution's name the least and the largest value that it is given, where that was measured.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, aux_head: nn.Module | None = None) -> None:
@@ -26,6 +30,7 @@ class SegmentationNetwork(nn.Module):
         self.head = head
         self.aux_head = aux_head
         self._is_multiscale = isinstance(head, MultiScaleDeepLabHead)
+        self.ranges: Ranges = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """The head's logits; the auxiliary head is not computed."""

@@ -183,7 +183,10 @@ class Accuracy(Strict):
 
 
 class ModelRecord(Strict):
-    """One model. `weights` is missing only in a folder that is still to be trained, or made from `checkpoint`."""
+    """One model. `weights` is missing only in a folder that is still to be trained, or made from `checkpoint`.
+
+    `int8` names what `segserve quantize` measured for these weights; without it the model cannot compute in 8 bits.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
     version: Annotated[str, Field(pattern=r"^\d+\.\d+(\.\d+)?$")]
@@ -195,6 +198,7 @@ class ModelRecord(Strict):
     inference: InferenceRule | None = None
     checkpoint: Checkpoint | None = None
     weights: Weights | None = None
+    int8: Weights | None = None
     accuracy: Accuracy | None = None
     classes: Annotated[tuple[ClassInfo, ...], Field(min_length=2, max_length=255)]
 

@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from .errors import ModelError
 from .options import Options
-from .record import ResizeRule, Strict, validated
+from .record import ModelRecord, ResizeRule, Strict, validated
 
 CONFIG_FILE = "model-config.yaml"
 
@@ -17,7 +18,8 @@ class Settings(Strict):
     """The `handler:` section.
 
     Attributes:
-        precision: `auto` computes in bf16 where the processor or the GPU has it and in fp32 elsewhere.
+        precision: `auto` computes in bf16 where the processor or the GPU has it and in fp32 elsewhere; `int8` on a CPU
+            with VNNI, for a model whose record names ranges, and as `auto` elsewhere.
         fuse: on a CPU, norms and activations are computed inside of the convolutions, by oneDNN; `false` computes the
             network module by module, which is slower.
         threads: CPU threads of one worker; by default the machine's cores shared among the workers.
@@ -29,7 +31,7 @@ class Settings(Strict):
         defaults: options that hold where a request does not say otherwise.
     """
 
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp32", "int8"] = "auto"
     fuse: bool = True
     threads: PositiveInt | None = None
     max_image_pixels: PositiveInt = 2**24
@@ -37,6 +39,16 @@ class Settings(Strict):
     resize: ResizeRule | None = None
     max_cost: PositiveInt | None = None
     defaults: Options = Options()
+
+
+def check_precision(settings: Settings, record: ModelRecord) -> None:
+    """That the model can compute as the settings want it.
+
+    Raises:
+        ModelError: in 8 bits, and nobody has measured the ranges of its activations.
+    """
+    if settings.precision == "int8" and record.int8 is None:
+        raise ModelError(f"precision int8: {record.name} has no ranges: `segserve quantize MODEL IMAGES` measures them")
 
 
 class ModelConfig(Strict):

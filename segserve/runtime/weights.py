@@ -1,57 +1,78 @@
-"""A model's weights: written beside its record, and loaded, checked against it."""
+"""A model's weights, and the ranges of its activations: written beside its record, and loaded, checked against it."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, tensor
 
 from .errors import ModelError
 from .fit import check_fit
-from .network import SegmentationNetwork, build_network
+from .network import Ranges, SegmentationNetwork, build_network
 from .record import ModelRecord, Weights, sha256_of
 
 WEIGHTS_FILE = "weights.safetensors"
+RANGES_FILE = "int8.safetensors"
 
 
 def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> Weights:
     """Writes `folder/weights.safetensors`, which appears whole; what a record says of it."""
-    partial = folder / f"{WEIGHTS_FILE}.part"
-    partial.write_bytes(save(dict(tensors)))  # not by save_file, whose files nobody but their owner may read
-    weights = Weights(file=WEIGHTS_FILE, sha256=sha256_of(partial))
-    partial.replace(folder / WEIGHTS_FILE)
-    return weights
+    return _write(tensors, folder / WEIGHTS_FILE)
+
+
+def write_ranges(ranges: Ranges, folder: Path) -> Weights:
+    """Writes `folder/int8.safetensors`, float32 (2,) by name, which appears whole; what a record says of it."""
+    return _write({name: tensor(values) for name, values in ranges.items()}, folder / RANGES_FILE)
 
 
 def load_network(record: ModelRecord, folder: Path) -> SegmentationNetwork:
-    """The record's network with its weights from `folder`, in evaluation mode, float32 on the CPU.
+    """The record's network with its weights and ranges from `folder`, in evaluation mode, float32 on the CPU.
 
     Raises:
-        ModelError: the weights are missing, have another SHA-256 than the record says, are not a safetensors
-            file, or do not fit the network (the first names or shapes that differ are told).
+        ModelError: a file is missing, has another SHA-256 than the record says, or is not a safetensors file; the
+            weights do not fit the network (the first names or shapes that differ are told).
     """
     network = build_network(record.architecture, len(record.classes))
-    state = _read_weights(record, folder)
+    if record.weights is None:
+        raise ModelError(f"{record.name}: the record names no weights: {_remedy(record)} first")
+    state = _read(record.weights, folder, "weights")
     check_fit(state, network, record)
     expected = network.state_dict()
     network.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in state.items()}, strict=True)
+    if record.int8:
+        network.ranges = _ranges(_read(record.int8, folder, "ranges"))
     return network.eval()
 
 
-def _read_weights(record: ModelRecord, folder: Path) -> dict[str, Tensor]:
-    if record.weights is None:
-        raise ModelError(f"{record.name}: the record names no weights: {_remedy(record)} first")
-    path = folder / record.weights.file
+def _write(tensors: Mapping[str, Tensor], path: Path) -> Weights:
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_bytes(save(dict(tensors)))  # not by save_file, whose files nobody but their owner may read
+    written = Weights(file=path.name, sha256=sha256_of(partial))
+    partial.replace(path)
+    return written
+
+
+def _read(weights: Weights, folder: Path, what: str) -> dict[str, Tensor]:
+    path = folder / weights.file
     if not path.is_file():
-        raise ModelError(f"{record.weights.file}: the weights are missing")
+        raise ModelError(f"{weights.file}: the {what} are missing")
     digest = sha256_of(path)
-    if digest != record.weights.sha256:
-        raise ModelError(f"{record.weights.file}: SHA-256 is {digest}, the record says {record.weights.sha256}")
+    if digest != weights.sha256:
+        raise ModelError(f"{weights.file}: SHA-256 is {digest}, the record says {weights.sha256}")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ModelError(f"{record.weights.file}: not a safetensors file: {error}") from error
+        raise ModelError(f"{weights.file}: not a safetensors file: {error}") from error
+
+
+def _ranges(tensors: Mapping[str, Tensor]) -> Ranges:
+    ranges = {}
+    for name, values in tensors.items():
+        if values.shape != (2,) or not values.isfinite().all():
+            raise ModelError(f"{RANGES_FILE}: {name}: expected the least and the largest value, got {values}")
+        ranges[name] = (float(values[0]), float(values[1]))
+    return ranges
 
 
 def _remedy(record: ModelRecord) -> str:

@@ -70,7 +70,7 @@ def test_read_config_handler_section_is_read():
         ({"handler": {"defaults": {"masks": "png"}}}, "handler.defaults.masks: unknown key"),
         ({"handler": {"defaults": {"mask": "dots"}}}, "handler.defaults.mask: .*'polygons' or 'none'"),
         ({"handler": {"resize": {"side": "longer"}}}, "handler.resize.size_px: is missing"),
-        ({"handler": {"precision": "fp16"}}, "handler.precision: .*'auto', 'bf16' or 'fp32'"),
+        ({"handler": {"precision": "fp16"}}, "handler.precision: .*'auto', 'bf16', 'fp32' or 'int8'"),
         ({"handler": {"threads": 0}}, "handler.threads: .*greater than 0"),
         ({"handler": {"max_image_pixels": 0}}, "handler.max_image_pixels: .*greater than 0"),
         ({"handler": {"max_cost": 0}}, "handler.max_cost: .*greater than 0"),

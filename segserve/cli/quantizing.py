@@ -1,0 +1,30 @@
+"""`segserve quantize`."""
+
+from math import ceil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..segment.sources import find_sources
+from .app import MAKE, ModelArgument, app, model_folder, print_plain, progress_bar, told_in_one_line
+
+
+@app.command(rich_help_panel=MAKE)
+def quantize(
+    model: ModelArgument,
+    images: Annotated[
+        list[str], typer.Argument(help="photographs: files, folders, quoted globs such as 'in/**/*.jpg'")
+    ],
+    most: Annotated[int, typer.Option(min=1, help="so many of them at most, spread evenly")] = 64,
+) -> None:
+    """Measure on photographs what a model needs to compute in 8 bits (precision: int8 in model-config.yaml)."""
+    from ..quantize import quantize_model
+
+    with told_in_one_line():
+        folder, sources = model_folder(model), find_sources(images)
+        paths = [Path(source.path) for source in sources[:: ceil(len(sources) / most)]]
+        with progress_bar("image") as progress:
+            task = progress.add_task("", total=len(paths))
+            quantize_model(folder, paths, lambda count: progress.update(task, completed=count))
+        print_plain(f"{folder} can compute in 8 bits: set precision: int8 in its model-config.yaml")
