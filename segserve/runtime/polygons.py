@@ -8,6 +8,7 @@ and back on the same line. Filled by the even-odd rule, which is COCO's, the two
 
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +92,7 @@ def _polygons(label_map: LabelMap, class_id: int, bends: _Bends) -> list[list[in
 
 
 def _bends(label_map: LabelMap, class_ids: Set[int]) -> _Bends:
-    outside = next(label for label in range(257) if label not in class_ids)
+    outside = next(label for label in count() if label not in class_ids)
     labels = np.pad(label_map.astype(np.min_scalar_type(outside), copy=False), 1, constant_values=outside)
     stride, labels = labels.shape[1], labels.ravel()
     across = labels[1:] != labels[:-1]
@@ -109,8 +110,8 @@ def _outlines(bends: _Bends, class_id: int) -> _Outlines:
     """Those of one class. A corner where pixels touch counts twice: both ways through it turn to the other pixel."""
     upper_left, upper_right, lower_left, lower_right = bends.around == class_id
     touching = (upper_left == lower_right) & (upper_right == lower_left) & (upper_left != upper_right)
-    count = (upper_left ^ upper_right ^ lower_left ^ lower_right).view(np.uint8) + 2 * touching.view(np.uint8)
-    corners = np.repeat(np.arange(len(count)), count)
+    times = (upper_left ^ upper_right ^ lower_left ^ lower_right).view(np.uint8) + 2 * touching.view(np.uint8)
+    corners = np.repeat(np.arange(len(times)), times)  # those at 2n and 2n + 1 are the ends of edge n
     x, y = bends.x[corners], bends.y[corners]
     vertically = _partners_in_columns(x, (touching & upper_left)[corners])
     left_ends = np.arange(0, len(corners), 2)
