@@ -54,7 +54,7 @@ class DeepLabHandler:
         # Of a device each, as the one that computes may change: a GPU that failed is asked for nothing any more.
         self._telemetry = cache(partial(Telemetry, segmenter.record, server=context.metrics, tracing=tracing))
         self._telemetry(segmenter.device).loaded()
-        logger.info("serving %s on %s in %s", segmenter.record.name, segmenter.device, segmenter.dtype)
+        logger.info("serving %s on %s in %s", segmenter.record.name, segmenter.device, segmenter.precision)
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:  # noqa: ANN401
         """Answers every request of a batch on its own: its body, status, type and timing, in order."""

@@ -1,13 +1,16 @@
 """Makes a model ready for 8 bits: measures on photographs which values its convolutions are given."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .runtime.errors import ModelError, SegserveError
+from .runtime.fused import FusedConv2d, fused_network
 from .runtime.image import decode_image
-from .runtime.quantized import has_vnni, measure_ranges, quantized_network
+from .runtime.network import Ranges
+from .runtime.quantized import has_vnni, quantized_network
 from .runtime.record import read_record, write_record
 from .runtime.segmenter import Segmenter
 from .runtime.settings import Settings
@@ -33,13 +36,31 @@ def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int],
     record = read_record(folder)
     network = load_network(record, folder)
     segmenter = Segmenter.of(network, record, settings=_FLOAT32)
-    ranges = measure_ranges(network, _inputs(segmenter, images, report))
+    network.ranges = measure_ranges(network, _inputs(segmenter, images, report))
     if has_vnni():
         try:
-            quantized_network(network, ranges)
+            quantized_network(network, segmenter.device)
         except StandInError as error:
             raise ModelError(f"{record.name} cannot be computed in 8 bits: {error}") from error
-    write_record(record.model_copy(update={"int8": write_ranges(ranges, folder)}), folder)
+    write_record(record.model_copy(update={"int8": write_ranges(network.ranges, folder)}), folder)
+
+
+def measure_ranges(network: nn.Module, images: Iterable[Tensor]) -> Ranges:
+    """What the network's convolutions are given for these images, normalised float32 (1, 3, H, W)."""
+    ranges: dict[str, tuple[float, float]] = {}
+
+    def widen(name: str, given: Tensor) -> None:
+        least, largest = ranges.get(name, (0.0, 0.0))
+        ranges[name] = (min(least, float(given.min())), max(largest, float(given.max())))
+
+    fused = fused_network(network, torch.float32)
+    for name, module in fused.named_modules():
+        if isinstance(module, FusedConv2d):
+            module.register_forward_pre_hook(lambda module, given, name=name: widen(name, given[0]))
+    with torch.inference_mode():
+        for image in images:
+            fused(image)
+    return ranges
 
 
 def _inputs(segmenter: Segmenter, images: Sequence[Path], report: Callable[[int], None]) -> Iterator[Tensor]:

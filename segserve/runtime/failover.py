@@ -53,8 +53,8 @@ class FailoverSegmenter:
         return self._segmenter.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self._segmenter.dtype
+    def precision(self) -> str:
+        return self._segmenter.precision
 
     def plan(self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none") -> Plan:
         return self._segmenter.plan(height_px, width_px, mode=mode, tta=tta)

@@ -132,7 +132,7 @@ class Pipeline:
                 "max_cost": self.max_cost,
             },
             "device": str(self.segmenter.device),
-            "precision": str(self.segmenter.dtype).removeprefix("torch."),
+            "precision": self.segmenter.precision,
         }
         return Answer(json_bytes(document), MediaType.JSON)
 

@@ -1,24 +1,20 @@
-"""The network in whole numbers of 8 bits, which processors with VNNI multiply twice as fast as bf16.
+"""The network in whole numbers of 8 bits, which processors with VNNI multiply faster than bf16.
 
 Static quantization as of Jacob et al. (arXiv:1712.05877): activations are bytes whose scales were measured beforehand,
 weights are signed bytes with a scale for each output channel. From convolution to convolution bytes are handed on;
 where anything else reads what a convolution gives, it gives float32.
 """
 
-import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, fx, nn
 
 from .folding import Activation, Geometry, fold
-from .fused import FusedConv2d, fused_network
-from .network import Ranges
+from .network import Ranges, SegmentationNetwork
 from .stand_in import TYPICAL_HW, StandInError, stand_in
-
-logger = logging.getLogger(__name__)
 
 _LARGEST_BYTE, _LARGEST_WEIGHT = 255, 127
 
@@ -29,43 +25,26 @@ _LEAST_RANGE = 1e-6
 _TOLERANCE = 0.2
 
 
-def quantized_network(network: nn.Module, ranges: Ranges) -> nn.Module:
-    """The same network for inference on the CPU in 8 bits; the network itself is left as it is.
+def quantized_network(network: SegmentationNetwork, device: torch.device) -> nn.Module:
+    """The same network for inference in 8 bits; the network itself is left as it is.
 
     Args:
-        network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w).
-        ranges: see `measure_ranges`.
+        network: float32 on the CPU, in evaluation mode, with its `ranges`.
 
     Raises:
-        StandInError: this processor has no VNNI, ranges are missing, what becomes of an image depends on more than the
-            network's modules (`MultiScaleDeepLabHead`), or the result differs too much from the network.
+        StandInError: the device is no CPU with VNNI, ranges are missing, the network's way depends on the image's size
+            (`MultiScaleDeepLabHead`), or the result differs too much from what the network gives.
     """
+    if device.type != "cpu":
+        raise StandInError("8 bits are for the CPU")
     if not has_vnni():
         raise StandInError("this processor has no VNNI")
-    return stand_in(network, lambda copied, image: _quantized(copied, image, ranges), torch.float32, _TOLERANCE)
+    return stand_in(network, partial(_quantized, ranges=network.ranges), torch.float32, _TOLERANCE)
 
 
 def has_vnni() -> bool:
     """Whether this processor multiplies bytes natively; elsewhere that is slower than float32, and may overflow."""
     return bool(torch.cpu._is_vnni_supported())
-
-
-def measure_ranges(network: nn.Module, images: Iterable[Tensor]) -> Ranges:
-    """What the network's convolutions are given for these images, normalised float32 (1, 3, H, W)."""
-    ranges: dict[str, tuple[float, float]] = {}
-
-    def widen(name: str, given: Tensor) -> None:
-        least, largest = ranges.get(name, (0.0, 0.0))
-        ranges[name] = (min(least, float(given.min())), max(largest, float(given.max())))
-
-    fused = fused_network(network, torch.float32)
-    for name, module in fused.named_modules():
-        if isinstance(module, FusedConv2d):
-            module.register_forward_pre_hook(lambda module, given, name=name: widen(name, given[0]))
-    with torch.inference_mode():
-        for image in images:
-            fused(image)
-    return ranges
 
 
 @dataclass(frozen=True)

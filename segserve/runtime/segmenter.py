@@ -1,5 +1,6 @@
 """From RGB pixels to the class of every pixel at the image's own size. No call changes what another one gives."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -20,12 +21,17 @@ from .errors import OutOfMemoryError
 from .folded import folded_network
 from .fused import fused_network
 from .labels import EVERY_PIXEL, LabelRule, Segmentation, choose_labels
+from .network import SegmentationNetwork
 from .passes import Mode, Plan, Tta, View, costs, plan_passes
+from .quantized import quantized_network
 from .record import ModelRecord, ResizeRule, read_record
-from .settings import Settings
+from .settings import Settings, check_precision
+from .stand_in import StandInError
 from .streams import Streams, uploaded
 from .timings import Timings
 from .weights import load_network
+
+logger = logging.getLogger(__name__)
 
 # So many tiles go through the network together. A GPU would idle on one; a CPU is no faster on several.
 _TILES_AT_ONCE = {"cpu": 1, "cuda": 8}
@@ -37,12 +43,16 @@ _REDUCED = 1.5
 
 
 class Segmenter:
-    """A network with its weights on a device, ready to segment."""
+    """A network with its weights on a device, ready to segment.
+
+    `precision` is the type of the numbers that are multiplied: bfloat16, float32 or int8.
+    """
 
     def __init__(self, network: nn.Module, record: ModelRecord, *, device: torch.device, settings: Settings) -> None:
         self.record = record
         self.device = device
         self.dtype = _dtype(settings, device)
+        self.precision = "int8" if settings.precision == "int8" else str(self.dtype).removeprefix("torch.")
         self._resize: ResizeRule = settings.resize or record.input.resize
         self._network: Callable[[Tensor], Tensor] = (
             _in_dtype(network, self.dtype).to(device).to(memory_format=torch.channels_last).eval()
@@ -56,7 +66,8 @@ class Segmenter:
         """The segmenter of a model folder, on the CPU by default.
 
         Raises:
-            ModelError: the record or the weights are missing, broken, or do not fit each other.
+            ModelError: the record or the weights are missing, broken, or do not fit each other, or the model cannot
+                compute as the settings want it.
         """
         record = read_record(folder)
         return cls.of(load_network(record, folder), record, device=device, settings=settings)
@@ -64,14 +75,26 @@ class Segmenter:
     @classmethod
     def of(
         cls,
-        network: nn.Module,
+        network: SegmentationNetwork,
         record: ModelRecord,
         *,
         device: torch.device | None = None,
         settings: Settings | None = None,
     ) -> Self:
-        """The segmenter of a network with its weights, float32 on the CPU, made quick where that is asked for."""
+        """The segmenter of a network with its weights, float32 on the CPU, made quick where that is asked for.
+
+        Raises:
+            ModelError: the model cannot compute as the settings want it.
+        """
         device, settings = device or torch.device("cpu"), settings or Settings()
+        check_precision(settings, record)
+        if settings.precision == "int8":
+            try:
+                return cls(quantized_network(network, device), record, device=device, settings=settings)
+            except StandInError as error:
+                settings = settings.model_copy(update={"precision": "auto"})
+                instead = str(_dtype(settings, device)).removeprefix("torch.")
+                logger.warning("the network computes in %s instead of int8: %s", instead, error)
         if not settings.fuse or device.type not in ("cpu", "cuda"):
             return cls(network, record, device=device, settings=settings)
         if device.type == "cpu":
@@ -199,9 +222,10 @@ def _resized(pixels: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    """That of the network's input."""
     if settings.precision == "auto":
         return torch.bfloat16 if has_bf16(device) else torch.float32
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[settings.precision]
+    return torch.bfloat16 if settings.precision == "bf16" else torch.float32
 
 
 def has_bf16(device: torch.device) -> bool:

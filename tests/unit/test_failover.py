@@ -139,7 +139,7 @@ def test_failover_segmenter_plans_as_its_segmenter():
     plain = Loads()()
     steady = FailoverSegmenter(plain, Loads())
     assert steady.record is plain.record
-    assert steady.dtype == plain.dtype
+    assert steady.precision == plain.precision
     assert steady.plan(500, 300, mode="slide", tta="flip") == plain.plan(500, 300, mode="slide", tta="flip")
     assert steady.needed_hw(5000, 300, tta="multiscale") == plain.needed_hw(5000, 300, tta="multiscale")
     assert steady.costs(500, 300) == plain.costs(500, 300)
