@@ -17,6 +17,7 @@ import requests
 import yaml
 
 from segserve.archive import build_archive
+from segserve.local import LocalSegmenter
 from segserve.runtime.record import read_record, write_record
 from segserve.server.process import TorchServe
 from tests.conftest import EMBEDDED, PROJECT
@@ -27,6 +28,7 @@ OPTIONS = {"X-Segment-Mask": "png", "X-Segment-Confidence": "true"}  # every pix
 VARIANTS: Mapping[str, Mapping[str, object]] = {
     "alone": {"batchSize": 1, "handler": {"threads": 1}},
     "batched": {"batchSize": 8, "maxBatchDelay": 100, "handler": {"threads": 2}},
+    "int8": {"batchSize": 8, "maxBatchDelay": 100, "handler": {"threads": 2, "precision": "int8"}},
 }
 STARTUP_TIMEOUT_S = 600  # on a machine that tests other things meanwhile
 
@@ -69,11 +71,14 @@ def expected(server, images) -> dict[str, str]:
 
 
 def answer(server, model: str, image: bytes) -> str:
-    """A digest of the body, without the name of the model, which is not of the image."""
     headers = {"Authorization": f"Bearer {server.inference_token}", **OPTIONS}
     response = requests.post(f"{server.inference_url}/predictions/{model}", data=image, headers=headers, timeout=300)
     assert response.status_code == 200, response.text
-    body = response.content
+    return digest_of(response.content, model)
+
+
+def digest_of(body: bytes, model: str) -> str:
+    """Without the name of the model, which is not of the image."""
     told = f'"model":{{"name":"{model}"'.encode()
     assert body.count(told) == 1
     return hashlib.sha256(body.replace(told, b"")).hexdigest()
@@ -99,6 +104,14 @@ def test_same_image_under_load_gives_the_same_bytes(server, images, expected, mo
 def test_same_image_on_another_number_of_threads_gives_the_same_bytes(server, images, expected):
     """One by one: a batch of one image has both threads of its worker."""
     assert {name: answer(server, "batched", image) for name, image in images.items()} == expected
+
+
+def test_same_image_in_8_bits_under_load_gives_the_bytes_that_it_gives_without_a_server(server, archives, images):
+    in_8_bits = LocalSegmenter(next(archive for archive in archives if archive.stem == "int8"))
+    alone = {
+        name: digest_of(in_8_bits.answer(image, mask="png", confidence=True), "int8") for name, image in images.items()
+    }
+    assert under_load(server, "int8", images, REPETITIONS // 4) == {name: {digest} for name, digest in alone.items()}
 
 
 def test_same_image_after_a_restart_gives_the_same_bytes(archives, images, expected, tmp_path):
