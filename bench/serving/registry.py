@@ -11,7 +11,7 @@ from .errors import BenchError
 from .figures import LIMIT, PLAIN_LOOP
 from .loop import Prepare, open_loop
 from .rivals import huggingface, limit, plain_loop
-from .rivals.ours import open_ours
+from .rivals.ours import open_ours, open_ours_in_int8
 from .rivals.python_server import open_python_server
 from .rivals.stock import open_stock
 from .workload import Workload
@@ -62,6 +62,7 @@ RIVALS: Mapping[str, Rival] = {
         _loop("limit", LIMIT, limit.prepare),
         _loop("loop", PLAIN_LOOP, plain_loop.prepare),
         Rival("ours", open_ours),
+        Rival("ours-int8", open_ours_in_int8),
         _stock("stock", "image_segmenter, as shipped", same_size=False),
         _stock("stock-same-size", "image_segmenter, our input size", same_size=True),
         _server("litserve", "LitServe, as documented", "litserve_server", "eager", "litserve"),

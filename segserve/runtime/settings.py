@@ -20,7 +20,7 @@ class Settings(Strict):
     Attributes:
         precision: `auto` computes in bf16 where the processor or the GPU has it and in fp32 elsewhere; `int8` on a CPU
             with VNNI, for a model whose record names ranges, and as `auto` elsewhere.
-        fuse: on a CPU, norms and activations are computed inside of the convolutions, by oneDNN; `false` computes the
+        fuse: norms and activations are computed inside of the convolutions, on a CPU by oneDNN; `false` computes the
             network module by module, which is slower.
         threads: CPU threads of one worker; by default the machine's cores shared among the workers.
         max_image_pixels: an image of more pixels is refused before it is decoded.

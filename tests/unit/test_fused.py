@@ -13,6 +13,7 @@ from segserve.runtime.network import build_network
 from segserve.runtime.record import Architecture
 from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
+from segserve.runtime.stand_in import StandInError, stand_in
 from tests.unit.tiny import tiny_network, tiny_record
 
 ARCHITECTURES = {
@@ -133,3 +134,16 @@ def test_segmenter_that_may_not_fuse_gives_the_labels_of_one_that_does(tiny_mode
         Segmenter.load(tiny_model, settings=Settings(precision="fp32", fuse=fuse)) for fuse in (False, True)
     )
     assert (plain.segment(image).label_map == quick.segment(image).label_map).mean() > 0.999
+
+
+class NotANumber(nn.Module):
+    """A stand-in that is broken in the worst way: no comparison tells how far it is off."""
+
+    def forward(self, x):
+        return torch.full((1, 5, 8, 10), torch.nan)
+
+
+def test_stand_in_that_gives_no_numbers_is_refused():
+    network = nn.Conv2d(3, 5, 16, stride=16).eval()
+    with pytest.raises(StandInError, match="its logits differ by nan"):
+        stand_in(network, lambda copied, image: NotANumber(), torch.float32, 0.1)

@@ -1,14 +1,21 @@
 """The served model: the archive, config.properties and model-config.yaml of this project, on TorchServe."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 
-from segserve.archive import build_archive
+import yaml
+
+from segserve.archive import build_archive, config_of
 from segserve.client.request import JSON, as_fields, http_headers
+from segserve.runtime.record import read_record
+from segserve.runtime.settings import CONFIG_FILE
 from segserve.server.process import TorchServe
 
 from ..contestant import Opened
+from ..errors import BenchError
 from ..load import Door
 from ..over_http import HttpContestant
 from ..workload import Workload
@@ -19,13 +26,43 @@ READY_S = 600
 @contextmanager
 def open_ours(workload: Workload) -> Iterator[Opened]:
     """One contestant for each encoding of the mask, all on one server."""
-    archive = build_archive(workload.model, workload.scratch)
-    began_s = perf_counter()
-    with TorchServe.start([archive], workload.scratch / "ours") as server:
-        server.wait_ready(READY_S)
-        start_s = perf_counter() - began_s
+    with _served(workload, workload.model, "ours") as (server, start_s):
         contestants = {f"ours, {encoding}": _contestant(server, encoding, workload) for encoding in workload.encodings}
         yield Opened(contestants, server.pid, start_s)
+
+
+@contextmanager
+def open_ours_in_int8(workload: Workload) -> Iterator[Opened]:
+    """The same server computing in 8 bits, for the first of the encodings.
+
+    Raises:
+        BenchError: the model has no ranges.
+    """
+    if read_record(workload.model).int8 is None:
+        raise BenchError("the model has no ranges: `segserve quantize` measures them")
+    encoding = workload.encodings[0]
+    with _served(workload, _in_int8(workload), "ours-int8") as (server, start_s):
+        contestants = {f"ours in 8 bits, {encoding}": _contestant(server, encoding, workload)}
+        yield Opened(contestants, server.pid, start_s)
+
+
+@contextmanager
+def _served(workload: Workload, model: Path, name: str) -> Iterator[tuple[TorchServe, float]]:
+    """The server when it is ready, and after how many seconds it was."""
+    archive = build_archive(model, workload.scratch / f"{name}-archive")
+    began_s = perf_counter()
+    with TorchServe.start([archive], workload.scratch / name) as server:
+        server.wait_ready(READY_S)
+        yield server, perf_counter() - began_s
+
+
+def _in_int8(workload: Workload) -> Path:
+    """A copy of the model whose model-config.yaml asks for 8 bits."""
+    copy = Path(shutil.copytree(workload.model, workload.scratch / "int8-model"))
+    config = yaml.safe_load(config_of(workload.model).read_text(encoding="utf-8"))
+    config["handler"]["precision"] = "int8"
+    (copy / CONFIG_FILE).write_text(yaml.safe_dump(config), encoding="utf-8")
+    return copy
 
 
 def _contestant(server: TorchServe, encoding: str, workload: Workload) -> HttpContestant:

@@ -1,0 +1,95 @@
+"""What computing in fewer digits costs: accuracy on labelled images, and how many pixels get the class of float32.
+
+`python -m bench.precision --data DATA` prints a table with a row for each precision. The network's time is that of one
+image of the resize rule's size after the other, on one thread, in rounds that alternate; medians.
+"""
+
+import argparse
+import statistics
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from time import thread_time
+
+import numpy as np
+import torch
+
+from segserve.data import LabelledImages, open_data
+from segserve.evaluate.measure import measure
+from segserve.evaluate.offline import predictor_of
+from segserve.evaluate.report import build_report
+from segserve.fetch import servable_folder
+from segserve.resources import resource
+from segserve.runtime.mask import LabelMap
+from segserve.runtime.record import read_record
+from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.settings import Settings
+
+REFERENCE = "fp32, module by module"
+SETTINGS: Mapping[str, Settings] = {
+    REFERENCE: Settings(precision="fp32", fuse=False),
+    "fp32": Settings(precision="fp32"),
+    "bf16": Settings(precision="bf16"),
+    "int8": Settings(precision="int8"),
+}
+ROUNDS = 15
+
+
+def main() -> None:
+    arguments = _arguments()
+    folder = servable_folder(resource(f"model/{arguments.model}"))
+    data = open_data(arguments.data, arguments.split, read_record(folder).classes)
+    segmenters = {name: Segmenter.load(folder, settings=settings) for name, settings in SETTINGS.items()}
+    times_ms = _network_ms(segmenters)
+    reference: dict[str, LabelMap] = {}
+    print("| precision | mean IoU, all classes | those in 20 images | pixel accuracy | as float32 | network, ms |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for name, segmenter in segmenters.items():
+        label_maps, figures = _measured(segmenter, data)
+        reference = reference or label_maps
+        same = statistics.mean(float(np.mean(label_maps[image] == reference[image])) for image in data.names)
+        print(f"| {name} | {' | '.join(figures)} | {same:.1%} | {times_ms[name]:.0f} |", flush=True)
+
+
+def _measured(segmenter: Segmenter, data: LabelledImages) -> tuple[dict[str, LabelMap], list[str]]:
+    """Every image's label map, and the cells of the table."""
+    label_maps: dict[str, LabelMap] = {}
+    with predictor_of(segmenter) as predictor:
+
+        def kept(name: str, image_rgb: np.ndarray) -> LabelMap:
+            label_maps[name] = predictor.label_map(name, image_rgb)
+            return label_maps[name]
+
+        evaluation = measure(data, replace(predictor, label_map=kept), lambda _finished: None)
+        report = build_report(evaluation, predictor, data="data", split="split", min_images=20)
+    covered = f"{report.covered.mean_iou:.4f}" if report.covered else "-"
+    return label_maps, [f"{report.mean_iou:.4f}", covered, f"{report.pixel_accuracy:.4f}"]
+
+
+def _network_ms(segmenters: Mapping[str, Segmenter]) -> dict[str, float]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    times_s: dict[str, list[float]] = {name: [] for name in segmenters}
+    with torch.inference_mode():
+        for _ in range(ROUNDS):
+            for name, segmenter in segmenters.items():
+                size_px = segmenter.record.input.resize.size_px
+                grey = np.full((size_px * 3 // 4, size_px, 3), 128, np.uint8)
+                inputs = segmenter.preprocess(grey)
+                began_s = thread_time()
+                segmenter.infer(inputs)
+                times_s[name].append(thread_time() - began_s)
+    torch.set_num_threads(threads)
+    return {name: 1000 * statistics.median(values) for name, values in times_s.items()}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.precision", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="embedded", help="a model of model/")
+    parser.add_argument("--data", type=Path, required=True, help="as for `segserve evaluate`")
+    parser.add_argument("--split", default="dev")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
