@@ -8,6 +8,7 @@ server. `over_http` is the other side.
 import base64
 import http.client
 import json
+import ssl
 import sys
 import threading
 import time
@@ -30,12 +31,14 @@ class Door:
 
     Attributes:
         body: `file`: the image's bytes; `form`: a multipart form with that one `part`; `json`: base64 in that member.
+        ca_file: the certificate that the server's own must be signed by, where the URL is https.
     """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: BodyKind = "file"
     part: str = "file"
+    ca_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,10 @@ class ClosedLoop:
         return Run(tuple(self._latencies_s), wall_s, len(self._failures), next(iter(self._failures), ""))
 
     def _client(self) -> None:
-        parts = urlsplit(self._order.door.url)
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=self._order.timeout_s)
+        connection, path = _connection(self._order.door, self._order.timeout_s), urlsplit(self._order.door.url).path
         for body, headers in self._mine():
             began_s = time.perf_counter()
-            failure = _exchange(connection, parts.path, body, headers)
+            failure = _exchange(connection, path, body, headers)
             if failure is None:
                 self._latencies_s.append(time.perf_counter() - began_s)
             else:
@@ -98,6 +100,15 @@ class ClosedLoop:
             if request is None:
                 return
             yield request
+
+
+def _connection(door: Door, timeout_s: float) -> http.client.HTTPConnection:
+    parts = urlsplit(door.url)
+    host, port = parts.hostname or "", parts.port
+    if parts.scheme == "https":
+        context = ssl.create_default_context(cafile=door.ca_file)
+        return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
+    return http.client.HTTPConnection(host, port, timeout=timeout_s)
 
 
 def _request(door: Door, content: bytes) -> tuple[bytes, dict[str, str]]:

@@ -11,6 +11,7 @@ from .errors import BenchError
 from .figures import LIMIT, PLAIN_LOOP
 from .loop import Prepare, open_loop
 from .rivals import huggingface, limit, plain_loop
+from .rivals.deployed import open_deployed
 from .rivals.ours import open_ours, open_ours_in_int8
 from .rivals.python_server import open_python_server
 from .rivals.stock import open_stock
@@ -63,6 +64,7 @@ RIVALS: Mapping[str, Rival] = {
         _loop("loop", PLAIN_LOOP, plain_loop.prepare),
         Rival("ours", open_ours),
         Rival("ours-int8", open_ours_in_int8),
+        Rival("deployed", open_deployed),
         _stock("stock", "image_segmenter, as shipped", same_size=False),
         _stock("stock-same-size", "image_segmenter, our input size", same_size=True),
         _server("litserve", "LitServe, as documented", "litserve_server", "eager", "litserve"),

@@ -1,11 +1,34 @@
 """From a coarse grid of logits to an image's size, one strip of the image at a time."""
 
+from dataclasses import dataclass
+from math import ceil
+from typing import Self
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-# So many columns are resized by a product with a matrix, on which processors are several times as quick.
+# So many columns are resized by products with matrices, on which processors are several times as quick.
 _FEW_COLUMNS = 64
+
+# A part of the image's columns needs but a part of the grid's: that saves half of the multiplications by 0.
+_PARTS = 4
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some columns of the image, those of the grid between which they lie, and the weights of these, float32."""
+
+    columns: slice
+    grid: slice
+    weights: Tensor
+
+    @classmethod
+    def of(cls, weights: Tensor, columns: slice) -> Self:
+        """Those columns' part of the weights of all columns of the grid for all of the image, (w, W)."""
+        used = weights[:, columns].any(dim=1).nonzero()
+        grid = slice(int(used[0]), int(used[-1]) + 1)
+        return cls(columns, grid, weights[grid, columns].contiguous())
 
 
 class Upsampling:
@@ -19,10 +42,12 @@ class Upsampling:
         (grid_height, grid_width), (height, self._width) = grid_hw, size_hw
         positions = (torch.arange(height) + 0.5) * (grid_height / height) - 0.5
         self._positions = positions.clamp(min=0, max=grid_height - 1)  # of the image's rows, in rows of the grid
-        self._columns = None
+        self._parts: list[_Part] = []
         if grid_width <= _FEW_COLUMNS:
-            columns = torch.eye(grid_width, device=device)[None, None]
-            self._columns = F.interpolate(columns, size=(grid_width, self._width), mode="bilinear")[0, 0]
+            grid = torch.eye(grid_width, device=device)[None, None]
+            columns = F.interpolate(grid, size=(grid_width, self._width), mode="bilinear")[0, 0]
+            width = ceil(self._width / _PARTS)
+            self._parts = [_Part.of(columns, slice(left, left + width)) for left in range(0, self._width, width)]
 
     def grid_rows(self, strip: slice) -> slice:
         """The rows of the grid between which a strip of the image's rows lies; the end may pass the grid's."""
@@ -35,6 +60,9 @@ class Upsampling:
         above = positions.long()
         below = (above + 1).clamp(max=logits.shape[1] - 1)
         rows = torch.lerp(logits[:, above], logits[:, below], (positions - above).view(1, -1, 1))
-        if self._columns is not None:
-            return rows @ self._columns
-        return F.interpolate(rows[None], size=(len(positions), self._width), mode="bilinear")[0]
+        if not self._parts:
+            return F.interpolate(rows[None], size=(len(positions), self._width), mode="bilinear")[0]
+        resized = rows.new_empty((*rows.shape[:2], self._width))
+        for part in self._parts:
+            torch.mm(rows.flatten(0, 1)[:, part.grid], part.weights, out=resized.flatten(0, 1)[:, part.columns])
+        return resized

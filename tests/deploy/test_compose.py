@@ -15,6 +15,7 @@ import pytest
 import requests
 import yaml
 
+from bench.serving.rivals.proxy import make_secrets, write_proxy
 from segserve.container.settings import variables
 from tests.conftest import PROJECT
 from tests.packed import pack
@@ -35,9 +36,7 @@ def secrets(tmp_path_factory):
     """The folder that `make-secrets.sh` fills."""
     if OPENSSL is None:
         pytest.skip("openssl is not installed: no secrets can be made")
-    folder = tmp_path_factory.mktemp("secrets")
-    subprocess.run(["sh", DEPLOY / "proxy" / "make-secrets.sh", folder], check=True)
-    return folder
+    return make_secrets(tmp_path_factory.mktemp("secrets"))
 
 
 @pytest.fixture(scope="module")
@@ -75,35 +74,14 @@ def proxy(server, secrets, tmp_path_factory):
     if NGINX is None:
         pytest.skip("nginx is not installed: the proxy is not run")
     folder = tmp_path_factory.mktemp("proxy")
-    (folder / "extra").mkdir()
-    for file in secrets.iterdir():
-        shutil.copy(file, folder)
-    folder.chmod(0o755)
     port, page_port = free_ports(2)
-    settings = (DEPLOY / "proxy" / "nginx.conf").read_text(encoding="utf-8")
-    places = {
-        "/tmp/": f"{folder}/",  # noqa: S108 - the first, as the others may put it in
-        "listen 8443": f"listen 127.0.0.1:{port}",
-        "server:8080": server[0],
-        "127.0.0.1:7860": f"127.0.0.1:{page_port}",
-        "/run/secrets/segserve": f"{folder}",
-        "/etc/nginx/extra": f"{folder}/extra",
-        "/dev/stdout": f"{folder}/access.log",
-    }
-    for there, here in places.items():
-        assert there in settings
-        settings = settings.replace(there, here)
-    if os.getuid() == 0:
-        settings = f"user root;\n{settings}"  # Debian's other user may not read what is ours
-    (folder / "nginx.conf").write_text(settings)
+    nginx = write_proxy(folder, secrets, port=port, server=server[0], page=f"127.0.0.1:{page_port}")
     page = [sys.executable, "-m", "segserve", "page", "--server", f"http://{server[0]}", "--port", str(page_port)]
     environment = {"SEGSERVE_TOKEN_FILE": str(secrets / "token")}
     url = f"https://127.0.0.1:{port}"
     with (
         process(*page, url=f"http://127.0.0.1:{page_port}", environment=environment),
-        process(
-            NGINX, "-c", folder / "nginx.conf", "-g", "daemon off;", url=f"{url}/ping", verify=str(secrets / "tls.crt")
-        ),
+        process(*nginx, url=f"{url}/ping", verify=str(secrets / "tls.crt")),
     ):
         yield url, folder / "access.log"
 

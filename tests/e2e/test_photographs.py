@@ -1,11 +1,15 @@
 """The main job: real photographs go in over HTTP, and their cat and their person come out."""
 
+import io
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from bench.memory import peak_python_bytes
 from segserve.archive import build_archive
 from segserve.client import RefusedError, SegmentationClient
 from segserve.runtime.record import read_record
@@ -20,12 +24,17 @@ INSIDE = {"chelsea": ("cat", (110, 60, 330, 290)), "astronaut": ("person", (110,
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
+def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
     with TorchServe.start([build_archive(EMBEDDED, folder)], folder / "run") as server:
         server.wait_ready()
-        with SegmentationClient(server.inference_url, token=server.inference_token) as client:
-            yield client
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with SegmentationClient(server.inference_url, token=server.inference_token) as client:
+        yield client
 
 
 def test_server_first_requests_after_ready_are_not_slower_than_later_ones(client, photographs):
@@ -46,6 +55,19 @@ def test_server_real_photograph_gets_its_class(client, photographs, name):
     shares = {share.label: share.fraction for share in segmentation.classes}
     foreground = {found: share for found, share in shares.items() if found != "background"}
     assert max(foreground, key=foreground.get) == label
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_server_16_megapixels_take_less_than_1_5_gb(server, client, photographs, file_format, at_once):
+    """The logits of such an image alone would take 1.4 GB, were they ever there at once."""
+    with Image.open(io.BytesIO(photographs["astronaut"])) as small, io.BytesIO() as file:
+        small.resize((4096, 4096)).save(file, file_format)
+        image = file.getvalue()
+    with ThreadPoolExecutor(at_once) as clients:
+        segmentations = list(clients.map(client.segment, [image] * at_once))
+    assert all(segmentation.label_map.shape == (4096, 4096) for segmentation in segmentations)
+    assert peak_python_bytes(server.pid) < 1.5e9
 
 
 def test_server_refusal_reaches_the_client_with_its_code(client):

@@ -7,7 +7,8 @@ import uvicorn
 from fastapi import FastAPI, Response, UploadFile
 
 from .device import first_device
-from .python_server import HOST, server_arguments
+from .processes import HOST
+from .python_server import server_arguments
 from .steps import STEPS
 
 

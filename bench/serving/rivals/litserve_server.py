@@ -9,7 +9,8 @@ from pathlib import Path
 import litserve
 import torch
 
-from .python_server import HOST, server_arguments
+from .processes import HOST
+from .python_server import server_arguments
 from .steps import STEPS, LabelMap
 
 TIMEOUT_S = 300  # in place of 30: a large network with 32 clients needs more, and a refusal would be no measurement

@@ -1,29 +1,18 @@
 """A server that is a Python module: `python -m bench.serving.rivals.MODULE --port ... `, on a free port."""
 
 import argparse
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import requests
-
-from segserve.server.tree import ProcessTree
-
 from ..contestant import Opened
-from ..errors import BenchError
 from ..load import Door
 from ..over_http import HttpContestant
 from ..workload import Workload
+from .processes import HOST, free_port, running
 from .steps import STEPS
-
-HOST = "127.0.0.1"
-READY_S = 600
-_POLL_S = 0.25
-_STOP_S = 20
 
 # How each module takes images, as the documentation of its framework shows it.
 _DOORS: Mapping[str, Callable[[str], Door]] = {
@@ -39,43 +28,13 @@ def open_python_server(workload: Workload, *, title: str, module: str, network: 
     Raises:
         BenchError: it ends early, or is not ready in time.
     """
-    port, log = _free_port(), workload.scratch / f"{module}-{network}.log"
+    port = free_port()
     command = [sys.executable, "-m", f"{__package__}.{module}", "--port", str(port)]
     command += ["--model", str(workload.model), "--network", network]
     began_s = time.monotonic()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    tree = ProcessTree.of(process.pid)
-    try:
-        _wait_until_healthy(f"http://{HOST}:{port}/health", process, log)
+    with running(command, workload.scratch / f"{module}-{network}.log", f"http://{HOST}:{port}/health") as pid:
         contestant = HttpContestant(_DOORS[module](f"http://{HOST}:{port}/predict"), workload)
-        yield Opened({title: contestant}, process.pid, time.monotonic() - began_s)
-    finally:
-        tree.stop(_STOP_S)
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            words = log.read_text(errors="replace").split()
-            raise BenchError(f"it ended with status {process.returncode}: {' '.join(words)[-300:]}")
-        try:
-            if requests.get(url, timeout=5).ok:
-                return
-        except requests.RequestException:
-            pass  # it does not listen yet
-        time.sleep(_POLL_S)
-    raise BenchError(f"it is not ready after {READY_S} s")
+        yield Opened({title: contestant}, pid, time.monotonic() - began_s)
 
 
 def server_arguments() -> argparse.Namespace:
