@@ -37,6 +37,8 @@ def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int],
     network = load_network(record, folder)
     segmenter = Segmenter.of(network, record, settings=_FLOAT32)
     network.ranges = measure_ranges(network, _inputs(segmenter, images, report))
+    if not network.ranges:
+        raise ModelError(f"{record.name} cannot be computed in 8 bits: oneDNN does not compute its convolutions here")
     if has_vnni():
         try:
             quantized_network(network, segmenter.device)

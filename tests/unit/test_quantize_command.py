@@ -1,0 +1,86 @@
+"""`segserve quantize` as it is typed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from segserve.cli import app
+from segserve.runtime.record import read_record
+from segserve.runtime.weights import RANGES_FILE, load_network
+
+from .tiny import write_tiny_model
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    return write_tiny_model(folder)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(5):
+        pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((80, 60)).save(folder / f"{number}.png")
+    return folder
+
+
+def quantize(*arguments: object):
+    return CliRunner().invoke(app, ["quantize", *map(str, arguments)])
+
+
+def refusal(*arguments: object) -> str:
+    """The one line that a command that fails prints."""
+    result = quantize(*arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("segserve: ")]
+    assert "Traceback" not in result.stderr
+    return line
+
+
+def test_quantize_names_the_ranges_in_the_record_and_says_what_to_set(model, pictures):
+    result = quantize(model, pictures, "--most", 3)
+    assert result.exit_code == 0, result.stderr
+    assert "set precision: int8 in its model-config.yaml" in result.stdout
+    assert "3/3" in result.stderr
+    record = read_record(model)
+    assert record.int8 is not None
+    ranges = load_network(record, model).ranges
+    assert "head.4" in ranges
+    assert all(least <= 0 <= largest for least, largest in ranges.values())
+
+
+def test_quantize_again_gives_the_same_file(model, pictures):
+    assert quantize(model, pictures).exit_code == 0
+    content = (model / RANGES_FILE).read_bytes()
+    assert quantize(model, pictures).exit_code == 0
+    assert (model / RANGES_FILE).read_bytes() == content
+
+
+def test_quantize_image_that_is_none_names_it_and_writes_nothing(model, pictures):
+    (pictures / "broken.png").write_bytes(b"no image")
+    assert f"{pictures}/broken.png: not an image" in refusal(model, pictures)
+    assert read_record(model).int8 is None
+    assert not (model / RANGES_FILE).exists()
+
+
+def test_quantize_folder_without_images_is_refused(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no images" in refusal(model, tmp_path / "empty")
+
+
+def test_quantize_model_that_is_not_there_is_refused(pictures):
+    assert "'nobody': no model folder" in refusal("nobody", pictures)
+
+
+def test_quantize_where_convolutions_cannot_be_watched_is_refused(model, pictures, monkeypatch):
+    monkeypatch.setattr("segserve.quantize.fused_network", lambda network, dtype: network)
+    assert "tiny cannot be computed in 8 bits: oneDNN does not compute its convolutions here" in refusal(
+        model, pictures
+    )
