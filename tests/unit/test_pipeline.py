@@ -305,12 +305,12 @@ def test_warm_up_shows_the_network_every_shape_of_photograph():
             seen.add(tuple(inputs.shape))
             return self.network(inputs)
 
-    pipeline_with(Watching()).warm_up(images=1)
+    pipeline_with(Watching()).warm_up()
     assert seen == {(1, 3, 64, 64), (1, 3, 32, 64), (1, 3, 64, 32)} or seen == {(1, 3, 64, 64)}
 
 
 def test_warm_up_of_the_smallest_input_works():
     record = tiny_record(input=InputRule(resize=ResizeRule(size_px=1), mean=(0.5,) * 3, std=(0.5,) * 3))
     segmenter = Segmenter(tiny_network(record), record, device=CPU, settings=FP32)
-    Pipeline(segmenter, FP32).warm_up(images=1)
+    Pipeline(segmenter, FP32).warm_up()
     assert segmenter.segment(noise(3, 4)).label_map.shape == (3, 4)
