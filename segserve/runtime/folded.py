@@ -67,20 +67,19 @@ def folded_network(network: nn.Module, dtype: torch.dtype, device: torch.device)
         RuntimeError: the device cannot be used, or has no memory left.
     """
 
-    def folded(copied: nn.Module, image: Tensor) -> nn.Module:
+    def folded(copied: nn.Module, image: Tensor) -> "_Compared":
         with torch.inference_mode(mode=False), torch.no_grad():  # tensors of inference cannot be moved afterwards
             fold(copied, image, partial(FoldedConv2d, dtype=dtype))
             return _Compared(copied.to(device).to(memory_format=torch.channels_last), device)
 
     try:
-        compared = stand_in(network, folded, dtype, _TOLERANCES[dtype])
+        return stand_in(network, folded, dtype, _TOLERANCES[dtype]).network
     except StandInError as error:
         cause = error.__cause__
         if cause is not None and (is_device_failure(cause) or is_out_of_memory(cause)):
             raise cause from None  # that concerns more than the folding
         logger.warning("the network runs unfolded on %s, which is slower: %s", device, error)
         return network
-    return compared.network if isinstance(compared, _Compared) else compared
 
 
 class _Compared(nn.Module):

@@ -52,7 +52,7 @@ class Segmenter:
         self.record = record
         self.device = device
         self.dtype = _dtype(settings, device)
-        self.precision = "int8" if settings.precision == "int8" else str(self.dtype).removeprefix("torch.")
+        self.precision = "int8" if settings.precision == "int8" else _name_of(self.dtype)
         self._resize: ResizeRule = settings.resize or record.input.resize
         self._network: Callable[[Tensor], Tensor] = (
             _in_dtype(network, self.dtype).to(device).to(memory_format=torch.channels_last).eval()
@@ -93,7 +93,7 @@ class Segmenter:
                 return cls(quantized_network(network, device), record, device=device, settings=settings)
             except StandInError as error:
                 settings = settings.model_copy(update={"precision": "auto"})
-                instead = str(_dtype(settings, device)).removeprefix("torch.")
+                instead = _name_of(_dtype(settings, device))
                 logger.warning("the network computes in %s instead of int8: %s", instead, error)
         if not settings.fuse or device.type not in ("cpu", "cuda"):
             return cls(network, record, device=device, settings=settings)
@@ -226,6 +226,10 @@ def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
     if settings.precision == "auto":
         return torch.bfloat16 if has_bf16(device) else torch.float32
     return torch.bfloat16 if settings.precision == "bf16" else torch.float32
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -2,10 +2,15 @@
 
 import copy
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from .device import reason
+
+Made = TypeVar("Made", bound=nn.Module)
 
 # Size of the image on which the two are compared: small, and a multiple of all strides.
 TYPICAL_HW = (128, 160)
@@ -16,8 +21,8 @@ class StandInError(Exception):
 
 
 def stand_in(
-    network: nn.Module, make: Callable[[nn.Module, Tensor], nn.Module], dtype: torch.dtype, tolerance: float
-) -> nn.Module:
+    network: nn.Module, make: Callable[[nn.Module, Tensor], Made], dtype: torch.dtype, tolerance: float
+) -> Made:
     """What `make` makes of a copy of the network, for inference; it may change the copy.
 
     Args:
@@ -37,7 +42,7 @@ def stand_in(
             made = make(copy.deepcopy(network), image)
             error = _relative_error(made(image.to(dtype)).float(), network(image))
     except Exception as failure:
-        raise StandInError(f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}") from failure
+        raise StandInError(reason(failure)) from failure
     if not error <= tolerance:  # NaN, too
         raise StandInError(f"its logits differ by {error:.2g} standard deviations")
     return made

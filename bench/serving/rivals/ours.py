@@ -19,8 +19,7 @@ from ..errors import BenchError
 from ..load import Door
 from ..over_http import HttpContestant
 from ..workload import Workload
-
-READY_S = 600
+from .processes import READY_S
 
 
 @contextmanager

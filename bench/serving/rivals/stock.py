@@ -24,7 +24,7 @@ from ..errors import BenchError
 from ..load import Door
 from ..over_http import HttpContestant
 from ..workload import Workload
-from .ours import READY_S
+from .processes import READY_S
 
 NAME = "stock"
 _HERE = Path(__file__).parent
