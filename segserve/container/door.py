@@ -16,9 +16,10 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from ..runtime.errors import InternalError, OverloadedError, SegserveError, TooLargeError, UnavailableError
+from ..runtime.errors import InternalError, SegserveError, TooLargeError, UnavailableError
 from ..server.refusals import RefusalError, unknown_method, unknown_path
 from .arriving import Body, too_large
+from .failures import raise_for_failure
 from .limits import Limits
 from .tokens import TokenFile
 from .turns import Turns
@@ -151,7 +152,7 @@ class Door:
                 return web.Response(status=_SENDER_GONE)
             answer = await self._pass_on(request, place)
         assert isinstance(answer.body, bytes)  # noqa: S101 - tells mypy
-        _raise_for_transient(answer.status, answer.body)
+        raise_for_failure(answer.status, answer.body)
         return answer
 
     async def _describe(self, request: web.Request) -> web.Response:
@@ -203,34 +204,6 @@ class Door:
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """Without those that concern one connection alone (RFC 9110, 7.6.1), and without the token."""
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in _HOP_BY_HOP)
-
-
-def _raise_for_transient(status: int, content: bytes) -> None:
-    """Returns but where TorchServe itself refused a prediction that may well be asked for again: it does not say when.
-
-    A worker that died is its 500 or its 507, whichever thread of its own is first. The handler's, in another form, are
-    a fault at this image and an image that there was no memory for.
-
-    Raises:
-        OverloadedError: its queue is full.
-        UnavailableError: the worker that had the request is gone.
-    """
-    if status < InternalError.status:
-        return
-    match _type_of(content):
-        case "ServiceUnavailableException":
-            raise OverloadedError("as many requests wait as may, or no worker is ready; send it again later")
-        case "InternalServerException":
-            raise UnavailableError("the process that had this request is gone; send it again")
-
-
-def _type_of(content: bytes) -> object:
-    """Of an error as TorchServe's front end writes it; None of any other."""
-    try:
-        document = json.loads(content)
-    except ValueError:
-        return None
-    return document.get("type") if isinstance(document, dict) else None
 
 
 def _refusal(refusal: RefusalError) -> web.Response:

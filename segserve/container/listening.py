@@ -50,7 +50,8 @@ async def listening(
     runners = []
     try:
         for app, taken in apps:
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain_timeout_s)
+            # Bodies are passed on as they come: unpacked they would no longer be what their headers say.
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain_timeout_s, auto_decompress=False)
             await runner.setup()
             runners.append(runner)
             await web.SockSite(runner, taken, backlog=_BACKLOG).start()

@@ -1,5 +1,6 @@
 """Hostile requests over a real socket to real servers: answered as documented, by workers that live on."""
 
+import base64
 import http.client
 import json
 import os
@@ -7,20 +8,25 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from typing import NamedTuple
 
 import psutil
 import pytest
 
+from bench.memory import peak_python_bytes
 from segserve.archive import build_archive
 from segserve.server.endpoint import ENGINES
-from segserve.server.running import RunningServer
+from tests.faults.served import TOKEN as SERVED_TOKEN
+from tests.faults.served import Served
 from tests.unit.tiny import write_tiny_model
-from tests.unit.torchserve import Request
+from tests.unit.torchserve import Part, Request
 
 from .bodies import IMAGE
+from .bombs import MOST_BYTES
 from .cases import SEED, all_cases
 from .leaks import leaks_of
 from .lines import GOOD_PATH, TOKEN, on_the_wire
+from .test_in_process import MOST_MEMORY_BYTES
 from .test_poison import workers
 
 DOCUMENTED = {200, 400, 404, 405, 406, 413, 415, 422}
@@ -29,7 +35,7 @@ EVERY = 1 if os.environ.get("SEGSERVE_HOSTILE") == "all" else 20
 PATIENCE_S = 5
 
 # What TorchServe's front end, which is Java, throws at malformed paths and forms. It answers 500 or 403 before a worker
-# sees the request, in its own words; nothing of ours stands before it here (docs/hostile-input.md).
+# sees the request, in its own words, where the container's door does not stand before it (docs/hostile-input.md).
 THROWN_BY_TORCHSERVE = {
     "ArrayIndexOutOfBoundsException",
     "StringIndexOutOfBoundsException",
@@ -39,23 +45,42 @@ THROWN_BY_TORCHSERVE = {
 }
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    if request.param == "ray":
+CONTAINER = "container"
+"""The command of the image: TorchServe behind its door."""
+
+
+class Target(NamedTuple):
+    url: str
+    token: str
+    pid: int
+    engine: str
+
+
+@pytest.fixture(scope="module", params=[*ENGINES, CONTAINER])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    engine = request.param
+    if engine == "ray":
         pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segserve[ray]'")
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "tiny").mkdir()
     archive = build_archive(write_tiny_model(folder / "tiny"), folder)
-    with ENGINES[request.param].start([archive], tmp_path_factory.mktemp(request.param) / "run") as server:
-        server.wait_ready(timeout_s=300)
-        yield server
+    if engine == CONTAINER:
+        served = Served(tmp_path_factory.mktemp(engine), archive)
+        try:
+            yield Target(served.wait_ready().url, SERVED_TOKEN, served.command.process.pid, engine)
+        finally:
+            served.stop()
+        return
+    with ENGINES[engine].start([archive], tmp_path_factory.mktemp(engine) / "run") as running:
+        running.wait_ready(timeout_s=300)
+        yield Target(running.inference_url, running.inference_token, running.pid, engine)
 
 
-def exchanged(server: RunningServer, request: bytes, timeout_s: float = 60) -> tuple[int, bytes] | None:
+def exchanged(server: Target, request: bytes, timeout_s: float = 60) -> tuple[int, bytes] | None:
     """Status and body of the answer; None where the server hangs up without one, or waits for more to come."""
     with closing(socket.create_connection(server_address(server), timeout=timeout_s)) as connection:
         with suppress(ConnectionError):  # it has seen enough, and its answer may be there
-            connection.sendall(request.replace(TOKEN.encode(), server.inference_token.encode()))
+            connection.sendall(request.replace(TOKEN.encode(), server.token.encode()))
         try:
             response = http.client.HTTPResponse(connection)
             response.begin()
@@ -64,8 +89,8 @@ def exchanged(server: RunningServer, request: bytes, timeout_s: float = 60) -> t
             return None
 
 
-def server_address(server: RunningServer) -> tuple[str, int]:
-    host, _, port = server.inference_url.removeprefix("http://").partition(":")
+def server_address(server: Target) -> tuple[str, int]:
+    host, _, port = server.url.removeprefix("http://").partition(":")
     return host, int(port)
 
 
@@ -90,7 +115,7 @@ def as_http(request: Request) -> bytes | None:
     return "\r\n".join([*head, *lines, f"Content-Length: {len(body)}", "", ""]).encode("utf-8", "replace") + body
 
 
-def thrown_by_torchserve(server: RunningServer, body: bytes) -> bool:
+def thrown_by_torchserve(server: Target, body: bytes) -> bool:
     found = re.search(rb'"type": "(\w+)"', body)
     return server.engine == "torchserve" and bool(found) and found[1].decode() in THROWN_BY_TORCHSERVE
 
@@ -127,6 +152,16 @@ def test_hostile_sample_is_answered_as_documented_by_the_same_worker(server):
     assert_good_image_is_answered(server)
 
 
+def test_largest_json_of_tiny_members_is_refused_in_little_memory(server):
+    members = b"{}," * (MOST_BYTES // 3)
+    body = b'{"data": "%s", "mask": [%s0]}' % (base64.b64encode(IMAGE), members)
+    got = exchanged(server, as_http(Request((Part(body, "body"),), {"Content-Type": "application/json"})))
+    assert got is not None
+    assert got[0] == 400
+    assert json.loads(got[1])["error"]["code"] == "bad_json"
+    assert peak_python_bytes(server.pid) < MOST_MEMORY_BYTES
+
+
 def test_hostile_lines_are_answered_or_hung_up_on(server):
     before, wrong = workers(server), []
     for name, request in on_the_wire(SEED).items():
@@ -137,13 +172,13 @@ def test_hostile_lines_are_answered_or_hung_up_on(server):
             wrong.append((name, got))
             continue
         assert_documented(got[1], got[0], name)
-        assert not any(secret in got[1] for secret in (b"root:", b"api_key", server.inference_token.encode())), name
+        assert not any(secret in got[1] for secret in (b"root:", b"api_key", server.token.encode())), name
     assert not wrong
     assert workers(server) == before
     assert_good_image_is_answered(server)
 
 
-def assert_good_image_is_answered(server: RunningServer) -> None:
+def assert_good_image_is_answered(server: Target) -> None:
     headers = {"X-Segment-Mask": "none"}
     lines = [f"POST {GOOD_PATH} HTTP/1.1", "Host: a", f"Authorization: Bearer {TOKEN}", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in headers.items()]

@@ -1,6 +1,7 @@
 """The door, over real sockets, before a small server in TorchServe's place that tells what reaches it."""
 
 import asyncio
+import gzip
 import socket
 from contextlib import asynccontextmanager
 
@@ -23,6 +24,10 @@ REFUSALS = {  # of TorchServe itself, and of the handler for an image that it ha
     "died": (507, {"code": 507, "type": "InternalServerException", "message": "Worker died."}),
     "died-too": (500, {"code": 500, "type": "InternalServerException", "message": "Worker died."}),
     "fault": (500, {"error": {"code": "internal_error", "message": "the server failed at this image"}}),
+    "form": (500, {"code": 500, "type": "ErrorDataDecoderException", "message": "java.lang.NullPointerException"}),
+    "path": (403, {"code": 403, "type": "IllegalArgumentException", "message": "invalid hex byte"}),
+    "java": (500, {"code": 500, "type": "IOException", "message": "/run/FUp_123: No space left on device"}),
+    "unknown": (404, {"code": 404, "type": "ModelNotFoundException", "message": "Model not found: unknown"}),
     "no-memory": (507, {"error": {"code": "out_of_memory", "message": "no memory left for this image"}}),
 }
 
@@ -214,6 +219,34 @@ def test_request_that_never_ends_is_ended(tokens, pause_s, status, code):
 def test_refusal_that_passes_says_when_to_come_again(tokens, path, status, code, retry_after):
     answered, told, headers = asked(tokens, path=f"/predictions/{path}", data=b"x")
     assert (answered, told["error"]["code"], headers.get("Retry-After")) == (status, code, retry_after)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        pytest.param("form", 400, "bad_request", id="form-that-java-cannot-read"),
+        pytest.param("path", 400, "bad_request", id="path-that-java-cannot-read"),
+        pytest.param("java", 500, "internal_error", id="torchserve-failed"),
+    ],
+)
+def test_what_java_throws_is_told_in_our_words(tokens, caplog, path, status, code):
+    answered, told, _ = asked(tokens, path=f"/predictions/{path}", data=b"x")
+    assert (answered, told["error"]["code"]) == (status, code)
+    thrown = REFUSALS[path][1]
+    assert thrown["type"] not in str(told)
+    assert thrown["message"] not in str(told)
+    assert thrown["message"] in caplog.text
+
+
+def test_refusal_of_torchserve_by_the_contract_stays_what_it_is(tokens):
+    assert asked(tokens, path="/predictions/unknown", data=b"x")[:2] == REFUSALS["unknown"]
+
+
+def test_compressed_body_reaches_torchserve_as_it_came(tokens):
+    body = gzip.compress(bytes(5000))
+    answer = asked(tokens, data=body, headers={"Content-Encoding": "gzip"})
+    assert answer[0] == 201
+    assert (answer[1]["bytes"], answer[1]["headers"]["content-encoding"]) == (len(body), "gzip")
 
 
 def test_refusal_of_the_management_api_stays_what_it_is(tokens):
