@@ -12,7 +12,7 @@ RIVALS := .venv/.rivals-installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup demo batch-demo serve page stop mar image image-test test hostile faults check format bench determinism audit sbom clean
+.PHONY: help setup demo batch-demo serve page stop mar image image-test test hostile faults lint check format bench determinism audit sbom clean
 
 help: ## list the targets
 	echo "usage: make TARGET [MODEL=embedded] [PYTHON=python3]"
@@ -66,10 +66,12 @@ faults: $(STAMP) ## kill, fill, slow down and starve a server under load, and co
 hostile: $(STAMP) ## send thousands of hostile requests, every one of them (about 15 minutes; docs/hostile-input.md)
 	SEGSERVE_HOSTILE=all $(BIN)/python -m pytest -q tests/hostile
 
-check: $(STAMP) ## lint, formatting, types and unit tests: the gate before a commit
+lint: $(STAMP) ## lint, formatting and types
 	echo "ruff check" && $(BIN)/ruff check .
 	echo "ruff format" && $(BIN)/ruff format --check --quiet .
 	echo "mypy" && $(BIN)/mypy
+
+check: lint ## lint and unit tests: the gate before a commit
 	echo "unit tests" && $(BIN)/python -m pytest -q tests/unit
 
 format: $(STAMP) ## format the code and repair what can be repaired
@@ -84,7 +86,7 @@ $(RIVALS): $(STAMP)
 bench: $(RIVALS) ## measure the server beside the bare network and its rivals (about an hour; BENCH="--rounds 1")
 	$(BIN)/python -m bench --model $(MODEL) $(BENCH)
 
-determinism: $(STAMP) ## ask a server 1,000 times under load for the same images: the answers must be the same bytes
+determinism: $(STAMP) ## ask a server 1,000 times under load for each of some images: the answers must be the same bytes
 	SEGSERVE_REPETITIONS=1000 $(BIN)/python -m pytest -q tests/e2e/test_determinism.py
 
 audit: ## ask for known vulnerabilities of the packages of constraints.txt; says so where nobody can be asked

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import PROJECT
 
-CHECKED = ["check", "test"]
+CHECKED = ["lint", "test"]
 BUILT = [*CHECKED, "image", "image-test"]
 
 
