@@ -33,7 +33,12 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        return orjson.dumps({name: _as_utf8(value) for name, value in line.items()}, default=str).decode()
+
+
+def _as_utf8(value: object) -> object:
+    """Bytes of a header that are no UTF-8 arrive as surrogates, which JSON has no room for."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def log_to(stream: TextIO = sys.stdout) -> None:

@@ -26,6 +26,13 @@ def test_log_with_fields_and_odd_text_is_one_object_a_line(lines):
     assert line == {"level": "warning", "logger": "here", "message": 'two\nlines, "quotes" and é', "status": 200}
 
 
+def test_log_of_a_header_that_is_no_text_is_one_object_a_line(lines):
+    sent = b"00-\xff-01".decode("utf-8", "surrogateescape")
+    logging.getLogger("here").info("asked", extra={"fields": {"traceparent": sent}})
+    [line] = lines()
+    assert line["traceparent"] == "00-\\udcff-01"
+
+
 def test_log_of_an_exception_holds_its_traceback(lines):
     try:
         raise ValueError("broken")
