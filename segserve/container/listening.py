@@ -2,15 +2,32 @@
 
 import asyncio
 import errno
+import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web, web_response
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ..server.errors import ServerError
 
 _BACKLOG = 512
+
+
+class _WithoutItsText(logging.Filter):
+    """Tells of a request that is no HTTP in one line: its text may hold a token, and floods are made of tracebacks."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+            record.exc_info = None
+            record.msg = "400: no HTTP, from %s"
+            record.levelno, record.levelname = logging.INFO, "INFO"
+        return True
+
+
+logger = logging.getLogger("segserve.door.http")
+logger.addFilter(_WithoutItsText())
 
 
 def bind(host: str, port: int, variable: str) -> socket.socket:
@@ -51,7 +68,9 @@ async def listening(
     try:
         for app, taken in apps:
             # Bodies are passed on as they come: unpacked they would no longer be what their headers say.
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain_timeout_s, auto_decompress=False)
+            runner = web.AppRunner(
+                app, access_log=None, logger=logger, shutdown_timeout=drain_timeout_s, auto_decompress=False
+            )
             await runner.setup()
             runners.append(runner)
             await web.SockSite(runner, taken, backlog=_BACKLOG).start()
