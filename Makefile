@@ -12,7 +12,7 @@ RIVALS := .venv/.rivals-installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup demo batch-demo serve page stop mar image image-test test hostile faults lint check format bench determinism audit sbom clean
+.PHONY: help setup demo batch-demo serve page stop mar image image-test test hostile faults lint check format bench determinism lock audit sbom clean
 
 help: ## list the targets
 	echo "usage: make TARGET [MODEL=embedded] [PYTHON=python3]"
@@ -88,6 +88,11 @@ bench: $(RIVALS) ## measure the server beside the bare network and its rivals (a
 
 determinism: $(STAMP) ## ask a server 1,000 times under load for each of some images: the answers must be the same bytes
 	SEGSERVE_REPETITIONS=1000 $(BIN)/python -m pytest -q tests/e2e/test_determinism.py
+
+lock: ## write deploy/locks anew: every package of the images with the SHA-256 of its files (after a change of versions)
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip --quiet --disable-pip-version-check --no-input install --constraint constraints.txt uv
+	build/lock/bin/python deploy/lock.py
 
 audit: ## ask for known vulnerabilities of the packages of constraints.txt; says so where nobody can be asked
 	$(PYTHON) -m venv build/audit

@@ -1,0 +1,87 @@
+"""Writes deploy/locks: what the images are made of, every package with the SHA-256 of each of its files.
+
+    python lock.py          (`make lock`, which brings uv)
+
+PyTorch and what it needs have a lock of their own: its wheels without CUDA are other files, of another index.
+"""
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+PROJECT = HERE.parent
+LOCKS = HERE / "locks"
+
+# No command line and no packing of archives in the server's image, no model in that of the page.
+_WITHOUT = {
+    "container": {"rich", "tenacity", "torch-model-archiver", "typer"},
+    "page": {"safetensors", "timm", "torch", "torch-model-archiver", "torchserve", "torchvision"},
+}
+_COMMAND = ("-m", "uv", "pip", "compile", "-", "--quiet", "--universal", "--python-version=3.11", "--generate-hashes")
+_PLAIN = ("--no-header", "--no-annotate")
+
+
+class Lock(NamedTuple):
+    """What an image gets where it has the packages of the locks `beside`."""
+
+    requirements: Sequence[str]
+    beside: Sequence[str] = ()
+
+
+def locks() -> Mapping[str, Lock]:
+    """By name, and in the order in which they build on each other."""
+    return {
+        "torch": Lock(["torch", "torchvision"]),
+        "container": Lock(_of_extras("container"), beside=["torch"]),
+        "ray": Lock(_of_extras("container", "ray"), beside=["torch", "container"]),
+        "archiver": Lock(["torch-model-archiver"]),
+        "page": Lock(_of_extras("page", "demo")),
+    }
+
+
+def _of_extras(*extras: str) -> list[str]:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = [*project["dependencies"]]
+    for extra in extras:
+        requirements += project["optional-dependencies"][extra]
+    without = _WITHOUT[extras[0]]
+    if missing := without - set(map(name_of, requirements)):
+        sys.exit(f"pyproject.toml has no dependency {', '.join(sorted(missing))}: mend deploy/lock.py")
+    return [each for each in requirements if name_of(each) not in {*without, project["name"]}]
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement)[0]
+
+
+def names_in(lock: str) -> list[str]:
+    """The packages of a lock's text."""
+    return [name_of(line) for line in lock.splitlines() if line[:1].strip()]
+
+
+def _locked(requirements: Iterable[str], but: Iterable[str]) -> str:
+    """The requirements with all that they need, but for some packages."""
+    left_out = [f"--no-emit-package={name}" for name in but]
+    command = [sys.executable, *_COMMAND, *_PLAIN, *left_out, f"--constraint={PROJECT / 'constraints.txt'}"]
+    done = subprocess.run(command, input="\n".join(requirements), capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"uv could not lock: {done.stderr.strip()}")
+    return done.stdout
+
+
+def main() -> None:
+    LOCKS.mkdir(exist_ok=True)
+    written: dict[str, str] = {}
+    for name, lock in locks().items():
+        there = [package for other in lock.beside for package in names_in(written[other])]
+        written[name] = _locked(lock.requirements, but=there)
+        (LOCKS / f"{name}.txt").write_text(written[name], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
