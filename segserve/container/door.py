@@ -5,10 +5,12 @@ first, however much that is, and at SIGTERM it drops the requests that it has. T
 passes requests on as they come.
 """
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import NamedTuple, Self
 
 import aiohttp
@@ -36,6 +38,7 @@ _HOP_BY_HOP = frozenset(
 )
 _TELLING_NOTHING = frozenset({"/ping", "/metrics"})  # asked every few seconds
 _SENDER_GONE = 499  # as nginx says it, in the log alone
+_TURN = web.RequestKey("turn", AsyncExitStack)  # of a request, which ends with its answer
 _OWN_HEADERS = {hdrs.SERVER: "segserve", "X-Content-Type-Options": "nosniff"}  # aiohttp's would tell versions
 
 
@@ -117,7 +120,11 @@ class Door:
 
     @web.middleware
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every refusal as JSON, every answer logged."""
+        """Every refusal as JSON, every answer logged, every turn held until the answer is out."""
+        async with AsyncExitStack() as request[_TURN]:
+            return await self._answer(request, handler)
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         began = time.perf_counter()
         try:
             response = await handler(request)
@@ -135,9 +142,23 @@ class Door:
         response.headers.update(_OWN_HEADERS)
         if self.closing:
             response.force_close()
+        await self._send(request, response)
         if request.path not in _TELLING_NOTHING:
             _log(request, response, time.perf_counter() - began)
         return response
+
+    async def _send(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Answers lie in memory until they are read: whoever does not read is left."""
+        try:
+            async with asyncio.timeout(self._limits.request_s):
+                await response.prepare(request)
+                await response.write_eof()
+        except TimeoutError:
+            logger.warning("an answer was not read within %g s", self._limits.request_s)
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:  # its sender left
+            pass
 
     async def _ping(self, _: web.Request) -> web.Response:
         if self.obstacle is not None:
@@ -146,18 +167,21 @@ class Door:
 
     async def _predict(self, request: web.Request) -> web.Response:
         self._token.check(request.headers.get(hdrs.AUTHORIZATION))
-        place = self._behind().inference
-        async with self._turns.turn(self._client(request)):
-            if request.transport is None:  # its sender left while it waited: nobody computes for nobody
-                return web.Response(status=_SENDER_GONE)
-            answer = await self._pass_on(request, place)
+        return await self._pass_on_in_turn(request, self._behind().inference)
+
+    async def _describe(self, request: web.Request) -> web.Response:
+        """In turn as well: with `customized=true` it waits in the queue of the images."""
+        self._token.check(request.headers.get(hdrs.AUTHORIZATION))
+        return await self._pass_on_in_turn(request, self._behind().management)
+
+    async def _pass_on_in_turn(self, request: web.Request, place: Place) -> web.Response:
+        await request[_TURN].enter_async_context(self._turns.turn(self._client(request)))
+        if request.transport is None:  # its sender left while it waited: nobody computes for nobody
+            return web.Response(status=_SENDER_GONE)
+        answer = await self._pass_on(request, place)
         assert isinstance(answer.body, bytes)  # noqa: S101 - tells mypy
         raise_for_failure(answer.status, answer.body)
         return answer
-
-    async def _describe(self, request: web.Request) -> web.Response:
-        self._token.check(request.headers.get(hdrs.AUTHORIZATION))
-        return await self._pass_on(request, self._behind().management)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return await self._pass_on(request, self._behind().metrics)

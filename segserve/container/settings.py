@@ -11,9 +11,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     field_validator,
@@ -37,6 +35,9 @@ _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
 _TOKEN_LIFE_MIN = 10 * 365 * 24 * 60  # TorchServe's own tokens never leave the container: they outlive it
 _FOREIGN = frozenset({"SEGSERVE_HOME", "SEGSERVE_MIRROR", "SEGSERVE_BROWSER", EXTRA_VARIABLE})  # of other commands
 _Port = Annotated[int, Field(ge=1, le=65535)]
+_PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]  # RFC 9110, 5.6.2
 
 
 class Device(StrEnum):
@@ -63,7 +64,7 @@ class Settings(BaseModel):
         device: `gpu` ends the container where there is none; `auto` takes one where there is one.
         config: a config.properties in place of the project's own.
         run_dir: where everything is written; a tmpfs will do.
-        request_timeout_s: how long a request may take to arrive.
+        request_timeout_s: how long a request may take to arrive, and its answer to be read.
         client_in_flight: how many requests of one client TorchServe has at a time; twice batchSize x workers keeps
             the workers busy with a single one.
         client_waiting: how many more requests of a client wait at the door.
@@ -87,13 +88,13 @@ class Settings(BaseModel):
     device: Device = Device.AUTO
     config: Path | None = None
     run_dir: Path = DEFAULT_RUN_DIR
-    request_timeout_s: PositiveFloat = 120
+    request_timeout_s: _PositiveSeconds = 120
     client_in_flight: PositiveInt = 8
     client_waiting: NonNegativeInt = 100
-    client_header: str | None = None
-    start_timeout_s: PositiveFloat = 120
-    drain_delay_s: NonNegativeFloat = 0
-    drain_timeout_s: NonNegativeFloat = 60
+    client_header: _HeaderName | None = None
+    start_timeout_s: _PositiveSeconds = 120
+    drain_delay_s: _Seconds = 0
+    drain_timeout_s: _Seconds = 60
 
     @field_validator("archive", mode="before")
     @classmethod

@@ -19,6 +19,7 @@ from segserve.server.errors import ServerError
 TOKEN, MANAGEMENT_TOKEN = "inference-token-of-users", "management-token-of-users"
 BEARER, MANAGEMENT_BEARER = (f"Bearer {token}" for token in (TOKEN, MANAGEMENT_TOKEN))
 SLOW_S = 0.4
+LONG_BYTES = 16_000_000  # more than the kernel keeps of an answer that nobody reads
 REFUSALS = {  # of TorchServe itself, and of the handler for an image that it has no memory for
     "full": (503, {"code": 503, "type": "ServiceUnavailableException", "message": "no worker to serve"}),
     "died": (507, {"code": 507, "type": "InternalServerException", "message": "Worker died."}),
@@ -35,6 +36,8 @@ REFUSALS = {  # of TorchServe itself, and of the handler for an image that it ha
 async def echo(request: web.Request) -> web.Response:
     if request.path.endswith("/slow"):
         await asyncio.sleep(SLOW_S)
+    if request.path.endswith("/long"):
+        return web.Response(body=bytes(LONG_BYTES))
     if request.path.endswith("/large"):
         return web.Response(status=413)
     if (name := request.path.rpartition("/")[2]) in REFUSALS:
@@ -286,6 +289,50 @@ def test_client_with_too_many_requests_is_refused_alone(tokens):
     assert [(answer[0], answer[1]["error"]["code"]) for answer in refused] == [(503, "overloaded")] * 2
     assert {answer[2]["Retry-After"] for answer in refused} == {"2"}
     assert light[0] == 201
+
+
+def test_client_with_many_descriptions_has_no_more_of_the_queue_than_with_images(tokens):
+    async def run():
+        async with opened(tokens, client_in_flight=1, client_waiting=2) as door:
+            asking = [door.ask(f"{door.inference}/models/slow?customized=true", "GET") for _ in range(5)]
+            return await asyncio.gather(*asking)
+
+    assert sorted(answer[0] for answer in asyncio.run(run())) == [201, 201, 201, 503, 503]
+
+
+def never_read(url):
+    """A connection that has asked for a long answer and reads no more than its beginning."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    connection.sendall(f"GET /predictions/long HTTP/1.1\r\nHost: x\r\nAuthorization: {BEARER}\r\n\r\n".encode())
+    assert connection.recv(12) == b"HTTP/1.1 200"
+    return connection
+
+
+def read_to_its_end(connection):
+    """How many bytes come until the connection ends, one way or the other."""
+    count = 0
+    try:
+        while piece := connection.recv(1 << 20):
+            count += len(piece)
+    except ConnectionResetError:
+        pass
+    return count
+
+
+def test_answers_that_a_client_does_not_read_take_its_turns_and_are_broken_off(tokens):
+    async def run():
+        async with opened(tokens, client_in_flight=1, client_waiting=0, request_s=1) as door:
+            with await asyncio.to_thread(never_read, door.inference) as connection:
+                beside = await door.ask(f"{door.inference}/predictions/net", data=b"x")
+                await asyncio.sleep(1.5)
+                after = await door.ask(f"{door.inference}/predictions/net", data=b"x")
+                return beside, after, await asyncio.to_thread(read_to_its_end, connection)
+
+    beside, after, read_bytes = asyncio.run(run())
+    assert (beside[0], beside[1]["error"]["code"]) == (503, "overloaded")
+    assert after[0] == 201
+    assert read_bytes < LONG_BYTES
 
 
 def test_client_that_left_while_it_waited_costs_no_computing(tokens, caplog):
