@@ -5,7 +5,7 @@ import logging
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
-from socket import socket
+from socket import AF_INET, AF_INET6, socket
 from typing import Any, Never
 
 from aiohttp import web
@@ -23,6 +23,7 @@ from .tokens import TokenFile
 logger = logging.getLogger("segserve.container")
 
 _WATCH_S = 2.0
+_LATE_REQUEST_S = 0.5
 _DRAWN_TOKEN = "token"  # noqa: S105 - the name of a file
 
 
@@ -37,7 +38,9 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
     _check_archives(settings)
+    _check_models_dir(settings)
     _check_run_dir(settings.run_dir)
+    _check_host(settings.host)
     door = _door(settings)
     apps = _bound(settings, door)
     server = TorchServe.start(
@@ -48,10 +51,29 @@ async def serve(settings: Settings) -> None:
         trusted=_trusted(settings),
     )
     with LogFollower(server.log_path), server:
-        async with door, listening(apps, drain_timeout_s=settings.drain_timeout_s):
-            await _first_of(_watch(server, door, settings.start_timeout_s), asked_to_stop.wait())
-            await _turn_away(door, settings.drain_delay_s)
-    logger.info("stopped; what was asked is answered")
+        answered = True
+        try:
+            async with (
+                door,
+                asyncio.timeout(None) as drain,
+                listening(apps, drain_timeout_s=settings.drain_timeout_s, late_request_s=_LATE_REQUEST_S),
+            ):
+                await _first_of(_watch(server, door, settings.start_timeout_s), asked_to_stop.wait())
+                await _turn_away(door, settings.drain_delay_s)
+                # aiohttp waits for its timeout twice: the end must come before whoever stops the container kills it.
+                drain.reschedule(asyncio.get_running_loop().time() + _LATE_REQUEST_S + settings.drain_timeout_s)
+        except TimeoutError:
+            if not drain.expired():
+                raise
+            answered = False
+    if answered:
+        logger.info("stopped; what was asked is answered")
+    else:
+        logger.warning(
+            "stopped; some requests took longer than SEGSERVE_DRAIN_TIMEOUT_S, %g s, and are lost: raise it, and with "
+            "it the time after which the container is killed",
+            settings.drain_timeout_s,
+        )
 
 
 def _check_archives(settings: Settings) -> None:
@@ -63,6 +85,14 @@ def _check_archives(settings: Settings) -> None:
             )
 
 
+def _check_models_dir(settings: Settings) -> None:
+    if "models_dir" in settings.model_fields_set and not settings.models_dir.is_dir():
+        raise ServerError(
+            f"SEGSERVE_MODELS_DIR: there is no folder {settings.models_dir}; mount it, as in "
+            f"docker run --volume FOLDER:{settings.models_dir}:ro"
+        )
+
+
 def _check_run_dir(run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -71,6 +101,17 @@ def _check_run_dir(run_dir: Path) -> None:
         raise ServerError(
             f"SEGSERVE_RUN_DIR: cannot write into {run_dir}: {error.strerror}; give the container a place to write, as "
             "in docker run --tmpfs /tmp"
+        ) from error
+
+
+def _check_host(host: str) -> None:
+    try:
+        with socket(AF_INET6 if ":" in host else AF_INET) as any_port:
+            any_port.bind((host, 0))
+    except OSError as error:
+        raise ServerError(
+            f"SEGSERVE_HOST: cannot listen on {host}: {error.strerror}; set it to an address of this machine, or to "
+            "0.0.0.0 for all of them"
         ) from error
 
 
@@ -141,5 +182,5 @@ async def _turn_away(door: Door, delay_s: float) -> None:
     """Tells whoever asks that this server goes, and goes on answering for as long as that takes to get round."""
     logger.info("asked to stop: requests are taken for %g s more, and all of them are answered", delay_s)
     door.obstacle = "the server is being stopped"
+    door.closing = True  # who asks again opens a connection, which leads elsewhere as soon as the word has got round
     await asyncio.sleep(delay_s)
-    door.closing = True

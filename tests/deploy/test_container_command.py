@@ -59,6 +59,37 @@ def test_command_stopped_under_load_answers_what_it_accepted_and_ends_with_0(var
     assert TOKEN not in str(lines)
 
 
+def test_command_being_stopped_keeps_no_connection_while_it_still_answers(variables, tmp_path):
+    url = f"http://127.0.0.1:{variables['PORT']}"
+    with running(tmp_path, **variables, DRAIN_DELAY_S=4) as command:
+        command.wait_ready(url)
+        with requests.Session() as session:
+            ask = {"data": b"x", "headers": {"Authorization": f"Bearer {TOKEN}"}, "timeout": 30}
+            assert "close" not in session.post(f"{url}/predictions/echo", **ask).headers.get("Connection", "")
+            command.process.send_signal(signal.SIGTERM)
+            while requests.get(f"{url}/ping", timeout=30).ok:
+                time.sleep(0.05)
+            answer = session.post(f"{url}/predictions/echo", **ask)
+        assert (answer.status_code, answer.headers.get("Connection")) == (200, "close")
+        assert command.process.wait(60) == 0
+
+
+def test_command_with_a_request_that_never_ends_is_stopped_in_time_and_says_what_it_lost(variables, archives, tmp_path):
+    url = f"http://127.0.0.1:{variables['PORT']}"
+    slow = pack(archives, "slow", ECHO.replace("time.sleep(0.1)", "time.sleep(60)"))
+    with running(tmp_path, **{**variables, "ARCHIVE": slow}, DRAIN_TIMEOUT_S=8) as command:
+        command.wait_ready(url)
+        with Load(f"{url}/predictions/slow", TOKEN, clients=1) as load:
+            time.sleep(1)
+            command.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert command.process.wait(60) == 0
+            assert time.monotonic() - began < 8 + 7  # the chart allows 15 more than the timeout
+            load.join()
+    assert "answered" not in load.outcomes
+    assert "are lost: raise it" in command.lines()[-1]["message"]
+
+
 def test_command_stopped_while_it_loads_ends_with_0(variables, tmp_path):
     with running(tmp_path, **variables) as command:
         while not (tmp_path / "run" / "server.json").exists():
@@ -96,6 +127,10 @@ def test_command_whose_server_is_killed_ends_with_the_reason(variables, tmp_path
             "SEGSERVE_TRUST and SEGSERVE_MANAGEMENT_TOKEN_FILE are both set",
             id="trust-and-model-api",
         ),
+        pytest.param({"HOST": "no-such-host.invalid"}, "SEGSERVE_HOST: cannot listen on no-such-host", id="host"),
+        pytest.param({"CLIENT_HEADER": "X Real IP"}, "SEGSERVE_CLIENT_HEADER is 'X Real IP'", id="no-header"),
+        pytest.param({"DRAIN_DELAY_S": "inf"}, "SEGSERVE_DRAIN_DELAY_S is 'inf'", id="no-number"),
+        pytest.param({"MODELS_DIR": "/absent"}, "SEGSERVE_MODELS_DIR: there is no folder /absent", id="no-folder"),
         pytest.param({"RUN_DIR": "/proc/run"}, "SEGSERVE_RUN_DIR: cannot write into /proc/run", id="nowhere-to-write"),
         pytest.param(
             {"DEVICE": "gpu"},
