@@ -24,9 +24,16 @@ VALUES = {
     "models-of-a-claim": {"models": {"claim": "models", "archives": ["/models/a.mar", "/models/b.mar"]}},
     "models-of-a-container": {"models": {"init": {"image": "fetch:1", "command": ["fetch", "/models"]}}},
     "signed": {"models": {"trust": "segserve-keys", "claim": "models", "archives": ["/models/a.mar"]}},
+    "named-by-numbers": {"auth": {"secret": "123", "managementSecret": "1e3"}, "env": {"NO": "x"}},
     "managed": {"auth": {"secret": "segserve-token", "managementSecret": "segserve-management"}},
     "watched": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
     "open": {"networkPolicy": {"enabled": False}, "podDisruptionBudget": {"enabled": False}},
+}
+ENVIRONMENT = {
+    "SEGSERVE_CLIENT_WAITING": 1000000,
+    "SEGSERVE_START_TIMEOUT_S": 600.5,
+    "FLAG": True,
+    "TEXT": "1e3",
 }
 
 
@@ -59,6 +66,12 @@ def test_chart_rendered_fits_the_schemas(name, version):
         pytest.param({"gpu": {"count": "one"}}, "/gpu/count", id="wrong-type"),
         pytest.param({"models": {"archives": ["model.mar"]}}, "/models/archives/0", id="relative-archive"),
         pytest.param({"autoscaling": {"enabled": True, "cpuPercent": 0}}, "/autoscaling", id="scaled-by-nothing"),
+        pytest.param(
+            {"autoscaling": {"enabled": True, "min": 5, "max": 2}}, "autoscaling.min is more", id="scaled-down"
+        ),
+        pytest.param({"models": {"claim": "c", "init": {"image": "i"}}}, "/models", id="two-sources"),
+        pytest.param({"env": {"SEGSERVE_PORT": 9000}}, "SEGSERVE_PORT", id="port-of-the-chart"),
+        pytest.param({"podDisruptionBudget": {"maxUnavailable": "0%"}}, "maxUnavailable", id="no-drain"),
         pytest.param({"service": {"port": 0}}, "/service/port", id="port"),
     ],
 )
@@ -104,6 +117,22 @@ def test_chart_sets_variables_that_the_container_has():
     assert ports == {"http": settings.port, "metrics": settings.metrics_port, "management": settings.management_port}
 
 
+def test_chart_leaves_large_numbers_as_they_are():
+    environment = {entry["name"]: entry["value"] for entry in server_of(render({"env": ENVIRONMENT}))["env"]}
+    assert {name: environment[name] for name in ENVIRONMENT} == {
+        "SEGSERVE_CLIENT_WAITING": "1000000",
+        "SEGSERVE_START_TIMEOUT_S": "600.5",
+        "FLAG": "true",
+        "TEXT": "1e3",
+    }
+
+
+def test_chart_waits_for_a_start_as_long_as_the_container_does():
+    for values, least in (({}, 120), ({"env": ENVIRONMENT}, 601), ({"env": {"SEGSERVE_START_TIMEOUT_S": "900.5"}}, 900)):
+        probe = server_of(render(values))["startupProbe"]
+        assert least < probe["periodSeconds"] * probe["failureThreshold"] < least + 70
+
+
 def test_chart_with_trusted_keys_puts_them_where_the_container_reads_them():
     objects = render(VALUES["signed"])
     environment = {entry["name"]: entry["value"] for entry in server_of(objects)["env"]}
@@ -141,6 +170,13 @@ def test_chart_network_policy_lets_the_server_ask_nobody():
     policy = render({})["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["egress"] == []
+
+
+def test_chart_network_policy_lets_an_init_container_ask_everybody_or_those_that_are_named():
+    rules = [{"ports": [{"port": 443}]}]
+    values = VALUES["models-of-a-container"]
+    assert render(values)["NetworkPolicy"]["spec"]["egress"] == [{}]
+    assert render({**values, "networkPolicy": {"to": rules}})["NetworkPolicy"]["spec"]["egress"] == rules
 
 
 @pytest.fixture(scope="module")
