@@ -7,9 +7,14 @@ from typing import Any
 import gradio as gr
 
 
-def _as_dropped(_: gr.Image, payload: Any) -> Path | None:  # noqa: ANN401 - Gradio's type is another in every version
-    """The file, not decoded: the server says better than Gradio what is wrong with it."""
-    return Path(payload.path) if payload and payload.path else None
+def _as_dropped(picture: gr.Image, payload: Any) -> Path | None:  # noqa: ANN401 - Gradio's type is another in every version
+    """The file, not decoded: the server says better than Gradio what is wrong with it. None where it was not dropped
+    here: Gradio looks at no path of a request that does not call itself a file's.
+    """
+    if not payload or not payload.path:
+        return None
+    file = Path(payload.path).resolve()
+    return file if file.is_relative_to(Path(picture.GRADIO_CACHE).resolve()) else None
 
 
 def _block_name(_: gr.Image) -> str:

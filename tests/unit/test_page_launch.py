@@ -1,10 +1,12 @@
 """The page as a program meets it, without a browser and without a server behind it."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,30 @@ def test_page_listens_on_this_machine_alone(url):
 )
 def test_page_hands_out_no_file_of_this_machine(url, path):
     assert requests.get(f"{url}gradio_api/file={path}", timeout=30).status_code == 403
+
+
+def problem_with(url: str, picture: dict[str, object]) -> str | None:
+    """What the page says of a picture, as its own script asks; None where there is none to speak of."""
+    settings = requests.get(f"{url}config", timeout=30).json()
+    kinds = {component["id"]: component for component in settings["components"]}
+    [asking] = [each for each in settings["dependencies"] if each["api_name"] == "ask"]
+    values = [kinds[number]["props"].get("value") for number in asking["inputs"]]
+    document = {"data": [picture, *values[1:]], "fn_index": asking["id"], "session_hash": uuid.uuid4().hex}
+    requests.post(f"{url}gradio_api/queue/join", json=document, timeout=30).raise_for_status()
+    address = f"{url}gradio_api/queue/data?session_hash={document['session_hash']}"
+    with requests.get(address, stream=True, timeout=30) as events:
+        told = (json.loads(line.removeprefix(b"data: ")) for line in events.iter_lines() if line)
+        [answer] = next(event for event in told if event["msg"] == "process_completed")["output"]["data"]
+    return answer and answer["title"]
+
+
+def test_page_asks_about_what_was_dropped_onto_it_and_no_other_file_of_this_machine(url):
+    [dropped] = requests.post(f"{url}gradio_api/upload", files={"files": ("a.png", b"x")}, timeout=30).json()
+    link = Path(dropped).with_name("link.png")
+    link.symlink_to("/etc/hostname")
+    assert problem_with(url, {"path": dropped}) == "No server answers"
+    for other in ("/etc/hostname", f"{dropped}/../../../../../etc/hostname", str(link)):
+        assert problem_with(url, {"path": other}) is None
 
 
 def test_page_offers_no_named_endpoint(url):
