@@ -61,7 +61,7 @@ def _start_ray(cores: int) -> None:
     ray.init(
         address="local",
         _node_ip_address=_LOOPBACK,
-        _temp_dir=os.environ["TMPDIR"],
+        _temp_dir=os.path.join(os.environ["TMPDIR"], "r"),  # which Ray opens to every user: within what it does not
         num_cpus=cores,
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,

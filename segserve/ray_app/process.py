@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FAILED = "segserve: "
 """How the last line of the log begins where the server says itself why it ended."""
 
-_LONGEST_TMP_BYTES = 38  # Ray adds /session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1 to it
+_LONGEST_TMP_BYTES = 36  # Ray adds /r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1 to it
 _EXIT_LAG_S = 3
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -79,6 +79,10 @@ def ask(server):
     return ask
 
 
+def tmp_dir_of(server: RayServe) -> Path:
+    return Path(json.loads((server.run_dir / "server.json").read_text())["tmp_dir"])
+
+
 def replicas(server: RayServe) -> list[psutil.Process]:
     children = psutil.Process(server.pid).children(recursive=True)
     return [child for child in children if child.name().startswith("ray::ServeReplica") and is_of_model(child)]
@@ -141,6 +145,10 @@ def test_serve_answers_on_this_machine_only(server):
     ]
     assert listening
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+def test_temporary_folder_is_closed_to_other_users(server):
+    assert tmp_dir_of(server).stat().st_mode & 0o077 == 0
 
 
 def test_key_file_is_private_and_no_token_is_in_the_log(server):
@@ -210,7 +218,7 @@ def test_predictions_while_a_replica_is_killed_fail_no_more_than_those_it_had(se
 
 
 def test_stop_leaves_no_process_and_no_tokens_behind(server, folder):
-    tmp_dir = Path(json.loads((server.run_dir / "server.json").read_text())["tmp_dir"])
+    tmp_dir = tmp_dir_of(server)
     processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
     assert run(BLOCKS[2], folder).stdout.strip() == "stopped"
     assert [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
