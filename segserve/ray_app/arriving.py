@@ -32,6 +32,12 @@ async def read_body(chunks: AsyncIterable[bytes], *, max_bytes: int) -> bytes:
     return bytes(body)
 
 
+async def read_to_its_end(chunks: AsyncIterable[bytes]) -> None:
+    """Reads a body of which nothing is kept."""
+    async for _ in chunks:
+        pass
+
+
 def as_row(body: bytes, content_type: str) -> dict[str, bytes]:
     """The parts of a form by their names, else the body.
 

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from ..runtime.errors import InternalError, OverloadedError, SegserveError, UnavailableError
 from ..server import refusals
 from ..server.refusals import RefusalError, as_json
-from .arriving import as_headers, as_row, read_body
+from .arriving import as_headers, as_row, read_body, read_to_its_end
 from .description import Served, describe, listed
 from .exchange import DESCRIBE, Handled, Received
 from .metrics import CONTENT_TYPE, Metrics
@@ -114,8 +114,12 @@ class Door:
     async def _predict(self, request: Request, name: str, version: str | None) -> Response:
         began_s = time.perf_counter()
         # Read before anything is refused: a sender that is still sending may not look at an answer.
+        try:
+            self._check(request, "inference")
+        except RefusalError:
+            await read_to_its_end(request.stream())
+            raise
         body = await read_body(request.stream(), max_bytes=self._max_request_bytes)
-        self._check(request, "inference")
         self._find(name, version)
         row = as_row(body, request.headers.get("content-type", ""))
         handled = await self._handle(name, Received(row, as_headers(request.headers.raw, request.url.query)))

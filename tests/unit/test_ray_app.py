@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from datetime import UTC, datetime, timedelta
 
@@ -30,10 +31,12 @@ from .tiny import write_tiny_model
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'segserve[ray]'")
 
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
 
 from segserve.ray_app.archives import read_archive
 from segserve.ray_app.arriving import as_headers, as_row, read_body
 from segserve.ray_app.build import Replicas, cores_needed
+from segserve.ray_app.door import Door
 from segserve.ray_app.metrics import Metrics
 from segserve.ray_app.process import _environment
 from segserve.ray_app.tokens import Tokens
@@ -245,6 +248,25 @@ def test_read_body_that_is_too_large_is_refused_after_its_end():
     with pytest.raises(TooLargeError, match="the request has 5 bytes, the limit is 3; send a smaller image"):
         asyncio.run(read_body(chunks, max_bytes=3))
     assert asyncio.run(anext(chunks, "its end")) == "its end"
+
+
+def test_door_keeps_nothing_of_a_body_that_comes_without_the_token(tmp_path):
+    told = iter(range(32, -1, -1))
+
+    async def receive():
+        return {"type": "http.request", "body": bytes(1 << 20), "more_body": next(told) > 0}
+
+    door = Door.func_or_class({}, {}, key_file=str(tmp_path / "keys"), token_minutes=60, max_request_bytes=1 << 26)
+    request = Request({"type": "http", "method": "POST", "path": "/predictions/tiny", "headers": []}, receive)
+    tracemalloc.start()
+    try:
+        response = asyncio.run(door(request))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert response.status_code == 400
+    assert next(told, None) is None  # all of it was read
+    assert peak_bytes < 8 << 20
 
 
 FORM = (
