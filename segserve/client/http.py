@@ -27,6 +27,7 @@ class HttpTransport:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._endpoint = target.endpoint
+        self._proxies = {"no_proxy": target.own_host} if target.own_host else None  # beside those of the environment
         self._timeout_s = (target.connect_timeout_s, target.timeout_s)
         self._session = requests.Session()
         self._session.headers["User-Agent"] = f"segserve/{__version__}"
@@ -42,6 +43,7 @@ class HttpTransport:
                 data=image_file,
                 headers=http_headers(accept, fields),
                 timeout=self._timeout_s,
+                proxies=self._proxies,
                 allow_redirects=False,  # a redirected POST would arrive as a GET, without the image
             )
         except requests.ReadTimeout as error:

@@ -18,8 +18,10 @@ class AsyncHttpTransport:
         headers = {"User-Agent": f"segserve/{__version__}"}
         if target.authorization:
             headers["Authorization"] = target.authorization
+        host = target.own_host
         self._client = httpx.AsyncClient(
             headers=headers,
+            mounts={f"all://[{host}]" if ":" in host else f"all://{host}": None} if host else None,  # past any proxy
             timeout=httpx.Timeout(target.timeout_s, connect=target.connect_timeout_s, pool=None),
             limits=httpx.Limits(max_connections=target.pool_size, max_keepalive_connections=target.pool_size),
         )

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import TypedDict, Unpack
 from urllib.parse import quote, urlsplit
 
@@ -62,6 +63,12 @@ class Target:
         return "/".join((self.url.rstrip("/"), "predictions", *(quote(part, safe="") for part in path)))
 
     @property
+    def own_host(self) -> str | None:
+        """The host of an HTTP address where that is this machine."""
+        host = urlsplit(self.url).hostname or ""
+        return host if is_this_machine(host) else None
+
+    @property
     def authority(self) -> tuple[str, bool]:
         """HOST:PORT for gRPC, and whether it is spoken to over TLS."""
         scheme, _, rest = self.url.rpartition("://")
@@ -74,6 +81,14 @@ class Target:
     def authorization(self) -> str | None:
         token = (self.token or "").strip()
         return f"Bearer {token}" if token else None
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether it names the loopback interface: what goes there is for no proxy that the environment names."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _fault_of_address(url: str) -> str:

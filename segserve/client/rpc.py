@@ -12,7 +12,7 @@ import orjson
 from ..runtime.errors import SegserveError
 from .failures import timed_out, unreachable
 from .reply import Reply
-from .request import JSON, Target
+from .request import JSON, Target, is_this_machine
 
 try:
     import grpc
@@ -81,6 +81,7 @@ def _open(channels: Any, target: Target) -> Any:  # noqa: ANN401 - grpc has no t
     options = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
+        ("grpc.enable_http_proxy", int(not is_this_machine(address.rpartition(":")[0].strip("[]")))),
         ("grpc.min_reconnect_backoff_ms", int(1000 * target.connect_timeout_s)),  # that long a connection may take
     ]
     if is_secure:

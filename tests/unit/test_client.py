@@ -112,6 +112,16 @@ def test_client_without_token_sends_none_and_takes_a_trailing_slash(server, monk
     assert "Authorization" not in received.headers
 
 
+def test_client_of_a_server_on_this_machine_tells_no_proxy_its_token(server, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with SegmentationClient(server.url, token="made up", retries=0) as client:  # noqa: S106
+        client.segment(IMAGE)
+    assert len(server.received) == 1
+
+
 def test_client_keeps_one_connection(server, client):
     for _ in range(3):
         client.segment(IMAGE)

@@ -52,6 +52,16 @@ def test_segment_gives_what_the_waiting_client_gives(server):
     assert awaited.timings_ms == waited.timings_ms == {"decode": 1.5}
 
 
+def test_segment_at_this_machine_tells_no_proxy_its_token(server, monkeypatch):
+    server.answer = Canned(ANSWER)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    segmented(server.url, IMAGE, token="made up", retries=0)  # noqa: S106
+    assert len(server.received) == 1
+
+
 def test_segment_sends_what_the_waiting_client_sends(server):
     options = {"mode": "slide", "classes": ["cat"], "threshold": 0.5, "confidence": True}
     segmented(server.url, IMAGE_RGB, token="made up", model="tiny", version="2.0", options=options)  # noqa: S106

@@ -60,6 +60,16 @@ def waited(address, **arguments):
         return client.segment(IMAGE, mode="slide", classes=["cat"])
 
 
+def test_segment_at_this_machine_tells_no_proxy_its_token(served, monkeypatch):
+    for name in ("grpc_proxy", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    servicer, address = served
+    waited(address, token="made up", retries=0)  # noqa: S106
+    assert len(servicer.received) == 1
+
+
 def awaited(address, **arguments):
     async def run():
         async with AsyncSegmentationClient(address, transport="grpc", **arguments) as client:
