@@ -128,7 +128,11 @@ def test_chart_leaves_large_numbers_as_they_are():
 
 
 def test_chart_waits_for_a_start_as_long_as_the_container_does():
-    for values, least in (({}, 120), ({"env": ENVIRONMENT}, 601), ({"env": {"SEGSERVE_START_TIMEOUT_S": "900.5"}}, 900)):
+    for values, least in (
+        ({}, 120),
+        ({"env": ENVIRONMENT}, 601),
+        ({"env": {"SEGSERVE_START_TIMEOUT_S": "900.5"}}, 900),
+    ):
         probe = server_of(render(values))["startupProbe"]
         assert least < probe["periodSeconds"] * probe["failureThreshold"] < least + 70
 
@@ -190,6 +194,14 @@ def test_ray_service_pods_fit_the_schemas(ray_service, version):
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": group["template"]["spec"]}
         kubernetes_validate.validate(pod, version, strict=True)
+
+
+def test_ray_service_containers_bring_probes_that_need_no_program_of_the_image(ray_service):
+    cluster = ray_service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        for container in group["template"]["spec"]["containers"]:
+            assert "httpGet" in container["readinessProbe"], container["name"]
+            assert "httpGet" in container["livenessProbe"], container["name"]
 
 
 def test_ray_service_application_is_one_that_ray_serve_takes(ray_service):
