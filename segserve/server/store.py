@@ -1,6 +1,7 @@
 """The model store of one run: a folder with the archives to serve, each under its model's own name."""
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -53,9 +54,12 @@ def model_name(archive: Path) -> str:
         raise ServerError(f"there is no archive {archive}")
     try:
         with zipfile.ZipFile(archive) as content:
-            return str(json.loads(content.read("MAR-INF/MANIFEST.json"))["model"]["modelName"])
+            name = str(json.loads(content.read("MAR-INF/MANIFEST.json"))["model"]["modelName"])
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ServerError(f"{archive} is not a model archive (.mar): {error}") from error
+    if not re.fullmatch(r"\w[\w.-]*", name):  # it becomes the name of a file, and stands on a command line
+        raise ServerError(f"{archive}: the model's name must be letters, digits, dots and dashes, got {name!r}")
+    return name
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -37,6 +37,14 @@ def test_fill_store_with_two_of_a_name_refuses(tmp_path):
         fill_store(archives, tmp_path / "store")
 
 
+@pytest.mark.parametrize("name", ["../net", "/dev/null/net", "a/net", "net=other", "-net", "a\nnet", ""])
+def test_fill_store_with_a_name_that_is_no_file_s_refuses_and_writes_nothing(tmp_path, name):
+    archive = write_archive(tmp_path / "a.mar", name)
+    with pytest.raises(ServerError, match="the model's name must be letters, digits, dots and dashes, got"):
+        fill_store([archive], tmp_path / "run" / "store")
+    assert [path.name for path in tmp_path.rglob("*.mar")] == ["a.mar"]
+
+
 def test_fill_store_with_nothing_says_how_to_make_an_archive(tmp_path):
     with pytest.raises(ServerError, match="make one with: segserve archive"):
         fill_store([], tmp_path / "store")
