@@ -168,7 +168,8 @@ def _locked(folder: Path) -> Iterator[None]:
 def _private_folder() -> Path:
     """One that nobody else can have put marks into; where somebody has taken its name, one for this process alone."""
     folder = Path(tempfile.gettempdir(), f"segserve-{os.getuid()}-quarantine")
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
         return folder

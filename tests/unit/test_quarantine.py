@@ -172,3 +172,15 @@ def test_quarantine_without_a_temporary_folder_is_none(tmp_path, monkeypatch, ca
     monkeypatch.setattr(quarantine_module.tempfile, "tempdir", str(tmp_path / "gone"))
     assert Quarantine.in_temporary_folder() is None
     assert "cannot be remembered" in caplog.text
+
+
+@pytest.mark.parametrize("taken", ["file", "link to nowhere", "link to a folder"])
+def test_quarantine_whose_name_somebody_has_taken_is_one_of_its_own(tmp_path, monkeypatch, taken):
+    monkeypatch.setattr(quarantine_module.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "other").mkdir()
+    name = tmp_path / f"segserve-{os.getuid()}-quarantine"
+    name.write_text("") if taken == "file" else name.symlink_to(tmp_path / ("other" if "folder" in taken else "gone"))
+    assert Quarantine.in_temporary_folder() is not None
+    [own] = tmp_path.glob("segserve-quarantine-*")
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert not list((tmp_path / "other").iterdir())
