@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
@@ -102,6 +103,11 @@ def _check_run_dir(run_dir: Path) -> None:
             f"SEGSERVE_RUN_DIR: cannot write into {run_dir}: {error.strerror}; give the container a place to write, as "
             "in docker run --tmpfs /tmp"
         ) from error
+    if run_dir.stat().st_uid not in (0, os.getuid()):
+        raise ServerError(
+            f"SEGSERVE_RUN_DIR: {run_dir} belongs to another user, who could put other archives and tokens there; set "
+            "it to a folder of your own"
+        )
 
 
 def _check_host(host: str) -> None:
