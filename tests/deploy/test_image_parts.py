@@ -1,12 +1,14 @@
 """What the image is made with, as far as it runs without an engine: the list of packages, the list of contents."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
 
 import pytest
 
+from segserve.container.settings import Settings
 from tests.conftest import PROJECT
 
 DEPLOY = PROJECT / "deploy"
@@ -42,6 +44,11 @@ def test_requirements_are_all_pinned():
     pinned = {line.split("==")[0] for line in (PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
     container = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["container"]
     assert {requirement.split(">")[0] for requirement in container} <= pinned
+
+
+def test_image_is_not_called_unhealthy_while_it_may_still_load():
+    [period] = re.findall(r"--start-period=(\d+)s", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"))
+    assert int(period) >= Settings.model_fields["start_timeout_s"].default
 
 
 def test_sbom_lists_every_package_of_the_interpreter_once():
