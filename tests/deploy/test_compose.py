@@ -220,6 +220,17 @@ def test_compose_services_have_no_rights_and_only_the_proxy_is_reached_from_else
     assert compose["services"]["server"]["networks"] == ["inside"]
 
 
+def test_compose_logs_and_bodies_cannot_fill_the_machine(compose):
+    for name, service in compose["services"].items():
+        assert name == "secrets" or service["logging"]["driver"] == "local", name
+    assert "size=" in compose["services"]["proxy"]["tmpfs"][0]
+
+
+def test_compose_server_and_secrets_come_from_the_image_that_is_asked_for(compose):
+    images = {name: compose["services"][name]["image"] for name in ("secrets", "server")}
+    assert set(images.values()) == {"${SEGSERVE_IMAGE:-segserve}"}
+
+
 def test_compose_targets_are_those_of_the_dockerfile(compose):
     stages = set(re.findall(r"^FROM .* AS (\S+)$", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE))
     targets = {service["build"]["target"] for service in compose["services"].values() if "build" in service}
