@@ -1,6 +1,7 @@
 """Ray Serve as a user runs it: started by the command, asked, hurt and stopped. A tiny model keeps it quick."""
 
 import json
+import pickle
 import re
 import subprocess
 import time
@@ -9,6 +10,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 import requests
@@ -25,6 +27,8 @@ from tests.unit.tiny import write_tiny_model
 from . import user
 
 pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segserve[ray]'")
+
+from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
 from segserve.ray_app.process import RayServe
 
@@ -145,6 +149,30 @@ def test_serve_answers_on_this_machine_only(server):
     ]
     assert listening
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+class Touch:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+def test_port_of_a_replica_takes_nothing_without_the_token_of_the_run(server, tmp_path):
+    children = psutil.Process(server.pid).children(recursive=True)
+    connections = [connection for process in children for connection in process.net_connections("tcp")]
+    ports = {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN and each.laddr.ip == "::"}
+    request = serve_pb2.ASGIRequest(pickled_request_metadata=pickle.dumps(Touch(tmp_path / "ran")))
+    assert ports
+    for port in ports:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.RpcError) as refused:
+                serve_pb2_grpc.ASGIServiceStub(channel).HandleRequest(request, timeout=30)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert not (tmp_path / "ran").exists()
 
 
 def test_temporary_folder_is_closed_to_other_users(server):
