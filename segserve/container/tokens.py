@@ -1,5 +1,6 @@
 """Bearer tokens that stand in files, as Docker and Kubernetes hand out secrets."""
 
+import logging
 import re
 import secrets
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from ..server.bearer import carries
 from ..server.errors import ServerError
 from ..server.refusals import bad_token
+
+logger = logging.getLogger("segserve.door")
 
 _LEAST_CHARACTERS = 16
 
@@ -22,6 +25,7 @@ class TokenFile:
         self._path = path
         self._token = _read(path)
         self._changed_ns = path.stat().st_mtime_ns
+        self._is_lost = False
 
     @classmethod
     def drawn(cls, path: Path) -> "TokenFile":
@@ -46,8 +50,11 @@ class TokenFile:
             changed_ns = self._path.stat().st_mtime_ns
             if changed_ns != self._changed_ns:
                 self._token, self._changed_ns = _read(self._path), changed_ns
-        except (OSError, ServerError):  # in the middle of being replaced: what held so far holds on
-            pass
+            self._is_lost = False
+        except (OSError, ServerError) as error:  # in the middle of being replaced, or for good
+            if not self._is_lost:
+                logger.warning("%s: the token that held so far holds on; to revoke it, write another one", error)
+            self._is_lost = True
         return self._token
 
 

@@ -1,6 +1,7 @@
 """Tokens in files, as secrets are handed to containers."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,16 @@ def test_drawn_token_is_new_and_private(tmp_path):
     TokenFile.drawn(path).check(f"Bearer {path.read_text().strip()}")
     assert path.read_text() != first
     assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda file: file.write_text("")], ids=["removed", "emptied"])
+def test_token_whose_file_is_lost_holds_on_and_the_log_says_so_once(tmp_path, caplog, lose):
+    file = tmp_path / "token"
+    file.write_text("a-token-of-some-length")
+    token = TokenFile(file)
+    lose(file)
+    for _ in range(2):
+        token.check("Bearer a-token-of-some-length")
+    [told] = caplog.messages
+    assert "the token that held so far holds on; to revoke it, write another one" in told
+    assert "a-token-of-some-length" not in told
