@@ -138,6 +138,35 @@ def test_proxy_meets_a_flood_from_one_address_with_503_and_a_time_to_come_back(p
     assert requests.get(f"{proxy[0]}/ping", verify=secrets / "tls.crt", timeout=60).ok
 
 
+def test_proxy_before_a_server_that_is_away_answers_503_and_a_time_to_come_back(secrets, tmp_path):
+    if NGINX is None:
+        pytest.skip("nginx is not installed: the proxy is not run")
+    port, absent = free_ports(2)
+    nginx = write_proxy(tmp_path, secrets, port=port, server=f"127.0.0.1:{absent}", page=f"127.0.0.1:{absent}")
+    certificate = str(secrets / "tls.crt")
+    child = subprocess.Popen(nginx)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                answer = requests.get(f"https://127.0.0.1:{port}/ping", verify=certificate, timeout=10)
+                break
+            except requests.ConnectionError:
+                assert time.monotonic() < deadline, "nginx does not answer"
+                time.sleep(0.1)
+    finally:
+        child.terminate()
+        child.wait(30)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    assert answer.headers["Retry-After"] == "2"
+
+
+def test_proxy_refuses_what_it_cannot_read_in_json(proxy, secrets):
+    for headers in ({"Host": "a b"}, {"X-Long": "y" * 40_000}):
+        answer = requests.get(f"{proxy[0]}/ping", headers=headers, verify=secrets / "tls.crt", timeout=30)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+
+
 def test_proxy_speaks_no_old_tls(proxy):
     port = int(proxy[0].rpartition(":")[2])
     command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_1"]
