@@ -39,6 +39,7 @@ def locks() -> Mapping[str, Lock]:
         "torch": Lock(["torch", "torchvision"]),
         "container": Lock(_of_extras("container"), beside=["torch"]),
         "ray": Lock(_of_extras("container", "ray"), beside=["torch", "container"]),
+        "otel": Lock(_of_extras("container", "otel"), beside=["torch", "container"]),
         "archiver": Lock(["torch-model-archiver"]),
         "page": Lock(_of_extras("page", "demo")),
     }

@@ -1,25 +1,43 @@
-"""Writes what an image holds, Python's packages and Debian's, as a CycloneDX 1.5 document to stdout."""
+"""Writes what an image holds, Python, Java and packages of Python and Debian, as a CycloneDX 1.5 document to stdout."""
 
 import json
+import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distributions
+from pathlib import Path
 from urllib.parse import quote
 
 DPKG_FORMAT = "${Package}\t${Version}\t${Architecture}\n"
 
 
 def document() -> dict[str, object]:
-    components = sorted((*python_components(), *debian_components()), key=lambda component: component["purl"])
+    components = sorted(
+        (*runtimes(), *python_components(), *debian_components()), key=lambda component: component["purl"]
+    )
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "version": 1,
         "metadata": {"component": {"type": "container", "name": "segserve", "bom-ref": "segserve"}},
-        "components": components,
+        "components": sorted(components, key=lambda component: component["purl"]),
     }
+
+
+def runtimes() -> Iterator[dict[str, object]]:
+    """Those that no package brings: the base image's Python, and the Java of JAVA_HOME."""
+    python = platform.python_version()
+    yield component("cpython", python, f"pkg:generic/cpython@{quote(python)}", "PSF-2.0")
+    release = Path(os.environ.get("JAVA_HOME") or "nowhere", "release")
+    if release.is_file():
+        java = re.search(r'^JAVA_VERSION="(.+)"$', release.read_text(encoding="utf-8"), re.MULTILINE)
+        if java is None:
+            sys.exit(f"{release} names no JAVA_VERSION")
+        yield component("openjdk", java[1], f"pkg:generic/openjdk@{quote(java[1])}", "GPL-2.0 with Classpath exception")
 
 
 def python_components() -> Iterator[dict[str, object]]:

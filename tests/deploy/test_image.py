@@ -98,7 +98,8 @@ def test_container_holds_the_list_of_what_it_is_made_of(server):
     document = json.loads(server.python("print(open('/opt/segserve/sbom.cdx.json').read())"))
     assert document["bomFormat"] == "CycloneDX"
     purls = {component["purl"].partition("@")[0] for component in document["components"]}
-    assert {"pkg:pypi/torch", "pkg:pypi/torchserve", "pkg:pypi/aiohttp", "pkg:deb/debian/libc6"} <= purls
+    packages = {"pkg:pypi/torch", "pkg:pypi/torchserve", "pkg:pypi/aiohttp", "pkg:deb/debian/libc6"}
+    assert {*packages, "pkg:generic/cpython", "pkg:generic/openjdk"} <= purls
 
 
 def test_image_without_pytorch_is_small(server):

@@ -1,12 +1,11 @@
-"""What the image is made with, as far as it runs without an engine: the list of packages, the list of contents."""
+"""What the image is made with, as far as it runs without an engine: the list of contents, the build context."""
 
 import json
+import os
+import platform
 import re
 import subprocess
 import sys
-import tomllib
-
-import pytest
 
 from segserve.container.settings import Settings
 from tests.conftest import PROJECT
@@ -14,36 +13,12 @@ from tests.conftest import PROJECT
 DEPLOY = PROJECT / "deploy"
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, DEPLOY / script, *arguments]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False)
-
-
-@pytest.mark.parametrize(
-    ("extras", "wanted", "unwanted"),
-    [
-        pytest.param(
-            "container",
-            {"torch", "torchserve", "aiohttp"},
-            {"typer", "rich", "gradio", "opencv-python-headless"},
-            id="server",
-        ),
-        pytest.param("container,ray", {"torch", "aiohttp", "ray"}, {"typer", "gradio"}, id="server-with-ray"),
-        pytest.param("page,demo", {"gradio", "typer", "scikit-image"}, {"torch", "timm", "torchserve"}, id="page"),
-    ],
-)
-def test_requirements_are_those_of_the_extras(extras, wanted, unwanted):
-    done = run("requirements.py", extras)
-    assert done.returncode == 0, done.stderr
-    names = {line.split(">")[0].split("=")[0].split("[")[0] for line in done.stdout.splitlines()}
-    assert wanted <= names
-    assert not (unwanted | {"segserve"}) & names
-
-
-def test_requirements_are_all_pinned():
-    pinned = {line.split("==")[0] for line in (PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines()}
-    container = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["container"]
-    assert {requirement.split(">")[0] for requirement in container} <= pinned
+def sbom(**environment: str) -> dict:
+    command = [sys.executable, DEPLOY / "sbom.py"]
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    return json.loads(done.stdout)
 
 
 def test_image_is_not_called_unhealthy_while_it_may_still_load():
@@ -52,14 +27,18 @@ def test_image_is_not_called_unhealthy_while_it_may_still_load():
 
 
 def test_sbom_lists_every_package_of_the_interpreter_once():
-    done = run("sbom.py")
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    document = sbom()
     assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.5")
     purls = [component["purl"] for component in document["components"]]
     assert len(set(purls)) == len(purls)
     [numpy] = [component for component in document["components"] if component["purl"].startswith("pkg:pypi/numpy@")]
     assert {"type", "name", "version", "licenses"} <= set(numpy)
+
+
+def test_sbom_lists_the_python_and_the_java_that_no_package_brings(tmp_path):
+    (tmp_path / "release").write_text('IMPLEMENTOR="Debian"\nJAVA_VERSION="17.0.99"\n')
+    purls = {component["purl"] for component in sbom(JAVA_HOME=str(tmp_path))["components"]}
+    assert {f"pkg:generic/cpython@{platform.python_version()}", "pkg:generic/openjdk@17.0.99"} <= purls
 
 
 def test_build_context_holds_what_the_dockerfile_copies():

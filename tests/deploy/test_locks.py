@@ -12,7 +12,6 @@ from deploy.lock import LOCKS, locks
 from tests.conftest import PROJECT
 
 NAMES = list(locks())
-IN_IMAGE = {"torch": ["torch"], "container": ["torch", "container"], "ray": ["torch", "container", "ray"]}
 
 
 def requirements(name: str) -> dict[str, tuple[Requirement, list[str]]]:
@@ -28,7 +27,7 @@ def requirements(name: str) -> dict[str, tuple[Requirement, list[str]]]:
 def installed_in_image_of(name: str) -> dict[str, Requirement]:
     return {
         package: requirement
-        for part in IN_IMAGE.get(name, [name])
+        for part in [*locks()[name].beside, name]
         for package, (requirement, _) in requirements(part).items()
     }
 
