@@ -23,6 +23,7 @@ from ..server.refusals import RefusalError, unknown_method, unknown_path
 from .arriving import Body, too_large
 from .failures import raise_for_failure
 from .limits import Limits
+from .metrics import CONTENT_TYPE, Metrics
 from .tokens import TokenFile
 from .turns import Turns
 
@@ -32,6 +33,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _RETRY_AFTER_S = 2
 _CONNECT_TIMEOUT_S = 10
+_METRICS_TIMEOUT_S = 5  # Prometheus gives a scrape 10
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding"}
     | {"upgrade", "expect", "host", "authorization"}
@@ -74,6 +76,7 @@ class Door:
         self._session: aiohttp.ClientSession | None = None
         self.obstacle: str | None = "the model is being loaded"
         """Why requests had better go elsewhere; None where a worker is ready."""
+        self._metrics = Metrics(ready=lambda: self.obstacle is None)
         self.closing = False
         """Whether connections end with the answers that they wait for."""
 
@@ -102,9 +105,9 @@ class Door:
         return app
 
     def metrics_app(self) -> web.Application:
-        """`GET /metrics`, for Prometheus."""
+        """`GET /metrics`, for Prometheus: TorchServe's and the door's own."""
         app = self._app()
-        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/metrics", self._tell_metrics)
         return app
 
     def management_app(self) -> web.Application | None:
@@ -143,8 +146,11 @@ class Door:
         if self.closing:
             response.force_close()
         await self._send(request, response)
+        status = response.status if request.transport is not None else _SENDER_GONE
+        if request.match_info.handler == self._predict:
+            self._metrics.count_answer(status)
         if request.path not in _TELLING_NOTHING:
-            _log(request, response, time.perf_counter() - began)
+            _log(request, response, status, time.perf_counter() - began)
         return response
 
     async def _send(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -175,7 +181,8 @@ class Door:
         return await self._pass_on_in_turn(request, self._behind().management)
 
     async def _pass_on_in_turn(self, request: web.Request, place: Place) -> web.Response:
-        await request[_TURN].enter_async_context(self._turns.turn(self._client(request)))
+        with self._metrics.waiting():
+            await request[_TURN].enter_async_context(self._turns.turn(self._client(request)))
         if request.transport is None:  # its sender left while it waited: nobody computes for nobody
             return web.Response(status=_SENDER_GONE)
         answer = await self._pass_on(request, place)
@@ -183,8 +190,26 @@ class Door:
         raise_for_failure(answer.status, answer.body)
         return answer
 
-    async def _metrics(self, request: web.Request) -> web.Response:
-        return await self._pass_on(request, self._behind().metrics)
+    async def _tell_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=await self._torchserve_metrics() + self._metrics.exposed(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE}
+        )
+
+    async def _torchserve_metrics(self) -> bytes:
+        """As lines of text, to which more can be added; none where TorchServe does not answer."""
+        if self._places is None:
+            return b""
+        assert self._session is not None  # noqa: S101 - tells mypy
+        try:
+            async with self._session.get(
+                f"{self._places.metrics.url}/metrics",
+                headers={hdrs.ACCEPT: "text/plain", hdrs.ACCEPT_ENCODING: "identity"},
+                timeout=aiohttp.ClientTimeout(total=_METRICS_TIMEOUT_S),
+                raise_for_status=True,
+            ) as answer:
+                return (await answer.read()).rstrip() + b"\n"
+        except (aiohttp.ClientError, TimeoutError):  # segserve_door_ready says so
+            return b""
 
     async def _manage(self, request: web.Request) -> web.Response:
         assert self._management_token is not None  # noqa: S101 - tells mypy
@@ -241,11 +266,11 @@ def _refused(error: SegserveError) -> web.Response:
     )
 
 
-def _log(request: web.Request, response: web.StreamResponse, seconds: float) -> None:
+def _log(request: web.Request, response: web.StreamResponse, status: int, seconds: float) -> None:
     fields = {
         "method": request.method,
         "path": request.path,
-        "status": response.status if request.transport is not None else _SENDER_GONE,
+        "status": status,
         "duration_ms": round(seconds * 1000, 1),
         "request_bytes": request.content_length,
         "response_bytes": response.content_length,

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
 
 from segserve.container import health
 from segserve.container.door import Door, Place, TorchServePlaces
@@ -18,6 +19,7 @@ from segserve.server.errors import ServerError
 
 TOKEN, MANAGEMENT_TOKEN = "inference-token-of-users", "management-token-of-users"
 BEARER, MANAGEMENT_BEARER = (f"Bearer {token}" for token in (TOKEN, MANAGEMENT_TOKEN))
+PROMETHEUS_S = {"Accept": "application/openmetrics-text", "Accept-Encoding": "gzip"}  # nothing can follow either
 SLOW_S = 0.4
 LONG_BYTES = 16_000_000  # more than the kernel keeps of an answer that nobody reads
 REFUSALS = {  # of TorchServe itself, and of the handler for an image that it has no memory for
@@ -40,6 +42,10 @@ async def echo(request: web.Request) -> web.Response:
         return web.Response(body=bytes(LONG_BYTES))
     if request.path.endswith("/large"):
         return web.Response(status=413)
+    if request.path == "/metrics":
+        return web.Response(
+            text=f"# asked for {request.headers['Accept']}, {request.headers['Accept-Encoding']}\ntheirs_total 7\n"
+        )
     if (name := request.path.rpartition("/")[2]) in REFUSALS:
         status, document = REFUSALS[name]
         return web.json_response(document, status=status)
@@ -172,10 +178,109 @@ def test_management_without_a_token_file_has_no_door(tokens):
     assert Door(tokens[0], None, Limits(request_bytes=1)).management_app() is None
 
 
-def test_metrics_need_no_token(tokens):
-    status, told, _ = asked(tokens, path="/metrics", port="metrics", method="GET", authorization=None)
-    assert status == 201
-    assert "authorization" not in told["headers"]
+async def samples(opened):
+    """What its metrics say, by name and labels, after the answers that were read."""
+    status, text, headers = await opened.ask(f"{opened.metrics}/metrics", "GET", None)
+    assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    families = text_string_to_metric_families(text.decode())
+    return {
+        (sample.name, *(value for label, value in sample.labels.items() if label != "Hostname")): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def answered(told):
+    """Predictions that the door has counted, by status."""
+    return {key[1]: value for key, value in told.items() if key[0] == "segserve_door_requests_total" and value}
+
+
+def test_metrics_need_no_token_and_are_torchserve_s_with_the_door_s_own(tokens):
+    async def run():
+        async with opened(tokens) as door:
+            status, text, _ = await door.ask(f"{door.metrics}/metrics", "GET", None, headers=PROMETHEUS_S)
+            return status, text.decode(), await samples(door)
+
+    status, text, told = asyncio.run(run())
+    assert status == 200
+    assert text.startswith("# asked for text/plain, identity\ntheirs_total 7\n# HELP segserve_door_")
+    assert (told["theirs_total",], told["segserve_door_ready",]) == (7, 1)
+    assert not [key for key in told if key[0].endswith("_created")]
+
+
+def test_metrics_of_the_door_are_told_where_torchserve_does_not_answer(tokens, silent_url):
+    async def run():
+        async with opened(tokens, ready=False) as door:
+            await door.ask(f"{door.inference}/predictions/net", data=b"x")
+            loading = await samples(door)
+            door.door.open(TorchServePlaces(*[Place(silent_url, None)] * 3))
+            await door.ask(f"{door.inference}/predictions/net", data=b"x")
+            return loading, await samples(door)
+
+    loading, away = asyncio.run(run())
+    assert (answered(loading), loading["segserve_door_ready",]) == ({"503": 1}, 0)
+    assert (answered(away), away["segserve_door_ready",]) == ({"503": 2}, 1)
+
+
+def test_metrics_of_the_door_are_told_where_torchserve_hangs(tokens, monkeypatch):
+    monkeypatch.setattr("segserve.container.door._METRICS_TIMEOUT_S", 0.2)
+
+    async def run():
+        with socket.create_server(("127.0.0.1", 0)) as hangs:
+            async with opened(tokens, backend=f"http://127.0.0.1:{hangs.getsockname()[1]}") as door:
+                return await samples(door)
+
+    assert asyncio.run(run())["segserve_door_ready",] == 1
+
+
+def test_metrics_count_predictions_by_status_and_nothing_else(tokens):
+    async def run():
+        async with opened(tokens) as door:
+            before = await samples(door)
+            url = f"{door.inference}/predictions"
+            await door.ask(f"{url}/net", data=b"x")
+            await door.ask(f"{url}/net", authorization=None, data=b"x")
+            await door.ask(f"{url}/net", data=b"x" * 1001)
+            await door.ask(f"{url}/unknown", data=b"x")
+            await door.ask(f"{url}/full", data=b"x")
+            await door.ask(f"{url}/died", data=b"x")
+            for path in ("/models", "/ping", "/nowhere"):
+                await door.ask(f"{door.inference}{path}", "GET")
+            await door.ask(f"{door.management}/predictions/net", authorization=MANAGEMENT_BEARER)
+            return before, await samples(door)
+
+    before, after = asyncio.run(run())
+    assert answered(before) == {}
+    assert before["segserve_door_requests_total", "503"] == 0  # from the start, for rates
+    assert answered(after) == {"201": 1, "400": 1, "413": 1, "404": 1, "503": 2}
+
+
+def test_metrics_tell_of_requests_that_wait_for_their_turn_and_how_long(tokens):
+    async def run():
+        async with opened(tokens, client_in_flight=1, client_waiting=2) as door:
+            url = f"{door.inference}/predictions/slow"
+            asking = [asyncio.create_task(door.ask(url, data=b"x")) for _ in range(5)]
+            await asyncio.sleep(SLOW_S / 4)
+            during = await samples(door)
+            await asyncio.gather(*asking)
+            return during, await samples(door)
+
+    during, after = asyncio.run(run())
+    assert (during["segserve_door_waiting",], after["segserve_door_waiting",]) == (2, 0)
+    assert (answered(during), answered(after)) == ({"503": 2}, {"503": 2, "201": 3})
+    assert during["segserve_door_wait_seconds_count",] == 1
+    assert after["segserve_door_wait_seconds_count",] == 3  # who is refused waits for nothing
+    assert after["segserve_door_wait_seconds_bucket", "0.1"] == 1
+    assert 2.5 * SLOW_S < after["segserve_door_wait_seconds_sum",] < 5 * SLOW_S
+
+
+def test_metrics_of_two_doors_are_their_own(tokens):
+    async def run():
+        async with opened(tokens) as one, opened(tokens) as other:
+            await one.ask(f"{one.inference}/predictions/net", data=b"x")
+            return answered(await samples(one)), answered(await samples(other))
+
+    assert asyncio.run(run()) == ({"201": 1}, {})
 
 
 @pytest.mark.parametrize(
@@ -346,10 +451,12 @@ def test_client_that_left_while_it_waited_costs_no_computing(tokens, caplog):
             await asking[0]
             began_s = asyncio.get_running_loop().time()
             await door.ask(f"{door.inference}/predictions/net", data=b"x")
-            return asyncio.get_running_loop().time() - began_s
+            return asyncio.get_running_loop().time() - began_s, answered(await samples(door))
 
     with caplog.at_level("INFO", "segserve.door"):
-        assert asyncio.run(run()) < SLOW_S
+        took_s, counted = asyncio.run(run())
+    assert took_s < SLOW_S
+    assert counted == {"201": 2, "499": 2}
     assert [record.fields["status"] for record in caplog.records] == [201, 499, 499, 201]
 
 
