@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from segserve.container.metrics import DOOR, WAIT_BUCKETS_S
 from segserve.runtime.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
 from segserve.server.launch import torchserve_home
 from segserve.server.metrics_file import by_kind, write_metrics_file
@@ -34,7 +35,7 @@ def metrics_in(expression: str) -> set[str]:
 
 def declared_names() -> set[str]:
     recorded = {rule["record"] for rule in RULES if "record" in rule}
-    return {name for metric in (*OWN, *ENGINE) for name in metric.sample_names} | recorded
+    return {name for metric in (*OWN, *ENGINE, *DOOR) for name in metric.sample_names} | recorded
 
 
 EXPRESSIONS = {
@@ -52,12 +53,12 @@ EXPRESSIONS = {
 
 
 def test_own_metrics_have_prometheus_s_kind_of_names():
-    names = [metric.name for metric in OWN]
+    names = [metric.name for metric in (*OWN, *DOOR)]
     assert len(set(names)) == len(names)
-    for metric in OWN:
+    for metric in (*OWN, *DOOR):
         assert re.fullmatch(r"segserve_[a-z_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
-        assert metric.labels[:2] == ("model_name", "model_version")
+        assert metric in DOOR or metric.labels[:2] == ("model_name", "model_version")
         assert metric.description.endswith(".")
         if metric.unit in ("Seconds", "Bytes", "Megapixels", "Ratio"):
             assert metric.unit.lower() in metric.name
@@ -97,9 +98,10 @@ def test_document_tables_are_the_declaration():
     assert rows == [
         f"| `{metric.name}` | {metric.kind} | {metric.unit} | {', '.join(f'`{label}`' for label in metric.labels)} "
         f"| {metric.description} |"
-        for metric in (*OWN, *ENGINE)
+        for metric in (*OWN, *ENGINE, *DOOR)
     ]
-    assert ", ".join(f"{bound:g}" for bound in BUCKETS) in " ".join(DOCUMENT.split())
+    for bounds in (BUCKETS, WAIT_BUCKETS_S):
+        assert ", ".join(f"{bound:g}" for bound in bounds) in " ".join(DOCUMENT.split())
 
 
 # Rules, dashboard and examples
@@ -170,7 +172,7 @@ def test_dashboard_panels_do_not_overlap():
 
 def test_dashboard_shows_every_own_metric():
     shown = json.dumps(DASHBOARD) + "".join(rule["expr"] for rule in RULES)
-    assert [metric.name for metric in OWN if metric.name not in shown] == []
+    assert [metric.name for metric in (*OWN, *DOOR) if metric.name not in shown] == []
 
 
 @pytest.fixture(scope="module")
