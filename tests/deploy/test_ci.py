@@ -21,7 +21,8 @@ def ci(tmp_path):
     shutil.copy(PROJECT / ".ci" / "run", checkout / ".ci")
 
     def run(**texts: str) -> tuple[int, list[str], str]:
-        texts = {"make": 'echo "$1" >>made', "chromium": "true", "df": "echo 100", "docker": "false"} | texts
+        there = dict.fromkeys(("chromium", "nginx", "prometheus", "minisign"), "true")
+        texts = {"make": 'echo "$1" >>made', "df": "echo 100", "docker": "false"} | there | texts
         for name, text in texts.items():
             path = (tools if name == "container" else commands) / {"container": "container.sh"}.get(name, name)
             path.write_text(f"#!/bin/sh\n{text}\n")
