@@ -15,7 +15,8 @@ from ..server.errors import ServerError
 from ..server.launch import LOG_FILE
 from ..server.process import TorchServe
 from ..signing import TrustedKeys
-from .door import Door, Place, TorchServePlaces
+from .behind import Place, TorchServePlaces
+from .door import Door
 from .json_lines import LogFollower
 from .listening import bind, listening
 from .settings import Settings

@@ -11,7 +11,8 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from segserve.container import health
-from segserve.container.door import Door, Place, TorchServePlaces
+from segserve.container.behind import Place, TorchServePlaces
+from segserve.container.door import Door
 from segserve.container.limits import Limits
 from segserve.container.listening import bind, listening
 from segserve.container.tokens import TokenFile
@@ -223,7 +224,7 @@ def test_metrics_of_the_door_are_told_where_torchserve_does_not_answer(tokens, s
 
 
 def test_metrics_of_the_door_are_told_where_torchserve_hangs(tokens, monkeypatch):
-    monkeypatch.setattr("segserve.container.door._METRICS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("segserve.container.behind._METRICS_TIMEOUT_S", 0.2)
 
     async def run():
         with socket.create_server(("127.0.0.1", 0)) as hangs:
