@@ -21,6 +21,7 @@ from bench.serving.errors import BenchError
 
 _READY_S = 600
 _STOP_S = 90
+_CLIENT_HEADER = "X-Client"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Running:
 
     def waiting(self) -> int:
         """How many requests stand in TorchServe's queue."""
-        headers = {"Authorization": f"Bearer {self.token}"}
+        headers = {"Authorization": f"Bearer {self.token}", _CLIENT_HEADER: "watcher"}  # not in line behind the load
         [version] = requests.get(f"{self.url}/models/{self.model}", headers=headers, timeout=30).json()
         return int(version["jobQueueStatus"]["pendingRequests"])
 
@@ -51,7 +52,8 @@ def container(archive: Path, model: str, folder: Path) -> Iterator[Running]:
     (folder / "token").write_text(token, encoding="ascii")
     (folder / "token").chmod(0o600)
     ports = dict(zip(("PORT", "METRICS_PORT"), _free_ports(2), strict=True))
-    own = {"ARCHIVE": archive, "TOKEN_FILE": folder / "token", "HOST": "127.0.0.1", "RUN_DIR": folder / "run", **ports}
+    own = {"ARCHIVE": archive, "TOKEN_FILE": folder / "token", "HOST": "127.0.0.1", "RUN_DIR": folder / "run"}
+    own |= ports | {"CLIENT_HEADER": _CLIENT_HEADER}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SEGSERVE_")}
     environment |= {f"SEGSERVE_{name}": str(value) for name, value in own.items()}
     with (folder / "log").open("wb") as log:
