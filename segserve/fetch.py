@@ -99,7 +99,9 @@ def _has_weights(folder: Path, record: ModelRecord) -> bool:
 def _with_own_weights(record: ModelRecord, model: Path, weights: Path | None) -> Path:
     if weights is not None:
         own = _converted(weights, record, model)
-        write_record(record.model_copy(update={"weights": own, "accuracy": None, "int8": None}), model)
+        write_record(
+            record.model_copy(update={"weights": own, "accuracy": None, "calibration": None, "int8": None}), model
+        )
     elif record.weights is None:
         raise ModelError(f"{record.name}: the record names no checkpoint: train the model, or give --weights")
     return model

@@ -1,13 +1,29 @@
 """The command line, `segserve`. It parses, calls and prints; the work is done in the modules that it calls."""
 
-from . import segmenting, batch, page, serving, health, evaluation, models, profiling, quantizing, training, signing  # noqa: I001 - the order of `segserve --help`
+from . import (  # noqa: I001 - the order of `segserve --help`
+    segmenting,
+    batch,
+    page,
+    serving,
+    health,
+    evaluation,
+    calibrating,
+    models,
+    importing,
+    profiling,
+    quantizing,
+    training,
+    signing,
+)
 from .app import app
 
 __all__ = [
     "app",
     "batch",
+    "calibrating",
     "evaluation",
     "health",
+    "importing",
     "models",
     "page",
     "profiling",

@@ -62,7 +62,9 @@ def _layout_of(folder: Path) -> _Layout:
         if (folder / layout.images).is_dir():
             return layout
     expected = " or ".join(f"{layout.images}/ and {layout.labels}/" for layout in _LAYOUTS)
-    raise DataError(f"{folder}: is no data set in PASCAL VOC layout: expected {expected} in it")
+    below = [path for path in sorted(folder.iterdir()) if any((path / layout.images).is_dir() for layout in _LAYOUTS)]
+    hint = f"; there is one in {', '.join(map(str, below))}" if below else ""  # VOCdevkit holds VOC2012
+    raise DataError(f"{folder}: is no data set in PASCAL VOC layout: expected {expected} in it{hint}")
 
 
 def _read_names(path: Path) -> list[str]:

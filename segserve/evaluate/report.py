@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from ..runtime.files import write_whole
-from ..runtime.record import Accuracy, CoveredMean, Strict, Unit
+from ..runtime.record import Accuracy, Calibration, CoveredMean, Strict, Unit
 from .measure import Predictor
 from .metrics import Evaluation
 
@@ -35,6 +35,7 @@ class EvaluationReport(Strict):
         pixels: labelled ones.
         seconds: from the first file to the last count.
         covered: the mean IoU over the classes that enough images hold.
+        calibration: as the model's record has it, see `segserve calibrate`; not measured by this run.
         confusion: pixels, a row for every true class, a column for every predicted one.
     """
 
@@ -56,6 +57,7 @@ class EvaluationReport(Strict):
     mean_boundary_iou: Unit | None
     pixel_accuracy: Unit
     mean_accuracy: Unit
+    calibration: Calibration | None = None
     classes: tuple[ClassFigures, ...]
     confusion: tuple[tuple[NonNegativeInt, ...], ...]
     image_mean_iou: Scores
@@ -88,6 +90,7 @@ def build_report(
         mean_boundary_iou=evaluation.mean_boundary_iou,
         pixel_accuracy=evaluation.pixel_accuracy,
         mean_accuracy=evaluation.mean_accuracy,
+        calibration=record.calibration,
         classes=_class_figures(evaluation),
         confusion=evaluation.counts.confusion.tolist(),
         image_mean_iou={score.name: score.mean_iou for score in evaluation.scores},

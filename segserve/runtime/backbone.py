@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
+from timm.layers.conv2d_same import Conv2dSame
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
@@ -37,6 +38,8 @@ def build_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
     if source is None:
         known = ", ".join(f"{_TORCHVISION_PREFIX}{known}" for known in _TORCHVISION)
         raise ModelError(f"backbone {name}: of torchvision's there are {known}; without the prefix it is timm's")
+    if architecture.padding != "default":
+        raise ModelError(f"backbone {name}: padding {architecture.padding} is for timm's backbones: leave it out")
     return source.build(architecture)
 
 
@@ -77,7 +80,32 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
         raise ModelError(
             f"backbone {name}: timm cannot lower its stride to {stride}: set output_stride to {strides[-1]}"
         ) from error
+    if architecture.padding == "centered":
+        _center_cells(backbone, name, stride)
     return backbone, backbone.feature_info.channels()
+
+
+def _center_cells(backbone: nn.Module, name: str, stride: int) -> None:
+    """Pads strided convolutions so that cell i of the last level is centered on pixel `stride * i + stride / 2 - 1`.
+
+    A 3x3 convolution of stride 2 puts its output i on input 2i where it pads on both sides, and on 2i + 1 where it pads
+    at the end alone, as TensorFlow does for inputs of even size. The latter in all but the last of them gives the
+    center; bilinear resizing with `align_corners=False` expects half a pixel more.
+
+    Raises:
+        ModelError: the strides are not those of 3x3 convolutions one after the other.
+    """
+    strided = [(path, module) for path, module in backbone.named_modules() if getattr(module, "stride", 1) == (2, 2)]
+    if not all(isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) for _, conv in strided) or (
+        2 ** len(strided) != stride
+    ):
+        raise ModelError(f"backbone {name}: padding centered needs 3x3 convolutions of stride 2, one after the other")
+    for path, conv in strided[:-1]:
+        same = Conv2dSame(
+            conv.in_channels, conv.out_channels, 3, stride=2, groups=conv.groups, bias=conv.bias is not None
+        )
+        backbone.set_submodule(path, same)
+    strided[-1][1].padding = (1, 1)
 
 
 def _timm_preview(name: str) -> tuple[FeatureInfo, bool]:

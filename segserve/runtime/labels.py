@@ -80,7 +80,9 @@ class Segmentation:
     quality: Quality | None = None
 
 
-def choose_labels(logits: Tensor, height_px: int, width_px: int, rule: LabelRule = EVERY_PIXEL) -> Segmentation:
+def choose_labels(
+    logits: Tensor, height_px: int, width_px: int, rule: LabelRule = EVERY_PIXEL, *, temperature: float = 1.0
+) -> Segmentation:
     """Chooses the class of every pixel at the image's size.
 
     The logits are brought to that size before the class is chosen, a strip of rows at a time, so that those
@@ -88,12 +90,15 @@ def choose_labels(logits: Tensor, height_px: int, width_px: int, rule: LabelRule
 
     Args:
         logits: float32 (classes, h, w).
+        temperature: probabilities are the softmax of the logits divided by this (Guo et al., arXiv:1706.04599). Which
+            class is on top does not depend on it.
     """
     if width_px <= _strip_pixels(logits.device):
-        labelled = _label_strips(logits, height_px, width_px, rule)
+        labelled = _label_strips(logits, height_px, width_px, rule, temperature)
     else:  # a single row would already be too much: strips of columns
-        labelled = _label_strips(logits.mT, width_px, height_px, rule).turned()
-    return Segmentation(labelled.label_map, labelled.summaries(), labelled.confidence_map, measure_quality(logits))
+        labelled = _label_strips(logits.mT, width_px, height_px, rule, temperature).turned()
+    quality = measure_quality(logits / temperature)
+    return Segmentation(labelled.label_map, labelled.summaries(), labelled.confidence_map, quality)
 
 
 @dataclass(frozen=True)
@@ -125,18 +130,18 @@ class _Labelled:
         )
 
 
-def _label_strips(logits: Tensor, height_px: int, width_px: int, rule: LabelRule) -> _Labelled:
+def _label_strips(logits: Tensor, height_px: int, width_px: int, rule: LabelRule, temperature: float) -> _Labelled:
     label_map = torch.empty((height_px, width_px), dtype=torch.uint8, device=logits.device)
     confidence_map = torch.empty_like(label_map) if rule.keep_confidence else None
     tally = _Tally(len(logits), logits.device)
-    contest = Contest.of(logits)
+    contest = Contest.of(logits, temperature)
     upsampling = Upsampling((logits.shape[1], logits.shape[2]), (height_px, width_px), logits.device)
     rows_px = max(1, _strip_pixels(logits.device) // width_px)
     for top_px in range(0, height_px, rows_px):
         strip = slice(top_px, top_px + rows_px)
         rivals = contest.rivals(upsampling.grid_rows(strip))
         strip_logits = upsampling.strip(rivals.logits * _LOG2_E, strip)
-        labels, probabilities = _top_class(strip_logits, rivals.class_ids)
+        labels, probabilities = _top_class(strip_logits, rivals.class_ids, temperature)
         if rule.kept is None and rule.threshold == 0:
             possible = set(rivals.class_ids)
         else:
@@ -155,12 +160,13 @@ def _strip_pixels(device: torch.device) -> int:
     return _STRIP_PIXELS if device.type == "cpu" else _STRIP_PIXELS_ON_GPU
 
 
-def _top_class(logits: Tensor, class_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _top_class(logits: Tensor, class_ids: Sequence[int], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """The top class, uint8 (H, W), and its softmax probability, float32 (H, W).
 
     Args:
         logits: float32 (C, H, W), to the base of 2, of which processors have the powers at a third of the cost.
         class_ids: of the first logits, ascending; one of these is on top of every pixel.
+        temperature: divides differences of logits, not the logits: rounded, two of them could become equal.
     """
     top, labels = logits[0], torch.full_like(logits[0], class_ids[0], dtype=torch.uint8)
     beaten = list(logits[len(class_ids) :])
@@ -171,7 +177,7 @@ def _top_class(logits: Tensor, class_ids: Sequence[int]) -> tuple[Tensor, Tensor
         top = torch.maximum(top, class_logits)
     exponentials = torch.ones_like(top)  # the top class's own
     for class_logits in beaten:
-        exponentials += (class_logits - top).exp2_()
+        exponentials += (class_logits - top).mul_(1 / temperature).exp2_()
     return labels, exponentials.reciprocal_()
 
 

@@ -16,7 +16,7 @@ Ranges = Mapping[str, tuple[float, float]]
 
 
 class SegmentationNetwork(nn.Module):
-    """A backbone, a head, and for training an auxiliary head on the level before the last.
+    """A backbone, a head, and where a published checkpoint has one, an auxiliary head, which is never computed.
 
     Shape: float (N, 3, H, W), RGB, normalised by the record's mean and std -> logits (N, classes, h, w), where
     h and w are H and W by the architecture's `logits_stride`, rounded up.
@@ -34,21 +34,7 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The head's logits; the auxiliary head is not computed."""
-        return self._logits(self.backbone(x))
-
-    def forward_with_aux(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits of the head and, at the size of its own level, those of the auxiliary head.
-
-        Raises:
-            ModelError: the architecture has no auxiliary head.
-        """
-        if self.aux_head is None:
-            raise ModelError("the architecture has no auxiliary head: set aux_head in its record")
         levels: list[Tensor] = self.backbone(x)
-        aux_logits: Tensor = self.aux_head(levels[-2])
-        return self._logits(levels), aux_logits
-
-    def _logits(self, levels: list[Tensor]) -> Tensor:
         logits: Tensor = self.head(levels if self._is_multiscale else levels[-1])
         return logits
 

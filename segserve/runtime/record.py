@@ -3,18 +3,20 @@ rule, licence and measured accuracy are written down. Handler, archive, evaluati
 """
 
 import hashlib
+from collections.abc import Callable
 from fractions import Fraction
-from math import floor
+from math import ceil, floor
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from .errors import ModelError
 from .files import write_whole
 
 RECORD_FILE = "model.yaml"
+_ROUNDINGS: dict[str, Callable[[Fraction], int]] = {"nearest": round, "down": floor, "up": ceil}
 BACKGROUND = 0  # id of the class that a pixel gets where no other is wanted or certain enough, and that is not coloured
 
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -47,6 +49,8 @@ class Architecture(Strict):
         backbone: a timm model, or `torchvision.resnet50`, `torchvision.resnet101` or `torchvision.mobilenet_v3_large`
             for torchvision's own.
         aux_head: an FCN head on the level before the last, which only training computes.
+        padding: `centered` pads the strided convolutions of a timm backbone so that a logit lies at the center of its
+            cell, where the bilinear resize to the image's size expects it; `default` leaves them as timm has them.
         use_l5_exp: the last level is the wider output of the 1x1 convolution that a mobilenet ends with.
         aspp_in_channels: of the fused levels; of the multi-scale head alone.
         output_upsample_factor: the multi-scale head's logits are upsampled by so much; of that head alone.
@@ -54,6 +58,7 @@ class Architecture(Strict):
 
     backbone: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$")]  # no `hf-hub:` or `local-dir:`, which timm would follow
     output_stride: Literal[8, 16, 32] = 16
+    padding: Literal["default", "centered"] = "default"
     head: Literal["deeplabv3", "corenet", "multiscale"] = "deeplabv3"
     aux_head: bool = False
     aspp_rates: tuple[PositiveInt, ...] = (6, 12, 18)
@@ -83,14 +88,14 @@ class ResizeRule(Strict):
     ratio, and both are rounded to `multiple_of`. The longer side never passes `max_px`.
 
     Attributes:
-        rounding: `down` as torchvision's transforms do it.
+        rounding: `down` as torchvision's transforms do it; `up` keeps the most of thin images.
     """
 
     side: Literal["longer", "shorter"] = "longer"
     size_px: PositiveInt
     multiple_of: PositiveInt = 1
     max_px: PositiveInt = 2048
-    rounding: Literal["nearest", "down"] = "nearest"
+    rounding: Literal["nearest", "down", "up"] = "nearest"
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:
@@ -107,7 +112,7 @@ class ResizeRule(Strict):
 
     def _rounded(self, length_px: Fraction) -> int:
         multiples = length_px / self.multiple_of
-        whole = round(multiples) if self.rounding == "nearest" else floor(multiples)
+        whole = _ROUNDINGS[self.rounding](multiples)
         return max(1, min(whole, self.max_px // self.multiple_of)) * self.multiple_of
 
 
@@ -182,6 +187,23 @@ class Accuracy(Strict):
     class_boundary_iou: dict[str, Unit] | None = None
 
 
+class Calibration(Strict):
+    """What makes confidences mean what they say, as `segserve calibrate` measured it.
+
+    Attributes:
+        temperature: probabilities are the softmax of the logits divided by this.
+        dataset: half of its images gave the temperature, the other half the errors.
+        ece_before: expected calibration error at temperature 1, in 0..1 (Naeini et al., AAAI 2015; 15 bins).
+        ece: the same at this temperature.
+    """
+
+    temperature: PositiveFloat
+    dataset: Line
+    images: PositiveInt
+    ece_before: Unit
+    ece: Unit
+
+
 class ModelRecord(Strict):
     """One model. `weights` is missing only in a folder that is still to be trained, or made from `checkpoint`.
 
@@ -200,6 +222,7 @@ class ModelRecord(Strict):
     weights: Weights | None = None
     int8: Weights | None = None
     accuracy: Accuracy | None = None
+    calibration: Calibration | None = None
     classes: Annotated[tuple[ClassInfo, ...], Field(min_length=2, max_length=255)]
 
     @model_validator(mode="after")
@@ -218,6 +241,11 @@ class ModelRecord(Strict):
     def max_cost(self) -> int:
         """Passes through the network that one request may take, see `InferenceRule`."""
         return (self.inference or InferenceRule()).max_cost
+
+    @property
+    def temperature(self) -> float:
+        """Divides logits before probabilities are computed, see `Calibration`."""
+        return self.calibration.temperature if self.calibration else 1.0
 
     @property
     def palette(self) -> bytes:

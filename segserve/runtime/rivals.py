@@ -39,17 +39,19 @@ class Contest:
     Attributes:
         logits: float32 (classes, h, w).
         matters: (classes, h): whether a class may win, or is not negligible, between that row and the next.
+        temperature: see `choose_labels`.
     """
 
     logits: Tensor
     matters: NDArray[np.bool_]
+    temperature: float = 1.0
 
     @classmethod
-    def of(cls, logits: Tensor) -> Self:
+    def of(cls, logits: Tensor, temperature: float = 1.0) -> Self:
         largest, smallest = _among_neighbours(logits, torch.maximum), _among_neighbours(logits, torch.minimum)
         may_win = (largest >= smallest.amax(dim=0)).any(dim=2)
-        probable = (_with_next_row(logits.softmax(dim=0), torch.maximum) > _NEGLIGIBLE).any(dim=2)
-        return cls(logits, (may_win | probable).cpu().numpy())
+        probable = (_with_next_row((logits / temperature).softmax(dim=0), torch.maximum) > _NEGLIGIBLE).any(dim=2)
+        return cls(logits, (may_win | probable).cpu().numpy(), temperature)
 
     def rivals(self, rows: slice) -> Rivals:
         """Those between the first and the last of these rows of the grid, two at least; the end may pass the grid's."""
@@ -58,7 +60,8 @@ class Contest:
         logits = self.logits[:, rows]
         if not others:
             return Rivals(logits, class_ids)
-        return Rivals(torch.cat([logits[class_ids], logits[others].logsumexp(dim=0, keepdim=True)]), class_ids)
+        others_as_one = (logits[others] / self.temperature).logsumexp(dim=0, keepdim=True) * self.temperature
+        return Rivals(torch.cat([logits[class_ids], others_as_one]), class_ids)
 
 
 def _among_neighbours(logits: Tensor, pick: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -136,7 +136,7 @@ class Segmenter:
             with torch.inference_mode(), self._own_stream():
                 logits = self.logits(image_rgb, plan, timings)
                 with timings.stage("inference"):
-                    return choose_labels(logits, height_px, width_px, rule)
+                    return choose_labels(logits, height_px, width_px, rule, temperature=self.record.temperature)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

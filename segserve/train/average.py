@@ -1,12 +1,7 @@
-"""Averages of networks' weights: over the steps of a run, and of its end with its start."""
-
-from copy import deepcopy
-from typing import TypeVar
+"""The moving average of a network's weights over the steps of a run."""
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
@@ -23,15 +18,3 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
         return average.lerp(current, 1 - kept)
 
     return AveragedModel(network, avg_fn=follow, use_buffers=True)
-
-
-def blended(network: Network, other: nn.Module, share: float) -> Network:
-    """A copy of the network, `share` of whose weights and running statistics are those of another of its kind."""
-    copy, theirs = deepcopy(network), other.state_dict()
-    copy.load_state_dict(
-        {
-            name: own.lerp(theirs[name], share) if own.is_floating_point() else own
-            for name, own in network.state_dict().items()
-        }
-    )
-    return copy

@@ -16,7 +16,7 @@ PICTURE_FILE = "predictions.jpg"
 _CARD = Template("""\
 # $summary
 
-Version $version. Written by `segserve evaluate --write`; edit the files beside it instead.
+Version $version. Written by `segserve train` or `segserve evaluate --write`; edit the files beside it instead.
 
 | | |
 |---|---|
@@ -32,7 +32,7 @@ Version $version. Written by `segserve evaluate --write`; edit the files beside 
 On $dataset ($images images) at the images' own size: mean IoU **$mean_iou** over the classes present, pixel
 accuracy $pixel_accuracy.
 $further_figures
-$class_figures
+$calibration$class_figures
 $picture
 $notes
 ## Recipe
@@ -77,6 +77,7 @@ def _facts(record: ModelRecord, accuracy: Accuracy) -> dict[str, object]:
         "mean_iou": f"{accuracy.mean_iou:.3f}",
         "pixel_accuracy": f"{accuracy.pixel_accuracy:.3f}",
         "further_figures": _further_figures(accuracy),
+        "calibration": _calibration(record),
         "class_figures": _class_figures(accuracy),
     }
 
@@ -93,6 +94,17 @@ def _further_figures(accuracy: Accuracy) -> str:
         figures = {name: covered.mean_iou, **figures}
     lines = [f"- {name}: {value:.3f}\n" for name, value in figures.items() if value is not None]
     return "".join(["\n", *lines]) if lines else ""
+
+
+def _calibration(record: ModelRecord) -> str:
+    if record.calibration is None:
+        return ""
+    found = record.calibration
+    return (
+        f"Confidences are calibrated with temperature {found.temperature:g}: their expected calibration error is "
+        f"{found.ece:.3f}, and {found.ece_before:.3f} without it, on every second of {found.images} images of "
+        f"{found.dataset}.\n\n"
+    )
 
 
 def _class_figures(accuracy: Accuracy) -> str:

@@ -12,13 +12,13 @@ from ..runtime.weights import write_weights
 def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> ModelRecord:
     """Writes `folder/weights.safetensors` and `folder/model.yaml`; the record as it now stands.
 
-    What was measured of earlier weights, accuracy and ranges, is dropped from the record.
+    What was measured of earlier weights, accuracy, calibration and ranges, is dropped from the record.
 
     Raises:
         ValueError: a weight is not finite in half precision.
     """
     weights = write_weights({name: _halved(name, tensor) for name, tensor in network.state_dict().items()}, folder)
-    trained = record.model_copy(update={"weights": weights, "accuracy": None, "int8": None})
+    trained = record.model_copy(update={"weights": weights, "accuracy": None, "calibration": None, "int8": None})
     write_record(trained, folder)
     return trained
 

@@ -66,13 +66,13 @@ def train(
         The trained network in evaluation mode.
 
     Raises:
-        ModelError: `run` holds another run, or the recipe does not fit the record.
+        ModelError: `run` holds another run, or the recipe's batches do not divide among the processes.
         DataError: the data set has problems; all are listed.
         FloatingPointError: the loss is no longer a number.
     """
     record = read_record(model)
     with joined() as world:
-        _check_fit(record, recipe, world)
+        _check_processes(recipe, world)
         state = TrainingState(record, recipe, model, world)
         state.resume(run)
         batches = _batches(record, recipe, data, state.step, world, options.workers)
@@ -107,11 +107,7 @@ def _lead(
     log.close()
 
 
-def _check_fit(record: ModelRecord, recipe: Recipe, world: World) -> None:
-    if recipe.aux_weight > 0 and not record.architecture.aux_head:
-        raise ModelError(f"aux_weight is {recipe.aux_weight}, but the architecture has no aux_head")
-    if recipe.start_share > 0 and recipe.start != "model":
-        raise ModelError(f"start_share is {recipe.start_share}, but the run starts from a backbone: set start to model")
+def _check_processes(recipe: Recipe, world: World) -> None:
     if recipe.batch_size % world.size:
         raise ModelError(f"batch_size is {recipe.batch_size}, which {world.size} processes cannot share evenly")
 
@@ -128,7 +124,8 @@ def _batches(
     crops = TrainingCrops(data, recipe, record.input, ObjectPaste(data, presence, rare, recipe.copy_paste))
     repeats = repeat_factors(presence, recipe.repeat_threshold)
     sampler = StepSampler(repeats, recipe, first_step, rank=world.rank, processes=world.size)
-    for images, labels in DataLoader(crops, batch_sampler=sampler, num_workers=workers, prefetch_factor=4):
+    ahead = 4 if workers else None
+    for images, labels in DataLoader(crops, batch_sampler=sampler, num_workers=workers, prefetch_factor=ahead):
         yield normalized(images.to(world.device), record.input), labels.to(world.device)
 
 

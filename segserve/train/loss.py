@@ -37,17 +37,13 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("_class_weights", _class_weights(recipe.class_weights, labels), persistent=False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        dtype, recipe = _AUTOCAST[self._recipe.precision], self._recipe
+        dtype = _AUTOCAST[self._recipe.precision]
         with FastDepthwise(), torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            if recipe.aux_weight == 0:
-                return self._taught(self.network(images), images, labels)
-            logits, aux_logits = self.network.forward_with_aux(images)
-            loss = self._taught(logits, images, labels)
-        return loss + recipe.aux_weight * self._cross_entropy(aux_logits, labels)
+            return self._taught(self.network(images), images, labels)
 
     def _taught(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The loss against the labels, and where there is a teacher, against its probabilities."""
-        loss = self._cross_entropy(logits, labels)
+        loss = self._labelled(logits, labels)
         if self.teacher is None:
             return loss
         with torch.no_grad():
@@ -55,15 +51,42 @@ class SegmentationLoss(nn.Module):
             taught = F.interpolate(taught, size=logits.shape[-2:], mode="bilinear", align_corners=False).softmax(1)
         return torch.lerp(loss, F.cross_entropy(logits.float(), taught), self._recipe.teacher_weight)
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _labelled(self, logits: Tensor, labels: Tensor) -> Tensor:
         """In float32, at every `loss_stride`th pixel of the crop."""
-        stride = self._recipe.loss_stride
+        recipe = self._recipe
+        stride = recipe.loss_stride
         truth = labels[:, stride // 2 :: stride, stride // 2 :: stride].long()
         logits = F.interpolate(logits.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
         if not (truth != IGNORED).any():
             return logits.sum() * 0  # the mean over no pixel would be NaN
-        smoothing = self._recipe.label_smoothing
-        return F.cross_entropy(logits, truth, self._class_weights, ignore_index=IGNORED, label_smoothing=smoothing)
+        if recipe.hard_share == 1:
+            loss = F.cross_entropy(logits, truth, self._class_weights, ignore_index=IGNORED)
+        else:
+            losses = F.cross_entropy(logits, truth, self._class_weights, ignore_index=IGNORED, reduction="none")
+            losses = losses[truth != IGNORED]
+            loss = losses.topk(max(1, int(recipe.hard_share * len(losses)))).values.mean()
+        return torch.lerp(loss, lovasz_softmax(logits, truth), recipe.lovasz_weight) if recipe.lovasz_weight else loss
+
+
+def lovasz_softmax(logits: Tensor, truth: Tensor) -> Tensor:
+    """The Lovasz extension of 1 - IoU, the mean over the classes that the batch's labels hold (algorithm 1 of Berman et
+    al., arXiv:1705.08790).
+
+    Args:
+        logits: float32 (N, C, H, W).
+        truth: int64 (N, H, W), 255 for pixels to ignore.
+    """
+    labelled = truth != IGNORED
+    probabilities, truth = logits.softmax(1).movedim(1, 0)[:, labelled], truth[labelled]
+    losses = []
+    for class_id in truth.bincount().nonzero().flatten().tolist():
+        is_class = (truth == class_id).float()
+        errors, order = (is_class - probabilities[class_id]).abs().sort(descending=True)
+        is_class = is_class[order]
+        intersection = is_class.sum() - is_class.cumsum(0)
+        union = is_class.sum() + (1 - is_class).cumsum(0)
+        losses.append(errors @ (1 - intersection / union).diff(prepend=errors.new_zeros(1)))
+    return torch.stack(losses).mean()
 
 
 def _class_weights(given: Mapping[str, float], labels: Sequence[str]) -> Tensor | None:

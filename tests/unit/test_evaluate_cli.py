@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from segserve.cli import app
@@ -49,6 +50,28 @@ def test_evaluate_prints_figures_and_writes_document_and_page(data, tiny_model, 
     assert f"{report.covered.mean_iou:.4f} over the 3 in at least 2 images" in result.stdout
     assert f"pixel accuracy {report.pixel_accuracy:.4f}" in result.stdout
     assert page.read_text().count("<article>") == 3
+
+
+def test_evaluate_reads_pascal_voc_as_it_is_published(tiny_model, tmp_path):
+    folder = tmp_path / "VOCdevkit" / "VOC2012"
+    squares = write_squares(tmp_path / "squares", images=3)
+    (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (squares / "images").rename(folder / "JPEGImages")
+    (squares / "train.txt").rename(folder / "ImageSets" / "Segmentation" / "val.txt")
+    (folder / "SegmentationClass").mkdir()
+    for path in (squares / "labels").iterdir():  # an indexed PNG in VOC's colours, with borders of 255
+        labels = Image.open(path)
+        labels.putpalette(bytes(range(256)) * 3)
+        labels.paste(255, (0, 0, 64, 2))
+        labels.save(folder / "SegmentationClass" / path.name)
+    result = evaluate(tiny_model, "--data", folder, "--split", "val")
+    assert result.exit_code == 0, result.stderr
+    assert "over the 3 classes present" in result.stdout
+    assert "3 images in" in result.stdout
+    assert "lists in that folder: val" in refusal(tiny_model, "--data", folder)
+    assert f"there is one in {folder}" in refusal(tiny_model, "--data", folder.parent, "--split", "val").replace(
+        "\n", ""
+    )
 
 
 def test_evaluate_takes_the_model_as_an_argument_too(data, tiny_model):

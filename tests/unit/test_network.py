@@ -53,6 +53,30 @@ def test_network_output_stride_is_that_of_the_last_level(backbone, stride):
     assert network(image()).shape[-2:] == (HEIGHT_PX // stride, WIDTH_PX // stride)
 
 
+@pytest.mark.parametrize(("padding", "center_px"), [("default", 0), ("centered", 7)])
+@torch.inference_mode()
+def test_network_padding_centered_puts_a_logit_at_the_center_of_its_cell(padding, center_px):
+    backbone = built(backbone="mobilenetv2_050", head="corenet", padding=padding).backbone
+    for module in backbone.modules():  # every 3x3 convolution hands on the pixel in its middle, every 1x1 the mean
+        if isinstance(module, nn.Conv2d):
+            module.weight.zero_()
+            module.weight[..., module.kernel_size[0] // 2, module.kernel_size[1] // 2] = 1 / module.weight.shape[1]
+    columns = torch.arange(160.0).expand(1, 3, 64, 160)
+    positions = backbone(columns / 1e6)[-1] / backbone(torch.full_like(columns, 1e-6))[-1]
+    expected = 16 * torch.arange(10.0) + center_px
+    torch.testing.assert_close(positions[0, 0, 2, 1:], expected[1:], rtol=1e-3, atol=1e-3)
+
+
+def test_network_padding_centered_of_strides_side_by_side_is_refused():
+    with pytest.raises(ModelError, match="backbone resnet18: padding centered needs 3x3 convolutions of stride 2"):
+        built(backbone="resnet18", padding="centered")
+
+
+def test_network_padding_centered_of_a_torchvision_backbone_is_refused():
+    with pytest.raises(ModelError, match="padding centered is for timm's backbones"):
+        built(backbone="torchvision.mobilenet_v3_large", padding="centered")
+
+
 @pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES.keys())
 @torch.inference_mode()
 def test_network_multiscale_reads_the_levels_of_strides_4_to_32(backbone):
@@ -112,29 +136,15 @@ def test_network_parameters_of_the_record_reach_the_head():
     ],
 )
 @torch.inference_mode()
-def test_forward_with_aux_gives_the_same_logits_and_those_of_its_level(fields, aux_hw):
+def test_build_network_auxiliary_head_fits_the_level_before_the_last(fields, aux_hw):
     network = built(aux_head=True, **fields)
-    logits, aux_logits = network.forward_with_aux(image())
-    assert torch.equal(logits, network(image()))
-    assert aux_logits.shape == (1, 3, *aux_hw)
+    assert network.aux_head(network.backbone(image())[-2]).shape == (1, 3, *aux_hw)
 
 
 def test_forward_does_not_compute_the_auxiliary_head():
     network = built(backbone="test_efficientnet", aux_head=True)
     network.aux_head = nn.Conv2d(999, 1, 1)  # would fail
     network(image())
-
-
-def test_forward_with_aux_gives_every_parameter_a_gradient():
-    network = built(backbone="test_efficientnet", aux_head=True).train()
-    logits, aux_logits = network.forward_with_aux(torch.cat([image(), -image()]))
-    (logits.square().mean() + aux_logits.square().mean()).backward()
-    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
-
-
-def test_forward_with_aux_without_the_head_is_a_model_error():
-    with pytest.raises(ModelError, match="no auxiliary head: set aux_head in its record"):
-        built(backbone="test_efficientnet").forward_with_aux(image())
 
 
 # torchvision's own models

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from fractions import Fraction
 
 import pytest
 import yaml
@@ -112,7 +113,7 @@ records = st.builds(
             ResizeRule,
             size_px=st.integers(1, 9999),
             multiple_of=st.integers(1, 64),
-            rounding=st.sampled_from(["nearest", "down"]),
+            rounding=st.sampled_from(["nearest", "down", "up"]),
         ),
         mean=st.tuples(unit, unit, unit),
         std=st.tuples(positive_unit, positive_unit, positive_unit),
@@ -189,7 +190,7 @@ def test_architecture_defaults_are_corenets():
 
 
 side_px = st.integers(1, 20_000)
-rounding = st.sampled_from(["nearest", "down"])
+rounding = st.sampled_from(["nearest", "down", "up"])
 
 
 @given(height_px=side_px, width_px=side_px, size_px=st.integers(1, 1024))
@@ -204,6 +205,14 @@ def test_size_for_never_passes_the_limit(height_px, width_px, multiple_of, round
     for length_px in rule.size_for(height_px, width_px):
         assert 1 <= length_px <= 2048
         assert length_px % multiple_of == 0
+
+
+@given(height_px=side_px, width_px=side_px, multiple_of=st.integers(1, 64))
+def test_size_for_rounded_up_is_the_next_multiple(height_px, width_px, multiple_of):
+    rule = ResizeRule(size_px=520, multiple_of=multiple_of, max_px=10**8, rounding="up")
+    for length_px, whole_px in zip(rule.size_for(height_px, width_px), (height_px, width_px), strict=True):
+        exact_px = Fraction(whole_px * 520, max(height_px, width_px))
+        assert exact_px <= length_px < exact_px + multiple_of
 
 
 # Refusals

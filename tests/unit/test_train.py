@@ -212,26 +212,25 @@ def test_train_start_from_the_model_begins_with_its_weights(tiny_model, squares,
         torch.testing.assert_close(trained[name], parameter, atol=1e-6, rtol=0)
 
 
-def test_train_start_share_keeps_that_much_of_the_start(squares, tmp_path):
-    model = write_tiny_model(tmp_path)
-    start = load_network(read_record(model), model).state_dict()
-    recipe = RECIPE.model_copy(update={"steps": 3, "start": "model"})
-    alone = train(model, recipe, squares, tmp_path / "alone", ignore).state_dict()
-    shared = recipe.model_copy(update={"start_share": 0.25})
-    kept = train(model, shared, squares, tmp_path / "run", ignore)
-    for name, weight in kept.state_dict().items():
-        if weight.is_floating_point():
-            torch.testing.assert_close(weight, 0.75 * alone[name] + 0.25 * start[name])
-    export_weights(kept, read_record(model), model)  # as the command does at the end of a run
-    again = train(model, shared, squares, tmp_path / "run", ignore).state_dict()
-    for name, weight in kept.state_dict().items():
-        torch.testing.assert_close(again[name], weight, rtol=0, atol=0)
+def test_train_frozen_norms_keep_their_statistics_and_learn_their_scale(tiny_model, squares, tmp_path):
+    recipe = RECIPE.model_copy(update={"steps": 3, "start": "model", "batch_norm_momentum": 0.0, "ema_decay": 0.0})
+    trained = train(tiny_model, recipe, squares, tmp_path, ignore).state_dict()
+    start = load_network(read_record(tiny_model), tiny_model).state_dict()
+    norms = [name.removesuffix(".running_mean") for name in start if name.endswith(".running_mean")]
+    assert norms
+    for norm in norms:
+        for statistic in ("running_mean", "running_var"):
+            assert torch.equal(trained[f"{norm}.{statistic}"], start[f"{norm}.{statistic}"])
+    assert not torch.equal(trained[f"{norms[0]}.weight"], start[f"{norms[0]}.weight"])
 
 
-def test_train_start_share_without_a_start_raises(model, squares, tmp_path):
-    recipe = RECIPE.model_copy(update={"start_share": 0.25})
-    with pytest.raises(ModelError, match=r"start_share is 0\.25, but the run starts from a backbone"):
-        train(model, recipe, squares, tmp_path, ignore)
+def test_train_without_loading_processes_sees_the_same_batches(model, squares, tmp_path):
+    recipe = RECIPE.model_copy(update={"steps": 2})
+    alone, helped = (
+        train(model, recipe, squares, tmp_path / str(n), ignore, options=RunOptions(workers=n)).state_dict()
+        for n in (0, 1)
+    )
+    assert [name for name in alone if not torch.equal(alone[name], helped[name])] == []
 
 
 def test_train_teacher_alone_pulls_the_network_towards_it(model, tiny_model, squares, tmp_path):

@@ -6,7 +6,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from segserve.runtime.errors import ModelError
 from segserve.train.average import averaged
-from segserve.train.loss import SegmentationLoss
+from segserve.train.loss import SegmentationLoss, lovasz_softmax
 from segserve.train.recipe import Recipe
 
 LABELS = ("background", "cat", "dog")
@@ -15,15 +15,12 @@ LABELS = ("background", "cat", "dog")
 class Fixed(torch.nn.Module):
     """A network that gives the logits it holds."""
 
-    def __init__(self, logits, aux_logits=None):
+    def __init__(self, logits):
         super().__init__()
-        self.logits, self.aux_logits = torch.nn.Parameter(logits), aux_logits
+        self.logits = torch.nn.Parameter(logits)
 
     def forward(self, _images):
         return self.logits
-
-    def forward_with_aux(self, _images):
-        return self.logits, self.aux_logits
 
 
 def loss_of(network, labels, teacher=None, **recipe):
@@ -67,10 +64,26 @@ def test_loss_weighs_classes_by_their_label(logits, labels):
     assert not torch.allclose(expected, loss_of(Fixed(logits), labels))
 
 
-def test_loss_smooths_labels_towards_all_classes(logits, labels):
-    even = -upsampled(logits, (8, 8)).log_softmax(1).mean(1)[labels != 255].mean()
-    expected = 0.9 * loss_of(Fixed(logits), labels) + 0.1 * even
-    torch.testing.assert_close(loss_of(Fixed(logits), labels, label_smoothing=0.1), expected)
+def test_loss_of_the_hard_share_is_the_mean_over_the_highest(logits, labels):
+    losses = F.cross_entropy(upsampled(logits, (8, 8)), labels.long(), ignore_index=255, reduction="none")
+    hardest = losses[labels != 255].sort(descending=True).values[:24]  # a quarter of 96
+    torch.testing.assert_close(loss_of(Fixed(logits), labels, hard_share=0.25), hardest.mean())
+
+
+def test_lovasz_softmax_of_certain_predictions_is_one_minus_mean_iou(labels):
+    predicted = torch.randint(3, (2, 8, 8), generator=torch.Generator().manual_seed(3))
+    certain = 1e4 * F.one_hot(predicted, 3).movedim(3, 1).float()
+    counted = labels != 255
+    ious = [
+        ((predicted == c) & (labels == c))[counted].sum() / ((predicted == c) | (labels == c))[counted].sum()
+        for c in range(3)
+    ]
+    torch.testing.assert_close(lovasz_softmax(certain, labels.long()), 1 - torch.stack(ious).mean())
+
+
+def test_loss_adds_the_lovasz_softmax_by_its_share(logits, labels):
+    expected = 0.75 * loss_of(Fixed(logits), labels) + 0.25 * lovasz_softmax(upsampled(logits, (8, 8)), labels.long())
+    torch.testing.assert_close(loss_of(Fixed(logits), labels, lovasz_weight=0.25), expected)
 
 
 def test_loss_with_a_teacher_learns_its_probabilities_at_every_pixel(logits, labels):
@@ -93,13 +106,6 @@ def test_loss_with_a_teacher_of_a_finer_grid_brings_its_logits_to_the_network_s(
 def test_loss_weight_of_an_unknown_class_raises(logits):
     with pytest.raises(ModelError, match=r"class_weights: cow is none of the classes background, cat, dog"):
         SegmentationLoss(Fixed(logits), Recipe(steps=1, class_weights={"cow": 2, "cat": 1}), LABELS)
-
-
-def test_loss_adds_the_auxiliary_head_by_its_weight(logits, labels):
-    aux = torch.zeros(2, 3, 2, 2)
-    alone = loss_of(Fixed(logits), labels)
-    together = loss_of(Fixed(logits, aux), labels, aux_weight=0.4)
-    torch.testing.assert_close(together, alone + 0.4 * torch.log(torch.tensor(3.0)))
 
 
 def test_loss_where_every_pixel_is_ignored_is_zero_and_has_zero_gradients(logits):
