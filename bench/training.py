@@ -1,7 +1,9 @@
 """Trains variants of one model and prints a table: `python -m bench.training levers|heads --data DATA`.
 
-    levers   what each part of the embedded model's recipe gives, and what parts that it has not would add
+    levers   what a change of the embedded model's recipe would give, at a fraction of its steps
     heads    the three heads on the same backbone, schedule and seed
+
+Where the recipe starts from a model, `--reference` names the TFLite file that `segserve import` starts it from.
 
 A variant that is trained is not trained again, and one that was interrupted goes on; all runs lie in `--runs`.
 """
@@ -26,6 +28,7 @@ from segserve.runtime.weights import WEIGHTS_FILE, load_network
 from segserve.train.export import export_weights
 from segserve.train.loop import train
 from segserve.train.recipe import RECIPE_FILE, Recipe, read_recipe
+from segserve.train.reference import import_reference
 
 MIN_IMAGES = 20
 
@@ -52,6 +55,8 @@ def main() -> None:
     if arguments.crop_px is not None:
         record, recipe = _shrunk(record, recipe, arguments.crop_px)
     for variant in _variants(arguments.kind, record, recipe, arguments):
+        if arguments.only and variant.name not in arguments.only:
+            continue
         trained = _trained(variant, arguments)
         print(f"| {variant.name} | {' | '.join(_figures(trained, arguments))} |", flush=True)
 
@@ -65,6 +70,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="embedded", help="name of the model in model/ whose recipe is varied")
     parser.add_argument("--backbone", help="in place of the model's")
     parser.add_argument("--backbone-weights", help="in place of the recipe's")
+    parser.add_argument("--reference", type=Path, help="deeplabv3_mnv2_pascal_quant.tflite")
+    parser.add_argument("--only", nargs="*", help="names of the variants; all without it")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--crop-px", type=int, help="in place of the recipe's; images and input shrink alike")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
@@ -83,28 +90,32 @@ def _shrunk(record: ModelRecord, recipe: Recipe, crop_px: int) -> tuple[ModelRec
 def _variants(kind: str, record: ModelRecord, recipe: Recipe, arguments: argparse.Namespace) -> Iterator[Variant]:
     changed = {"steps": arguments.steps, "backbone_weights": arguments.backbone_weights or recipe.backbone_weights}
     backbone = arguments.backbone or record.architecture.backbone
-    for name, lever in _levers(arguments.steps).items() if kind == "levers" else ():
-        architecture = record.architecture.model_copy(update={"backbone": backbone, "aux_head": "aux_weight" in lever})
-        yield Variant(name, _untrained(record, architecture), recipe.model_copy(update={**changed, **lever}))
+    for name, lever in _levers(recipe, arguments.steps).items() if kind == "levers" else ():
+        own = {key: value for key, value in lever.items() if key in Architecture.model_fields}
+        architecture = record.architecture.model_copy(update={"backbone": backbone, **own})
+        others = {key: value for key, value in lever.items() if key in Recipe.model_fields}
+        yield Variant(name, _untrained(record, architecture), recipe.model_copy(update={**changed, **others}))
     for name, head in HEADS.items() if kind == "heads" else ():
         architecture = validated({"backbone": backbone, **head}, Architecture, name)
         yield Variant(name, _untrained(record, architecture), recipe.model_copy(update=changed))
 
 
-def _levers(steps: int) -> Mapping[str, Mapping[str, object]]:
-    """What is changed in the recipe. Another seed shows how much of a difference is chance."""
+def _levers(recipe: Recipe, steps: int) -> Mapping[str, Mapping[str, object]]:
+    """What is changed in recipe or architecture. Another seed shows how much of a difference is chance."""
     return {
         "the recipe": {},
-        "another seed": {"seed": 1},
-        "without repeats of rare classes": {"repeat_threshold": 0.0},
-        "without copy-paste": {"copy_paste": 0.0},
-        "with label smoothing of 0.1": {"label_smoothing": 0.1},
-        "with an auxiliary head": {"aux_weight": 0.4},
-        "taught by the embedded model": {"teacher": str(resource("model/embedded"))},
+        "another seed": {"seed": recipe.seed + 1},
+        "repeats of rare classes": {"repeat_threshold": 0.05},
+        "repeats and copy-paste": {"repeat_threshold": 0.05, "copy_paste": 0.25},
+        "Lovasz-softmax, half of the loss": {"lovasz_weight": 0.5},
+        "the hardest quarter of the pixels": {"hard_share": 0.25},
+        "loss at every pixel": {"loss_stride": 1},
+        "separable ASPP": {"aspp_sep_conv": True},
+        "three times the learning rates": {"backbone_lr": 3 * recipe.backbone_lr, "head_lr": 3 * recipe.head_lr},
+        "norms with the batch's statistics": {"batch_norm_momentum": 0.01},
         "scales 0.8 to 1.25": {"scales": (0.8, 1.25)},
         "without colour jitter": {"color_jitter": 0.0},
         "without moving average": {"ema_decay": 0.0},
-        "loss at every pixel": {"loss_stride": 1},
         "twice the steps": {"steps": 2 * steps},
     }
 
@@ -120,6 +131,8 @@ def _trained(variant: Variant, arguments: argparse.Namespace) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(variant.record, folder)
         data = open_data(arguments.data, arguments.split, variant.record.classes)
+        if variant.recipe.start == "model":
+            import_reference(arguments.reference, folder, data, lambda _finished, _total: None)
         network = train(folder, variant.recipe, data, folder / "run", lambda _report: None)
         export_weights(network, variant.record, folder)
     return folder

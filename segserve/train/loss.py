@@ -85,7 +85,8 @@ def lovasz_softmax(logits: Tensor, truth: Tensor) -> Tensor:
         is_class = is_class[order]
         intersection = is_class.sum() - is_class.cumsum(0)
         union = is_class.sum() + (1 - is_class).cumsum(0)
-        losses.append(errors @ (1 - intersection / union).diff(prepend=errors.new_zeros(1)))
+        steps = (1 - intersection / union).diff(prepend=errors.new_zeros(1))
+        losses.append((errors * steps).sum())  # no product of matrices, which autocast would round to bf16
     return torch.stack(losses).mean()
 
 

@@ -103,6 +103,13 @@ def test_loss_with_a_teacher_of_a_finer_grid_brings_its_logits_to_the_network_s(
     torch.testing.assert_close(finer, by_itself)
 
 
+def test_loss_in_bf16_is_computed_in_float32(logits, labels):
+    recipe = Recipe(steps=1, precision="bf16", lovasz_weight=0.25)
+    loss = SegmentationLoss(Fixed(logits), recipe, LABELS)(torch.zeros(2, 3, 8, 8), labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, loss_of(Fixed(logits), labels, lovasz_weight=0.25))
+
+
 def test_loss_weight_of_an_unknown_class_raises(logits):
     with pytest.raises(ModelError, match=r"class_weights: cow is none of the classes background, cat, dog"):
         SegmentationLoss(Fixed(logits), Recipe(steps=1, class_weights={"cow": 2, "cat": 1}), LABELS)

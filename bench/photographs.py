@@ -1,0 +1,121 @@
+"""What a model sees where it should see nothing: `python -m bench.photographs --data DATA [--picture FILE]`.
+
+Counts the images of which more than 5 % get one class that they do not hold, each of these pixels with a confidence of
+0.5 at least: among a labelled split, and among the photographs that scikit-image ships. With `--picture`, some of the
+latter are drawn under the classes found in them.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from segserve.data import IGNORED, open_data
+from segserve.demo import sample_photograph
+from segserve.resources import resource
+from segserve.runtime.image import decode_image
+from segserve.runtime.labels import LabelRule, Segmentation
+from segserve.runtime.overlay import draw_overlay
+from segserve.runtime.record import BACKGROUND
+from segserve.runtime.segmenter import Segmenter
+
+LEAST_SHARE, LEAST_CONFIDENCE = 0.05, 0.5
+
+# The classes of PASCAL VOC that each photograph holds, by eye.
+PHOTOGRAPHS: Mapping[str, tuple[str, ...]] = {
+    "astronaut.png": ("person",),
+    "brick.png": (),
+    "camera.png": ("person",),
+    "cell.png": (),
+    "chelsea.png": ("cat",),
+    "clock_motion.png": (),
+    "coffee.png": ("diningtable",),
+    "coins.png": (),
+    "grass.png": (),
+    "gravel.png": (),
+    "hubble_deep_field.jpg": (),
+    "ihc.png": (),
+    "microaneurysms.png": (),
+    "moon.png": (),
+    "motorcycle_left.png": ("motorbike",),
+    "motorcycle_right.png": ("motorbike",),
+    "page.png": (),
+    "retina.jpg": (),
+    "rocket.jpg": (),
+    "text.png": (),
+}
+DRAWN = ("astronaut.png", "chelsea.png", "motorcycle_left.png", "coffee.png", "rocket.jpg", "camera.png")
+CELL_PX = 300
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="labelled images in any layout of docs/data.md")
+    parser.add_argument("--split", default="dev")
+    parser.add_argument("--model", default="embedded", help="a name in model/, or a folder")
+    parser.add_argument("--picture", type=Path, help="JPEG to write")
+    arguments = parser.parse_args()
+    folder = Path(arguments.model)
+    segmenter = Segmenter.load(folder if folder.is_dir() else resource(f"model/{arguments.model}"))
+    print_table("scikit-image", segmenter, photographs(segmenter))
+    if arguments.data:
+        print_table(arguments.split, segmenter, labelled(segmenter, arguments.data, arguments.split))
+    if arguments.picture:
+        draw(segmenter).save(arguments.picture, quality=90)
+
+
+def photographs(segmenter: Segmenter) -> Iterator[tuple[str, np.ndarray, set[int]]]:
+    for name, held in PHOTOGRAPHS.items():
+        image_rgb = decode_image(sample_photograph(name).read_bytes(), max_pixels=2**24)
+        yield name, image_rgb, {segmenter.record.labels.index(label) for label in held}
+
+
+def labelled(segmenter: Segmenter, folder: Path, split: str) -> Iterator[tuple[str, np.ndarray, set[int]]]:
+    data = open_data(folder, split, segmenter.record.classes)
+    for name in data.names:
+        image_rgb, labels = data.pair(name)
+        yield name, image_rgb, set(np.unique(labels).tolist()) - {IGNORED}
+
+
+def print_table(source: str, segmenter: Segmenter, images: Iterator[tuple[str, np.ndarray, set[int]]]) -> None:
+    count, mistaken = 0, []
+    for name, image_rgb, held in images:
+        count += 1
+        found = wrong_shares(segmenter.segment(image_rgb, rule=LabelRule(keep_confidence=True)), held)
+        if found:
+            shares = ", ".join(f"{segmenter.record.labels[class_id]} {share:.0%}" for class_id, share in found.items())
+            mistaken.append(f"{name}: {shares}")
+    print(f"{source}: {len(mistaken)} of {count} images ({len(mistaken) / count:.1%})")
+    for line in mistaken:
+        print(f"  {line}")
+
+
+def wrong_shares(segmentation: Segmentation, held: set[int]) -> dict[int, float]:
+    """By class that the image does not hold, its share of the image in confident pixels, where it is large."""
+    confident = segmentation.confidence_map >= 255 * LEAST_CONFIDENCE
+    counts = np.bincount(segmentation.label_map[confident], minlength=256) / segmentation.label_map.size
+    wrong = {class_id: float(share) for class_id, share in enumerate(counts) if share > LEAST_SHARE}
+    return {class_id: share for class_id, share in wrong.items() if class_id not in held | {BACKGROUND}}
+
+
+def draw(segmenter: Segmenter) -> Image.Image:
+    """Photographs under their classes, three in a row."""
+    cells = []
+    for name in DRAWN:
+        image_rgb = decode_image(sample_photograph(name).read_bytes(), max_pixels=2**24)
+        segmentation = segmenter.segment(image_rgb)
+        shown = [summary.class_id for summary in segmentation.classes]
+        overlay = draw_overlay(image_rgb, segmentation.label_map, segmenter.record.classes, shown)
+        overlay.thumbnail((CELL_PX, CELL_PX))
+        cells.append(overlay)
+    rows = -(-len(cells) // 3)
+    sheet = Image.new("RGB", (3 * CELL_PX, rows * CELL_PX), "white")
+    for index, cell in enumerate(cells):
+        sheet.paste(cell, (index % 3 * CELL_PX, index // 3 * CELL_PX))
+    return sheet
+
+
+if __name__ == "__main__":
+    main()
