@@ -1,1 +1,1 @@
-"""Side-by-side benchmarks: `python -m bench`."""
+"""Comparative benchmarks: `python -m bench`."""

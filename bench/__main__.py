@@ -1,7 +1,7 @@
-"""The served model beside the bare network and beside what people use today, in one run and in alternating rounds.
+"""Compares the served model with the network alone and with other servers, in one run and in alternating rounds.
 
-The table goes to standard output and, with a plot and everything as JSON, to a folder. An interrupt stops all servers
-and reports the rounds that are whole. docs/performance.md tells what everybody in the table is.
+The table goes to standard output. A folder receives the table, a plot, and all results as JSON. An interrupt stops all
+servers and reports the complete rounds. docs/performance.md explains every row of the table.
 """
 
 import argparse
@@ -30,7 +30,7 @@ ENCODINGS = get_args(MaskEncoding)
 
 def main() -> None:
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end from outside stops the servers as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops the servers as Ctrl-C does
     try:
         report = _measured(arguments)
         _write(report, arguments)

@@ -1,11 +1,11 @@
-"""What `segserve batch` keeps of the network's throughput, and whether its memory grows: `python -m bench.batch`.
+"""Measures the throughput of `segserve batch` relative to the network alone, or its memory: `python -m bench.batch`.
 
-The bare loop is as many processes as there are workers, each with one thread, that put ready tensors of the same
-photographs through the network. The job reads, decodes, resizes, computes, encodes and writes them. Its seconds are
-those of the work, without the start of Ray and of the workers, which a long job does not notice; they are told beside.
+The baseline runs only the network on prepared tensors of the same photographs, in one process per worker, with one
+thread each. The job reads, decodes, resizes, computes, encodes and writes the images. Its time excludes the start of
+Ray and of the workers, because this start is short compared to a long job. The time with this start is reported too.
 
-`--memory` measures something else: the largest resident set of driver, Ray and workers together, over two jobs of which
-the second has four times the images.
+`--memory` measures the largest resident set of driver, Ray and workers together instead. It compares two jobs; the
+second has four times the images.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _job(folder: Path, archive: Path, count: int, workers: int) -> tuple[float, float, int]:
-    """Seconds of the work and of the whole command, and the largest resident set of all its processes in bytes."""
+    """The seconds of the work and of the whole command, and the largest resident set of all processes in bytes."""
     source = folder / f"in{count}"
     source.mkdir()
     for number, content in enumerate(islice(cycle(photographs()), count)):
@@ -77,7 +77,7 @@ def _job(folder: Path, archive: Path, count: int, workers: int) -> tuple[float, 
 
 
 class _MemoryWatch:
-    """Looks at a process and all below it once a second. Shared pages count once a process, so it is an upper bound."""
+    """Samples the memory of a process tree every second. An upper bound: shared pages count repeatedly."""
 
     def __init__(self, pid: int) -> None:
         self.peak_bytes = 0
@@ -99,7 +99,7 @@ def _resident_bytes(root: psutil.Process) -> int:
 
 
 def _bare_s(model: str, count: int, workers: int) -> float:
-    """Seconds that the slowest of the processes needs for its share of the images."""
+    """The baseline: the seconds of the slowest process for its share of the images."""
     context = multiprocessing.get_context("spawn")
     shares = [count // workers + (number < count % workers) for number in range(workers)]
     with context.Pool(workers) as pool:

@@ -1,8 +1,8 @@
-"""What the client itself costs a request: `python -m bench.client`.
+"""Measures the client's overhead per request: `python -m bench.client`.
 
-A server in another process answers at once with a ready answer: the label map of a photograph of 640 x 480 pixels, as
-PNG in JSON. What is measured is the processor time of this process alone, and the time of the whole exchange; beside
-them stands a bare exchange over `http.client`, which sends the same bytes and looks at nothing.
+A server in another process immediately sends a prepared response: the label map of a photograph of 640 x 480 pixels, as
+PNG in JSON. The benchmark measures the CPU time of this process alone, and the duration of the whole exchange. The
+baseline sends the same bytes with `http.client` and does not parse the response.
 """
 
 import base64
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _label_map(picture: Image.Image) -> np.ndarray:
-    """Five smooth areas with the edges of a photograph, as a network gives them."""
+    """A label map of five smooth areas with the edges of a photograph, like a network's output."""
     blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(6)))
     levels = blurred.astype(np.uint16).sum(axis=2) // 160
     return np.array([0, 8, 15, 12, 20], np.uint8)[np.minimum(levels, 4)]
@@ -117,7 +117,7 @@ def _bare(port: int, image: bytes) -> Callable[[], object]:
 
 
 def _report(name: str, work: Callable[[], object]) -> None:
-    """Medians, so that what else the machine does at times does not count."""
+    """Prints medians, so that other work on the machine has little influence."""
     cpu_ms, wall_ms = [], []
     for _ in range(REQUESTS):
         began_s, cpu_began_s = time.perf_counter(), time.process_time()

@@ -1,8 +1,8 @@
-"""Milliseconds that the encodings of a label map cost on one core, and the bytes they take.
+"""Measures the time of every label map encoding on one core, in milliseconds, and its size in bytes.
 
-The label maps are those of photographs that were brought to 640 x 480 pixels and to 16 megapixels. A figure is the
-median of its runs over all the photographs, the fastest run in brackets: where others use the machine as well, that is
-nearer to what the code needs.
+The label maps are those of photographs, resized to 640 x 480 pixels and to 16 megapixels. Each time is the median of
+the runs over all photographs, with the fastest run in parentheses. On a busy machine, the fastest run is the better
+estimate of the code's own cost.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def _segmented(segmenter: Segmenter, name: str, size_wh: tuple[int, int]) -> Seg
 
 
 def _encoders(segmenter: Segmenter) -> dict[str, Callable[[Segmentation], bytes]]:
-    """From a segmentation to the whole answer, as the server makes it: told its size, then made."""
+    """Functions that encode a segmentation as the server does: they compute the size first, then the response body."""
     record = segmenter.record
 
     def in_json(segmentation: Segmentation, *, mask: str, confidence: bool = False) -> bytes:

@@ -1,7 +1,8 @@
-"""Throughput of Ray Serve beside TorchServe, over HTTP: `python -m bench.engines`.
+"""Compares the throughput of Ray Serve and TorchServe over HTTP: `python -m bench.engines`.
 
-Both serve the same archive on this machine. Eight clients ask one and then the other, in rounds, so that a machine
-whose speed drifts favours neither; the ratio is the median of the rounds' ratios. The idle server computes nothing.
+Both serve the same archive on this machine. Eight clients send requests to one server and then to the other, in
+alternating rounds, so that a drift of the machine's speed affects both equally. The ratio is the median of the rounds'
+ratios. The idle server computes nothing.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def main() -> None:
         archive = build_archive(resource(f"model/{arguments.model}"), folder)
         clients = {engine: _client(engine, archive, folder / engine, stack) for engine in ENGINES}
         for client in clients.values():
-            _images_a_second(client, images[:CLIENTS])  # warms it up
+            _images_a_second(client, images[:CLIENTS])  # warm-up
         rounds = [
             {engine: _images_a_second(client, images) for engine, client in clients.items()}
             for _ in range(arguments.rounds)
@@ -49,7 +50,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _client(engine: str, archive: Path, run_dir: Path, stack: ExitStack) -> SegmentationClient:
-    """A client of a server that ends with the stack."""
+    """Starts a server and returns its client. The stack ends both."""
     server = stack.enter_context(ENGINES[engine].start([archive], run_dir))
     server.wait_ready(READY_S)
     return stack.enter_context(

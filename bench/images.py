@@ -1,4 +1,4 @@
-"""The pictures that are sent: photographs which scikit-image ships, as the JPEG files that users send."""
+"""The benchmarks' images: photographs from scikit-image, as JPEG files like those of users."""
 
 import io
 from itertools import cycle
@@ -10,7 +10,7 @@ from segserve.demo import sample_photograph
 
 NAMES = ("chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 
-# Sizes from a thumbnail to a small camera's, qualities from the web's to a camera's.
+# Sizes from thumbnail to small camera, JPEG qualities from web to camera.
 LONGER_SIDES_PX = (320, 500, 640, 1024, 1600)
 QUALITIES = (75, 90, 95)
 
@@ -20,9 +20,9 @@ def photographs() -> list[bytes]:
 
 
 def mixed_photographs() -> dict[str, bytes]:
-    """JPEG files by name: every photograph at every size, landscape, square and portrait, at qualities that take turns.
+    """JPEG files by name: every photograph (landscape, square or portrait) at every size, with cycling qualities.
 
-    The smallest of each photograph come first.
+    The smallest size of all photographs comes first.
     """
     pictures = {Path(name).stem: _opened(name) for name in (*NAMES, "hubble_deep_field.jpg")}
     pictures["coffee-portrait"] = pictures["coffee"].transpose(Image.Transpose.ROTATE_90)

@@ -1,4 +1,4 @@
-"""What a server's Python processes took of the machine's memory."""
+"""Measures the memory of a server's Python processes."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,15 +8,15 @@ import psutil
 
 
 def peak_python_bytes(pid: int) -> int:
-    """The largest resident set that any Python process of a tree has had so far (Linux's VmHWM), in bytes.
+    """The largest peak resident set (Linux's VmHWM) of any single Python process in a process tree, in bytes.
 
-    A server's front end in Java does not count: beside the network it is small.
+    A server's Java frontend is excluded, because it is small compared to the network.
     """
     return max(python_peaks_bytes(pid).values(), default=0)
 
 
 def python_peaks_bytes(pid: int) -> dict[int, int]:
-    """The same of every Python process of the tree, by its pid."""
+    """The peak resident set of every Python process in the tree, by pid, in bytes."""
     peaks = {}
     for process in _python_processes(pid):
         with suppress(psutil.NoSuchProcess, OSError):
@@ -25,7 +25,7 @@ def python_peaks_bytes(pid: int) -> dict[int, int]:
 
 
 def forget_peaks(pid: int) -> None:
-    """From now on the peaks of a tree's Python processes are counted anew, from what they have."""
+    """Resets the peaks of a tree's Python processes to their current resident sets."""
     for process in _python_processes(pid):
         with suppress(OSError):
             Path(f"/proc/{process.pid}/clear_refs").write_text("5")

@@ -1,7 +1,7 @@
-"""What a busy neighbour does to one image after the other: `python -m bench.neighbour`.
+"""Measures the latency of one image while other processes use the CPU: `python -m bench.neighbour`.
 
-Segments a photograph in a process of its own, once for each number of threads and way in which threads wait for each
-other, while 0, 1 and 2 other processes compute without a pause. Prints medians in ms, and their ratio to the quiet one.
+A separate process segments a photograph repeatedly, for every number of threads and every OpenMP wait policy, while 0,
+1 and 2 other processes compute continuously. The output has the medians in ms, and their ratios to the idle machine.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
 
 @contextmanager
 def neighbours(count: int) -> Iterator[None]:
-    """So many processes that compute without a pause."""
+    """Runs `count` processes that compute continuously."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -77,7 +77,7 @@ def neighbours(count: int) -> Iterator[None]:
 
 
 def measure(folder: Path, threads: int, environment: dict[str, str], rounds: int) -> list[float]:
-    """Milliseconds of each image."""
+    """The latency of each segmentation in milliseconds, after 5 warm-up runs."""
     photograph = sample_photograph("chelsea.png")
     command = [sys.executable, "-c", MEASURE, str(folder), str(photograph), str(threads), str(rounds)]
     finished = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True)

@@ -1,8 +1,8 @@
-"""What a model sees where it should see nothing: `python -m bench.photographs --data DATA [--picture FILE]`.
+"""Counts a model's false classes: `python -m bench.photographs --data DATA [--picture FILE]`.
 
-Counts the images of which more than 5 % get one class that they do not hold, each of these pixels with a confidence of
-0.5 at least: among a labelled split, and among the photographs that scikit-image ships. With `--picture`, some of the
-latter are drawn under the classes found in them.
+An image counts if more than 5 % of its pixels have one class that does not occur in the image, with a confidence of at
+least 0.5. The images are those of a labelled split and the photographs of scikit-image. `--picture` writes an image of
+some of these photographs with their predicted classes.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from segserve.runtime.segmenter import Segmenter
 
 LEAST_SHARE, LEAST_CONFIDENCE = 0.05, 0.5
 
-# The classes of PASCAL VOC that each photograph holds, by eye.
+# The PASCAL VOC classes in each photograph, labelled by eye.
 PHOTOGRAPHS: Mapping[str, tuple[str, ...]] = {
     "astronaut.png": ("person",),
     "brick.png": (),
@@ -93,7 +93,7 @@ def print_table(source: str, segmenter: Segmenter, images: Iterator[tuple[str, n
 
 
 def wrong_shares(segmentation: Segmentation, held: set[int]) -> dict[int, float]:
-    """By class that the image does not hold, its share of the image in confident pixels, where it is large."""
+    """The share of confident pixels of every class that is not in the image, by class id; only large shares."""
     confident = segmentation.confidence_map >= 255 * LEAST_CONFIDENCE
     counts = np.bincount(segmentation.label_map[confident], minlength=256) / segmentation.label_map.size
     wrong = {class_id: float(share) for class_id, share in enumerate(counts) if share > LEAST_SHARE}
@@ -101,7 +101,7 @@ def wrong_shares(segmentation: Segmentation, held: set[int]) -> dict[int, float]
 
 
 def draw(segmenter: Segmenter) -> Image.Image:
-    """Photographs under their classes, three in a row."""
+    """Draws photographs with their classes, three per row."""
     cells = []
     for name in DRAWN:
         image_rgb = decode_image(sample_photograph(name).read_bytes(), max_pixels=2**24)

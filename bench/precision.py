@@ -1,7 +1,7 @@
-"""What computing in fewer digits costs: accuracy on labelled images, and how many pixels get the class of float32.
+"""Measures the cost of lower precision: accuracy on labelled images, and the share of pixels with float32's class.
 
-`python -m bench.precision --data DATA` prints a table with a row for each precision. The network's time is that of one
-image of the resize rule's size after the other, on one thread, in rounds that alternate; medians.
+`python -m bench.precision --data DATA` prints a table with one row per precision. The network's time is the median CPU
+time of one image of the resize rule's size, on one thread, over alternating rounds.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _measured(segmenter: Segmenter, data: LabelledImages) -> tuple[dict[str, LabelMap], list[str]]:
-    """Every image's label map, and the cells of the table."""
+    """The label map of every image, and the cells of the table."""
     label_maps: dict[str, LabelMap] = {}
     with predictor_of(segmenter) as predictor:
 

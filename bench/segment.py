@@ -1,8 +1,8 @@
-"""How much of a server's throughput `segserve segment` keeps: `python -m bench.segment`.
+"""Compares the throughput of `segserve segment` with the server's own throughput: `python -m bench.segment`.
 
-A bare loop of eight threads that send ready requests and drop the answers is what the server can do. The command does
-the same and reads, checks, encodes and writes files. Rounds of both alternate, on the same images, so that a machine
-whose speed drifts favours neither; each figure is the median of the rounds.
+The baseline is the server's throughput: eight threads send prepared requests and discard the responses. The command
+also reads, checks, encodes and writes files. Rounds of both alternate on the same images, so that a drift of the
+machine's speed affects both equally. Each figure is the median of the rounds.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
         archive = build_archive(resource(f"model/{arguments.model}"), folder)
         with TorchServe.start([archive], folder / ".run" / "serve") as server:
             server.wait_ready()
-            _bare_s(server, paths[:CLIENTS])  # warms the server up
+            _bare_s(server, paths[:CLIENTS])  # warm-up
             rounds = [(_bare_s(server, paths), *_command_s(folder, f"out{n}")) for n in range(arguments.rounds)]
     _report(rounds, len(paths))
 
@@ -58,7 +58,7 @@ def _write_images(folder: Path, count: int) -> list[Path]:
 
 
 def _bare_s(server: TorchServe, paths: Sequence[Path]) -> float:
-    """Seconds that the server needs for all images, eight under way at any time."""
+    """The baseline: the server's seconds for all images, with eight requests in flight."""
     contents = [path.read_bytes() for path in paths]
     url = f"{server.inference_url}/predictions/{server.models[0]}"
     headers = {"Authorization": f"Bearer {server.inference_token}", "X-Segment-Mask": "png"}
@@ -76,7 +76,7 @@ def _bare_s(server: TorchServe, paths: Sequence[Path]) -> float:
 
 
 def _command_s(folder: Path, output: str) -> tuple[float, float]:
-    """Seconds of the command by its own clock, and from its start to its end, imports included."""
+    """The command's seconds as it reports them, and from its start to its end, including imports."""
     command = [sys.executable, "-m", "segserve", "segment", "in", "--output", output, "--json"]
     began_s = time.perf_counter()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)

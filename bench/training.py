@@ -1,11 +1,11 @@
 """Trains variants of one model and prints a table: `python -m bench.training levers|heads --data DATA`.
 
-    levers   what a change of the embedded model's recipe would give, at a fraction of its steps
-    heads    the three heads on the same backbone, schedule and seed
+    levers   the effect of single changes to the embedded model's recipe, with a fraction of its steps
+    heads    the three heads with the same backbone, schedule and seed
 
-Where the recipe starts from a model, `--reference` names the TFLite file that `segserve import` starts it from.
+If the recipe starts from a model, `--reference` names the TFLite file for `segserve import`.
 
-A variant that is trained is not trained again, and one that was interrupted goes on; all runs lie in `--runs`.
+A trained variant is not trained again. An interrupted variant is resumed. All runs are in the folder `--runs`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from segserve.train.reference import import_reference
 
 MIN_IMAGES = 20
 
-# CoreNet's heads with their own defaults; separable, as full 3x3 kernels at stride 8 take minutes a step on a CPU.
+# CoreNet's heads with their own defaults. Separable: full 3x3 kernels at stride 8 need minutes per step on a CPU.
 HEADS: Mapping[str, Mapping[str, object]] = {
     "deeplabv3": {"head": "deeplabv3"},
     "corenet": {"head": "corenet"},
@@ -79,7 +79,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _shrunk(record: ModelRecord, recipe: Recipe, crop_px: int) -> tuple[ModelRecord, Recipe]:
-    """Both for smaller crops, with the images and the network's input smaller in proportion."""
+    """Record and recipe for smaller crops. The image size and the network's input size shrink in proportion."""
     resize = record.input.resize
     size_px = round(resize.size_px * crop_px / recipe.crop_px / resize.multiple_of) * resize.multiple_of
     rule = record.input.model_copy(update={"resize": resize.model_copy(update={"size_px": size_px})})
@@ -101,7 +101,7 @@ def _variants(kind: str, record: ModelRecord, recipe: Recipe, arguments: argpars
 
 
 def _levers(recipe: Recipe, steps: int) -> Mapping[str, Mapping[str, object]]:
-    """What is changed in recipe or architecture. Another seed shows how much of a difference is chance."""
+    """The changes of recipe or architecture. The variant with another seed shows the size of random differences."""
     return {
         "the recipe": {},
         "another seed": {"seed": recipe.seed + 1},
@@ -125,7 +125,7 @@ def _untrained(record: ModelRecord, architecture: Architecture) -> ModelRecord:
 
 
 def _trained(variant: Variant, arguments: argparse.Namespace) -> Path:
-    """The variant's model folder, trained now unless it is already."""
+    """The variant's model folder. Trains the variant if it is not trained yet."""
     folder: Path = arguments.runs / arguments.kind / variant.name.replace(" ", "-").replace(",", "")
     if not (folder / WEIGHTS_FILE).exists():
         folder.mkdir(parents=True, exist_ok=True)

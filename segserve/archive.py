@@ -12,10 +12,12 @@ import sys
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 from . import runtime
 from .resources import resource
 from .runtime.errors import ModelError
+from .runtime.files import whole_file
 from .runtime.record import RECORD_FILE, ModelRecord, read_record, read_yaml
 from .runtime.settings import CONFIG_FILE, check_precision, read_config
 from .runtime.weights import load_network
@@ -41,8 +43,8 @@ def build_archive(model: Path, output: Path) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output) as workspace:
         packed = _packed(record, model, config, Path(workspace))
-        archive = output / f"{record.name}.mar"
-        _repacked(packed).replace(archive)
+        with whole_file(archive := output / packed.name) as file:
+            _repack(packed, file)
     return archive
 
 
@@ -97,16 +99,14 @@ def _copy(config: Path, workspace: Path) -> Path:
     return Path(shutil.copy(config, workspace / CONFIG_FILE))
 
 
-def _repacked(archive: Path) -> Path:
-    """The same files sorted by name, uncompressed, with fixed times and rights."""
-    repacked = archive.with_suffix(".repacked")
-    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(repacked, "w", zipfile.ZIP_STORED) as target:
+def _repack(archive: Path, file: BinaryIO) -> None:
+    """Writes the same files sorted by name, uncompressed, with fixed times and permissions."""
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:
         for name in sorted(name for name in source.namelist() if not name.endswith("/")):
             entry = zipfile.ZipInfo(name, date_time=_EPOCH)
             entry.external_attr = 0o644 << 16
             content = source.read(name)
             target.writestr(entry, _timeless(content) if name == MANIFEST else content)
-    return repacked
 
 
 def _timeless(manifest: bytes) -> bytes:

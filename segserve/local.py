@@ -1,4 +1,4 @@
-"""The model of an archive in this process: no server, no Java, the same answers."""
+"""Runs an archive's model in this process, without a server and without Java, and with the same results."""
 
 import os
 import threading
@@ -26,15 +26,15 @@ from .runtime.settings import CONFIG_FILE, read_config
 
 
 class LocalSegmenter:
-    """Answers as a server of the same model does, byte for byte: limits, defaults and refusals included.
+    """Segments images like a server of the same model, byte for byte: with the same limits, defaults and errors.
 
-    Safe to use from several threads at once, which take turns: the network itself uses every core. The code is that of
-    this package and not the archive's copy, so that nothing out of an archive is ever executed.
+    Thread-safe: it processes one image at a time, because the network already uses every core. It runs this package's
+    code, not the archive's copy, so code from an archive is never executed.
 
     Args:
         model: an archive (`.mar`), or a model folder.
-        device: such as `cpu` or `cuda:0`; by default the first GPU where there is one. Of a GPU that fails, the CPU
-            takes the place, with a warning.
+        device: for example `cpu` or `cuda:0`; by default the first GPU, else the CPU. If the GPU fails, the CPU
+            replaces it, with a warning.
 
     Raises:
         ModelError: the model is missing or broken, or cannot be served.
@@ -57,19 +57,20 @@ class LocalSegmenter:
         threshold: float | None = None,
         confidence: bool = False,
     ) -> Segmentation:
-        """The class of every pixel of an image; see `SegmentationClient.segment` for the options.
+        """Segments an image; see `SegmentationClient.segment` for the options.
 
         Raises:
-            OSError: the image's file cannot be read.
-            ValueError: an array or a picture that is no image.
-            RefusedError: what a server would refuse, with its status, code and message.
+            OSError: the image file cannot be read.
+            TypeError: the input is not an `ImageInput`.
+            ValueError: the array or the PIL image is not a supported image.
+            RefusedError: a server would send this error response, with this status, code and message.
         """
         fields = as_fields(mask="png", mode=mode, tta=tta, classes=classes, threshold=threshold, confidence=confidence)
         image_file = as_image_file(image)
         return read_segmentation(self._ask(image_file, JSON, fields), image_file)
 
     def answer(self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]) -> bytes:
-        """The body that a server would send, in any of its media types and encodings; errors as in `segment`."""
+        """Returns the response body of a server, in any media type and encoding. Raises as `segment`."""
         reply = self._ask(as_image_file(image), accept, as_fields(**options))
         raise_for_refusal(reply)
         return reply.body
@@ -80,7 +81,7 @@ class LocalSegmenter:
         return Reply(answer.status, answer.phrase, answer.body, {"server-timing": answer.server_timing})
 
     def close(self) -> None:
-        """For symmetry with the clients: memory is freed when the object goes."""
+        """Does nothing; exists for compatibility with the clients. Memory is freed with the object."""
 
     def __enter__(self) -> Self:
         return self
@@ -91,10 +92,12 @@ class LocalSegmenter:
 
 @contextmanager
 def opened_model(model: Path) -> Iterator[tuple[Path, Path]]:
-    """The folder and the configuration of an archive, or of a model folder, for as long as it takes to load them.
+    """Yields the model folder and the configuration file of an archive or a model folder.
+
+    The files of an archive are extracted to a temporary folder, which exists only within this context.
 
     Raises:
-        ModelError: it is neither.
+        ModelError: `model` is neither an archive nor a model folder.
     """
     if model.is_dir():
         yield model, config_of(model)

@@ -162,6 +162,8 @@ class SigningKey:
         Raises:
             SignatureError: the archive cannot be read, or the signature not be written.
         """
+        from .runtime.files import write_whole  # not at the top: workers of Ray import the archive's `segserve.runtime`
+
         with _opened(archive) as file:
             of_file = self._key.sign(_hashed(file))
         shown_name = "".join(letter if letter.isprintable() else "?" for letter in archive.name)
@@ -174,7 +176,10 @@ class SigningKey:
             _encoded(of_comment),
         )
         place = signature_path(archive)
-        _write_whole(place, "".join(f"{line}\n" for line in lines))
+        try:
+            write_whole(place, "".join(f"{line}\n" for line in lines))
+        except OSError as error:
+            raise SignatureError(f"cannot write {place}: {error.strerror}") from error
         return place
 
 
@@ -270,14 +275,5 @@ def _write_new(path: Path, what: str, key_id: bytes, content: bytes, *, mode: in
             file.write(text)
     except FileExistsError as error:
         raise SignatureError(f"{path} exists already; keys are never overwritten: name another") from error
-    except OSError as error:
-        raise SignatureError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
     except OSError as error:
         raise SignatureError(f"cannot write {path}: {error.strerror}") from error

@@ -1,1 +1,1 @@
-"""The container's command under more than it can do, for as long as one likes: `python -m bench.soak --minutes 20`."""
+"""An overload test of the container's command, of any duration: `python -m bench.soak --minutes 20`."""

@@ -1,7 +1,7 @@
-"""Sends more than the server can do, and tells whether it stayed as it was; exits with 1 where it did not.
+"""Overloads the server and checks that memory, latency and queue stay stable; exits with 1 if they do not.
 
-What it can do is measured first, with the same mix. The figures go to standard output and, as JSON with every sample,
-to a folder. docs/reliability.md tells what they mean.
+The server's capacity is measured first, with the same mix of requests. The figures go to standard output. A folder
+receives them as JSON with every sample. docs/reliability.md explains them.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _SHORTEST_S = 0.5
 
 @dataclass(frozen=True)
 class Soak:
-    """What was measured: requests a second that it can do, and what became of more."""
+    """The measurements: the server's capacity and the load, both in requests/s, and the results under this load."""
 
     capacity: float
     rate: float
@@ -101,7 +101,7 @@ def _order(server: Running, images: Sequence[Path], seconds: float, *, rate: flo
 
 
 def _capacity(server: Running, images: Sequence[Path], seconds: float) -> float:
-    """Requests a second, after a run of the same that warms it up."""
+    """The server's capacity in requests/s, measured after a warm-up run."""
     for _ in range(2):
         outcomes = send(_order(server, images, seconds, rate=None))
     if not any(outcome.status == 200 for outcome in outcomes):

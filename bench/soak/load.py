@@ -1,6 +1,6 @@
-"""The process that sends: at a rate, whatever becomes of what was sent before; or as quickly as some clients can.
+"""The process that sends requests: an open loop at a fixed rate, or a closed loop of some clients.
 
-It is told what to do as JSON on its standard input, and tells what became of each request on its standard output.
+It reads its order as JSON from standard input, and writes the outcome of every request as JSON to standard output.
 """
 
 import asyncio
@@ -24,13 +24,14 @@ _TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Order:
-    """What one run sends.
+    """The requests of one run.
 
     Attributes:
         images: paths of image files.
-        seconds: for how long.
-        rate: requests a second; None for as many as `clients` can, each of which sends when it has its answer.
-        seed: of the mix.
+        seconds: duration of the run.
+        rate: requests per second. None for a closed loop: each client sends its next request after the response.
+        clients: number of clients of the closed loop.
+        seed: seed of the mix of requests.
     """
 
     url: str
@@ -43,14 +44,14 @@ class Order:
 
 
 class Outcome(NamedTuple):
-    """What became of a request.
+    """The outcome of a request.
 
     Attributes:
-        sent_s: when, from the first on.
-        latency_s: until its answer was whole, or it was lost.
-        status: 0 where there was no answer.
-        says_when: whether it came with `Retry-After`.
-        good: whether it could be answered.
+        sent_s: time of sending, in seconds since the start of the run.
+        latency_s: seconds until the response was complete or the connection failed.
+        status: HTTP status; 0 without a response.
+        says_when: whether the response has the header `Retry-After`.
+        good: whether the request was valid.
     """
 
     sent_s: float
@@ -61,10 +62,10 @@ class Outcome(NamedTuple):
 
 
 def send(order: Order) -> list[Outcome]:
-    """Sends out of a process of its own.
+    """Sends the requests from a separate process.
 
     Raises:
-        BenchError: that process failed, which no answer of a server makes it do.
+        BenchError: the process failed. No response of a server causes this.
     """
     command = [sys.executable, "-m", "bench.soak.load"]
     done = subprocess.run(command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False)

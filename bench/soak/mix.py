@@ -1,4 +1,4 @@
-"""What is sent: photographs of mixed sizes, answers in all encodings, and one in a hundred that is no good."""
+"""The mix of requests: photographs of mixed sizes, responses in all encodings, and 1 % invalid requests."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ _ANSWERS += [{"Accept": media_type.value} for media_type in MediaType if media_t
 
 @dataclass(frozen=True)
 class Request:
-    """A body with its headers, and whether it can be answered."""
+    """A body with its headers. `good` is whether the request is valid."""
 
     body: bytes
     headers: dict[str, str]
@@ -24,8 +24,8 @@ class Request:
 
 
 def mixed_requests(images: Sequence[Path], seed: int) -> Iterator[Request]:
-    """Requests without end, the same for the same seed."""
-    chance = random.Random(seed)  # noqa: S311 - a mix, no secret
+    """An endless sequence of requests. It depends only on the images and the seed."""
+    chance = random.Random(seed)  # noqa: S311 - not for security
     files = [path.read_bytes() for path in images]
     while True:
         body, headers = chance.choice(files), chance.choice(_ANSWERS)

@@ -1,4 +1,4 @@
-"""The container's command as a process, and what it takes of the machine."""
+"""Runs the container's command as a process and samples its resource use."""
 
 import os
 import secrets
@@ -26,7 +26,7 @@ _CLIENT_HEADER = "X-Client"
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers."""
+    """A running server that is ready."""
 
     url: str
     model: str
@@ -34,18 +34,18 @@ class Running:
     process: subprocess.Popen[bytes] = field(repr=False)
 
     def waiting(self) -> int:
-        """How many requests stand in TorchServe's queue."""
-        headers = {"Authorization": f"Bearer {self.token}", _CLIENT_HEADER: "watcher"}  # not in line behind the load
+        """The number of requests in TorchServe's queue."""
+        headers = {"Authorization": f"Bearer {self.token}", _CLIENT_HEADER: "watcher"}  # not queued after the load
         [version] = requests.get(f"{self.url}/models/{self.model}", headers=headers, timeout=30).json()
         return int(version["jobQueueStatus"]["pendingRequests"])
 
 
 @contextmanager
 def container(archive: Path, model: str, folder: Path) -> Iterator[Running]:
-    """`python -m segserve.container` for one archive; its log is `folder/log`.
+    """Runs `python -m segserve.container` for one archive. The log is `folder/log`.
 
     Raises:
-        BenchError: it ended, or is not ready in time.
+        BenchError: the server exited, or was not ready in time.
     """
     folder.mkdir(parents=True)
     token = secrets.token_urlsafe(24)
@@ -88,12 +88,14 @@ def _wait_ready(running: Running, log: Path) -> None:
 
 
 class Sample(NamedTuple):
-    """What the server's processes take together at a moment.
+    """The resource use of all of the server's processes together, at one time.
 
     Attributes:
-        at_s: since the watch began.
-        memory_bytes: their resident sets; pages that they share count for each.
-        waiting: requests in TorchServe's queue.
+        at_s: seconds since the start of the watch.
+        memory_bytes: the sum of the resident sets. Shared pages count once per process.
+        descriptors: number of open file descriptors.
+        threads: number of threads.
+        waiting: number of requests in TorchServe's queue.
     """
 
     at_s: float
@@ -104,7 +106,7 @@ class Sample(NamedTuple):
 
 
 class Watch:
-    """Takes samples for as long as it is open."""
+    """Takes samples periodically within its context."""
 
     def __init__(self, server: Running, *, every_s: float) -> None:
         self.samples: list[Sample] = []
@@ -126,7 +128,7 @@ class Watch:
         while not self._over.wait(self._every_s):
             with suppress(
                 psutil.Error, requests.RequestException, ValueError, LookupError
-            ):  # a process that ends meanwhile: next time
+            ):  # a process ended; try again later
                 self.samples.append(self._sample())
 
     def _sample(self) -> Sample:

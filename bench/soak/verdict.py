@@ -1,4 +1,4 @@
-"""Whether a server stayed as it was, from what was sampled and what became of the requests."""
+"""Decides from the samples and the requests' outcomes whether a server was stable."""
 
 import itertools
 import math
@@ -11,17 +11,17 @@ from .load import Outcome
 from .server import Sample
 
 WARM_UP = 0.25
-"""The share of the time that does not count: the queue and caches fill, Java compiles."""
+"""The fraction of the run to ignore at the start: the queue and the caches fill, and Java compiles."""
 
 MEMORY_GROWTH = 0.05
 COUNT_GROWTH = 0.05
 P99_SPREAD = 1.5
-_DOCUMENTED = frozenset({400, 413, 415, 422})  # for what can never be answered
+_DOCUMENTED = frozenset({400, 413, 415, 422})  # the documented statuses for invalid requests
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence about the server, and whether it is what was hoped for."""
+    """One result about the server as a sentence. `holds` is whether it meets the limit."""
 
     name: str
     told: str
@@ -29,10 +29,12 @@ class Finding:
 
 
 def findings(samples: Sequence[Sample], outcomes: Sequence[Outcome], seconds: float) -> list[Finding]:
-    """Everything that can be said.
+    """All findings.
 
     Args:
-        seconds: for how long requests were sent.
+        samples: resource use during the run.
+        outcomes: outcomes of all requests.
+        seconds: duration of the run.
     """
     kept = [sample for sample in samples if sample.at_s >= WARM_UP * seconds]
     warm = [outcome for outcome in outcomes if outcome.sent_s >= WARM_UP * seconds]
@@ -47,7 +49,7 @@ def findings(samples: Sequence[Sample], outcomes: Sequence[Outcome], seconds: fl
 
 
 def growth(values: Sequence[float]) -> float:
-    """Of the median of the last third over that of the first: 0.05 is 5 % more. NaN where there is nothing."""
+    """The growth of the median from the first third to the last third: 0.05 is +5 %. NaN for fewer than 3 values."""
     third = len(values) // 3
     if not third:
         return math.nan
@@ -55,19 +57,19 @@ def growth(values: Sequence[float]) -> float:
 
 
 def p99_s(latencies_s: Sequence[float]) -> float:
-    """The latency that 99 of 100 do not pass (nearest rank)."""
+    """The 99th percentile of the latencies (nearest rank)."""
     return sorted(latencies_s)[math.ceil(0.99 * len(latencies_s)) - 1]
 
 
 def p99_by_part(outcomes: Sequence[Outcome], part_s: float) -> list[float]:
-    """p99 of the answers in seconds, of all requests sent within the same part of the time."""
+    """The 99th percentile of successful requests in seconds, for each part of `part_s` seconds by time of sending."""
     answered = sorted((outcome for outcome in outcomes if outcome.status == 200), key=lambda outcome: outcome.sent_s)
     parts = itertools.groupby(answered, key=lambda outcome: int(outcome.sent_s // part_s))
     return [p99_s([outcome.latency_s for outcome in part]) for _, part in parts]
 
 
 def most_open(outcomes: Sequence[Outcome]) -> int:
-    """How many requests were under way at once, at the most."""
+    """The maximum number of concurrent requests."""
     changes = [(outcome.sent_s, 1) for outcome in outcomes]
     changes += [(outcome.sent_s + outcome.latency_s, -1) for outcome in outcomes]
     return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)
@@ -97,7 +99,7 @@ def _slowest(outcomes: Sequence[Outcome], part_s: float) -> Finding:
 
 
 def _queue(samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> Finding:
-    """It has an end where what is under way at the end is no more than what was under way before."""
+    """The queue is bounded if the second half of the run has no more concurrent requests than the first half."""
     half = statistics.median([outcome.sent_s for outcome in outcomes] or [0.0])
     first, last = (
         most_open([outcome for outcome in outcomes if (outcome.sent_s >= half) is late]) for late in (False, True)
@@ -108,7 +110,7 @@ def _queue(samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> Finding:
 
 
 def _refusals(outcomes: Sequence[Outcome]) -> Finding:
-    """Good requests are answered or 503 with a time to come again, bad ones that or what is documented of them."""
+    """Valid requests must get 200, or 503 with `Retry-After`. Invalid ones must get a documented status or that 503."""
     counts = Counter(outcome.status for outcome in outcomes)
     wrong = [outcome for outcome in outcomes if not _expected(outcome)]
     told = ", ".join(f"{counts[status]} x {status or 'no answer'}" for status in sorted(counts))

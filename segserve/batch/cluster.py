@@ -1,4 +1,4 @@
-"""A Ray to work on: one of our own that leaves no trace, or a cluster that is joined."""
+"""Starts a private Ray instance that leaves no files, or joins a Ray cluster."""
 
 import logging
 import os
@@ -13,14 +13,14 @@ from types import ModuleType
 from ..segment.errors import SegmentError
 
 _STORE_BYTES = 256 * 2**20
-"""Blocks are names and counts: what the object store mostly holds is the archive."""
+"""The object store's size without the archive. Blocks are small: only names and counts."""
 
 _REACHABLE_WITHIN_S = 10
 
 
 @dataclass(frozen=True)
 class Machines:
-    """How a job is spread: so many workers, each with so many cores and GPUs."""
+    """The number of a job's workers, and the cores and GPUs of each."""
 
     workers: int
     cpus_each: float
@@ -32,22 +32,23 @@ class Machines:
 
     @property
     def threads(self) -> int:
-        """For reading, decoding and writing beside the network."""
+        """The number of threads per worker for reading, decoding and writing, in addition to the network's."""
         return max(2, int(self.cpus_each) if self.gpus_each else 2)
 
 
 @contextmanager
 def joined_ray(address: str | None, *, cpus: int | None, archive_bytes: int) -> Iterator[ModuleType]:
-    """Ray, as it is imported, connected.
+    """Connects to Ray and yields its module.
 
-    Without an address a Ray is started that no other process finds and that ends with this block: no dashboard, no
-    usage statistics, its files in a folder of its own. One that runs on this machine already is left alone.
+    Without an address, a private Ray instance is started and ends with this context. It has no dashboard, sends no
+    usage statistics, and keeps its files in its own folder. A Ray instance that already runs on this machine is not
+    used.
 
     Raises:
-        SegmentError: Ray is not installed, does not start, or is not at that address.
+        SegmentError: Ray is not installed, does not start, or is not at the address.
     """
     ray = _imported()
-    if ray.is_initialized():  # someone else's session in this very process
+    if ray.is_initialized():  # the caller's own session in this process
         yield ray
         return
     if address:
@@ -63,7 +64,7 @@ def joined_ray(address: str | None, *, cpus: int | None, archive_bytes: int) -> 
 
 
 def machines_of(ray: ModuleType, workers: int | None) -> Machines:
-    """A worker a GPU where there are GPUs, else one a core; `workers` asks for fewer or more."""
+    """The resources of the workers. Without `workers`, there is one worker per GPU or, without GPUs, one per core."""
     there = ray.cluster_resources()
     cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
     if gpus:
@@ -86,9 +87,9 @@ def _imported() -> ModuleType:
 
 
 def _check_reachable(address: str) -> None:
-    """At an address that nobody listens at, Ray would wait for minutes."""
+    """Checks the address quickly. Ray itself would wait for minutes if there is no server."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():  # such as `auto`, which Ray looks up
+    if not port.isdigit():  # for example `auto`, which Ray resolves
         return
     try:
         socket.create_connection((host, int(port)), timeout=_REACHABLE_WITHIN_S).close()

@@ -1,10 +1,10 @@
-"""What label maps are written as."""
+"""The formats of the label maps."""
 
 from enum import StrEnum
 
 
 class Format(StrEnum):
-    """`png`: class ids as an indexed PNG. `npy`: as a NumPy file. `rle`: in the table alone, which always has them."""
+    """`png`: class ids as an indexed PNG. `npy`: a NumPy file. `rle`: only the table, which always contains RLE."""
 
     PNG = "png"
     NPY = "npy"

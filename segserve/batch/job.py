@@ -1,4 +1,4 @@
-"""What a target holds: which model and options its results are of, its label maps, its table and what it has listed."""
+"""The content of a target: the manifest with model and options, the label maps, the table and the listings."""
 
 import json
 import posixpath
@@ -17,7 +17,7 @@ MANIFEST, SUMMARY = "job.json", "summary.json"
 
 @dataclass(frozen=True)
 class Job:
-    """One target. `options` are those of a request; `classes` as text, as it was given."""
+    """One job. `options` are those of a request; the value of `classes` is the original text."""
 
     target: str
     format: Format
@@ -28,15 +28,15 @@ class Job:
         return Storage.at(self.target)
 
     def label_file(self, stem: str) -> str | None:
-        """Where the label map of an image goes, below the target."""
+        """The path of an image's label map, relative to the target; None if the format has no files."""
         return None if self.format is Format.RLE else f"{LABELS}/{stem}.{self.format}"
 
 
 def check_apart(source: str, target: str) -> None:
-    """That nothing which a job writes is among what it reads.
+    """Checks that source and target do not overlap.
 
     Raises:
-        SegmentError: source and target are one folder, or one lies within the other.
+        SegmentError: source and target are the same folder, or one contains the other.
     """
     folder, results = folder_of(source), place_of(target)
     if folder is not None and (_is_within(folder, results) or _is_within(results, folder)):
@@ -47,10 +47,10 @@ def check_apart(source: str, target: str) -> None:
 
 
 def apart(images: Iterator[Image], target: str) -> Iterator[Image]:
-    """The images, none of which lies within the target.
+    """Yields the images and checks that each lies outside the target.
 
     Raises:
-        SegmentError: one does.
+        SegmentError: an image lies within the target.
     """
     within = place_of(target)
     prefix = within.location_of(within.path.rstrip("/") + "/").removesuffix(within.query)
@@ -63,13 +63,13 @@ def apart(images: Iterator[Image], target: str) -> Iterator[Image]:
 
 
 def claim_target(job: Job, manifest: Mapping[str, object], *, overwrite: bool) -> None:
-    """Notes in the target what its results are made of, so that they are never of two models or two sets of options.
+    """Writes the manifest to the target, so that all of its results have the same model and options.
 
     Args:
-        overwrite: removes the results of another job first; whatever else lies there stays.
+        overwrite: remove a previous job's results first. Other files are kept.
 
     Raises:
-        SegmentError: the target holds results of another job, or files that no job made; or it cannot be written to.
+        SegmentError: the target contains results of another job or files that no job created, or it is not writable.
     """
     storage = job.storage
     with told_by_location(job.target):
@@ -113,7 +113,7 @@ def _check_same(noted: Mapping[str, object], manifest: Mapping[str, object], tar
 
 
 def _clear(storage: Storage) -> None:
-    """The manifest goes last: what is interrupted is still known as a job's."""
+    """Deletes a job's results. The manifest is deleted last, so that an interrupted deletion can be repeated."""
     for folder in (TABLE, LISTINGS, LABELS):
         storage.delete_folder(folder)
     for file in (SUMMARY, MANIFEST):

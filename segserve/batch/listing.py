@@ -1,4 +1,4 @@
-"""The images of a job, cut into blocks once and for all: the same block is the same images in every run."""
+"""Divides the images of a job into blocks, once. A block has the same images in every run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from .job import LISTINGS, TABLE
 from .sources import Image
 from .storage import Storage
 
-_SCHEMA = pa.schema([("location", pa.binary()), ("name", pa.binary())])  # names of files need not be UTF-8
+_SCHEMA = pa.schema([("location", pa.binary()), ("name", pa.binary())])  # file names may be invalid UTF-8
 _CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class Block:
-    """So many images that are done together: row group `index` of listing number `listing`."""
+    """A number of images that are processed together: row group `index` of the listing with number `listing`."""
 
     listing: int
     index: int
@@ -30,27 +30,27 @@ class Block:
 
     @property
     def part(self) -> str:
-        """The file of the table that says that the block is finished."""
+        """The block's part of the table. The block is finished if this file exists."""
         return f"{TABLE}/part-{self.listing:03}-{self.index:07}.parquet"
 
 
 def block_size(listed: int) -> int:
-    """Images in the block that begins after so many.
+    """The size of the block that follows the first `listed` images.
 
-    Blocks grow with the job: small ones keep all workers busy to the end of a short job and lose little when it is
-    killed, large ones keep the table of a long job at some ten thousand files.
+    Blocks grow with the job. In a short job, small blocks keep all workers busy until the end, and a killed job loses
+    little work. In a long job, large blocks limit the table to some ten thousand files.
     """
     return max(1, min(128, listed // 32), listed // 25_000)
 
 
 def extend_listing(storage: Storage, images: Iterator[Image], *, distinct_stems: bool) -> int:
-    """Lists the images that no earlier run has listed, and returns how many these are.
+    """Lists the images that no earlier run has listed, and returns their number.
 
     Args:
-        distinct_stems: refuse two images whose label maps would be one file.
+        distinct_stems: raise an error if two images have the same label map file.
 
     Raises:
-        SegmentError: two images would become one label map.
+        SegmentError: two images have the same label map file.
     """
     new = _unlisted(storage, images, distinct_stems=distinct_stems)
     first = next(new, None)
@@ -66,7 +66,7 @@ def extend_listing(storage: Storage, images: Iterator[Image], *, distinct_stems:
 
 
 def blocks_of(storage: Storage) -> Iterator[Block]:
-    """All blocks of a job, finished or not, in order."""
+    """All blocks of a job in order, finished or not."""
     for number in range(len(_listings(storage))):
         metadata = _open(storage, number).metadata
         for index in range(metadata.num_row_groups):
@@ -74,13 +74,13 @@ def blocks_of(storage: Storage) -> Iterator[Block]:
 
 
 def unfinished(storage: Storage) -> list[Block]:
-    """The blocks whose part of the table is not there."""
+    """The blocks without a part of the table."""
     finished = {f"{TABLE}/{name}" for name in storage.names(TABLE)}
     return [block for block in blocks_of(storage) if block.part not in finished]
 
 
 class Listings:
-    """What a worker reads of the listings."""
+    """Reads the images of blocks, for a worker."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -131,14 +131,14 @@ def _check_distinct(images: Sequence[Image], stems: "_Seen") -> None:
 
 
 class _Seen:
-    """Which of many texts have come before, at 8 bytes each; two of a million are taken for one in 30 million jobs."""
+    """A set of texts that stores an 8-byte hash of each. With a million texts, 1 in 30 million jobs has a collision."""
 
     def __init__(self) -> None:
-        # Sorted, each at least twice as long as the next: what is added is merged few times, however much there is.
+        # Sorted runs, each at least twice as long as the next. So every hash is merged only a few times.
         self._runs: list[NDArray[np.uint64]] = []
 
     def first_times(self, texts: Sequence[bytes]) -> NDArray[np.bool_]:
-        """Bool (N,): whether each of the texts comes for the first time."""
+        """Adds the texts. Returns bool (N,): whether each text is new."""
         digests = np.array([int.from_bytes(blake2b(text, digest_size=8).digest()) for text in texts], np.uint64)
         is_first = np.zeros(len(texts), np.bool_)
         is_first[np.unique(digests, return_index=True)[1]] = True
@@ -149,7 +149,7 @@ class _Seen:
 
     def _add(self, run: NDArray[np.uint64]) -> None:
         while self._runs and len(self._runs[-1]) < 2 * len(run):
-            run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")  # which merges what is sorted
+            run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")  # the stable sort merges sorted runs
         self._runs.append(run)
 
 

@@ -1,4 +1,4 @@
-"""The model of an archive, as it is checked before a job begins and as a worker holds it."""
+"""The archive's model: the check before a job, and the segmentation in a worker."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,18 +22,19 @@ from ..segment.errors import SegmentError
 
 @dataclass(frozen=True)
 class ArchiveFacts:
-    """What a job needs to know of its archive without holding the network."""
+    """What a job needs to know about its archive, without the network."""
 
     sha256: str
     record: ModelRecord
 
 
 def check_archive(archive: Path, options: Mapping[str, object]) -> ArchiveFacts:
-    """Reads an archive whole, loads its network once, and lets it go.
+    """Checks that the archive is complete, that its network loads, and that the options are valid for it.
 
     Raises:
-        ModelError: it is no archive, or its weights do not match their record.
-        BadOptionError: the model cannot follow the options.
+        ModelError: the file is not an archive, or its weights do not match their record.
+        SegmentError: the archive is a folder.
+        BadOptionError: the model does not support the options.
     """
     if archive.is_dir():
         raise SegmentError(f"{archive}: expected an archive (.mar), got a folder: `segserve archive` packs it")
@@ -46,7 +47,7 @@ def check_archive(archive: Path, options: Mapping[str, object]) -> ArchiveFacts:
 
 
 class BatchModel:
-    """Segments as a server of the same archive does, but with no limit to the cost of an image."""
+    """Segments images as a server of the same archive does, but without a limit to the cost of an image."""
 
     def __init__(self, archive: Path, options: Mapping[str, object], *, device: torch.device) -> None:
         with opened_model(archive) as (folder, config_file):
@@ -61,18 +62,18 @@ class BatchModel:
         return self._segmenter.record
 
     def decode(self, content: bytes) -> Decoded:
-        """An image file as far as the network needs it; errors as in `decode_image`. Safe to call from many threads."""
+        """Decodes an image file to the size that the network needs. Thread-safe. Raises as `decode_image`."""
         decode = self._quarantine.decode if self._quarantine else decode_reduced
         needed = partial(self._segmenter.needed_hw, mode=self._options.mode, tta=self._options.tta)
         return decode(content, max_pixels=self._settings.max_image_pixels, needed=needed)
 
     def hear_of_crashes(self) -> None:
-        """Takes note of the images that other workers of this machine died at, so that this one does not."""
+        """Records the images that made other workers of this machine crash, so that this worker rejects them."""
         if self._quarantine:
             self._quarantine.sweep()
 
     def segment(self, image: Decoded) -> Segmentation:
-        """The class of every pixel at the image's own size; errors as in `Segmenter.segment`."""
+        """Segments an image at its original size. Raises as `Segmenter.segment`."""
         options = self._options
         return self._segmenter.segment(
             image.rgb, mode=options.mode, tta=options.tta, rule=self._rule, size_hw=image.size_hw

@@ -1,4 +1,4 @@
-"""One run of a job: what is left of it, through a pool of workers, until it is done, stopped or interrupted."""
+"""One run of a job: a pool of workers processes the unfinished blocks until the job is done, stopped or interrupted."""
 
 import json
 import signal
@@ -30,23 +30,23 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Pool:
-    """Who does the work: `workers` of the Ray at `address`; by default one a core, or a GPU, of this machine."""
+    """The pool: `workers` on the Ray cluster at `address`. By default, one worker per GPU or core of this machine."""
 
     workers: int | None = None
     address: str | None = None
 
 
 class Watcher(Protocol):
-    """Is told how a run comes along."""
+    """Receives the progress of a run."""
 
     def began(self, images: int, done: int) -> None:
-        """Called once: the images of the job, and those that earlier runs have done."""
+        """Called once, with the numbers of the job's images and of the images that earlier runs have done."""
 
     def advanced(self, images: int, failed: int) -> None:
-        """Called with every block that is known to be finished."""
+        """Called after every finished block, with its numbers of images and of failed images."""
 
     def ended(self, summary: Summary) -> None:
-        """Called once, also where the run ends before its time, with what is in the table by then."""
+        """Called once at the end, even if the run ends early, with the summary of the table."""
 
 
 class _Unwatched:
@@ -68,25 +68,26 @@ def run_batch(
     overwrite: bool = False,
     watcher: Watcher | None = None,
 ) -> Summary:
-    """Segments all images of a source that have not been yet.
+    """Segments all images of a source that no earlier run has segmented.
 
-    What is finished stays whatever happens, and the same call goes on where an earlier one ended.
+    Finished results are always kept. The same call resumes the job.
 
     Args:
         source, column: see `images_of`.
-        max_failures: stop when more images than this have failed in this run.
-        overwrite: begin anew where the target holds results of another job.
+        max_failures: stop if more images than this fail in this run.
+        overwrite: remove the target's previous results and start from the beginning.
 
     Raises:
-        ModelError: the archive is none, or its weights do not match their record.
-        SegmentError: source, target or options that cannot be.
-        StoppedError: too many failures, results that cannot be written, or a cluster that is gone.
-        InterruptedRunError: SIGINT or SIGTERM arrived.
+        ModelError: the file is not an archive, or its weights do not match their record.
+        BadOptionError: the model does not support the options.
+        SegmentError: the source or the target is invalid.
+        StoppedError: too many images failed, results cannot be written, or the cluster is unreachable.
+        InterruptedRunError: the process received SIGINT or SIGTERM.
     """
     with _signals_raised() as raise_signals:
         facts = check_archive(archive, job.options)
         check_apart(source, job.target)
-        _check_not_empty(source, column)  # before the target is claimed for it
+        _check_not_empty(source, column)  # before the manifest is written
         claim_target(job, _manifest(source, job, facts, column), overwrite=overwrite)
         _list(source, column, job)
         run = _Run(job, facts.record, watcher or _Unwatched(), max_failures)
@@ -94,7 +95,7 @@ def run_batch(
 
 
 def _manifest(source: str, job: Job, facts: ArchiveFacts, column: str) -> dict[str, object]:
-    """All that results depend on."""
+    """Everything that the results depend on."""
     return {
         "archive_sha256": facts.sha256,
         "model": facts.record.name,
@@ -128,7 +129,7 @@ class _Run:
         self._max_failures = max_failures
         self._done = 0
         self._failed = 0
-        self._began_s = float("inf")  # when the first worker began, as workers take their time to start
+        self._began_s = float("inf")  # start of the first worker; excludes start-up time
         self._seconds = 0.0
 
     def finish(self, archive: Path, pool: Pool, raise_signals: Callable[[], None]) -> Summary:
@@ -141,7 +142,7 @@ class _Run:
                     raise_signals()
                     self._work(ray, left, archive, machines_of(ray, pool.workers))
         except BaseException:
-            with suppress(OSError):  # what went wrong is worth more than its summary
+            with suppress(OSError):  # the first error is more important
                 self._summarize(total)
             raise
         finally:
@@ -196,13 +197,13 @@ class _Run:
 
 @contextmanager
 def _signals_raised() -> Iterator[Callable[[], None]]:
-    """SIGINT and SIGTERM as an exception; yields what sets this again after Ray has set its own handlers."""
+    """Converts SIGINT and SIGTERM to an exception. Yields a function that sets the handlers again, after Ray's own."""
 
     def interrupt(number: int, _: FrameType | None) -> None:
         raise InterruptedRunError(number)
 
     def set_handlers() -> None:
-        if threading.current_thread() is threading.main_thread():  # only there can signals be handled
+        if threading.current_thread() is threading.main_thread():  # only that thread can handle signals
             for number in _SIGNALS:
                 signal.signal(number, interrupt)
 

@@ -1,4 +1,4 @@
-"""A folder, a glob, a list, a table or a URI of these as images, listed one after the other. No image is read."""
+"""Lists the images of a folder, a glob, a list, a table or a URI of one of these. Does not read the images."""
 
 import os
 import posixpath
@@ -20,11 +20,11 @@ _ACCEPTED = "expected a folder, a quoted glob, a list (.txt), a table (.parquet,
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image that is to be segmented.
+    """An image to segment.
 
     Attributes:
-        location: its path or URI.
-        name: where it lies below the source, which is kept below the target.
+        location: the image's path or URI.
+        name: the path below the source. The results keep this path below the target.
     """
 
     location: str
@@ -32,20 +32,20 @@ class Image:
 
     @property
     def stem(self) -> str:
-        """The name without the suffix of an image."""
+        """The name without an image suffix."""
         return Source("", self.name).stem
 
 
 def images_of(source: str, *, column: str = "path") -> Iterator[Image]:
-    """The images that a source names, in an order that only depends on their names.
+    """Lists the images of a source. The order depends only on their names.
 
     Args:
-        source: a folder with all that is in it, a glob, a list (.txt, one path or URI a line) or a table (.parquet,
-            .csv), or the URI of any of these. Paths in a list or a table are relative to its own folder.
-        column: of the table, with paths or URIs.
+        source: a folder (searched recursively), a glob, a list (.txt, one path or URI per line), a table (.parquet,
+            .csv), or the URI of one of these. Paths in a list or a table are relative to its folder.
+        column: the table's column of paths or URIs.
 
     Raises:
-        SegmentError: the source is none of these, cannot be read, or has no such column.
+        SegmentError: the source is none of these, is not readable, or does not have the column.
     """
     suffix = os.path.splitext(source)[1].lower()
     with told_by_location(source):
@@ -65,7 +65,7 @@ def images_of(source: str, *, column: str = "path") -> Iterator[Image]:
 
 
 def folder_of(source: str) -> Place | None:
-    """The folder whose images a source means, where it is one."""
+    """The folder that a source names; None if the source is not a folder."""
     place = place_of(source)
     with told_by_location(source):
         return place if place.is_folder() else None
@@ -80,7 +80,7 @@ def _local_images(path: str, source: str) -> Iterator[Image]:
 
 
 def _in_folder(place: Place, folder: str) -> Iterator[Image]:
-    """One folder after the other, so that no more than the names of one are held."""
+    """Lists one folder at a time, so that only the names of one folder are in memory."""
     below = [folder]
     while below:
         found = sorted(
@@ -94,7 +94,7 @@ def _in_folder(place: Place, folder: str) -> Iterator[Image]:
 
 
 def _matching(place: Place) -> Iterator[Image]:
-    """What fits a glob, `**` for any number of folders included."""
+    """Lists the images that match a glob, including `**`."""
     from fsspec.utils import glob_translate
 
     fits = re.compile(glob_translate(place.path))
@@ -135,5 +135,5 @@ def _entries_as_images(entries: Iterator[str], place: Place) -> Iterator[Image]:
 
 
 def _name_of(location: str) -> str:
-    """The whole path, without a way out of the folder that it is put in."""
+    """The whole path as a relative path that cannot leave its folder."""
     return posixpath.normpath("/" + location.partition("://")[2] if "://" in location else location).lstrip("/")

@@ -1,8 +1,7 @@
-"""Files of any store that pyarrow reads, by path or URI. What is written is there whole or not at all."""
+"""Files in any store that pyarrow supports, by path or URI. Writes are atomic."""
 
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from urllib.parse import unquote
 
 from pyarrow import ArrowException, fs
 
+from ..runtime.files import whole_file
 from ..segment.errors import SegmentError
 from ..segment.sources import printable
 
@@ -19,7 +19,7 @@ _URI = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?]*)(?P<path>.*?)(?P<query>\?\w+=[^/]*)?$", re.DOTALL
 )
 
-# What a store's own library looks for, by scheme.
+# The environment variables that a store's library reads, by scheme.
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -34,7 +34,7 @@ _PARTIAL = ".partial"
 
 @dataclass(frozen=True)
 class Place:
-    """A file or a folder in a store; `query` is what its URI says about the store, such as `?region=eu-west-1`."""
+    """A file or a folder in a store. `query` is the URI's options for the store, such as `?region=eu-west-1`."""
 
     filesystem: fs.FileSystem
     path: str
@@ -46,7 +46,7 @@ class Place:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def location_of(self, path: str) -> str:
-        """What `place_of` takes to get to that path of the same store."""
+        """The location of a path in the same store, as `place_of` accepts it."""
         return path if self.is_local else f"{self.prefix}{path}{self.query}"
 
     def is_folder(self) -> bool:
@@ -54,10 +54,13 @@ class Place:
 
 
 def place_of(location: str) -> Place:
-    """The place of a path or a URI.
+    """The store and the path of a location.
+
+    Args:
+        location: a path or a URI.
 
     Raises:
-        SegmentError: a URI of no store that can be read here, or credentials within it.
+        SegmentError: the URI's store is not supported, or the URI contains credentials.
     """
     match = _URI.fullmatch(location)
     if match is None:
@@ -72,10 +75,10 @@ def place_of(location: str) -> Place:
 
 
 def read_bytes(location: str) -> bytes:
-    """The content of a file.
+    """Reads a file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
         SegmentError: as in `place_of`.
     """
     place = place_of(location)
@@ -88,10 +91,10 @@ def read_bytes(location: str) -> bytes:
 
 @contextmanager
 def told_by_location(location: str) -> Iterator[None]:
-    """What a store refuses, as one line that names the location and, where these are what is missing, credentials.
+    """Converts a store's errors to one line that names the location and, if they seem to be missing, the credentials.
 
     Raises:
-        SegmentError: in place of what pyarrow raises.
+        SegmentError: pyarrow or the store's library raised an error.
     """
     try:
         yield
@@ -103,7 +106,7 @@ def told_by_location(location: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder, by path or URI, that files are read from and written to by names below it."""
+    """A folder, by path or URI. Its files are read and written by their names below it."""
 
     place: Place
 
@@ -118,7 +121,7 @@ class Storage:
         return self.place.location_of(self.path(name))
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None where it is not there."""
+        """Reads a file; None if it does not exist."""
         try:
             return read_bytes(self.location(name))
         except FileNotFoundError:
@@ -128,7 +131,7 @@ class Storage:
         return bool(self.place.filesystem.get_file_info(self.path(name)).type != fs.FileType.NotFound)
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files right in a folder, sorted; none where it is not there."""
+        """The sorted names of the files directly in a folder; empty if the folder does not exist."""
         selector = fs.FileSelector(self.path(folder), allow_not_found=True)
         found = self.place.filesystem.get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == fs.FileType.File)
@@ -139,13 +142,16 @@ class Storage:
 
     @contextmanager
     def writer(self, name: str) -> Iterator[BinaryIO]:
-        """A file to write to that appears under its name when it is whole: an object store's does so by itself.
+        """Opens a file for writing that gets its name when it is complete. An object store does this by itself.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         if self.place.is_local:
-            with self._local_writer(self.path(name)) as file:
+            path, partials = self.path(name), self.path(_PARTIAL)  # one folder, for `sweep`
+            for folder in (os.path.dirname(path), partials):
+                os.makedirs(folder, exist_ok=True)
+            with whole_file(path, folder=partials) as file:
                 yield file
             return
         stream = self.place.filesystem.open_output_stream(self.path(name))
@@ -158,28 +164,13 @@ class Storage:
             raise
         stream.close()
 
-    @contextmanager
-    def _local_writer(self, path: str) -> Iterator[BinaryIO]:
-        """Through a folder of its own, so that what a killed process leaves lies in one place."""
-        partial = self.path(f"{_PARTIAL}/{uuid.uuid4().hex}")
-        try:
-            os.makedirs(os.path.dirname(partial), exist_ok=True)
-            with open(partial, "wb") as file:
-                yield file
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.replace(partial, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(partial)
-            raise
-
     def sweep(self) -> None:
-        """Removes what killed processes have left half written. Nobody else may be writing."""
+        """Removes the incomplete files of killed processes. No other process may write at the same time."""
         if self.place.is_local:
             self.delete_folder(_PARTIAL)
 
     def delete_folder(self, name: str) -> None:
-        """With all that is in it; one that is not there is fine."""
+        """Deletes a folder and its content, if it exists."""
         with suppress(FileNotFoundError):
             self.place.filesystem.delete_dir(self.path(name))
 
@@ -195,7 +186,7 @@ def _local() -> fs.LocalFileSystem:
 
 @lru_cache(maxsize=64)
 def _filesystem(scheme: str, authority: str, query: str) -> tuple[fs.FileSystem, str]:
-    """A store and the path of its root within it: pyarrow's own where it has one, else that of fsspec."""
+    """A store, and its root path: pyarrow's own filesystem if it has one, else fsspec's."""
     uri = f"{scheme}://{authority}{query}"
     with told_by_location(uri):
         try:

@@ -1,4 +1,4 @@
-"""The table: one row an image, in one Parquet file a block; and the summary, which is a look at the table."""
+"""The table, with one row per image and one Parquet file per block, and its summary."""
 
 import io
 from collections import Counter
@@ -45,13 +45,13 @@ SCHEMA = pa.schema(
         ("milliseconds", pa.float64()),
     ]
 )
-"""`labels` is the label map below the target. `rle` is apart from `classes`, so that these can be read without it."""
+"""`labels` is the label map's path below the target. `rle` is separate, so that `classes` can be read without it."""
 
 Row = dict[str, Any]
 
 
 def row_of(record: ModelRecord, path: str) -> Row:
-    """What every row has; the other columns stay empty where they are not set."""
+    """The columns that every row has. The other columns stay empty if they are not set."""
     return {"path": path, "model": record.name, "model_version": record.version}
 
 
@@ -77,21 +77,26 @@ def failed_columns(code: str, message: str) -> Row:
 
 
 def encode_part(rows: Sequence[Row]) -> bytes:
-    """Rows as a Parquet file."""
+    """Encodes rows as a Parquet file."""
     buffer = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def count_failed(part: bytes) -> int:
-    """How many rows of a part are of images that failed."""
+    """The number of failed images in a part."""
     status = parquet.read_table(io.BytesIO(part), columns=["status"]).column("status")
     return int(pc.sum(pc.equal(status, FAILED)).as_py() or 0)
 
 
 @dataclass(frozen=True)
 class ClassTotal:
-    """One class of the whole table: `fraction` is of the pixels of all images, `images` how many hold it."""
+    """One class in the whole table.
+
+    Attributes:
+        fraction: the fraction of all images' pixels, 0..1.
+        images: the number of images in which the class occurs.
+    """
 
     id: int
     label: str
@@ -102,8 +107,13 @@ class ClassTotal:
 
 @dataclass(frozen=True)
 class Summary:
-    """All rows of a table. `left` counts images that have none yet; seconds and speed are those of one run, from the
-    moment when its first worker began.
+    """The summary of a table.
+
+    Attributes:
+        left: the number of images without a row.
+        failures: the number of failed images by error code.
+        seconds: duration of this run, from the start of its first worker.
+        images_per_second: speed of this run.
     """
 
     images: int
@@ -120,11 +130,12 @@ class Summary:
 
 
 def summarize(storage: Storage, record: ModelRecord, *, images: int, done: int, seconds: float) -> Summary:
-    """What became of a job's images so far.
+    """Summarises the results of a job so far.
 
     Args:
-        images: of the whole job.
-        done: in this run, within `seconds`.
+        images: number of images of the whole job.
+        done: number of images of this run.
+        seconds: duration of this run.
     """
     failures: Counter[str] = Counter()
     pixels, holding = np.zeros(256, np.int64), np.zeros(256, np.int64)

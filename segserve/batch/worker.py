@@ -1,4 +1,4 @@
-"""What runs in every worker: a block of images in, label maps and one part of the table out."""
+"""The code of every worker: it converts a block of images to label maps and one part of the table."""
 
 import os
 import time
@@ -19,7 +19,7 @@ from ..runtime.errors import SegserveError
 from ..runtime.image import Decoded
 from ..runtime.labels import Segmentation
 from ..runtime.mask import encode_npy, encode_png
-from ..segment.errors import StoppedError
+from ..segment.errors import SegmentError, StoppedError
 from ..segment.folder import concerns_one_name
 from ..segment.sources import printable
 from .formats import Format
@@ -36,11 +36,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Work:
-    """What all workers of a job are given.
+    """The arguments of all workers of a job.
 
     Attributes:
-        archive: its content, uint8 (N,), in Ray's object store: workers may be on machines that do not have the file.
-        threads: for reading, decoding and writing; the network has one, or the GPU.
+        archive: the archive's content, uint8 (N,), in Ray's object store, because other machines do not have the file.
+        threads: number of threads for reading, decoding and writing. The network uses one more thread or the GPU.
     """
 
     job: Job
@@ -50,10 +50,10 @@ class Work:
 
 
 class BlockWorker:
-    """Called by Ray Data with rows of `listing`, `index` and `images`: blocks, one after the other.
+    """Processes blocks. Ray Data calls it with the columns `listing`, `index` and `images`: one row per block.
 
     Args:
-        threads: for reading, decoding and writing beside the network.
+        threads: number of threads for reading, decoding and writing, in addition to the network's.
     """
 
     def __init__(self, job: Job, model: BatchModel, *, threads: int = 2) -> None:
@@ -65,7 +65,7 @@ class BlockWorker:
         self._threads = ThreadPoolExecutor(threads)
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        """Columns `images`, `failed`, `began_s` on the clock, and `stopped`: why no more can be done, or empty."""
+        """Returns columns: `images`, `failed`, `began_s` (Unix time), `stopped` (why the job must stop, else empty)."""
         done: dict[str, list[Any]] = {"images": [], "failed": [], "began_s": [], "stopped": []}
         for listing, index, images in zip(batch["listing"], batch["index"], batch["images"], strict=True):
             block = Block(int(listing), int(index), int(images))
@@ -80,7 +80,7 @@ class BlockWorker:
         return done
 
     def _finish(self, block: Block) -> int:
-        """Does a block, unless a worker that is gone has finished it; returns how many of its images failed.
+        """Processes a block, unless a previous worker has finished it. Returns the number of failed images.
 
         Raises:
             StoppedError: results cannot be written.
@@ -95,7 +95,7 @@ class BlockWorker:
         return count_failed(part)
 
     def _rows(self, block: Block) -> list[Row]:
-        self._model.hear_of_crashes()  # this block may be one that another worker died at
+        self._model.hear_of_crashes()  # another worker may have crashed at this block
         images = self._listings.images(block)
         rows, writes = [], deque[tuple[Row, Future[None]]]()
         for image, decoded in _ahead(self._threads, self._decoded, images, self._ahead):
@@ -110,12 +110,12 @@ class BlockWorker:
         return rows
 
     def _decoded(self, image: Image) -> "tuple[Decoded, float]":
-        """The image's pixels, and the seconds that reading and decoding took."""
+        """The image's pixels, and the duration of reading and decoding in seconds."""
         began_s = time.perf_counter()
         return self._model.decode(read_bytes(image.location)), time.perf_counter() - began_s
 
     def _row(self, image: Image, decoded: "Callable[[], tuple[Decoded, float]]") -> tuple[Row, bytes | None]:
-        """A row of the table, and the content of the label map's file where there is to be one."""
+        """A row of the table, and the content of the label map file; None if there is no such file."""
         row = row_of(self._model.record, printable(image.location))
         try:
             pixels, decoding_s = decoded()
@@ -123,7 +123,7 @@ class BlockWorker:
             segmentation = self._model.segment(pixels)
             row |= segmented_columns(segmentation, self._model.record)
             content = self._encoded(segmentation)
-        except Exception as error:  # whatever is wrong with one image is told in its row
+        except Exception as error:  # the image's row reports any error
             return row | failed_columns(*_code_and_reason(error)), None
         row["milliseconds"] = 1000 * (decoding_s + time.perf_counter() - began_s)
         row["labels"] = self._job.label_file(image.stem)
@@ -136,10 +136,10 @@ class BlockWorker:
 
 
 class PoolWorker(BlockWorker):
-    """One of the pool's workers, in a process of its own.
+    """One of the pool's workers, in its own process.
 
-    It computes with one thread. As many workers as there are cores are the quickest way through many images, and as
-    sums in torch depend on the number of threads, any number of workers gives the same label maps.
+    It computes with one thread. One worker per core is fastest for many images. Sums in torch depend on the number of
+    threads; with one thread each, any number of workers gives the same label maps.
     """
 
     def __init__(self, work: Work) -> None:
@@ -157,7 +157,7 @@ def _load(content: "NDArray[np.uint8]", work: Work) -> BatchModel:
 def _ahead(
     threads: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], window: int
 ) -> Iterator[tuple[Item, Callable[[], Result]]]:
-    """Every item with what gets its result, in order, while that of the next `window` items is already being made."""
+    """Yields every item in order with a function that returns its result. Computes the next `window` items ahead."""
     begun: deque[tuple[Item, Callable[[], Result]]] = deque()
     for item in items:
         begun.append((item, threads.submit(work, item).result))
@@ -167,10 +167,10 @@ def _ahead(
 
 
 def _await(row: Row, write: Future[None]) -> None:
-    """Waits for a label map to be written; what is wrong with its name alone becomes its row's failure.
+    """Waits until a label map is written. An error that concerns only its name marks its row as failed.
 
     Raises:
-        OSError: other files could not be written either.
+        OSError: the error would affect other files too.
     """
     try:
         write.result()
@@ -183,7 +183,7 @@ def _await(row: Row, write: Future[None]) -> None:
 
 
 def _code_and_reason(error: Exception) -> tuple[str, str]:
-    if isinstance(error, SegserveError):
+    if isinstance(error, SegserveError | SegmentError):
         return error.code, str(error)
     if isinstance(error, OSError):
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:400]

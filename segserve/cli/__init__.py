@@ -1,4 +1,4 @@
-"""The command line, `segserve`. It parses, calls and prints; the work is done in the modules that it calls."""
+"""The command line interface, `segserve`. It parses arguments and prints results; other packages do the work."""
 
 from . import (  # noqa: I001 - the order of `segserve --help`
     segmenting,

@@ -1,4 +1,4 @@
-"""What the commands share: the application, the console, how errors and progress are told."""
+"""What the commands share: the application, the console, and the output of errors and progress."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +28,10 @@ USE, MAKE = "Use a model", "Make and measure models"
 
 
 def model_names(incomplete: str) -> list[str]:
-    """The models of the repository whose names begin so, for the shell to complete."""
+    """The repository's models whose names start with `incomplete`, for shell completion."""
     try:
         records = sorted(resource("model").glob("*/model.yaml"))
-    except FileNotFoundError:  # installed without its checkout: completion must not fail
+    except FileNotFoundError:  # installed without the repository; completion must not fail
         return []
     return [path.parent.name for path in records if path.parent.name.startswith(incomplete)]
 
@@ -43,9 +43,10 @@ ModelArgument = Annotated[
 
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """What is wrong with a model, a server, a file or the data ends the command with one line and status 1."""
+    """Converts an error in a model, a server, a file or the data to one line of output and exit status 1."""
     from ..client import ClientError
     from ..runtime.errors import ModelError, SegserveError
+    from ..segment.errors import SegmentError
     from ..server.errors import ServerError
 
     try:
@@ -58,6 +59,7 @@ def told_in_one_line() -> Iterator[None]:
         ServerError,
         ClientError,
         SegserveError,
+        SegmentError,
         ArithmeticError,
         OSError,
         ValueError,
@@ -68,21 +70,21 @@ def told_in_one_line() -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr, red on a terminal."""
+    """Prints one line to stderr, in red on a terminal."""
     line = f"segserve: {printable(message)}"
     Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_plain(line: str) -> None:
-    """A line to be copied: neither wrapped nor coloured."""
+    """Prints a line that can be copied: without wrapping and without colours."""
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def model_source(model: str) -> Path:
-    """The folder of a model, with or without its weights.
+    """The folder of a model, with or without weights.
 
     Raises:
-        FileNotFoundError: there is none, or the package was installed without its checkout.
+        FileNotFoundError: there is no such model, or the package was installed without the repository.
     """
     if model and Path(model).is_dir():
         return Path(model)
@@ -93,10 +95,11 @@ def model_source(model: str) -> Path:
 
 
 def model_folder(model: str) -> Path:
-    """The folder that a model is served from: its own, or that which `segserve fetch` made.
+    """The folder to serve a model from: the model's own, or the one that `segserve fetch` created.
 
     Raises:
-        ModelError: the weights are yet to be fetched.
+        FileNotFoundError: as in `model_source`.
+        ModelError: the weights have not been downloaded.
     """
     from ..fetch import servable_folder
 

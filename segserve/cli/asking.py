@@ -1,4 +1,4 @@
-"""What the commands that segment images share: the options of a request as flags."""
+"""The options of a request as flags, for all commands that segment images."""
 
 from typing import Annotated
 
@@ -19,5 +19,5 @@ ThresholdFlag = Annotated[
 
 
 def given_options(**options: object) -> dict[str, object]:
-    """Those that were given; the server's own defaults hold for the others."""
+    """The options that are not None. The server's defaults apply to the others."""
     return {name: value for name, value in options.items() if value is not None}

@@ -1,4 +1,4 @@
-"""`segserve batch`."""
+"""The command `segserve batch`."""
 
 import json as json_module
 import os
@@ -52,7 +52,7 @@ def batch(
 ) -> None:
     """Segment any number of images, on this machine or on a Ray cluster.
 
-    The same command goes on where it was stopped, and takes up images that have come since.
+    To resume a stopped job, run the same command again. It also segments images that were added since.
     """
     options = given_options(mode=mode, tta=tta, classes=classes, threshold=threshold)
 
@@ -81,7 +81,7 @@ def batch(
 
 
 class _Bar:
-    """Progress for people, and the counts for the line that tells why a run ended before its time."""
+    """The progress bar, and the counts for the message about a run that ended early."""
 
     def __init__(self, *, shown: bool) -> None:
         self._progress = progress_bar("image", shown=shown)
@@ -122,7 +122,7 @@ class _Bar:
 
 
 def _watched(work: Callable[[_Bar], "Summary"], *, shown: bool) -> "Summary":
-    """Runs the job; one that is stopped or interrupted ends the command with a line and its status."""
+    """Runs the job. If it is stopped or interrupted, prints one line and exits with the matching status."""
     from ..segment.errors import InterruptedRunError, StoppedError
 
     bar = _Bar(shown=shown)
@@ -130,7 +130,7 @@ def _watched(work: Callable[[_Bar], "Summary"], *, shown: bool) -> "Summary":
         _require_packages()
         with _native_messages_dropped(), bar:
             return work(bar)
-    except KeyboardInterrupt as error:  # while packages are imported, before anything has begun
+    except KeyboardInterrupt as error:  # during imports, before the job starts
         raise typer.Exit(SIGNALLED + signal.SIGINT) from error
     except (StoppedError, InterruptedRunError) as error:
         print_error(bar.told_stop(str(error)))
@@ -149,9 +149,10 @@ def _require_packages() -> None:
 
 @contextmanager
 def _native_messages_dropped() -> Iterator[None]:
-    """Lines that Ray's native code writes to file descriptor 2 would tear the bar; Python's stderr stays.
+    """Drops the messages that Ray's native code writes to file descriptor 2. They would break the progress bar.
 
-    What Ray prints, such as that a worker died, would stand in front of the summary: nobody else writes to stdout yet.
+    Python's stderr stays visible. Stdout is dropped too, because Ray's messages, for example about a dead worker, would
+    precede the summary. The command itself writes to stdout only later.
     """
     python_stderr, kept = sys.stderr, os.dup(2)
     try:

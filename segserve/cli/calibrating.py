@@ -1,4 +1,4 @@
-"""`segserve calibrate`."""
+"""The command `segserve calibrate`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ def calibrate(
     images: Annotated[Path | None, typer.Option(help="the images' folder, where the data's layout has none")] = None,
     split: Annotated[str, typer.Option(help="split to calibrate on: a name, or the path of a .txt list")] = "dev",
 ) -> None:
-    """Fit the temperature that makes a model's confidences agree with how often it is right."""
+    """Calibrate a model: fit the temperature that makes its confidence match its accuracy."""
     from ..data import open_data, scan
     from ..evaluate.calibration import calibrate_model
     from ..runtime.record import read_record

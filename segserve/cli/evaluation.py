@@ -1,4 +1,4 @@
-"""`segserve evaluate`."""
+"""The command `segserve evaluate`."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -71,7 +71,7 @@ def evaluate(
         str | None, typer.Option(help="name of the served model; by default the record's", rich_help_panel=_PANEL)
     ] = None,
 ) -> None:
-    """Measure a model on labelled images at their own size, offline or through a running server."""
+    """Measure a model's accuracy on labelled images at their original size, offline or through a running server."""
     from ..data import open_data, scan
     from ..evaluate.offline import offline_model
     from ..evaluate.page import write_page
@@ -95,7 +95,7 @@ def evaluate(
         folder = (model_source if server else model_folder)(model or model_argument or _DEFAULT_MODEL)
         record, options = read_record(folder), Options.model_validate(asked)
         labelled = open_data(data, split, record.classes, images=images)
-        scan(labelled, record.classes)  # all that is wrong with the data is told before minutes of work
+        scan(labelled, record.classes)  # reports errors in the data before minutes of work
         opened = (
             served_model(server, record, labelled, options, name=name, token=token)
             if server
@@ -121,7 +121,7 @@ def _check_alternatives(option: str, value: object, others: Mapping[str, object]
 
 
 def _make_room(paths: Iterable[Path]) -> None:
-    """Before minutes of work, not after them."""
+    """Creates the output folders first, so that an error is reported before minutes of work."""
     for path in paths:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder: expected the name of a file")

@@ -1,4 +1,4 @@
-"""Flags made from the fields of a document: what a file may hold and what a command takes cannot drift apart."""
+"""Creates flags from the fields of a document, so that a file and a command always have the same fields."""
 
 import inspect
 import re
@@ -15,9 +15,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def flags_of(*documents: type[Strict]) -> Callable[[Command], Command]:
-    """Gives a command one flag for every field of the documents, in place of its `**given`.
+    """Replaces a command's `**given` with one flag for every field of the documents.
 
-    A flag that is not given is None. A list is written 6,12,18 and a mapping cat: 2, dog: 1.5; see `given_for`.
+    A flag that is not given is None. The syntax of a list is 6,12,18. The syntax of a mapping is cat: 2, dog: 1.5. See
+    `given_for`.
     """
 
     def with_flags(command: Command) -> Command:
@@ -30,10 +31,10 @@ def flags_of(*documents: type[Strict]) -> Callable[[Command], Command]:
 
 
 def given_for(document: type[Strict], given: Mapping[str, object]) -> dict[str, object]:
-    """Those of the given flags that belong to the document, as its fields want them.
+    """The given flags that belong to the document, parsed for its fields.
 
     Raises:
-        ValueError: a list or a mapping that cannot be read.
+        ValueError: a list or a mapping cannot be parsed.
     """
     return {
         name: _parsed(name, document, value)
@@ -52,7 +53,7 @@ def _parameter(name: str, document: type[Strict]) -> inspect.Parameter:
     )
 
 
-def _field_type(name: str, document: type[Strict]) -> Any:  # noqa: ANN401 - a type of any kind
+def _field_type(name: str, document: type[Strict]) -> Any:  # noqa: ANN401 - any type
     annotation = document.model_fields[name].annotation
     if get_origin(annotation) in (Union, UnionType):
         annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
@@ -79,7 +80,7 @@ def _parsed(name: str, document: type[Strict], value: object) -> object:
 
 
 def _described(document: type[Strict]) -> dict[str, str]:
-    """What the `Attributes:` section of the document's docstring says of each field."""
+    """The description of each field, from the section `Attributes:` of the document's docstring."""
     _, _, section = inspect.getdoc(document).partition("Attributes:\n")  # type: ignore[union-attr]
     entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, flags=re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}

@@ -1,4 +1,4 @@
-"""`segserve doctor`."""
+"""The command `segserve doctor`."""
 
 from typing import Annotated
 
@@ -18,7 +18,7 @@ def doctor(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
 ) -> None:
-    """Look for what keeps a server from working, and say what to do about it."""
+    """Diagnose problems of a server, and say how to solve them."""
     findings = []
     for finding in examine(server, token=token):
         findings.append(finding)

@@ -1,4 +1,4 @@
-"""`segserve import`."""
+"""The command `segserve import`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ def import_file(
     images: Annotated[Path | None, typer.Option(help="the images' folder, where the data's layout has none")] = None,
     split: Annotated[str, typer.Option(help="a name, or the path of a .txt list")] = "train",
 ) -> None:
-    """Give a model the weights of Google's quantized DeepLabV3-MobileNetV2, to train on from there."""
+    """Import the weights of Google's quantized DeepLabV3-MobileNetV2 into a model, to start a training from them."""
     from ..data import open_data
     from ..runtime.record import read_record
     from ..train.reference import import_reference

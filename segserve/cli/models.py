@@ -1,4 +1,4 @@
-"""`segserve fetch`."""
+"""The command `segserve fetch`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,7 @@ def fetch(
         ),
     ] = None,
 ) -> None:
-    """Download a published model once, check it, and make it ready to be served."""
+    """Download a published model once, verify it, and prepare it for serving."""
     from ..fetch import fetch_model
 
     with told_in_one_line(), _download_bar() as progress:

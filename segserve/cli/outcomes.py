@@ -1,4 +1,4 @@
-"""What became of every image: lines and a bar for people on stderr, or JSON for programs on stdout."""
+"""Reports the outcome of every image: messages and a progress bar on stderr, or JSON on stdout for programs."""
 
 import json
 import os
@@ -22,7 +22,7 @@ class Reporter(Protocol):
         """Called for every image."""
 
     def end(self, run: "Run", stopped: str = "") -> None:
-        """Called once; `stopped` is why the run did not come to its end."""
+        """Called once. `stopped` is why the run ended early; empty if it did not."""
 
 
 @contextmanager
@@ -58,7 +58,7 @@ class _ForPeople:
 
 
 class _ForPrograms:
-    r"""Names of files that are no UTF-8 come as `\udcXX`, which `os.fsencode` turns back into their bytes."""
+    r"""Prints JSON. File names that are not UTF-8 contain `\udcXX`; `os.fsencode` converts these back to bytes."""
 
     def outcome(self, outcome: "Outcome") -> None:
         from ..segment.formats import class_table
@@ -87,7 +87,7 @@ def _counts(run: "Run") -> str:
 
 
 def told_stop(run: "Run", why: str) -> str:
-    """Why a run did not come to its end, and how far it came."""
+    """The message about a run that ended early, with the counts of its images."""
     if run.force:
         return f"{why}; {_counts(run)}"
     return f"{why}; {_counts(run)}; the same command goes on where it stopped"

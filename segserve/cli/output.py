@@ -1,4 +1,4 @@
-"""Standard output and standard error, and how a command ends where nothing can be written to them."""
+"""Writes to standard output and standard error, and ends a command cleanly if they are not writable."""
 
 import os
 import signal
@@ -8,14 +8,14 @@ from typing import Any, TextIO
 
 from typer.core import TyperGroup
 
-# What a shell adds to the number of the signal that ended a command.
+# A shell's exit status for a command that a signal ended is 128 + the signal's number.
 SIGNALLED = 128
 
 _PIPE_GONE = SIGNALLED + signal.SIGPIPE
 
 
 class OutputError(Exception):
-    """Standard output cannot be written to. The message is one line, `status` what the command ends with."""
+    """Standard output is not writable. The message is one line of text; `status` is the exit status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -23,9 +23,9 @@ class OutputError(Exception):
 
 
 class Commands(TyperGroup):
-    """Commands of which none ends with a traceback because its output cannot be written."""
+    """Commands that print no traceback if their output is not writable."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the base class has them
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as in the base class
         try:
             return super().main(*args, **kwargs)
         except OSError as error:
@@ -33,16 +33,16 @@ class Commands(TyperGroup):
             drop(sys.stdout)
             sys.exit(1)
         except SystemExit as end:
-            status = _flushed(tells=not end.code)  # a command that failed has told why
+            status = _flushed(tells=not end.code)  # a failed command has already reported its error
             end.code = end.code or status
             raise
 
 
 def write_output(content: bytes) -> None:
-    """Writes to standard output, at once.
+    """Writes to standard output and flushes it.
 
     Raises:
-        OutputError: it is closed, nobody reads it any more, or its disk is full.
+        OutputError: standard output is closed, its reader has ended, or its disk is full.
     """
     check_output()
     try:
@@ -57,27 +57,27 @@ def write_output(content: bytes) -> None:
 
 
 def check_output() -> None:
-    """That there is a standard output.
+    """Checks that standard output is open.
 
     Raises:
-        OutputError: the command was started without one.
+        OutputError: the command was started without standard output.
     """
-    if sys.stdout is None:  # what Python makes of a closed descriptor
+    if sys.stdout is None:  # Python's value for a closed descriptor
         raise OutputError("standard output is closed: redirect it to a file", 1)
 
 
 def drop(stream: TextIO | None) -> None:
-    """Leads to nowhere what a stream still holds: at its end Python would try to write it once more, and complain."""
+    """Redirects a stream to the null device. Else Python would flush it again at exit, and report another error."""
     if stream is None:
         return
-    with suppress(OSError, ValueError):  # one that is no file has nothing to be led away
+    with suppress(OSError, ValueError):  # not a file: nothing to redirect
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
 def reason_of(error: BaseException) -> str:
-    """What is wrong in words, and with which file, without the number that Python puts before them."""
+    """The message of an error. For an OSError: the file and the reason, without Python's error number."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     name = error.filename if error.filename2 is None else error.filename2
@@ -85,7 +85,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _flushed(*, tells: bool) -> int:
-    """The exit status that writing what is left in the streams makes of a success."""
+    """Flushes the streams. Returns the exit status of a command that otherwise succeeded."""
     status = 0
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -103,5 +103,5 @@ def _flushed(*, tells: bool) -> int:
 
 
 def _say(line: str) -> None:
-    with suppress(OSError, AttributeError):  # to whom, if standard error is gone as well
+    with suppress(OSError, AttributeError):  # standard error may be closed too
         sys.stderr.write(f"{line}\n")

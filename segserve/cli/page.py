@@ -1,4 +1,4 @@
-"""`segserve page`."""
+"""The command `segserve page`."""
 
 import signal
 import sys
@@ -20,7 +20,7 @@ def page(
         int | None, typer.Option(min=1, max=65535, help="of the page; by default a free one from 7860")
     ] = None,
 ) -> None:
-    """Open a page on this machine, to drop pictures on and look at what a running server finds in them."""
+    """Open a local web page that segments images with a running server and shows the results."""
     with told_in_one_line():
         _check_installed()
         from ..page.asking import Server
@@ -35,10 +35,10 @@ def page(
 
 def _check_installed() -> None:
     try:
-        import gradio  # noqa: F401 - is it there?
+        import gradio  # noqa: F401 - checks that it is installed
     except ImportError as error:
         raise ValueError("the page needs Gradio: pip install 'segserve[page]'") from error
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(SIGNALLED + number)  # through `with` and `finally`: uploads are removed
+    sys.exit(SIGNALLED + number)  # runs `with` and `finally` blocks, which remove the uploads

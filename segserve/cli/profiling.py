@@ -1,4 +1,4 @@
-"""`segserve profile`."""
+"""The command `segserve profile`."""
 
 import os
 from pathlib import Path
@@ -30,8 +30,8 @@ def profile(
         typer.Option(help="write PyTorch's trace to this file, for https://ui.perfetto.dev", dir_okay=False),
     ] = None,
 ) -> None:
-    """Tell where the time of one image goes: by stage, and by operator of the network."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter; read when PyTorch is imported
+    """Profile the segmentation of one image: time per stage, and per operator of the network."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler; read when PyTorch is imported
     from ..local import LocalSegmenter
     from ..profile import profile_image
 

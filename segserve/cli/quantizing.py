@@ -1,4 +1,4 @@
-"""`segserve quantize`."""
+"""The command `segserve quantize`."""
 
 from math import ceil
 from pathlib import Path
@@ -18,7 +18,7 @@ def quantize(
     ],
     most: Annotated[int, typer.Option(min=1, help="so many of them at most, spread evenly")] = 64,
 ) -> None:
-    """Measure on photographs what a model needs to compute in 8 bits (precision: int8 in model-config.yaml)."""
+    """Measure a model's activation ranges on photographs, for int8 inference (precision: int8 in model-config.yaml)."""
     from ..quantize import quantize_model
 
     with told_in_one_line():

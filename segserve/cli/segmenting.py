@@ -1,4 +1,4 @@
-"""`segserve segment`."""
+"""The command `segserve segment`."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ _DEFAULT_FOLDER = Path("segmented")
 
 @dataclass(frozen=True)
 class _Computer:
-    """What segments, and opened what is called with an image and options, by `workers` threads at most."""
+    """A server's client or a local model. At most `workers` threads may call the opened function."""
 
     model: str
     workers: int
@@ -79,7 +79,7 @@ def segment(
 ) -> None:
     """Segment images: files, globs, folders or standard input.
 
-    Results that are there already are left as they are, so that the same command goes on where it was stopped.
+    Existing results are skipped. To resume after an interruption, run the same command again.
     """
     from ..segment.formats import encode_result
     from ..segment.run import Run
@@ -114,7 +114,7 @@ def segment(
 
 
 def _finish(run: "Run", report: Reporter) -> int:
-    """The exit status: 0 where nothing is amiss, else 1, or as the shell has it for a command that a signal ended."""
+    """Returns the exit status: 0 for success, 1 for failures, and the shell's status for a signal."""
     from ..segment.coco import write_data_set
     from ..segment.errors import InterruptedRunError, StoppedError
 
@@ -129,7 +129,7 @@ def _finish(run: "Run", report: Reporter) -> int:
     except InterruptedRunError as error:
         report.end(run, str(error))
         return SIGNALLED + error.signal_number
-    except OutputError as error:  # there is nothing left to be told there
+    except OutputError as error:  # standard output accepts no report any more
         print_error(told_stop(run, str(error)))
         return error.status
     report.end(run)
@@ -138,9 +138,9 @@ def _finish(run: "Run", report: Reporter) -> int:
 
 @contextmanager
 def _claimed(layout: Layout, sources: Sequence[Source], options: Mapping[str, object]) -> Iterator[None]:
-    """The folder of results, noted as that of these options; in the end of none, if there is not a single result.
+    """Records the options in the folder of results. Removes the record at the end if there is no result.
 
-    Else a model's name that was mistyped would be in the way of the right one.
+    Otherwise, the record of a mistyped model name would block the correct name.
     """
     from ..segment.folder import OPTIONS_FILE, claim_folder
 
@@ -156,9 +156,9 @@ def _claimed(layout: Layout, sources: Sequence[Source], options: Mapping[str, ob
 
 @contextmanager
 def _only_first_signal() -> Iterator[None]:
-    """Whoever presses Ctrl-C twice gets the same line as after once, as the second finds the run ending already.
+    """Ignores further signals while the run ends, so that a second Ctrl-C does not change the message.
 
-    A run handles signals itself while it works, and puts back what it found when it is interrupted.
+    During its work, a run has its own signal handlers. When it is interrupted, it restores the previous handlers.
     """
     from ..segment.errors import InterruptedRunError
 
@@ -166,7 +166,7 @@ def _only_first_signal() -> Iterator[None]:
     try:
         yield
     except InterruptedRunError:
-        before = {}  # nothing is left to be done but to tell it
+        before = {}  # only the message is left to print
         raise
     finally:
         for number, handler in before.items():
@@ -174,13 +174,13 @@ def _only_first_signal() -> Iterator[None]:
 
 
 def _leave_reader(status: int) -> NoReturn:
-    """Ends the process though a thread still waits for standard input, where Python's own way to end would abort."""
+    """Ends the process while a thread still reads standard input. Python's normal exit would abort."""
     sys.stderr.flush()
     os._exit(status)
 
 
 def _check_stdin() -> None:
-    if sys.stdin is None:  # what Python makes of a closed descriptor
+    if sys.stdin is None:  # Python's value for a closed descriptor
         raise ValueError(
             "standard input is closed: name files, or lead one into it, as in segserve segment - < cat.png"
         )
@@ -209,7 +209,7 @@ def _open_client(client: "SegmentationClient") -> "Iterator[Ask]":
 
 
 def _local(model: str | None) -> _Computer:
-    """Two images at a time: while the network, which uses every core, is at one, the other is read or encoded."""
+    """A model in this process, with two threads: one runs the network on all cores, the other reads or encodes."""
     from ..runtime.record import read_record
     from ..server.store import model_name
 

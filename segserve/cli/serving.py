@@ -1,4 +1,4 @@
-"""`segserve archive`, `serve`, `stop` and `demo`."""
+"""The commands `segserve archive`, `serve`, `stop` and `demo`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 DEMO_DIR = Path(".run/demo")
 BUILD_DIR = Path("build")
-_READY_TIMEOUT_S = 300  # on a busy machine; what fails is told at once
+_READY_TIMEOUT_S = 300  # long enough for a busy machine; failures are reported immediately
 
 
 class Engine(StrEnum):
-    """What runs an archive."""
+    """The server that runs an archive."""
 
     TORCHSERVE = "torchserve"
     RAY = "ray"
@@ -30,7 +30,7 @@ def archive(
     output: Annotated[Path, typer.Option(help="folder for the archive")] = BUILD_DIR,
     sign: SignFlag = None,
 ) -> None:
-    """Pack a model into a self-contained archive, byte for byte the same every time."""
+    """Pack a model into a self-contained, reproducible archive."""
     with told_in_one_line():
         path = _build(model, output)
         if sign is not None:
@@ -46,7 +46,7 @@ def serve(
     ] = None,
     trust: TrustFlag = None,
 ) -> None:
-    """Start a server with a model, wait until it is ready, and leave it running."""
+    """Start a server with a model, wait until it is ready, and leave it running in the background."""
     from ..server.endpoint import ENGINES, SERVE_DIR
 
     with told_in_one_line():
@@ -71,7 +71,7 @@ def _print_ready(server: "RunningServer", name: str) -> None:
 
 @app.command(rich_help_panel=USE)
 def stop() -> None:
-    """Stop the server that `segserve serve` started here."""
+    """Stop the server that `segserve serve` started from this folder."""
     from ..server.endpoint import running_server
 
     with told_in_one_line():
@@ -85,7 +85,7 @@ def stop() -> None:
 
 @app.command(rich_help_panel=USE)
 def demo(model: ModelArgument = "embedded") -> None:
-    """Serve a model, segment two photographs over HTTP and show what was found."""
+    """Serve a model, segment two photographs over HTTP, and show the classes found."""
     from ..demo import run_demo
 
     with told_in_one_line():

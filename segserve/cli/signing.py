@@ -1,4 +1,4 @@
-"""`segserve keygen` and `sign`."""
+"""The commands `segserve keygen` and `sign`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ from .trust import sign_archive
 def keygen(
     name: Annotated[Path, typer.Argument(help="NAME.key, to keep secret, and NAME.pub are written")],
 ) -> None:
-    """Make a pair of keys to sign archives with."""
+    """Generate a key pair for signing archives."""
     from ..signing import SigningKey
 
     with told_in_one_line():
@@ -27,6 +27,6 @@ def sign(
     archive: Annotated[Path, typer.Argument(help="an archive (.mar)")],
     key: Annotated[Path, typer.Argument(help="a secret key of `segserve keygen`, or of minisign without a password")],
 ) -> None:
-    """Sign an archive; the signature stands beside it, in minisign's format."""
+    """Sign an archive. The signature is written next to it, in minisign's format."""
     with told_in_one_line():
         sign_archive(archive, key)

@@ -1,4 +1,4 @@
-"""`segserve train`."""
+"""The command `segserve train`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +36,7 @@ def train(
     workers: Annotated[int, typer.Option(min=0, help="processes that load data")] = 1,
     **given: object,
 ) -> None:
-    """Train a model, or go on with a run that was interrupted, and write a folder that is ready to be packed.
+    """Train a model, or resume an interrupted run, and write a model folder that is ready for `segserve archive`.
 
     On several GPUs: torchrun --standalone --nproc-per-node 4 -m segserve train ...
     """
@@ -80,7 +80,7 @@ def train(
 
 
 def _shown_in(progress: Progress, steps: int) -> "Callable[[StepReport], None]":
-    """What draws every step's loss, and the mean IoU once one was measured, into the progress bar."""
+    """A function that shows each step's loss and the latest mean IoU in the progress bar."""
     task = progress.add_task("", total=steps)
     mean_iou = ""
 

@@ -1,4 +1,4 @@
-"""The flags that name keys, to sign archives with and to trust them by."""
+"""The flags for the keys that sign archives and verify them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,17 +20,17 @@ SignFlag = Annotated[Path | None, typer.Option(metavar="KEY", help="sign it with
 
 
 def sign_archive(archive: Path, key: Path) -> None:
-    """Signs it and prints where the signature stands; errors as in `SigningKey`."""
+    """Signs an archive and prints the signature's path. Raises as `SigningKey`."""
     from ..signing import SigningKey
 
     print_plain(str(SigningKey.read(key).sign(archive)))
 
 
 def trusted_keys(file: Path | None) -> "TrustedKeys | None":
-    """Those that the flag names.
+    """The keys in the flag's file; None without the flag.
 
     Raises:
-        SignatureError: the file holds none.
+        SignatureError: the file contains no key.
     """
     from ..signing import TrustedKeys
 

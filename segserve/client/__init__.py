@@ -1,7 +1,7 @@
-"""A client of a running server. Importing it imports no torch.
+"""Clients of a running server. This package does not import torch.
 
-`SegmentationClient` waits for its answers, `AsyncSegmentationClient` awaits them; both give a `Segmentation`, and so
-does `segserve.local.LocalSegmenter`, which needs no server.
+`SegmentationClient` is synchronous, `AsyncSegmentationClient` is asynchronous. Both return a `Segmentation`.
+`segserve.local.LocalSegmenter` returns the same type without a server.
 """
 
 from .aio import AsyncSegmentationClient

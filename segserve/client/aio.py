@@ -1,4 +1,4 @@
-"""The client to await, on asyncio."""
+"""The asynchronous client, based on asyncio."""
 
 import asyncio
 from types import TracebackType
@@ -15,7 +15,7 @@ from .segmentation import Segmentation
 
 
 class AsyncTransport(Protocol):
-    """How requests travel; see `Transport`."""
+    """Sends requests asynchronously; see `Transport`."""
 
     async def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply: ...
 
@@ -23,9 +23,10 @@ class AsyncTransport(Protocol):
 
 
 class AsyncSegmentationClient:
-    """`SegmentationClient` to await, with the same arguments and errors: `async with`, `await client.segment(...)`.
+    """The asynchronous `SegmentationClient`, with the same arguments and errors.
 
-    Over HTTP it needs `pip install 'segserve[async]'`, over gRPC `pip install 'segserve[grpc]'`.
+    Use it with `async with` and `await client.segment(...)`. HTTP needs `pip install 'segserve[async]'`; gRPC needs
+    `pip install 'segserve[grpc]'`.
     """
 
     def __init__(
@@ -55,13 +56,13 @@ class AsyncSegmentationClient:
         threshold: float | None = None,
         confidence: bool = False,
     ) -> Segmentation:
-        """The class of every pixel of an image; see `SegmentationClient.segment`."""
+        """Segments an image; see `SegmentationClient.segment`."""
         fields = as_fields(mask="png", mode=mode, tta=tta, classes=classes, threshold=threshold, confidence=confidence)
-        image_file = await asyncio.to_thread(as_image_file, image)  # which may read a file, or make one
+        image_file = await asyncio.to_thread(as_image_file, image)  # may read or encode a file
         return read_segmentation(await self._ask(image_file, JSON, fields), image_file)
 
     async def answer(self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]) -> bytes:
-        """The answer's body as the server sends it; see `SegmentationClient.answer`."""
+        """Returns the response body unchanged; see `SegmentationClient.answer`."""
         fields = as_fields(**options)
         image_file = await asyncio.to_thread(as_image_file, image)
         return (await self._ask(image_file, accept, fields)).body

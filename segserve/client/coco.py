@@ -1,4 +1,4 @@
-"""A segmentation as COCO annotations, https://cocodataset.org/#format-data."""
+"""Converts a segmentation to COCO annotations (https://cocodataset.org/#format-data)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""To and from the detections of the package supervision, where that is installed."""
+"""Conversions to and from the detections of the optional package supervision."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import supervision
 
 _COLORS = 256
-_ANY_NUMBER = 2**31  # of pixels: the picture is the caller's own
+_ANY_NUMBER = 2**31  # pixels; no real limit, because the image is the caller's own
 
 
 class Painted(TypedDict):
-    """Of a `Segmentation`, what detections and their image tell."""
+    """The fields of a `Segmentation` that follow from detections and their image."""
 
     label_map: LabelMap
     classes: tuple[ClassShare, ...]

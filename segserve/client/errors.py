@@ -1,30 +1,30 @@
-"""What can keep a client from getting a segmentation, as one hierarchy. Every message is one line for people."""
+"""The exceptions of the clients. Every message is one line of text for people."""
 
 
 class ClientError(Exception):
-    """Base of every error of the clients but those about the caller's own arguments and files."""
+    """Base class of the clients' errors, except errors in the caller's own arguments and files."""
 
 
 class UnreachableError(ClientError):
-    """No server answers at the address, or the connection broke before the answer was whole."""
+    """No server responds at the address, or the connection broke before the response was complete."""
 
 
 class TimedOutError(ClientError):
-    """The server took the request, and did not answer in time."""
+    """The server accepted the request but did not respond in time."""
 
 
 class MalformedAnswerError(ClientError):
-    """Something answered with success, and not with a segmentation of this image."""
+    """The response reports success but is not a segmentation of this image."""
 
 
 class RefusedError(ClientError):
-    """The server answered with an error.
+    """The server sent an error response.
 
     Attributes:
-        status: HTTP's, over gRPC the one that HTTP would have had.
-        code: of the server's error, for programs: `image_truncated`, or TorchServe's `ServiceUnavailableException`.
-        message: the server's, for people.
-        retry_after_s: how long the server asked to wait, where it did.
+        status: the HTTP status. Over gRPC, the status that HTTP would have.
+        code: the error's code, for programs: `image_truncated`, or TorchServe's `ServiceUnavailableException`.
+        message: the server's message, for people.
+        retry_after_s: the delay before a retry that the server requested, in seconds; None if it requested none.
     """
 
     def __init__(self, status: int, code: str, message: str, *, retry_after_s: float | None = None) -> None:
@@ -36,8 +36,8 @@ class RefusedError(ClientError):
 
 
 class TokenRefusedError(RefusedError):
-    """The token is missing, wrong or expired; TorchServe does not tell which."""
+    """The token is missing, wrong or expired. TorchServe does not report which."""
 
 
 class UnknownModelError(RefusedError):
-    """The server has no model of that name, or not in that version."""
+    """The server does not have this model, or not this version of it."""

@@ -1,4 +1,4 @@
-"""What went wrong on the way to a server, in one line."""
+"""Creates the errors for a failed connection. Every message is one line of text."""
 
 import os
 
@@ -20,11 +20,11 @@ def timed_out(target: Target) -> TimedOutError:
 
 
 def reason_of(error: BaseException) -> str:
-    """The operating system's words where it has some, as the HTTP libraries wrap them in several of their own."""
+    """The operating system's message, if there is one. HTTP libraries wrap it in several exceptions."""
     reason, cause = str(error), error
     while cause := cause.__cause__ or cause.__context__:  # type: ignore[assignment]
         if isinstance(cause, OSError) and cause.strerror:
             reason = cause.strerror
-            if isinstance(cause, ConnectionError) and cause.errno is not None:  # asyncio puts words of its own there
+            if isinstance(cause, ConnectionError) and cause.errno is not None:  # asyncio replaces the message
                 reason = os.strerror(cause.errno)
     return reason or type(error).__name__

@@ -1,4 +1,4 @@
-"""Requests over HTTP, by requests: one session, whose connections are kept and shared among threads."""
+"""HTTP transport based on the package requests. Threads share one session with persistent connections."""
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -12,7 +12,7 @@ from .request import Target, http_headers
 
 
 class _Authorization(AuthBase):
-    """The token as `auth` and not as a header, which requests would replace by what ~/.netrc holds for the host."""
+    """Sends the token through `auth`. If ~/.netrc lists the host, requests would replace a plain header."""
 
     def __init__(self, value: str | None) -> None:
         self._value = value
@@ -27,7 +27,7 @@ class HttpTransport:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._endpoint = target.endpoint
-        self._proxies = {"no_proxy": target.own_host} if target.own_host else None  # beside those of the environment
+        self._proxies = {"no_proxy": target.own_host} if target.own_host else None  # adds to the environment's
         self._timeout_s = (target.connect_timeout_s, target.timeout_s)
         self._session = requests.Session()
         self._session.headers["User-Agent"] = f"segserve/{__version__}"
@@ -49,7 +49,7 @@ class HttpTransport:
         except requests.ReadTimeout as error:
             raise timed_out(self._target) from error
         except requests.RequestException as error:
-            if any(isinstance(argument, ReadTimeoutError) for argument in error.args):  # within the answer's body
+            if any(isinstance(argument, ReadTimeoutError) for argument in error.args):  # in the response body
                 raise timed_out(self._target) from error
             raise unreachable(self._target, reason_of(error)) from error
         headers = {name.lower(): value for name, value in response.headers.items()}

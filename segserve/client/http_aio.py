@@ -1,4 +1,4 @@
-"""Requests over HTTP to await, by httpx: connections are kept and shared among tasks."""
+"""Asynchronous HTTP transport based on httpx. Tasks share persistent connections."""
 
 from .. import __version__
 from .failures import reason_of, timed_out, unreachable
@@ -21,7 +21,7 @@ class AsyncHttpTransport:
         host = target.own_host
         self._client = httpx.AsyncClient(
             headers=headers,
-            mounts={f"all://[{host}]" if ":" in host else f"all://{host}": None} if host else None,  # past any proxy
+            mounts={f"all://[{host}]" if ":" in host else f"all://{host}": None} if host else None,  # no proxy
             timeout=httpx.Timeout(target.timeout_s, connect=target.connect_timeout_s, pool=None),
             limits=httpx.Limits(max_connections=target.pool_size, max_keepalive_connections=target.pool_size),
         )

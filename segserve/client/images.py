@@ -1,4 +1,4 @@
-"""Whatever a caller has for an image, as the bytes of a file that the server reads."""
+"""Converts every supported image input to the bytes of an image file."""
 
 import io
 import os
@@ -10,21 +10,22 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 ImageInput = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]
-"""A path, the bytes of an image file, a PIL image, or uint8 (H, W, 3), RGB, or (H, W), grey."""
+"""A path, the bytes of an image file, a PIL image, or an array: uint8 (H, W, 3), RGB, or uint8 (H, W), grey."""
 
-_PNG_MODES = ("1", "L", "P", "RGB", "I;16")  # which the server makes the same RGB of as of the picture itself
+_PNG_MODES = ("1", "L", "P", "RGB", "I;16")  # the server converts these to the same RGB
 _WITHOUT_RANGE = ("I", "F")
 
 
 def as_image_file(image: ImageInput) -> bytes:
-    """A file's bytes as they are, from a path or from memory; a picture or an array losslessly, as PNG.
+    """Returns the bytes of an image file.
 
-    A PIL image is turned upright as its EXIF orientation says, so that it gives what its file would.
+    The bytes of a file stay unchanged. A PIL image or an array is encoded as PNG, without loss. The EXIF orientation of
+    a PIL image is applied, so that the result is the same as for its file.
 
     Raises:
         OSError: the file cannot be read.
-        TypeError: none of `ImageInput`.
-        ValueError: an array of another shape or type, or pixels without a fixed range.
+        TypeError: the input is not an `ImageInput`.
+        ValueError: the array has another shape or dtype, or the pixels have no fixed range.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
@@ -50,5 +51,5 @@ def _as_png(picture: Image.Image) -> bytes:
     if picture.mode not in _PNG_MODES and not picture.mode.startswith("I;16"):
         picture = picture.convert("RGB")
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # of photographs smaller, and sooner there
+    picture.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)  # for photographs: smaller and faster
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""From a JSON answer to a `Segmentation`. What does not fit together is refused, never guessed."""
+"""Converts a JSON response to a `Segmentation`. A contradictory response raises an error."""
 
 import base64
 import binascii
@@ -19,7 +19,7 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class _Part(BaseModel):
-    """A part of an answer. A newer server may say more than is read here."""
+    """A part of a response. Unknown members are ignored, because a newer server may send more."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -54,11 +54,11 @@ class _Answer(_Part):
 
 
 def read_segmentation(reply: Reply, image_file: bytes) -> Segmentation:
-    """The segmentation in the JSON reply to a request with `mask=png`.
+    """Reads the segmentation from the JSON response to a request with `mask=png`.
 
     Raises:
-        RefusedError: the server answered with an error.
-        MalformedAnswerError: the reply is no such answer, or its parts contradict each other.
+        RefusedError: the server sent an error response.
+        MalformedAnswerError: the response is not a segmentation, or its parts contradict each other.
     """
     raise_for_refusal(reply)
     try:
@@ -86,7 +86,7 @@ def _share(entry: _Class) -> ClassShare:
 
 
 def _decoded(picture: _Picture, size_wh: tuple[int, int], name: str, *, modes: tuple[str, ...]) -> Image.Image:
-    """The picture whose PNG file stands in the answer as base64, if it is of that size."""
+    """Decodes the base64 PNG of a response. Raises an error if its size or its mode is wrong."""
     if picture.encoding != "png":
         raise MalformedAnswerError(f"expected a {name} encoded as png, got {picture.encoding!r:.40}")
     try:
@@ -101,7 +101,7 @@ def _decoded(picture: _Picture, size_wh: tuple[int, int], name: str, *, modes: t
                 f"expected a {name} of {expected} and mode {modes[0]}, got {got} and {decoded.mode}"
             )
         decoded.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a bad chunk
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: invalid chunk
         raise MalformedAnswerError(f"the server's {name} cannot be decoded: {error}") from error
     return decoded
 

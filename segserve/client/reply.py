@@ -1,4 +1,4 @@
-"""What came back, in one form for every transport, and what is made of a refusal."""
+"""The server's response in one form for every transport, and the conversion of error responses to exceptions."""
 
 import re
 import time
@@ -11,9 +11,9 @@ import orjson
 from .errors import RefusedError, TokenRefusedError, UnknownModelError
 
 _TIMING = re.compile(r"([\w-]+);dur=([0-9.]+)")
-_LONGEST_MESSAGE = 1000  # characters; a proxy may send a book
+_LONGEST_MESSAGE = 1000  # characters; a proxy may send a long page
 
-# TorchServe's own errors by their type: what they are here, and what its message does not say.
+# By the type of TorchServe's own error: the exception, and advice that TorchServe's message lacks.
 _ADVICE: Mapping[str, tuple[type[RefusedError], str]] = {
     "InvalidKeyException": (TokenRefusedError, "`segserve serve` prints a new one"),
     "ModelNotFoundException": (UnknownModelError, "name the model that is served"),
@@ -22,13 +22,13 @@ _ADVICE: Mapping[str, tuple[type[RefusedError], str]] = {
     "ResourceNotFoundException": (RefusedError, "name the address of the inference port"),
 }
 _NOT_OURS = "something else than a segmentation server answers there: check the address"
-_UNKNOWN = "unknown"  # the code of an error that names none, as a proxy's or another server's
+_UNKNOWN = "unknown"  # for an error without a code, such as a proxy's or another server's
 _TOO_LARGE = "the server takes no request of so many bytes; send a smaller image, or raise its max_request_size"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A server's answer; the names of the headers are in lower case."""
+    """A server's response. Header names are lower case."""
 
     status: int
     phrase: str
@@ -37,21 +37,21 @@ class Reply:
 
     @property
     def timings_ms(self) -> dict[str, float]:
-        """Milliseconds by stage, from `Server-Timing`."""
+        """Milliseconds per stage, from the header `Server-Timing`."""
         return {stage: float(ms) for stage, ms in _TIMING.findall(self.headers.get("server-timing", ""))}
 
 
 def raise_for_refusal(reply: Reply) -> None:
-    """Returns where the reply is a success.
+    """Raises an exception if the response is an error.
 
     Raises:
-        RefusedError: it is none, with the server's code and message.
+        RefusedError: the response is an error; the exception has the server's code and message.
     """
     if reply.status == 200:
         return
     code, message = _code_and_message(reply)
     kind, advice = _ADVICE.get(code, (RefusedError, ""))
-    if reply.status == 413 and not reply.body:  # TorchServe's own, before any handler sees the request
+    if reply.status == 413 and not reply.body:  # TorchServe's own, sent before the handler runs
         code, message = "request_too_large", _TOO_LARGE
     if code == _UNKNOWN and reply.status in (401, 403, 404, 405):
         advice = _NOT_OURS
@@ -62,7 +62,7 @@ def raise_for_refusal(reply: Reply) -> None:
 
 
 def _code_and_message(reply: Reply) -> tuple[str, str]:
-    """The handler's errors and TorchServe's own have different members; a proxy's may be no JSON at all."""
+    """Reads an error of the handler, of TorchServe or of a proxy. Their formats differ; a proxy may send no JSON."""
     try:
         document = orjson.loads(reply.body)
     except orjson.JSONDecodeError:
@@ -75,7 +75,7 @@ def _code_and_message(reply: Reply) -> tuple[str, str]:
 
 
 def _retry_after_s(value: str) -> float | None:
-    """Seconds, from a number of them or from a date (RFC 9110, section 10.2.3); None where it is neither."""
+    """Converts a number of seconds or a date (RFC 9110, section 10.2.3) to seconds; None for any other value."""
     if value.strip().isdecimal():
         return float(value)
     try:

@@ -1,4 +1,4 @@
-"""What a client asks for: where, and with which options."""
+"""The address and the options of a request."""
 
 import json
 import re
@@ -11,11 +11,11 @@ from urllib.parse import quote, urlsplit
 JSON = "application/json"
 
 ClassNames = str | int | Iterable[str | int]
-"""One class or several, by label or id."""
+"""One or several classes, by label or id."""
 
 
 class SegmentOptions(TypedDict, total=False):
-    """Options of one image, as `SegmentationClient.segment` has them. What is absent or None is not sent."""
+    """The options of `SegmentationClient.segment`. Options that are absent or None are not sent."""
 
     mode: str | None
     tta: str | None
@@ -25,17 +25,17 @@ class SegmentOptions(TypedDict, total=False):
 
 
 class AnswerOptions(SegmentOptions, total=False):
-    """The same, and how the JSON answer holds the mask: `dense`, `rle`, `png`, `polygons` or `none`."""
+    """`SegmentOptions` and `mask`, the mask's encoding in JSON: `dense`, `rle`, `png`, `polygons` or `none`."""
 
     mask: str | None
 
 
 @dataclass(frozen=True)
 class Target:
-    """One model of one server, and how patiently it is asked.
+    """One model of one server, with its timeouts and its connection pool's size.
 
     Raises:
-        ValueError: an address or a token that is none.
+        ValueError: the address, the token or the pool size is invalid.
     """
 
     url: str
@@ -50,13 +50,13 @@ class Target:
         if self.pool_size < 1:
             raise ValueError(f"pool_size is the number of connections, at least 1, got {self.pool_size}")
         if self.token and not (self.token.strip().isascii() and self.token.strip().isprintable()):
-            raise ValueError(  # without the token, as this may be written to a log
+            raise ValueError(  # omits the token, because this may be logged
                 "the token holds a line break or a letter beyond ASCII, as none does that a server made: copy it again"
             )
 
     @property
     def endpoint(self) -> str:
-        """Where predictions are asked for over HTTP."""
+        """The URL of predictions over HTTP."""
         if fault := _fault_of_address(self.url):
             raise ValueError(f"expected a server's address like http://127.0.0.1:8080, got {self.url!r}: {fault}")
         path = [self.model] if self.version is None else [self.model, self.version]
@@ -64,13 +64,13 @@ class Target:
 
     @property
     def own_host(self) -> str | None:
-        """The host of an HTTP address where that is this machine."""
+        """The host of the HTTP address if it is this machine, else None."""
         host = urlsplit(self.url).hostname or ""
         return host if is_this_machine(host) else None
 
     @property
     def authority(self) -> tuple[str, bool]:
-        """HOST:PORT for gRPC, and whether it is spoken to over TLS."""
+        """HOST:PORT for gRPC, and whether the connection uses TLS."""
         scheme, _, rest = self.url.rpartition("://")
         address = rest.rstrip("/")
         if scheme not in ("", "grpc", "grpcs", "http", "https") or not re.fullmatch(r"[^/]+:[0-9]+", address):
@@ -84,7 +84,7 @@ class Target:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether it names the loopback interface: what goes there is for no proxy that the environment names."""
+    """Whether the host is the loopback interface. Such requests must not use the environment's proxy."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -92,11 +92,11 @@ def is_this_machine(host: str) -> bool:
 
 
 def _fault_of_address(url: str) -> str:
-    """What keeps it from being an address of HTTP; empty where nothing does."""
+    """Why the URL is not a valid HTTP address; empty if it is valid."""
     try:
         parts = urlsplit(url)
         scheme, host, _ = parts.scheme, parts.hostname, parts.port
-    except ValueError as error:  # a port that is no number or too large, brackets that do not close
+    except ValueError as error:  # an invalid port, or an unclosed bracket
         return str(error)
     if "://" not in url:
         return "no scheme"
@@ -106,7 +106,7 @@ def _fault_of_address(url: str) -> str:
 
 
 def as_fields(**options: Unpack[AnswerOptions]) -> dict[str, str]:
-    """The options that were given, as texts that fit into a header."""
+    """Converts the given options to strings that are valid in a header."""
     fields = {name: str(value) for name, value in options.items() if value is not None}
     if (classes := options.get("classes")) is not None:
         fields["classes"] = _class_list(classes)
@@ -120,7 +120,7 @@ def as_fields(**options: Unpack[AnswerOptions]) -> dict[str, str]:
 
 
 def _class_list(classes: ClassNames) -> str:
-    """A list in JSON, which is ASCII whatever the labels are."""
+    """The classes as a JSON list. JSON escapes keep any label in ASCII."""
     if isinstance(classes, str):
         classes = classes.split(",")
     names = [classes] if isinstance(classes, int) else classes
@@ -128,6 +128,6 @@ def _class_list(classes: ClassNames) -> str:
 
 
 def http_headers(accept: str, fields: Mapping[str, str]) -> dict[str, str]:
-    """The headers of a request whose body is the image's file."""
+    """The headers of a request whose body is the image file."""
     headers = {f"X-Segment-{name.title()}": value for name, value in fields.items()}
     return {"Accept": accept, "Content-Type": "application/octet-stream", **headers}

@@ -1,4 +1,4 @@
-"""When a request is sent again. A request changes nothing at the server, hence any of them may be."""
+"""The retry policy. Requests do not change the server's state, so every request may be repeated."""
 
 from typing import Any
 
@@ -6,22 +6,23 @@ from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, wai
 
 from .errors import RefusedError, UnreachableError
 
-_TRANSIENT = (503, 507)  # the queue is full or a worker restarts; no memory left
+_TRANSIENT = (503, 507)  # 503: the queue is full or a worker restarts; 507: out of memory
 _WORKER_DIED = (
-    "InternalServerException"  # TorchServe's type, with status 500 or 507; a handler's fault has its own code
+    "InternalServerException"  # TorchServe's type, with status 500 or 507; the handler's errors have other codes
 )
-_LONGEST_WAIT_S = 60.0  # a server that asks for more is waited for so long
+_LONGEST_WAIT_S = 60.0  # caps the delay that a server requests
 _backoff = wait_exponential(multiplier=0.2, max=10) + wait_random(0, 0.2)
 
 
 def policy(retries: int) -> dict[str, Any]:
-    """Arguments for tenacity's `Retrying` and `AsyncRetrying`: broken connections and transient refusals are tried
-    again, after what the server asks to wait or else after growing pauses; the last error is raised.
+    """Arguments for tenacity's `Retrying` and `AsyncRetrying`.
 
-    An answer that does not come in time is not asked for again: the server is likely still at it.
+    Broken connections and transient error responses are retried. The delay is the one that the server requests; without
+    one, it is an exponential backoff. After the last attempt, the last error is raised. A timeout is not retried,
+    because the server is probably still computing.
 
     Raises:
-        ValueError: fewer than no retries.
+        ValueError: `retries` is negative.
     """
     if retries < 0:
         raise ValueError(f"retries is how often a request is sent again, at least 0, got {retries}")

@@ -1,15 +1,16 @@
-"""Requests over TorchServe's gRPC inference API.
+"""Transports over TorchServe's gRPC inference API.
 
-gRPC has neither headers nor statuses of HTTP's: options travel as parts of the input, a handler's error comes as the
-body of a success, and TorchServe's own errors as gRPC's. All are made the replies here that HTTP would have had.
+gRPC has no HTTP headers and no HTTP statuses. Options are sent as parts of the input. A handler's error arrives as the
+body of a successful response. TorchServe's own errors arrive as gRPC errors. This module converts all of them to the
+response that HTTP would have.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
-from ..runtime.errors import SegserveError
+from ..runtime.errors import error_classes
 from .failures import timed_out, unreachable
 from .reply import Reply
 from .request import JSON, Target, is_this_machine
@@ -22,9 +23,9 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}; gRPC needs: pip install 'segserve[grpc]'") from error
 
-_STATUS = {  # by gRPC's codes, where they have one of HTTP's
+_STATUS = {  # HTTP status of a gRPC code, if there is one
     grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.PERMISSION_DENIED: 400,  # as TorchServe answers over HTTP
+    grpc.StatusCode.PERMISSION_DENIED: 400,  # TorchServe's status over HTTP
     grpc.StatusCode.NOT_FOUND: 404,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 413,
 }
@@ -33,7 +34,7 @@ _BROKEN_OFF = "the server broke the call off; is the image larger than its max_r
 
 
 class GrpcTransport:
-    """One channel: requests of several threads travel over it side by side."""
+    """Sends the concurrent requests of all threads over one channel."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -53,7 +54,7 @@ class GrpcTransport:
 
 
 class AsyncGrpcTransport:
-    """The same, to be awaited."""
+    """The asynchronous `GrpcTransport`."""
 
     def __init__(self, target: Target) -> None:
         import grpc.aio
@@ -76,13 +77,13 @@ class AsyncGrpcTransport:
 
 
 def _open(channels: Any, target: Target) -> Any:  # noqa: ANN401 - grpc has no types
-    """A channel of `grpc` or of `grpc.aio`, for answers of any size."""
+    """Opens a channel of `grpc` or `grpc.aio`, for messages of any size."""
     address, is_secure = target.authority
     options = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
         ("grpc.enable_http_proxy", int(not is_this_machine(address.rpartition(":")[0].strip("[]")))),
-        ("grpc.min_reconnect_backoff_ms", int(1000 * target.connect_timeout_s)),  # that long a connection may take
+        ("grpc.min_reconnect_backoff_ms", int(1000 * target.connect_timeout_s)),  # also limits the time to connect
     ]
     if is_secure:
         return channels.secure_channel(address, grpc.ssl_channel_credentials(), options)
@@ -108,22 +109,16 @@ def _reply(body: bytes) -> Reply:
     if not body.startswith(b'{"error"'):
         return Reply(200, "OK", body)
     code = orjson.loads(body)["error"]["code"]
-    statuses = {kind.code: kind.status for kind in _kinds(SegserveError)}
+    statuses = {kind.code: kind.status for kind in error_classes()}
     return Reply(statuses.get(code, 500), "", body)
 
 
-def _kinds(base: type[SegserveError]) -> Iterator[type[SegserveError]]:
-    yield base
-    for kind in base.__subclasses__():
-        yield from _kinds(kind)
-
-
 def _refusal(target: Target, error: Any) -> Reply:  # noqa: ANN401
-    """TorchServe's own errors in the form that they have over HTTP: some end with a line that names their Java class.
+    """Converts TorchServe's own error to its HTTP form. Some messages end with a line that names the Java class.
 
     Raises:
         UnreachableError: there is no server.
-        TimedOutError: it did not answer in time.
+        TimedOutError: the server did not respond in time.
     """
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE:

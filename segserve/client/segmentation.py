@@ -1,4 +1,4 @@
-"""What a client gets of an image: the class of every pixel, and what can be made of it."""
+"""The result of a client: the class of every pixel, with conversions to other formats."""
 
 import io
 from collections.abc import Mapping
@@ -27,16 +27,17 @@ class _Painted(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The answer to one image. A notebook shows it as the picture with its classes laid over it.
+    """The segmentation of one image. Notebooks display it as an overlay.
 
     Attributes:
-        label_map: uint8 (H, W), read-only: the class id of every pixel, of the upright image.
-        classes: those present, background included, largest first.
-        model: the name of the model that answered; `model_version` its version.
-        palette: colours by class id, three bytes (R, G, B) each, of all classes that the model knows.
-        image_file: the image as it was sent.
-        confidence_map: uint8 (H, W), read-only: each pixel's top probability times 255; None where not asked for.
-        timings_ms: what the server says its stages took: decode, preprocess, inference, encode. Empty over gRPC.
+        label_map: uint8 (H, W), read-only: the class id of every pixel of the upright image.
+        classes: the classes present, including background, largest first.
+        model: the model's name.
+        model_version: the model's version.
+        palette: the colours of all of the model's classes, by class id: three bytes (R, G, B) each.
+        image_file: the image file that was sent.
+        confidence_map: uint8 (H, W), read-only: each pixel's top probability times 255; None if not requested.
+        timings_ms: the server's time per stage: decode, preprocess, inference, encode. Empty over gRPC.
     """
 
     label_map: NDArray[np.uint8]
@@ -55,42 +56,43 @@ class Segmentation:
 
     @cached_property
     def image(self) -> Image.Image:
-        """The image itself, RGB, upright: of the label map's size. Decoded when it is first asked for.
+        """The image: RGB, upright, with the label map's size. It is decoded at the first access.
 
         Raises:
-            SegserveError: the file cannot be decoded here.
+            SegserveError: the file cannot be decoded on this machine.
         """
         return Image.fromarray(decode_image(self.image_file, max_pixels=self.label_map.size))
 
     def to_image(self) -> Image.Image:
-        """The label map as an indexed picture, mode P: pixel value = class id, palette = class colours."""
+        """The label map as an indexed image, mode P: pixel value = class id, palette = class colours."""
         picture = Image.fromarray(self.label_map)
         picture.putpalette(self.palette)
         return picture
 
     def overlay(self, *, opacity: float = DEFAULT_OPACITY) -> Image.Image:
-        """The image with its classes laid over it and a legend, RGB. Background stays as it is.
+        """The image with its classes in colour and a legend, RGB. Background pixels are unchanged.
 
         Args:
-            opacity: of the colours, from 0 (the image alone) to 1.
+            opacity: opacity of the colours, from 0 (only the image) to 1.
 
         Raises:
-            ValueError: an opacity outside 0..1.
+            ValueError: the opacity is outside 0..1.
+            SegserveError: as in `image`.
         """
         shown = [share.id for share in self.classes]
         return draw_overlay(np.asarray(self.image), self.label_map, self._painted(), shown, opacity=opacity)
 
     def mask_of(self, label_or_id: str | int) -> NDArray[np.bool_]:
-        """Where a class is, by its label or id: bool (H, W).
+        """The mask of a class, by its label or id: bool (H, W).
 
         Raises:
-            KeyError: the image has no such class; the message names those it has.
+            KeyError: the class is not in the image; the message names the classes that are.
         """
         mask: NDArray[np.bool_] = self.label_map == self._share_of(label_or_id).id
         return mask
 
     def polygons(self) -> dict[int, list[list[int]]]:
-        """The outlines of every class present by its id, each [x0, y0, x1, y1, ...] in pixels, as COCO orders them."""
+        """The polygons of every class present, by class id: each [x0, y0, x1, y1, ...] in pixels, in COCO's order."""
         from ..runtime.polygons import encode_polygons
 
         return encode_polygons(self.label_map, [share.id for share in self.classes])
@@ -98,17 +100,17 @@ class Segmentation:
     def to_coco(
         self, *, image_id: int | str, first_id: int = 1, category_ids: Mapping[int, int] | None = None
     ) -> list[dict[str, Any]]:
-        """COCO annotations, one a class present but the background, as `pycocotools.coco.COCO.loadRes` takes them.
+        """COCO annotations for `pycocotools.coco.COCO.loadRes`: one per class present, except background.
 
         Args:
-            image_id: the image's in the COCO document.
-            first_id: the id of the first annotation; those that follow count on.
-            category_ids: the document's category of each class id; by default the class id itself. Classes that it
-                leaves out are left out.
+            image_id: the image's id in the COCO document.
+            first_id: the id of the first annotation. The next annotations have consecutive ids.
+            category_ids: the document's category id of each class id; by default the class id itself. Classes that are
+                not in this mapping are omitted.
 
         Returns:
-            Annotations whose `segmentation` is run-length encoded (exact, and without trouble with holes), with `area`
-            in pixels, `bbox` as [x, y, width, height] and the class's mean confidence as `score`.
+            Annotations whose `segmentation` is run-length encoded, because RLE is exact and supports holes. `area` is
+            in pixels, `bbox` is [x, y, width, height], and `score` is the class's mean confidence.
         """
         from .coco import as_annotations
 
@@ -117,7 +119,9 @@ class Segmentation:
         )
 
     def to_detections(self) -> "supervision.Detections":
-        """One detection a class present but the background, its mask whole, for supervision's annotators and metrics.
+        """Detections for supervision's annotators and metrics: one per class present, except background.
+
+        Each detection has the whole mask of its class.
 
         Raises:
             ImportError: supervision is not installed; the message says how to install it.
@@ -128,15 +132,18 @@ class Segmentation:
 
     @classmethod
     def from_detections(cls, detections: "supervision.Detections", image: "ImageInput") -> Self:
-        """The segmentation of the pixels under masks; what none covers is background, a later mask covers an earlier.
+        """Converts the masks of detections to a segmentation.
+
+        Pixels outside all masks become background. Where masks overlap, the later mask wins.
 
         Args:
-            detections: with `mask` and `class_id`; labels from the data `class_name`, else made up from the ids.
-            image: what was looked at.
+            detections: must have `mask` and `class_id`. Labels come from the data `class_name`; without it, they are
+                generated from the ids.
+            image: the image of the detections.
 
         Raises:
-            ValueError: detections without masks or class ids, class ids outside 1..255, or masks of another size than
-                the image.
+            ValueError: the detections have no masks or no class ids, a class id is outside 1..255, or a mask's size is
+                not the image's size.
         """
         from .detections import from_detections
 
@@ -148,7 +155,7 @@ class Segmentation:
         return buffer.getvalue()
 
     def _painted(self) -> list[_Painted]:
-        """Every class of the palette by its id; the label is known of those present."""
+        """Every class of the palette, in order of id. Only classes present have a label."""
         labels = {share.id: share.label for share in self.classes}
         colors = np.frombuffer(self.palette, np.uint8).reshape(-1, 3).tolist()
         return [

@@ -1,18 +1,18 @@
-"""One row of the table of the classes that an image holds."""
+"""One row of the table of classes in an image."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ClassShare:
-    """One class that an image holds.
+    """One class in an image.
 
     Attributes:
         color: RGB, 0..255 each.
-        pixels: how many pixels have this class.
-        fraction: their share of the image, 0..1.
-        box_xyxy: x_min, y_min, x_max, y_max in pixels, maxima exclusive.
-        confidence: mean of the pixels' top probability, 0..1.
+        pixels: the number of pixels of this class.
+        fraction: the fraction of the image's pixels, 0..1.
+        box_xyxy: the bounding box x_min, y_min, x_max, y_max in pixels; the maxima are exclusive.
+        confidence: the mean of the pixels' top probability, 0..1.
     """
 
     id: int

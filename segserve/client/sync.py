@@ -1,4 +1,4 @@
-"""The client that waits for its answers."""
+"""The synchronous client."""
 
 from types import TracebackType
 from typing import Literal, Protocol, Self, Unpack
@@ -14,36 +14,36 @@ from .segmentation import Segmentation
 
 
 class Transport(Protocol):
-    """How requests travel. Safe to use from several threads at once."""
+    """Sends requests. Thread-safe."""
 
     def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
-        """One request.
+        """Sends one request.
 
         Raises:
-            UnreachableError: no server, or the connection broke.
-            TimedOutError: no answer in time.
+            UnreachableError: there is no server, or the connection broke.
+            TimedOutError: the server did not respond in time.
         """
 
     def close(self) -> None: ...
 
 
 class SegmentationClient:
-    """Sends images to one model of a server over pooled connections. Safe to use from several threads at once.
+    """Sends images to one model of a server over pooled connections. Thread-safe.
 
     Args:
-        url: address of the inference port, such as http://127.0.0.1:8080; for gRPC, such as 127.0.0.1:7070.
-        token: inference token, where the server asks for one.
-        model: the name that the model is served under.
-        version: of the model; by default the one that the server prefers.
-        timeout_s: how long one answer may take, in seconds.
-        connect_timeout_s: how long it may take to find a server at the address, in seconds.
-        retries: how often a request is sent again where the connection broke, the server is overloaded (503) or out
-            of memory (507).
-        pool_size: connections at most; more threads than that wait for one another. Over gRPC all share one.
-        transport: `grpc` for TorchServe's gRPC inference API, which needs `pip install 'segserve[grpc]'`.
+        url: address of the inference port, for example http://127.0.0.1:8080, or 127.0.0.1:7070 for gRPC.
+        token: inference token, if the server requires one.
+        model: name of the served model.
+        version: version of the model; by default the server's default version.
+        timeout_s: time limit for a response, in seconds.
+        connect_timeout_s: time limit for a connection, in seconds.
+        retries: maximum number of retries if the connection broke, or if the server is overloaded (503), out of memory
+            (507) or lost a worker.
+        pool_size: maximum number of connections. Additional threads wait. With gRPC, all threads share one connection.
+        transport: `http`, or `grpc` for TorchServe's gRPC inference API, which needs `pip install 'segserve[grpc]'`.
 
     Raises:
-        ValueError: an address that is none, or a number out of bounds.
+        ValueError: the address is invalid, or a number is out of range.
     """
 
     def __init__(
@@ -73,35 +73,42 @@ class SegmentationClient:
         threshold: float | None = None,
         confidence: bool = False,
     ) -> Segmentation:
-        """The class of every pixel of an image.
+        """Segments an image.
 
-        An option that is left out is not sent, and the server's own default holds.
+        The server's default applies to every option that is not given.
 
         Args:
+            image: a path, the bytes of an image file, a PIL image, or an array; see `ImageInput`.
             mode: `whole`, or `slide` for images larger than the network's size.
             tta: test-time augmentation: `none`, `flip` or `multiscale`.
             classes: the classes to keep, by label or id; all others become background.
-            threshold: a pixel whose top probability is lower becomes background, 0..1.
-            confidence: whether each pixel's top probability is wanted as well.
+            threshold: pixels whose top probability is lower become background, 0..1.
+            confidence: whether to return each pixel's top probability too.
+
+        Returns:
+            The class of every pixel, at the size of the upright image.
 
         Raises:
-            OSError: the image's file cannot be read.
-            ValueError: an array or a picture that is no image.
-            RefusedError: the server answered with an error; the message says what to do.
+            OSError: the image file cannot be read.
+            TypeError: the input is not an `ImageInput`.
+            ValueError: the array or the PIL image is not a supported image.
+            RefusedError: the server sent an error response; the message says what to do.
             UnreachableError: there is no server.
-            TimedOutError: it did not answer in time.
-            MalformedAnswerError: something else answered.
+            TimedOutError: the server did not respond in time.
+            MalformedAnswerError: the response is not from a segmentation server.
         """
         fields = as_fields(mask="png", mode=mode, tta=tta, classes=classes, threshold=threshold, confidence=confidence)
         image_file = as_image_file(image)
         return read_segmentation(self._ask(image_file, JSON, fields), image_file)
 
     def answer(self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]) -> bytes:
-        """The answer's body as the server sends it, in any of its media types and encodings; errors as in `segment`.
+        """Returns the response body unchanged, in any media type and encoding. Raises as `segment`.
 
         Args:
+            image: as in `segment`.
             accept: `application/json`, `image/png` (the label map), `image/jpeg` (the overlay) or `application/x-npy`.
-                Over gRPC there is JSON alone.
+                gRPC supports only JSON.
+            options: the options of `segment`, and `mask`: the mask's encoding in JSON.
         """
         return self._ask(as_image_file(image), accept, as_fields(**options)).body
 

@@ -1,4 +1,4 @@
-"""The command of the image: serves until it is told to stop, and ends with 0; else with one line and 1."""
+"""The image's command: serves until it is stopped. It exits with 0, or with one log line and 1 if it cannot serve."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from .json_lines import log_to
 
 
 def main() -> int:
-    """0 where it was told to stop, 1 where it could not serve."""
+    """Returns 0 if it was stopped, 1 if it could not serve."""
     log_to(sys.stdout)
     try:
         from .serving import serve

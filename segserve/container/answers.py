@@ -1,4 +1,4 @@
-"""How the door says no, and what it logs of every request."""
+"""The gateway's error responses and its access log."""
 
 import json
 import logging
@@ -11,14 +11,14 @@ from ..server.refusals import RefusalError, unknown_method, unknown_path
 logger = logging.getLogger("segserve.door")
 
 SENDER_GONE = 499
-"""As nginx says it, in logs and metrics alone."""
+"""The client closed the connection. nginx's code; appears only in logs and metrics."""
 
 _RETRY_AFTER_S = 2
-_TELLING_NOTHING = frozenset({"/ping", "/metrics"})  # asked every few seconds
+_TELLING_NOTHING = frozenset({"/ping", "/metrics"})  # requested every few seconds
 
 
 def refusal_for(error: Exception) -> web.Response:
-    """The JSON that tells a client of an error; of one that is ours, no more than that."""
+    """The JSON error response for an exception. For an internal error, the details go only to the log."""
     match error:
         case RefusalError():
             return web.Response(body=error.body, status=error.status, content_type="application/json")
@@ -35,10 +35,10 @@ def refusal_for(error: Exception) -> web.Response:
 
 
 def log(request: web.Request, response: web.StreamResponse, status: int, seconds: float) -> None:
-    """One line for each request, but for those that tell nothing.
+    """Logs one line per request, except for health checks and metrics.
 
     Args:
-        status: the response's, or 499.
+        status: of the response, or 499.
     """
     if request.path in _TELLING_NOTHING:
         return

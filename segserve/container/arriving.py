@@ -1,28 +1,19 @@
-"""The body of a request on its way through the door, which neither ends never nor grows for ever."""
+"""The body of a request on its way through the gateway. Its size and its duration are limited."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import ClassVar
 
 from aiohttp import StreamReader
 
-from ..runtime.errors import BadRequestError, SegserveError, TooLargeError
-
-
-class TooSlowError(BadRequestError):
-    """The request did not arrive within the time that one may take."""
-
-    status: ClassVar[int] = 408
-    phrase: ClassVar[str] = "Request Timeout"
-    code: ClassVar[str] = "request_timeout"
+from ..runtime.errors import RequestTimeoutError, SegserveError, TooLargeError
 
 
 class Body:
-    """What is left of a request, piece by piece as it arrives.
+    """The rest of a request's body, in chunks as it arrives.
 
     Args:
-        max_bytes: more is refused, whether or not its length was told.
-        timeout_s: how long all of it may take.
+        max_bytes: a larger body is rejected, whether or not its length was declared.
+        timeout_s: the time limit for the whole body.
     """
 
     def __init__(self, content: StreamReader, *, max_bytes: int, timeout_s: float) -> None:
@@ -30,12 +21,14 @@ class Body:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self.error: SegserveError | None = None
-        """Why it was given up, for whoever reads it through a library that wraps errors in its own."""
+        """The error that ended the body, for callers that read it through a library that wraps errors in its own."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Raises:
-        TooLargeError: it is larger than it may be.
-        TooSlowError: it takes longer than it may.
+        """Yields the chunks.
+
+        Raises:
+            TooLargeError: the body is larger than the limit.
+            RequestTimeoutError: the body takes longer than the limit.
         """
         received = 0
         deadline = asyncio.get_running_loop().time() + self._timeout_s
@@ -51,7 +44,7 @@ class Body:
             async with asyncio.timeout_at(deadline):
                 return await self._content.readany()
         except TimeoutError:
-            self.error = TooSlowError(
+            self.error = RequestTimeoutError(
                 f"the request did not arrive whole within {self._timeout_s:g} s; send it faster, or the image smaller"
             )
             raise self.error from None

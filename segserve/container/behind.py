@@ -1,4 +1,4 @@
-"""What stands behind the door: TorchServe, asked in a client's place."""
+"""The upstream of the gateway: forwards requests to TorchServe."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from .failures import raise_for_failure
 from .limits import Limits
 
 _CONNECT_TIMEOUT_S = 10
-_METRICS_TIMEOUT_S = 5  # Prometheus gives a scrape 10
+_METRICS_TIMEOUT_S = 5  # Prometheus allows 10 s for a scrape
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding"}
     | {"upgrade", "expect", "host", "authorization"}
@@ -21,14 +21,14 @@ _HOP_BY_HOP = frozenset(
 
 
 class Place(NamedTuple):
-    """An address of TorchServe's and the token that opens it; None where it asks for none."""
+    """An endpoint of TorchServe and its token; None if it requires none."""
 
     url: str
     token: str | None
 
 
 class TorchServePlaces(NamedTuple):
-    """Its three addresses."""
+    """TorchServe's three endpoints."""
 
     inference: Place
     management: Place
@@ -36,41 +36,41 @@ class TorchServePlaces(NamedTuple):
 
 
 class Behind:
-    """Passes requests on and brings the answers, over connections that are kept; made where an event loop runs."""
+    """Forwards requests and returns the responses, over persistent connections. Create it in a running event loop."""
 
     def __init__(self, places: TorchServePlaces, limits: Limits) -> None:
         self._places = places
         self._limits = limits
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S)
-        connector = aiohttp.TCPConnector(limit=0)  # what waits, waits in TorchServe's queue, which has a limit
+        connector = aiohttp.TCPConnector(limit=0)  # requests wait in TorchServe's queue, which has a limit
         self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """Closes the connections."""
         await self._session.close()
 
     async def predict(self, request: web.Request) -> web.Response:
-        """The answer to a request for a prediction.
+        """Forwards a request for a prediction.
 
         Raises:
-            SegserveError: the request does not arrive or is too large, or TorchServe itself failed at it.
+            SegserveError: the request does not arrive or is too large, or TorchServe itself failed.
         """
         return _checked(await self._pass_on(request, self._places.inference))
 
     async def describe(self, request: web.Request) -> web.Response:
-        """A model's description. Raises as `predict` does: with `customized=true` a worker tells it."""
+        """Forwards a request for a model's description. Raises as `predict`: a worker handles `customized=true`."""
         return _checked(await self._pass_on(request, self._places.management))
 
     async def manage(self, request: web.Request) -> web.Response:
-        """Whatever the management API answers, in its own words.
+        """Forwards a request to the management API. Returns any response of TorchServe unchanged.
 
         Raises:
-            SegserveError: the request does not arrive or is too large, or TorchServe does not answer.
+            SegserveError: the request does not arrive or is too large, or TorchServe does not respond.
         """
         return await self._pass_on(request, self._places.management)
 
     async def metrics(self) -> bytes:
-        """As lines of text, to which more can be added; none where TorchServe does not answer."""
+        """TorchServe's metrics as lines of text, to which more can be added. Empty if TorchServe does not respond."""
         try:
             async with self._session.get(
                 f"{self._places.metrics.url}/metrics",
@@ -79,11 +79,14 @@ class Behind:
                 raise_for_status=True,
             ) as answer:
                 return (await answer.read()).rstrip() + b"\n"
-        except (aiohttp.ClientError, TimeoutError):  # segserve_door_ready says so
+        except (aiohttp.ClientError, TimeoutError):  # the metric segserve_door_ready shows this
             return b""
 
     async def _pass_on(self, request: web.Request, place: Place) -> web.Response:
-        """TorchServe's answer to the request. It streams in; the answer, which has a limit, is whole when it leaves."""
+        """Forwards the request to an endpoint.
+
+        The request is streamed. The response, which has a size limit, is read completely before it is returned.
+        """
         if (request.content_length or 0) > self._limits.request_bytes:
             raise too_large(self._limits.request_bytes)
         headers = _end_to_end(request.headers)
@@ -100,17 +103,17 @@ class Behind:
             if body.error is not None:
                 raise body.error from error
             raise UnavailableError("the server does not answer just now; try again in a few seconds") from error
-        if answer.status == TooLargeError.status and not content:  # TorchServe's own 413 says nothing
+        if answer.status == TooLargeError.status and not content:  # TorchServe's own 413 is empty
             raise too_large(self._limits.request_bytes)
         return web.Response(body=content, status=answer.status, headers=_end_to_end(answer.headers))
 
 
 def _checked(answer: web.Response) -> web.Response:
-    assert isinstance(answer.body, bytes)  # noqa: S101 - tells mypy
+    assert isinstance(answer.body, bytes)  # noqa: S101 - for mypy
     raise_for_failure(answer.status, answer.body)
     return answer
 
 
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """Without those that concern one connection alone (RFC 9110, 7.6.1), and without the token."""
+    """The headers without those of a single connection (RFC 9110, 7.6.1), and without the token."""
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in _HOP_BY_HOP)

@@ -1,8 +1,8 @@
-"""The door: HTTP in front of TorchServe, with tokens that last, readiness that is true, and an end that loses nothing.
+"""The HTTP gateway in front of TorchServe: stable tokens, correct readiness, and a shutdown that loses no request.
 
-TorchServe's own tokens change at every start, its `/ping` answers 200 while models load, its queue serves whoever was
-first, however much that is, and at SIGTERM it drops the requests that it has. The door knows nothing of images: it
-passes requests on as they come.
+TorchServe's own tokens change at every start. Its `/ping` returns 200 while models load. Its queue is first in, first
+out, however many requests one client sends. On SIGTERM it drops its requests. The gateway knows nothing about images:
+it forwards requests as they arrive.
 """
 
 import asyncio
@@ -26,16 +26,16 @@ logger = logging.getLogger("segserve.door")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_TURN = web.RequestKey("turn", AsyncExitStack)  # of a request, which ends with its answer
-_OWN_HEADERS = {hdrs.SERVER: "segserve", "X-Content-Type-Options": "nosniff"}  # aiohttp's would tell versions
+_TURN = web.RequestKey("turn", AsyncExitStack)  # a request's slot, released after its response
+_OWN_HEADERS = {hdrs.SERVER: "segserve", "X-Content-Type-Options": "nosniff"}  # aiohttp's own would reveal versions
 
 
 class Door:
-    """Three applications: predictions, metrics, and the management API where there is a token for it.
+    """Three applications: predictions, metrics, and the management API if it has a token.
 
     Args:
-        token: of predictions.
-        management_token: of the management API, which has no application where it is None.
+        token: for predictions.
+        management_token: for the management API; None disables that application.
     """
 
     def __init__(self, token: TokenFile, management_token: TokenFile | None, limits: Limits) -> None:
@@ -45,10 +45,10 @@ class Door:
         self._turns = Turns(in_flight=limits.client_in_flight, waiting=limits.client_waiting)
         self._behind: Behind | None = None
         self.obstacle: str | None = "the model is being loaded"
-        """Why requests had better go elsewhere; None where a worker is ready."""
+        """Why the server is not ready; None if a worker is ready."""
         self._metrics = Metrics(ready=lambda: self.obstacle is None)
         self.closing = False
-        """Whether connections end with the answers that they wait for."""
+        """Whether to close each connection after its pending response."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -58,12 +58,12 @@ class Door:
             await self._behind.close()
 
     def open(self, places: TorchServePlaces) -> None:
-        """From now on requests are passed on."""
+        """Starts forwarding requests."""
         self._behind = Behind(places, self._limits)
         self.obstacle = None
 
     def inference_app(self) -> web.Application:
-        """`/predictions`, the description of models, and `/ping`: 200 where a worker is ready, else 503."""
+        """`/predictions`, the description of models, and `/ping`: 200 if a worker is ready, else 503."""
         app = self._app()
         app.router.add_get("/ping", self._ping)
         app.router.add_route("*", "/predictions/{tail:.+}", self._predict)
@@ -72,13 +72,13 @@ class Door:
         return app
 
     def metrics_app(self) -> web.Application:
-        """`GET /metrics`, for Prometheus: TorchServe's and the door's own."""
+        """`GET /metrics` for Prometheus: TorchServe's metrics and the gateway's own."""
         app = self._app()
         app.router.add_get("/metrics", self._tell_metrics)
         return app
 
     def management_app(self) -> web.Application | None:
-        """Everything that TorchServe's management API has."""
+        """TorchServe's whole management API; None if it has no token."""
         if self._management_token is None:
             return None
         app = self._app()
@@ -90,7 +90,7 @@ class Door:
 
     @web.middleware
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every refusal as JSON, every answer logged, every turn held until the answer is out."""
+        """Middleware: converts errors to JSON, logs every response, and keeps the slot until the response is sent."""
         async with AsyncExitStack() as request[_TURN]:
             return await self._answer(request, handler)
 
@@ -111,7 +111,7 @@ class Door:
         return response
 
     async def _send(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Answers lie in memory until they are read: whoever does not read is left."""
+        """Sends a response. A response stays in memory until the client reads it, so slow clients are disconnected."""
         try:
             async with asyncio.timeout(self._limits.request_s):
                 await response.prepare(request)
@@ -120,7 +120,7 @@ class Door:
             logger.warning("an answer was not read within %g s", self._limits.request_s)
             if request.transport is not None:
                 request.transport.abort()
-        except ConnectionError:  # its sender left
+        except ConnectionError:  # the client left
             pass
 
     async def _ping(self, _: web.Request) -> web.Response:
@@ -133,7 +133,7 @@ class Door:
         return await self._in_turn(request, self._opened().predict)
 
     async def _describe(self, request: web.Request) -> web.Response:
-        """In turn as well: with `customized=true` it waits in the queue of the images."""
+        """Takes a concurrency slot too: with `customized=true`, the request waits in the queue of the predictions."""
         self._token.check(request.headers.get(hdrs.AUTHORIZATION))
         return await self._in_turn(request, self._opened().describe)
 
@@ -142,7 +142,7 @@ class Door:
     ) -> web.Response:
         with self._metrics.waiting():
             await request[_TURN].enter_async_context(self._turns.turn(self._client(request)))
-        if request.transport is None:  # its sender left while it waited: nobody computes for nobody
+        if request.transport is None:  # the client left while it waited: skip the computation
             return web.Response(status=SENDER_GONE)
         return await pass_on(request)
 
@@ -151,12 +151,12 @@ class Door:
         return web.Response(body=torchserves + self._metrics.exposed(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
     async def _manage(self, request: web.Request) -> web.Response:
-        assert self._management_token is not None  # noqa: S101 - tells mypy
+        assert self._management_token is not None  # noqa: S101 - for mypy
         self._management_token.check(request.headers.get(hdrs.AUTHORIZATION))
         return await self._opened().manage(request)
 
     def _client(self, request: web.Request) -> str:
-        """Who asks, as far as can be told: all have the same token."""
+        """Identifies the client by the proxy's header or by its address, because all clients have the same token."""
         named = request.headers.get(self._limits.client_header) if self._limits.client_header else None
         return named or request.remote or ""
 

@@ -1,4 +1,4 @@
-"""Where TorchServe itself failed: in its words, which are Java's, nobody is told what to do, nor when to come again."""
+"""Converts TorchServe's own failures to errors that say what to do. TorchServe reports them in Java's terms."""
 
 import json
 import logging
@@ -7,24 +7,26 @@ from ..runtime.errors import BadRequestError, InternalError, OverloadedError, Un
 
 logger = logging.getLogger("segserve.door")
 
-_FORBIDDEN = 403  # where the token is right, TorchServe's word for some paths that it cannot read
+_FORBIDDEN = 403  # with a valid token, TorchServe's status for some paths that it cannot parse
 _UNREADABLE = frozenset(
     {"ErrorDataDecoderException", "IllegalArgumentException", "UnsupportedCharsetException"}
     | {"ArrayIndexOutOfBoundsException", "StringIndexOutOfBoundsException"}
 )
-"""What Java throws at paths and forms."""
+"""Java's exceptions for invalid paths and forms."""
 
 
 def raise_for_failure(status: int, content: bytes) -> None:
-    """Returns but where TorchServe itself failed at a prediction: its words are Java's, and never when to come again.
+    """Raises an error if TorchServe itself failed at a prediction.
 
-    The handler's failures have another form, and its refusals (no such model, a bad token) another status.
+    The handler's errors have another format. TorchServe's other errors (no such model, a bad token) have another
+    status.
 
     Raises:
-        OverloadedError: its queue is full.
-        UnavailableError: the worker that had the request is gone, a 500 or a 507 by whichever of its threads is first.
-        BadRequestError: it cannot read the path, or the form.
-        InternalError: anything else.
+        OverloadedError: the queue is full, or no worker is ready.
+        UnavailableError: the worker that had the request is gone. TorchServe reports a 500 or a 507, depending on which
+            of its threads is first.
+        BadRequestError: TorchServe cannot parse the path or the form.
+        InternalError: any other failure.
     """
     kind = _type_of(content) if status >= InternalError.status or status == _FORBIDDEN else None
     match kind:
@@ -44,7 +46,7 @@ def raise_for_failure(status: int, content: bytes) -> None:
 
 
 def _type_of(content: bytes) -> object:
-    """Of an error as TorchServe's front end writes it; None of any other."""
+    """The type of an error in the format of TorchServe's frontend; None for any other content."""
     try:
         document = json.loads(content)
     except ValueError:

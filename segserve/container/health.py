@@ -1,4 +1,4 @@
-"""The image's health check: `python -m segserve.container.health` exits 0 where a model has a worker that is READY."""
+"""The image's health check: `python -m segserve.container.health` exits with 0 if a worker of a model is READY."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ _EVERYWHERE = {"", "0.0.0.0", "::"}  # noqa: S104 - not bound here
 
 
 def main() -> int:
-    """0 where the server is ready; else 1, and what it says on stdout."""
+    """Returns 0 if the server is ready, else 1. Prints the server's response."""
     host = os.environ.get("SEGSERVE_HOST", "")
     url = f"http://{'127.0.0.1' if host in _EVERYWHERE else host}:{os.environ.get('SEGSERVE_PORT') or 8080}/ping"
     try:

@@ -1,4 +1,4 @@
-"""The log: one JSON object a line on stdout, this process's own and TorchServe's alike."""
+"""The log: one JSON object per line on stdout, from this process and from TorchServe."""
 
 import logging
 import re
@@ -16,14 +16,14 @@ _POLL_S = 0.2
 _LONGEST_FILE_BYTES = 8 * 2**20
 _LONGEST_LINE_BYTES = 2**16
 _TORCHSERVE_LINE = re.compile(r"^\d{4}-\d\d-\d\dT[\d:,]+ \[(\w+) *\] (.+?) (\S+) - (.*)$")
-_WORKER_LINE = "MODEL_LOG"  # what a worker prints
+_WORKER_LINE = "MODEL_LOG"  # logger of a worker's output
 
 
 class JsonLines(logging.Formatter):
-    """`time` (ISO 8601, UTC), `level`, `logger`, `message`, and what `extra={"fields": {...}}` adds."""
+    """`time` (ISO 8601, UTC), `level`, `logger`, `message`, and the fields of `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, whatever the message holds."""
+        """Formats a record as one line, whatever the message contains."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -37,21 +37,21 @@ class JsonLines(logging.Formatter):
 
 
 def _as_utf8(value: object) -> object:
-    """Bytes of a header that are no UTF-8 arrive as surrogates, which JSON has no room for."""
+    """Escapes surrogates, which JSON cannot contain. Header bytes that are not UTF-8 arrive as surrogates."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def log_to(stream: TextIO = sys.stdout) -> None:
-    """Everything that is logged goes to a stream as JSON lines, from INFO on."""
+    """Logs everything from INFO on to a stream, as JSON lines."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 class LogFollower:
-    """Tells what is appended to TorchServe's log while it is open, and keeps that file small.
+    """Logs the lines that are appended to TorchServe's log while the context is open, and keeps that file small.
 
-    The file must be one that is appended to (O_APPEND): it is emptied where it grows.
+    TorchServe must write the file in append mode (O_APPEND), because this class truncates the file when it grows.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,7 +95,7 @@ class LogFollower:
 
 
 def tell(line: str) -> None:
-    """Logs a line of TorchServe's under its own level: `torchserve.worker` is what a worker printed."""
+    """Logs a line of TorchServe at its own level. The output of a worker goes to the logger `torchserve.worker`."""
     match = _TORCHSERVE_LINE.match(line)
     level, thread, logger, message = match.groups() if match else ("INFO", "", "", line)
     if not message.strip():

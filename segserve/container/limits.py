@@ -1,17 +1,18 @@
-"""What one request, and one client, may take."""
+"""The limits of one request and of one client."""
 
 from typing import NamedTuple
 
 
 class Limits(NamedTuple):
-    """Of requests at the door.
+    """The limits of the gateway.
 
     Attributes:
-        request_bytes: a request of more bytes is refused.
-        request_s: a request that takes longer to arrive is refused, an answer that is read for longer is broken off.
-        client_in_flight: how many requests of one client TorchServe has at a time.
-        client_waiting: how many more of its requests wait at the door; the next one is refused.
-        client_header: the header in which a proxy names the client; None where its address does.
+        request_bytes: a larger request is rejected.
+        request_s: time limit for a request to arrive and for its response to be read. After it, the request is
+            rejected, or the response is aborted.
+        client_in_flight: how many requests of one client TorchServe holds at a time.
+        client_waiting: how many more requests of one client wait in the gateway; the next one is rejected.
+        client_header: the header in which a proxy names the client; None to use the client's address.
     """
 
     request_bytes: int

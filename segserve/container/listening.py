@@ -1,4 +1,4 @@
-"""The ports of the container: taken before anything is started, closed before the last answer is out."""
+"""The ports of the container: bound before anything is started, closed before the last response is sent."""
 
 import asyncio
 import errno
@@ -16,7 +16,10 @@ _BACKLOG = 512
 
 
 class _WithoutItsText(logging.Filter):
-    """Tells of a request that is no HTTP in one line: its text may hold a token, and floods are made of tracebacks."""
+    """Logs a request that is not HTTP as one line.
+
+    Its text may contain a token, and its traceback would flood the log.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
@@ -31,13 +34,13 @@ logger.addFilter(_WithoutItsText())
 
 
 def bind(host: str, port: int, variable: str) -> socket.socket:
-    """A socket that listens; whoever connects waits until somebody answers.
+    """Binds a listening socket. Connections wait until the socket is served.
 
     Args:
-        variable: the one that sets the port.
+        variable: the environment variable that sets the port.
 
     Raises:
-        ServerError: the port is taken, or may not be taken.
+        ServerError: the port is in use, or is not permitted.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     taken = socket.socket(family, socket.SOCK_STREAM)
@@ -56,18 +59,20 @@ def bind(host: str, port: int, variable: str) -> socket.socket:
 async def listening(
     apps: Sequence[tuple[web.Application, socket.socket]], *, drain_timeout_s: float, late_request_s: float = 0.5
 ) -> AsyncIterator[None]:
-    """Answers at the sockets; at the end no connection is taken any more, and what was asked is answered first.
+    """Serves the applications on the sockets.
+
+    At the end, it accepts no new connections and completes the pending requests.
 
     Args:
-        drain_timeout_s: how long answers may take then.
-        late_request_s: how long a connection may take then to bring the request it was made for.
+        drain_timeout_s: the time limit for pending responses at the end.
+        late_request_s: at the end, the time in which an open connection may still send its request.
     """
-    # What aiohttp itself refuses, such as a request that is no HTTP, reaches no application, and would tell versions.
+    # aiohttp itself rejects some requests, such as requests that are not HTTP. Its responses would reveal versions.
     web_response.SERVER_SOFTWARE = "segserve"  # type: ignore[attr-defined]
     runners = []
     try:
         for app, taken in apps:
-            # Bodies are passed on as they come: unpacked they would no longer be what their headers say.
+            # Bodies are forwarded as they arrive. Decompressed, they would not match their headers.
             runner = web.AppRunner(
                 app, access_log=None, logger=logger, shutdown_timeout=drain_timeout_s, auto_decompress=False
             )

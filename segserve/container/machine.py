@@ -1,4 +1,4 @@
-"""What a container is given: memory and GPUs, checked before anything is started."""
+"""Checks the memory and the GPUs of the container before anything is started."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from ..server.errors import ServerError
 
 LEAST_MEMORY_BYTES = 3 * 2**29
-"""1.5 GiB: the worker's 0.9 GiB at its peak, Java, this process, and some air."""
+"""1.5 GiB: 0.9 GiB for the worker at its peak, the rest for Java, this process and a reserve."""
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # v2, v1
 _GPU_CHECK = "import torch, sys; sys.exit(not torch.cuda.is_available())"
@@ -15,8 +15,10 @@ _GPU_CHECK_TIMEOUT_S = 60
 
 
 def check_memory(limits: tuple[Path, ...] = _CGROUP_LIMITS) -> None:
-    """Raises:
-    ServerError: the container's memory is limited to less than the server needs.
+    """Checks the memory limit of the container.
+
+    Raises:
+        ServerError: the limit is lower than the server needs.
     """
     limit = next((value for path in limits if (value := _read_bytes(path)) is not None), None)
     if limit is not None and limit < LEAST_MEMORY_BYTES:
@@ -27,10 +29,12 @@ def check_memory(limits: tuple[Path, ...] = _CGROUP_LIMITS) -> None:
 
 
 def check_gpu() -> None:
-    """Raises:
-    ServerError: PyTorch sees no GPU.
+    """Checks that there is a GPU.
+
+    Raises:
+        ServerError: PyTorch finds no GPU.
     """
-    # In a process of its own: this one stays small.
+    # In a separate process, so that this one stays small.
     done = subprocess.run([sys.executable, "-c", _GPU_CHECK], timeout=_GPU_CHECK_TIMEOUT_S, check=False)
     if done.returncode:
         raise ServerError(

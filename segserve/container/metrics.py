@@ -1,4 +1,4 @@
-"""What the door itself sees, beside TorchServe's metrics: who is refused, and who waits for a turn."""
+"""The gateway's own metrics, in addition to TorchServe's: response statuses, and requests that wait for a slot."""
 
 import platform
 import time
@@ -34,16 +34,14 @@ WAIT_SECONDS = Metric(
 WAITING = Metric("segserve_door_waiting", Kind.GAUGE, "Count", "Requests that wait for their client's turn.", ())
 READY = Metric("segserve_door_ready", Kind.GAUGE, "Count", "1 where `/ping` says that a worker is ready, else 0.", ())
 
-DOOR = (REQUESTS, WAIT_SECONDS, WAITING, READY)
-
-_FROM_THE_START = (200, 400, 408, 413, 500, 503, 507)  # at 0: the first of a kind would be none to a rate
+_FROM_THE_START = (200, 400, 408, 413, 500, 503, 507)  # start at 0, so that rates include the first response
 
 
 class Metrics:
-    """What one door has seen.
+    """The metrics of one gateway.
 
     Args:
-        ready: says whether a worker is, each time that metrics are asked for.
+        ready: returns whether a worker is ready; called when the metrics are requested.
     """
 
     def __init__(self, ready: Callable[[], bool]) -> None:
@@ -65,19 +63,19 @@ class Metrics:
         readiness.labels(host).set_function(ready)
 
     def count_answer(self, status: int) -> None:
-        """Of a request for predictions."""
+        """Counts the response to a request for a prediction."""
         self._requests.labels(status, self._host).inc()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While a request waits for its turn; one that is refused a place in the line has not waited."""
+        """Measures the wait of a request for its slot. A request that finds the queue full has not waited."""
         began_s = time.perf_counter()
         with self._waiting.track_inprogress():
             yield
         self._wait.observe(time.perf_counter() - began_s)
 
     def exposed(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 

@@ -1,4 +1,4 @@
-"""A TorchServe from its start to its end, behind a door that opens before it and closes after the last answer."""
+"""Runs TorchServe and its gateway. The gateway starts before TorchServe and ends after the last response."""
 
 import asyncio
 import logging
@@ -30,10 +30,10 @@ _DRAWN_TOKEN = "token"  # noqa: S105 - the name of a file
 
 
 async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT comes, and then until everything that was asked is answered.
+    """Serves until SIGTERM or SIGINT, then completes the pending requests.
 
     Raises:
-        ServerError: it cannot be started, or has ended by itself.
+        ServerError: the server cannot be started, or ended by itself.
         SignatureError: an archive is not signed by a trusted key.
     """
     asked_to_stop = asyncio.Event()
@@ -62,7 +62,7 @@ async def serve(settings: Settings) -> None:
             ):
                 await _first_of(_watch(server, door, settings.start_timeout_s), asked_to_stop.wait())
                 await _turn_away(door, settings.drain_delay_s)
-                # aiohttp waits for its timeout twice: the end must come before whoever stops the container kills it.
+                # aiohttp may wait twice as long as its timeout. This deadline comes before the container is killed.
                 drain.reschedule(asyncio.get_running_loop().time() + _LATE_REQUEST_S + settings.drain_timeout_s)
         except TimeoutError:
             if not drain.expired():
@@ -98,7 +98,7 @@ def _check_models_dir(settings: Settings) -> None:
 def _check_run_dir(run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / LOG_FILE).touch()  # the first thing that is written shows whether anything can be
+        (run_dir / LOG_FILE).touch()  # the first write shows whether the folder is writable
     except OSError as error:
         raise ServerError(
             f"SEGSERVE_RUN_DIR: cannot write into {run_dir}: {error.strerror}; give the container a place to write, as "
@@ -145,7 +145,7 @@ def _door(settings: Settings) -> Door:
 
 
 def _bound(settings: Settings, door: Door) -> list[tuple[web.Application, socket]]:
-    """Every application with its socket, the same that `settings` names or none."""
+    """Binds a socket for every application. The ports are exactly those in `settings`."""
     apps = [
         (door.inference_app(), "SEGSERVE_PORT", settings.port),
         (door.metrics_app(), "SEGSERVE_METRICS_PORT", settings.metrics_port),
@@ -155,7 +155,7 @@ def _bound(settings: Settings, door: Door) -> list[tuple[web.Application, socket
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Returns, or raises, as the first of them does; the others are cancelled."""
+    """Returns or raises when the first coroutine does. Cancels the others."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
@@ -165,7 +165,7 @@ async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
 
 
 async def _watch(server: TorchServe, door: Door, start_timeout_s: float) -> Never:
-    """Opens the door when every model has a worker, and from then on says whether one has."""
+    """Opens the gateway when every model has a worker. From then on, keeps its readiness up to date."""
     await asyncio.to_thread(server.wait_ready, start_timeout_s)
     door.open(_places(server))
     logger.info("ready: %s", ", ".join(server.models))
@@ -186,8 +186,8 @@ def _places(server: TorchServe) -> TorchServePlaces:
 
 
 async def _turn_away(door: Door, delay_s: float) -> None:
-    """Tells whoever asks that this server goes, and goes on answering for as long as that takes to get round."""
+    """Reports that the server is not ready, and keeps serving until clients have noticed."""
     logger.info("asked to stop: requests are taken for %g s more, and all of them are answered", delay_s)
     door.obstacle = "the server is being stopped"
-    door.closing = True  # who asks again opens a connection, which leads elsewhere as soon as the word has got round
+    door.closing = True  # a new connection goes to another server once clients have noticed
     await asyncio.sleep(delay_s)

@@ -26,14 +26,14 @@ from .machine import check_gpu, check_memory
 
 PREFIX = "SEGSERVE_"
 BAKED_ARCHIVE = Path("/opt/segserve/model.mar")
-DEFAULT_RUN_DIR = Path("/tmp/segserve")  # noqa: S108 - of a container, where nobody else writes
+DEFAULT_RUN_DIR = Path("/tmp/segserve")  # noqa: S108 - no other user writes in the container
 
 TORCHSERVE_MAX_REQUEST_BYTES = "6553500"
-"""TorchServe's own limit, where config.properties sets none."""
+"""TorchServe's own limit, if config.properties sets none."""
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
-_TOKEN_LIFE_MIN = 10 * 365 * 24 * 60  # TorchServe's own tokens never leave the container: they outlive it
-_FOREIGN = frozenset({"SEGSERVE_HOME", "SEGSERVE_MIRROR", "SEGSERVE_BROWSER", EXTRA_VARIABLE})  # of other commands
+_TOKEN_LIFE_MIN = 10 * 365 * 24 * 60  # TorchServe's own tokens stay in the container and must not expire
+_FOREIGN = frozenset({"SEGSERVE_HOME", "SEGSERVE_MIRROR", "SEGSERVE_BROWSER", EXTRA_VARIABLE})  # other commands' own
 _Port = Annotated[int, Field(ge=1, le=65535)]
 _PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -41,7 +41,7 @@ _HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]  #
 
 
 class Device(StrEnum):
-    """What the network runs on."""
+    """The device of the network."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -49,28 +49,28 @@ class Device(StrEnum):
 
 
 class Settings(BaseModel):
-    """Each field is the variable of its name in capitals, behind `SEGSERVE_`.
+    """Each field is an environment variable: `SEGSERVE_` and the field's name in capitals.
 
     Attributes:
-        archive: the archive to serve, or several with commas between.
-        models_dir: the folder whose archives may be registered while the server runs, see `management_token_file`.
-        host: the address that requests are answered at.
-        port: of predictions, `/ping` and the description of models.
-        metrics_port: of Prometheus's `/metrics`, which takes no token.
-        management_port: of TorchServe's management API.
-        token_file: holds the bearer token that requests must carry; one is drawn at start where it is not set.
-        management_token_file: holds the bearer token of the management API, which is closed where it is not set.
+        archive: the archive to serve, or several separated by commas.
+        models_dir: the folder whose archives may be registered at runtime, see `management_token_file`.
+        host: the address to listen on.
+        port: for predictions, `/ping` and the description of models.
+        metrics_port: for Prometheus's `/metrics`, which requires no token.
+        management_port: for TorchServe's management API.
+        token_file: holds the bearer token of requests; if unset, a random token is generated at start.
+        management_token_file: holds the bearer token of the management API; if unset, that API is off.
         trust: the file of the public keys that archives must be signed with; by default any archive is served.
-        device: `gpu` ends the container where there is none; `auto` takes one where there is one.
-        config: a config.properties in place of the project's own.
-        run_dir: where everything is written; a tmpfs will do.
-        request_timeout_s: how long a request may take to arrive, and its answer to be read.
-        client_in_flight: how many requests of one client TorchServe has at a time; twice batchSize x workers keeps
-            the workers busy with a single one.
-        client_waiting: how many more requests of a client wait at the door.
-        client_header: the header in which the proxy tells the client's address; without a proxy it would be forged.
+        device: `gpu` ends the container if there is no GPU; `auto` uses a GPU if there is one.
+        config: a config.properties that replaces the project's own.
+        run_dir: where everything is written; can be a tmpfs.
+        request_timeout_s: how long a request may take to arrive, and its response to be read.
+        client_in_flight: how many requests of one client TorchServe holds at a time; with twice batchSize x workers,
+            one client keeps all workers busy.
+        client_waiting: how many more requests of one client wait in the gateway.
+        client_header: the header in which a proxy names the client's address; without a proxy, clients could forge it.
         start_timeout_s: how long loading the models may take.
-        drain_delay_s: how long requests are still taken after SIGTERM, while whoever sends them learns of it.
+        drain_delay_s: how long requests are still accepted after SIGTERM, until clients have noticed.
         drain_timeout_s: how long requests in flight may take after that.
     """
 
@@ -78,7 +78,7 @@ class Settings(BaseModel):
 
     archive: tuple[Path, ...] = (BAKED_ARCHIVE,)
     models_dir: Path = Path("/models")
-    host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside, or not at all
+    host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside
     port: _Port = 8080
     metrics_port: _Port = 8082
     management_port: _Port = 8081
@@ -103,10 +103,10 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
-        """The settings that an environment asks for; an empty variable counts as absent.
+        """Reads the settings from an environment. An empty variable counts as unset.
 
         Raises:
-            ServerError: a variable that there is none of, or a value that makes no sense; secrets stand in files.
+            ServerError: a variable is unknown, holds a secret that must be in a file, or has an invalid value.
         """
         given = {
             name: value.strip()
@@ -123,15 +123,17 @@ class Settings(BaseModel):
             raise ServerError(f"{name} is {given[name]!r}, which makes no sense: {detail['msg']}") from None
 
     def check_machine(self) -> None:
-        """Raises:
-        ServerError: there is no GPU though one was asked for, or too little memory.
+        """Checks the machine.
+
+        Raises:
+            ServerError: there is too little memory, or no GPU although `device` is `gpu`.
         """
         check_memory()
         if self.device is Device.GPU:
             check_gpu()
 
     def limits(self) -> Limits:
-        """What one request and one client may take, in bytes no more than TorchServe does."""
+        """The limits of one request and of one client. The limit in bytes is TorchServe's own."""
         size = self._config().get("max_request_size", TORCHSERVE_MAX_REQUEST_BYTES)
         if not size.isdecimal():
             raise ServerError(f"max_request_size must be a number of bytes, got {size!r}")
@@ -145,7 +147,7 @@ class Settings(BaseModel):
 
     def torchserve_settings(self) -> dict[str, str]:
         """The settings of TorchServe that differ from config.properties."""
-        # TorchServe's own files of logs would grow in memory; its console is what the container tells.
+        # TorchServe's own log files would grow in memory. The container logs TorchServe's console instead.
         options = (f"-Dlog4j.configurationFile={_LOG_SETTINGS.as_uri()}", "-XX:+ExitOnOutOfMemoryError")
         own: dict[str, Any] = {
             "vmargs": " ".join(filter(None, (self._config().get("vmargs"), shlex.join(options)))),

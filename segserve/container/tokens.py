@@ -1,10 +1,11 @@
-"""Bearer tokens that stand in files, as Docker and Kubernetes hand out secrets."""
+"""Bearer tokens in files, as Docker and Kubernetes provide secrets."""
 
 import logging
 import re
 import secrets
 from pathlib import Path
 
+from ..runtime.files import write_whole
 from ..server.bearer import carries
 from ..server.errors import ServerError
 from ..server.refusals import bad_token
@@ -15,7 +16,7 @@ _LEAST_CHARACTERS = 16
 
 
 class TokenFile:
-    """The token in a file, read again whenever the file has changed: a new secret holds from then on.
+    """The token in a file. The file is read again when it has changed, so a new secret is valid at once.
 
     Raises:
         ServerError: the file cannot be read, or holds no token.
@@ -29,15 +30,13 @@ class TokenFile:
 
     @classmethod
     def drawn(cls, path: Path) -> "TokenFile":
-        """A new token in a new file, for nobody but this user."""
+        """Generates a token and writes it to a new file, readable only by this user."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        path.touch(mode=0o600, exist_ok=False)
-        path.write_text(f"{secrets.token_urlsafe(24)}\n", encoding="ascii")
+        write_whole(path, f"{secrets.token_urlsafe(24)}\n", mode=0o600)
         return cls(path)
 
     def check(self, authorization: str | None) -> None:
-        """Returns where the header `Authorization` carries the token.
+        """Checks that the header `Authorization` carries the token.
 
         Raises:
             RefusalError: it does not.
@@ -51,7 +50,7 @@ class TokenFile:
             if changed_ns != self._changed_ns:
                 self._token, self._changed_ns = _read(self._path), changed_ns
             self._is_lost = False
-        except (OSError, ServerError) as error:  # in the middle of being replaced, or for good
+        except (OSError, ServerError) as error:  # the file is being replaced, or is gone
             if not self._is_lost:
                 logger.warning("%s: the token that held so far holds on; to revoke it, write another one", error)
             self._is_lost = True

@@ -1,7 +1,8 @@
-"""Whose turn it is: how many requests of one client TorchServe has at a time, and how many more of its may wait.
+"""Concurrency slots per client: how many requests of one client TorchServe holds at a time, and how many more may wait.
 
-TorchServe's queue is first in, first out over everybody: behind a client that sends a hundred requests at once, all
-others wait for a hundred answers. Where each client has but a few requests in it, they wait for those few.
+TorchServe's queue is first in, first out for all clients together. If one client sends a hundred requests at once, all
+others wait for a hundred responses. If each client has only a few requests in the queue, the others wait only for those
+few.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from ..runtime.errors import OverloadedError
 
 
 class _Line:
-    """The requests of one client: those that have a turn and those that wait for one, in the order they came."""
+    """The requests of one client: those that hold a slot, and those that wait for one in the order of their arrival."""
 
     def __init__(self, in_flight: int) -> None:
         self.turns = asyncio.Semaphore(in_flight)
@@ -20,10 +21,10 @@ class _Line:
 
 
 class Turns:
-    """A line for every client that has requests here.
+    """A queue for every client that has requests here.
 
     Args:
-        in_flight: how many requests of one client have a turn at the same time.
+        in_flight: how many requests of one client hold a slot at the same time.
         waiting: how many more of its requests may wait for one.
     """
 
@@ -32,17 +33,12 @@ class Turns:
         self._longest = in_flight + waiting
         self._lines: dict[str, _Line] = {}
 
-    @property
-    def clients(self) -> int:
-        """How many have requests here."""
-        return len(self._lines)
-
     @asynccontextmanager
     async def turn(self, client: str) -> AsyncIterator[None]:
-        """Waits for a turn, which ends with the context.
+        """Waits for a slot and holds it until the context ends.
 
         Raises:
-            OverloadedError: as many requests of the client wait as may.
+            OverloadedError: as many requests of the client wait as are allowed.
         """
         line = self._lines.setdefault(client, _Line(self._in_flight))
         if line.length >= self._longest:

@@ -1,4 +1,4 @@
-"""The HTTP contract as data: what requests hold, what answers hold, and the OpenAPI document that tells both.
+"""The HTTP contract as data: requests, responses, and the OpenAPI document that describes both.
 
-`python -m segserve.contract` writes what lies in `docs/`; the contract's tests hold live answers against it.
+`python -m segserve.contract` writes the documents in `docs/`. The contract's tests check live responses against them.
 """

@@ -1,4 +1,4 @@
-"""`python -m segserve.contract [FOLDER]` writes the contract's two documents, by default into `docs/`."""
+"""`python -m segserve.contract [FOLDER]` writes the two documents of the contract, by default into `docs/`."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ DOCUMENTS = {"openapi.json": openapi, "answer.schema.json": answer_schema}
 
 
 def document_text(name: str) -> str:
-    """One of `DOCUMENTS` as it is written."""
+    """The text of one of `DOCUMENTS`."""
     return orjson.dumps(DOCUMENTS[name](), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode("utf-8")
 
 

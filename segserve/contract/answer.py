@@ -1,11 +1,11 @@
-"""What the server answers, as models: the source of the JSON Schema. `docs/api.md` says how to decode each encoding."""
+"""Models of the server's responses: the source of the JSON Schema. `docs/api.md` describes how to decode a mask."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 from pydantic.json_schema import SkipJsonSchema
 
-from ..runtime.errors import SegserveError
+from ..runtime.errors import error_classes
 from ..runtime.record import Byte, ModelRecord, Strict, Unit
 
 ClassId = Byte
@@ -17,7 +17,7 @@ _CLOSED: dict[str, JsonValue] = {"additionalProperties": False}
 
 
 def _optional(schema: dict[str, Any]) -> None:
-    schema.pop("default")  # the member is missing then, not null
+    schema.pop("default")  # the member is absent, not null
 
 
 class Model(Strict):
@@ -101,16 +101,6 @@ class Answer(Strict):
         ConfidenceMap | SkipJsonSchema[None],
         Field(json_schema_extra=_optional, description="There with `confidence=true`."),
     ] = None
-
-
-def error_classes() -> list[type[SegserveError]]:
-    """Every kind of error that a server answers with, in the order of its status."""
-
-    def below(kind: type[SegserveError]) -> list[type[SegserveError]]:
-        answered = [child for child in kind.__subclasses__() if child.__module__ == SegserveError.__module__]
-        return [kind, *(deeper for child in answered for deeper in below(child))]
-
-    return sorted(below(SegserveError), key=lambda kind: (kind.status, kind.code))
 
 
 class ErrorDetail(Strict):

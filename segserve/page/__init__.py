@@ -1,6 +1,6 @@
-"""The page to look at: `segserve page`, a Gradio app that talks to a running server.
+"""The web page of `segserve page`: a Gradio app for a running server.
 
-`app` lays it out, `asking` sends a picture to the server, `view` turns the answer into what the browser draws, `words`
-says in plain words what went wrong, `catalogue` knows which models there are. The browser's part, `assets/`, draws the
-answer by itself: opacity, switches and the class under the pointer ask nobody.
+`app` defines the layout. `asking` sends an image to the server. `view` converts the response for the browser. `words`
+explains errors. `catalogue` lists the models. The scripts in `assets/` draw the segmentation in the browser. Changes of
+opacity, visible classes and the pointer's position send no request.
 """

@@ -1,4 +1,4 @@
-"""The layout of the page, and which control asks what."""
+"""The layout of the page, and the events of its controls."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +21,13 @@ STYLES = (_ASSETS / "page.css", _ASSETS / "viewer.css")
 _NO_SAMPLE = "Not shown"
 _VIEWS = (("One", "none"), ("With its mirror image", "flip"), ("Several sizes, mirrored", "multiscale"))
 _UPLOADS_CHECKED_S, _UPLOADS_KEPT_S = 600, 3600
-_AT_ONCE, _WAITING = 2, 16  # questions
+_AT_ONCE, _WAITING = 2, 16  # requests
 
-_PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # the page is for people; programs ask the server itself
+_PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # programs must use the server instead
 
 
 class Controls(NamedTuple):
-    """What a question is made of, in the order of `ask`'s arguments."""
+    """The controls of a request, in the order of `ask`'s arguments."""
 
     picture: gr.Image
     model: gr.Dropdown
@@ -39,7 +39,7 @@ class Controls(NamedTuple):
 
 
 def build_page(server: Server) -> gr.Blocks:
-    """The page over one server. It holds nothing between two questions: what is shown lives in the browser."""
+    """Builds the page for one server. The page keeps no state between requests; results stay in the browser."""
     page = gr.Blocks(title="segserve", analytics_enabled=False, delete_cache=(_UPLOADS_CHECKED_S, _UPLOADS_KEPT_S))
     with page:
         address = gr.Markdown(elem_id="address")
@@ -97,7 +97,7 @@ def _lay_out_controls(picture: gr.Image) -> Controls:
 def _offer_examples(picture: gr.Image) -> None:
     try:
         files = [[str(sample_photograph(name))] for name in PHOTOGRAPHS]
-    except FileNotFoundError:  # they come with the extra `demo`
+    except FileNotFoundError:  # the extra `demo` contains them
         return
     gr.Examples(
         files, picture, label="Or try", example_labels=[what.capitalize() for what in PHOTOGRAPHS.values()], **_PRIVATE
@@ -157,7 +157,7 @@ def _wire(
         list(controls),
         viewer,
         show_progress_on=viewer,
-        trigger_mode="always_last",  # a picture dropped onto another is two changes: that one goes, this one comes
+        trigger_mode="always_last",  # replacing an image causes two changes
         **_PRIVATE,
     )
     asked.then(look_around, **surroundings, show_progress="hidden", **_PRIVATE)

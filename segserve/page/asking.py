@@ -1,4 +1,4 @@
-"""The server as the page sees it: found anew for every question, so that one which was started again is found too."""
+"""Sends the page's requests. It looks up the server for every request, so that the server may restart."""
 
 import time
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ from .encodings import take_sample
 from .view import Answer, as_answer
 from .words import Problem, in_plain_words
 
-_RETRIES = 1  # a person waits; pressing the button again is a retry as well
+_RETRIES = 1  # the user waits, and can press the button again
 
 
 @dataclass(frozen=True)
 class Server:
-    """Where pictures are sent. What is None is that of the server which `segserve serve` left running here."""
+    """The server of the page. If `url` or `token` is None, the value of the server of `segserve serve` applies."""
 
     url: str | None = None
     token: str | None = field(default=None, repr=False)
@@ -39,10 +39,10 @@ class Server:
         encoding: str | None = None,
         **options: Unpack[SegmentOptions],
     ) -> Answer | Problem:
-        """The picture's segmentation as the viewer shows it, or what stood in the way.
+        """Segments an image file. Returns the result for the viewer, or the problem that occurred.
 
         Args:
-            encoding: one of `ENCODINGS`, to be measured by a second request.
+            encoding: one of `ENCODINGS`, to measure with a second request.
         """
         try:
             endpoint = self.endpoint(model)

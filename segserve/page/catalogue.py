@@ -1,4 +1,4 @@
-"""Which models the server has, and which classes each of them knows: as far as it tells."""
+"""The server's models and their classes, as far as the server reports them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ _TIMEOUT_S = 5
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What can be chosen from. `labels` are those of `model`, background left out; empty where they are not known."""
+    """The choices of the page. `labels` are the classes of `model` without background; empty if unknown."""
 
     models: tuple[str, ...]
     model: str
@@ -20,9 +20,9 @@ class Catalogue:
 
 
 def read_catalogue(endpoint: Endpoint) -> Catalogue:
-    """Models and classes from the management port, which only the machine's own server can be asked at.
+    """Reads models and classes from the management port. This port is only available for a server on this machine.
 
-    Where it does not answer, the catalogue has the endpoint's model alone.
+    If the port does not respond, the catalogue contains only the endpoint's model.
     """
     alone = Catalogue((endpoint.model,), endpoint.model)
     if endpoint.running is None:
@@ -37,12 +37,12 @@ def read_catalogue(endpoint: Endpoint) -> Catalogue:
     return Catalogue(models, model, labels[1:])
 
 
-def _asked(endpoint: Endpoint, path: str) -> Any:  # noqa: ANN401 - whatever the JSON is
-    assert endpoint.running is not None  # noqa: S101 - tells mypy
+def _asked(endpoint: Endpoint, path: str) -> Any:  # noqa: ANN401 - any JSON
+    assert endpoint.running is not None  # noqa: S101 - for mypy
     token = endpoint.running.management_token
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with requests.Session() as session:
-        session.trust_env = False  # no proxy stands between us and our own server
+        session.trust_env = False  # no proxy for a server on this machine
         answer = session.get(f"{endpoint.running.management_url}/{path}", headers=headers, timeout=_TIMEOUT_S)
     answer.raise_for_status()
     return answer.json()

@@ -1,4 +1,4 @@
-"""What the server sends in each of its encodings, for people who want to see before they write a program."""
+"""Samples of the server's response encodings, for people who plan to write a program."""
 
 import time
 from typing import NamedTuple, TypedDict, Unpack
@@ -28,7 +28,7 @@ ENCODINGS = {
 
 
 class Sample(TypedDict):
-    """One answer in one encoding; `excerpt` is how it begins where it is text, else empty."""
+    """One response in one encoding. `excerpt` is the start of a text response; empty for a binary response."""
 
     encoding: str
     bytes: int
@@ -39,7 +39,7 @@ class Sample(TypedDict):
 def take_sample(
     client: SegmentationClient, image_file: bytes, encoding: str, **options: Unpack[SegmentOptions]
 ) -> Sample:
-    """Asks for the picture once more, in that encoding; errors as those of `SegmentationClient.answer`."""
+    """Requests the image again, in the given encoding. Raises as `SegmentationClient.answer`."""
     accept, mask = ENCODINGS[encoding]
     began = time.perf_counter()
     body = client.answer(image_file, accept, mask=mask, **options)

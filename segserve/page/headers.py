@@ -1,9 +1,9 @@
-"""Headers that keep the browser to this machine, whatever a dependency would have it fetch."""
+"""HTTP headers that restrict the browser to this machine, even if a dependency refers to other hosts."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Gradio compiles templates in the browser, hence 'unsafe-eval', and puts styles and scripts into its document.
+# Gradio compiles templates in the browser, which needs 'unsafe-eval', and has inline styles and scripts.
 _POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -26,7 +26,7 @@ _HEADERS = {
 
 
 class Headers:
-    """Middleware that adds them to every answer."""
+    """Middleware that adds the headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

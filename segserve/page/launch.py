@@ -1,4 +1,4 @@
-"""Serves the page on this machine, so that the browser asks nobody else and nothing that was uploaded stays."""
+"""Serves the page on this machine. The browser contacts no other host, and uploads are deleted at the end."""
 
 import os
 import tempfile
@@ -15,21 +15,21 @@ from .asking import Server
 from .headers import Headers
 
 HOST = "127.0.0.1"
-_NAMES = (HOST, "localhost")  # other names for this machine are another site's trick
-_UPLOAD_LIMIT = "100mb"  # above what servers take, so that it is the server which says what its limit is
+_NAMES = (HOST, "localhost")  # other host names would allow DNS rebinding
+_UPLOAD_LIMIT = "100mb"  # above the server's limit, so that the server reports its own limit
 _SESSIONS = 100
 _THREADS = 8
 
 
 @contextmanager
 def page_served(server: Server, *, port: int | None = None) -> Iterator[str]:
-    """Opens the page and yields its address; pictures that were dropped onto it are gone when it is closed.
+    """Serves the page and yields its address. At the end, uploaded images are deleted.
 
     Args:
-        port: to listen at; by default the first that is free from 7860.
+        port: the page's port; by default the first free port from 7860.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is in use.
     """
     with tempfile.TemporaryDirectory(prefix="segserve-page-") as uploads, _environment(GRADIO_TEMP_DIR=uploads):
         page = build_page(server)
@@ -69,14 +69,14 @@ def _settings(port: int | None) -> dict[str, Any]:
 
 
 def _theme() -> gr.themes.Base:
-    """Calm, and with the fonts of the reader's own system: none is fetched."""
+    """A plain theme with the fonts of the user's system, so that no font is downloaded."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.blue,
         neutral_hue=gr.themes.colors.slate,
         radius_size=gr.themes.sizes.radius_lg,
         font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
         font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
-    ).set(  # a contrast of 4.5 at least, as WCAG has it for text; Gradio's own greys and blues are lighter
+    ).set(  # contrast of at least 4.5, WCAG's minimum for text; Gradio's own greys and blues are lighter
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_400",
         block_info_text_color="*neutral_600",
@@ -94,7 +94,7 @@ def _theme() -> gr.themes.Base:
 
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
-    """What Gradio reads from the environment alone."""
+    """Sets environment variables for settings that Gradio reads only from there."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

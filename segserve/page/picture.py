@@ -1,4 +1,4 @@
-"""The place to drop a picture: Gradio's, but the file goes on just as it was dropped."""
+"""Gradio's image input, but the uploaded file is passed on unchanged."""
 
 from abc import ABCMeta
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Any
 import gradio as gr
 
 
-def _as_dropped(picture: gr.Image, payload: Any) -> Path | None:  # noqa: ANN401 - Gradio's type is another in every version
-    """The file, not decoded: the server says better than Gradio what is wrong with it. None where it was not dropped
-    here: Gradio looks at no path of a request that does not call itself a file's.
+def _as_dropped(picture: gr.Image, payload: Any) -> Path | None:  # noqa: ANN401 - differs between versions
+    """Returns the uploaded file without decoding it, because the server's error messages are better than Gradio's.
+
+    Returns None for a path outside the upload folder. Gradio does not check the path if the request does not declare
+    it as a file.
     """
     if not payload or not payload.path:
         return None
@@ -18,10 +20,10 @@ def _as_dropped(picture: gr.Image, payload: Any) -> Path | None:  # noqa: ANN401
 
 
 def _block_name(_: gr.Image) -> str:
-    return "image"  # what draws it in the browser
+    return "image"  # the browser component
 
 
-# Made past Gradio's own metaclass, which would write a .pyi file beside this one.
+# This bypasses Gradio's metaclass, because that would write a .pyi file next to this module.
 Picture: type[gr.Image] = ABCMeta.__new__(
     type(gr.Image), "Picture", (gr.Image,), {"preprocess": _as_dropped, "get_block_name": _block_name}
 )

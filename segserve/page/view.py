@@ -1,4 +1,4 @@
-"""A segmentation as the page's viewer draws it: a document of JSON, made by pure functions."""
+"""Pure functions that convert a segmentation to the JSON document of the page's viewer."""
 
 import base64
 from collections.abc import Mapping
@@ -21,23 +21,23 @@ _STAGES = {
 
 
 class Step(TypedDict):
-    """A part of the time that an answer took."""
+    """One stage of a response's time."""
 
     name: str
     ms: float
 
 
 class Answer(TypedDict):
-    """What the viewer shows of a segmentation.
+    """The viewer's document for a segmentation.
 
     Attributes:
-        picture: a data URL, JPEG, upright and of the label map's size.
-        ids: a data URL, grey PNG: the value of a pixel is its class id. A browser reads colours alone, and colours
-            need not tell classes apart.
-        labels: a data URL, the label map as indexed PNG, to keep.
-        coco: a COCO data set of this one image, to keep.
-        steps: where the time went; the last is the whole as seen from here.
-        sample: what the server sends in the encoding that was asked about, or None.
+        picture: data URL of the image, JPEG: upright, with the label map's size.
+        ids: data URL of a grey PNG: pixel value = class id. A browser decodes a PNG only to colours, and two classes
+            may have the same colour.
+        labels: data URL of the label map as indexed PNG, for download.
+        coco: a COCO data set of this image, for download.
+        steps: the time of each stage; the last entry is the total, measured by the page.
+        sample: a response in the requested encoding, or None.
     """
 
     stem: str
@@ -54,14 +54,14 @@ class Answer(TypedDict):
 
 
 def as_answer(segmentation: Segmentation, name: str, *, seconds: float, sample: Sample | None = None) -> Answer:
-    """What the viewer shows of a segmentation.
+    """Converts a segmentation to the viewer's document.
 
     Args:
-        name: of the picture's file.
-        seconds: from the request to its answer.
+        name: name of the image file.
+        seconds: time from the request to its response.
 
     Raises:
-        SegserveError: the picture's file cannot be decoded here.
+        SegserveError: the image file cannot be decoded on this machine.
     """
     height_px, width_px = segmentation.label_map.shape
     return {
@@ -80,7 +80,7 @@ def as_answer(segmentation: Segmentation, name: str, *, seconds: float, sample: 
 
 
 def steps(timings_ms: Mapping[str, float], total_ms: float) -> list[Step]:
-    """The stages of `Server-Timing` in plain words, what passed between them and here, and the whole."""
+    """The stages of `Server-Timing` in plain words, the time outside the server's stages, and the total."""
     told = [Step(name=_STAGES.get(stage, stage), ms=ms) for stage, ms in timings_ms.items()]
     elsewhere_ms = max(0.0, total_ms - sum(timings_ms.values()))
     rest = [Step(name="on the way and waiting", ms=elsewhere_ms)] if told else []

@@ -1,4 +1,4 @@
-"""What went wrong, in plain words: a title that says what, and the details that say what to do."""
+"""Explains errors in plain words: the title says what happened, the detail says what to do."""
 
 from typing import NamedTuple, TypedDict
 
@@ -13,7 +13,7 @@ from ..client import (
 
 
 class Problem(TypedDict):
-    """What the viewer shows instead of an answer."""
+    """The viewer's document for an error."""
 
     title: str
     detail: str
@@ -50,7 +50,7 @@ _BY_CODE = {
     "out_of_memory": _Words("The server has no memory left", "Try a smaller picture."),
     "ServiceUnavailableException": _Words("The server is busy", "Wait a moment, then press Segment again."),
 }
-# For the browser's script, by where the picture was to come from and the name of the browser's error, "" for any other.
+# For the browser's script: by the image's source and the browser's error name, "" for any other error.
 IN_BROWSER: dict[str, dict[str, Problem]] = {
     "camera": {
         "NotAllowedError": {
@@ -79,7 +79,7 @@ _OTHERWISE = _Words("This did not work", "")
 
 
 def in_plain_words(error: Exception) -> Problem:
-    """The problem as people are told it; the server's own message is kept, as it has the figures."""
+    """Converts an error to a problem. The server's message is included, because it contains the numbers."""
     title, advice = _words(error)
     message = error.message if isinstance(error, RefusedError) else "" if isinstance(error, OSError) else str(error)
     sentence = f"{message[:1].upper()}{message[1:].rstrip('.')}." if message else ""

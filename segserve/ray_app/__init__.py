@@ -1,11 +1,11 @@
-"""The same archive on Ray Serve, with the same HTTP contract (docs/ray.md).
+"""Serves the same archive on Ray Serve, with the same HTTP contract (docs/ray.md).
 
-`segserve serve --engine ray` starts one that stays; a Ray cluster of yours takes the application as any other:
+`segserve serve --engine ray` starts a server. An existing Ray cluster runs the application like any other:
 
     serve run segserve.ray_app:app archive=build/deeplabv3.mar
 
-Nothing here is imported by the archive, and the replicas of a model import nothing of `segserve.runtime` but the copy
-that their archive carries.
+The archive imports nothing from this package. The replicas of a model import `segserve.runtime` only from the copy in
+their archive.
 """
 
 import os
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 ARCHIVE_VARIABLE = "SEGSERVE_ARCHIVE"
-KEY_FILE = "key_file.json"  # TorchServe's own name for it
+KEY_FILE = "key_file.json"  # TorchServe's name for it
 
 
 class Arguments(BaseModel):
-    """What `serve run segserve.ray_app:app` takes as `name=value`, and `serve deploy` under `args`.
+    """The arguments of `serve run segserve.ray_app:app` as `name=value`, and of `serve deploy` under `args`.
 
     Attributes:
-        archive: one archive, or several with commas between; every machine reads them at that path. By default
+        archive: one archive, or several separated by commas; every machine reads them at that path. By default
             `$SEGSERVE_ARCHIVE`.
         trust: the file of the public keys that archives must be signed with; by default any archive is served.
         token_authorization: whether requests must carry a token.
-        key_file: where the tokens stand; made where it is missing, mode 0600. By default in the current folder.
-        token_minutes: how long new tokens live.
-        max_request_bytes: a request of more bytes is refused.
-        min_replicas, max_replicas: processes with the network, of every model; by default `minWorkers` and `maxWorkers`
-            of its model-config.yaml.
-        threads: CPU threads of a replica, and so the cores that Ray sets aside for it; by default the cores of a
-            machine shared among `max_replicas`.
-        doors: processes that read requests and write answers.
+        key_file: the file of the tokens; created with mode 0600 if it is missing. By default in the current folder.
+        token_minutes: the lifetime of new tokens.
+        max_request_bytes: a larger request is rejected.
+        min_replicas, max_replicas: processes with the network, per model; by default `minWorkers` and `maxWorkers` of
+            its model-config.yaml.
+        threads: CPU threads of a replica, and the cores that Ray reserves for it; by default the cores of a machine
+            divided by `max_replicas`.
+        doors: gateway processes, which read requests and write responses.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,11 +53,11 @@ class Arguments(BaseModel):
 
 
 def app(arguments: Arguments) -> "Application":
-    """The application that serves the archive.
+    """Builds the application that serves the archives.
 
     Raises:
-        ModelError: no archive was named, or it is none that can be served.
-        SignatureError: it is not signed by a trusted key.
+        ModelError: no archive is named, or an archive cannot be served.
+        SignatureError: an archive is not signed by a trusted key.
     """
     from .build import build_app
 

@@ -1,6 +1,6 @@
-"""`python -m segserve.ray_app ARCHIVE...`, in a run folder: serves the archives on a Ray of its own until SIGTERM.
+"""`python -m segserve.ray_app ARCHIVE...`, in a run folder: serves the archives on its own Ray until SIGTERM.
 
-That is what `RayServe.start` runs. A cluster that is there already takes `segserve.ray_app:app` (docs/ray.md).
+`RayServe.start` runs this command. An existing cluster runs `segserve.ray_app:app` instead (docs/ray.md).
 """
 
 import logging
@@ -24,18 +24,18 @@ from .process import FAILED
 
 _NAME = "segserve"
 _LOOPBACK = "127.0.0.1"
-_OBJECT_STORE_BYTES = 2**29  # images and answers that are under way; what does not fit is spilled to the disk
+_OBJECT_STORE_BYTES = 2**29  # images and responses in flight; Ray spills what does not fit to the disk
 
 
 def main(archives: Sequence[str]) -> int:
-    """Serves until SIGTERM or SIGINT; 1 where an archive cannot be served."""
+    """Serves until SIGTERM or SIGINT. Returns 1 if an archive cannot be served."""
     ended = threading.Event()
     settings = read_properties(Path(CONFIG_FILE))
     try:
         arguments = _arguments(archives, settings)
         _start_ray(cores_needed(arguments))
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: ended.set())  # after Ray has set its own
+            signal.signal(number, lambda *_: ended.set())  # replaces Ray's own handlers
         _serve(arguments, settings["inference_address"])
         ended.wait()
     except (ModelError, RuntimeError) as error:
@@ -57,11 +57,11 @@ def _arguments(archives: Sequence[str], settings: Mapping[str, str]) -> Argument
 
 
 def _start_ray(cores: int) -> None:
-    """A Ray of its own, whose ports are this machine's alone."""
+    """Starts a Ray whose ports only this machine can reach."""
     ray.init(
         address="local",
         _node_ip_address=_LOOPBACK,
-        _temp_dir=os.path.join(os.environ["TMPDIR"], "r"),  # which Ray opens to every user: within what it does not
+        _temp_dir=os.path.join(os.environ["TMPDIR"], "r"),  # Ray opens this folder to all users; its parent is closed
         num_cpus=cores,
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
@@ -82,7 +82,7 @@ def _serve(arguments: Arguments, inference_address: str) -> None:
 
 
 def _replica_error() -> str:
-    """The error that kept a replica from starting, out of the traceback that Ray Serve has kept of it."""
+    """The error that kept a replica from starting, from the traceback that Ray Serve stores."""
     deployments = serve.status().applications[_NAME].deployments.values()
     lines = "\n".join(deployment.message for deployment in deployments).splitlines()
     errors = [line.partition("Error: ")[2].strip() for line in lines if "Error: " in line]

@@ -1,4 +1,4 @@
-"""What must be known of an archive before it is deployed, read without unpacking it."""
+"""Reads what must be known about an archive before it is deployed, without unpacking it."""
 
 import json
 import zipfile
@@ -22,11 +22,11 @@ class Archive:
 
 
 def read_archive(path: Path, *, trusted: TrustedKeys | None = None) -> Archive:
-    """An archive's name, version and settings.
+    """Reads an archive's name, version and settings.
 
     Raises:
-        ModelError: it is not there, no archive, or its settings are wrong.
-        SignatureError: there are keys to trust, and none of them has signed it.
+        ModelError: the file is missing or is not an archive, or its settings are invalid.
+        SignatureError: `trusted` is given, and none of its keys has signed the archive.
     """
     if trusted is not None:
         trusted.verify(path)

@@ -1,4 +1,4 @@
-"""From an HTTP request to the row and the headers that TorchServe would hand to a handler."""
+"""Converts an HTTP request to the row and the headers that TorchServe would pass to a handler."""
 
 from collections.abc import AsyncIterable, Iterable
 from urllib.parse import parse_qsl
@@ -9,16 +9,17 @@ from python_multipart.multipart import Field, File, create_form_parser
 from ..runtime.errors import BadRequestError, TooLargeError
 from ..runtime.request import OPTION_HEADER_PREFIX
 
-# Marks that TorchServe itself makes, and what is for the door alone.
+# Headers that TorchServe itself sets, and the one that is only for the gateway.
 _NOT_PASSED_ON = {"describe", "explain", "authorization"}
 
 
 async def read_body(chunks: AsyncIterable[bytes], *, max_bytes: int) -> bytes:
-    """The whole body. One that is too large is read to its end, so that its sender gets to see the answer, but not
-    kept.
+    """Reads the whole body.
+
+    A body that is too large is not stored, but it is read to its end, so that the client gets to read the response.
 
     Raises:
-        TooLargeError: it has more than `max_bytes`.
+        TooLargeError: the body has more than `max_bytes`.
     """
     body, size_bytes = bytearray(), 0
     async for chunk in chunks:
@@ -33,16 +34,16 @@ async def read_body(chunks: AsyncIterable[bytes], *, max_bytes: int) -> bytes:
 
 
 async def read_to_its_end(chunks: AsyncIterable[bytes]) -> None:
-    """Reads a body of which nothing is kept."""
+    """Reads a body and discards it."""
     async for _ in chunks:
         pass
 
 
 def as_row(body: bytes, content_type: str) -> dict[str, bytes]:
-    """The parts of a form by their names, else the body.
+    """The parts of a form by their names; any other body under the name `body`.
 
     Raises:
-        BadRequestError: a form that cannot be taken apart.
+        BadRequestError: the form cannot be parsed.
     """
     if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         return {"body": body}
@@ -68,9 +69,9 @@ def as_row(body: bytes, content_type: str) -> dict[str, bytes]:
 
 
 def as_headers(raw: Iterable[tuple[bytes, bytes]], query: str) -> dict[str, str]:
-    """Headers by their names in lower case, and on their places the options of a query that no header names.
+    """Headers by their lower-case names. An option in the query becomes a header, unless a header sets it.
 
-    What is given twice is joined by commas (RFC 9110, section 5.3).
+    Repeated values are joined by commas (RFC 9110, section 5.3).
     """
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):

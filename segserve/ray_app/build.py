@@ -1,6 +1,5 @@
 """Puts the application together: a door, and behind it the replicas of every model."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -8,6 +7,7 @@ from typing import Any, Self
 import ray
 from ray.serve import Application
 
+from ..runtime.cores import available_cores
 from ..runtime.errors import ModelError
 from ..runtime.metrics import OWN
 from ..runtime.settings import ModelConfig
@@ -85,7 +85,7 @@ class Replicas:
     def of(cls, config: ModelConfig, arguments: Arguments) -> Self:
         most = arguments.max_replicas or max(config.maxWorkers, arguments.min_replicas or 1)
         least = arguments.min_replicas or min(config.minWorkers, most)
-        threads = arguments.threads or config.handler.threads or max(1, _cores() // most)
+        threads = arguments.threads or config.handler.threads or max(1, available_cores() // most)
         return cls(least, most, threads)
 
     def scaling(self, target: int) -> dict[str, Any]:
@@ -94,10 +94,6 @@ class Replicas:
             return {"num_replicas": self.least}
         limits = {"min_replicas": self.least, "max_replicas": self.most}
         return {"autoscaling_config": {**limits, "target_ongoing_requests": target}}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _model(archive: Archive, arguments: Arguments, trusted: TrustedKeys | None) -> Application:

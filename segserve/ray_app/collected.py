@@ -1,6 +1,6 @@
-"""What stands for TorchServe's metrics cache in front of a handler: takes what it tells, for the door to count.
+"""Replaces TorchServe's metrics cache for a handler: collects what the handler reports, for the gateway to count.
 
-Nothing here imports `segserve.runtime`, for the reason that `loading` gives.
+Nothing here imports `segserve.runtime`, for the reason given in `loading`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True)
 class Sink:
-    """A metric as `ts.metrics.caching_metric.CachingMetric` has it, for a handler to tell values to."""
+    """A metric with the methods of `ts.metrics.caching_metric.CachingMetric`. A handler reports values to it."""
 
     name: str
     dimension_names: Sequence[str]
@@ -32,7 +32,7 @@ class CollectedMetrics:
     """The metrics of one replica.
 
     Args:
-        declared: names of labels by the names of the metrics that the door knows.
+        declared: by the name of each metric that the gateway knows, the names of its labels.
     """
 
     def __init__(self, declared: Mapping[str, Sequence[str]]) -> None:
@@ -41,7 +41,7 @@ class CollectedMetrics:
         self.cache: Mapping[object, Mapping[str, Sink]] = {"declared": sinks}
 
     def drain(self) -> tuple[Observation, ...]:
-        """What has been told since the last time."""
+        """The values that were reported since the last call."""
         taken = tuple(self._observations)
         self._observations.clear()
         return taken

@@ -1,4 +1,4 @@
-"""What stands for TorchServe's `Context` in front of a handler: the same names, for one worker or one batch."""
+"""Replaces TorchServe's `Context` for a handler. It has the same names, for one worker or one batch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from .collected import CollectedMetrics
 
 @dataclass(frozen=True)
 class Worker:
-    """What a handler may know of where it runs.
+    """What a handler may know about its process.
 
-    `model_yaml_config` is the content of the archive's model-config.yaml, with whatever was set above it.
+    `model_yaml_config` is the content of the archive's model-config.yaml, with the overrides applied.
     """
 
     model_name: str
@@ -23,11 +23,11 @@ class Worker:
 
 
 class Context:
-    """Requests' headers on their way in, and statuses and headers of the answers on their way out.
+    """The headers of requests, and the statuses and headers of responses.
 
     Args:
-        worker: where the handler runs.
-        request_headers: those of every request of the batch; none while the handler is initialised.
+        worker: the process of the handler.
+        request_headers: those of every request of the batch; empty while the handler is initialised.
     """
 
     def __init__(self, worker: Worker, request_headers: Sequence[Mapping[str, str]] = ()) -> None:

@@ -1,4 +1,4 @@
-"""What the management API tells of a model, by the names that TorchServe's has."""
+"""The management API's description of a model, with TorchServe's names."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,14 +7,14 @@ from typing import Any, Self
 
 from .archives import Archive
 
-# Ray Serve's states of a replica, in TorchServe's words for workers.
+# Ray Serve's states of a replica, in TorchServe's terms for workers.
 _STATUS = {"RUNNING": "READY", "STOPPING": "UNLOADING"}
 _LOADING = "LOADING"
 
 
 @dataclass(frozen=True)
 class Served:
-    """What the door knows of a model."""
+    """What the gateway knows about a model."""
 
     name: str
     version: str
@@ -33,10 +33,10 @@ def listed(models: Iterable[Served]) -> dict[str, Any]:
 
 
 def describe(model: Served, replicas: Mapping[str, int], customized: bytes | None) -> dict[str, Any]:
-    """`GET /models/{model}`, with what the handler tells where that was asked for.
+    """`GET /models/{model}`, with the handler's own description if `customized` is given.
 
     Args:
-        replicas: how many there are in every state.
+        replicas: the number of replicas in every state.
     """
     workers = [_STATUS.get(state, _LOADING) for state, count in replicas.items() for _ in range(count)]
     document: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The door: HTTP requests in, answers out. It knows paths, tokens and limits, and nothing of images."""
+"""The HTTP gateway. It knows paths, tokens and limits, and nothing about images."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger("ray.serve")
 
 JSON = "application/json"
 _RETRY_AFTER_S = 1
-_HEADERS = {  # TorchServe's, and what keeps browsers from taking an answer for something else
+_HEADERS = {  # TorchServe's, and one that stops browsers from guessing the media type
     "pragma": "no-cache",
     "cache-control": "no-cache; no-store, must-revalidate, private",
     "expires": "Thu, 01 Jan 1970 00:00:00 UTC",
@@ -38,14 +38,14 @@ _HEADERS = {  # TorchServe's, and what keeps browsers from taking an answer for 
 
 @serve.deployment
 class Door:
-    """Answers every path of the contract, and of TorchServe's management API those that describe.
+    """The gateway. It serves every path of the contract, and the read-only paths of TorchServe's management API.
 
     Args:
         handles: of the models' replicas, by the models' names.
         served: the same models.
-        key_file: where the tokens stand; None to ask for none.
-        token_minutes: how long new tokens live.
-        max_request_bytes: a request of more bytes is refused.
+        key_file: the file of the tokens; None if requests need none.
+        token_minutes: the lifetime of new tokens.
+        max_request_bytes: a larger request is rejected.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Door:
         self._metrics = Metrics()
 
     async def __call__(self, request: Request) -> Response:
-        """Ray Serve calls this with every request."""
+        """Handles one request. Ray Serve calls this for every request."""
         try:
             response = await self._answer(request)
         except RefusalError as refusal:
@@ -113,7 +113,7 @@ class Door:
 
     async def _predict(self, request: Request, name: str, version: str | None) -> Response:
         began_s = time.perf_counter()
-        # Read before anything is refused: a sender that is still sending may not look at an answer.
+        # The body is read before the request is rejected: a client that is still sending may not read the response.
         try:
             self._check(request, "inference")
         except RefusalError:
@@ -129,10 +129,11 @@ class Door:
         return Response(handled.body, handled.status, headers=dict(handled.headers))
 
     async def _handle(self, name: str, received: Received) -> Handled:
-        """What a replica makes of a request.
+        """Passes a request to a replica and returns its response.
 
         Raises:
-            UnavailableError: too many requests wait, or the replica that had this one is gone.
+            OverloadedError: too many requests wait.
+            UnavailableError: the replica that had this request is gone.
         """
         try:
             handled: Handled = await self._handles[name].predict.remote(received)
@@ -146,7 +147,7 @@ class Door:
         return handled
 
     async def _manage(self, request: Request, rest: list[str]) -> Response:
-        """Of TorchServe's management API what tells something; nothing can be changed over HTTP."""
+        """The read-only part of TorchServe's management API. Nothing can be changed over HTTP."""
         self._check(request, "management")
         if request.method != "GET":
             raise refusals.unknown_method()
@@ -167,7 +168,7 @@ class Door:
 def _replica_states(model: str) -> Mapping[str, int]:
     application = serve.get_replica_context().app_name
     states = serve.status().applications[application].deployments[model].replica_states
-    return {str(state): count for state, count in states.items()}  # their names, as it comes over the wire
+    return {str(state): count for state, count in states.items()}  # the names of the states
 
 
 def _json(document: object) -> Response:

@@ -1,4 +1,4 @@
-"""What goes between the door and the replicas of a model."""
+"""The messages between the gateway and the replicas of a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from .collected import Observation
 
 @dataclass(frozen=True)
 class Received:
-    """A request as TorchServe hands it to a handler: `row` is `{"body": content}` or `{part name: content}`."""
+    """A request as TorchServe passes it to a handler: `row` is `{"body": content}` or `{part name: content}`."""
 
     row: Mapping[str, bytes]
     headers: Mapping[str, str]
@@ -16,7 +16,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Handled:
-    """A handler's answer, the seconds that its batch took, and what the replica has told since the last one."""
+    """A handler's response, the duration of its batch in seconds, and the metrics reported since the last response."""
 
     status: int
     body: bytes
@@ -26,4 +26,4 @@ class Handled:
 
 
 DESCRIBE = Received({}, {"describe": "True"})
-"""A describe request, as TorchServe puts it to a handler."""
+"""A describe request, as TorchServe passes it to a handler."""

@@ -1,7 +1,7 @@
-"""From an archive to its handler, in a process that does nothing else.
+"""Loads the handler of an archive, in a process that does nothing else.
 
-The archive carries its own copy of `segserve.runtime`, which is what its handler must find: hence nothing here imports
-the installed one.
+The archive has its own copy of `segserve.runtime`, and its handler must import that copy. So nothing here imports the
+installed one.
 """
 
 import importlib
@@ -28,7 +28,7 @@ CONFIG_FILE = "model-config.yaml"
 
 
 class Handler(Protocol):
-    """What TorchServe asks of a handler."""
+    """The interface of TorchServe's handlers."""
 
     def initialize(self, context: Context) -> None: ...
 
@@ -44,16 +44,16 @@ def load_handler(
     metrics: Mapping[str, Sequence[str]] | None = None,
     trusted: TrustedKeys | None = None,
 ) -> tuple[Handler, Worker]:
-    """Unpacks an archive into an empty folder, which must stay, and loads the handler class that lies in it.
+    """Unpacks an archive into an empty folder and loads its handler class. The folder must be kept.
 
     Args:
-        overrides: keys of model-config.yaml that are to be other than in the archive, `handler` with keys of its own.
-        gpu_id: of the GPU to compute on, if any.
-        metrics: names of labels by the names of the metrics that the handler may tell.
+        overrides: keys that replace those of model-config.yaml in the archive; `handler` is merged key by key.
+        gpu_id: the GPU to compute on; None for the CPU.
+        metrics: by the name of each metric that the handler may report, the names of its labels.
         trusted: the keys that the archive must be signed with.
 
     Raises:
-        RuntimeError: the handler says that its archive cannot be served, or is no handler at all.
+        RuntimeError: the handler rejects its archive, or the archive does not have exactly one handler class.
         SignatureError: the archive is not signed by a trusted key; nothing of it was unpacked.
     """
     _unpack(archive, folder, trusted)
@@ -88,7 +88,7 @@ def _overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict
 
 
 def _imported(folder: Path, file_name: str) -> ModuleType:
-    """The handler's module; it and what it imports are those of the folder."""
+    """Imports the handler's module. The module and its imports come from the folder."""
     if "segserve.runtime" in sys.modules:
         raise RuntimeError("segserve.runtime is imported already: an archive's own copy needs a process of its own")
     sys.path.insert(0, str(folder))
@@ -98,7 +98,7 @@ def _imported(folder: Path, file_name: str) -> ModuleType:
 
 
 def _handler_class(module: ModuleType) -> type[Handler]:
-    """As TorchServe has it: exactly one class is defined in the module."""
+    """The only class that is defined in the module. TorchServe has the same rule."""
     classes: list[Any] = [
         member for _, member in inspect.getmembers(module, inspect.isclass) if member.__module__ == module.__name__
     ]

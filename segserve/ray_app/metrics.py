@@ -1,4 +1,4 @@
-"""Prometheus metrics by the names that TorchServe's have, so that dashboards and alerts fit both."""
+"""Prometheus metrics with TorchServe's names, so that dashboards and alerts work with both engines."""
 
 import platform
 from collections.abc import Iterable
@@ -20,18 +20,18 @@ from .collected import Observation
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_ANY_VERSION = "default"  # TorchServe's word for a request that names none
+_ANY_VERSION = "default"  # TorchServe's label for a request without a version
 _HUNDREDS = (2, 4, 5)
 
 
 class _Total(Gauge):
-    """A total whose name does not end in `_total`, as prometheus_client would have it of a counter."""
+    """A total whose name does not end in `_total`. For a counter, prometheus_client would require that ending."""
 
     _type = "unknown"
 
 
 class Metrics:
-    """What one door has seen. Its host's figures are taken when they are asked for."""
+    """The metrics of one gateway. The figures of its host are measured when the metrics are requested."""
 
     def __init__(self) -> None:
         self._hostname = platform.node()
@@ -40,17 +40,17 @@ class Metrics:
         self._collectors = {
             metric.name: _collector(metric, registry) for metric in (*OWN, *ENGINE) if metric.name not in host_figures
         }
-        for hundred in _HUNDREDS:  # at 0 from the start, for rates
+        for hundred in _HUNDREDS:  # starts at 0, so that rates include the first response
             self._add(f"Requests{hundred}XX", 0, "Host")
         registry.register(_Host(self._hostname))
 
     def count_answer(self, status: int) -> None:
-        """Any answer at all."""
+        """Counts any response."""
         if status // 100 in _HUNDREDS:
             self._add(f"Requests{status // 100}XX", 1, "Host")
 
     def count_prediction(self, model: str, version: str | None, *, seconds: float, handler_seconds: float) -> None:
-        """A request that a handler has answered: how long it took in all, and how long the handler had it."""
+        """Counts a request that a handler has completed: its total time, and its time in the handler."""
         labels = model, version or _ANY_VERSION
         queue_s = max(0.0, seconds - handler_seconds)
         self._add("ts_inference_requests_total", 1, *labels)
@@ -60,7 +60,7 @@ class Metrics:
         self._add("PredictionTime", 1e3 * handler_seconds, model, "Model")
 
     def count_observations(self, observations: Iterable[Observation]) -> None:
-        """What a handler told of itself."""
+        """Counts what a handler has reported."""
         for name, value, labels in observations:
             self._add(name, value, *labels)
 
@@ -74,7 +74,7 @@ class Metrics:
             collector.set(value)
 
     def exposed(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 

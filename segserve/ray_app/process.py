@@ -1,4 +1,4 @@
-"""Ray Serve as a child process: a Ray of its own on this machine, started, found again and stopped like TorchServe."""
+"""Ray Serve as a child process, with its own Ray on this machine. It is started, found and stopped like TorchServe."""
 
 import os
 import secrets
@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from ..runtime.files import write_whole
 from ..server.environment import HIDDEN_SETTING, handed_on
 from ..server.errors import ServerError
 from ..server.launch import CONFIG_FILE, MODEL_STORE, OWNER_ALONE, make_tmp_dir, new_log
@@ -20,20 +21,20 @@ if TYPE_CHECKING:
     from ..signing import TrustedKeys
 
 FAILED = "segserve: "
-"""How the last line of the log begins where the server says itself why it ended."""
+"""The beginning of the log's last line if the server itself reports why it ended."""
 
-_LONGEST_TMP_BYTES = 36  # Ray adds /r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1 to it
+_LONGEST_TMP_BYTES = 36  # Ray adds /r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1
 _EXIT_LAG_S = 3
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_METRICS_COLLECTION": "0",  # Ray's own; what the contract names is counted at the door
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # with it Ray stays on the loopback interface, on Linux too
-    "RAY_AUTH_MODE": "token",  # Ray's ports take nothing from anyone without the token of this run
+    "RAY_ENABLE_METRICS_COLLECTION": "0",  # Ray's own metrics; the gateway counts those of the contract
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # with 0, Ray stays on the loopback interface, on Linux too
+    "RAY_AUTH_MODE": "token",  # Ray's ports require the token of this run
 }
 
 
 class RayServe(RunningServer):
-    """A Ray Serve on a Ray of its own: a process that started both, and theirs."""
+    """Ray Serve on its own Ray: one process that starts both, and the processes of both."""
 
     engine = "ray"
 
@@ -47,11 +48,13 @@ class RayServe(RunningServer):
         overrides: Mapping[str, str] | None = None,
         trusted: "TrustedKeys | None" = None,
     ) -> Self:
-        """See `RunningServer.start`. Of config.properties it takes `inference_address`, `max_request_size`,
-        `blacklist_env_vars` and what concerns tokens; the rest is TorchServe's alone.
+        """Starts Ray Serve, see `RunningServer.start`.
+
+        Of config.properties it uses `inference_address`, `max_request_size`, `blacklist_env_vars` and the settings of
+        tokens. All other settings apply only to TorchServe.
 
         Raises:
-            ServerError: Ray is not installed, too.
+            ServerError: as in `RunningServer.start`, or Ray is not installed.
         """
         if find_spec("ray") is None:
             raise ServerError("Ray is not installed; install it with: pip install 'segserve[ray]'")
@@ -60,7 +63,7 @@ class RayServe(RunningServer):
         address = settings["inference_address"]
         if not address.startswith("http://"):
             raise ServerError(f"inference_address: Ray Serve answers over http://, got {address!r}; put TLS before it")
-        settings |= {"management_address": address, "metrics_address": address}  # one port answers all
+        settings |= {"management_address": address, "metrics_address": address}  # one port serves all three
         write_properties(settings, run_dir / CONFIG_FILE)
         tmp_dir = make_tmp_dir(run_dir, longest_bytes=_LONGEST_TMP_BYTES)
         child = _launch(run_dir, tmp_dir, models, settings)
@@ -92,8 +95,7 @@ def _launch(
 ) -> subprocess.Popen[bytes]:
     archives = [f"{MODEL_STORE}/{name}.mar" for name in models]
     ray_token = tmp_dir / "ray_token"
-    ray_token.touch(mode=0o600)
-    ray_token.write_text(secrets.token_hex(32), encoding="ascii")
+    write_whole(ray_token, secrets.token_hex(32), mode=0o600)
     with new_log(run_dir).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "segserve.ray_app", *archives],
@@ -112,5 +114,5 @@ def _launch(
 
 
 def _environment(hidden: str) -> dict[str, str]:
-    """What servers get of this process's, and what keeps Ray to itself."""
+    """The part of this process's environment that servers get, and the variables that isolate Ray."""
     return {**handed_on(os.environ, hidden=hidden), **_RAY_ENVIRONMENT}

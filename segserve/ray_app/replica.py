@@ -1,4 +1,4 @@
-"""A replica: one process with the network of one archive, which answers what waits together in one go."""
+"""A replica: one process with the network of one archive. It processes waiting requests in batches."""
 
 import asyncio
 import time
@@ -24,8 +24,8 @@ class Model:
     Args:
         archive: path of the archive on this machine.
         overrides: see `load_handler`.
-        batch_size: how many requests are handed to the handler at once, at most.
-        batch_delay_s: how long a request waits for company.
+        batch_size: the largest number of requests in a batch.
+        batch_delay_s: how long a request waits for others to join its batch.
         timeout_s: a batch that takes longer ends the replica, as TorchServe ends its worker.
         metrics: see `load_handler`.
         trusted: see `load_handler`.
@@ -45,9 +45,9 @@ class Model:
         self._timeout_s = timeout_s
         self._began_s: float | None = None
         self._folder = TemporaryDirectory(prefix="segserve-model-")
-        # The network keeps to one thread, whose own pool of threads then is the only one.
+        # The network runs in one thread only. So there is only one pool of PyTorch threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
-        gpu_id = 0 if ray.get_gpu_ids() else None  # Ray shows a replica no other GPU than its own
+        gpu_id = 0 if ray.get_gpu_ids() else None  # Ray shows a replica only its own GPU
         self._handler, self._worker = self._thread.submit(
             load_handler,
             Path(archive),
@@ -57,7 +57,7 @@ class Model:
             metrics=metrics,
             trusted=trusted,
         ).result()
-        together: Any = self._together  # the decorator's own functions are not in its type
+        together: Any = self._together  # the type lacks the decorator's own methods
         together.set_max_batch_size(batch_size)
         together.set_batch_wait_timeout_s(batch_delay_s)
 
@@ -90,7 +90,11 @@ class Model:
         ]
 
     def check_health(self) -> None:
-        """Ray Serve asks now and then, and replaces a replica that raises."""
+        """Ray Serve calls this regularly, and replaces a replica that raises.
+
+        Raises:
+            RuntimeError: a batch takes longer than `timeout_s`.
+        """
         began_s = self._began_s
         if began_s is not None and time.monotonic() - began_s > self._timeout_s:
             raise RuntimeError(f"a batch takes longer than responseTimeout, {self._timeout_s:g} s")

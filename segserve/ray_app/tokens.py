@@ -1,13 +1,13 @@
-"""Who may ask: the tokens of `key_file.json`, a file of the same form as TorchServe's."""
+"""Authorization by the tokens of `key_file.json`, a file in TorchServe's format."""
 
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from ..runtime.files import write_whole
 from ..server.bearer import carries
 from ..server.refusals import bad_token
 
@@ -17,14 +17,14 @@ _EXPIRES = "expiration time"  # TorchServe's key
 
 
 class Tokens:
-    """The tokens that stand in a file, which is read again whenever it has changed.
+    """The tokens in a file. The file is read again when it has changed.
 
     Args:
-        path: the file; made where it is missing.
-        minutes: how long new tokens live.
+        path: the file; created if it is missing.
+        minutes: the lifetime of new tokens.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file is not writable.
     """
 
     def __init__(self, path: Path, *, minutes: int) -> None:
@@ -36,20 +36,20 @@ class Tokens:
             self._write({kind: self._new() for kind in _KINDS} | {"API": {"key": _random_key()}})
 
     def check(self, authorization: str | None, kind: Kind) -> None:
-        """Returns where the header `Authorization` opens what `kind` of token is for.
+        """Checks that the header `Authorization` carries a valid token of this kind.
 
         Raises:
-            RefusalError: it does not, or has expired.
+            RefusalError: the token is wrong, or has expired.
         """
         entry = self._read().get(kind, {})
         if not _holds(authorization, entry) or _expired(entry):
             raise bad_token()
 
     def renew(self, authorization: str | None, kind: str) -> None:
-        """Puts a new token of a kind into the file, for whoever has the API key.
+        """Writes a new token of this kind to the file. The request must carry the API key.
 
         Raises:
-            RefusalError: it is not the API key, or there is no such kind.
+            RefusalError: the API key is wrong, or the kind does not exist.
         """
         entries = self._read()
         if not _holds(authorization, entries.get("API", {})) or kind not in _KINDS:
@@ -61,7 +61,7 @@ class Tokens:
         return {"key": _random_key(), _EXPIRES: expires.isoformat().replace("+00:00", "Z")}
 
     def _read(self) -> Mapping[str, Any]:
-        """What stands in the file; nobody may ask where it is gone or broken."""
+        """The content of the file. If the file is missing or broken, it is empty, and every token is rejected."""
         try:
             changed_ns = self._path.stat().st_mtime_ns
             if changed_ns != self._changed_ns:
@@ -72,12 +72,7 @@ class Tokens:
         return self._entries
 
     def _write(self, entries: Mapping[str, Any]) -> None:
-        """Whole or not at all, and for nobody but this user."""
-        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        partial.unlink(missing_ok=True)
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump(entries, file, indent=2)
-        partial.replace(self._path)
+        write_whole(self._path, json.dumps(entries, indent=2), mode=0o600)
 
 
 def _random_key() -> str:

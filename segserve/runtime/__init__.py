@@ -1,5 +1,14 @@
-"""What a model archive carries: from the bytes of an image to the class of every pixel.
+"""The code that every model archive carries: from a request to its response.
 
-The way of a request is `image` -> `segmenter` -> `mask`; nothing here knows which server it runs under, and
-importing it loads no weights, opens no socket and logs nothing.
+`pipeline` processes one request in this order:
+
+- `request` reads the image file and the options from the body, the form or the JSON.
+- `image` decodes the file to uint8 RGB, upright and within the limits. `quarantine` rejects a file that is
+  known to crash its decoder.
+- `failover` runs the segmenter, which resizes the image, runs the network and selects the class of every pixel. If the
+  GPU fails, it continues on the CPU.
+- `answer` encodes the result as JSON, PNG, JPEG or NumPy file, and every error as an error response.
+
+No module here imports a server, Ray or an HTTP client. Importing a module loads no weights, opens no socket and logs
+nothing.
 """

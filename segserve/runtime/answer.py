@@ -1,4 +1,4 @@
-"""From a segmentation to the bytes of the answer, in the media type and encoding that the request asked for."""
+"""Encodes a segmentation as a response body, in the media type and encoding that the request selects."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from .overlay import draw_overlay
 from .record import ModelRecord
 from .request import SegmentRequest
 
-JPEG_MAX_SIDE_PX = 65_500  # the format's own limit, as libjpeg draws it
+JPEG_MAX_SIDE_PX = 65_500  # libjpeg's limit; the format itself allows 65,535
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back to one client, and what its request showed on the way."""
+    """The response to one client, with the statistics of its request."""
 
     body: bytes
     media_type: str
@@ -32,7 +32,7 @@ class Answer:
 
     @property
     def server_timing(self) -> str:
-        """The `Server-Timing` header: milliseconds by stage, and a description where a stage has one."""
+        """The `Server-Timing` header: milliseconds per stage, with a description where a stage has one."""
         if self.observed is None:
             return ""
         timings = self.observed.timings
@@ -44,7 +44,7 @@ class Answer:
 
 
 def error_answer(error: SegserveError, observed: Observed | None = None) -> Answer:
-    """The answer to a request that ended in `error`, of which `observed` takes note."""
+    """The response to a request that failed with `error`. Stores the error code in `observed`."""
     if observed is not None:
         observed.error = error.code
     return Answer(json_bytes(error.as_document()), MediaType.JSON, error.status, error.phrase, observed)
@@ -57,10 +57,11 @@ def encode_answer(
     record: ModelRecord,
     max_bytes: int,
 ) -> bytes:
-    """The body of the answer.
+    """Encodes the response body.
 
     Raises:
-        AnswerTooLargeError: it would pass `max_bytes`; the message names the encodings that fit.
+        AnswerTooLargeError: the body is larger than `max_bytes`; the message lists the encodings that are small enough.
+            Or the image is too large for JPEG.
     """
     label_map = segmentation.label_map
     in_json = JsonAnswer(segmentation, record)
@@ -103,7 +104,7 @@ def _json_name(mask: str, *, confidence: bool) -> str:
 
 
 def _sizes(in_json: JsonAnswer, label_map: LabelMap, record: ModelRecord, *, confidence: bool) -> dict[str, int]:
-    """Bytes of every answer that the same image can have, by what to ask for."""
+    """Size in bytes of every possible response for this image, keyed by the option that selects it."""
     in_json_sizes = {
         _json_name(mask, confidence=with_it): in_json.size_bytes(mask, confidence=with_it)
         for with_it in ((True, False) if confidence else (False,))

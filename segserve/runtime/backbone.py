@@ -1,6 +1,6 @@
-"""Backbones: timm's, and torchvision's own for the checkpoints that torchvision publishes.
+"""Builds backbones: timm's, and torchvision's own for the checkpoints that torchvision publishes.
 
-Levels are counted as CoreNet counts them: level n has the stride 2**n, before dilation lowers it to the output stride.
+Levels are numbered as in CoreNet: level n has stride 2**n, before dilation reduces it to the output stride.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,13 +23,13 @@ _MULTISCALE_LEVELS = (2, 3, 4, 5)
 
 
 def build_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
-    """The backbone with freshly drawn weights, and the channels of the levels that it gives.
+    """Builds the backbone with randomly initialised weights. Returns it with the channels of its levels.
 
-    Shape: (N, 3, H, W) -> list of levels, the shallowest first: levels 2 to 5 for the multi-scale head; for the others
-    the deepest alone, or the one that the auxiliary head reads and the deepest.
+    Shape: (N, 3, H, W) -> list of levels, the shallowest first. The multi-scale head gets levels 2 to 5. The other
+    heads get the deepest level. With an auxiliary head, the level that it reads comes before the deepest.
 
     Raises:
-        ModelError: there is no such backbone, it lacks a level, or it cannot have the output stride asked for.
+        ModelError: the backbone does not exist, lacks a level, or does not support the output stride or the padding.
     """
     name = architecture.backbone
     if not name.startswith(_TORCHVISION_PREFIX):
@@ -47,7 +47,7 @@ def _wanted_levels(architecture: Architecture, available: Collection[int]) -> li
     """The levels that the heads read.
 
     Raises:
-        ModelError: the backbone lacks one; those that it has are named.
+        ModelError: the backbone lacks one of them; the message lists the levels that it has.
     """
     deepest = sorted(available)[-2:] if architecture.aux_head else [max(available)]
     wanted = list(_MULTISCALE_LEVELS) if architecture.head == "multiscale" else deepest
@@ -65,7 +65,7 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
     name, stride = architecture.backbone, architecture.output_stride
     info, is_nchw = _timm_preview(name)
     strides: list[int] = info.get("reduction", [*range(len(info))])
-    index_of = {own.bit_length() - 1: index for index, own in enumerate(strides)}  # of equal strides the last
+    index_of = {own.bit_length() - 1: index for index, own in enumerate(strides)}  # if strides repeat, the last level
     indices = [index_of[level] for level in _wanted_levels(architecture, index_of.keys())]
     if stride > strides[-1]:
         raise ModelError(f"backbone {name}: got output_stride {stride}, its last level has {strides[-1]}")
@@ -74,7 +74,7 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
         if architecture.use_l5_exp:
             return _expanded_timm_backbone(name, indices, options)
         if not is_nchw:
-            options["feature_cls"] = "getter"  # which turns levels of (N, H, W, C)
+            options["feature_cls"] = "getter"  # converts levels from (N, H, W, C)
         backbone: Any = timm.create_model(name, features_only=True, out_indices=indices, **options)
     except (TypeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
@@ -86,14 +86,14 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
 
 
 def _center_cells(backbone: nn.Module, name: str, stride: int) -> None:
-    """Pads strided convolutions so that cell i of the last level is centered on pixel `stride * i + stride / 2 - 1`.
+    """Pads strided convolutions so that cell i of the last level is centred on pixel `stride * i + stride / 2 - 1`.
 
-    A 3x3 convolution of stride 2 puts its output i on input 2i where it pads on both sides, and on 2i + 1 where it pads
-    at the end alone, as TensorFlow does for inputs of even size. The latter in all but the last of them gives the
-    center; bilinear resizing with `align_corners=False` expects half a pixel more.
+    A 3x3 convolution of stride 2 centres output i on input 2i if it pads both sides. It centres output i on input 2i+1
+    if it pads only the end, as TensorFlow does for inputs of even size. Here, all strided convolutions but the last pad
+    only the end. That gives the centre above. Bilinear resizing with `align_corners=False` expects half a pixel more.
 
     Raises:
-        ModelError: the strides are not those of 3x3 convolutions one after the other.
+        ModelError: the strides do not come from consecutive 3x3 convolutions.
     """
     strided = [(path, module) for path, module in backbone.named_modules() if getattr(module, "stride", 1) == (2, 2)]
     if not all(isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) for _, conv in strided) or (
@@ -109,18 +109,18 @@ def _center_cells(backbone: nn.Module, name: str, stride: int) -> None:
 
 
 def _timm_preview(name: str) -> tuple[FeatureInfo, bool]:
-    """What timm knows about all the levels of a backbone, and whether they are (N, C, H, W)."""
+    """What timm knows about all levels of a backbone, and whether the levels are (N, C, H, W)."""
     try:
-        with torch.device("meta"):  # shapes alone, which is quick
+        with torch.device("meta"):  # computes shapes only, which is fast
             backbone: Any = timm.create_model(name, features_only=True).eval()
-            backbone(torch.empty(1, 3, 64, 96))  # some take images of a single size
+            backbone(torch.empty(1, 3, 64, 96))  # some backbones accept only one size
     except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError, NotImplementedError) as error:
         raise ModelError(f"backbone {name}: timm cannot give its levels: {' '.join(str(error).split())}") from error
     return backbone.feature_info, getattr(backbone, "output_fmt", "NCHW") == "NCHW"
 
 
 def _expanded_timm_backbone(name: str, indices: list[int], options: dict[str, Any]) -> tuple[nn.Module, list[int]]:
-    """The backbone with its closing 1x1 convolution, whose output takes the place of the last level."""
+    """The backbone with its final 1x1 convolution. The output of that convolution replaces the last level."""
     model: Any = timm.create_model(name, num_classes=0, **options)
     channels: list[int] = [model.feature_info[index]["num_chs"] for index in indices]
     if model.num_features <= channels[-1]:
@@ -150,13 +150,13 @@ class _ExpandedLevels(nn.Module):
 
 @dataclass(frozen=True)
 class _Torchvision:
-    """One of torchvision's classifiers as the backbone that its DeepLabV3 models make of it.
+    """A torchvision classifier, used as a backbone in the same way as torchvision's DeepLabV3 models use it.
 
     Attributes:
-        bodies: by output stride, what draws the network.
-        levels: name and channels of the child that ends a level, by level.
-        expansion: the same of the closing 1x1 convolution, where there is one.
-        aux: the same of the level that the auxiliary head of the published checkpoint reads.
+        bodies: by output stride, a function that builds the network.
+        levels: by level, the name and the channels of the child module that ends the level.
+        expansion: the name and the channels of the final 1x1 convolution, if there is one.
+        aux: the name and the channels of the level that the published checkpoint's auxiliary head reads.
     """
 
     bodies: Mapping[int, Callable[[], nn.Module]]
@@ -180,7 +180,7 @@ class _Torchvision:
 
 
 class _Taps(nn.Module):
-    """The children of `body` one after the other, up to the last one named; the outputs of those named."""
+    """Runs the children of `body` in order, up to the last one in `names`. Returns the outputs of those in `names`."""
 
     def __init__(self, body: nn.Module, names: Sequence[str]) -> None:
         super().__init__()

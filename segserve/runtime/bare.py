@@ -1,8 +1,9 @@
-"""An image file without what a decoder does not need.
+"""Strips the metadata that a decoder does not need from an image file.
 
-Pillow reads the metadata of a file in Python and keeps it, whatever it costs: a megabyte of TIFF whose tags overlap
-becomes gigabytes, a comment of a GIF takes a time that grows with its square. Only the pixels of the first frame and
-their orientation are of interest here; the rest is left out before Pillow sees it, and so cannot spoil an image either.
+Pillow reads metadata in Python and keeps all of it, whatever the cost. One megabyte of TIFF with overlapping tags
+becomes gigabytes. The time for a GIF comment grows with the square of its length. Only the pixels of the first frame
+and their orientation matter here. Everything else is removed before Pillow reads the file, so broken metadata cannot
+make an image unreadable either.
 """
 
 import re
@@ -13,14 +14,14 @@ from dataclasses import dataclass
 from .bare_tiff import bare_tiff
 from .errors import TooLargeError
 
-MAX_PARTS = 300_000  # 64 MB of a GIF are 260,000 blocks; walking these takes 0.1 s
-MAX_JPEG_SCANS = 100  # progressive files have about ten; each costs a pass over all pixels, in as little as 20 bytes
-MAX_JPEG_HEADER_BYTES = 2**17  # of tables and frames, in front of the first scan: usually less than 1,000
+MAX_PARTS = 300_000  # a GIF of 64 MB has 260,000 blocks; scanning them takes 0.1 s
+MAX_JPEG_SCANS = 100  # progressive files have about ten; a scan of 20 bytes can cost a pass over all pixels
+MAX_JPEG_HEADER_BYTES = 2**17  # tables and frame headers before the first scan: usually less than 1,000
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # not the frames of an animation: IDAT is the still image
+_PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # IDAT is the still image; animation frames are dropped
 
-# Behind filling bytes; neither a stuffed 0xff of coded data nor a restart marker, which stand among the data.
+# A marker, after any fill bytes. Stuffed 0xff bytes and restart markers belong to the coded data and do not match.
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _SOI, _EOI, _SOS, _TEM, _APP0, _APP1, _APP14, _COM = 0xD8, 0xD9, 0xDA, 0x01, 0xE0, 0xE1, 0xEE, 0xFE
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
@@ -28,7 +29,11 @@ _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 @dataclass(frozen=True)
 class Bare:
-    """`exif` and `xmp` are the first of their kind where they were left out of the file, else empty."""
+    """A file without metadata.
+
+    Attributes:
+        exif, xmp: the first of each kind that was removed from the file, else empty.
+    """
 
     content: bytes
     exif: bytes = b""
@@ -36,11 +41,12 @@ class Bare:
 
 
 def bare(content: bytes) -> Bare:
-    """The file without its metadata; one that is in no format known here, or too broken to tell, as it is.
+    """Strips the metadata from a file. Returns a file unchanged if its format is unknown or it is too broken to parse.
 
     Raises:
-        TooLargeError: it has so many parts that they alone would take seconds.
-        CorruptImageError: a TIFF whose directory cannot be read.
+        TooLargeError: the file has so many parts that reading them would take seconds.
+        CorruptImageError: the directory of a TIFF cannot be read.
+        UnsupportedImageError: the compression of a TIFF is not supported.
     """
     if content.startswith(b"\xff\xd8\xff"):
         return _bare_jpeg(content)
@@ -54,7 +60,7 @@ def bare(content: bytes) -> Bare:
 
 
 def _bare_jpeg(content: bytes) -> Bare:
-    """Tables and frame, JFIF's and Adobe's words about colours, and everything from the first scan on."""
+    """Keeps the tables, the frame header, the colour markers of JFIF and Adobe, and all data from the first scan on."""
     kept, exif, xmp = [b"\xff\xd8"], b"", b""
     scans = 0
     for marker, start, end in _jpeg_segments(content):
@@ -64,7 +70,7 @@ def _bare_jpeg(content: bytes) -> Bare:
                 kept.append(content[start:])
             scans += 1
         elif scans:
-            pass  # in what is kept already
+            pass  # already kept with the first scan
         elif marker == _APP1:
             exif = exif or (content[payload:end] if content.startswith(b"Exif\0\0", payload) else b"")
             xmp = xmp or (content[payload:end] if content.startswith(_XMP, payload) else b"")
@@ -76,7 +82,7 @@ def _bare_jpeg(content: bytes) -> Bare:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, beginning and end of every segment, as libjpeg goes from one to the next."""
+    """Yields the marker, start and end of every segment. Finds the next segment in the same way as libjpeg."""
     position = 2
     parts = 0
     while found := _JPEG_MARKER.search(content, position):
@@ -121,7 +127,7 @@ def _bare_png(content: bytes) -> Bare:
 
 
 def _bare_gif(content: bytes) -> bytes:
-    """Of what stands before the first frame, its transparency alone."""
+    """Keeps only the transparency of the blocks before the first frame."""
     position = header = 13 + (3 * 2 ** (content[10] % 8 + 1) if len(content) > 10 and content[10] & 0x80 else 0)
     transparency = b""
     parts = 0

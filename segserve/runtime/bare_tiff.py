@@ -1,6 +1,6 @@
-"""A TIFF with one directory, of the tags that describe pixels.
+"""Rewrites a TIFF so that it has one directory with only the tags that describe pixels.
 
-TIFF 6.0 (Adobe, 1992), section 2, and BigTIFF (Aware Systems, 2007), whose counts and offsets have 64 bits.
+Sources: TIFF 6.0 (Adobe, 1992), section 2, and BigTIFF (Aware Systems, 2007), which has 64-bit counts and offsets.
 """
 
 import struct
@@ -10,10 +10,10 @@ from typing import NamedTuple
 from .errors import TooLargeError, TruncatedImageError, UnsupportedImageError
 
 MAX_TAG_VALUES = 2**16
-"""As many strips or tiles can an image have: 16 megapixels in tiles of 16 x 16 pixels."""
+"""The largest number of strips or tiles of an image: 16 megapixels in tiles of 16 x 16 pixels."""
 
 _COMPRESSION = 0x103
-_COMPRESSIONS = {  # what is read; libtiff has others that are rare, and rarely tried on hostile input
+_COMPRESSIONS = {  # supported; libtiff's others are rare, and rarely tested on hostile input
     1: "none",
     2: "CCITT",
     3: "CCITT fax 3",
@@ -31,17 +31,17 @@ _KEPT = {
     *(0x111, 0x112, 0x115, 0x116, 0x117, 0x11C),  # strips, orientation, samples, rows a strip, byte counts, planes
     *(0x124, 0x125, 0x13D, 0x140),  # fax options, predictor, colour map
     *(0x142, 0x143, 0x144, 0x145, 0x152, 0x153, 0x15B),  # tiles, extra samples, sample format, JPEG tables
-    *(0x211, 0x212, 0x213, 0x214),  # of YCbCr
+    *(0x211, 0x212, 0x213, 0x214),  # YCbCr
 }
 
 
 class _Layout(NamedTuple):
-    """How a directory is written, as formats of `struct` without byte order."""
+    """The layout of a directory, as formats of `struct` without byte order."""
 
-    first: int  # where the offset of the first directory stands
+    first: int  # position of the first directory's offset
     offset: str
-    length: str  # the number of entries
-    entry: str  # tag, type, number of values, and these or their offset
+    length: str  # number of entries
+    entry: str  # tag, type, number of values, then the values or their offset
 
 
 _CLASSIC = _Layout(4, "I", "H", "HHI4s")
@@ -49,12 +49,12 @@ _BIG = _Layout(8, "Q", "Q", "HHQ8s")
 
 
 def bare_tiff(content: bytes) -> bytes:
-    """The file with these tags alone in its first directory, and no other directory.
+    """Keeps only these tags in the first directory, and removes all other directories.
 
     Raises:
         TruncatedImageError: the directory lies outside the file.
-        TooLargeError: a tag with more values than an image can need.
-        UnsupportedImageError: a compression that is not read.
+        TooLargeError: a tag has more values than an image can need.
+        UnsupportedImageError: the compression is not supported.
     """
     order = "<" if content.startswith(b"II") else ">"
     layout = _BIG if content[2:4] == struct.pack(order + "H", 43) else _CLASSIC
@@ -65,13 +65,14 @@ def bare_tiff(content: bytes) -> bytes:
         raise TruncatedImageError("the image ends before its directory does; send the file whole") from error
     _check_compression(entries.get(_COMPRESSION), order)
     directory = struct.pack(order + layout.length, len(entries)) + b"".join(entries[tag] for tag in sorted(entries))
-    directory += struct.pack(order + layout.offset, 0)  # none follows
-    # In place, where it fits: behind the end it would stand in for pixels that are missing there.
+    directory += struct.pack(order + layout.offset, 0)  # no next directory
+    # Overwrite the old directory, which is at least as long. Appended to the file, the directory would be read as
+    # pixels if the file is truncated.
     return b"".join((content[:start], directory, content[start + len(directory) :]))
 
 
 def _entries(content: bytes, start: int, order: str, layout: _Layout) -> Iterator[tuple[int, bytes]]:
-    """The tags of the directory at `start` that are kept, as they stand there."""
+    """Yields the kept tags of the directory at `start`, with their entries unchanged."""
     (count,) = struct.unpack_from(order + layout.length, content, start)
     position = start + struct.calcsize(order + layout.length)
     size_bytes = struct.calcsize(order + layout.entry)

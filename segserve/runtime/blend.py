@@ -1,4 +1,4 @@
-"""One tensor of logits out of several: tiles blended into their view, views averaged."""
+"""Combines logits: blends the tiles of one scale, and averages scales."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,15 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from .passes import Axis, View
 
-# Of a tile's side, at either end. A quarter of the least overlap: what lies there saw the tile's border, not the image.
+# Fraction of a tile's side, at either end: a quarter of the smallest overlap. Logits there depend on the tile's border
+# and not on the image.
 _MARGIN = 1 / 12
 
 
 def blend_tiles(logits: Tensor, view: View) -> Tensor:
-    """Logits of the tiles of a view, float32 (tiles, classes, h, w), row by row -> those of the view, (classes, H, W).
+    """Blends the logits of one scale's tiles, float32 (tiles, classes, h, w), row by row -> (classes, H, W).
 
-    Where tiles overlap, each counts the more the closer its centre is. A single tile is returned as it is.
+    Where tiles overlap, a tile has more weight the closer its centre is. A single tile is returned unchanged.
     """
     if len(logits) == 1:
         return logits[0]
@@ -34,10 +35,10 @@ def blend_tiles(logits: Tensor, view: View) -> Tensor:
 
 
 def blend_weights(axis: Axis, cells: int) -> Tensor:
-    """How much each of a tile's `cells` of logits counts, float32 (tiles, cells); the weights of a place sum to 1.
+    """The weights of a tile's logits, float32 (tiles, cells). At each position, the weights sum to 1.
 
-    A Hann window that starts behind the tile's margin, so that what saw the tile's border instead of the image counts
-    for nothing. Towards the border of the image itself it stays at its height.
+    The weights are a Hann window that starts after the tile's margin. So logits that depend on the tile's border have
+    weight 0. Towards the border of the image itself, the window stays at its maximum.
     """
     place = (torch.arange(cells) + 0.5) / cells
     inside = ((torch.minimum(place, 1 - place) - _MARGIN) / (0.5 - _MARGIN)).clamp(min=0)
@@ -52,10 +53,11 @@ def blend_weights(axis: Axis, cells: int) -> Tensor:
 
 
 def average_views(logits: Sequence[Tensor]) -> Tensor:
-    """Logits of views of one image, float32 (classes, h, w) each -> one tensor like the first, on its grid.
+    """Averages several logits of one image, float32 (classes, h, w) each. The result is on the grid of the first.
 
-    Probabilities are averaged rather than logits: each view has one vote, however far its logits reach. They come back
-    as their logarithms, of which a softmax makes the same probabilities again. A single view is returned as it is.
+    The inputs come from several scales and mirror images. The average is over probabilities, not logits: each input has
+    one vote, however large its logits are. The result is the logarithm of the average, so its softmax is the average
+    again. A single input is returned unchanged.
     """
     if len(logits) == 1:
         return logits[0]
@@ -69,5 +71,5 @@ def average_views(logits: Sequence[Tensor]) -> Tensor:
 
 
 def _cells(axis: Axis, length_px: int, cells: int) -> int:
-    """Cells of logits along `length_px`, where a tile has so many."""
+    """The number of logits along `length_px`, if a tile has `cells` of them."""
     return length_px * cells // axis.tile_px

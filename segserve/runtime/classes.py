@@ -1,4 +1,4 @@
-"""Classes as a request names them: by label or id, in a list or separated by commas."""
+"""Parses the classes that a request names: labels or ids, as a list or separated by commas."""
 
 import re
 from collections.abc import Iterable
@@ -15,10 +15,12 @@ _ID = re.compile(r"[0-9]{1,3}")
 
 
 def split_names(value: object) -> object:
-    """What a text names, which is a list in JSON or holds commas between names; anything else as it is.
+    """Splits a string into class names: a JSON list, or names separated by commas. Strips the names of a list.
+
+    None is returned unchanged.
 
     Raises:
-        ValueError: a value that names no classes.
+        ValueError: the value does not name classes.
     """
     if isinstance(value, str):
         value = _from_json(value) if value.lstrip().startswith("[") else value.split(",")
@@ -40,12 +42,12 @@ def _from_json(text: str) -> object:
 
 
 def class_ids(names: Iterable[ClassName] | None, record: ModelRecord) -> frozenset[int] | None:
-    """The ids of the classes so named; None, which stands for all classes, stays None.
+    """Converts class names to ids. None, which means all classes, stays None.
 
-    A label goes before an id that is written the same.
+    If a name is both a label and an id, the label wins.
 
     Raises:
-        BadOptionError: the model has no such class; the message has those that it has.
+        BadOptionError: the model has no such class; the message lists the model's classes.
     """
     return None if names is None else frozenset(_class_id(name, record) for name in names)
 

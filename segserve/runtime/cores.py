@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""The number of CPU cores that this process may use."""
 
 import math
 import os
@@ -8,7 +8,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_cores(cgroup: Path = _CGROUP) -> int:
-    """The cores that the scheduler may use, or fewer where a container's share of their time is limited, rounded up."""
+    """The cores that the scheduler may use. A container's CPU quota, rounded up, limits the number further."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota_v2(cgroup) or _quota_v1(cgroup)
     return min(cores, math.ceil(quota)) if quota else cores
@@ -18,7 +18,7 @@ def _quota_v2(cgroup: Path) -> float | None:
     try:
         quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
         return int(quota) / int(period)
-    except (OSError, ValueError):  # no such file, or "max"
+    except (OSError, ValueError):  # the file is missing, or holds "max"
         return None
 
 

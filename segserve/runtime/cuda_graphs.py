@@ -1,7 +1,8 @@
-"""A network on a GPU whose kernels are launched at once, as a CUDA graph for each shape of its input.
+"""Runs a network on a GPU through CUDA graphs, with one graph per input shape.
 
-A GPU computes most kernels for a single image in less time than Python takes to launch the next one. A graph launches
-all of them in one go, but reads and writes always the same memory: input is copied there, and output from there.
+For a single image, a GPU computes most kernels in less time than Python needs to launch the next one. A graph launches
+all kernels at once, but it always reads and writes the same memory. So each input is copied to that memory, and each
+output is copied from it.
 """
 
 import logging
@@ -19,13 +20,14 @@ logger = logging.getLogger(__name__)
 
 Network = Callable[[Tensor], Tensor]
 
-# Graphs of one lane, which share their memory. Of the shapes that a resize rule gives, few are frequent.
+# Graphs per stream; they share their memory. Few of the shapes that a resize rule gives are frequent.
 _GRAPHS = 16
 
-# Shapes of which it is remembered that they were seen once.
+# The number of shapes that are remembered as seen once.
 _SHAPES = 4096
 
-# Of the largest logit. Replay and network run the same kernels, or such that do the same.
+# The largest difference, as a fraction of the largest logit. A replay runs the same kernels as the network, or
+# equivalent ones.
 _TOLERANCE = 0.05
 
 _one_capture = Lock()
@@ -33,24 +35,28 @@ _one_capture = Lock()
 
 
 class Recorder(Protocol):
-    """What is asked of a device that has graphs; it is called by one thread at a time."""
+    """A device that can record graphs. One thread calls it at a time."""
 
     def lane(self) -> Hashable:
-        """Where this thread's work is queued: what is in one lane is computed in the order in which it was asked."""
+        """The stream of this thread. Work in one stream is computed in the order in which it was queued."""
 
     def record(self, network: Network, inputs: Tensor) -> Network:
-        """What does the same as the network for inputs of that shape, in this lane. Its result is the caller's own."""
+        """Records the network for inputs of this shape, in this stream.
+
+        Returns:
+            A function that does the same as the network. The caller owns each result.
+        """
 
 
 class GraphedNetwork:
-    """The network through graphs; without them from the first one on that fails or gives other logits, with a warning.
+    """Runs a network through graphs. If a graph fails or gives other logits, it logs a warning and stops using graphs.
 
-    A shape is computed by the network itself when it is first seen, and recorded when it comes again. Safe to use from
-    several threads: those that share a lane share its graphs, and queue their work one after the other.
+    When a shape is first seen, the network itself computes it. When the shape occurs again, a graph is recorded. Safe
+    to use from several threads: threads that share a stream share its graphs and queue their work in order.
 
     Args:
         network: (N, 3, H, W) -> logits.
-        most: graphs a lane; the one that was used longest ago leaves for a new one.
+        most: graphs per stream; a new one replaces the least recently used one.
     """
 
     def __init__(self, network: Network, recorder: Recorder, *, most: int = _GRAPHS) -> None:
@@ -63,7 +69,7 @@ class GraphedNetwork:
         self._lock = Lock()
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        with self._lock:  # for as long as it takes to queue the work, not to compute it
+        with self._lock:  # held while the work is queued, not while it is computed
             if self._is_on and inputs.shape in self._seen:
                 return self._through_a_graph(inputs)
             if len(self._seen) < _SHAPES:
@@ -80,7 +86,7 @@ class GraphedNetwork:
         except Exception as error:
             why = reason(error)
         else:
-            if len(graphs) > self._most:  # not before: the memory that they share would go with the last of them
+            if len(graphs) > self._most:  # only now: removing the last graph would free the shared memory
                 graphs.popitem(last=False)
             return graphs[inputs.shape](inputs)
         return self._without_graphs(inputs, why)
@@ -99,7 +105,7 @@ class GraphedNetwork:
         try:
             return self._network(inputs)
         except RuntimeError as error:
-            if is_device_failure(error):  # it was not the graph that failed, and who sees to the device warns of it
+            if is_device_failure(error):  # the device failed, not the graph: the failover logs the warning
                 why = ""
             raise
         finally:
@@ -108,13 +114,13 @@ class GraphedNetwork:
 
 
 class CudaRecorder:
-    """Records with `torch.cuda`. A lane is the stream that is current."""
+    """Records graphs with `torch.cuda`. Uses the current CUDA stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # Replayed one after the other, and their output copied at once, all graphs of a lane can use the same memory;
-        # PyTorch asks for one stream to capture on for that.
+        # All graphs of a stream can share one memory pool, because they are replayed in order and their outputs are
+        # copied at once. PyTorch requires one capture stream for that.
         self._pools = defaultdict[Hashable, Any](torch.cuda.graph_pool_handle)
 
     def lane(self) -> Hashable:
@@ -126,13 +132,13 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         with _one_capture:
             with torch.cuda.stream(self._stream):
-                network(given)  # what libraries allocate and choose the first time is no part of a graph
+                network(given)  # a graph must not contain the libraries' first-time setup
             self._stream.synchronize()
             with torch.cuda.graph(
                 graph,
                 pool=self._pools[self.lane()],
                 stream=self._stream,
-                capture_error_mode="thread_local",  # other threads allocate, copy and wait as before meanwhile
+                capture_error_mode="thread_local",  # other threads may allocate, copy and wait meanwhile
             ):
                 gave = network(given)
 

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one hierarchy: a stable code, an HTTP status and a message for people.
+"""Every error response, as one hierarchy: a stable code, an HTTP status and a message for people.
 
 A message says what is wrong, what was expected and what to do about it. It never holds a traceback or a path.
 """
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 
 class SegserveError(Exception):
-    """Base of every error that is told to a client. `str(error)` is the message, `code` is for programs."""
+    """Base of every error that a client receives. `str(error)` is the message, `code` is for programs."""
 
     status: ClassVar[int] = 500
     phrase: ClassVar[str] = "Internal Server Error"
@@ -52,6 +52,14 @@ class NotAcceptableError(SegserveError):
     status = 406
     phrase = "Not Acceptable"
     code = "not_acceptable"
+
+
+class RequestTimeoutError(SegserveError):
+    """The request did not arrive within the time limit."""
+
+    status = 408
+    phrase = "Request Timeout"
+    code = "request_timeout"
 
 
 class TooLargeError(SegserveError):
@@ -112,6 +120,15 @@ class OverloadedError(UnavailableError):
     """More requests wait already than may."""
 
     code = "overloaded"
+
+
+def error_classes() -> list[type[SegserveError]]:
+    """Every kind of error that a server responds with, sorted by status and code."""
+
+    def below(kind: type[SegserveError]) -> list[type[SegserveError]]:
+        return [kind, *(deeper for child in kind.__subclasses__() for deeper in below(child))]
+
+    return sorted(below(SegserveError), key=lambda kind: (kind.status, kind.code))
 
 
 class ModelError(Exception):

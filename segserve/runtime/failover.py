@@ -1,7 +1,7 @@
-"""A segmenter that outlives its GPU: where that fails, the CPU answers in its place from then on.
+"""Failover from a GPU to the CPU: if the GPU fails, the CPU computes all further requests.
 
-After most of its errors a process can use a GPU no more, so nothing is tried twice there: it is used again by the next
-worker. The answers stay right meanwhile, and take longer.
+After most GPU errors, a process can no longer use the GPU. So this process does not retry; the next worker uses the GPU
+again. Until then, results stay correct but take longer.
 """
 
 import logging
@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class FailoverSegmenter:
-    """What a `Segmenter` is to those who segment, on a GPU for as long as that works. Safe to use from several threads.
+    """A `Segmenter` on a GPU that switches to the CPU if the GPU fails. Safe to use from several threads.
 
     Args:
-        segmenter: on the GPU.
+        segmenter: the segmenter on the GPU.
         on_cpu: loads the same model on the CPU; called once, when the GPU fails.
     """
 
@@ -49,7 +49,7 @@ class FailoverSegmenter:
 
     @property
     def device(self) -> torch.device:
-        """The one that computes now."""
+        """The device in use."""
         return self._segmenter.device
 
     @property
@@ -75,18 +75,18 @@ class FailoverSegmenter:
         rule: LabelRule = EVERY_PIXEL,
         size_hw: tuple[int, int] | None = None,
     ) -> Segmentation:
-        """As `Segmenter.segment`; an image at which the GPU fails is computed on the CPU."""
+        """As `Segmenter.segment`. If the GPU fails on an image, the CPU computes that image."""
         timings = timings or Timings()
         try:
             return self._segmenter.segment(image_rgb, timings, mode=mode, tta=tta, rule=rule, size_hw=size_hw)
         except RuntimeError as error:
             if not is_device_failure(error):
                 raise
-            why = reason(error)  # and not the error itself, whose traceback would keep the GPU's tensors alive
+            why = reason(error)  # not the error itself: its traceback would keep the GPU's tensors alive
         return self._instead(why).segment(image_rgb, timings, mode=mode, tta=tta, rule=rule, size_hw=size_hw)
 
     def _instead(self, why: str) -> Segmenter:
-        """The segmenter on the CPU; of several threads that see the GPU fail, the first one loads it."""
+        """The segmenter on the CPU. If several threads see the GPU fail, the first one loads it."""
         with self._lock:
             if not self._has_failed:
                 on_cpu = self._on_cpu()
@@ -99,13 +99,13 @@ AnySegmenter = Segmenter | FailoverSegmenter
 
 
 def load_segmenter(folder: Path, *, device: torch.device, settings: Settings) -> AnySegmenter:
-    """The segmenter of a model folder, which is not needed any more afterwards.
+    """Loads the segmenter of a model folder. The folder is not needed afterwards.
 
-    For a GPU, the network stays in the host's memory as well, in case it is needed on the CPU. A GPU that cannot even
-    segment one image at first is given up at once.
+    For a GPU, a copy of the network stays in the host's memory for failover to the CPU. A GPU that cannot segment a
+    first image is not used at all.
 
     Raises:
-        ModelError: the record or the weights are missing, broken, or do not fit each other.
+        ModelError: the record or the weights are missing or broken, or do not match.
     """
     if device.type == "cpu":
         return Segmenter.load(folder, settings=settings)
@@ -122,10 +122,10 @@ def load_segmenter(folder: Path, *, device: torch.device, settings: Settings) ->
         RuntimeError,
         AssertionError,
         OutOfMemoryError,
-    ) as error:  # that there is no CUDA in PyTorch is an assertion
+    ) as error:  # PyTorch without CUDA raises AssertionError
         why = reason(error)
     with suppress(RuntimeError):
-        torch.cuda.empty_cache()  # what others on the same GPU may need
+        torch.cuda.empty_cache()  # other processes on this GPU may need the memory
     _warn(device, why)
     return on_cpu()
 

@@ -1,4 +1,4 @@
-"""Whether tensors fit the network of a record, and where they do not, the architecture that they would fit."""
+"""Checks that a state dict matches the network of a record. If not, finds an architecture that it matches."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,7 +25,8 @@ def check_fit(state: State, network: nn.Module, record: ModelRecord) -> None:
     """Checks that a state dict loads strictly into the record's network.
 
     Raises:
-        ModelError: names or shapes differ. The first ones are told, and the architecture that would fit.
+        ModelError: names or shapes differ. The message gives the first ones, and the architecture that matches, if
+            found.
     """
     differing = _differing(state, network)
     if differing:
@@ -56,7 +57,7 @@ def _advice(state: State, record: ModelRecord) -> str:
 
 def _fits(state: State, architecture: Architecture, num_classes: int) -> bool:
     try:
-        with torch.device("meta"):  # names and shapes alone
+        with torch.device("meta"):  # names and shapes only
             network = build_network(architecture, num_classes)
     except ModelError:
         return False
@@ -64,10 +65,10 @@ def _fits(state: State, architecture: Architecture, num_classes: int) -> bool:
 
 
 def _candidates(state: State, own: Architecture) -> Iterator[tuple[Architecture, int]]:
-    """Architectures with the head that the tensors show, and its number of classes.
+    """Yields architectures with the head that the tensors show, and the number of classes.
 
-    Tensors show neither the output stride nor the rates: these are those of `own` on its backbone, and elsewhere those
-    of torchvision's checkpoints.
+    The tensors show neither the output stride nor the rates. With the record's backbone, both come from `own`. With the
+    other backbones, both come from torchvision's checkpoints.
     """
     shown = _head(state)
     if shown is None:
@@ -82,7 +83,7 @@ def _candidates(state: State, own: Architecture) -> Iterator[tuple[Architecture,
 
 
 def _head(state: State) -> tuple[dict[str, Any], int, int] | None:
-    """What the tensors show of a head of ours: keys of the record, number of rates, number of classes."""
+    """What the tensors show of one of our heads: fields of the record, number of rates, number of classes."""
     fuse = state.get("head.fuse.0.weight")
     kind = "multiscale" if fuse is not None else "deeplabv3" if "head.4.weight" in state else "corenet"
     prefix = "head.head" if kind == "multiscale" else "head"
@@ -90,8 +91,8 @@ def _head(state: State) -> tuple[dict[str, Any], int, int] | None:
     classifier = state.get(f"{prefix}.4.weight" if kind == "deeplabv3" else f"{prefix}.1.weight")
     if project is None or classifier is None or project.ndim != 4 or 0 in project.shape:
         return None
-    num_rates = project.shape[1] // project.shape[0] - 2  # beside them a 1x1 and the pooled branch
-    third_layer = state.get(f"{prefix}.0.convs.1.2.weight")  # depthwise, pointwise, norm; else kernel, norm
+    num_rates = project.shape[1] // project.shape[0] - 2  # the other two branches: 1x1 and pooling
+    third_layer = state.get(f"{prefix}.0.convs.1.2.weight")  # separable: depthwise, pointwise, norm; else: kernel, norm
     fields: dict[str, Any] = {
         "head": kind,
         "aux_head": "aux_head.0.weight" in state,

@@ -1,7 +1,8 @@
-"""The network as a GPU computes it best: norms folded into the convolutions, activations computed in place.
+"""Conv-BN fusion for a GPU: norms are merged into the convolutions, and activations run in place.
 
-What `fused.py` is to the CPU. CUDA's convolutions take no bias of another dtype than their own, hence it is added after
-them, in float32 as the norm's shift was: rounded to bf16 beforehand, it would be off by the same amount everywhere.
+`fused.py` is the counterpart for the CPU. A CUDA convolution accepts only a bias of its own dtype. So the bias is added
+after the convolution, in float32, like the shift of the norm before. A bias that is rounded to bf16 would shift all
+pixels by the same error.
 """
 
 import logging
@@ -18,10 +19,10 @@ from .stand_in import StandInError, stand_in
 
 logger = logging.getLogger(__name__)
 
-# As in `fused.py`, but for float32, whose convolutions cuDNN computes with the 10 bits of TF32.
+# As in `fused.py`, except for float32: cuDNN computes float32 convolutions in TF32, with 10 bits of mantissa.
 _TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 0.1}
 
-# By oneDNN's names, as `folding` tells them.
+# Keyed by oneDNN's names, as in `folding.py`.
 _IN_PLACE: dict[str, Callable[..., Tensor]] = {
     "none": lambda x: x,
     "relu": torch.relu_,
@@ -32,9 +33,9 @@ _IN_PLACE: dict[str, Callable[..., Tensor]] = {
 
 
 class FoldedConv2d(nn.Module):
-    """A convolution with the norm and the activation that follow it.
+    """A convolution merged with the norm and the activation after it.
 
-    Shape: as of `conv`, which it takes over; computes in `dtype`, and adds a bias of float32.
+    Shape: as of `conv`, which becomes part of this module. Computes in `dtype` and adds a float32 bias.
     """
 
     def __init__(
@@ -55,10 +56,10 @@ class FoldedConv2d(nn.Module):
 
 
 def folded_network(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The same network for inference on the device, its convolutions in `dtype`; the network itself is left as it is.
+    """Applies conv-BN fusion for inference on the device, with convolutions in `dtype`. Does not change `network`.
 
-    Where it does not give the logits there that the network gives on the CPU, that is logged as a warning and the
-    network itself returned: it is slower, and right.
+    If the logits differ from the network's logits on the CPU, it logs a warning and returns the network itself, which
+    is slower but correct.
 
     Args:
         network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w).
@@ -68,7 +69,7 @@ def folded_network(network: nn.Module, dtype: torch.dtype, device: torch.device)
     """
 
     def folded(copied: nn.Module, image: Tensor) -> "_Compared":
-        with torch.inference_mode(mode=False), torch.no_grad():  # tensors of inference cannot be moved afterwards
+        with torch.inference_mode(mode=False), torch.no_grad():  # inference tensors cannot be moved later
             fold(copied, image, partial(FoldedConv2d, dtype=dtype))
             return _Compared(copied.to(device).to(memory_format=torch.channels_last), device)
 
@@ -77,13 +78,13 @@ def folded_network(network: nn.Module, dtype: torch.dtype, device: torch.device)
     except StandInError as error:
         cause = error.__cause__
         if cause is not None and (is_device_failure(cause) or is_out_of_memory(cause)):
-            raise cause from None  # that concerns more than the folding
+            raise cause from None  # not caused by the fusion
         logger.warning("the network runs unfolded on %s, which is slower: %s", device, error)
         return network
 
 
 class _Compared(nn.Module):
-    """A network on a device as it is compared: its images come from the CPU, its logits go there."""
+    """Wraps a network on a device for the comparison: images come from the CPU, and logits return to it."""
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Finds what a network's convolutions are followed by, and puts layers in their place that compute it all at once."""
+"""Conv-BN fusion: finds the norm and the activation after each convolution, and replaces all three with one layer."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-# oneDNN's name, its parameters and its algorithm, as its fused convolutions take them.
+# The name, parameters and algorithm of an activation that oneDNN computes as part of a convolution.
 Activation = tuple[str, list[float], str]
 NO_ACTIVATION: Activation = ("none", [], "")
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
@@ -22,13 +22,16 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
 }
 
 Layer = Callable[[nn.Conv2d, Tensor, Tensor | None, Activation], nn.Module]
-"""Makes what takes a convolution's place: of the convolution, weights and bias with the norm folded in, float32, and
-the activation that follows."""
+"""Builds the layer that replaces a convolution.
+
+Its arguments are the convolution, the weight and the bias with the norm merged in, float32, and the activation after
+it.
+"""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A module at work: what it was given and what it gave."""
+    """One call of a module: its input and its output."""
 
     name: str
     module: nn.Module
@@ -38,7 +41,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a convolution's kernel goes."""
+    """The positions of a convolution's kernel."""
 
     kernel: list[int]
     stride: list[int]
@@ -54,16 +57,16 @@ class Geometry:
         return cls(list(conv.kernel_size), list(conv.stride), padding, list(conv.dilation), conv.groups, same_padding)
 
     def padded(self, x: Tensor, zero: int = 0) -> Tensor:
-        """(N, C, H, W) with the padding that depends on its size, by what stands for zero; oneDNN adds the rest."""
+        """Pads (N, C, H, W) with `zero` where the padding depends on the size. oneDNN adds all other padding."""
         return pad_same(x, self.kernel, self.stride, self.dilation, zero) if self.same_padding else x
 
 
 def fold(network: nn.Module, image: Tensor, layer: Layer) -> None:
-    """Replaces every convolution, and what follows it, where they are at work once for an image.
+    """Replaces every convolution that runs once per image, with the norm and the activation after it.
 
     Args:
-        network: changed in place; what was taken in by a layer is an `nn.Identity` afterwards.
-        image: float32 (N, 3, H, W), on which the network shows what follows what.
+        network: changed in place; a merged norm or activation becomes an `nn.Identity`.
+        image: float32 (N, 3, H, W). Runs through the network to find the order of the modules.
     """
     calls = _calls(network, image)
     times = Counter(call.name for call in calls)
@@ -75,7 +78,7 @@ def fold(network: nn.Module, image: Tensor, layer: Layer) -> None:
 
 
 def _calls(network: nn.Module, image: Tensor) -> list[_Call]:
-    """The innermost modules in the order in which they work on an image; norms count as innermost."""
+    """The innermost modules in the order in which they run on an image. A norm counts as innermost."""
     calls: list[_Call] = []
     names = {module: name for name, module in _innermost(network)}
 
@@ -104,7 +107,7 @@ def _is_fusible(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def _followers(calls: Sequence[_Call], index: int) -> Iterator[_Call]:
-    """The next two calls, as far as each is given what the one before it gave."""
+    """The next two calls, as long as the input of each is the output of the one before it."""
     for before, after in pairwise(calls[index : index + 3]):
         if after.given is not before.gave:
             return
@@ -112,7 +115,7 @@ def _followers(calls: Sequence[_Call], index: int) -> Iterator[_Call]:
 
 
 def _replacements(call: _Call, followers: Sequence[_Call], layer: Layer) -> dict[str, nn.Module]:
-    """By name what takes the place of a convolution, of its norm and of its activation."""
+    """By name, the replacements of a convolution, of its norm and of its activation."""
     conv = call.module
     assert isinstance(conv, nn.Conv2d)  # noqa: S101 - _is_fusible
     weight, bias, replaced = conv.weight, conv.bias, dict[str, nn.Module]()
@@ -120,7 +123,7 @@ def _replacements(call: _Call, followers: Sequence[_Call], layer: Layer) -> dict
     if following and isinstance(norm := following[0][1], nn.BatchNorm2d) and norm.track_running_stats:
         name, _ = following.pop(0)
         weight, bias = _folded(conv, norm)
-        replaced[name] = getattr(norm, "act", nn.Identity())  # timm's norms carry their activation
+        replaced[name] = getattr(norm, "act", nn.Identity())  # timm's norms include their activation
         if not isinstance(replaced[name], nn.Identity):
             following = [(name, replaced[name])]
     activation = NO_ACTIVATION

@@ -1,7 +1,8 @@
-"""The network as oneDNN computes it best: norms folded into the convolutions, activations computed inside of them.
+"""Conv-BN fusion for a CPU: oneDNN computes norms and activations as part of the convolutions.
 
-It is what a compiler makes of such a network, and as fast on a CPU, but needs none: it is ready in a fraction of a
-second and takes images of any size, so that no request ever waits for a kernel to be compiled.
+A compiler would produce the same kind of network, and it is no faster on a CPU. This code needs no compiler. The
+network is ready in a fraction of a second and takes images of any size, so no request waits for a kernel to be
+compiled.
 """
 
 import logging
@@ -15,14 +16,14 @@ from .stand_in import TYPICAL_HW, StandInError, stand_in
 
 logger = logging.getLogger(__name__)
 
-# Root mean square of the logits' difference, in standard deviations of the logits.
+# RMS difference of the logits, in standard deviations of the logits.
 _TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class FusedConv2d(nn.Module):
-    """A convolution with the norm and the activation that follow it, its weights laid out for oneDNN.
+    """A convolution merged with the norm and the activation after it, with weights in oneDNN's memory layout.
 
-    Shape: as of `conv`; computes in `dtype`, and adds a bias of float32, which carries the norm's digits.
+    Shape: as of `conv`. Computes in `dtype` and adds a float32 bias, which keeps the precision of the norm.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class FusedConv2d(nn.Module):
 
 
 def fused_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The same network for inference on the CPU, its convolutions in `dtype`; the network itself is left as it is.
+    """Applies conv-BN fusion for inference on the CPU, with convolutions in `dtype`. Does not change `network`.
 
-    Where oneDNN is missing, or does not give the logits that the network gives, that is logged as a warning and the
-    network itself returned: it is slower, and right.
+    If oneDNN is missing or its logits differ from the network's, it logs a warning and returns the network itself,
+    which is slower but correct.
 
     Args:
         network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w).

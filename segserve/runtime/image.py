@@ -1,4 +1,4 @@
-"""From the bytes of an image file to upright RGB pixels, within limits."""
+"""Decodes the bytes of an image file to upright RGB pixels, within limits."""
 
 import io
 import re
@@ -17,18 +17,18 @@ from .orientation import orientation_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
-# How files of these formats begin: tells a broken image from something that is none.
+# The first bytes of these formats. They distinguish a broken image from a file that is not an image.
 _SIGNATURE = re.compile(rb"\xff\xd8|\x89PNG|RIFF.{4}WEBP|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|GIF8", re.DOTALL)
 
-# Pillow's names of grey values in 16 bits, which convert() would clip at 255.
+# Pillow's modes for 16-bit grey. convert() would clip their values at 255.
 _GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
-_BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 0x0102, 0x0106, 0x0142, 0x0143  # tags of TIFF
+_BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 0x0102, 0x0106, 0x0142, 0x0143  # TIFF tags
 
-# Pillow decodes run-length encoded bitmaps in Python, 0.2 s a megabyte, and can go 255 rows beyond the image.
+# Pillow decodes run-length encoded bitmaps in Python, at 0.2 s per megabyte, and may write 255 rows beyond the image.
 _MAX_RUN_LENGTH_BYTES, _MAX_RUN_LENGTH_WIDTH_PX = 2**22, 2**16
 
-# By EXIF orientation, what turns the pixels upright.
+# By EXIF orientation, the transposition that makes the pixels upright.
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -42,14 +42,15 @@ _SIDEWAYS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}  # these swa
 
 
 NeededSize = Callable[[int, int], tuple[int, int]]
-"""(height, width) of an upright image -> the least (height, width) that its pixels are needed in."""
+"""(height, width) of an upright image -> the smallest (height, width) in which its pixels are needed."""
 
 
 class Decoded(NamedTuple):
-    """An image's pixels, and its own size.
+    """The pixels of an image, and the image's own size.
 
     Attributes:
-        rgb: uint8 (H, W, 3), RGB, upright; own memory. Of a reduced JPEG, H and W are a fraction of the image's.
+        rgb: uint8 (H, W, 3), RGB, upright; owns its memory. For a reduced JPEG, H and W are a fraction of the image's
+            size.
         size_hw: (height, width) of the image itself, upright.
     """
 
@@ -60,51 +61,51 @@ class Decoded(NamedTuple):
 def decode_image(content: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     """Decodes the first frame of an image file.
 
-    The declared size is checked before a pixel is decoded, and so is all else that decoding takes its time for: a
-    decoder cannot be interrupted. The EXIF orientation is applied; an alpha channel is dropped; grey, palette and CMYK
-    become RGB; values of 16 bits keep their upper 8.
+    A decoder cannot be interrupted. So the declared size, and everything else that can make decoding slow, is checked
+    before any pixel is decoded. The EXIF orientation is applied. An alpha channel is dropped. Grey, palette and CMYK
+    images become RGB. 16-bit values keep their upper 8 bits.
 
     Args:
         content: a JPEG, PNG, WebP, BMP, TIFF or GIF file.
-        max_pixels: largest width times height.
+        max_pixels: the largest width times height.
 
     Returns:
-        uint8 (H, W, 3), RGB, upright; own memory.
+        uint8 (H, W, 3), RGB, upright; owns its memory.
 
     Raises:
-        UnsupportedImageError: not an image of these formats, or of a pixel type without a fixed range.
-        CorruptImageError: a known format that cannot be decoded whole.
-        TruncatedImageError: the same, as bytes are missing.
-        TooLargeError: more pixels than `max_pixels`, or a file that takes far more work than its pixels.
+        UnsupportedImageError: the file is not an image of these formats, or its pixel type has no fixed range.
+        CorruptImageError: the format is known, but the file cannot be decoded completely.
+        TruncatedImageError: the same, because bytes are missing.
+        TooLargeError: the image has more than `max_pixels`, or the file takes far more work than its pixels justify.
     """
     return decode_reduced(content, max_pixels=max_pixels, needed=None).rgb
 
 
 def decode_reduced(content: bytes, *, max_pixels: int, needed: NeededSize | None) -> Decoded:
-    """As `decode_image`, but a JPEG is decoded at a half, a quarter or an eighth where that is all that is needed.
+    """As `decode_image`, but decodes a JPEG at 1/2, 1/4 or 1/8 of its size if that is large enough for `needed`.
 
-    Its decoder then leaves out the work itself, not only the pixels: a quarter is several times as quick as the whole.
+    The JPEG decoder then skips work and not only pixels: decoding at 1/4 is several times as fast as at full size.
     """
     image, file = _opened(content, max_pixels)
     declared_hw = _upright_hw(image.size, _turn(image, file))
     is_jpeg = needed is not None and image.draft(None, _stored_wh(needed(*declared_hw), _turn(image, file))) is not None
     with _decoding():
-        image.load()  # turns a TIFF upright already
+        image.load()  # also makes a TIFF upright
         rgb, turn = _to_rgb(image), _turn(image, file)
         pixels = np.array(rgb if turn is None else rgb.transpose(turn), dtype=np.uint8)
     return Decoded(pixels, declared_hw if is_jpeg else (pixels.shape[0], pixels.shape[1]))
 
 
 def decoded_size(content: bytes, *, max_pixels: int) -> tuple[int, int]:
-    """(height, width) of what `decode_image` gives of that file, and the same errors, at less cost.
+    """The (height, width) that `decode_image` would give, with the same errors, at less cost.
 
-    All of the file is read, so that one cut short is found; a JPEG is decoded at an eighth of its size.
+    The whole file is read, so truncated files are found. A JPEG is decoded at 1/8 of its size.
     """
     image, file = _opened(content, max_pixels)
     declared_wh = image.size
     with _decoding():
         reduced = image.draft("L", (1, 1)) is not None
-        image.load()  # as in decode_image
+        image.load()  # also makes a TIFF upright
         _require_fixed_range(image)
         size_wh = declared_wh if reduced else image.size
         return _upright_hw(size_wh, _turn(image, file))
@@ -119,7 +120,7 @@ def _stored_wh(upright_hw: tuple[int, int], turn: Transpose | None) -> tuple[int
 
 
 def _opened(content: bytes, max_pixels: int) -> tuple[Image.Image, Bare]:
-    """The image with no pixel decoded, all its limits checked; and the file that Pillow was given."""
+    """Opens the image and checks all limits, without decoding pixels. Also returns the file that Pillow reads."""
     file = bare(content)
     image = _open(file.content)
     _check_size(image, max_pixels)
@@ -155,7 +156,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _check_tiles(image: Image.Image, max_pixels: int) -> None:
-    """Tiles of a TIFF may be larger than the image, and are decoded whole."""
+    """Checks the tiles of a TIFF. They may be larger than the image, and the decoder decodes whole tiles."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     width_px, height_px = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
     if width_px * height_px > max_pixels:
@@ -176,7 +177,10 @@ def _check_run_lengths(image: Image.Image, size_bytes: int) -> None:
 
 
 def _turn(image: Image.Image, file: Bare) -> Transpose | None:
-    """WebP's metadata are left in the file, since libwebp reads them at no cost."""
+    """The transposition that makes the image upright.
+
+    WebP files keep their metadata, because libwebp reads it at no cost.
+    """
     return _UPRIGHT.get(
         orientation_of(file.exif or image.info.get("exif", b""), file.xmp or image.info.get("xmp", b""))
     )
@@ -197,7 +201,7 @@ def _require_fixed_range(image: Image.Image) -> None:
 
 
 def _upper_8_bits(image: Image.Image) -> Image.Image:
-    """A TIFF's grey can have 12 bits, and its zero can be white: Pillow leaves both as they are."""
+    """The upper 8 bits of grey values. In a TIFF they may have 12 bits, or 0 as white; Pillow converts neither."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     bits = max(tags.get(_BITS, (16,)))
     grey = (np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8)
@@ -210,12 +214,12 @@ def _decoding() -> Iterator[None]:
         yield
     except (SegserveError, MemoryError):
         raise
-    except Exception as error:  # Pillow's decoders raise about anything on hostile bytes
+    except Exception as error:  # on hostile bytes, Pillow may raise any exception
         raise _undecodable(error) from error
 
 
 def _undecodable(error: Exception) -> CorruptImageError:
-    """With the decoder's own words, but for those of Python about a header that makes no sense."""
+    """Quotes the decoder's own message, but not Python's internal messages about a malformed header."""
     told = isinstance(error, OSError | ValueError | SyntaxError | EOFError)
     reason = (" ".join(str(error).split())[:120] if told else "") or "its header makes no sense"
     if "truncated" in reason.lower() or isinstance(error, EOFError):

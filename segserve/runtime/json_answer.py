@@ -1,4 +1,4 @@
-"""The JSON answer to one image, whose size is told before the largest of its encodings is made."""
+"""Builds the JSON response for one image. Its size is known before the largest encoding is built."""
 
 import base64
 from functools import cached_property
@@ -20,10 +20,10 @@ def json_bytes(document: object) -> bytes:
 
 
 class JsonAnswer:
-    """One segmentation as any `mask` and `confidence` ask for it.
+    """One segmentation, encoded for any `mask` and `confidence`.
 
-    `rle` and `polygons` have a member for each entry of `classes`, the background included: the members are those that
-    the table names, and the whole label map can be put together from them.
+    `rle` and `polygons` have one member for each entry of `classes`, including the background. So their members match
+    the class table, and together they give the whole label map.
     """
 
     def __init__(self, segmentation: Segmentation, record: ModelRecord) -> None:
@@ -32,7 +32,7 @@ class JsonAnswer:
         self._texts: dict[str, bytes] = {}
 
     def size_bytes(self, mask: MaskEncoding, *, confidence: bool) -> int:
-        """Bytes of `body`, without making the rows of `dense`."""
+        """The size of `body` in bytes, computed without the rows of `dense`."""
         size = len(json_bytes(self._document(mask, confidence=confidence, texts={})))
         size += self._dense_bytes if mask == "dense" else len(self._mask_text(mask))
         return size + (len(self._confidence_text) if confidence else 0)
@@ -44,7 +44,7 @@ class JsonAnswer:
         return json_bytes(self._document(mask, confidence=confidence, texts=texts))
 
     def _document(self, mask: MaskEncoding, *, confidence: bool, texts: dict[str, bytes]) -> dict[str, Any]:
-        """The document; its members with pixels hold the JSON of `texts`, or nothing at all."""
+        """The document. Its members with pixels hold the JSON of `texts`, or are empty."""
         document = dict(self._head)
         for name, encoding, asked in (("mask", mask, mask != "none"), ("confidence", "png", confidence)):
             if asked:
@@ -74,7 +74,7 @@ class JsonAnswer:
         }
 
     def _mask_text(self, mask: MaskEncoding) -> bytes:
-        """The JSON of `mask.data`, made once."""
+        """The JSON of `mask.data`, built once."""
         if mask not in self._texts:
             self._texts[mask] = self._encoded(mask)
         return self._texts[mask]

@@ -1,4 +1,4 @@
-"""From logits to the class of every pixel at the image's own size, and the table of the classes that are there."""
+"""Converts logits to the class of every pixel at the image's own size, and to a table of the classes present."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -16,11 +16,11 @@ from .record import BACKGROUND
 from .rivals import Contest
 from .upsample import Upsampling
 
-# So many pixels are labelled at a time: the logits of a few classes for them stay within the cache.
+# Pixels labelled at a time. The logits of a few classes for them stay within the cache.
 _STRIP_PIXELS = 2**17
 
-# A GPU waits for every strip's kernels to be launched, and has no such cache: most images are one strip there. At
-# worst, with 21 classes that may win everywhere, the logits for a strip take 176 MB.
+# A GPU waits for the kernel launches of every strip and has no such cache, so most images are one strip there. In the
+# worst case, with 21 classes that may win everywhere, the logits of a strip take 176 MB.
 _STRIP_PIXELS_ON_GPU = 2**21
 
 _LOG2_E = math.log2(math.e)
@@ -28,11 +28,11 @@ _LOG2_E = math.log2(math.e)
 
 @dataclass(frozen=True)
 class LabelRule:
-    """What becomes of a pixel's top class, and whether its probability is kept.
+    """Which of the pixels' top classes are kept, and whether their probabilities are kept.
 
     Attributes:
-        kept: ids of the classes that stay, or None for all; pixels of others become background.
-        threshold: a pixel whose top probability is lower becomes background.
+        kept: ids of the classes to keep, or None for all; pixels of other classes become background.
+        threshold: a pixel with a lower top probability becomes background.
         keep_confidence: whether to keep every pixel's top probability.
     """
 
@@ -49,8 +49,8 @@ class ClassSummary:
     """One class of an image.
 
     Attributes:
-        pixels: how many pixels have this class.
-        fraction: their share of the image, in 0..1.
+        pixels: the number of pixels of this class.
+        fraction: these pixels as a fraction of the image, in 0..1.
         box_xyxy: x_min, y_min, x_max, y_max in pixels, maxima exclusive.
         confidence: mean of the pixels' top probability, in 0..1.
     """
@@ -68,10 +68,10 @@ class Segmentation:
 
     Attributes:
         label_map: uint8 (H, W), the class id of every pixel.
-        classes: those present, largest first.
-        confidence_map: uint8 (H, W), 255 times every pixel's top probability, rounded, where it was asked for. It is
-            that of the class the network chose, also where the rule made background of it.
-        quality: what the network makes of the image as a whole, whatever the rule.
+        classes: the classes present, largest first.
+        confidence_map: uint8 (H, W), 255 times every pixel's top probability, rounded; None unless requested. It
+            belongs to the class that the network chose, even where the rule replaced the class with background.
+        quality: quality signals of the network's output for the image; independent of the rule.
     """
 
     label_map: LabelMap
@@ -85,17 +85,18 @@ def choose_labels(
 ) -> Segmentation:
     """Chooses the class of every pixel at the image's size.
 
-    The logits are brought to that size before the class is chosen, a strip of rows at a time, so that those
-    of a large image never exist at once. Classes that win nowhere in a strip are brought there as one, see `rivals.py`.
+    The logits are resized to that size before the class is chosen. This is done for one strip of rows at a time, so the
+    logits of a large image never exist at once. In each strip, the classes that cannot win are merged into one, see
+    `rivals.py`.
 
     Args:
         logits: float32 (classes, h, w).
-        temperature: probabilities are the softmax of the logits divided by this (Guo et al., arXiv:1706.04599). Which
-            class is on top does not depend on it.
+        temperature: probabilities are the softmax of the logits divided by this (Guo et al., arXiv:1706.04599). The top
+            class does not depend on it.
     """
     if width_px <= _strip_pixels(logits.device):
         labelled = _label_strips(logits, height_px, width_px, rule, temperature)
-    else:  # a single row would already be too much: strips of columns
+    else:  # one row is larger than a strip: use strips of columns
         labelled = _label_strips(logits.mT, width_px, height_px, rule, temperature).turned()
     quality = measure_quality(logits / temperature)
     return Segmentation(labelled.label_map, labelled.summaries(), labelled.confidence_map, quality)
@@ -103,7 +104,7 @@ def choose_labels(
 
 @dataclass(frozen=True)
 class _Labelled:
-    """Maps as in `Segmentation`, and by class its pixels and the sum of their top probabilities."""
+    """Maps as in `Segmentation`. By class: its pixels, and the sum of their top probabilities."""
 
     label_map: LabelMap
     confidence_map: NDArray[np.uint8] | None
@@ -111,7 +112,7 @@ class _Labelled:
     confidence: Sequence[float]
 
     def turned(self) -> Self:
-        """Rows for columns."""
+        """Transposes the maps."""
         confidence_map = None if self.confidence_map is None else np.ascontiguousarray(self.confidence_map.T)
         return type(self)(np.ascontiguousarray(self.label_map.T), confidence_map, self.pixels, self.confidence)
 
@@ -151,7 +152,7 @@ def _label_strips(logits: Tensor, height_px: int, width_px: int, rule: LabelRule
         label_map[strip] = labels
         if confidence_map is not None:
             confidence_map[strip] = (255 * probabilities).round_()
-    # From a GPU, whole maps come back at once, and only now is it waited for.
+    # Whole maps are copied from a GPU at once. Only here does the CPU wait for the GPU.
     kept_map = None if confidence_map is None else confidence_map.cpu().numpy()
     return _Labelled(label_map.cpu().numpy(), kept_map, tally.pixels.tolist(), tally.confidence.tolist())
 
@@ -164,25 +165,25 @@ def _top_class(logits: Tensor, class_ids: Sequence[int], temperature: float = 1.
     """The top class, uint8 (H, W), and its softmax probability, float32 (H, W).
 
     Args:
-        logits: float32 (C, H, W), to the base of 2, of which processors have the powers at a third of the cost.
-        class_ids: of the first logits, ascending; one of these is on top of every pixel.
-        temperature: divides differences of logits, not the logits: rounded, two of them could become equal.
+        logits: float32 (C, H, W), multiplied by log2(e): processors compute powers of 2 at a third of the cost.
+        class_ids: ids of the first logits, ascending; one of these classes wins at every pixel.
+        temperature: divides the differences of logits, not the logits: rounding could make two of the quotients equal.
     """
     top, labels = logits[0], torch.full_like(logits[0], class_ids[0], dtype=torch.uint8)
     beaten = list(logits[len(class_ids) :])
     for class_logits, class_id in zip(logits[1:], class_ids[1:], strict=False):
-        # Who comes later has the higher id, so the largest is the last to win: far cheaper than to fill by a mask.
+        # A later class has a higher id, so the maximum is the last winner. This is far cheaper than filling by a mask.
         labels = torch.maximum(labels, (class_logits > top).view(torch.uint8) * class_id)
         beaten.append(torch.minimum(top, class_logits))
         top = torch.maximum(top, class_logits)
-    exponentials = torch.ones_like(top)  # the top class's own
+    exponentials = torch.ones_like(top)  # of the top class
     for class_logits in beaten:
         exponentials += (class_logits - top).mul_(1 / temperature).exp2_()
     return labels, exponentials.reciprocal_()
 
 
 def _ruled(labels: Tensor, probabilities: Tensor, class_ids: Sequence[int], rule: LabelRule) -> Tensor:
-    """The labels with background in place of what the rule does not let stand."""
+    """Replaces the labels that the rule does not keep with background."""
     if rule.kept is not None:
         for class_id in set(class_ids) - rule.kept:
             labels = labels.masked_fill(labels == class_id, BACKGROUND)
@@ -190,27 +191,27 @@ def _ruled(labels: Tensor, probabilities: Tensor, class_ids: Sequence[int], rule
 
 
 class _Tally:
-    """By class its pixels, and the sum of their top probabilities."""
+    """By class: its pixels, and the sum of their top probabilities."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.pixels = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self.confidence = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
     def add(self, labels: Tensor, probabilities: Tensor, possible: Collection[int]) -> None:
-        """Counts a part of an image, in which no other classes than the `possible` are."""
+        """Counts a part of an image that has no other classes than `possible`."""
         if len(possible) == 1:
             (class_id,) = possible
             self.pixels[class_id] += labels.numel()
             self.confidence[class_id] += _sum(probabilities)
             return
         for class_id in possible:
-            has_class = labels.clone().eq_(class_id)  # as bytes: on a CPU, bools take several times as long
+            has_class = labels.clone().eq_(class_id)  # bytes: on a CPU, bools take several times as long
             self.pixels[class_id] += has_class.sum(dtype=torch.int32)
             self.confidence[class_id] += _sum(probabilities * has_class.float())
 
 
 def _sum(values: Tensor) -> Tensor:
-    """The sum of a part of an image, (H, W), row by row: the same digits whatever the number of threads."""
+    """Sums a part of an image, (H, W), row by row. The result does not depend on the number of threads."""
     return values.sum(dim=1).sum(dtype=torch.float64)
 
 

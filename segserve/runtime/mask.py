@@ -1,4 +1,4 @@
-"""The encodings of a label map. All of one image hold the same mask, bit for bit."""
+"""Encodes a label map. All encodings of one image hold exactly the same mask."""
 
 import io
 from zlib import Z_RLE
@@ -19,8 +19,8 @@ def encode_png(label_map: LabelMap, palette: bytes) -> bytes:
 
 
 def encode_grey_png(values: NDArray[np.uint8]) -> bytes:
-    """A PNG of 8 bits a pixel, from uint8 (H, W)."""
-    return _saved(Image.fromarray(values), "PNG", compress_level=1, compress_type=Z_RLE)  # smaller, and as quick
+    """A PNG with 8 bits per pixel, from uint8 (H, W)."""
+    return _saved(Image.fromarray(values), "PNG", compress_level=1, compress_type=Z_RLE)  # smaller, and as fast
 
 
 def encode_npy(label_map: LabelMap) -> bytes:
@@ -31,7 +31,7 @@ def encode_npy(label_map: LabelMap) -> bytes:
 
 
 def encode_jpeg(image: Image.Image) -> bytes:
-    """A picture to look at."""
+    """A JPEG for viewing."""
     return _saved(image, "JPEG", quality=90)
 
 
@@ -42,8 +42,9 @@ def _saved(image: Image.Image, file_format: str, **options: int) -> bytes:
 
 
 def dense_json_bytes(pixels_by_class: dict[int, int], height_px: int) -> int:
-    """How many bytes the rows of class ids take as JSON, without making them."""
+    """The size of the rows of class ids as JSON, in bytes, computed without building them."""
     digits = sum(len(str(class_id)) * pixels for class_id, pixels in pixels_by_class.items())
     pixels = sum(pixels_by_class.values())
-    # A comma or a closing bracket behind every pixel, an opening bracket a row, a comma between rows, two outside.
+    # One comma or closing bracket after every pixel, one opening bracket per row, one comma between rows, two brackets
+    # outside.
     return digits + pixels + height_px + (height_px - 1) + 2

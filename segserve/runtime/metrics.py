@@ -1,8 +1,8 @@
-"""Every metric of a server, by name: the one place that says what it counts, in which unit and under which labels.
+"""Declares every metric of a server: name, description, unit and labels. No other place declares them.
 
-`OWN` is what the handler tells, the same on every engine. `ENGINE` is what stands around it and is counted on both:
-by TorchServe itself and by the door of Ray Serve. TorchServe's metrics file and the door's collectors derive from it;
-docs/metrics.md, the dashboard and the alert rules are held to it by tests.
+The handler reports the metrics in `OWN`, in the same way on every engine. The engine counts the metrics in `ENGINE`:
+TorchServe itself, or the gateway of Ray Serve. TorchServe's metrics file and the gateway's collectors derive from this
+module. Tests check docs/metrics.md, the dashboard and the alert rules against it.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What Prometheus makes of a metric; the words are those of TorchServe's metrics file."""
+    """The Prometheus type of a metric, named as in TorchServe's metrics file."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -19,11 +19,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as it is declared.
+    """The declaration of a metric.
 
     Attributes:
-        labels: names, in the order in which their values are told.
-        host_label: the name of one more, which the engine adds: the host's name.
+        labels: names, in the order in which their values are reported.
+        host_label: the name of one more label, which the engine adds: the host's name.
     """
 
     name: str
@@ -33,15 +33,9 @@ class Metric:
     labels: tuple[str, ...]
     host_label: str = "Hostname"
 
-    @property
-    def sample_names(self) -> tuple[str, ...]:
-        """The names under which Prometheus stores it."""
-        if self.kind is Kind.HISTOGRAM:
-            return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count"))
-        return (self.name,)
 
-
-# Upper bounds of every histogram: TorchServe's, which cannot be set. Hence seconds, megapixels and ratios.
+# Upper bounds of every histogram. They are TorchServe's and cannot be set. Hence the units are seconds, megapixels and
+# ratios.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
 _MODEL = ("model_name", "model_version")

@@ -16,12 +16,15 @@ Ranges = Mapping[str, tuple[float, float]]
 
 
 class SegmentationNetwork(nn.Module):
-    """A backbone, a head, and where a published checkpoint has one, an auxiliary head, which is never computed.
+    """A backbone, a head, and an auxiliary head if a published checkpoint has one.
 
-    Shape: float (N, 3, H, W), RGB, normalised by the record's mean and std -> logits (N, classes, h, w), where
-    h and w are H and W by the architecture's `logits_stride`, rounded up.
+    The auxiliary head is never computed.
 
-    `ranges` holds by a convolution's name the least and the largest value that it is given, where that was measured.
+    Shape: float (N, 3, H, W), RGB, normalised by the record's mean and std -> logits (N, classes, h, w). h and w are H
+    and W divided by the architecture's `logits_stride`, rounded up.
+
+    `ranges` holds the smallest and the largest input value of each convolution, by the convolution's name. It is empty
+    if the ranges were not measured.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, aux_head: nn.Module | None = None) -> None:
@@ -33,18 +36,17 @@ class SegmentationNetwork(nn.Module):
         self.ranges: Ranges = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """The head's logits; the auxiliary head is not computed."""
+        """The head's logits. The auxiliary head is not computed."""
         levels: list[Tensor] = self.backbone(x)
         logits: Tensor = self.head(levels if self._is_multiscale else levels[-1])
         return logits
 
 
 def build_network(architecture: Architecture, num_classes: int) -> SegmentationNetwork:
-    """The network of that architecture with freshly drawn weights, in training mode.
+    """Builds the network of this architecture with randomly initialised weights, in training mode.
 
     Raises:
-        ModelError: there is no such backbone, it lacks the levels or the stride asked for, or its channels do not fit
-            the head.
+        ModelError: the backbone does not exist, lacks the levels or the stride, or its channels do not match the head.
     """
     backbone, channels = build_backbone(architecture)
     try:

@@ -1,4 +1,4 @@
-"""What one request shows of itself on its way, for metrics and traces; the answer does not depend on it."""
+"""Statistics of one request, for metrics and traces. The response does not depend on them."""
 
 from dataclasses import dataclass, field
 
@@ -8,18 +8,18 @@ from .request import SegmentRequest
 from .timings import Timings
 
 UNREAD = "unread"
-"""The encoding of a request that failed before it said which one it wants."""
+"""The encoding of a request that failed before its encoding was known."""
 
 
 @dataclass
 class Observed:
-    """Filled in as far as the request gets.
+    """Statistics of one request, filled in as far as the request gets.
 
     Attributes:
-        encoding: of the label map in the answer: a value of the option `mask`, or the media type where it is not JSON.
-        image_bytes: of the image file.
-        pixels: of the decoded image.
-        error: code of the error that ended it, empty where none did.
+        encoding: of the label map in the response: a value of the option `mask`, or the media type if it is not JSON.
+        image_bytes: size of the image file.
+        pixels: number of pixels of the decoded image.
+        error: code of the error that ended the request; empty if there was none.
     """
 
     timings: Timings = field(default_factory=Timings)
@@ -30,7 +30,7 @@ class Observed:
     error: str = ""
 
     def read(self, request: SegmentRequest) -> None:
-        """Takes down what the request asks for."""
+        """Records the requested encoding and the size of the image file."""
         in_json = request.media_type is MediaType.JSON
         self.encoding = request.options.mask if in_json else request.media_type.value
         self.image_bytes = len(request.image)

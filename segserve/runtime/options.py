@@ -1,4 +1,4 @@
-"""What a request may ask for: the options of one image and the media type of the answer."""
+"""The options of a request, and the media type of its response."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -30,7 +30,7 @@ _CLASSES_SCHEMA = {
 
 
 class Options(Strict):
-    """Options of one request. The descriptions of the fields are those of the HTTP contract."""
+    """The options of one request. The descriptions of the fields are those of the HTTP contract."""
 
     mask: Annotated[
         MaskEncoding,
@@ -61,7 +61,7 @@ class Options(Strict):
 
 
 class MediaType(StrEnum):
-    """What an answer can be, the default first."""
+    """The media types of responses, the default first."""
 
     JSON = "application/json"
     PNG = "image/png"
@@ -70,10 +70,10 @@ class MediaType(StrEnum):
 
 
 def parse_options(given: Mapping[str, object], defaults: Options) -> Options:
-    """The options of a request on top of the server's defaults.
+    """Validates the options of a request. The server's defaults apply to the options that it does not set.
 
     Raises:
-        BadOptionError: an unknown option or a value that is not allowed; the message names what is.
+        BadOptionError: an option is unknown, or its value is not allowed; the message names what is allowed.
     """
     unknown = sorted(given.keys() - Options.model_fields.keys())
     if unknown:
@@ -89,12 +89,13 @@ def parse_options(given: Mapping[str, object], defaults: Options) -> Options:
 
 
 def negotiate(accept: str | None) -> MediaType:
-    """The media type that an `Accept` header asks for (RFC 9110, section 12.5.1), JSON where it has none.
+    """Selects the media type for an `Accept` header (RFC 9110, section 12.5.1). Without the header it is JSON.
 
-    The most specific range decides about a type; of types with the same quality, the one that is named first wins.
+    The most specific range decides about a type. Of types with the same quality, the one that the header names first
+    wins.
 
     Raises:
-        NotAcceptableError: the header admits none of the types that can be answered.
+        NotAcceptableError: the header accepts none of the available types.
     """
     ranges = [_media_range(part) for part in (accept or "*/*").split(",") if part.strip()]
     media_type = max(MediaType, key=lambda offered: _rank(offered, ranges))
@@ -104,7 +105,7 @@ def negotiate(accept: str | None) -> MediaType:
 
 
 def _media_range(part: str) -> tuple[str, float]:
-    """A range and its quality, which is 0 where it is none of 0..1."""
+    """A media range and its quality. A quality outside 0..1 counts as 0."""
     pattern, *parameters = (piece.strip().lower() for piece in part.split(";"))
     text = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
     try:
@@ -115,7 +116,7 @@ def _media_range(part: str) -> tuple[str, float]:
 
 
 def _rank(media_type: MediaType, ranges: Sequence[tuple[str, float]]) -> tuple[float, int]:
-    """Quality of a type, and minus the place in the header of the range that gives it."""
+    """The quality of a type, and minus the position in the header of the range that sets it."""
     for pattern in (media_type.value, f"{media_type.split('/')[0]}/*", "*/*"):
         for place, (given, quality) in enumerate(ranges):
             if given == pattern:

@@ -1,4 +1,4 @@
-"""Which way up a picture is, out of its EXIF or its XMP: one number, whatever else these hold."""
+"""Reads the orientation of an image from its EXIF or XMP metadata."""
 
 import re
 import struct
@@ -10,10 +10,13 @@ _IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 
 def orientation_of(exif: bytes, xmp: bytes) -> int:
-    """1 to 8 as EXIF counts them, or whatever else stands there; 1 where nothing does, or nothing that can be read."""
+    """The orientation, 1 to 8 as in EXIF. It is 1 if there is none, or none that can be read.
+
+    Any other number in the EXIF metadata is returned unchanged.
+    """
     try:
         found = _in_exif(exif)
-    except struct.error:  # it ends too early
+    except struct.error:  # truncated
         found = None
     if found is not None:
         return found

@@ -1,4 +1,4 @@
-"""The picture with its classes laid over it and a legend, to look at."""
+"""Draws class colours and a legend over an image, for viewing."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,11 +11,11 @@ from .mask import LabelMap
 from .record import BACKGROUND
 
 DEFAULT_OPACITY = 0.55
-_STRIP_PX = 128  # rows that are blended at a time, in 16 bits: a large picture never exists in them whole
+_STRIP_PX = 128  # rows blended at a time: the 16-bit copy of a large image is never complete
 
 
 class Painted(Protocol):
-    """What a class is called and painted in."""
+    """The label and the colour of a class."""
 
     @property
     def label(self) -> str: ...
@@ -31,23 +31,23 @@ def draw_overlay(
     *,
     opacity: float = DEFAULT_OPACITY,
 ) -> Image.Image:
-    """Lays the class colours over the picture; class 0, the background, stays as it is.
+    """Blends the class colours with the image. Class 0, the background, stays unchanged.
 
     Args:
         image_rgb: uint8 (H, W, 3), RGB.
         label_map: uint8 (H, W).
-        shown: class ids for the legend, in its order. The legend is left out of pictures too small for it.
-        opacity: of the colours, from 0 (the picture alone) to 1.
+        shown: class ids for the legend, in order. An image that is too small for the legend gets none.
+        opacity: of the colours, from 0 (the image alone) to 1.
 
     Returns:
-        RGB, of the size of the picture.
+        RGB, of the size of the image.
 
     Raises:
-        ValueError: an opacity outside 0..1.
+        ValueError: the opacity is outside 0..1.
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity is a share from 0 to 1, got {opacity}")
-    # Row by row of the palette: what a pixel keeps of the picture, and what its class adds, both in 1/256.
+    # By class id: the part of the image's colour that a pixel keeps, and the colour that the class adds, both in 1/256.
     keep = np.full(256, round(256 * (1 - opacity)), np.uint16)
     keep[BACKGROUND] = 256
     added = np.zeros((256, 3), np.uint16)

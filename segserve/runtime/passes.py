@@ -1,7 +1,7 @@
-"""Which pictures of an image go through the network: its sizes, its mirror images and its tiles. Pure geometry.
+"""Plans the inference on one image: its scales, mirror images and tiles. This module is geometry only.
 
-A plan is made of views. A view is the image at one size, either whole or cut in overlapping tiles of the network's own
-size; test-time augmentation (TTA) adds views at other sizes and lets the network see each of them mirrored as well.
+A plan consists of views. A `View` is the image at one scale, either whole or cut into overlapping tiles of the
+network's own input size. Test-time augmentation (TTA) adds other scales, and the mirror image at each scale.
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,19 @@ from .record import ResizeRule
 Mode = Literal["whole", "slide"]
 Tta = Literal["none", "flip", "multiscale"]
 
-# Of DeepLab's evaluation: Chen et al., arXiv:1706.05587, section 4.1. The finest comes first, see `Plan.views`.
+# From DeepLab's evaluation: Chen et al., arXiv:1706.05587, section 4.1. The finest comes first, see `Plan.views`.
 SCALES = (1.75, 1.5, 1.25, 1.0, 0.75, 0.5)
 
-# No backbone has a larger stride: tiles that begin at its multiples have their logits on the grid of the whole image.
+# No backbone has a larger stride. If tiles start at multiples of it, their logits are on the grid of the whole image.
 _LARGEST_STRIDE_PX = 32
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One side of a view, cut in so many tiles of `tile_px`, the first at its beginning and the last at its end."""
+    """One side of the image at one scale, cut into tiles of `tile_px`.
+
+    The first tile starts at the beginning of the side, and the last tile ends at its end.
+    """
 
     length_px: int
     tile_px: int
@@ -33,14 +36,14 @@ class Axis:
 
     @property
     def origins_px(self) -> tuple[int, ...]:
-        """Where the tiles begin: spread evenly, at multiples of `step_px`."""
+        """Where the tiles start: spread evenly, at multiples of `step_px`."""
         steps = (self.length_px - self.tile_px) // self.step_px
         return tuple(index * steps // max(1, self.tiles - 1) * self.step_px for index in range(self.tiles))
 
 
 @dataclass(frozen=True)
 class View:
-    """The image at one size, cut in rows and columns of tiles; a single tile is the whole of it."""
+    """The image at one scale, cut into rows and columns of tiles. A single tile is the whole image."""
 
     rows: Axis
     columns: Axis
@@ -60,18 +63,18 @@ class View:
 
     @property
     def network_pixels(self) -> int:
-        """Pixels that go through the network."""
+        """The number of pixels that the network computes."""
         return self.rows.tiles * self.rows.tile_px * self.columns.tiles * self.columns.tile_px
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the network sees of one image.
+    """All inputs of the network for one image.
 
     Attributes:
-        views: the finest first.
-        mirrored: whether each view is seen a second time, mirrored left to right.
-        cost: how many passes of the whole image, at the resize rule's size, put as many pixels through the network.
+        views: the scales, the finest first.
+        mirrored: whether the network also computes each scale mirrored left to right.
+        cost: pixels that the network computes, in forward passes of the whole image at the resize rule's size.
     """
 
     views: tuple[View, ...]
@@ -80,14 +83,15 @@ class Plan:
 
 
 def plan_passes(rule: ResizeRule, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none") -> Plan:
-    """The passes for an image of that size.
+    """Plans the inference on an image of this size.
 
-    `slide` sees the image at its own resolution in tiles of `rule.size_px`, and an image that is no larger than the
-    rule makes it whole. Scales are relative to the rule's size or, in tiles, to the image's own; sizes that round to
-    the same are seen once.
+    `slide` cuts the image at its own resolution into tiles of `rule.size_px`. If the tiles would not be finer than the
+    whole image at the rule's size, the image is computed whole. Scales are relative to the rule's size or, with tiles,
+    to the image's own size. Scales that round to the same size are computed once.
     """
     whole = _whole(rule, height_px, width_px, 1.0)
-    # Rounding up makes no image finer than the network sees it whole: the smaller of its own size and the rounded.
+    # Rounding up does not make an image finer. So the smaller of the own size and the rounded size is compared with the
+    # size at which the network sees the whole image.
     own_hw, tiled_hw = (height_px, width_px), _tiled(rule, height_px, width_px, 1.0).size_hw
     is_finer = any(min(own, tiled) > seen for own, tiled, seen in zip(own_hw, tiled_hw, whole.size_hw, strict=True))
     view_at = _tiled if mode == "slide" and is_finer else _whole
@@ -99,7 +103,7 @@ def plan_passes(rule: ResizeRule, height_px: int, width_px: int, *, mode: Mode =
 
 
 def costs(rule: ResizeRule, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
-    """`Plan.cost` of every mode and augmentation for an image of that size."""
+    """`Plan.cost` of every mode and TTA for an image of this size."""
     return {
         (mode, tta): plan_passes(rule, height_px, width_px, mode=mode, tta=tta).cost
         for mode, tta in product(get_args(Mode), get_args(Tta))
@@ -121,7 +125,10 @@ def _tiled(rule: ResizeRule, height_px: int, width_px: int, scale: float) -> Vie
 
 
 def _cut(length_px: int, size_px: int, step_px: int) -> Axis:
-    """As few tiles as overlap by a third at least; of two steps at least, as those of one could not overlap."""
+    """Cuts into the fewest tiles that overlap by at least a third.
+
+    A tile has at least two steps, because tiles of one step cannot overlap.
+    """
     tile_px = min(length_px, max(2 * step_px, _rounded(size_px, step_px)))
     apart_px = max(step_px, tile_px * 2 // 3 // step_px * step_px)
     return Axis(length_px, tile_px, 1 + -(-(length_px - tile_px) // apart_px), step_px)

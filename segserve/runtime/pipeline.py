@@ -1,4 +1,4 @@
-"""One request after the other through image, segmenter and answer; what goes wrong is the answer to that one."""
+"""Processes one request at a time: decode, segment, encode. An error affects only the response to its own request."""
 
 import logging
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ from .settings import CONFIG_FILE, Settings
 
 logger = logging.getLogger(__name__)
 
-# Width to height of most photographs. For each new shape oneDNN makes itself ready, in half of the network's time.
+# Width to height of most photographs. oneDNN prepares itself for each new shape, in half of the network's time.
 _COMMON_SHAPES = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a server needs of a model: an answer to every request, and a description of the model.
+    """What a server needs from a model: a response to every request, and a description of the model.
 
     Without a quarantine, images that crash their decoder are not remembered.
     """
@@ -40,10 +40,10 @@ class Pipeline:
     quarantine: Quarantine | None = None
 
     def __post_init__(self) -> None:
-        """Refuses default options that the model cannot follow.
+        """Checks the default options against the model.
 
         Raises:
-            ModelError: `classes` of the defaults names one that the model does not have.
+            ModelError: `classes` of the defaults names a class that the model does not have.
         """
         try:
             class_ids(self.settings.defaults.classes, self.segmenter.record)
@@ -51,7 +51,7 @@ class Pipeline:
             raise ModelError(f"{CONFIG_FILE}: handler.defaults: {error}") from error
 
     def answer(self, row: Mapping[str, object], headers: Mapping[str, object]) -> Answer:
-        """Answers one request; never raises for what is wrong with it. See `read_request` for the arguments."""
+        """Processes one request. Converts exceptions to error responses. See `read_request` for the arguments."""
         observed = Observed()
         try:
             body, media_type = self._segment(row, headers, observed)
@@ -90,7 +90,7 @@ class Pipeline:
         return body, request.media_type
 
     def _decode(self, request: SegmentRequest) -> Decoded:
-        """Reduced to what the network needs, unless the answer shows the image itself."""
+        """Decodes the image, reduced to what the network needs. If the response shows the image, it is not reduced."""
         options = request.options
         needed = partial(self.segmenter.needed_hw, mode=options.mode, tta=options.tta)
         decode = self.quarantine.decode if self.quarantine else decode_reduced
@@ -106,7 +106,7 @@ class Pipeline:
 
     @property
     def max_cost(self) -> int:
-        """Passes through the network that one request may take."""
+        """The number of forward passes that one request may take."""
         return self.settings.max_cost or self.segmenter.record.max_cost
 
     def _check_cost(self, options: Options, height_px: int, width_px: int) -> None:
@@ -124,7 +124,7 @@ class Pipeline:
         )
 
     def describe(self) -> Answer:
-        """What the model is, knows and accepts, as JSON."""
+        """Describes the model, its classes, its options and its limits as JSON."""
         record = self.segmenter.record
         document = {
             **record.model_dump(mode="json", exclude_none=True),
@@ -142,7 +142,7 @@ class Pipeline:
         return Answer(json_bytes(document), MediaType.JSON)
 
     def warm_up(self) -> None:
-        """Segments grey images of common shapes, then answers for two files: the first request finds all ready."""
+        """Prepares for the first request: segments grey images of common shapes, then processes two image files."""
         size_px = self.segmenter.record.input.resize.size_px
         for width, height in _COMMON_SHAPES:
             scale = size_px / max(width, height)

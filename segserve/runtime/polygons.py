@@ -1,9 +1,10 @@
-"""A label map as COCO polygons whose corners are corners of pixels: drawn again, they give every pixel back.
+"""Encodes a label map as COCO polygons whose corners are corners of pixels. Drawing them restores every pixel.
 
-The corners of a mask along a row of the pixels' grid are, two by two, the ends of its horizontal edges; down a column,
-those of its vertical ones. An outline goes along one of either in turn, so it is a cycle of horizontal edges. COCO's
-polygons know no holes, hence each hole is cut open: a bridge leads from the edge above it through the mask to the hole,
-and back on the same line. Filled by the even-odd rule, which is COCO's, the two ways cancel out.
+In a row of the pixel grid, the corners of a mask form pairs: the two ends of each horizontal edge. In a column, they
+form pairs too: the two ends of each vertical edge. An outline alternates between horizontal and vertical edges. So it
+is a cycle of horizontal edges. COCO's polygons have no holes, so each hole is cut open. A bridge leads from the edge
+above the hole through the mask to the hole, and back on the same path. Filled by the even-odd rule, which is COCO's,
+the two directions cancel out.
 """
 
 from collections.abc import Iterable, Set
@@ -21,15 +22,15 @@ Flags = NDArray[np.bool_]
 
 
 def encode_polygons(label_map: LabelMap, class_ids: Iterable[int]) -> dict[int, list[list[int]]]:
-    """The outlines of each of the classes, by class id: one polygon for every part of the mask that hangs together.
+    """The outlines of each class, by class id: one polygon for every connected part of the mask.
 
-    A polygon is [x0, y0, x1, y1, ...] in COCO order, its corners those of pixels: a class that fills the image is
-    [0, 0, 0, H, W, H, W, 0]. Parts that touch at a corner hang together, so a polygon may touch itself.
-    `pycocotools.mask.frPyObjects` gives the very mask back.
+    A polygon is [x0, y0, x1, y1, ...] in COCO order. Its corners are corners of pixels: a class that fills the image is
+    [0, 0, 0, H, W, H, W, 0]. Parts that touch at a corner are connected, so a polygon may touch itself.
+    `pycocotools.mask.frPyObjects` restores exactly the same mask.
 
     Args:
         label_map: uint8 (H, W).
-        class_ids: those to encode; one that the image does not hold gets no polygon.
+        class_ids: the classes to encode; a class that the image does not contain gets no polygon.
     """
     class_ids = list(class_ids)
     bends = _bends(label_map, set(class_ids))
@@ -38,7 +39,7 @@ def encode_polygons(label_map: LabelMap, class_ids: Iterable[int]) -> dict[int, 
 
 @dataclass(frozen=True)
 class _Bends:
-    """The corners of pixels that may be corners of a mask, whatever its class, row by row.
+    """The corners of pixels that may be corners of a mask of any class, row by row.
 
     Attributes:
         x, y: int32 (N,).
@@ -52,12 +53,12 @@ class _Bends:
 
 @dataclass(frozen=True)
 class _Walk:
-    """Cycles of horizontal edges with the mask on their left, a vertical edge from each to the next.
+    """Cycles of horizontal edges with the mask on their left. A vertical edge connects each edge to the next.
 
     Attributes:
-        x: where each ends, and the vertical edge stands.
-        y: the row of each.
-        preceding: index of the one before it.
+        x: the end of each edge, where the vertical edge is.
+        y: the row of each edge.
+        preceding: the index of the edge before it.
     """
 
     x: Coordinates
@@ -67,11 +68,11 @@ class _Walk:
 
 @dataclass(frozen=True)
 class _Outlines(_Walk):
-    """Those of a mask and of its holes, edges row by row.
+    """The outlines of a mask and of its holes, with edges row by row.
 
     Attributes:
-        left: x of the left end of each.
-        rightwards: whether it leads away from there: the mask is above it.
+        left: x of the left end of each edge.
+        rightwards: whether the edge leads to the right, so that the mask is above it.
     """
 
     left: Coordinates
@@ -84,7 +85,7 @@ def _polygons(label_map: LabelMap, class_id: int, bends: _Bends) -> list[list[in
         return []
     order, firsts = _cycles(outlines.preceding)
     highest = order[firsts]
-    holes = highest[outlines.rightwards[highest]]  # there is mask above a hole, and none above a part of it
+    holes = highest[outlines.rightwards[highest]]  # above a hole's highest edge there is mask; above a part's, none
     if not len(holes):
         return _corners(outlines, order, firsts)
     opened = _with_holes_cut_open(outlines, holes, _tops_above(outlines, holes, label_map, class_id))
@@ -96,8 +97,8 @@ def _bends(label_map: LabelMap, class_ids: Set[int]) -> _Bends:
     labels = np.pad(label_map.astype(np.min_scalar_type(outside), copy=False), 1, constant_values=outside)
     stride, labels = labels.shape[1], labels.ravel()
     across = labels[1:] != labels[:-1]
-    is_bend = across[:-stride] | across[stride:]  # by the pixel to the upper left
-    del across  # as large as the image
+    is_bend = across[:-stride] | across[stride:]  # indexed by the pixel to the upper left
+    del across  # frees memory as large as the image
     down = labels[stride:] != labels[:-stride]
     is_bend &= down[:-1] | down[1:]
     upper_left = np.flatnonzero(is_bend)
@@ -107,11 +108,14 @@ def _bends(label_map: LabelMap, class_ids: Set[int]) -> _Bends:
 
 
 def _outlines(bends: _Bends, class_id: int) -> _Outlines:
-    """Those of one class. A corner where pixels touch counts twice: both ways through it turn to the other pixel."""
+    """The outlines of one class.
+
+    A corner at which two pixels touch diagonally counts twice: both paths through it turn to the other pixel.
+    """
     upper_left, upper_right, lower_left, lower_right = bends.around == class_id
     touching = (upper_left == lower_right) & (upper_right == lower_left) & (upper_left != upper_right)
     times = (upper_left ^ upper_right ^ lower_left ^ lower_right).view(np.uint8) + 2 * touching.view(np.uint8)
-    corners = np.repeat(np.arange(len(times)), times)  # those at 2n and 2n + 1 are the ends of edge n
+    corners = np.repeat(np.arange(len(times)), times)  # 2n and 2n + 1 are the ends of edge n
     x, y = bends.x[corners], bends.y[corners]
     vertically = _partners_in_columns(x, (touching & upper_left)[corners])
     left_ends = np.arange(0, len(corners), 2)
@@ -126,10 +130,11 @@ def _outlines(bends: _Bends, class_id: int) -> _Outlines:
 
 
 def _partners_in_columns(x: Coordinates, touches_downhill: Flags) -> Indices:
-    """The other end of the vertical edge at each corner, of corners row by row.
+    """The other end of the vertical edge at each corner, for corners row by row.
 
-    One that counts twice has its left edge first, then its right one. Where pixels touch from the upper left to the
-    lower right, the left edge goes on downwards and the right one upwards: down the column, the two change places.
+    A corner that counts twice has its left edge first, then its right edge. Where pixels touch from the upper left to
+    the lower right, the left edge continues downwards and the right edge upwards. So the two change places in the
+    column's order.
     """
     corners = np.arange(len(x))
     pairs = np.flatnonzero(touches_downhill).reshape(-1, 2)
@@ -141,11 +146,12 @@ def _partners_in_columns(x: Coordinates, touches_downhill: Flags) -> Indices:
 
 
 def _cycles(preceding: Indices) -> tuple[Indices, Indices]:
-    """The members of a permutation cycle by cycle, each from its lowest one on, and where in these each cycle begins.
+    """The members of a permutation, cycle by cycle, and the position at which each cycle starts.
 
-    All members look for the lowest one before them, over twice the distance in every round (pointer jumping).
+    Each cycle starts with its lowest member. All members search for the lowest member before them, over twice the
+    distance in every round (pointer jumping).
     """
-    lowest = np.arange(len(preceding), dtype=np.int64) << 32  # and in the lower bits, how many steps back it is
+    lowest = np.arange(len(preceding), dtype=np.int64) << 32  # lower bits: how many steps back it is
     back, steps = preceding, 1
     while True:
         lower = np.minimum(lowest, lowest[back] + steps)
@@ -157,7 +163,7 @@ def _cycles(preceding: Indices) -> tuple[Indices, Indices]:
 
 
 def _tops_above(outlines: _Outlines, holes: Indices, label_map: LabelMap, class_id: int) -> Indices:
-    """The row of the edge straight above the right end of each hole's highest edge."""
+    """The row of the edge directly above the right end of each hole's highest edge."""
     columns, column = np.unique(outlines.x[holes] - 1, return_inverse=True)
     is_ours = label_map.T[columns] == class_id
     begins = is_ours.copy()
@@ -169,18 +175,19 @@ def _tops_above(outlines: _Outlines, holes: Indices, label_map: LabelMap, class_
 
 
 def _with_holes_cut_open(outlines: _Outlines, holes: Indices, tops: Indices) -> _Walk:
-    """One cycle for each part of the mask: bridges cut the edges above holes in pieces, and join these to the holes.
+    """Joins each part of the mask and its holes into one cycle.
 
-    An edge keeps its index for its last piece. Every other piece is an edge more, and leads to a hole.
+    Bridges cut the edges above the holes into pieces, and connect the pieces to the holes. An edge keeps its index for
+    its last piece. Every other piece is a new edge and leads to a hole.
 
     Args:
         outlines: of the mask.
         holes: the highest edge of each hole; the bridge leads to its right end.
-        tops: the row of the edge above.
+        tops: the row of the edge above each hole.
     """
     x, stride = outlines.x[holes], np.int64(outlines.x.max() + 1)
     cut = np.searchsorted(outlines.y * stride + outlines.left, tops * stride + x - 1, side="right") - 1
-    along = np.lexsort((-x, cut))  # they lead to the left
+    along = np.lexsort((-x, cut))  # these edges lead to the left
     holes, cut, x = holes[along], cut[along], x[along]
     is_first, is_last = np.diff(cut, prepend=-1) != 0, np.diff(cut, append=-1) != 0
     instead = np.arange(len(outlines.x))
@@ -197,7 +204,7 @@ def _with_holes_cut_open(outlines: _Outlines, holes: Indices, tops: Indices) -> 
 
 def _corners(walk: _Walk, order: Indices, firsts: Indices) -> list[list[int]]:
     x, y = walk.x[order], walk.y[order]
-    has_length = x != np.roll(x, 1)  # of an edge that is cut where it begins, the first piece has none
+    has_length = x != np.roll(x, 1)  # if an edge is cut at its start, its first piece has no length
     has_length[firsts] = True
     x, y, firsts = x[has_length], y[has_length], np.cumsum(has_length)[firsts] - 1
     ends = np.append(firsts[1:], len(x))

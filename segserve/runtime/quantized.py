@@ -1,8 +1,8 @@
-"""The network in whole numbers of 8 bits, which processors with VNNI multiply faster than bf16.
+"""Runs the network in int8, which processors with VNNI multiply faster than bf16.
 
-Static quantization as of Jacob et al. (arXiv:1712.05877): activations are bytes whose scales were measured beforehand,
-weights are signed bytes with a scale for each output channel. From convolution to convolution bytes are handed on;
-where anything else reads what a convolution gives, it gives float32.
+Static quantization as in Jacob et al. (arXiv:1712.05877). Activations are uint8, with scales that were measured
+beforehand. Weights are int8, with one scale per output channel. A convolution outputs uint8 if only convolutions read
+its output. Otherwise it outputs float32.
 """
 
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ from .stand_in import TYPICAL_HW, StandInError, stand_in
 
 _LARGEST_BYTE, _LARGEST_WEIGHT = 255, 127
 
-# Of channels and activations that are 0 throughout: a step is divided by.
+# The smallest range, for channels and activations that are always 0: values are divided by the step.
 _LEAST_RANGE = 1e-6
 
-# Root mean square of the logits' difference, in standard deviations of the logits; a trained network has 0.03 to 0.08.
+# RMS difference of the logits, in standard deviations of the logits. A trained network has 0.03 to 0.08.
 _TOLERANCE = 0.2
 
 
 def quantized_network(network: SegmentationNetwork, device: torch.device) -> nn.Module:
-    """The same network for inference in 8 bits; the network itself is left as it is.
+    """Builds the same network for inference in int8. Does not change `network`.
 
     Args:
         network: float32 on the CPU, in evaluation mode, with its `ranges`.
 
     Raises:
-        StandInError: the device is no CPU with VNNI, ranges are missing, the network's way depends on the image's size
-            (`MultiScaleDeepLabHead`), or the result differs too much from what the network gives.
+        StandInError: the device is not a CPU with VNNI, ranges are missing, the network's operations depend on the
+            image's size (`MultiScaleDeepLabHead`), or the logits differ too much from the network's.
     """
     if device.type != "cpu":
         raise StandInError("8 bits are for the CPU")
@@ -43,13 +43,13 @@ def quantized_network(network: SegmentationNetwork, device: torch.device) -> nn.
 
 
 def has_vnni() -> bool:
-    """Whether this processor multiplies bytes natively; elsewhere that is slower than float32, and may overflow."""
+    """Whether this processor multiplies int8 natively. Otherwise int8 is slower than float32, and may overflow."""
     return bool(torch.cpu._is_vnni_supported())
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Bytes for the values of a range that holds 0, which `zero` stands for exactly."""
+    """Converts a range of values that contains 0 to uint8. `zero` is the byte that represents 0 exactly."""
 
     step: float
     zero: int
@@ -63,12 +63,12 @@ class Scale:
     def bytes_of(self, values: Tensor) -> Tensor:
         """float32 -> uint8 of the same shape and layout."""
         shifted = torch.add(torch.tensor(self.zero + 0.5), values, alpha=1 / self.step)
-        # By way of int32, as torch converts float32 to uint8 at a quarter of the speed.
+        # Via int32: torch converts float32 directly to uint8 at a quarter of the speed.
         return shifted.clamp_(0, _LARGEST_BYTE).to(torch.int32).to(torch.uint8)
 
 
 class Quantize(nn.Module):
-    """float32 -> uint8 by a scale."""
+    """Quantizes float32 to uint8 with a scale."""
 
     def __init__(self, scale: Scale) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Quantize(nn.Module):
 
 
 class Folded(nn.Module):
-    """What a `QuantizedConv2d` is made of, in a convolution's place until the scales around it are known."""
+    """Placeholder of a convolution until the scales around it are known. Holds the parts of a `QuantizedConv2d`."""
 
     def __init__(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Folded(nn.Module):
 
 
 class QuantizedConv2d(nn.Module):
-    """A convolution with norm and activation: uint8 (N, C, H, W) -> uint8 where `gives` is a scale, else float32."""
+    """A convolution with norm and activation: uint8 (N, C, H, W) -> uint8 if `gives` is a scale, else float32."""
 
     def __init__(self, folded: Folded, given: Scale, gives: Scale | None) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _Tracer(fx.Tracer):
 
 
 def _quantized(network: nn.Module, image: Tensor, ranges: Ranges) -> nn.Module:
-    """The network, changed in place, as a graph of it tells who reads what a convolution gives."""
+    """Quantizes the network in place. Its graph shows which modules read the output of a convolution."""
     fold(network, image, Folded)
     graph = _Tracer().trace(network)
     convs: dict[fx.Node, Folded] = {}
@@ -146,7 +146,7 @@ def _quantized(network: nn.Module, image: Tensor, ranges: Ranges) -> nn.Module:
     if unknown:
         raise ValueError(f"nobody has measured what {unknown[0]} is given")
     read = {node: node.all_input_nodes[0] for node in convs}
-    scales: dict[fx.Node, Scale] = {}  # of what convolutions read
+    scales: dict[fx.Node, Scale] = {}  # of the convolutions' inputs
     for node, source in read.items():
         scales.setdefault(source, Scale.of(*ranges[str(node.target)]))
     giving_bytes = {node for node in convs if convs.keys() >= node.users.keys()}

@@ -1,12 +1,13 @@
-"""Images whose decoding ends the process.
+"""Remembers images that crash the process that decodes them.
 
-A decoder written in C can crash, and no exception tells of it: the worker is gone, the server starts another one, and
-the client sends the image again. So every worker notes what it is decoding where the note outlives it.
+A decoder written in C can crash without an exception. Then the worker is lost, the server starts another one, and the
+client sends the image again. So every worker notes which image it is decoding, in a file that outlives the worker.
 
-Such a note accuses an image and does not convict it. The process may as well have been killed from outside, or by the
-image beside it in another thread, and a good picture must not be refused for that. So when an accused image comes
-again, it is first tried in a process of its own: if that ends too, the image is refused from then on, otherwise it is
-acquitted. An image thus costs one worker, or, where several share a folder, those that were at it at the same time.
+Such a note makes an image suspect, but it proves nothing. The process may have been killed from outside, or by another
+image in another thread. A valid image must not be rejected for that. So when a suspect image arrives again, it is first
+decoded in a separate process. If that process crashes too, the image is rejected from then on. Otherwise the image is
+no longer suspect. So an image costs one worker. If several workers share a folder, it costs those that decode it at the
+same time.
 """
 
 import fcntl
@@ -29,32 +30,32 @@ from .image import Decoded, NeededSize, decode_reduced
 
 logger = logging.getLogger(__name__)
 
-_SLOTS = 64  # images that the threads of one process decode at once; the next one waits
+_SLOTS = 64  # images that one process decodes at once; the next one waits
 _DIGEST_BYTES = 32
-_TRIAL_S = 20  # decoding takes 5 s at most (docs/hostile-input.md), a new process and a busy machine the rest
-_REFUSED_FOR_S = 24 * 3600  # then it is tried again: decoders get better, and folders outlive upgrades
+_TRIAL_S = 20  # at most 5 s to decode (docs/hostile-input.md); the rest is for a new process on a busy machine
+_REFUSED_FOR_S = 24 * 3600  # then it is checked again: decoders improve, and folders outlive upgrades
 _NOTES, _LOCK = "notes-", "lock"
 
 
 class Quarantine:
-    """Decodes images, but not those that are known to end the process. Safe to use from several threads.
+    """Decodes images, except those that are known to crash the process. Safe to use from several threads.
 
     Args:
-        folder: of this user alone; shared by all workers that shall learn from each other.
+        folder: of this user alone; workers that share it learn from each other's crashes.
 
     Raises:
-        OSError: the folder cannot be written to.
+        OSError: the folder is not writable.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with _locked(folder):  # so that nobody takes our new notes for those of the dead
+        with _locked(folder):  # other workers must not take our new notes for a dead process's
             self._accuse()
             self._notes = _Notes(folder)
 
     @classmethod
     def in_temporary_folder(cls) -> Self | None:
-        """The quarantine of all workers with this user and this $TMPDIR; none where there is no room for it."""
+        """The quarantine of all workers with this user and this $TMPDIR; None if its folder is not writable."""
         try:
             return cls(_private_folder())
         except OSError as error:
@@ -62,15 +63,15 @@ class Quarantine:
             return None
 
     def sweep(self) -> None:
-        """Accuses what other workers were decoding as they died. A new worker has done so already."""
+        """Marks an image as suspect if another worker died while decoding it. A new worker has already done so."""
         with suppress(OSError), _locked(self._folder):
             self._accuse()
 
     def decode(self, content: bytes, *, max_pixels: int, needed: NeededSize | None) -> Decoded:
-        """As `decode_reduced`, which this process survives.
+        """As `decode_reduced`, but rejects files that are known to crash the process.
 
         Raises:
-            CorruptImageError: decoding this very file has ended a process that did nothing else, too.
+            CorruptImageError: decoding this file has also crashed a separate process, or has taken it too long.
         """
         digest = sha256(content)
         self._examine(self._folder / digest.hexdigest(), content, max_pixels)
@@ -78,7 +79,7 @@ class Quarantine:
             return decode_reduced(content, max_pixels=max_pixels, needed=needed)
 
     def _examine(self, mark: Path, content: bytes, max_pixels: int) -> None:
-        """A mark is empty where an image is accused, and says why where it is refused."""
+        """Checks a suspect image. An empty mark means that the image is suspect; a reason in it means rejected."""
         try:
             found = mark.stat()
         except FileNotFoundError:
@@ -102,8 +103,8 @@ class Quarantine:
 class _Notes:
     """A file with the SHA-256 of every image that this process is decoding.
 
-    It is locked while the process lives, which the kernel sees to, and written by system calls of a microsecond: what
-    they wrote outlives the process. (Writing to mapped memory would do as well, but on a full disk that is a signal.)
+    The kernel keeps the file locked while the process lives. Each note is one system call of a microsecond, and the
+    note outlives the process. (Mapped memory would work too, but a full disk would then raise a signal.)
     """
 
     def __init__(self, folder: Path) -> None:
@@ -125,12 +126,12 @@ class _Notes:
             self._free.put(slot)
 
     def _write(self, slot: int, digest: bytes) -> None:
-        with suppress(OSError):  # an image that can be decoded is worth more than its note
+        with suppress(OSError):  # decode the image even without a note
             os.pwrite(self._file.fileno(), digest, slot * _DIGEST_BYTES)
 
 
 def _left_behind(notes: Path) -> list[bytes]:
-    """What the process was decoding as it ended; the notes are gone then. Nothing of a process that lives."""
+    """The images that a dead process was decoding. Deletes its notes. The list is empty if the process is alive."""
     with notes.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,8 +144,8 @@ def _left_behind(notes: Path) -> list[bytes]:
 
 
 def _tried(content: bytes, max_pixels: int) -> str | None:
-    """Why decoding this image in a process of its own went wrong; None where the process ended well."""
-    root = str(Path(__file__).parents[2])  # in an archive, its own copy of this package
+    """Why decoding this image in a separate process failed; None if it succeeded."""
+    root = str(Path(__file__).parents[2])  # in an archive, the archive's own copy of this package
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, "-P", "-m", f"{__package__}.trial", str(max_pixels)]
     try:
@@ -153,7 +154,7 @@ def _tried(content: bytes, max_pixels: int) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return f"decoding takes more than {_TRIAL_S} s"
-    except OSError as error:  # better refused than trusted
+    except OSError as error:  # reject the image if it cannot be checked
         return f"it cannot be tried: {error.strerror}"
     return f"decoding ends with status {ended.returncode}" if ended.returncode else None
 
@@ -166,7 +167,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _private_folder() -> Path:
-    """One that nobody else can have put marks into; where somebody has taken its name, one for this process alone."""
+    """A folder in which no other user can put marks.
+
+    If another user has taken its name, it is a folder for this process alone.
+    """
     folder = Path(tempfile.gettempdir(), f"segserve-{os.getuid()}-quarantine")
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)

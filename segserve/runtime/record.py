@@ -1,5 +1,7 @@
-"""The record of a model, `model.yaml`: the one place where its architecture, weights, classes, colours, input
-rule, licence and measured accuracy are written down. Handler, archive, evaluation and tests derive from it.
+"""The record of a model, `model.yaml`.
+
+It is the only place for a model's architecture, weights, classes, colours, input rule, licence and measured accuracy.
+The handler, the archive, the evaluation and the tests derive from it.
 """
 
 import hashlib
@@ -17,17 +19,17 @@ from .files import write_whole
 
 RECORD_FILE = "model.yaml"
 _ROUNDINGS: dict[str, Callable[[Fraction], int]] = {"nearest": round, "down": floor, "up": ceil}
-BACKGROUND = 0  # id of the class that a pixel gets where no other is wanted or certain enough, and that is not coloured
+BACKGROUND = 0  # class id of a pixel whose class is not requested or not certain enough; has no colour in overlays
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 PositiveUnit = Annotated[float, Field(gt=0, le=1)]
-# No control characters and no line breaks, Unicode's included: these texts stand in cells of a table.
+# No control characters and no line breaks, including Unicode's: these texts are cells of a table.
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class Strict(BaseModel):
-    """Frozen, and an unknown key is an error."""
+    """A frozen model that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +38,7 @@ Document = TypeVar("Document", bound=Strict)
 
 
 def _usual_dropout(fields: dict[str, Any]) -> float:
-    """As torchvision has it in its head, and CoreNet in its two."""
+    """The default of torchvision for the head deeplabv3, and of CoreNet for the other two."""
     return 0.5 if fields.get("head") == "deeplabv3" else 0.1
 
 
@@ -48,7 +50,7 @@ class Architecture(Strict):
     Attributes:
         backbone: a timm model, or `torchvision.resnet50`, `torchvision.resnet101` or `torchvision.mobilenet_v3_large`
             for torchvision's own.
-        aux_head: an FCN head on the level before the last, which only training computes.
+        aux_head: an FCN head on the level before the last, as published checkpoints have it. It is never computed.
         padding: `centered` pads the strided convolutions of a timm backbone so that a logit lies at the center of its
             cell, where the bilinear resize to the image's size expects it; `default` leaves them as timm has them.
         use_l5_exp: the last level is the wider output of the 1x1 convolution that a mobilenet ends with.
@@ -56,7 +58,7 @@ class Architecture(Strict):
         output_upsample_factor: the multi-scale head's logits are upsampled by so much; of that head alone.
     """
 
-    backbone: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$")]  # no `hf-hub:` or `local-dir:`, which timm would follow
+    backbone: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$")]  # no `hf-hub:` or `local-dir:`, which timm would load
     output_stride: Literal[8, 16, 32] = 16
     padding: Literal["default", "centered"] = "default"
     head: Literal["deeplabv3", "corenet", "multiscale"] = "deeplabv3"
@@ -79,7 +81,7 @@ class Architecture(Strict):
 
     @property
     def logits_stride(self) -> int:
-        """Pixels of the network's input by one of its logits, along each side."""
+        """Pixels of the network's input per logit, along each side."""
         return 8 // self.output_upsample_factor if self.head == "multiscale" else self.output_stride
 
 
@@ -104,7 +106,7 @@ class ResizeRule(Strict):
         return self
 
     def size_for(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """(height, width) of the network's input for an image of that height and width, each at least 1."""
+        """The (height, width) of the network's input for an image of this height and width. Each is at least 1."""
         longer, shorter = max(height_px, width_px), min(height_px, width_px)
         scale = Fraction(self.size_px, longer if self.side == "longer" else shorter)
         scale = min(scale, Fraction(self.max_px, longer))
@@ -205,9 +207,10 @@ class Calibration(Strict):
 
 
 class ModelRecord(Strict):
-    """One model. `weights` is missing only in a folder that is still to be trained, or made from `checkpoint`.
+    """One model.
 
-    `int8` names what `segserve quantize` measured for these weights; without it the model cannot compute in 8 bits.
+    `weights` is missing only if the model is not trained yet, or not made from `checkpoint` yet. `int8` names the
+    ranges that `segserve quantize` measured for these weights. Without it, the model cannot run in int8.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -239,12 +242,12 @@ class ModelRecord(Strict):
 
     @property
     def max_cost(self) -> int:
-        """Passes through the network that one request may take, see `InferenceRule`."""
+        """The number of forward passes that one request may take, see `InferenceRule`."""
         return (self.inference or InferenceRule()).max_cost
 
     @property
     def temperature(self) -> float:
-        """Divides logits before probabilities are computed, see `Calibration`."""
+        """Divides logits before the softmax, see `Calibration`."""
         return self.calibration.temperature if self.calibration else 1.0
 
     @property
@@ -254,16 +257,16 @@ class ModelRecord(Strict):
 
 
 def read_record(folder: Path) -> ModelRecord:
-    """Reads and checks `folder/model.yaml`.
+    """Reads and validates `folder/model.yaml`.
 
     Raises:
-        ModelError: the file is missing, is not YAML, or breaks a rule; all broken rules are named in one line.
+        ModelError: the file is missing, is not YAML, or breaks a rule; the message lists all broken rules in one line.
     """
     return read_document(folder / RECORD_FILE, ModelRecord)
 
 
 def read_document(path: Path, kind: type[Document]) -> Document:
-    """Reads a YAML file into a validated document; errors as in `read_record`."""
+    """Reads a YAML file into a validated document. Raises the same errors as `read_record`."""
     return validated(read_yaml(path), kind, path.name)
 
 
@@ -275,15 +278,15 @@ def read_yaml(path: Path) -> object:
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date that is none
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: an invalid date
         raise ModelError(f"{path.name}: cannot be read: {' '.join(str(error).split())}") from error
 
 
 def validated(content: object, kind: type[Document], name: str) -> Document:
-    """`content` as a document of that kind.
+    """Validates `content` as a document of this kind.
 
     Raises:
-        ModelError: with every broken rule in one line, each behind the key it belongs to.
+        ModelError: a rule is broken. The message lists every broken rule in one line, each after its key.
     """
     try:
         return kind.model_validate(content)
@@ -299,9 +302,9 @@ def _rule(location: tuple[int | str, ...], message: str) -> str:
 
 
 def write_record(record: ModelRecord, folder: Path) -> None:
-    """Writes `folder/model.yaml`, lists of numbers on one line, in the order of the record's fields.
+    """Writes `folder/model.yaml` in the order of the record's fields, with lists of numbers on one line.
 
-    What the record leaves at its default is left out again.
+    Fields that were not set are left out.
     """
     content = record.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     text = yaml.dump(content, Dumper=_RecordDumper, sort_keys=False, width=110, allow_unicode=True)
@@ -315,6 +318,6 @@ class _RecordDumper(yaml.SafeDumper):
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as 64 lower-case hexadecimal digits, read in blocks."""
+    """The SHA-256 of a file as 64 lower-case hexadecimal digits. Reads the file in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""From what a server hands over (body or form parts, and headers) to one `SegmentRequest`.
+"""Parses a `SegmentRequest` from what a server provides: a body or form parts, and headers.
 
-An image arrives as the raw body, as the part `data` or `body` of a multipart form, or as base64 in the member
-`data` of a JSON body; options arrive as `X-Segment-*` headers, as form fields or as members beside `data`.
+The image is the raw body, the part `data` or `body` of a multipart form, or base64 in the member `data` of a JSON body.
+Options are `X-Segment-*` headers, form fields, or members beside `data`.
 """
 
 import base64
@@ -17,7 +17,7 @@ from .options import MediaType, Options, negotiate, parse_options
 IMAGE_PARTS = ("data", "body")
 OPTION_HEADER_PREFIX = "x-segment-"
 
-# Far beyond any request that makes sense: what options hold is copied, compared and told in messages.
+# Far above any sensible request. The limits exist because options are copied, compared and quoted in messages.
 MAX_JSON_MEMBERS = 10_000
 MAX_OPTION_CHARACTERS = 20_000
 MAX_OPTION_VALUES = 2_000
@@ -28,7 +28,11 @@ _WHITESPACE = b" \t\n\r\v\f"
 
 @dataclass(frozen=True)
 class SegmentRequest:
-    """`image` holds the encoded file, as it was sent."""
+    """A validated request.
+
+    Attributes:
+        image: the encoded file, as it was sent.
+    """
 
     image: bytes
     options: Options
@@ -36,7 +40,7 @@ class SegmentRequest:
 
     @property
     def with_confidence(self) -> bool:
-        """Whether the answer holds the top probability of every pixel: only JSON can."""
+        """Whether the response contains the top probability of every pixel. Only JSON can contain it."""
         return self.options.confidence and self.media_type is MediaType.JSON
 
 
@@ -44,15 +48,15 @@ def read_request(row: Mapping[str, object], headers: Mapping[str, object], defau
     """Reads one request.
 
     Args:
-        row: the body as `{"body": content}`, or a form as `{part name: content}`. Content is bytes; TorchServe hands
-            over JSON parsed, and text as a string.
-        headers: the request's headers, in any case.
-        defaults: options that hold where the request does not say otherwise.
+        row: the body as `{"body": content}`, or a form as `{part name: content}`. Content is bytes; TorchServe provides
+            JSON parsed, and text as a string.
+        headers: the request's headers, with names in any case.
+        defaults: options that apply unless the request sets them.
 
     Raises:
-        BadRequestError: no image, a bad option or one that the type of the answer has no room for, or JSON or base64
-            that does not parse.
-        NotAcceptableError: the client accepts nothing that can be answered.
+        BadRequestError: there is no image, an option is invalid or the media type of the response cannot contain it, or
+            JSON or base64 cannot be parsed.
+        NotAcceptableError: the client accepts none of the available media types.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
     media_type = str(lowered.get("content-type", "")).partition(";")[0]
@@ -79,7 +83,7 @@ def _header_options(lowered: Mapping[str, object]) -> dict[str, object]:
 
 
 def _check_option_size(name: str, value: object) -> None:
-    """That an option is a text, a number or a flat list of these, and not megabytes of it."""
+    """Checks that an option is a text, a number or a flat list of these, and not too large."""
     values = value if isinstance(value, list) else [value]
     if len(values) > MAX_OPTION_VALUES:
         raise BadOptionError(f"option {name!r:.40}: got {len(values)} values, the limit is {MAX_OPTION_VALUES}")
@@ -112,7 +116,7 @@ def _image_and_fields(row: Mapping[str, object], is_json: bool) -> tuple[bytes, 
 
 def _parsed(content: bytes) -> object:
     members = sum(content.count(mark) for mark in (b",", b"{", b"["))
-    if members > MAX_JSON_MEMBERS:  # as objects they would take thirty times the memory
+    if members > MAX_JSON_MEMBERS:  # Python objects take thirty times the memory
         raise BadJSONError(
             f"the JSON holds {members} members, the limit is {MAX_JSON_MEMBERS}; only 'data' may be long"
         )

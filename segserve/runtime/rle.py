@@ -1,4 +1,4 @@
-"""A label map as COCO's compressed run lengths, which `pycocotools.mask.decode` reads."""
+"""Encodes a label map as COCO's compressed run lengths, which `pycocotools.mask.decode` reads."""
 
 from collections.abc import Iterable
 from typing import TypedDict
@@ -11,20 +11,20 @@ from .mask import LabelMap
 
 
 class Rle(TypedDict):
-    """`size` is [height, width] in pixels; `counts` are run lengths down the columns, compressed to ASCII."""
+    """`size` is [height, width] in pixels. `counts` are run lengths down the columns, compressed to ASCII."""
 
     size: list[int]
     counts: str
 
 
 def encode_rle(label_map: LabelMap, class_ids: Iterable[int]) -> dict[int, Rle]:
-    """The mask of each of the classes, by class id.
+    """The mask of each class, by class id.
 
-    The image is read once, however many classes it has: its runs of one class are found, and dealt out.
+    The image is read once for all classes: the runs of any one class are found, then assigned to their classes.
 
     Args:
         label_map: uint8 (H, W).
-        class_ids: those to encode; one that the image does not hold gets an empty mask.
+        class_ids: the classes to encode; a class that the image does not contain gets an empty mask.
     """
     height_px, width_px = label_map.shape
     x, y = _run_starts(label_map)
@@ -40,19 +40,19 @@ def encode_rle(label_map: LabelMap, class_ids: Iterable[int]) -> dict[int, Rle]:
 
 
 def _run_starts(label_map: LabelMap) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where runs down the columns begin: x and y of the pixels.
+    """The x and y of the pixels at which runs down the columns start.
 
-    They are found along the rows, as the image lies in memory, and only then brought into the order of the columns.
+    They are found along the rows, which is the memory order, and then sorted into the order of the columns.
     """
     tops = np.flatnonzero(label_map[0, 1:] != label_map[-1, :-1]) + 1
     y, x = np.divmod(np.flatnonzero(label_map[1:] != label_map[:-1]), label_map.shape[1])
     x, y = np.concatenate([[0], tops, x]), np.concatenate([np.zeros(len(tops) + 1, np.int64), y + 1])
-    by_column = np.argsort(x.astype(np.min_scalar_type(x.max())), kind="stable")  # 16 bits are sorted by radix
+    by_column = np.argsort(x.astype(np.min_scalar_type(x.max())), kind="stable")  # 16 bits use radix sort
     return x[by_column], y[by_column]
 
 
 def _counts(starts: NDArray[np.int64], ends: NDArray[np.int64], pixels: int) -> list[int]:
-    """Lengths of the runs of 0 and 1 in turn, the first of 0 even where it has no pixel, as COCO begins."""
+    """The lengths of alternating runs of 0 and 1. As in COCO, the first run is of 0, even if it has no pixels."""
     edges = np.empty(2 * len(starts) + 1, np.int64)
     edges[:-1:2], edges[1::2], edges[-1] = starts, ends, pixels
     counts: list[int] = np.diff(edges, prepend=0).tolist()

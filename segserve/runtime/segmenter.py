@@ -1,4 +1,4 @@
-"""From RGB pixels to the class of every pixel at the image's own size. No call changes what another one gives."""
+"""Converts RGB pixels to the class of every pixel at the image's own size. Calls do not affect each other."""
 
 import logging
 from collections.abc import Callable
@@ -33,19 +33,19 @@ from .weights import load_network
 
 logger = logging.getLogger(__name__)
 
-# So many tiles go through the network together. A GPU would idle on one; a CPU is no faster on several.
+# The number of tiles per batch. One tile does not use a whole GPU. A CPU is no faster with several.
 _TILES_AT_ONCE = {"cpu": 1, "cuda": 8}
 
 
-# A reduced copy of an image has so many times the size that the network sees, as reducing it twice is not the same as
-# once: with 1.5, 0.3 % of the pixels of photographs of 1,800 pixels get another class, with 1.0 it is 1.1 %.
+# The size of a reduced copy of an image, as a multiple of the network's input size. Resizing twice is not the same as
+# resizing once. With 1.5, 0.3 % of the pixels of photographs of 1,800 pixels get another class; with 1.0, 1.1 % do.
 _REDUCED = 1.5
 
 
 class Segmenter:
-    """A network with its weights on a device, ready to segment.
+    """A network with its weights on a device.
 
-    `precision` is the type of the numbers that are multiplied: bfloat16, float32 or int8.
+    `precision` is the number type of its multiplications: bfloat16, float32 or int8.
     """
 
     def __init__(self, network: nn.Module, record: ModelRecord, *, device: torch.device, settings: Settings) -> None:
@@ -63,11 +63,11 @@ class Segmenter:
 
     @classmethod
     def load(cls, folder: Path, *, device: torch.device | None = None, settings: Settings | None = None) -> Self:
-        """The segmenter of a model folder, on the CPU by default.
+        """Loads the segmenter of a model folder, by default on the CPU.
 
         Raises:
-            ModelError: the record or the weights are missing, broken, or do not fit each other, or the model cannot
-                compute as the settings want it.
+            ModelError: the record or the weights are missing or broken, or do not match, or the model does not support
+                the settings.
         """
         record = read_record(folder)
         return cls.of(load_network(record, folder), record, device=device, settings=settings)
@@ -81,10 +81,10 @@ class Segmenter:
         device: torch.device | None = None,
         settings: Settings | None = None,
     ) -> Self:
-        """The segmenter of a network with its weights, float32 on the CPU, made quick where that is asked for.
+        """Builds the segmenter of a network, float32 on the CPU. Optimises the network as the settings require.
 
         Raises:
-            ModelError: the model cannot compute as the settings want it.
+            ModelError: the model does not support the settings.
         """
         device, settings = device or torch.device("cpu"), settings or Settings()
         check_precision(settings, record)
@@ -118,11 +118,11 @@ class Segmenter:
 
         Args:
             image_rgb: uint8 (H, W, 3), RGB, of any size from 1 x 1.
-            timings: gets the seconds of the stages `preprocess` and `inference`, and the cost where it is not one pass.
-            mode: `whole` at the size of the resize rule, or `slide`: in tiles, at the image's own resolution.
-            tta: whether to average over mirror images (`flip`), or over these at several sizes (`multiscale`).
-            rule: what becomes of the class that each pixel gets.
-            size_hw: (height, width) of the image, where `image_rgb` is a reduced copy of it: see `needed_hw`.
+            timings: receives the seconds of the stages `preprocess` and `inference`, and the cost if it is not 1.
+            mode: `whole`: at the resize rule's size; `slide`: in tiles, at the image's own resolution.
+            tta: `flip` averages over mirror images, `multiscale` also over several scales.
+            rule: applied to the class of each pixel.
+            size_hw: (height, width) of the image if `image_rgb` is a reduced copy of it, see `needed_hw`.
 
         Raises:
             OutOfMemoryError: the device or the host has too little memory for this image.
@@ -150,23 +150,24 @@ class Segmenter:
         return nullcontext() if self._streams is None else self._streams.own()
 
     def plan(self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none") -> Plan:
-        """What `segment` puts through the network for an image of that size."""
+        """The plan by which `segment` computes an image of this size."""
         return plan_passes(self._resize, height_px, width_px, mode=mode, tta=tta)
 
     def needed_hw(self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none") -> tuple[int, int]:
-        """The least size of a copy of such an image that serves as well, and no larger than the image."""
+        """The smallest size of a reduced copy that serves as well as the image. It is never larger than the image."""
         views = self.plan(height_px, width_px, mode=mode, tta=tta).views
         rows_px, columns_px = (max(view.size_hw[side] for view in views) for side in (0, 1))
         return min(height_px, ceil(_REDUCED * rows_px)), min(width_px, ceil(_REDUCED * columns_px))
 
     def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
-        """The cost of every mode and augmentation for an image of that size, in passes of the whole image."""
+        """The cost of every mode and TTA for an image of this size, in forward passes of the whole image."""
         return costs(self._resize, height_px, width_px)
 
     def logits(self, image_rgb: NDArray[np.uint8], plan: Plan, timings: Timings) -> Tensor:
-        """uint8 (H, W, 3), RGB -> logits, float32 (classes, h, w), on the grid of the plan's first view.
+        """uint8 (H, W, 3), RGB -> logits, float32 (classes, h, w), on the grid of the plan's finest scale.
 
-        Memory is bounded by the plan's cost: the logits of all its passes exist at once, none at the image's size.
+        The plan's cost limits the memory: the logits of all its forward passes exist at once, but none at the image's
+        size.
         """
         views = []
         for view in plan.views:
@@ -179,7 +180,7 @@ class Segmenter:
             return average_views(views)
 
     def _view_logits(self, pixels: Tensor, view: View, timings: Timings) -> Tensor:
-        """uint8 (1, 3, H, W) of the view's size -> logits, float32 (classes, h, w)."""
+        """uint8 (1, 3, H, W) at one scale -> logits, float32 (classes, h, w)."""
         logits, origins_yx, (height_px, width_px) = [], iter(view.origins_yx), view.tile_hw
         while batch := list(islice(origins_yx, _TILES_AT_ONCE.get(self.device.type, 1))):
             with timings.stage("preprocess"):
@@ -191,17 +192,17 @@ class Segmenter:
             return blend_tiles(torch.cat(logits), view)
 
     def preprocess(self, image_rgb: NDArray[np.uint8]) -> Tensor:
-        """uint8 (H, W, 3), RGB -> normalised (1, 3, h, w) on the device, of the size that the resize rule gives."""
+        """uint8 (H, W, 3), RGB -> normalised (1, 3, h, w) on the device, at the resize rule's size."""
         return self._normalized(self._pixels(image_rgb, self._resize.size_for(*image_rgb.shape[:2])))
 
     def _pixels(self, image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> Tensor:
-        """uint8 (H, W, 3) -> uint8 (1, 3, h, w) of that size on the device.
+        """uint8 (H, W, 3) -> uint8 (1, 3, h, w), resized and on the device.
 
-        Resized on the CPU: CUDA's antialiased resize takes no bytes and no very large images.
+        The CPU does the resize: CUDA's antialiased resize supports neither uint8 nor very large images.
         """
         pixels = torch.from_numpy(image_rgb).permute(2, 0, 1).unsqueeze(0)
         height_px, width_px = image_rgb.shape[:2]
-        if size_hw[0] < height_px and size_hw[1] > width_px:  # a thin column: rows first, or it grows in memory
+        if size_hw[0] < height_px and size_hw[1] > width_px:  # a thin column: shrink the rows first to save memory
             pixels = _resized(pixels, (size_hw[0], width_px))
         if size_hw != pixels.shape[2:]:
             pixels = _resized(pixels, size_hw)
@@ -212,7 +213,7 @@ class Segmenter:
         return normalized.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def infer(self, inputs: Tensor) -> Tensor:
-        """Normalised (N, 3, h, w) -> logits, float32 (N, classes, h / stride, w / stride), class by class in memory."""
+        """Normalised (N, 3, h, w) -> logits, float32 (N, classes, h / stride, w / stride), contiguous."""
         logits: Tensor = self._network(inputs)
         return logits.float().contiguous()
 
@@ -222,7 +223,7 @@ def _resized(pixels: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
-    """That of the network's input."""
+    """The dtype of the network's input."""
     if settings.precision == "auto":
         return torch.bfloat16 if has_bf16(device) else torch.float32
     return torch.bfloat16 if settings.precision == "bf16" else torch.float32
@@ -233,14 +234,14 @@ def _name_of(dtype: torch.dtype) -> str:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bf16 natively; elsewhere it is emulated, and slower than float32."""
+    """Whether the device computes bf16 natively. Otherwise bf16 is emulated, and slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """What multiplies in `dtype`; norms keep float32, whose running variances need the digits."""
+    """Converts convolutions and linear layers to `dtype`. Norms stay float32: their variances need the precision."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)

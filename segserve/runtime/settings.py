@@ -1,6 +1,6 @@
-"""`model-config.yaml`: what whoever runs the server may set, without touching the model.
+"""`model-config.yaml`: what the operator of a server may set without changing the model.
 
-A setting is resolved in one order: options of the request, then this file, then the model's record.
+The order of precedence is: options of the request, then this file, then the model's record.
 """
 
 from typing import Annotated, Literal, Self
@@ -18,17 +18,16 @@ class Settings(Strict):
     """The `handler:` section.
 
     Attributes:
-        precision: `auto` computes in bf16 where the processor or the GPU has it and in fp32 elsewhere; `int8` on a CPU
-            with VNNI, for a model whose record names ranges, and as `auto` elsewhere.
-        fuse: norms and activations are computed inside of the convolutions, on a CPU by oneDNN; `false` computes the
-            network module by module, which is slower.
-        threads: CPU threads of one worker; by default the machine's cores shared among the workers.
-        max_image_pixels: an image of more pixels is refused before it is decoded.
-        max_response_bytes: an answer of more bytes is refused. Never above TorchServe's `max_response_size`, which
-            kills the worker; the default is TorchServe's own.
-        resize: in place of the record's rule.
-        max_cost: in place of the record's.
-        defaults: options that hold where a request does not say otherwise.
+        precision: `auto` computes in bf16 if the processor or the GPU supports it, else in fp32. `int8` needs a record
+            that names ranges; it works on a CPU with VNNI, and is the same as `auto` on other devices.
+        fuse: conv-BN fusion, on a CPU with oneDNN. `false` computes the network module by module, which is slower.
+        threads: CPU threads of one worker; by default the machine's cores divided by the number of workers.
+        max_image_pixels: an image with more pixels is rejected before it is decoded.
+        max_response_bytes: a larger response is replaced by an error. Never set it above TorchServe's
+            `max_response_size`, because a larger response kills the worker. The default is TorchServe's own.
+        resize: replaces the record's rule.
+        max_cost: replaces the record's limit.
+        defaults: options that apply unless a request sets them.
     """
 
     precision: Literal["auto", "bf16", "fp32", "int8"] = "auto"
@@ -42,18 +41,20 @@ class Settings(Strict):
 
 
 def check_precision(settings: Settings, record: ModelRecord) -> None:
-    """That the model can compute as the settings want it.
+    """Checks that the model supports the precision in the settings.
 
     Raises:
-        ModelError: in 8 bits, and nobody has measured the ranges of its activations.
+        ModelError: the precision is int8, but the ranges of the model's activations were not measured.
     """
     if settings.precision == "int8" and record.int8 is None:
         raise ModelError(f"precision int8: {record.name} has no ranges: `segserve quantize MODEL IMAGES` measures them")
 
 
 class ModelConfig(Strict):
-    """The whole file. Its other keys are TorchServe's, which ignores those that it does not know: here a key is
-    either one of TorchServe's that are safe to set or an error.
+    """The whole file.
+
+    All other keys are TorchServe's. TorchServe ignores unknown keys. Here, a key is either one of TorchServe's keys
+    that are safe to set, or an error.
     """
 
     minWorkers: PositiveInt = 1  # noqa: N815 - TorchServe's names
@@ -76,9 +77,9 @@ class ModelConfig(Strict):
 
 
 def read_config(content: object) -> ModelConfig:
-    """The checked content of a `model-config.yaml`; everything at its default where there is none.
+    """Validates the content of a `model-config.yaml`. If there is no content, all settings have their defaults.
 
     Raises:
-        ModelError: an unknown key or a value out of bounds, named in one line.
+        ModelError: a key is unknown or a value is out of bounds; the message names it in one line.
     """
     return validated({} if content is None else content, ModelConfig, CONFIG_FILE)

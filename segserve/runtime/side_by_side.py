@@ -1,7 +1,7 @@
-"""Several requests at once in one worker, each with its share of the worker's threads.
+"""Parallel executor: one worker computes several requests at once, each with its share of the worker's threads.
 
-Two images on a core each are done sooner than one after the other on both: much of the way from an image to its answer
-(decoding, encoding, layers that are too small to be split) keeps but one core busy.
+Two images on one core each finish sooner than one after the other on two cores. The reason: decoding, encoding and
+small layers use only one core.
 """
 
 import logging
@@ -18,12 +18,13 @@ Result = TypeVar("Result")
 
 
 class SideBySide:
-    """Work on the threads of one worker. The thread that makes it computes with all of them when it works alone."""
+    """Runs work on the threads of one worker. The thread that creates it uses all of them when it works alone."""
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
         self._threads = threads
-        # Twice as many as can compute: the last of a batch end together, where they would leave cores idle one by one.
+        # Twice as many threads as can compute: the last items of a batch then end together, and no core becomes idle
+        # early.
         self._pool = ThreadPoolExecutor(2 * threads, thread_name_prefix="side-by-side")
 
     def map(
@@ -33,18 +34,20 @@ class SideBySide:
         *,
         again: Callable[[Result], bool] = lambda _: False,
     ) -> list[Result]:
-        """The results in the order of the items; a single item is worked on right here, with all threads.
+        """Applies `work` to the items. Returns the results in the order of the items.
+
+        A single item runs in the calling thread, with all threads.
 
         Args:
-            again: whether a result tells of too little memory. The others beside it may have held it: such an item is
-                worked on once more when they are done, one at a time with nothing beside it.
+            again: whether a result reports too little memory. The other items may have used that memory. So such an
+                item runs again when the others are done, one at a time.
         """
         if min(len(items), self._threads) < 2:
             return [work(item) for item in items]
         share = max(1, self._threads // len(items))
 
         def work_with_share(item: Item) -> Result:
-            torch.set_num_threads(share)  # PyTorch keeps that number by thread
+            torch.set_num_threads(share)  # PyTorch stores this number per thread
             return work(item)
 
         results = list(self._pool.map(work_with_share, items))

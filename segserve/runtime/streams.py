@@ -1,4 +1,4 @@
-"""Threads that compute on one GPU at once, each on a stream: the work of one need not wait for that of another."""
+"""CUDA streams for threads that share one GPU, so that a thread does not wait for the work of another."""
 
 import threading
 from contextlib import AbstractContextManager
@@ -7,14 +7,14 @@ from itertools import count
 import torch
 from torch import Tensor
 
-# Each has memory of its own for what is computed at once, and more of them than this keep no GPU busier.
+# Each stream has its own working memory. More streams than this do not use a GPU better.
 _STREAMS = 4
 
 
 class Streams:
-    """A few streams of a GPU. A thread stays with the one that it gets first; threads beyond them share.
+    """A few streams of a GPU. A thread keeps the stream that it gets first. Additional threads share streams.
 
-    What was queued on the device before is done by then: streams do not wait for it themselves.
+    Streams do not wait for work that was queued on the device earlier. So the constructor waits for it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -24,7 +24,10 @@ class Streams:
         self._of_thread = threading.local()
 
     def own(self) -> AbstractContextManager[None]:
-        """Inside, this thread's work is queued on its stream. Who reads a result on the host waits for it there."""
+        """Inside the context, this thread's work is queued on its own stream.
+
+        Code that reads a result on the host waits for it there.
+        """
         if not hasattr(self._of_thread, "stream"):
             self._of_thread.stream = self._streams[next(self._numbers) % len(self._streams)]
         stream: torch.cuda.Stream = self._of_thread.stream
@@ -32,7 +35,7 @@ class Streams:
 
 
 def uploaded(pixels: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host's on the device; a GPU fetches it from pinned memory, for which nobody waits here."""
+    """Copies a tensor from the host to the device. A copy to a GPU uses pinned memory and is asynchronous."""
     if device.type == "cuda":
         return pixels.pin_memory().to(device, non_blocking=True)
     return pixels.to(device)

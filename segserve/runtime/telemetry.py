@@ -1,7 +1,7 @@
-"""Hands what requests showed on their way to the server's metrics, and to traces where these are asked for.
+"""Reports the statistics of requests to the server's metrics, and to traces if these are enabled.
 
-Of the server nothing is known but what TorchServe's context offers: `metrics.cache`, by kind and name what its metrics
-file names. Ray Serve's stand-in offers the same. What the server does not name is not told.
+It uses only one part of TorchServe's context: `metrics.cache`, which holds the metrics of the server's metrics file by
+kind and name. Ray Serve's replacement offers the same. Metrics that the server does not declare are not reported.
 """
 
 import logging
@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 _LABELS = {metric.name: metric.labels for metric in m.OWN}
 
-# TorchServe takes a metric as a line of text, in which these have a meaning.
+# TorchServe reads a metric as a line of text, in which these characters have a meaning.
 _NOT_IN_A_LABEL = str.maketrans("|,:#\n\r", "______")
 
 
 class Sink(Protocol):
-    """A metric of the server, as `ts.metrics.caching_metric.CachingMetric` has it."""
+    """A metric of the server, with the methods of `ts.metrics.caching_metric.CachingMetric`."""
 
     dimension_names: Sequence[str]
 
@@ -35,20 +35,20 @@ class Sink(Protocol):
 
 
 class MetricsCache(Protocol):
-    """Of `context.metrics` what is used."""
+    """The part of `context.metrics` that is used."""
 
     @property
     def cache(self) -> Mapping[object, Mapping[str, Sink]]: ...
 
 
 class Telemetry:
-    """What one worker tells of itself and of its requests.
+    """Reports the metrics and traces of one worker.
 
     Args:
-        record: the model's.
-        device: where it computes.
-        server: the metrics of the server; None where it has none.
-        tracing: where spans go, if anywhere.
+        record: the model's record.
+        device: the device that computes.
+        server: the metrics of the server; None if it has none.
+        tracing: exports spans; None to disable traces.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Telemetry:
         self._process = psutil.Process()
 
     def loaded(self) -> None:
-        """Tells that the worker is there, and what would otherwise be unknown until it first happens."""
+        """Reports that the worker has started. Sets counters to 0 that would be missing until their first event."""
         if not self._sinks:
             logger.info("the server's metrics file names none of segserve's metrics: none are told")
         self._tell(m.WORKER_STARTS, 1)
@@ -72,11 +72,11 @@ class Telemetry:
         self._tell_memory()
 
     def answered(self, answers: Sequence[Answer], headers: Sequence[Mapping[str, object]], *, seconds: float) -> None:
-        """Tells of the requests that were answered together.
+        """Reports the requests of one batch.
 
         Args:
             headers: those of each request, for traces.
-            seconds: how long all of them took.
+            seconds: the duration of the batch.
         """
         requests = [(answer, answer.observed, given) for answer, given in zip(answers, headers, strict=True)]
         told = [(answer, observed, given) for answer, observed, given in requests if observed is not None]
@@ -124,7 +124,7 @@ class Telemetry:
 
 
 def _sinks(server: MetricsCache | None) -> dict[str, Sink]:
-    """By name, the server's metrics that are declared here and there with the same labels."""
+    """By name, the server's metrics that are declared here with the same labels."""
     kinds = () if server is None else server.cache.values()
     named = [item for of_a_kind in kinds for item in of_a_kind.items()]
     return {name: sink for name, sink in named if tuple(sink.dimension_names) == _LABELS.get(name)}

@@ -1,4 +1,4 @@
-"""Where the time of one request goes."""
+"""Measures the time that one request spends in each stage."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Interval(NamedTuple):
-    """A stretch of one stage, in seconds of `time.perf_counter`."""
+    """A time interval of one stage, in seconds of `time.perf_counter`."""
 
     stage: str
     began_s: float
@@ -17,14 +17,14 @@ class Interval(NamedTuple):
 
 @dataclass
 class Timings:
-    """Stretches of the stages of one request in order, and by stage what else is worth telling."""
+    """The time intervals of a request's stages, in order, and a description of a stage where there is one."""
 
     intervals: list[Interval] = field(default_factory=list)
     descriptions: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times what happens inside; a stage that goes on where it ended just now stays one stretch."""
+        """Measures the time inside the context. If the last interval is of the same stage, it is extended."""
         began_s = perf_counter()
         if self.intervals and self.intervals[-1].stage == name:
             began_s = self.intervals.pop().began_s

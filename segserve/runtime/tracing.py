@@ -1,7 +1,8 @@
-"""OpenTelemetry traces: a span a request, and below it one a stage. Off, and nothing of it imported, unless asked for.
+"""OpenTelemetry traces: one span per request, and one child span per stage. Off by default.
 
-The environment asks, by OpenTelemetry's own variables: OTEL_TRACES_EXPORTER (`otlp` or `console`), or an address in
-OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT. The others mean what they mean everywhere.
+OpenTelemetry is imported only if the environment enables traces, by OpenTelemetry's own variables: OTEL_TRACES_EXPORTER
+(`otlp` or `console`), or an address in OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT. All other
+variables have their usual meaning.
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
 
@@ -28,10 +29,10 @@ _SERVICE = "segserve"
 
 
 class Tracing:
-    """Where the spans of requests go.
+    """Exports the spans of requests.
 
     Args:
-        provider: the SDK's, with its exporter.
+        provider: the SDK's tracer provider, with its exporter.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -43,10 +44,10 @@ class Tracing:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self | None:
-        """What the environment asks for; None where it asks for no traces.
+        """The tracing that the environment enables; None if it enables none.
 
         Raises:
-            ModelError: it asks for an exporter or a protocol that there is not, or OpenTelemetry is not installed.
+            ModelError: the exporter or the protocol is not supported, or OpenTelemetry is not installed.
         """
         exporter = _wanted_exporter(environment)
         if exporter == "none":
@@ -60,11 +61,11 @@ class Tracing:
             ) from error
 
     def trace(self, record: ModelRecord, status: int, observed: Observed, headers: Mapping[str, object]) -> None:
-        """Records a request that has just been answered, under the parent that its `traceparent` names.
+        """Records a request that has just been completed. Its `traceparent` header names the parent span.
 
         Args:
-            status: of the answer.
-            headers: of the request, names in any case.
+            status: of the response.
+            headers: of the request, with names in any case.
         """
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
@@ -89,10 +90,6 @@ class Tracing:
         for stage, began_s, ended_s in intervals:
             self._tracer.start_span(stage, context=below, start_time=at(began_s)).end(at(ended_s))
         span.end(at(intervals[-1].ended_s))
-
-    def close(self) -> None:
-        """Sends what has not been sent. At the end of a process that ends in order this happens by itself."""
-        self._provider.shutdown()
 
     def _parent(self, headers: Mapping[str, object]) -> Context:
         return self._propagator.extract({name.lower(): str(value) for name, value in headers.items()})
@@ -133,7 +130,7 @@ def _exporter(exporter: str, environment: Mapping[str, str]) -> SpanExporter:
 
 
 def _attributes(record: ModelRecord, status: int, observed: Observed) -> dict[str, str | int]:
-    """Names of OpenTelemetry's conventions where they have one."""
+    """The attributes of a span, named by OpenTelemetry's conventions where a name exists."""
     attributes: dict[str, str | int] = {
         "http.response.status_code": status,
         "segserve.model": record.name,

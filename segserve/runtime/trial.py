@@ -1,4 +1,4 @@
-"""`python -m segserve.runtime.trial MAX_PIXELS < IMAGE`: decodes an image and nothing else; see `quarantine`."""
+"""`python -m segserve.runtime.trial MAX_PIXELS < IMAGE` decodes an image and ends; see `quarantine`."""
 
 import resource
 import sys
@@ -9,5 +9,5 @@ from .image import decode_image
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(SegserveError, MemoryError):  # refusing an image is as good an end as decoding it
+    with suppress(SegserveError, MemoryError):  # rejecting an image is not a crash
         decode_image(sys.stdin.buffer.read(), max_pixels=int(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""A model's weights, and the ranges of its activations: written beside its record, and loaded, checked against it."""
+"""Writes and loads a model's weights and the ranges of its activations. Loading checks them against the record."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +17,12 @@ RANGES_FILE = "int8.safetensors"
 
 
 def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> Weights:
-    """Writes `folder/weights.safetensors`, which appears whole; what a record says of it."""
+    """Writes `folder/weights.safetensors` atomically. Returns the entry for the record."""
     return _write(tensors, folder / WEIGHTS_FILE)
 
 
 def write_ranges(ranges: Ranges, folder: Path) -> Weights:
-    """Writes `folder/int8.safetensors`, float32 (2,) by name, which appears whole; what a record says of it."""
+    """Writes `folder/int8.safetensors`, float32 (2,) by name, atomically. Returns the entry for the record."""
     return _write({name: tensor(values) for name, values in ranges.items()}, folder / RANGES_FILE)
 
 
@@ -30,8 +30,9 @@ def load_network(record: ModelRecord, folder: Path) -> SegmentationNetwork:
     """The record's network with its weights and ranges from `folder`, in evaluation mode, float32 on the CPU.
 
     Raises:
-        ModelError: a file is missing, has another SHA-256 than the record says, or is not a safetensors file; the
-            weights do not fit the network (the first names or shapes that differ are told).
+        ModelError: the record names no weights. A file is missing, its SHA-256 differs from the record's, or it is not
+            a safetensors file. Or the weights do not match the network; the message gives the first names or shapes
+            that differ.
     """
     network = build_network(record.architecture, len(record.classes))
     if record.weights is None:
@@ -47,7 +48,7 @@ def load_network(record: ModelRecord, folder: Path) -> SegmentationNetwork:
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> Weights:
     partial = path.with_name(f"{path.name}.part")
-    partial.write_bytes(save(dict(tensors)))  # not by save_file, whose files nobody but their owner may read
+    partial.write_bytes(save(dict(tensors)))  # save_file would make files that only their owner may read
     written = Weights(file=path.name, sha256=sha256_of(partial))
     partial.replace(path)
     return written

@@ -1,5 +1,5 @@
-"""The work behind `segserve segment`: sources -> requests in flight -> results -> files, whole or not at all.
+"""The implementation of `segserve segment`: images -> requests in flight -> results -> complete files.
 
-`sources` lists the images, `layout` says what becomes of each and where, `folder` makes sure that there are results of
-the same options alone, `flight` keeps requests under way, and `run` does the work.
+`sources` lists the images. `layout` assigns the result files. `folder` ensures that all results have the same options.
+`flight` runs concurrent requests. `run` combines them.
 """

@@ -1,4 +1,4 @@
-"""The COCO files of single images as one data set, without holding all of it in memory."""
+"""Joins the COCO files of single images to one data set, without keeping all of it in memory."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from ..client import Segmentation
-from .folder import whole_file
+from ..runtime.files import whole_file
 from .layout import COCO_SUFFIX, DATA_SET_FILE
 from .sources import Source, printable
 
@@ -16,7 +16,7 @@ _INFO = {"description": "made by `segserve segment --format coco`"}
 
 
 def as_coco(segmentation: Segmentation, source: Source) -> dict[str, object]:
-    """A COCO data set of one image; `write_data_set` joins them."""
+    """A COCO data set of one image. `write_data_set` joins these."""
     height_px, width_px = segmentation.label_map.shape
     annotations = segmentation.to_coco(image_id=1)
     shown = {annotation["category_id"] for annotation in annotations}
@@ -29,10 +29,10 @@ def as_coco(segmentation: Segmentation, source: Source) -> dict[str, object]:
 
 
 def write_data_set(folder: Path) -> Path:
-    """Joins all COCO files of single images in the folder into its `segmentation.coco.json`.
+    """Joins all COCO files of single images in the folder to `segmentation.coco.json` in the same folder.
 
-    They are sorted by their paths, and images and annotations numbered from 1 in this order. Files that `as_coco` did
-    not make are left out.
+    The files are sorted by path. Images and annotations are numbered from 1 in this order. Files that `as_coco` did not
+    create are skipped.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -49,7 +49,7 @@ def write_data_set(folder: Path) -> Path:
 
 
 def _write_images(file: BinaryIO, folder: Path) -> dict[int, str]:
-    """Returns the names of the categories by id."""
+    """Returns the category names by id."""
     categories: dict[int, str] = {}
     separator = b""
     for image_id, document in enumerate(_documents(folder), start=1):

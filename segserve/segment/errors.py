@@ -1,24 +1,24 @@
-"""Why images are not segmented, or no more of them. Every message is one line for people."""
+"""The errors that prevent or end a run. Every message is one line of text for people.
 
-from ..runtime.errors import SegserveError
+No server sends these errors, so they have no HTTP status.
+"""
+
+from typing import ClassVar
 
 
-class SegmentError(SegserveError):
-    """Refused before anything starts: sources that are none, or results that would be in each other's way."""
+class SegmentError(Exception):
+    """Base class of these errors: sources or results that cannot be used."""
 
-    code = "refused"
+    code: ClassVar[str] = "refused"
+    """For programs: the error code in a batch job's table, if a single image has this error."""
 
 
 class StoppedError(SegmentError):
-    """What went wrong would go wrong with every other image as well, so that the rest is left."""
-
-    code = "stopped"
+    """The cause would make every other image fail too, so the run ends."""
 
 
 class InterruptedRunError(SegmentError):
-    """Someone asked to stop, by `signal_number`. What was finished is kept."""
-
-    code = "interrupted"
+    """The signal `signal_number` ended the run. Finished results are kept."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__("interrupted")

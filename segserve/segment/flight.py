@@ -1,4 +1,4 @@
-"""Work in several threads, its results in this one; a request to stop arrives between two results, never within one."""
+"""Runs tasks in several threads and yields the results in this thread. Signals take effect only between results."""
 
 import signal
 import threading
@@ -21,10 +21,10 @@ _WAKE = None
 
 @dataclass
 class Flight(Generic[Task, Result]):
-    """Calls `work` with one task after the other, at most `workers` at once.
+    """Calls `work` for every task, in `workers` threads.
 
-    The threads neither write nor print: what they are at when a run ends can be dropped where it is. Not so where they
-    compute with torch, in which Python must not end: `awaits_threads` lets each finish the task that it is at.
+    The threads must not write or print. So when a run ends, their current tasks can be dropped. Python must not exit
+    while a thread computes with torch: set `awaits_threads` to let each thread finish its current task.
     """
 
     work: Callable[[Task], Result]
@@ -36,12 +36,12 @@ class Flight(Generic[Task, Result]):
     _threads: list[threading.Thread] = field(default_factory=list, init=False)
 
     def results(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Exception]]:
-        """Every task with its result, or with the exception that it met, in the order in which they end.
+        """Yields every task with its result, or with the exception that it raised, in order of completion.
 
-        Tasks are taken as they are needed, two a worker ahead, so that memory does not grow with their number.
+        At most two tasks per worker are pending, so the number of tasks does not affect memory.
 
         Raises:
-            InterruptedRunError: SIGINT or SIGTERM arrived.
+            InterruptedRunError: the process received SIGINT or SIGTERM.
         """
         try:
             self._start()
@@ -61,10 +61,10 @@ class Flight(Generic[Task, Result]):
         self.check_signals()
 
     def check_signals(self) -> None:
-        """For a long stretch in which nothing is waited for.
+        """Call this during long work that waits for no result.
 
         Raises:
-            InterruptedRunError: SIGINT or SIGTERM has arrived.
+            InterruptedRunError: the process received SIGINT or SIGTERM.
         """
         if self._signal_number is not None:
             raise InterruptedRunError(self._signal_number)
@@ -82,7 +82,7 @@ class Flight(Generic[Task, Result]):
         while (task := self._todo.get()) is not None:
             try:
                 result: Result | Exception = self.work(task)
-            except Exception as error:  # told by whoever takes the results
+            except Exception as error:  # the consumer of the results handles it
                 result = error
             self._done.put((task, result))
 
@@ -98,13 +98,13 @@ class Flight(Generic[Task, Result]):
 
     @contextmanager
     def _signals_noted(self) -> Iterator[None]:
-        """In place of an exception that could strike anywhere. `SimpleQueue.put` is safe within a signal handler."""
+        """Records signals, because an exception could occur anywhere. `SimpleQueue.put` is safe in a signal handler."""
 
         def note(number: int, _: FrameType | None) -> None:
             self._signal_number = number
             self._done.put(_WAKE)
 
-        if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        if threading.current_thread() is not threading.main_thread():  # only that thread can handle signals
             yield
             return
         before = {number: signal.signal(number, note) for number in _SIGNALS}

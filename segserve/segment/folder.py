@@ -1,30 +1,28 @@
-"""The folder of results: files that are there whole or not at all, and all made with the same options."""
+"""The folder of results. All results in it have the same options."""
 
 import errno
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
+from ..runtime.files import write_whole
 from .errors import SegmentError
 from .layout import DATA_SET_FILE
 
 OPTIONS_FILE = ".segserve.json"
 _DEFAULT = "default"
 
-# What is wrong with the name of one file; any other error of the operating system would meet the next file as well.
+# Errors that concern the name of one file. Any other error of the operating system would affect the next file too.
 _OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL}
 
 
 def claim_folder(folder: Path, options: Mapping[str, object]) -> None:
-    """Makes the folder where it is missing, tries whether it can be written to, and notes the options in it.
+    """Creates the folder if it is missing, checks that it is writable, and writes the options to it.
 
-    A result that is there counts as done: with other options that would be a mistake that nobody sees.
+    The options are checked because existing results count as done. With other options, that would be a silent error.
 
     Raises:
-        SegmentError: the folder cannot be written to, or what is in it was made with other options.
+        SegmentError: the folder is not writable, or its results were made with other options.
     """
     note = folder / OPTIONS_FILE
     asked = {name: value for name, value in options.items() if value is not None}
@@ -32,39 +30,13 @@ def claim_folder(folder: Path, options: Mapping[str, object]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         noted = _read(note)
         _check(folder, noted, asked)
-        write_file(note, json.dumps(asked, indent=2).encode())
+        write_whole(note, json.dumps(asked, indent=2))
     except OSError as error:
         raise SegmentError(f"{folder}: cannot be written to ({error.strerror}); name another with -o") from error
 
 
-def write_file(path: str | Path, content: bytes) -> None:
-    """Writes a file as `whole_file` does."""
-    with whole_file(path) as file:
-        file.write(content)
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to that appears under its name only when it is whole; its folder is made where it is missing.
-
-    Raises:
-        OSError: it cannot be written; nothing is left behind.
-    """
-    folder = os.path.dirname(path)
-    partial = os.path.join(folder, f".segserve-{os.getpid()}.part")  # fits, however long the name of `path` is
-    try:
-        os.makedirs(folder or ".", exist_ok=True)
-        with open(partial, "wb") as file:
-            yield file
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(partial)
-        raise
-
-
 def concerns_one_name(error: OSError) -> bool:
-    """Whether other files can still be written."""
+    """Whether the error concerns only this file's name, so that other files can still be written."""
     return error.errno in _OF_ONE_NAME
 
 

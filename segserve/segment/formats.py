@@ -1,4 +1,4 @@
-"""A segmentation as the content of a file."""
+"""Encodes a segmentation as the content of a file."""
 
 import orjson
 
@@ -10,7 +10,7 @@ from .sources import Source
 
 
 def encode_result(segmentation: Segmentation, source: Source, file_format: Format) -> bytes:
-    """The label map in that format; `json` and `coco` hold the classes as well."""
+    """Encodes the label map in the given format. `json` and `coco` also contain the classes."""
     if file_format is Format.PNG:
         return encode_png(segmentation.label_map, segmentation.palette)
     if file_format is Format.NPY:
@@ -20,12 +20,12 @@ def encode_result(segmentation: Segmentation, source: Source, file_format: Forma
 
 
 def encode_overlay(segmentation: Segmentation) -> bytes:
-    """The image with its classes laid over it and a legend, as JPEG."""
+    """Encodes the image with its classes in colour and a legend, as JPEG."""
     return encode_jpeg(segmentation.overlay())
 
 
 def as_answer(segmentation: Segmentation) -> dict[str, object]:
-    """What the server answers to `mask=rle`."""
+    """The server's JSON response to `mask=rle`."""
     from ..runtime.rle import encode_rle
 
     height_px, width_px = segmentation.label_map.shape
@@ -40,7 +40,7 @@ def as_answer(segmentation: Segmentation) -> dict[str, object]:
 
 
 def class_table(classes: tuple[ClassShare, ...]) -> list[dict[str, object]]:
-    """The classes as they stand in the server's answer."""
+    """The classes in the format of the server's JSON response."""
     return [
         {
             "id": share.id,

@@ -1,4 +1,4 @@
-"""Where the results of every image go, and that they are in nobody's way."""
+"""The paths of every image's results, and the check that they overwrite nothing else."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ DATA_SET_FILE = f"segmentation{COCO_SUFFIX}"
 
 
 class Format(StrEnum):
-    """`png`: class ids as an indexed PNG. `npy`: as a NumPy file. `json`: classes and RLE. `coco`: a COCO data set."""
+    """`png`: class ids as an indexed PNG. `npy`: a NumPy file. `json`: classes and RLE. `coco`: a COCO data set."""
 
     PNG = "png"
     NPY = "npy"
@@ -28,7 +28,7 @@ _OVERLAY_SUFFIX = "-overlay.jpg"
 
 @dataclass(frozen=True)
 class Layout:
-    """What becomes of a source `a/b.jpg`: `FOLDER/a/b.png`, and with `overlay` `FOLDER/a/b-overlay.jpg` beside it."""
+    """The result paths: `a/b.jpg` becomes `FOLDER/a/b.png` and, with `overlay`, `FOLDER/a/b-overlay.jpg`."""
 
     folder: Path
     format: Format = Format.PNG
@@ -44,14 +44,15 @@ class Layout:
         return [self.result(source), *([self.overlay_of(source)] if self.overlay else [])]
 
     def missing(self, source: Source) -> list[str]:
-        """The files that are not there yet. A folder of that name counts as missing, and is told when it is written."""
+        """The result files that do not exist. A folder of the same name counts as missing and fails at the write."""
         return [path for path in self.files(source) if not (os.path.isfile(path) or os.path.islink(path))]
 
     def check(self, sources: Sequence[Source], arguments: Iterable[str]) -> None:
-        """That no two results are one file, and none is an image that is to be read.
+        """Checks that all results are different files, and that no result is one of the images.
 
         Raises:
-            SegmentError: two would be, and both are named; or the folder of results is a folder of images.
+            SegmentError: two images have the same result, a result is one of the images, or the folder of results is
+                a folder of images and the results are images too.
         """
         images_come_out = self.format is Format.PNG or self.overlay
         if images_come_out and (same := next((a for a in arguments if _is_same_folder(a, self.folder)), None)):

@@ -1,5 +1,6 @@
-"""All images of one command: asked for in parallel, written one by one, and what became of each reported."""
+"""Segments all images of one command in parallel, writes the files one at a time, and reports every outcome."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +18,16 @@ from ..client import (
     UnreachableError,
 )
 from ..runtime.errors import BadOptionError, SegserveError
+from ..runtime.files import write_whole
 from .errors import StoppedError
 from .flight import Flight
-from .folder import concerns_one_name, write_file
+from .folder import concerns_one_name
 from .formats import encode_overlay, encode_result
 from .layout import Layout
 from .sources import Source, printable
 
 OUTAGE_AFTER = 3
-"""So many failures in a row that are the server's and not the image's end a run: the others would fail as well."""
+"""The number of server failures, with no success in between, that ends a run. The other images would fail too."""
 
 _OUTAGE_STATUS = (502, 503, 504)
 _NOT_OUR_SERVER = (401, 403, 404, 405)
@@ -33,7 +35,7 @@ _NOT_OUR_SERVER = (401, 403, 404, 405)
 
 @dataclass(frozen=True)
 class Done:
-    """`files` hold the result and, where it was asked for, the overlay."""
+    """A segmented image. `files` are the result and, if requested, the overlay."""
 
     source: Source
     files: tuple[str, ...]
@@ -42,7 +44,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Skipped:
-    """The same files, all of which were there already."""
+    """A skipped image. All of its `files` existed already."""
 
     source: Source
     files: tuple[str, ...]
@@ -50,7 +52,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Failed:
-    """`code` is for programs: the server's, or `file` for what is wrong with a file here."""
+    """An image that failed. `code` is for programs: the server's code, or `file` for an error of a local file."""
 
     source: Source
     code: str
@@ -62,7 +64,7 @@ Outcome = Done | Skipped | Failed
 
 @dataclass(frozen=True)
 class _Answered:
-    """Everything about one image that is yet to be written."""
+    """The contents of one image's files, not yet written."""
 
     contents: dict[str, bytes]
     classes: tuple[ClassShare, ...]
@@ -70,12 +72,12 @@ class _Answered:
 
 @dataclass
 class Run:
-    """One command's work, and how far it has come.
+    """The work of one command, and its progress.
 
     Args:
-        ask: segments the content of an image file; called from `workers` threads at once.
-        force: makes again what is there already.
-        report: called with what became of every image, in this thread.
+        ask: segments the content of an image file; called from `workers` threads concurrently.
+        force: overwrite existing results.
+        report: receives the outcome of every image, in this thread.
         computes_here: whether `ask` runs torch in this process.
     """
 
@@ -94,15 +96,15 @@ class Run:
 
     @property
     def left(self) -> int:
-        """Images that nothing became of, as the run ended before."""
+        """The number of images without an outcome, because the run ended early."""
         return len(self.sources) - self.done - self.skipped - self.failed
 
     def finish(self) -> None:
-        """Works until all images are done, skipped or failed.
+        """Runs until all images are done, skipped or failed.
 
         Raises:
-            StoppedError: the server is gone, refuses everything, or results cannot be written any more.
-            InterruptedRunError: SIGINT or SIGTERM arrived. What was finished is whole, and nothing half lies about.
+            StoppedError: the server is unreachable or rejects every request, or results cannot be written.
+            InterruptedRunError: the process received SIGINT or SIGTERM. All files are complete.
         """
         began_s = time.perf_counter()
         flight = Flight(self._answer, self.workers, self.computes_here)
@@ -123,7 +125,7 @@ class Run:
                 self._count(Skipped(source, tuple(self.layout.files(source))))
 
     def _answer(self, source: Source) -> _Answered:
-        """In a thread of its own: everything but the writing."""
+        """Reads, segments and encodes an image, in a worker thread. Does not write."""
         segmentation = self.ask(read_source(source))
         wanted = self.layout.files(source) if self.force else self.layout.missing(source)
         return _Answered({path: self._encoded(segmentation, source, path) for path in wanted}, segmentation.classes)
@@ -149,7 +151,8 @@ class Run:
     def _write(self, source: Source, answer: _Answered) -> None:
         for path, content in answer.contents.items():
             try:
-                write_file(path, content)
+                os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+                write_whole(path, content)
             except OSError as error:
                 reason = f"{printable(path)}: cannot be written: {error.strerror}"
                 if not concerns_one_name(error):
@@ -159,7 +162,7 @@ class Run:
         self._count(Done(source, tuple(self.layout.files(source)), answer.classes))
 
     def _end_outage(self, *, is_over: bool) -> None:
-        """Failures of the server itself: those images' own if it answers again, the run's end if it does not."""
+        """Ends an outage of the server. If it is over, its images count as failed; if not, the run ends."""
         outage, self._outage = self._outage, []
         if outage and not is_over:
             raise StoppedError(_reason(outage[-1][1])) from outage[-1][1]
@@ -174,10 +177,10 @@ class Run:
 
 
 def read_source(source: Source) -> bytes:
-    """The content of the image's file.
+    """Reads the image file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     if source.is_stdin:
         return sys.stdin.buffer.read()
@@ -186,14 +189,14 @@ def read_source(source: Source) -> bytes:
 
 
 def _is_outage(error: Exception) -> bool:
-    """The server's fault, which may pass."""
+    """Whether the server caused the error. Such an error may be temporary."""
     if isinstance(error, RefusedError):
         return error.status in _OUTAGE_STATUS
     return isinstance(error, UnreachableError | TimedOutError | MalformedAnswerError)
 
 
 def _meets_all(error: Exception) -> bool:
-    """Every image would be refused for the same reason."""
+    """Whether every other image would fail for the same reason."""
     if isinstance(error, TokenRefusedError | UnknownModelError) or _code(error) == BadOptionError.code:
         return True
     return isinstance(error, RefusedError) and (error.status in _NOT_OUR_SERVER or 300 <= error.status < 400)

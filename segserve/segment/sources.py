@@ -1,4 +1,4 @@
-"""Files, globs, folders and standard input as a list of images. Nothing is read yet."""
+"""Lists the images of files, globs, folders and standard input. Does not read the images."""
 
 import os
 import re
@@ -10,18 +10,18 @@ from .errors import SegmentError
 
 STDIN = "-"
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""What tells the images in a folder from other files, in upper or lower case."""
+"""The suffixes of the images in a folder, in upper or lower case."""
 
 _MAGIC = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One image. `root` is shared by all that one argument named, so that a million of them take little memory.
+    """One image. All images of one argument share `root`, so that a million of them need little memory.
 
     Attributes:
-        root: the folder that the argument named, or that a file lies in; empty for the current one.
-        name: the rest of the path, which is kept below the folder of results.
+        root: the folder of the argument, or the folder of a file; empty for the current folder.
+        name: the path below `root`. The results keep this path.
     """
 
     root: str
@@ -34,7 +34,7 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The name without the suffix of an image; any other stays, as it may tell `frame.0001` from `frame.0002`."""
+        """The name without an image suffix. Other suffixes stay: they may distinguish `frame.0001` and `frame.0002`."""
         stem, suffix = os.path.splitext(self.name)
         return stem if suffix.lower() in SUFFIXES else self.name
 
@@ -43,21 +43,21 @@ class Source:
 
 
 def printable(path: str) -> str:
-    """A path on one line, whatever characters and bytes its name holds."""
+    """A path as one line of text. Control characters and undecodable bytes are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in path)
 
 
 def find_sources(arguments: Sequence[str], *, results: Path | None = None) -> list[Source]:
-    """The images that the arguments name, in order: what a folder or a glob holds is sorted.
+    """Lists the images of the arguments in order. The images of a folder or a glob are sorted.
 
-    A folder is searched with all that are in it; hidden names, links to folders and other files than images are left
-    out. Files and what a glob matches are taken as they are. An image that is named twice is taken once.
+    A folder is searched recursively, without hidden names, links to folders and files that are not images. Files and
+    the matches of a glob are accepted with any suffix. Duplicates are removed.
 
     Args:
-        results: the folder of results; where it lies within a folder or a glob, nothing in it is taken.
+        results: the folder of results. Files in it are skipped if it lies in a searched folder or glob.
 
     Raises:
-        SegmentError: an argument names nothing, or a folder without images.
+        SegmentError: an argument matches nothing, or is a folder without images.
     """
     sources: dict[Source, None] = {}
     for argument in arguments:
@@ -69,7 +69,7 @@ def find_sources(arguments: Sequence[str], *, results: Path | None = None) -> li
 
 
 def sources_of(argument: str, *, results: Path | None = None) -> Iterator[Source]:
-    """What `find_sources` finds for one argument, listed as it is taken; nothing where the argument names nothing."""
+    """The images of one argument, listed lazily; see `find_sources`. Empty if the argument matches nothing."""
     if argument == STDIN:
         yield Source("", "stdin", is_stdin=True)
     elif os.path.isdir(argument):
@@ -112,10 +112,10 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _is_image_file(entry: os.DirEntry[str]) -> bool:
-    """Not a pipe or a socket, from which one would read for ever; a link that leads nowhere is told when it is read."""
+    """Excludes pipes and sockets, because a read could block forever. Includes broken links: their read fails."""
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
-    except OSError:  # a link to itself
+    except OSError:  # a link that points to itself
         return True
 
 
@@ -124,7 +124,7 @@ def _is_same(folder: str, results: Path | None) -> bool:
 
 
 def _matching(pattern: str, results: Path | None) -> Iterator[Source]:
-    """Like a shell's glob, `**` for any number of folders included: hidden names only where the pattern says so."""
+    """Matches as a shell's glob, including `**`. Hidden names match only if the pattern names them."""
     parts = Path(pattern).parts
     first = next(index for index, part in enumerate(parts) if _MAGIC.search(part))
     root, rest = Path(*parts[:first]), os.path.join(*parts[first:])

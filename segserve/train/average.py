@@ -1,7 +1,12 @@
-"""The moving average of a network's weights over the steps of a run."""
+"""Averages of a network's weights: over the steps of a run, and of the end of a run with its start."""
+
+from copy import deepcopy
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
@@ -18,3 +23,15 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
         return average.lerp(current, 1 - kept)
 
     return AveragedModel(network, avg_fn=follow, use_buffers=True)
+
+
+def blended(network: Network, other: nn.Module, share: float) -> Network:
+    """Returns a copy of the network that mixes in `share` of the weights and running statistics of `other`."""
+    copy, theirs = deepcopy(network), other.state_dict()
+    copy.load_state_dict(
+        {
+            name: own.lerp(theirs[name], share) if own.is_floating_point() else own
+            for name, own in network.state_dict().items()
+        }
+    )
+    return copy

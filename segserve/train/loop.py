@@ -72,7 +72,7 @@ def train(
     """
     record = read_record(model)
     with joined() as world:
-        _check_processes(recipe, world)
+        _check_recipe(recipe, world)
         state = TrainingState(record, recipe, model, world)
         state.resume(run)
         batches = _batches(record, recipe, data, state.step, world, options.workers)
@@ -107,7 +107,9 @@ def _lead(
     log.close()
 
 
-def _check_processes(recipe: Recipe, world: World) -> None:
+def _check_recipe(recipe: Recipe, world: World) -> None:
+    if recipe.start_share > 0 and recipe.start != "model":
+        raise ModelError(f"start_share is {recipe.start_share}, but the run starts from a backbone: set start to model")
     if recipe.batch_size % world.size:
         raise ModelError(f"batch_size is {recipe.batch_size}, which {world.size} processes cannot share evenly")
 

@@ -32,10 +32,11 @@ def build_schedule(optimizer: Optimizer, recipe: Recipe, finished_steps: int) ->
     """Linear warm-up, then poly, (1 - step / steps) ** power (Chen et al., arXiv:1606.00915, section 4.1), or half a
     cosine (Loshchilov and Hutter, arXiv:1608.03983).
     """
+    length = recipe.schedule_steps or recipe.steps
 
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
-        done = min(step, recipe.steps) / recipe.steps
+        done = min(step, length) / length
         if recipe.schedule == "cosine":
             return warmup * (1 + math.cos(math.pi * done)) / 2
         return float(warmup * (1 - done) ** recipe.poly_power)

@@ -34,6 +34,7 @@ class Recipe(Strict):
             statistics: norms then compute in training what they compute when served.
         optimizer: SGD with Nesterov momentum, or AdamW, which takes about a hundredth of SGD's learning rates.
         schedule: the poly schedule of the DeepLab papers, or half a cosine; both end at 0.
+        schedule_steps: length of the schedule; by default `steps`. A longer one leaves the rest to a second stage.
         loss_stride: 4 computes the loss at every 4th pixel of every 4th row.
         lovasz_weight: share of the loss that the Lovasz-softmax has (Berman et al., arXiv:1705.08790), a surrogate of
             IoU; the cross-entropy has the rest.
@@ -43,6 +44,8 @@ class Recipe(Strict):
             temperature 1), also at pixels to ignore. It has the same classes, mean and std.
         teacher_weight: share of the loss that the teacher's probabilities have; the labels have the rest.
         class_weights: weight of a class in the loss by its label; 1 where it is not named.
+        start_share: share of the starting weights in the weights that are kept (Wortsman et al., arXiv:2109.01903).
+            Needs `start: model`.
         ema_decay: the weights kept are a moving average over the steps with this decay; 0 for the last step's.
     """
 
@@ -60,6 +63,7 @@ class Recipe(Strict):
     head_lr: PositiveFloat = 0.05
     optimizer: Literal["sgd", "adamw"] = "sgd"
     schedule: Literal["poly", "cosine"] = "poly"
+    schedule_steps: PositiveInt | None = None
     momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     poly_power: PositiveFloat = 0.9
@@ -71,6 +75,7 @@ class Recipe(Strict):
     teacher: str | None = None
     teacher_weight: Share = 0.5
     class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    start_share: Share = 0.0
     ema_decay: Share = 0.0
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     seed: Annotated[int, Field(ge=0)] = 0

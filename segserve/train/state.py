@@ -1,5 +1,6 @@
 """All that changes while a network is trained."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..runtime.errors import ModelError
 from ..runtime.network import SegmentationNetwork, build_network
 from ..runtime.record import ModelRecord, read_record
 from ..runtime.weights import load_network
-from .average import averaged
+from .average import averaged, blended
 from .backbone import load_backbone
 from .checkpoint import Checkpoint
 from .distributed import World
@@ -29,6 +30,7 @@ class TrainingState:
         self._origin = {"recipe": recipe.model_dump(), "architecture": record.architecture.model_dump()}
         network = _starting_network(record, recipe, model).to(world.device).to(memory_format=torch.channels_last)
         self._network, self._average = network, averaged(network, recipe.ema_decay)
+        self._start = deepcopy(network) if recipe.start_share else None
         loss = SegmentationLoss(network, recipe, record.labels, _teacher(record, recipe))
         self._loss = _distributed(loss.to(world.device), world)
         self._optimizer = build_optimizer(network, recipe)
@@ -36,9 +38,12 @@ class TrainingState:
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
 
     def result(self) -> SegmentationNetwork:
-        """The network that the run would give now: the moving average itself, which is not to be changed."""
+        """The network that the run would give now: the moving average, blended with the start if the recipe says so.
+
+        Do not change it: it may be the average itself.
+        """
         average: SegmentationNetwork = self._average.module  # type: ignore[assignment]
-        return average
+        return average if self._start is None else blended(average, self._start, self._recipe.start_share)
 
     @property
     def is_finished(self) -> bool:
@@ -97,12 +102,14 @@ class TrainingState:
         self._schedule = build_schedule(self._optimizer, self._recipe, finished_steps=self.step)
 
     def _parts(self) -> dict[str, Any]:
-        return {
+        parts: dict[str, Any] = {
             "network": self._network,
             "average": self._average,
             "optimizer": self._optimizer,
             "scaler": self._scaler,
         }
+        # A finished run has replaced the weights in the model folder, so the start is kept in the checkpoint.
+        return parts if self._start is None else {**parts, "start": self._start}
 
 
 def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> SegmentationNetwork:

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from segserve.contract.answer import error_classes
+from segserve.runtime.errors import error_classes
 from segserve.runtime.labels import LabelRule
 from segserve.runtime.options import MediaType, Options
 

@@ -101,6 +101,14 @@ def test_worker_table_has_a_row_for_every_image(archive, source, tmp_path):
     assert not any(reason for batch in done for reason in batch["stopped"])
 
 
+def test_worker_image_of_no_known_store_fails_alone_with_a_code(archive, tmp_path):
+    (tmp_path / "list.csv").write_text("path\nnostore://bucket/a.png\n")
+    job, _ = worked(archive, tmp_path / "list.csv", tmp_path / "out")
+    [row] = table(job)
+    assert (row["status"], row["error_code"]) == ("failed", "refused")
+    assert "no such store is known" in row["error_message"]
+
+
 def test_worker_rle_gives_the_label_map_back(archive, source, tmp_path):
     job, _ = worked(archive, source, tmp_path / "out", Format.NPY)
     row = next(row for row in table(job) if row["path"].endswith("b.jpg"))

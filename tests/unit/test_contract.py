@@ -6,9 +6,8 @@ import jsonschema
 import pytest
 
 from segserve.contract.__main__ import DOCUMENTS, document_text
-from segserve.contract.answer import error_classes
 from segserve.contract.openapi import answer_schema, openapi
-from segserve.runtime.errors import SegserveError
+from segserve.runtime.errors import SegserveError, error_classes
 from segserve.runtime.options import MediaType, Options
 
 from ..conftest import PROJECT

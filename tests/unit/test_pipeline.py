@@ -1,11 +1,13 @@
 """One request from row to answer, what goes wrong on the way, the description, the warm-up."""
 
+import ast
 import base64
 import dataclasses
 import io
 import json
 import logging
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from segserve import runtime
 from segserve.runtime import pipeline as pipeline_module
 from segserve.runtime.errors import ModelError
 from segserve.runtime.labels import LabelRule
@@ -314,3 +317,10 @@ def test_warm_up_of_the_smallest_input_works():
     segmenter = Segmenter(tiny_network(record), record, device=CPU, settings=FP32)
     Pipeline(segmenter, FP32).warm_up()
     assert segmenter.segment(noise(3, 4)).label_map.shape == (3, 4)
+
+
+def test_runtime_docstring_names_the_modules_that_the_pipeline_calls():
+    tree = ast.parse(Path(pipeline_module.__file__).read_text(encoding="utf-8"))
+    called = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
+    named = set(re.findall(r"`(\w+)`", runtime.__doc__))
+    assert {"pipeline", "request", "quarantine", "image", "failover", "answer"} <= named <= called | {"pipeline"}

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -21,9 +22,11 @@ from segserve.archive import build_archive
 from segserve.ray_app import Arguments
 from segserve.ray_app.collected import CollectedMetrics, Observation, Sink
 from segserve.ray_app.context import Context, Worker
+from segserve.runtime import cores
 from segserve.runtime.errors import BadRequestError, ModelError, TooLargeError
 from segserve.runtime.metrics import BUCKETS, ENGINE, OWN
 from tests.conftest import PROJECT
+from tests.samples import sample_names
 
 from .images import encoded, noise
 from .tiny import write_tiny_model
@@ -195,6 +198,12 @@ def test_replicas_take_the_workers_of_the_archive_unless_told_otherwise(archive)
         "autoscaling_config": {"min_replicas": 2, "max_replicas": 5, "target_ongoing_requests": 4}
     }
     assert Replicas(2, 2, 1).scaling(4) == {"num_replicas": 2}
+
+
+def test_replicas_share_the_cores_that_the_cgroup_allows(archive, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(cores, "_quota_v2", lambda _: 4.0)
+    assert Replicas.of(read_archive(archive).config, Arguments(max_replicas=2)).threads == 2
 
 
 def test_cores_needed_are_those_of_all_replicas_of_all_archives(archive):
@@ -453,7 +462,7 @@ def test_metrics_expose_all_that_is_declared_under_its_labels():
     families = list(text_string_to_metric_families(metrics.exposed().decode()))
     labels = {sample.name: set(sample.labels) - {"le"} for family in families for sample in family.samples}
     for metric in (*OWN, *ENGINE):
-        for name in metric.sample_names:
+        for name in sample_names(metric):
             assert labels[name] == {*metric.labels, metric.host_label}
     buckets = {sample.labels["le"] for family in families for sample in family.samples if "le" in sample.labels}
     assert sorted(map(float, buckets)) == [*BUCKETS, math.inf]

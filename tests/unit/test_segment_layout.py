@@ -1,13 +1,12 @@
 """Where results go, and what is refused before anything starts."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from segserve.segment.errors import SegmentError
-from segserve.segment.folder import OPTIONS_FILE, claim_folder, write_file
+from segserve.segment.folder import OPTIONS_FILE, claim_folder
 from segserve.segment.layout import Format, Layout
 from segserve.segment.sources import Source, find_sources
 
@@ -43,7 +42,7 @@ def test_files_keep_the_structure_below_the_folder(tmp_path, file_format, expect
 
 def test_missing_names_the_files_that_are_not_there(tmp_path):
     layout, source = Layout(tmp_path, overlay=True), Source("in", "a.jpg")
-    write_file(layout.result(source), b"")
+    Path(layout.result(source)).touch()
     assert layout.missing(source) == [layout.overlay_of(source)]
 
 
@@ -110,16 +109,3 @@ def test_claim_folder_that_cannot_be_written_to_raises(folder, place):
     (folder / "file").write_text("")
     with pytest.raises(SegmentError, match="cannot be written to"):
         claim_folder(folder / place, {})
-
-
-def test_write_file_with_name_as_long_as_may_be_writes_it(tmp_path):
-    path = tmp_path / ("a" * 251 + ".png")
-    write_file(path, b"content")
-    assert path.read_bytes() == b"content"
-
-
-def test_write_file_that_fails_leaves_nothing_behind(tmp_path):
-    (tmp_path / "a.png").mkdir()
-    with pytest.raises(IsADirectoryError, match="Is a directory"):
-        write_file(tmp_path / "a.png", b"content")
-    assert os.listdir(tmp_path) == ["a.png"]

@@ -137,7 +137,7 @@ def test_from_environment_endpoint_gets_the_spans(monkeypatch, tiny_pipeline):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         tracing = Tracing.from_environment(os.environ)
         tracing.trace(tiny_record(), 200, observed, {"traceparent": PARENT})
-        tracing.close()
+        tracing._provider.shutdown()
     assert collector.services == {"segserve"}
     assert [span.name for span in collector.spans] == ["decode", "preprocess", "inference", "encode", "segment tiny"]
     assert {span.trace_id.hex() for span in collector.spans} == {PARENT.split("-")[1]}
@@ -149,5 +149,5 @@ def test_from_environment_service_of_its_own_name_keeps_it(monkeypatch):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         tracing = Tracing.from_environment(os.environ)
         tracing.trace(tiny_record(), 200, Observed(Timings([Interval("decode", 0, 1)])), {})
-        tracing.close()
+        tracing._provider.shutdown()
     assert collector.services == {"street"}

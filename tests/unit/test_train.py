@@ -212,6 +212,28 @@ def test_train_start_from_the_model_begins_with_its_weights(tiny_model, squares,
         torch.testing.assert_close(trained[name], parameter, atol=1e-6, rtol=0)
 
 
+def test_train_start_share_keeps_that_much_of_the_start(squares, tmp_path):
+    model = write_tiny_model(tmp_path)
+    start = load_network(read_record(model), model).state_dict()
+    recipe = RECIPE.model_copy(update={"steps": 3, "start": "model"})
+    alone = train(model, recipe, squares, tmp_path / "alone", ignore).state_dict()
+    shared = recipe.model_copy(update={"start_share": 0.25})
+    kept = train(model, shared, squares, tmp_path / "run", ignore)
+    for name, weight in kept.state_dict().items():
+        if weight.is_floating_point():
+            torch.testing.assert_close(weight, 0.75 * alone[name] + 0.25 * start[name])
+    export_weights(kept, read_record(model), model)  # as the command does at the end of a run
+    again = train(model, shared, squares, tmp_path / "run", ignore).state_dict()
+    for name, weight in kept.state_dict().items():
+        torch.testing.assert_close(again[name], weight, rtol=0, atol=0)
+
+
+def test_train_start_share_without_a_start_raises(model, squares, tmp_path):
+    recipe = RECIPE.model_copy(update={"start_share": 0.25})
+    with pytest.raises(ModelError, match=r"start_share is 0\.25, but the run starts from a backbone"):
+        train(model, recipe, squares, tmp_path, ignore)
+
+
 def test_train_frozen_norms_keep_their_statistics_and_learn_their_scale(tiny_model, squares, tmp_path):
     recipe = RECIPE.model_copy(update={"steps": 3, "start": "model", "batch_norm_momentum": 0.0, "ema_decay": 0.0})
     trained = train(tiny_model, recipe, squares, tmp_path, ignore).state_dict()
@@ -272,6 +294,21 @@ def test_build_optimizer_decays_kernels_and_spares_norms_and_biases():
     assert {parameter.ndim for group in groups[::2] for parameter in group["params"]} == {4}
     assert {parameter.ndim for group in groups[1::2] for parameter in group["params"]} == {1}
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+
+
+def test_build_schedule_longer_than_the_run_is_that_of_a_longer_run():
+    network = tiny_network(tiny_record())
+
+    def rates(recipe):
+        optimizer = build_optimizer(network, recipe)
+        schedule = build_schedule(optimizer, recipe, 0)
+        for _ in range(4):
+            yield schedule.get_last_lr()
+            optimizer.step()
+            schedule.step()
+
+    cut_short = RECIPE.model_copy(update={"steps": 4, "schedule_steps": 8, "schedule": "cosine"})
+    assert list(rates(cut_short)) == list(rates(RECIPE.model_copy(update={"schedule": "cosine"})))
 
 
 @pytest.mark.parametrize("finished", [0, 1, 4], ids=str)

@@ -1,1 +1,1 @@
-"""Stubs of TorchServe's gRPC inference API, generated from inference.proto; they need grpcio and protobuf."""
+"""Stubs of TorchServe's gRPC inference API, generated from inference.proto. They need grpcio and protobuf."""

@@ -1,18 +1,18 @@
-"""Generates the stubs of inference.proto anew: python -m segserve.client.torchserve. Needs grpcio-tools."""
+"""Regenerates the stubs of inference.proto: `python -m segserve.client.torchserve`. Needs grpcio-tools."""
 
 import sys
 from importlib.resources import files
 from pathlib import Path
 
-PROTO = "segserve/client/torchserve/inference.proto"  # from the project's root, so that the imports are absolute
+PROTO = "segserve/client/torchserve/inference.proto"  # relative to the project's root, so that the imports are absolute
 _ROOT = Path(__file__).parents[3]
 
 
 def generate(output: Path) -> None:
-    """Writes the stubs below the folder `output`, at the paths of their modules.
+    """Writes the stubs to the folder `output`, at the paths of their modules.
 
     Raises:
-        RuntimeError: the proto file is not one.
+        RuntimeError: the proto file is invalid.
     """
     from grpc_tools import protoc
 
