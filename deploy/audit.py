@@ -1,9 +1,9 @@
-"""Asks the database of known vulnerabilities (PyPI's, through pip-audit) about pinned packages: `make audit`.
+"""Checks pinned packages against PyPI's database of known vulnerabilities, with pip-audit: `make audit`.
 
     python audit.py CONSTRAINTS.txt
 
-Ends with 0 where every package was looked up and none is known to be vulnerable, with 1 where one is, and with 2 where
-not all could be looked up: pip-audit passes over what it does not find, which behind a mirror of PyPI is everything.
+Exit status: 0 if all packages were found and none has a known vulnerability, 1 if a package has one, 2 if a package was
+not found. pip-audit skips packages that it does not find. With a mirror of PyPI, it finds none.
 """
 
 import json
@@ -19,7 +19,7 @@ VULNERABLE, UNKNOWN = 1, 2
 
 def main(constraints: Path) -> int:
     lines = [line for line in constraints.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    for asked in (lines[:1], lines):  # one first: where that is not found, the others are not asked for
+    for asked in (lines[:1], lines):  # if the first one is not found, skip the others
         status, told = verdict(report(asked))
         if status == UNKNOWN:
             break
@@ -28,7 +28,7 @@ def main(constraints: Path) -> int:
 
 
 def report(requirements: Sequence[str]) -> Mapping[str, Any]:
-    """What pip-audit finds, in its own form; no dependencies where it could not even ask."""
+    """pip-audit's report in its own format. The list of dependencies is empty if pip-audit failed."""
     with TemporaryDirectory() as folder:
         listed = Path(folder, "requirements.txt")
         listed.write_text("\n".join(requirements), encoding="utf-8")
@@ -43,7 +43,7 @@ def report(requirements: Sequence[str]) -> Mapping[str, Any]:
 
 
 def verdict(found: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """The status to end with, and lines that say why."""
+    """The exit status, and the lines that explain it."""
     packages = found["dependencies"]
     unknown = [package["name"] for package in packages if "skip_reason" in package]
     lines = [

@@ -1,8 +1,8 @@
-"""Writes deploy/locks: what the images are made of, every package with the SHA-256 of each of its files.
+"""Writes deploy/locks: all packages of the images, with the SHA-256 of each file.
 
-    python lock.py          (`make lock`, which brings uv)
+    python lock.py          (`make lock` installs uv first)
 
-PyTorch and what it needs have a lock of their own: its wheels without CUDA are other files, of another index.
+PyTorch and its dependencies have a separate lock, because its wheels without CUDA are other files from another index.
 """
 
 import re
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 PROJECT = HERE.parent
 LOCKS = HERE / "locks"
 
-# No command line and no packing of archives in the server's image, no model in that of the page.
+# The server's image needs no command line and packs no archives. The page's image needs no model.
 _WITHOUT = {
     "container": {"rich", "tenacity", "torch-model-archiver", "typer"},
     "page": {"safetensors", "timm", "torch", "torch-model-archiver", "torchserve", "torchvision"},
@@ -27,14 +27,14 @@ _PLAIN = ("--no-header", "--no-annotate")
 
 
 class Lock(NamedTuple):
-    """What an image gets where it has the packages of the locks `beside`."""
+    """The requirements of a lock. It omits packages of the locks `beside`, which the image installs too."""
 
     requirements: Sequence[str]
     beside: Sequence[str] = ()
 
 
 def locks() -> Mapping[str, Lock]:
-    """By name, and in the order in which they build on each other."""
+    """The locks by name, in the order of their dependencies."""
     return {
         "torch": Lock(["torch", "torchvision"]),
         "container": Lock(_of_extras("container"), beside=["torch"]),
@@ -61,12 +61,12 @@ def name_of(requirement: str) -> str:
 
 
 def names_in(lock: str) -> list[str]:
-    """The packages of a lock's text."""
+    """The package names in a lock's text."""
     return [name_of(line) for line in lock.splitlines() if line[:1].strip()]
 
 
 def _locked(requirements: Iterable[str], but: Iterable[str]) -> str:
-    """The requirements with all that they need, but for some packages."""
+    """Locks the requirements with all of their dependencies, except the packages `but`."""
     left_out = [f"--no-emit-package={name}" for name in but]
     command = [sys.executable, *_COMMAND, *_PLAIN, *left_out, f"--constraint={PROJECT / 'constraints.txt'}"]
     done = subprocess.run(command, input="\n".join(requirements), capture_output=True, text=True, check=False)

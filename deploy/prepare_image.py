@@ -1,10 +1,10 @@
-"""Makes an image of the packages small and quick to start; run once, at the end of a build.
+"""Reduces the size and the start time of a container image. Run it once, at the end of a build.
 
     python prepare_image.py ARCHIVE LIBRARIES
 
-serves one picture from the archive, so that just those modules are compiled which serving imports (a read-only image
-cannot keep them compiled later), takes away what is never used, and puts Netty's native library, which would otherwise
-be unpacked into a folder that may not execute anything, into the folder LIBRARIES.
+It removes unused files. It copies Netty's native library to the folder LIBRARIES, because Netty would extract it to a
+folder that forbids execution. It segments one image with the archive, so that Python compiles exactly the modules that
+serving imports. A read-only image cannot store compiled modules later.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def compile_by_use(archive: Path) -> None:
     from segserve.runtime.segmenter import Segmenter
     from segserve.runtime.settings import Settings
 
-    with contextlib.suppress(SystemExit):  # it reads its command line
+    with contextlib.suppress(SystemExit):  # the module parses the command line
         import ts.model_service_worker  # noqa: F401
     picture = io.BytesIO()
     Image.new("RGB", (96, 64)).save(picture, "PNG")

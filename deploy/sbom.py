@@ -1,4 +1,4 @@
-"""Writes what an image holds, Python, Java and packages of Python and Debian, as a CycloneDX 1.5 document to stdout."""
+"""Writes an image's SBOM to stdout as a CycloneDX 1.5 document: Python, Java, Python packages and Debian packages."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def document() -> dict[str, object]:
 
 
 def runtimes() -> Iterator[dict[str, object]]:
-    """Those that no package brings: the base image's Python, and the Java of JAVA_HOME."""
+    """The runtimes that belong to no package: the base image's Python, and the Java of JAVA_HOME."""
     python = platform.python_version()
     yield component("cpython", python, f"pkg:generic/cpython@{quote(python)}", "PSF-2.0")
     release = Path(os.environ.get("JAVA_HOME") or "nowhere", "release")
@@ -63,7 +63,7 @@ def component(name: str, version: str, purl: str, licence: str | None) -> dict[s
 
 
 def licence_of(distribution: Distribution) -> str | None:
-    """Its SPDX expression, else the first line of what older packages say."""
+    """The SPDX licence expression, else the first line of the older field `License`."""
     told = distribution.metadata.get("License-Expression") or distribution.metadata.get("License")
     return told.splitlines()[0].strip() or None if told else None
 

@@ -1,6 +1,6 @@
-"""Runs the notebooks beside this file and keeps what they show: `python -m examples.execute`.
+"""Runs the notebooks in this folder and saves their outputs: `python -m examples.execute`.
 
-What changes from run to run without telling a reader anything (times, counters) is left out, and pictures are packed.
+Metadata that changes from run to run (times, counters) is removed, and images are compressed.
 """
 
 import base64
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def executed(path: Path, folder: Path) -> NotebookNode:
-    """The notebook with what it shows when it is run in `folder`/examples, `segserve serve` having run in `folder`.
+    """Runs the notebook in `folder`/examples and returns it with its outputs. A server must run in `folder`.
 
     Raises:
         CellExecutionError: a cell fails.
@@ -49,7 +49,7 @@ def executed(path: Path, folder: Path) -> NotebookNode:
 
 
 def tidied(notebook: NotebookNode) -> NotebookNode:
-    """The notebook without what a run leaves behind but outputs and their order; doing so twice changes nothing."""
+    """The notebook with only the outputs and their order, without other traces of a run. Idempotent."""
     notebook = nbformat.from_dict(notebook)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -58,7 +58,7 @@ def tidied(notebook: NotebookNode) -> NotebookNode:
     for number, cell in enumerate(notebook.cells, start=1):
         cell.id = f"cell-{number:02}"
         cell.metadata = {}
-        if "outputs" in cell:  # warnings of the machine that it was run on tell a reader nothing
+        if "outputs" in cell:  # drops warnings of this machine
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):

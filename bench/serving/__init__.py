@@ -1,11 +1,11 @@
-"""The served model beside the bare network and beside what people use today: `python -m bench`.
+"""Compares the served model with the network alone and with other servers: `python -m bench`.
 
-registry       whoever is measured, by name; `rivals/` has a module for each
-contestant     the one interface of them all
-workload       the images, and the order in which everybody gets them
-over_http      what is asked over HTTP; `load` is the process that sends the requests
-loop           what is measured without a server, in a process of its own
-session        one run: started, warmed up, measured, stopped whatever happens; `rounds` says who is asked when
+registry       the systems to measure, by name; `rivals/` has one module for each
+contestant     the common interface of all systems
+workload       the images, and their order
+over_http      systems with an HTTP server; `load` is the process that sends the requests
+loop           systems without a server, in a separate process
+session        one run: start, warm-up, measurement and stop; `rounds` defines the order of measurements
 figures        medians, 99th percentiles, ratios
-report, plot   what is made of them; `machine` is what they were measured on
+report, plot   the output; `machine` describes the hardware and the versions
 """

@@ -1,4 +1,4 @@
-"""The one interface of everything that is measured."""
+"""The common interface of all measured systems."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ from .figures import Run
 
 
 class Contestant(Protocol):
-    """A row of the table: a server that is asked over HTTP in one way, or a loop without a server."""
+    """A row of the table: a server with one kind of HTTP request, or a loop without a server."""
 
     def warm_up(self) -> None:
-        """Gets every shape computed.
+        """Processes every input shape once.
 
         Raises:
-            BenchError: an image is not answered.
+            BenchError: an image failed.
         """
 
     def run(self, clients: int) -> Run:
-        """Works through the requests, so many of them at any time."""
+        """Processes all requests, with `clients` of them in flight."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A rival that is ready to be measured.
+    """A system that is ready for measurement.
 
     Attributes:
-        contestants: by the title of their row.
-        pid: the process that all its others come from.
-        start_s: from the start of that process until it was ready.
+        contestants: the system's rows, by title.
+        pid: the root of the system's process tree.
+        start_s: seconds from the process's start until it was ready.
     """
 
     contestants: Mapping[str, Contestant]

@@ -1,2 +1,2 @@
 class BenchError(Exception):
-    """A benchmark, or one of its rivals, that cannot go on. The message is one line for people."""
+    """A benchmark or one of its systems cannot continue. The message is one line of text for people."""

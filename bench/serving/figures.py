@@ -1,6 +1,6 @@
-"""From what was measured to figures: each is the median of the rounds, each ratio the median of the rounds' ratios.
+"""Computes the figures: each is the median of the rounds, and each ratio is the median of the rounds' ratios.
 
-So a machine whose speed drifts, or that is busy for a while, moves neither.
+So a drift of the machine's speed, or a short load, has little influence on them.
 """
 
 import math
@@ -16,13 +16,13 @@ PLAIN_LOOP = "plain loop"
 
 @dataclass(frozen=True)
 class Run:
-    """What one contestant did in one round.
+    """The result of one contestant in one round.
 
     Attributes:
-        latencies_s: seconds of every request that was answered.
-        wall_s: from the first request to the last answer.
-        failures: requests that were answered by an error, or not at all.
-        reason: what became of the first of these.
+        latencies_s: latency of every successful request, in seconds.
+        wall_s: seconds from the first request to the last response.
+        failures: number of requests with an error response or without a response.
+        reason: reason of the first failure.
     """
 
     latencies_s: tuple[float, ...]
@@ -36,12 +36,12 @@ class Run:
 
     @property
     def median_ms(self) -> float:
-        """NaN where nothing was answered."""
+        """The median latency; NaN without a successful request."""
         return 1000 * statistics.median(self.latencies_s) if self.latencies_s else math.nan
 
     @property
     def p99_ms(self) -> float:
-        """The latency that 99 of 100 requests do not pass (nearest rank); NaN where nothing was answered."""
+        """The 99th percentile of the latency (nearest rank); NaN without a successful request."""
         if not self.latencies_s:
             return math.nan
         return 1000 * sorted(self.latencies_s)[math.ceil(0.99 * len(self.latencies_s)) - 1]
@@ -56,11 +56,14 @@ Figure = Callable[[Run], float]
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant with so many clients.
+    """One contestant with one number of clients.
 
     Attributes:
-        ours_to_it: how many times as many images a second the served model gives, asked for `OURS`; None where one of
-            the two was not measured or answered nothing.
+        ours_to_it: ratio of the throughput of `OURS` to this contestant's throughput. None if one of the two was not
+            measured or had no successful request.
+        answered: number of successful requests in all rounds.
+        failures: number of failed requests in all rounds.
+        reason: reason of the first failure.
     """
 
     contestant: str
@@ -75,7 +78,7 @@ class Row:
 
 
 def rows(rounds: Sequence[Round]) -> list[Row]:
-    """A row for everything that was measured, in that order."""
+    """One row per measurement, in the order of the measurements."""
     return [_row(rounds, key) for key in rounds[0]]
 
 
@@ -113,14 +116,14 @@ def p99_ms_of(run: Run) -> float:
 def ratio(
     rounds: Sequence[Round], figure: Figure, of: Key, to: Key, *, to_figure: Figure | None = None
 ) -> float | None:
-    """The median of the rounds' ratios; None where a round lacks one of the two, or it answered nothing."""
+    """The median of the rounds' ratios. None if one of the two is missing or has no success in any round."""
     if any(key not in each or not each[key].latencies_s for each in rounds for key in (of, to)):
         return None
     return statistics.median(figure(each[of]) / (to_figure or figure)(each[to]) for each in rounds)
 
 
 def headlines(rounds: Sequence[Round]) -> Iterator[tuple[str, float]]:
-    """The ratios that matter most, with what each is of; those that these rounds cannot tell are left out."""
+    """The most important ratios with their titles. Ratios that were not measured are omitted."""
     found = {
         "one client: median latency, ours to the limit": ratio(rounds, median_ms_of, (OURS, 1), (LIMIT, 1)),
         "one client: median latency, ours to the plain loop": ratio(rounds, median_ms_of, (OURS, 1), (PLAIN_LOOP, 1)),
@@ -134,6 +137,6 @@ def headlines(rounds: Sequence[Round]) -> Iterator[tuple[str, float]]:
 
 
 def _p99_to_limit(rounds: Sequence[Round], *, clients: int) -> float | None:
-    """With n clients in a queue, each waits for n images: n times the limit's latency is what no server can beat."""
+    """With n clients in a queue, each waits for n images. So a server's minimum is n times the limit's latency."""
     key, limit = (OURS, clients), (LIMIT, clients)
     return ratio(rounds, p99_ms_of, key, limit, to_figure=lambda run: clients * run.median_ms)

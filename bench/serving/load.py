@@ -1,8 +1,8 @@
-"""The process that sends the requests: a closed loop of clients, each of which sends anew when it has its answer.
+"""The process that sends the requests: a closed loop, in which each client sends its next request after the response.
 
-It is told what to do as JSON on its standard input, and tells what it measured as JSON on its standard output. Threads
-over `http.client` are the cheapest clients there are: on one machine, the processor time of a client is missed by the
-server. `over_http` is the other side.
+It reads its order as JSON from standard input, and writes its results as JSON to standard output. `over_http` starts
+it. The clients are threads with `http.client`, which need the least CPU time. On one machine, the clients' CPU time is
+lost for the server.
 """
 
 import base64
@@ -27,11 +27,12 @@ BodyKind = Literal["file", "form", "json"]
 
 @dataclass(frozen=True)
 class Door:
-    """Where a server takes images, and how it wants them.
+    """A server's endpoint for images, and its request format.
 
     Attributes:
-        body: `file`: the image's bytes; `form`: a multipart form with that one `part`; `json`: base64 in that member.
-        ca_file: the certificate that the server's own must be signed by, where the URL is https.
+        body: `file`: the image's bytes. `form`: a multipart form with one part. `json`: an object with a base64 member.
+        part: name of the part or the member.
+        ca_file: the CA certificate for an https URL.
     """
 
     url: str
@@ -43,13 +44,13 @@ class Door:
 
 @dataclass(frozen=True)
 class Order:
-    """What one measurement sends.
+    """The requests of one measurement.
 
     Attributes:
         images: paths of image files, in order.
-        clients: how many send at once.
-        max_s: no request begins later than so many seconds after the first.
-        timeout_s: how long any answer may take.
+        clients: number of concurrent clients.
+        max_s: no request starts later than this many seconds after the first.
+        timeout_s: time limit of a response, in seconds.
     """
 
     door: Door
@@ -60,7 +61,7 @@ class Order:
 
 
 class ClosedLoop:
-    """Clients that share one queue of requests. Their threads wait for sockets nearly all of the time."""
+    """Clients that share one queue of requests. Their threads wait for sockets most of the time."""
 
     def __init__(self, order: Order) -> None:
         self._order = order
@@ -93,7 +94,7 @@ class ClosedLoop:
         connection.close()
 
     def _mine(self) -> Iterator[tuple[bytes, dict[str, str]]]:
-        """The requests that fall to one client, until there are none or time is up."""
+        """The requests of one client, until the queue is empty or the time limit is reached."""
         while time.perf_counter() - self._began_s < self._order.max_s:
             with self._turn:
                 request = next(self._queue, None)
@@ -112,7 +113,7 @@ def _connection(door: Door, timeout_s: float) -> http.client.HTTPConnection:
 
 
 def _request(door: Door, content: bytes) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of the request for one image file."""
+    """The body and the headers of the request for one image file."""
     if door.body == "form":
         body, content_type = encode_multipart_formdata({door.part: ("image.jpg", content, "image/jpeg")})
     elif door.body == "json":
@@ -123,13 +124,13 @@ def _request(door: Door, content: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 def _exchange(connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> str | None:
-    """Sends one request and reads its answer; what is wrong with it, or None."""
+    """Sends one request and reads the response. Returns the reason of a failure, or None."""
     try:
         connection.request("POST", path, body, headers)
         response = connection.getresponse()
         content = response.read()
     except (OSError, http.client.HTTPException) as error:
-        connection.close()  # the next request opens it anew
+        connection.close()  # the next request reopens it
         return f"{type(error).__name__}: {error}"
     if response.status != http.HTTPStatus.OK:
         return f"status {response.status}: {' '.join(content[:200].decode(errors='replace').split())}"

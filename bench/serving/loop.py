@@ -1,7 +1,7 @@
-"""What is measured without a server: one caller in a process of its own, with the machine to itself as a server has it.
+"""Measures code without a server: one caller in a separate process, which has the whole machine like a server.
 
-How many clients there would be makes no difference to it: it is measured along with them all the same, so that a ratio
-compares what was measured within seconds.
+The number of clients does not affect it. It is measured again for every number of clients, so that a ratio compares
+measurements of nearly the same time.
 """
 
 import multiprocessing
@@ -18,10 +18,10 @@ from .figures import Run
 from .workload import Workload
 
 Work = Callable[[Path], object]
-"""What is done with one image file."""
+"""Processes one image file."""
 
 Prepare = Callable[[Workload], Work]
-"""Loads and compiles what the work needs, for all files of the workload."""
+"""Loads and compiles everything that the work needs for the workload's files."""
 
 _END_S = 5
 
@@ -44,12 +44,12 @@ class LoopContestant:
 
 @contextmanager
 def open_loop(workload: Workload, *, title: str, prepare: Prepare) -> Iterator[Opened]:
-    """A process that is ready to loop; it ends with the context.
+    """Starts a process that is ready to loop. It ends with the context.
 
     Raises:
-        BenchError: it cannot be prepared.
+        BenchError: the preparation failed.
     """
-    context = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
+    context = multiprocessing.get_context("spawn")  # PyTorch's threads do not work after a fork
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, prepare, workload), daemon=True)
     began_s = time.perf_counter()
@@ -60,7 +60,7 @@ def open_loop(workload: Workload, *, title: str, prepare: Prepare) -> Iterator[O
         contestant = LoopContestant(workload, ours)
         yield Opened({title: contestant}, process.pid or 0, time.perf_counter() - began_s)
     finally:
-        ours.close()  # it ends by itself, unless it is in the middle of something
+        ours.close()  # the process then ends, unless it is busy
         process.join(_END_S)
         process.terminate()
         process.join()
@@ -77,8 +77,8 @@ def _received(pipe: Connection) -> Run:
 
 
 def _serve(pipe: Connection, prepare: Prepare, workload: Workload) -> None:
-    """The other process: prepares, then answers each list of images by a run, until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark gets it as well, and ends this process
+    """The separate process: prepares, then processes lists of images and returns each run, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark receives it too, and ends this process
     try:
         work = prepare(workload)
         pipe.send(Run((), 1.0))
@@ -87,12 +87,12 @@ def _serve(pipe: Connection, prepare: Prepare, workload: Workload) -> None:
             pipe.send(looped(work, images, max_s))
     except EOFError:
         return
-    except Exception as error:  # whatever it is, the benchmark tells it and goes on without this contestant
+    except Exception as error:  # the benchmark reports any error and continues without this contestant
         pipe.send(BenchError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
 
 
 def looped(work: Work, images: Sequence[Path], max_s: float) -> Run:
-    """One image after the other, none of which begins later than `max_s` seconds after the first."""
+    """Processes one image at a time. No image starts later than `max_s` seconds after the first."""
     latencies_s: list[float] = []
     began_s = ended_s = time.perf_counter()
     for image in images:

@@ -1,4 +1,4 @@
-"""What the figures were measured on, with what, and when."""
+"""The hardware, the versions and the date of a measurement."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ PACKAGES = ("torchserve", "litserve", "fastapi", "uvicorn", "transformers", "tim
 
 
 def facts() -> Mapping[str, str]:
-    """Facts by name, in the order in which people want them.
+    """The facts by name, in the order for the report.
 
     Raises:
         TorchBrokenError: torch cannot be imported.
@@ -47,5 +47,5 @@ def _versions() -> list[str]:
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
-            continue  # a rival that is skipped
+            continue  # its system is skipped
     return found

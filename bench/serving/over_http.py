@@ -1,4 +1,4 @@
-"""A contestant that is asked over HTTP, by clients in another process."""
+"""A contestant with an HTTP server. The clients run in a separate process."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from .load import Door, Order
 from .workload import Workload
 
 TIMEOUT_S = 300.0
-_WARM_UP_CLIENTS = 4  # where a server has several workers, they share the requests
+_WARM_UP_CLIENTS = 4  # to reach every worker of a server
 _WARM_UP_REPEATS = 2
 
 
@@ -34,10 +34,10 @@ class HttpContestant:
 def send_requests(
     door: Door, images: Sequence[Path], *, clients: int, max_s: float = TIMEOUT_S, timeout_s: float = TIMEOUT_S
 ) -> Run:
-    """Sends image files in order out of a process of its own; see `Order`.
+    """Sends image files in order from a separate process; see `Order`.
 
     Raises:
-        BenchError: that process failed, which no answer of a server makes it do.
+        BenchError: the process failed. No response of a server causes this.
     """
     order = Order(door, tuple(map(str, images)), clients, max_s, timeout_s)
     command = [sys.executable, "-m", "bench.serving.load"]

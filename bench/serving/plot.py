@@ -1,4 +1,4 @@
-"""The figures as a picture: images a second of everybody, a panel for each number of clients."""
+"""Plots the throughput of all contestants in images/s, with one panel per number of clients."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ _OURS, _LIMIT, _OTHERS = "#2a6f97", "#555555", "#c9ccd1"
 
 
 def draw(found: Sequence[Row], path: Path) -> None:
-    """Writes the picture; its format is that of the path's suffix.
+    """Writes the plot. The path's suffix defines the format.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure  # without pyplot, which would look for a display
+    from matplotlib.figure import Figure  # pyplot would need a display
 
     clients = list(dict.fromkeys(row.clients for row in found))
     height_in = 1.2 + 0.32 * sum(row.clients == clients[0] for row in found)

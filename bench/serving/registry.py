@@ -1,4 +1,4 @@
-"""Everything that is measured, by the name it has on the command line."""
+"""All measured systems, by their names on the command line."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -22,11 +22,11 @@ Open = Callable[[Workload], AbstractContextManager[Opened]]
 
 @dataclass(frozen=True)
 class Rival:
-    """Something to measure.
+    """A system to measure.
 
     Attributes:
-        open: starts it, and stops it when the context ends.
-        needs: the packages without which it is skipped, as they are imported.
+        open: returns a context that starts and stops the system.
+        needs: import names of the packages that the system needs. It is skipped if one is missing.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Rival:
     needs: tuple[str, ...] = ()
 
     def opened(self, workload: Workload) -> AbstractContextManager[Opened]:
-        """What starts it; errors are those of `open`, too.
+        """The context that starts and stops the system. Raises as `open` too.
 
         Raises:
             BenchError: a package is missing.

@@ -1,4 +1,4 @@
-"""What was measured as Markdown and as JSON."""
+"""Reports the results as Markdown and as JSON."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from .session import Outcome
 
 
 def marks(name: str) -> tuple[str, str]:
-    """What stands before and after a part of a document that is measured."""
+    """The marks before and after a generated part of a document."""
     return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
@@ -21,14 +21,14 @@ BEGIN, END = marks("figures")
 
 @dataclass(frozen=True)
 class Report:
-    """An outcome with what it was measured on (`machine`) and how (`setting`)."""
+    """An outcome with its `machine` (hardware and versions) and its `setting` (parameters)."""
 
     machine: Mapping[str, str]
     setting: Mapping[str, object]
     outcome: Outcome
 
     def as_json(self) -> str:
-        """Everything but the single latencies."""
+        """All results except the individual latencies."""
         outcome = self.outcome
         document = {
             "machine": self.machine,
@@ -44,7 +44,7 @@ class Report:
         return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
     def as_markdown(self) -> str:
-        """Headlines, a table for each number of clients, what each rival takes, and what all that was measured on."""
+        """The headlines, one table per number of clients, the start time and memory of each system, and the machine."""
         found = rows(self.outcome.rounds)
         clients = dict.fromkeys(row.clients for row in found)
         blocks = [_headline_table(self.outcome.rounds)]
@@ -54,10 +54,10 @@ class Report:
 
 
 def write_between_marks(document: Path, text: str, *, name: str = "figures") -> None:
-    """Replaces what stands between the marks of that name in a document.
+    """Replaces the text between the marks of that name in a document.
 
     Raises:
-        BenchError: the document is missing, or does not have both marks once.
+        BenchError: the document is missing, or does not contain both marks exactly once.
     """
     begin, end = marks(name)
     try:
@@ -132,5 +132,5 @@ def _round(runs: Round) -> list[dict[str, object]]:
 
 
 def _without_nan(figures: Mapping[str, object]) -> dict[str, object]:
-    """JSON has no NaN."""
+    """Replaces NaN, because JSON does not support it."""
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in figures.items()}

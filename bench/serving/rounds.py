@@ -1,4 +1,4 @@
-"""Who is measured when: everybody in every round, so that a machine whose speed drifts favours nobody."""
+"""The order of the measurements. Every round measures all contestants, so that a drift affects all equally."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -11,9 +11,9 @@ Progress = Callable[[int, Key, Run], None]
 def measured_rounds(
     contestants: Mapping[str, Contestant], clients: Iterable[int], rounds: int, progress: Progress
 ) -> Iterator[Round]:
-    """Yields one round after the other; `progress` hears of every run at once.
+    """Yields every complete round. Calls `progress` after every run.
 
-    Every second round goes backwards: in a machine that gets slower and slower, nobody is always first.
+    Every second round has the reverse order, so that no contestant is always first on a machine that slows down.
     """
     order = [(name, count) for count in clients for name in contestants]
     for number in range(rounds):

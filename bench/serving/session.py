@@ -1,4 +1,4 @@
-"""One run of the benchmark: everybody is started, warmed up, measured in rounds, and stopped whatever happens."""
+"""One run of the benchmark: starts all systems, warms them up, measures them in rounds, and always stops them."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,14 +19,14 @@ from .workload import Workload
 
 @dataclass
 class Outcome:
-    """What one run has measured.
+    """The results of one run.
 
     Attributes:
-        rounds: those that are whole.
-        starts_s: seconds by rival until it could be asked.
-        peaks_bytes: the largest of its Python processes, by rival.
-        skipped: why, by rival.
-        ended_by: why there are fewer rounds than were asked for.
+        rounds: the complete rounds.
+        starts_s: seconds until the system was ready, by system.
+        peaks_bytes: peak memory of the system's largest Python process, by system.
+        skipped: the reason for each skipped system.
+        ended_by: why there are fewer rounds than requested; empty if there are not.
     """
 
     rounds: list[Round] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Outcome:
 
 
 def measure(workload: Workload, rivals: Sequence[str], clients: Iterable[int], rounds: int) -> Outcome:
-    """Measures the rivals of those names. A rival that does not start is skipped; an interrupt keeps what is whole."""
+    """Measures the named systems. A system that does not start is skipped. An interrupt keeps the complete rounds."""
     outcome = Outcome()
     try:
         with ExitStack() as stack:
@@ -53,7 +53,7 @@ def measure(workload: Workload, rivals: Sequence[str], clients: Iterable[int], r
 
 
 def _started(rivals: Sequence[str], workload: Workload, outcome: Outcome, stack: ExitStack) -> Mapping[str, Opened]:
-    """Those rivals that start and answer; they stop with the stack."""
+    """Starts the systems and returns those that respond. They stop with the stack."""
     opened = {}
     for name in rivals:
         tell(f"starting {name}")
@@ -83,5 +83,5 @@ def _tell_run(number: int, key: Key, run: Run) -> None:
 
 
 def tell(line: str) -> None:
-    """Progress goes to standard error; standard output is for the result."""
+    """Prints progress to standard error. Standard output is for the result."""
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The images that everybody gets, in the same order."""
+"""The images that all contestants receive, in the same order."""
 
 import random
 from collections.abc import Sequence
@@ -13,13 +13,15 @@ MAX_PIXELS = 2**24
 
 @dataclass(frozen=True)
 class Workload:
-    """One measurement: `requests` in order, none of which begins later than `max_s` seconds after the first.
+    """The images of one measurement.
 
     Attributes:
         model: a model folder.
-        warm_up: every photograph once, so that each shape of the network's input has been seen.
-        encodings: those of the mask, in which the served model is asked.
-        scratch: an existing folder for what rivals write.
+        requests: the image files, in order.
+        warm_up: every photograph once, to process every shape of the network's input before the measurement.
+        max_s: no request starts later than this many seconds after the first.
+        encodings: the mask encodings to request from the served model.
+        scratch: an existing folder for the systems' files.
     """
 
     model: Path
@@ -31,7 +33,7 @@ class Workload:
 
 
 def mixed_workload(model: Path, count: int, *, max_s: float, encodings: Sequence[str], scratch: Path) -> Workload:
-    """`count` requests of photographs at mixed sizes, their files written to `scratch/images`."""
+    """A workload of `count` photographs at mixed sizes. The files are written to `scratch/images`."""
     folder = scratch / "images"
     folder.mkdir()
     paths = []
@@ -39,5 +41,5 @@ def mixed_workload(model: Path, count: int, *, max_s: float, encodings: Sequence
         paths.append(folder / name)
         paths[-1].write_bytes(content)
     warm_up = tuple(paths[: len(paths) // len({path.stem.rpartition("-")[2] for path in paths})])
-    random.Random(0).shuffle(paths)  # noqa: S311 - an order that is mixed and always the same
+    random.Random(0).shuffle(paths)  # noqa: S311 - a reproducible order
     return Workload(model, tuple(islice(cycle(paths), count)), warm_up, max_s, tuple(encodings), scratch)

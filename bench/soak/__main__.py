@@ -1,4 +1,4 @@
-"""Overloads the server and checks that memory, latency and queue stay stable; exits with 1 if they do not.
+"""Overloads the server and checks that it stays stable; exits with 1 if it does not.
 
 The server's capacity is measured first, with the same mix of requests. The figures go to standard output. A folder
 receives them as JSON with every sample. docs/reliability.md explains them.

@@ -1,5 +1,6 @@
 """Writes and loads a model's weights and the ranges of its activations. Loading checks them against the record."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, tensor
 
 from .errors import ModelError
+from .files import write_whole
 from .fit import check_fit
 from .network import Ranges, SegmentationNetwork, build_network
 from .record import ModelRecord, Weights, sha256_of
@@ -47,11 +49,9 @@ def load_network(record: ModelRecord, folder: Path) -> SegmentationNetwork:
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> Weights:
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_bytes(save(dict(tensors)))  # save_file would make files that only their owner may read
-    written = Weights(file=path.name, sha256=sha256_of(partial))
-    partial.replace(path)
-    return written
+    content = save(dict(tensors))
+    write_whole(path, content)
+    return Weights(file=path.name, sha256=hashlib.sha256(content).hexdigest())
 
 
 def _read(weights: Weights, folder: Path, what: str) -> dict[str, Tensor]:

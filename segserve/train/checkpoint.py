@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import torch
 
+from ..runtime.files import whole_file
+
 CHECKPOINT_FILE = "checkpoint.pt"
 
 
@@ -28,12 +30,10 @@ class Checkpoint:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{CHECKPOINT_FILE}.part"
-        with partial.open("wb") as file:
+        with whole_file(folder / CHECKPOINT_FILE) as file:
             torch.save(asdict(self), file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(folder / CHECKPOINT_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:

@@ -47,7 +47,7 @@ def test_predictions_refusal_of_the_server_itself_is_torchserve_s(api: Api, mode
 
 
 def test_predictions_of_a_version_that_is_served_are_answered(api: Api):
-    assert api.post("deeplabv3/1.0", data=encoded(picture())).status_code == 200
+    assert api.post("deeplabv3/2.0", data=encoded(picture())).status_code == 200
 
 
 def test_ping_tells_that_the_server_is_healthy(api: Api):

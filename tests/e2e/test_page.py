@@ -129,7 +129,7 @@ def test_page_with_dropped_picture_shows_its_classes(cat, expected):
         expect(row).to_contain_text(f"{100 * share.fraction:.1f} %")
     assert color_at(cat, *CAT_WH) == [64, 0, 0, 255]
     steps = cat.locator("[data-part=steps]").inner_text()
-    assert steps.startswith("By deeplabv3 1.0 · ")
+    assert steps.startswith("By deeplabv3 2.0 · ")
     assert "the network" in steps
 
 

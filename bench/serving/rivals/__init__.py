@@ -1,1 +1,1 @@
-"""Whoever is measured: each starts in a context, gives one or several contestants, and stops with it."""
+"""The measured systems. Each starts in a context, provides one or several contestants, and stops with the context."""

@@ -1,4 +1,4 @@
-"""The server as it is deployed: the container's first process, and the proxy with TLS before it."""
+"""The server as deployed: the container's first process, and the TLS proxy in front of it."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ from .proxy import make_secrets, write_proxy
 
 @contextmanager
 def open_deployed(workload: Workload) -> Iterator[Opened]:
-    """The container's command without its container, which costs a process nothing, and the proxy before that.
+    """Runs the container's command and the proxy, without a container. A container itself has no cost at runtime.
 
     Raises:
         BenchError: nginx or openssl is not installed, or one of the two servers does not start.
@@ -53,7 +53,7 @@ def open_deployed(workload: Workload) -> Iterator[Opened]:
 
 
 def _environment(workload: Workload, folder: Path, port: int) -> dict[str, str]:
-    """That of the container's command: this process's, with its settings in place of any other of the project's."""
+    """The environment of the container's command: this process's, but with the command's own SEGSERVE_ variables."""
     settings = {
         "ARCHIVE": build_archive(workload.model, folder),
         "TOKEN_FILE": folder / "secrets" / "token",

@@ -1,4 +1,4 @@
-"""Where rivals compute: on the first GPU where there is one, as TorchServe's workers do."""
+"""The device of the measured systems: the first GPU, if there is one, as in TorchServe's workers."""
 
 import torch
 
@@ -8,6 +8,6 @@ def first_device() -> torch.device:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until a GPU has done what it was told; a CPU always has."""
+    """Waits until a GPU has finished its work. A CPU needs no wait."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

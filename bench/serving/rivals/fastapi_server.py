@@ -1,4 +1,4 @@
-"""A server on FastAPI as its documentation shows it: an uploaded file, a plain function in the pool of threads.
+"""A FastAPI server as in its documentation: an uploaded file, and a synchronous function in the thread pool.
 
 https://fastapi.tiangolo.com/tutorial/request-files/
 """

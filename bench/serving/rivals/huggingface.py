@@ -1,8 +1,8 @@
-"""The code path of Hugging Face's image-segmentation pipeline, without a server, around the very same network.
+"""Hugging Face's image-segmentation pipeline with the same network, without a server.
 
-Network and weights are ours in the clothes of a transformers model, so the cost is the same for every model of this
-project; transformers has none with these heads. They are trained ones, which is to the pipeline's good: it makes a
-picture of each class that it finds, and random weights find them all.
+transformers has no model with these heads, so a transformers model wraps our network and our weights. So the pipeline
+has the same network cost for every model of this project. Trained weights favour the pipeline: it creates an image for
+every class found, and random weights would find all classes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ..loop import Work
 from ..workload import Workload
 from .device import first_device
 
-if TYPE_CHECKING:  # an import that takes seconds, and a package that may be missing
+if TYPE_CHECKING:  # the import takes seconds, and the package is optional
     from transformers import BaseImageProcessor, PreTrainedModel
 
 
 def prepare(workload: Workload) -> Work:
-    """From an image's file to the pipeline's answer: a mask, as a Pillow image, for each class that is present."""
+    """Prepares the pipeline. It converts an image file to one mask, a Pillow image, per class present."""
     from transformers import pipeline
     from transformers.utils import logging
 
-    logging.set_verbosity(logging.CRITICAL)  # it complains that the model is none of its own, and goes on
+    logging.set_verbosity(logging.CRITICAL)  # hides the warning that the model is not its own
     record = read_record(workload.model)
     segment = pipeline(
         "image-segmentation",
@@ -65,7 +65,7 @@ def _model(network: SegmentationNetwork, record: ModelRecord) -> PreTrainedModel
 
 
 def _image_processor(record: ModelRecord) -> BaseImageProcessor:
-    """One of transformers' own, which resizes by our rule and does not crop, so that the network has the same work."""
+    """transformers' own processor with our resize rule and without a crop, so that the network has the same work."""
     from transformers import MobileNetV2ImageProcessor
     from transformers.image_utils import SizeDict
 

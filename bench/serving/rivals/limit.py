@@ -1,4 +1,4 @@
-"""What no server can pass: the network alone, compiled and frozen, on tensors that were ready before."""
+"""The upper bound for all servers: only the network, compiled and frozen, on prepared tensors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ _MOST_SHAPES = 64
 
 
 def prepare(workload: Workload) -> Work:
-    """Compiles one graph for each shape that the workload's images have at the network's input."""
+    """Compiles one graph for each input shape of the workload's images."""
     device = first_device()
     segmenter = Segmenter.load(workload.model, device=device)
     inputs = {path: _input(segmenter, path) for path in set(workload.requests + workload.warm_up)}
@@ -37,7 +37,7 @@ def prepare(workload: Workload) -> Work:
 
 
 def _input(segmenter: Segmenter, path: Path) -> Tensor:
-    """The normalised image, (1, 3, h, w), as the segmenter gives it to its own network."""
+    """The normalised image, (1, 3, h, w): the input of the segmenter's own network."""
     with torch.inference_mode():
         return segmenter.preprocess(decode_image(path.read_bytes(), max_pixels=MAX_PIXELS))
 
@@ -46,6 +46,6 @@ def _compiled(network: torch.nn.Module) -> Callable[[Tensor], Tensor]:
     from torch._dynamo import config as dynamo
     from torch._inductor import config as inductor
 
-    inductor.freezing = True  # weights become constants: norms are folded, kernels laid out in advance
+    inductor.freezing = True  # weights become constants: conv-BN fusion, weights in the kernels' layout
     dynamo.recompile_limit = _MOST_SHAPES
     return torch.compile(network, dynamic=False)

@@ -1,4 +1,4 @@
-"""A server on LitServe as its documentation shows it: base64 in JSON, one worker, one image at a time.
+"""A LitServe server as in its documentation: base64 in JSON, one worker, one image at a time.
 
 https://lightning.ai/docs/litserve
 """
@@ -13,7 +13,7 @@ from .processes import HOST
 from .python_server import server_arguments
 from .steps import STEPS, LabelMap
 
-TIMEOUT_S = 300  # in place of 30: a large network with 32 clients needs more, and a refusal would be no measurement
+TIMEOUT_S = 300  # the default of 30 is too short for a large network with 32 clients
 
 
 class SegmentationAPI(litserve.LitAPI):

@@ -1,4 +1,4 @@
-"""The served model: the archive, config.properties and model-config.yaml of this project, on TorchServe."""
+"""The served model: this project's archive, config.properties and model-config.yaml, on TorchServe."""
 
 import shutil
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from .processes import READY_S
 
 @contextmanager
 def open_ours(workload: Workload) -> Iterator[Opened]:
-    """One contestant for each encoding of the mask, all on one server."""
+    """Starts one server with one contestant per mask encoding."""
     with _served(workload, workload.model, "ours") as (server, start_s):
         contestants = {f"ours, {encoding}": _contestant(server, encoding, workload) for encoding in workload.encodings}
         yield Opened(contestants, server.pid, start_s)
@@ -32,10 +32,10 @@ def open_ours(workload: Workload) -> Iterator[Opened]:
 
 @contextmanager
 def open_ours_in_int8(workload: Workload) -> Iterator[Opened]:
-    """The same server computing in 8 bits, for the first of the encodings.
+    """Starts the server with int8 inference, with one contestant for the first encoding.
 
     Raises:
-        BenchError: the model has no ranges.
+        BenchError: the model has no activation ranges.
     """
     if read_record(workload.model).int8 is None:
         raise BenchError("the model has no ranges: `segserve quantize` measures them")
@@ -47,7 +47,7 @@ def open_ours_in_int8(workload: Workload) -> Iterator[Opened]:
 
 @contextmanager
 def _served(workload: Workload, model: Path, name: str) -> Iterator[tuple[TorchServe, float]]:
-    """The server when it is ready, and after how many seconds it was."""
+    """The ready server, and its start time in seconds."""
     archive = build_archive(model, workload.scratch / f"{name}-archive")
     began_s = perf_counter()
     with TorchServe.start([archive], workload.scratch / name) as server:
@@ -56,7 +56,7 @@ def _served(workload: Workload, model: Path, name: str) -> Iterator[tuple[TorchS
 
 
 def _in_int8(workload: Workload) -> Path:
-    """A copy of the model whose model-config.yaml asks for 8 bits."""
+    """A copy of the model whose model-config.yaml selects int8."""
     copy = Path(shutil.copytree(workload.model, workload.scratch / "int8-model"))
     config = yaml.safe_load(config_of(workload.model).read_text(encoding="utf-8"))
     config["handler"]["precision"] = "int8"

@@ -1,4 +1,4 @@
-"""Servers as processes: started, waited for, and ended with all that they started."""
+"""Starts servers as processes, waits until they are ready, and ends their process trees."""
 
 import socket
 import subprocess
@@ -28,15 +28,15 @@ def running(
     environment: Mapping[str, str] | None = None,
     ca_file: Path | None = None,
 ) -> Iterator[int]:
-    """A command while it runs, from when its address answers 200 on; its process id.
+    """Runs a command within the context. Yields its process id when its health URL responds with 200.
 
     Args:
-        log: gets what it prints.
-        environment: in place of this process's.
-        ca_file: the certificate that its own must be signed by.
+        log: receives the command's output.
+        environment: replaces this process's environment.
+        ca_file: the CA certificate for an https URL.
 
     Raises:
-        BenchError: it ends early, or is not ready in time.
+        BenchError: the command exits early, or is not ready in time.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -72,6 +72,6 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, v
             if requests.get(url, timeout=5, verify=verify).ok:
                 return
         except requests.RequestException:
-            pass  # it does not listen yet
+            pass  # not listening yet
         time.sleep(_POLL_S)
     raise BenchError(f"it is not ready after {READY_S} s")

@@ -1,4 +1,4 @@
-"""The proxy of deploy/compose.yaml on this machine: nginx with the project's settings at other places."""
+"""The proxy of deploy/compose.yaml on this machine: nginx with the project's settings, but other paths and ports."""
 
 import os
 import shutil
@@ -11,15 +11,16 @@ TLS_PORT = "8443"
 
 
 def write_proxy(folder: Path, secrets: Path, *, port: int, server: str, page: str) -> list[str]:
-    """Writes the settings into a folder, beside copies of the secrets, and returns the command that runs nginx.
+    """Writes the settings and copies of the secrets to a folder. Returns the command that runs nginx.
 
     Args:
-        secrets: a folder as `make-secrets.sh` fills it.
-        port: where nginx listens, on 127.0.0.1.
-        server, page: host and port of those it stands before.
+        secrets: a folder with the files of `make-secrets.sh`.
+        port: nginx's port on 127.0.0.1.
+        server, page: host and port of the upstream servers.
 
     Raises:
         FileNotFoundError: nginx is not installed.
+        ValueError: nginx.conf does not contain an expected path or port.
     """
     nginx = shutil.which("nginx")
     if nginx is None:
@@ -30,7 +31,7 @@ def write_proxy(folder: Path, secrets: Path, *, port: int, server: str, page: st
     folder.chmod(0o755)
     settings = resource("deploy/proxy/nginx.conf").read_text(encoding="utf-8")
     places = {
-        "/tmp/": f"{folder}/",  # noqa: S108 - the first, as the others may put it in
+        "/tmp/": f"{folder}/",  # noqa: S108 - must be first, because the other values may contain /tmp/
         f"listen {TLS_PORT}": f"listen 127.0.0.1:{port}",
         "server:8080": server,
         "127.0.0.1:7860": page,
@@ -43,13 +44,13 @@ def write_proxy(folder: Path, secrets: Path, *, port: int, server: str, page: st
             raise ValueError(f"nginx.conf does not name {there} any more")
         settings = settings.replace(there, here)
     if os.getuid() == 0:
-        settings = f"user root;\n{settings}"  # Debian's other user may not read what is ours
+        settings = f"user root;\n{settings}"  # Debian's default user cannot read our files
     (folder / "nginx.conf").write_text(settings, encoding="utf-8")
     return [nginx, "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
 
 
 def make_secrets(folder: Path) -> Path:
-    """Fills a folder with token, passwords and a certificate for localhost; needs openssl."""
+    """Creates a token, passwords and a certificate for localhost in a folder. Needs openssl."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["/bin/sh", resource("deploy/proxy/make-secrets.sh"), folder], check=True)
     return folder

@@ -1,4 +1,4 @@
-"""A server that is a Python module: `python -m bench.serving.rivals.MODULE --port ... `, on a free port."""
+"""Runs a server that is a Python module, `python -m bench.serving.rivals.MODULE --port ...`, on a free port."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from ..workload import Workload
 from .processes import HOST, free_port, running
 from .steps import STEPS
 
-# How each module takes images, as the documentation of its framework shows it.
+# The request format of each module, as in its framework's documentation.
 _DOORS: Mapping[str, Callable[[str], Door]] = {
     "litserve_server": lambda url: Door(url, body="json", part="image_data"),
     "fastapi_server": lambda url: Door(url, body="form", part="file"),
@@ -23,10 +23,10 @@ _DOORS: Mapping[str, Callable[[str], Door]] = {
 
 @contextmanager
 def open_python_server(workload: Workload, *, title: str, module: str, network: str) -> Iterator[Opened]:
-    """Starts the module with one of `STEPS`, waits until `/health` answers 200, and ends all of its processes at last.
+    """Starts the module with one of `STEPS` and waits until `/health` responds with 200. Ends its process tree later.
 
     Raises:
-        BenchError: it ends early, or is not ready in time.
+        BenchError: the server exits early, or is not ready in time.
     """
     port = free_port()
     command = [sys.executable, "-m", f"{__package__}.{module}", "--port", str(port)]
@@ -38,7 +38,7 @@ def open_python_server(workload: Workload, *, title: str, module: str, network: 
 
 
 def server_arguments() -> argparse.Namespace:
-    """What `open_python_server` says to a module: `model`, `network` and `port`."""
+    """The module's command line arguments from `open_python_server`: `model`, `network` and `port`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--network", choices=STEPS, required=True)

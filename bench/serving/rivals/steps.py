@@ -1,4 +1,4 @@
-"""What a server of one's own does with an image, in the three steps that LitServe names: decode, predict, encode."""
+"""How a hand-written server processes an image, in LitServe's three steps: decode, predict, encode."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ Pixels = TypeVar("Pixels")
 
 
 class Steps(Protocol[Pixels]):
-    """From an image's file to its label map, uint8 (H, W) at the image's own size, and to a PNG of that."""
+    """Converts an image file to its label map, uint8 (H, W) at the image's original size, and that to a PNG."""
 
     def decode(self, content: bytes) -> Pixels: ...
 
@@ -36,9 +36,9 @@ class Steps(Protocol[Pixels]):
 
 
 class EagerSteps:
-    """As tutorials and the documentation of servers write it: Pillow, torchvision's transforms, float32, eager.
+    """The steps as in tutorials and server documentation: Pillow, torchvision's transforms, float32, eager mode.
 
-    The network sees images at the very size at which ours sees them.
+    The network's input size is the same as in our server.
     """
 
     def __init__(self, model: Path, device: torch.device) -> None:
@@ -49,7 +49,7 @@ class EagerSteps:
         self._normalized = T.Compose([T.ToTensor(), T.Normalize(mean, std)])
 
     def decode(self, content: bytes) -> tuple[Tensor, tuple[int, int]]:
-        """The network's input, float32 (1, 3, h, w), and the image's own (height, width)."""
+        """The network's input, float32 (1, 3, h, w), and the image's original (height, width)."""
         image = Image.open(io.BytesIO(content)).convert("RGB")
         height_px, width_px = self._record.input.resize.size_for(image.height, image.width)
         inputs = self._normalized(image.resize((width_px, height_px), Image.Resampling.BILINEAR))
@@ -71,7 +71,7 @@ class EagerSteps:
 
 
 class OurSteps:
-    """Our own code for each step, so that a server which is given it differs from ours as a server alone."""
+    """The steps with our own code, so that a comparison shows only the difference between the servers."""
 
     def __init__(self, model: Path, device: torch.device) -> None:
         self._segmenter = Segmenter.load(model, device=device)

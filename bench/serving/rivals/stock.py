@@ -1,8 +1,8 @@
-"""TorchServe's own `image_segmenter` around the same network and weights, as its example shows it.
+"""TorchServe's own `image_segmenter` with the same network and weights, set up as in TorchServe's example.
 
 https://github.com/pytorch/serve/tree/master/examples/image_segmenter/deeplabv3: a model file and a state dict, no
-model-config.yaml. The settings are those of TorchServe's docker/config.properties: as many workers as there are cores,
-each of which computes with all of them.
+model-config.yaml. The settings are those of TorchServe's docker/config.properties: one worker per core, and each worker
+computes on all cores.
 """
 
 import subprocess
@@ -35,13 +35,13 @@ metrics_address=http://127.0.0.1:8082
 number_of_netty_threads=32
 job_queue_size=1000
 """
-# An answer holds two floats a pixel, as indented JSON: at our input size more than TorchServe lets through by itself.
+# A response has two floats per pixel, as indented JSON. At our input size, this exceeds TorchServe's default limit.
 _LARGE_ANSWERS = "max_response_size=655350000\n"
 
 
 @contextmanager
 def open_stock(workload: Workload, *, title: str, same_size: bool) -> Iterator[Opened]:
-    """The stock handler as it is, which looks at a crop of 224 x 224 pixels, or at our input size."""
+    """Starts the stock handler: unchanged, which processes a crop of 224 x 224 pixels, or at our input size."""
     folder = workload.scratch / ("stock-same-size" if same_size else "stock")
     folder.mkdir()
     config = folder / "stock.properties"
@@ -72,7 +72,7 @@ def _archive(model: Path, handler: str, folder: Path) -> Path:
 
 
 def _wait_for_every_worker(server: TorchServe) -> None:
-    """Its workers start one by one, and the first answers while the others still load."""
+    """Waits for all workers. They start one at a time, and the first one responds while the others still load."""
     deadline = time.monotonic() + READY_S
     headers = {"Authorization": f"Bearer {server.management_token}"}
     while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""TorchServe's stock segmenter at our input size: nothing but its resize and its crop are replaced."""
+"""TorchServe's stock segmenter at our input size: only its resize and its crop are replaced."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The model file of the stock handler's archive: our network with the output that torchvision's segmenters give."""
+"""The model file of the stock handler's archive: our network with the output format of torchvision's segmenters."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from segserve.runtime import network, record
 
 
 class StockSegmenter(nn.Module):
-    """Float (N, 3, H, W) -> {"out": logits (N, classes, H, W)}, as torchvision's DeepLabV3. Built without arguments."""
+    """Float (N, 3, H, W) -> {"out": logits (N, classes, H, W)}, as torchvision's DeepLabV3. It takes no arguments."""
 
     def __init__(self) -> None:
         super().__init__()
