@@ -17,6 +17,7 @@ from .network import Ranges, SegmentationNetwork
 from .stand_in import TYPICAL_HW, StandInError, stand_in
 
 _LARGEST_BYTE, _LARGEST_WEIGHT = 255, 127
+_UNIT_STEP = 1.0
 
 # The smallest range, for channels and activations that are always 0: values are divided by the step.
 _LEAST_RANGE = 1e-6
@@ -99,11 +100,13 @@ class QuantizedConv2d(nn.Module):
         weight = folded.weight
         steps = weight.abs().amax(dim=(1, 2, 3)).clamp(min=_LEAST_RANGE) / _LARGEST_WEIGHT
         whole = (weight / steps.view(-1, 1, 1, 1)).round().to(torch.int8)
-        self._steps, self._zeros = steps, torch.zeros(len(steps), dtype=torch.int64)
+        # The kernels multiply the sum by the input's and the weight's scale, in an order that depends on the number of
+        # threads. So the input's scale is 1 and the weight's is the product: every order then gives the same digits.
+        self._steps, self._zeros = steps * given.step, torch.zeros(len(steps), dtype=torch.int64)
         self._weight = torch.ops.onednn.qconv_prepack(
             whole.contiguous(memory_format=torch.channels_last),
-            steps,
-            given.step,
+            self._steps,
+            _UNIT_STEP,
             given.zero,
             *self._arguments,
             [1, folded.in_channels, *TYPICAL_HW],
@@ -112,7 +115,7 @@ class QuantizedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         convolved: Tensor = torch.ops.onednn.qconv2d_pointwise(
             self._geometry.padded(x, self._given.zero),
-            self._given.step,
+            _UNIT_STEP,
             self._given.zero,
             self._weight,
             self._steps,

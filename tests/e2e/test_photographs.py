@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
 from bench.memory import peak_python_bytes
@@ -37,13 +38,19 @@ def client(server):
         yield client
 
 
-def test_server_first_requests_after_ready_are_not_slower_than_later_ones(client, photographs):
-    """Runs first in this file. The first request may take twice the tenth; the later ones' median stands for that."""
+def test_server_first_requests_after_ready_are_not_slower_than_later_ones(server, photographs):
+    """Runs first in this file. The first request may take twice the tenth; the later ones' median stands for that.
+
+    The connection is open beforehand, and no client decodes the response: the test measures the server alone.
+    """
     seconds = []
-    for _ in range(20):
-        began_s = time.perf_counter()
-        client.segment(photographs["chelsea"])
-        seconds.append(time.perf_counter() - began_s)
+    with requests.Session() as session:
+        session.headers.update({"Authorization": f"Bearer {server.inference_token}", "Accept": "image/png"})
+        session.get(f"{server.inference_url}/ping").raise_for_status()
+        for _ in range(20):
+            began_s = time.perf_counter()
+            session.post(f"{server.inference_url}/predictions/deeplabv3", photographs["chelsea"]).raise_for_status()
+            seconds.append(time.perf_counter() - began_s)
     assert seconds[0] < 2 * statistics.median(seconds[9:])
 
 
