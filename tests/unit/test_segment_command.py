@@ -261,18 +261,18 @@ def test_segment_that_is_interrupted_keeps_what_is_finished(server, tmp_path, nu
 
 def test_segment_keeps_eight_requests_in_flight(server, tmp_path):
     write_images(tmp_path, *(f"in/{number}.jpg" for number in range(16)))
-    server.answer = Canned(server.answer.body, pause_s=1)
+    server.answer = Canned(server.answer.body, pause_s=3)
     process = subprocess.Popen(
         command("segment", "in", "--server", server.url), cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL
     )
     with process:
         deadline = time.monotonic() + 30
-        while not server.received and time.monotonic() < deadline:
+        while len(server.received) < 8 and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(0.5)
-        in_first_second = len(server.received)
+        time.sleep(0.3)  # a ninth request would arrive now, before the first response
+        in_flight = len(server.received)
         process.wait(timeout=30)
-    assert in_first_second == 8
+    assert in_flight == 8
     assert len({received.connection for received in server.received}) == 8  # kept, not opened anew
 
 
