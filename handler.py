@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from segserve.runtime import errors
-from segserve.runtime.answer import Answer
 from segserve.runtime.cores import available_cores
-from segserve.runtime.failover import load_segmenter
+from segserve.runtime.decode.quarantine import Quarantine
+from segserve.runtime.encode.response import Answer
+from segserve.runtime.inference.failover import load_segmenter
+from segserve.runtime.parallel import SideBySide
 from segserve.runtime.pipeline import Pipeline
-from segserve.runtime.quarantine import Quarantine
 from segserve.runtime.settings import read_config
-from segserve.runtime.side_by_side import SideBySide
-from segserve.runtime.telemetry import Telemetry
-from segserve.runtime.tracing import Tracing
+from segserve.runtime.telemetry.reporter import Telemetry
+from segserve.runtime.telemetry.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ import torch
 from bench.images import photographs
 from segserve.archive import build_archive
 from segserve.resources import resource
-from segserve.runtime.image import decode_image
-from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.inference.segmenter import Segmenter
 
 MAX_PIXELS = 2**24
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 from segserve.client import SegmentationClient
 from segserve.demo import sample_photograph
 from segserve.resources import resource
-from segserve.runtime.mask import encode_png
+from segserve.runtime.encode.mask import encode_png
 from segserve.runtime.record import ModelRecord, read_record
 
 SIZE_WH = 640, 480

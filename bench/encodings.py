@@ -18,10 +18,10 @@ from PIL import Image
 from bench.images import NAMES
 from segserve.demo import sample_photograph
 from segserve.resources import resource
-from segserve.runtime.json_answer import JsonAnswer
-from segserve.runtime.labels import LabelRule, Segmentation
-from segserve.runtime.mask import encode_npy, encode_png
-from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.encode.json_response import JsonAnswer
+from segserve.runtime.encode.mask import encode_npy, encode_png
+from segserve.runtime.inference.labels import LabelRule, Segmentation
+from segserve.runtime.inference.segmenter import Segmenter
 
 SIZES_WH = {"640 x 480": (640, 480), "4096 x 4096": (4096, 4096)}
 

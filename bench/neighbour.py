@@ -28,8 +28,8 @@ NEIGHBOURS = (0, 1, 2)
 MEASURE = """
 import json, sys, time, torch
 from pathlib import Path
-from segserve.runtime.image import decode_image
-from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.inference.segmenter import Segmenter
 model, photograph, threads, rounds = sys.argv[1:]
 torch.set_num_threads(int(threads))
 segmenter = Segmenter.load(Path(model))

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segserve.data import IGNORED, open_data
 from segserve.demo import sample_photograph
 from segserve.resources import resource
-from segserve.runtime.image import decode_image
-from segserve.runtime.labels import LabelRule, Segmentation
-from segserve.runtime.overlay import draw_overlay
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.encode.overlay import draw_overlay
+from segserve.runtime.inference.labels import LabelRule, Segmentation
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import BACKGROUND
-from segserve.runtime.segmenter import Segmenter
+from segserve.training.data import IGNORED, open_data
 
 LEAST_SHARE, LEAST_CONFIDENCE = 0.05, 0.5
 

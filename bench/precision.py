@@ -14,16 +14,16 @@ from time import thread_time
 import numpy as np
 import torch
 
-from segserve.data import LabelledImages, open_data
-from segserve.evaluate.measure import measure
-from segserve.evaluate.offline import predictor_of
-from segserve.evaluate.report import build_report
 from segserve.fetch import servable_folder
 from segserve.resources import resource
-from segserve.runtime.mask import LabelMap
+from segserve.runtime.encode.mask import LabelMap
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import read_record
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
+from segserve.training.data import LabelledImages, open_data
+from segserve.training.evaluate.measure import measure
+from segserve.training.evaluate.offline import predictor_of
+from segserve.training.evaluate.report import build_report
 
 REFERENCE = "fp32, module by module"
 SETTINGS: Mapping[str, Settings] = {

@@ -18,17 +18,17 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from segserve.data import open_data
-from segserve.evaluate.measure import measure
-from segserve.evaluate.offline import offline_model
 from segserve.resources import resource
-from segserve.runtime.network import SegmentationNetwork
+from segserve.runtime.network.build import SegmentationNetwork
+from segserve.runtime.network.weights import WEIGHTS_FILE, load_network
 from segserve.runtime.record import Architecture, ModelRecord, read_record, validated, write_record
-from segserve.runtime.weights import WEIGHTS_FILE, load_network
-from segserve.train.export import export_weights
-from segserve.train.loop import train
-from segserve.train.recipe import RECIPE_FILE, Recipe, read_recipe
-from segserve.train.reference import import_reference
+from segserve.training.data import open_data
+from segserve.training.evaluate.measure import measure
+from segserve.training.evaluate.offline import offline_model
+from segserve.training.train.export import export_weights
+from segserve.training.train.loop import train
+from segserve.training.train.recipe import RECIPE_FILE, Recipe, read_recipe
+from segserve.training.train.reference import import_reference
 
 MIN_IMAGES = 20
 

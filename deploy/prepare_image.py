@@ -46,8 +46,8 @@ def unpack_netty(libraries: Path) -> None:
 def compile_by_use(archive: Path) -> None:
     import segserve.container.health
     import segserve.container.serving  # noqa: F401
+    from segserve.runtime.inference.segmenter import Segmenter
     from segserve.runtime.pipeline import Pipeline
-    from segserve.runtime.segmenter import Segmenter
     from segserve.runtime.settings import Settings
 
     with contextlib.suppress(SystemExit):  # the module parses the command line

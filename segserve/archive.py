@@ -18,9 +18,9 @@ from . import runtime
 from .resources import resource
 from .runtime.errors import ModelError
 from .runtime.files import whole_file
+from .runtime.network.weights import load_network
 from .runtime.record import RECORD_FILE, ModelRecord, read_record, read_yaml
 from .runtime.settings import CONFIG_FILE, check_precision, read_config
-from .runtime.weights import load_network
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
@@ -83,11 +83,8 @@ def _packed(record: ModelRecord, model: Path, config: Path, workspace: Path) -> 
 def _stage(record: ModelRecord, model: Path, extra: Path) -> None:
     """What goes into the archive besides network, weights and handler: the record, ranges, the card, the runtime."""
     package = Path(runtime.__file__).parent
-    carried = extra / "segserve" / package.name
-    carried.mkdir(parents=True)
+    shutil.copytree(package, extra / "segserve" / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(package.parent / "__init__.py", extra / "segserve")
-    for module in package.glob("*.py"):
-        shutil.copy(module, carried)
     shutil.copy(model / RECORD_FILE, extra)
     if record.int8:
         shutil.copy(model / record.int8.file, extra)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from .download import Report, download
 from .runtime.errors import FetchError, ModelError
-from .runtime.fit import check_fit
-from .runtime.network import build_network
+from .runtime.network.build import build_network
+from .runtime.network.state_dict import check_fit
+from .runtime.network.weights import WEIGHTS_FILE, write_weights
 from .runtime.record import RECORD_FILE, Checkpoint, ModelRecord, Weights, read_record, sha256_of, write_record
-from .runtime.weights import WEIGHTS_FILE, write_weights
 
 HOME_VARIABLE = "SEGSERVE_HOME"
 MIRROR_VARIABLE = "SEGSERVE_MIRROR"

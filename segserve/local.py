@@ -19,7 +19,7 @@ from .client.reading import read_segmentation
 from .client.reply import Reply, raise_for_refusal
 from .client.request import JSON, AnswerOptions, ClassNames, as_fields, http_headers
 from .runtime.errors import ModelError
-from .runtime.failover import load_segmenter
+from .runtime.inference.failover import load_segmenter
 from .runtime.pipeline import Pipeline
 from .runtime.record import read_yaml
 from .runtime.settings import CONFIG_FILE, read_config

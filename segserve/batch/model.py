@@ -9,14 +9,14 @@ import torch
 
 from ..local import opened_model
 from ..runtime.classes import class_ids
-from ..runtime.failover import load_segmenter
-from ..runtime.image import Decoded, decode_reduced
-from ..runtime.labels import LabelRule, Segmentation
+from ..runtime.decode.image import Decoded, decode_reduced
+from ..runtime.decode.quarantine import Quarantine
+from ..runtime.inference.failover import load_segmenter
+from ..runtime.inference.labels import LabelRule, Segmentation
+from ..runtime.network.weights import load_network
 from ..runtime.options import parse_options
-from ..runtime.quarantine import Quarantine
 from ..runtime.record import ModelRecord, read_record, read_yaml, sha256_of
 from ..runtime.settings import Settings, read_config
-from ..runtime.weights import load_network
 from ..segment.errors import SegmentError
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pyarrow import compute as pc
 from pyarrow import dataset, parquet
 
-from ..runtime.labels import Segmentation
+from ..runtime.encode.rle import encode_rle
+from ..runtime.inference.labels import Segmentation
 from ..runtime.record import ModelRecord
-from ..runtime.rle import encode_rle
 from .job import TABLE
 from .storage import Storage
 

@@ -15,10 +15,10 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from ..runtime.decode.image import Decoded
+from ..runtime.encode.mask import encode_npy, encode_png
 from ..runtime.errors import SegserveError
-from ..runtime.image import Decoded
-from ..runtime.labels import Segmentation
-from ..runtime.mask import encode_npy, encode_png
+from ..runtime.inference.labels import Segmentation
 from ..segment.errors import SegmentError, StoppedError
 from ..segment.folder import concerns_one_name
 from ..segment.sources import printable

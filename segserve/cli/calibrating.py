@@ -16,9 +16,9 @@ def calibrate(
     split: Annotated[str, typer.Option(help="split to calibrate on: a name, or the path of a .txt list")] = "dev",
 ) -> None:
     """Calibrate a model: fit the temperature that makes its confidence match its accuracy."""
-    from ..data import open_data, scan
-    from ..evaluate.calibration import calibrate_model
     from ..runtime.record import read_record
+    from ..training.data import open_data, scan
+    from ..training.evaluate.calibration import calibrate_model
 
     with told_in_one_line():
         folder = model_folder(model)

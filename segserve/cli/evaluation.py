@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from ..runtime.passes import Mode, Tta
+from ..runtime.inference.plan import Mode, Tta
 from .app import (
     MAKE,
     app,
@@ -21,10 +21,10 @@ from .app import (
 )
 
 if TYPE_CHECKING:
-    from ..data import LabelledImages
-    from ..evaluate.measure import Predictor
-    from ..evaluate.metrics import Evaluation
-    from ..evaluate.report import EvaluationReport
+    from ..training.data import LabelledImages
+    from ..training.evaluate.measure import Predictor
+    from ..training.evaluate.metrics import Evaluation
+    from ..training.evaluate.report import EvaluationReport
 
 _DEFAULT_MODEL = "embedded"
 _PANEL = "Through a server"
@@ -72,15 +72,15 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model's accuracy on labelled images at their original size, offline or through a running server."""
-    from ..data import open_data, scan
-    from ..evaluate.offline import offline_model
-    from ..evaluate.page import write_page
-    from ..evaluate.report import as_accuracy, build_report, write_report
-    from ..evaluate.served import served_model
     from ..runtime.options import Options
     from ..runtime.record import read_record
     from ..runtime.settings import Settings
-    from ..train.card import write_card
+    from ..training.data import open_data, scan
+    from ..training.evaluate.offline import offline_model
+    from ..training.evaluate.page import write_page
+    from ..training.evaluate.report import as_accuracy, build_report, write_report
+    from ..training.evaluate.served import served_model
+    from ..training.train.card import write_card
 
     asked = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
     with told_in_one_line():
@@ -129,7 +129,7 @@ def _make_room(paths: Iterable[Path]) -> None:
 
 
 def _measure(data: "LabelledImages", predictor: "Predictor") -> "Evaluation":
-    from ..evaluate.measure import measure
+    from ..training.evaluate.measure import measure
 
     with progress_bar("image") as progress:
         task = progress.add_task("", total=len(data.names))

@@ -17,9 +17,9 @@ def import_file(
     split: Annotated[str, typer.Option(help="a name, or the path of a .txt list")] = "train",
 ) -> None:
     """Import the weights of Google's quantized DeepLabV3-MobileNetV2 into a model, to start a training from them."""
-    from ..data import open_data
     from ..runtime.record import read_record
-    from ..train.reference import import_reference
+    from ..training.data import open_data
+    from ..training.train.reference import import_reference
 
     with told_in_one_line():
         folder = model_source(model)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ..runtime.passes import Mode, Tta
+from ..runtime.inference.plan import Mode, Tta
 from .app import MAKE, app, console, model_folder, model_names, print_plain, told_in_one_line
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ def quantize(
     most: Annotated[int, typer.Option(min=1, help="so many of them at most, spread evenly")] = 64,
 ) -> None:
     """Measure a model's activation ranges on photographs, for int8 inference (precision: int8 in model-config.yaml)."""
-    from ..quantize import quantize_model
+    from ..training.quantize import quantize_model
 
     with told_in_one_line():
         folder, sources = model_folder(model), find_sources(images)

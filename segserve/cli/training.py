@@ -9,12 +9,12 @@ import typer
 from rich.progress import Progress
 
 from ..runtime.record import Architecture
-from ..train.recipe import Recipe
+from ..training.train.recipe import Recipe
 from .app import MAKE, app, console, progress_bar, told_in_one_line
 from .flags import flags_of, given_for
 
 if TYPE_CHECKING:
-    from ..train.log import StepReport
+    from ..training.train.log import StepReport
 
 
 @app.command(rich_help_panel=MAKE)
@@ -40,14 +40,14 @@ def train(
 
     On several GPUs: torchrun --standalone --nproc-per-node 4 -m segserve train ...
     """
-    from ..data import open_data, read_class_file, scan
-    from ..train.distributed import leads
-    from ..train.finish import measure_model, write_model
-    from ..train.loop import RunOptions
-    from ..train.loop import train as train_network
-    from ..train.new_model import prepare_model
-    from ..train.recipe import prepare_recipe
-    from ..train.validate import Validation
+    from ..training.data import open_data, read_class_file, scan
+    from ..training.train.distributed import leads
+    from ..training.train.finish import measure_model, write_model
+    from ..training.train.loop import RunOptions
+    from ..training.train.loop import train as train_network
+    from ..training.train.new_model import prepare_model
+    from ..training.train.recipe import prepare_recipe
+    from ..training.train.validate import Validation
 
     with told_in_one_line():
         listed = read_class_file(classes) if classes else None

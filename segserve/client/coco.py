@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..runtime.mask import LabelMap
+from ..runtime.encode.mask import LabelMap
+from ..runtime.encode.rle import Rle, encode_rle
 from ..runtime.record import BACKGROUND
-from ..runtime.rle import Rle, encode_rle
 from .share import ClassShare
 
 

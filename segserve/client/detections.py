@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.classes import voc_color
-from ..runtime.image import decoded_size
-from ..runtime.mask import LabelMap
+from ..runtime.decode.image import decoded_size
+from ..runtime.encode.mask import LabelMap
 from ..runtime.record import BACKGROUND
+from ..training.data.classes import voc_color
 from .images import ImageInput, as_image_file
 from .share import ClassShare
 

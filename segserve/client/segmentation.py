@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.image import decode_image
-from ..runtime.overlay import DEFAULT_OPACITY, draw_overlay
+from ..runtime.decode.image import decode_image
+from ..runtime.encode.overlay import DEFAULT_OPACITY, draw_overlay
 from .share import ClassShare
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Segmentation:
 
     def polygons(self) -> dict[int, list[list[int]]]:
         """The polygons of every class present, by class id: each [x0, y0, x1, y1, ...] in pixels, in COCO's order."""
-        from ..runtime.polygons import encode_polygons
+        from ..runtime.encode.polygons import encode_polygons
 
         return encode_polygons(self.label_map, [share.id for share in self.classes])
 

@@ -14,7 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from ..runtime.metrics import Kind, Metric
+from ..runtime.telemetry.metrics import Kind, Metric
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 

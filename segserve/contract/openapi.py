@@ -7,8 +7,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from .. import __version__
+from ..runtime.decode.image import FORMATS
 from ..runtime.errors import error_classes
-from ..runtime.image import FORMATS
 from ..runtime.options import MediaType, Options
 from ..runtime.record import ModelRecord
 from .answer import Answer, Base64, Description, Error, ServerError

@@ -48,7 +48,7 @@ def _facts() -> TorchFacts:
     import torch
     import torchvision
 
-    from ..runtime.segmenter import has_bf16
+    from ..runtime.inference.segmenter import has_bf16
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     device = torch.device("cuda" if gpu else "cpu")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ..demo import PHOTOGRAPHS, sample_photograph
-from ..runtime.overlay import DEFAULT_OPACITY
+from ..runtime.encode.overlay import DEFAULT_OPACITY
 from ..runtime.record import BACKGROUND
 from .asking import Server
 from .encodings import ENCODINGS

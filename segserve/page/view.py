@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..client import Segmentation
-from ..runtime.mask import encode_grey_png, encode_jpeg, encode_png
+from ..runtime.encode.mask import encode_grey_png, encode_jpeg, encode_png
 from ..segment.coco import as_coco
 from ..segment.formats import class_table
 from ..segment.sources import Source

@@ -9,8 +9,8 @@ from ray.serve import Application
 
 from ..runtime.cores import available_cores
 from ..runtime.errors import ModelError
-from ..runtime.metrics import OWN
 from ..runtime.settings import ModelConfig
+from ..runtime.telemetry.metrics import OWN
 from ..signing import TrustedKeys
 from . import ARCHIVE_VARIABLE, Arguments
 from .archives import Archive, read_archive

@@ -14,7 +14,7 @@ from prometheus_client import (
 )
 from prometheus_client.metrics_core import Metric as Family
 
-from ..runtime.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
+from ..runtime.telemetry.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
 from .collected import Observation
 
 disable_created_metrics()  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from .classes import ClassName, split_names
 from .errors import BadOptionError, NotAcceptableError
-from .passes import Mode, Tta
+from .inference.plan import Mode, Tta
 from .record import Strict
 
 

@@ -9,18 +9,18 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from .answer import Answer, encode_answer, error_answer
 from .classes import class_ids
+from .decode.image import FORMATS, Decoded, decode_reduced
+from .decode.quarantine import Quarantine
+from .encode.json_response import json_bytes
+from .encode.response import Answer, encode_answer, error_answer
 from .errors import BadOptionError, InternalError, ModelError, OutOfMemoryError, SegserveError, TooCostlyError
-from .failover import AnySegmenter
-from .image import FORMATS, Decoded, decode_reduced
-from .json_answer import json_bytes
-from .labels import LabelRule
-from .observed import Observed
+from .inference.failover import AnySegmenter
+from .inference.labels import LabelRule
 from .options import MediaType, Options
-from .quarantine import Quarantine
 from .request import SegmentRequest, read_request
 from .settings import CONFIG_FILE, Settings
+from .telemetry.request_stats import Observed
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import orjson
 
 from ..client import ClassShare, Segmentation
-from ..runtime.mask import encode_jpeg, encode_npy, encode_png
+from ..runtime.encode.mask import encode_jpeg, encode_npy, encode_png
 from .coco import as_coco
 from .layout import Format
 from .sources import Source
@@ -26,7 +26,7 @@ def encode_overlay(segmentation: Segmentation) -> bytes:
 
 def as_answer(segmentation: Segmentation) -> dict[str, object]:
     """The server's JSON response to `mask=rle`."""
-    from ..runtime.rle import encode_rle
+    from ..runtime.encode.rle import encode_rle
 
     height_px, width_px = segmentation.label_map.shape
     masks = encode_rle(segmentation.label_map, [share.id for share in segmentation.classes])

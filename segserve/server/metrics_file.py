@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..runtime.metrics import OWN, Kind, Metric
+from ..runtime.telemetry.metrics import OWN, Kind, Metric
 
 METRICS_FILE = "metrics.yaml"
 

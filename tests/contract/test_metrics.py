@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import requests
 
-from segserve.runtime.metrics import ENGINE, GPU_MEMORY_BYTES, OWN, Kind
+from segserve.runtime.telemetry.metrics import ENGINE, GPU_MEMORY_BYTES, OWN, Kind
 from segserve.server.running import RunningServer
 from tests.contract.conftest import Api
 from tests.contract.images import encoded, picture

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from segserve.archive import build_archive
 from segserve.cli import app
-from segserve.data import IGNORED
 from segserve.demo import sample_photograph
-from segserve.evaluate.report import EvaluationReport
-from segserve.runtime.image import decode_image
-from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.server.process import TorchServe
+from segserve.training.data import IGNORED
+from segserve.training.evaluate.report import EvaluationReport
 from tests.conftest import EMBEDDED
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")

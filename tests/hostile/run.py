@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.pipeline import Pipeline
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
 from tests.unit.tiny import write_tiny_model
 from tests.unit.torchserve import received

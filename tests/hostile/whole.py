@@ -1,6 +1,6 @@
 """Whole files of every format and kind that is read, and where the parts of a file begin.
 
-The walk along the parts is written anew, apart from the one in `segserve.runtime.bare`: a mistake that both share would
+The walk along the parts is written anew, apart from the one in `segserve.runtime.decode.strip_metadata`: a mistake that both share would
 hide itself.
 """
 

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 from PIL import Image
 
-from segserve.runtime.mask import encode_png
+from segserve.runtime.encode.mask import encode_png
 
 from .tiny import CLASSES, tiny_record
 

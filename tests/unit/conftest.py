@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.pipeline import Pipeline
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
 
 from .tiny import write_tiny_model

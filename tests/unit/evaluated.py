@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segserve.data import IGNORED, VocFolder
-from segserve.evaluate.measure import Predictor
-from segserve.evaluate.offline import NO_OPTIONS
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import InputRule, ResizeRule
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
+from segserve.training.data import IGNORED, VocFolder
+from segserve.training.evaluate.measure import Predictor
+from segserve.training.evaluate.offline import NO_OPTIONS
 
 from .tiny import tiny_record
 from .voc import write_pair, write_split

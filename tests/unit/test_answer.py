@@ -14,14 +14,14 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from segserve.runtime.answer import Answer, encode_answer, error_answer
+from segserve.runtime.encode.json_response import JsonAnswer, json_bytes
+from segserve.runtime.encode.response import Answer, encode_answer, error_answer
 from segserve.runtime.errors import AnswerTooLargeError, SegserveError
-from segserve.runtime.json_answer import JsonAnswer, json_bytes
-from segserve.runtime.labels import ClassSummary, Segmentation
-from segserve.runtime.observed import Observed
+from segserve.runtime.inference.labels import ClassSummary, Segmentation
 from segserve.runtime.options import MaskEncoding, MediaType, Options
 from segserve.runtime.request import SegmentRequest
-from segserve.runtime.timings import Interval, Timings
+from segserve.runtime.telemetry.request_stats import Observed
+from segserve.runtime.telemetry.timings import Interval, Timings
 
 from .test_polygons import redrawn
 from .tiny import CLASSES, tiny_record

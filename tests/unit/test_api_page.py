@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segserve.runtime.errors import error_classes
-from segserve.runtime.labels import LabelRule
+from segserve.runtime.inference.labels import LabelRule
 from segserve.runtime.options import MediaType, Options
 
 from ..conftest import PROJECT

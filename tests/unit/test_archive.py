@@ -17,8 +17,8 @@ from segserve import archive as archive_module
 from segserve.archive import build_archive
 from segserve.resources import resource
 from segserve.runtime.errors import ModelError
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import RECORD_FILE, read_record, sha256_of
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import CONFIG_FILE, Settings, read_config
 
 from .images import smooth
@@ -84,7 +84,7 @@ def test_build_archive_entries_are_sorted_stored_and_timeless(archive):
 
 def test_build_archive_holds_exactly_what_a_worker_needs(archive):
     runtime = {f"segserve/runtime/{path.name}" for path in (PROJECT / "segserve" / "runtime").glob("*.py")}
-    assert "segserve/runtime/segmenter.py" in runtime
+    assert "segserve/runtime/inference/segmenter.py" in runtime
     with zipfile.ZipFile(archive) as content:
         assert set(content.namelist()) == runtime | {
             "MAR-INF/MANIFEST.json",
@@ -111,7 +111,7 @@ def test_build_archive_files_are_those_of_the_model_and_the_project(archive, tin
     originals = {
         "handler.py": PROJECT / "handler.py",
         "deeplabv3.py": PROJECT / "deeplabv3.py",
-        "segserve/runtime/image.py": PROJECT / "segserve/runtime/image.py",
+        "segserve/runtime/decode/image.py": PROJECT / "segserve/runtime/decode/image.py",
         "model-config.yaml": resource("model/model-config.yaml"),
         "model.yaml": tiny_model / "model.yaml",
         "weights.safetensors": tiny_model / "weights.safetensors",

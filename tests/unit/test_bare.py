@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from segserve.runtime.bare import MAX_JPEG_SCANS, bare
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.decode.orientation import orientation_of
+from segserve.runtime.decode.strip_metadata import MAX_JPEG_SCANS, bare
 from segserve.runtime.errors import SegserveError, TooLargeError, TruncatedImageError, UnsupportedImageError
-from segserve.runtime.image import decode_image
-from segserve.runtime.orientation import orientation_of
 from tests.hostile.bombs import tiff
 from tests.hostile.damage import spliced
 from tests.hostile.whole import boundaries, run_length_bmp, whole_files

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segserve.runtime import blend
-from segserve.runtime.blend import average_views, blend_tiles, blend_weights
-from segserve.runtime.passes import Axis, View, plan_passes
+from segserve.runtime.inference import blend
+from segserve.runtime.inference.blend import average_views, blend_tiles, blend_weights
+from segserve.runtime.inference.plan import Axis, View, plan_passes
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import InputRule, ResizeRule
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
-from segserve.runtime.timings import Timings
+from segserve.runtime.telemetry.timings import Timings
 
 from ..conftest import EMBEDDED
 from .images import noise

@@ -3,7 +3,7 @@
 import shutil
 
 from segserve.runtime.record import Accuracy, CoveredMean, read_record
-from segserve.train.card import write_card
+from segserve.training.train.card import write_card
 from tests.conftest import EMBEDDED
 
 

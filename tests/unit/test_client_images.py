@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from segserve.client.images import as_image_file
-from segserve.runtime.image import decode_image
+from segserve.runtime.decode.image import decode_image
 
 from .canned import IMAGE_RGB, as_file
 

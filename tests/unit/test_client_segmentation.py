@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from segserve.client import Segmentation
 from segserve.client.reading import read_segmentation
 from segserve.client.reply import Reply
-from segserve.runtime.image import decode_image
+from segserve.runtime.decode.image import decode_image
 
 from .canned import IMAGE_RGB, LABEL_MAP, answer_document, as_file
 from .tiny import CLASSES

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from segserve.runtime.cuda_graphs import GraphedNetwork
-from segserve.runtime.failover import load_segmenter
-from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.acceleration.cuda_graphs import GraphedNetwork
+from segserve.runtime.inference.failover import load_segmenter
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.settings import Settings
 
 from .images import smooth

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from segserve.data import DataError, VocFolder, scan
 from segserve.runtime.record import ClassInfo
+from segserve.training.data import DataError, VocFolder, scan
 
 from .voc import write_pair, write_split, write_squares
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from segserve.data import DataError, read_class_file, read_classes
-from segserve.data.classes import voc_color
+from segserve.training.data import DataError, read_class_file, read_classes
+from segserve.training.data.classes import voc_color
 
 
 def written(tmp_path, text):

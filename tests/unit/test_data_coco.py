@@ -6,10 +6,10 @@ import pickle
 import numpy as np
 import pytest
 
-from segserve.data import IGNORED, DataError, scan
-from segserve.data.coco import CocoInstances
-from segserve.data.panoptic import CocoPanoptic
 from segserve.runtime.record import ClassInfo
+from segserve.training.data import IGNORED, DataError, scan
+from segserve.training.data.coco import CocoInstances
+from segserve.training.data.panoptic import CocoPanoptic
 
 from .coco import CAT, DOG, SIDE_PX, annotation, rle, square, square_mask, write_coco, write_segments
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.data.errors import DataError
-from segserve.data.files import MAX_PIXELS, image_size, read_image, read_label_png, read_rgb_png
+from segserve.training.data.errors import DataError
+from segserve.training.data.files import MAX_PIXELS, image_size, read_image, read_label_png, read_rgb_png
 
 from .images import bmp_header, encoded, noise, png, smooth
 

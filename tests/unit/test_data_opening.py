@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from segserve.data import DataError, VocFolder, open_data
-from segserve.data.coco import CocoInstances
-from segserve.data.panoptic import CocoPanoptic
 from segserve.runtime.record import ClassInfo
+from segserve.training.data import DataError, VocFolder, open_data
+from segserve.training.data.coco import CocoInstances
+from segserve.training.data.panoptic import CocoPanoptic
 
 from .coco import DOG, SIDE_PX, annotation, square, write_coco, write_segments
 from .voc import write_squares

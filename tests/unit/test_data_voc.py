@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.data import DataError, VocFolder
+from segserve.training.data import DataError, VocFolder
 
 from .voc import write_pair, write_split, write_squares
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from segserve.runtime.device import is_device_failure, is_out_of_memory, reason
+from segserve.runtime.acceleration.device import is_device_failure, is_out_of_memory, reason
 
 NO_MEMORY = {
     "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"),

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.data import IGNORED
-from segserve.evaluate.boundary import count_boundaries, near_contour, reach_px
+from segserve.training.data import IGNORED
+from segserve.training.evaluate.boundary import count_boundaries, near_contour, reach_px
 
 
 def eroded(mask: np.ndarray) -> np.ndarray:

@@ -6,13 +6,13 @@ import torch
 from typer.testing import CliRunner
 
 from segserve.cli import app
-from segserve.data import IGNORED, VocFolder
-from segserve.evaluate.calibration import calibrate_model, expected_calibration_error, fit_temperature
-from segserve.runtime.labels import LabelRule, choose_labels
+from segserve.runtime.inference.labels import LabelRule, choose_labels
+from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import Calibration, read_record, write_record
-from segserve.runtime.segmenter import Segmenter
-from segserve.runtime.weights import load_network
-from segserve.train.export import export_weights
+from segserve.training.data import IGNORED, VocFolder
+from segserve.training.evaluate.calibration import calibrate_model, expected_calibration_error, fit_temperature
+from segserve.training.train.export import export_weights
 
 from .evaluated import write_noisy
 from .tiny import write_tiny_model

@@ -9,8 +9,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segserve.cli import app
-from segserve.evaluate.report import EvaluationReport, as_accuracy
 from segserve.runtime.record import read_record
+from segserve.training.evaluate.report import EvaluationReport, as_accuracy
 
 from .tiny import write_tiny_model
 from .voc import write_pair, write_squares

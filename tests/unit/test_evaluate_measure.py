@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from segserve.data import IGNORED, VocFolder
-from segserve.evaluate.measure import measure, segmented
-from segserve.evaluate.offline import at_output_stride, offline_model, predictor_of
 from segserve.runtime.errors import ModelError
 from segserve.runtime.options import Options
 from segserve.runtime.record import Architecture, read_record
+from segserve.training.data import IGNORED, VocFolder
+from segserve.training.evaluate.measure import measure, segmented
+from segserve.training.evaluate.offline import at_output_stride, offline_model, predictor_of
 
 from .evaluated import SIDE_PX, color_predictor, color_segmenter, predictions, truths, write_images, write_noisy
 from .tiny import tiny_record

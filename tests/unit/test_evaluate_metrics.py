@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.data import IGNORED
-from segserve.evaluate.metrics import Evaluation, ImageScore, PixelCounts, count_pixels
 from segserve.runtime.record import CoveredMean
+from segserve.training.data import IGNORED
+from segserve.training.evaluate.metrics import Evaluation, ImageScore, PixelCounts, count_pixels
 
 LABELS = ("a", "b", "c")
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.data import IGNORED
-from segserve.evaluate.measure import SegmentedImage, measure
-from segserve.evaluate.metrics import ImageScore
-from segserve.evaluate.page import render_page, write_page
-from segserve.evaluate.pictures import draw_difference, reduced, view_image
-from segserve.evaluate.report import EvaluationReport, as_accuracy, build_report, write_report, write_whole
 from segserve.runtime.record import ClassInfo
+from segserve.training.data import IGNORED
+from segserve.training.evaluate.measure import SegmentedImage, measure
+from segserve.training.evaluate.metrics import ImageScore
+from segserve.training.evaluate.page import render_page, write_page
+from segserve.training.evaluate.pictures import draw_difference, reduced, view_image
+from segserve.training.evaluate.report import EvaluationReport, as_accuracy, build_report, write_report, write_whole
 
 from .evaluated import SIDE_PX, color_predictor, write_images, write_noisy
 from .tiny import tiny_record

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from segserve.runtime.errors import OutOfMemoryError
-from segserve.runtime.failover import FailoverSegmenter, load_segmenter
+from segserve.runtime.inference.failover import FailoverSegmenter, load_segmenter
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.pipeline import Pipeline
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
 
 from .images import encoded, smooth

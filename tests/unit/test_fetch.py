@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from segserve.fetch import fetch_model, servable_folder
 from segserve.runtime.errors import FetchError, ModelError
-from segserve.runtime.network import build_network
+from segserve.runtime.network.build import build_network
+from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import Accuracy, Checkpoint, read_record, sha256_of, write_record
-from segserve.runtime.weights import load_network
 
 from ..file_server import served
 from .tiny import tiny_record

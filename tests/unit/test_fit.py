@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from segserve.runtime.errors import ModelError
-from segserve.runtime.fit import check_fit
-from segserve.runtime.network import build_network
+from segserve.runtime.network.build import build_network
+from segserve.runtime.network.state_dict import check_fit
 from segserve.runtime.record import Architecture
 
 from .tiny import tiny_record

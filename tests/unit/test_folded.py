@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from segserve.runtime import folded as folded_module
-from segserve.runtime.folded import FoldedConv2d, folded_network
-from segserve.runtime.network import build_network
+from segserve.runtime.acceleration import gpu_fusion as folded_module
+from segserve.runtime.acceleration.gpu_fusion import FoldedConv2d, folded_network
+from segserve.runtime.network.build import build_network
 
 from .test_fused import ARCHITECTURES, ReadBeforeItsNorm, randomised
 from .tiny import tiny_network, tiny_record

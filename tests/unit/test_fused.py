@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from segserve.runtime import fused
-from segserve.runtime.fused import FusedConv2d, fused_network
-from segserve.runtime.network import build_network
+from segserve.runtime.acceleration import cpu_fusion as fused
+from segserve.runtime.acceleration.cpu_fusion import FusedConv2d, fused_network
+from segserve.runtime.acceleration.verified import StandInError, stand_in
+from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.network.build import build_network
 from segserve.runtime.record import Architecture
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
-from segserve.runtime.stand_in import StandInError, stand_in
 from tests.unit.tiny import tiny_network, tiny_record
 
 ARCHITECTURES = {

@@ -18,14 +18,14 @@ import handler as handler_module
 from handler import DeepLabHandler
 from segserve.ray_app.collected import CollectedMetrics
 from segserve.runtime.cores import available_cores
-from segserve.runtime.metrics import OWN
-from segserve.runtime.network import build_network
+from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.network.build import build_network
+from segserve.runtime.parallel import SideBySide
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.record import RECORD_FILE, Architecture, sha256_of
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
-from segserve.runtime.side_by_side import SideBySide
-from segserve.train.export import export_weights
+from segserve.runtime.telemetry.metrics import OWN
+from segserve.training.train.export import export_weights
 
 from .images import encoded, noise, png, smooth
 from .tiny import tiny_network, tiny_record

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageSequence
 
+from segserve.runtime.decode.image import FORMATS, decode_image, decode_reduced
 from segserve.runtime.errors import (
     CorruptImageError,
     SegserveError,
@@ -20,7 +21,6 @@ from segserve.runtime.errors import (
     TruncatedImageError,
     UnsupportedImageError,
 )
-from segserve.runtime.image import FORMATS, decode_image, decode_reduced
 
 from .images import bmp_header, encoded, gif_of_size, grey_tiff, noise, png, smooth
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from segserve.runtime import labels as labels_module
-from segserve.runtime.labels import LabelRule, Segmentation, choose_labels
+from segserve.runtime.inference import labels as labels_module
+from segserve.runtime.inference.labels import LabelRule, Segmentation, choose_labels
 
 from .test_segmenter import busy_logits, summarised
 

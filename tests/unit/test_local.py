@@ -11,7 +11,7 @@ from segserve.archive import build_archive
 from segserve.client import AsyncSegmentationClient, RefusedError, Segmentation, SegmentationClient
 from segserve.local import LocalSegmenter
 from segserve.runtime.errors import ModelError
-from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.inference.segmenter import Segmenter
 
 from .tiny import write_tiny_model
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from segserve.runtime.mask import dense_json_bytes, encode_jpeg, encode_npy, encode_png
+from segserve.runtime.encode.mask import dense_json_bytes, encode_jpeg, encode_npy, encode_png
 from segserve.runtime.record import read_record
 
 from ..conftest import EMBEDDED

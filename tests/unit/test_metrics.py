@@ -11,7 +11,7 @@ import yaml
 
 from segserve.container import metrics as container_metrics
 from segserve.container.metrics import WAIT_BUCKETS_S
-from segserve.runtime.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
+from segserve.runtime.telemetry.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
 from segserve.server.launch import torchserve_home
 from segserve.server.metrics_file import by_kind, write_metrics_file
 from tests.samples import sample_names

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import segmentation
 
 from segserve.runtime.errors import ModelError
-from segserve.runtime.network import build_network
+from segserve.runtime.network.build import build_network
 from segserve.runtime.record import Architecture
 
 HEIGHT_PX, WIDTH_PX = 64, 96

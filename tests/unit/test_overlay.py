@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segserve.runtime.overlay import draw_overlay
+from segserve.runtime.encode.overlay import draw_overlay
 from segserve.runtime.record import ClassInfo, read_record
 
 from ..conftest import EMBEDDED

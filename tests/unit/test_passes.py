@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.runtime.passes import SCALES, Axis, Mode, Tta, View, costs, plan_passes
+from segserve.runtime.inference.plan import SCALES, Axis, Mode, Tta, View, costs, plan_passes
 from segserve.runtime.record import ResizeRule
 
 EMBEDDED = ResizeRule(size_px=448, multiple_of=32)

@@ -19,11 +19,11 @@ from PIL import Image
 from segserve import runtime
 from segserve.runtime import pipeline as pipeline_module
 from segserve.runtime.errors import ModelError
-from segserve.runtime.labels import LabelRule
+from segserve.runtime.inference.labels import LabelRule
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.options import Options
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.record import InferenceRule, InputRule, ResizeRule
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
 
 from .images import encoded, noise, png, smooth

@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from segserve.runtime.polygons import encode_polygons
+from segserve.runtime.encode.polygons import encode_polygons
 
 label_maps = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=14), elements=st.integers(0, 2))
 blocks = label_maps.map(lambda label_map: np.kron(label_map, np.ones((3, 4), np.uint8)))

@@ -6,9 +6,9 @@ from PIL import Image
 from torchvision import models
 from torchvision.models import segmentation
 
-from segserve.runtime.network import build_network
+from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.network.build import build_network
 from segserve.runtime.record import RECORD_FILE, read_record
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
 
 from ..conftest import EMBEDDED, PROJECT

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.runtime.labels import LabelRule, choose_labels
-from segserve.runtime.quality import measure_quality
+from segserve.runtime.inference.labels import LabelRule, choose_labels
+from segserve.runtime.inference.quality import measure_quality
 
 
 @given(st.integers(1, 25), st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.1, 1.0, 30.0]), st.integers(0, 99))

@@ -8,8 +8,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segserve.cli import app
+from segserve.runtime.network.weights import RANGES_FILE, load_network
 from segserve.runtime.record import read_record
-from segserve.runtime.weights import RANGES_FILE, load_network
 
 from .tiny import write_tiny_model
 
@@ -80,7 +80,7 @@ def test_quantize_model_that_is_not_there_is_refused(pictures):
 
 
 def test_quantize_where_convolutions_cannot_be_watched_is_refused(model, pictures, monkeypatch):
-    monkeypatch.setattr("segserve.quantize.fused_network", lambda network, dtype: network)
+    monkeypatch.setattr("segserve.training.quantize.fused_network", lambda network, dtype: network)
     assert "tiny cannot be computed in 8 bits: oneDNN does not compute its convolutions here" in refusal(
         model, pictures
     )

@@ -10,17 +10,17 @@ from torch import nn
 
 from segserve.archive import build_archive
 from segserve.local import LocalSegmenter
-from segserve.quantize import measure_ranges, quantize_model
+from segserve.runtime.acceleration.int8 import Quantize, QuantizedConv2d, Scale, has_vnni, quantized_network
+from segserve.runtime.acceleration.verified import StandInError
+from segserve.runtime.decode.image import decode_image
 from segserve.runtime.errors import ModelError
-from segserve.runtime.image import decode_image
-from segserve.runtime.network import build_network
-from segserve.runtime.quantized import Quantize, QuantizedConv2d, Scale, has_vnni, quantized_network
+from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.network.build import build_network
+from segserve.runtime.network.weights import RANGES_FILE
 from segserve.runtime.record import Architecture, read_record
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
-from segserve.runtime.stand_in import StandInError
-from segserve.runtime.weights import RANGES_FILE
-from segserve.train.export import export_weights
+from segserve.training.quantize import measure_ranges, quantize_model
+from segserve.training.train.export import export_weights
 from tests.unit.test_fused import ARCHITECTURES, randomised
 from tests.unit.tiny import tiny_network, tiny_record, write_tiny_model
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segserve.runtime import quarantine as quarantine_module
+from segserve.runtime.decode import quarantine as quarantine_module
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.decode.quarantine import Quarantine
 from segserve.runtime.errors import CorruptImageError
-from segserve.runtime.image import decode_image
-from segserve.runtime.quarantine import Quarantine
 from tests.conftest import PROJECT
 from tests.hostile.poison import POISON, write_poisoned_start
 
@@ -26,7 +26,7 @@ DECODE = """
 import sys
 from pathlib import Path
 from segserve.runtime.errors import SegserveError
-from segserve.runtime.quarantine import Quarantine
+from segserve.runtime.decode.quarantine import Quarantine
 quarantine = Quarantine(Path(sys.argv[1]))
 for name in sys.argv[2:]:
     try:

@@ -24,7 +24,7 @@ from segserve.ray_app.collected import CollectedMetrics, Observation, Sink
 from segserve.ray_app.context import Context, Worker
 from segserve.runtime import cores
 from segserve.runtime.errors import BadRequestError, ModelError, TooLargeError
-from segserve.runtime.metrics import BUCKETS, ENGINE, OWN
+from segserve.runtime.telemetry.metrics import BUCKETS, ENGINE, OWN
 from tests.conftest import PROJECT
 from tests.samples import sample_names
 

@@ -26,7 +26,7 @@ from segserve.runtime.record import (
     write_record,
 )
 from segserve.runtime.settings import CONFIG_FILE
-from segserve.train.recipe import read_recipe
+from segserve.training.train.recipe import read_recipe
 
 from ..conftest import EMBEDDED, PROJECT
 from .tiny import tiny_record

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.runtime.answer import error_answer
+from segserve.runtime.encode.response import error_answer
 from segserve.runtime.errors import (
     BadBase64Error,
     BadJSONError,

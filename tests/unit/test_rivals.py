@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from segserve.runtime.labels import LabelRule, choose_labels
-from segserve.runtime.rivals import Contest, Rivals
+from segserve.runtime.inference.candidates import Contest, Rivals
+from segserve.runtime.inference.labels import LabelRule, choose_labels
 
 sides = st.integers(1, 7)
 

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from segserve.runtime import labels as labels_module
-from segserve.runtime import segmenter as segmenter_module
 from segserve.runtime.errors import OutOfMemoryError
-from segserve.runtime.labels import choose_labels
+from segserve.runtime.inference import labels as labels_module
+from segserve.runtime.inference import segmenter as segmenter_module
+from segserve.runtime.inference.labels import choose_labels
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import InputRule, ResizeRule
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
-from segserve.runtime.timings import Timings
+from segserve.runtime.telemetry.timings import Timings
 
 from .images import noise, smooth
 from .tiny import tiny_network, tiny_record

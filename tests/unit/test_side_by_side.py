@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from segserve.runtime.side_by_side import SideBySide
+from segserve.runtime.parallel import SideBySide
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from segserve.runtime import streams as streams_module
-from segserve.runtime.streams import Streams, uploaded
+from segserve.runtime.acceleration import cuda_streams as streams_module
+from segserve.runtime.acceleration.cuda_streams import Streams, uploaded
 
 GPU = torch.device("cuda", 0)
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

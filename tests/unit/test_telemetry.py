@@ -7,14 +7,14 @@ import pytest
 import torch
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
-from segserve.runtime.answer import Answer
-from segserve.runtime.metrics import OWN
-from segserve.runtime.observed import Observed
+from segserve.runtime.encode.response import Answer
+from segserve.runtime.inference.quality import Quality
 from segserve.runtime.options import MediaType
-from segserve.runtime.quality import Quality
 from segserve.runtime.record import ClassInfo
-from segserve.runtime.telemetry import Telemetry
-from segserve.runtime.timings import Interval, Timings
+from segserve.runtime.telemetry.metrics import OWN
+from segserve.runtime.telemetry.reporter import Telemetry
+from segserve.runtime.telemetry.request_stats import Observed
+from segserve.runtime.telemetry.timings import Interval, Timings
 from segserve.server.launch import torchserve_home
 from segserve.server.metrics_file import write_metrics_file
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from segserve.runtime.timings import Interval, Timings
+from segserve.runtime.telemetry.timings import Interval, Timings
 
 
 def test_stage_times_what_happens_inside():

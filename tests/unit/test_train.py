@@ -12,19 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from segserve.data import IGNORED, VocFolder
-from segserve.runtime.backbone import build_backbone
 from segserve.runtime.errors import ModelError
+from segserve.runtime.network.backbone import build_backbone
+from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import Accuracy, Architecture, read_record, write_record
-from segserve.runtime.weights import load_network
-from segserve.train.backbone import load_backbone
-from segserve.train.checkpoint import CHECKPOINT_FILE, Checkpoint
-from segserve.train.crops import StepSampler, TrainingCrops
-from segserve.train.export import export_weights
-from segserve.train.log import LOG_FILE, RunLog, StepReport
-from segserve.train.loop import RunOptions, train
-from segserve.train.optimizer import build_optimizer, build_schedule
-from segserve.train.recipe import Recipe, read_recipe
+from segserve.training.data import IGNORED, VocFolder
+from segserve.training.train.backbone import load_backbone
+from segserve.training.train.checkpoint import CHECKPOINT_FILE, Checkpoint
+from segserve.training.train.crops import StepSampler, TrainingCrops
+from segserve.training.train.export import export_weights
+from segserve.training.train.log import LOG_FILE, RunLog, StepReport
+from segserve.training.train.loop import RunOptions, train
+from segserve.training.train.optimizer import build_optimizer, build_schedule
+from segserve.training.train.recipe import Recipe, read_recipe
 
 from .tiny import tiny_network, tiny_record, write_tiny_model
 from .voc import write_squares
@@ -188,7 +188,7 @@ def test_train_interrupted_and_resumed_ends_with_the_same_weights(model, squares
 def test_train_class_without_a_pixel_is_named(model, tmp_path, caplog):
     reds = VocFolder(write_squares(tmp_path / "data", images=1), "train")
     train(model, RECIPE.model_copy(update={"steps": 1, "batch_size": 1}), reds, tmp_path / "run", ignore)
-    [note] = [record.getMessage() for record in caplog.records if record.name == "segserve.train.loop"]
+    [note] = [record.getMessage() for record in caplog.records if record.name == "segserve.training.train.loop"]
     assert note.endswith(f"train.txt: no pixel of {read_record(model).labels[2]}")
 
 
@@ -342,7 +342,7 @@ def test_checkpoint_of_an_empty_folder_is_none(tmp_path):
 FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from segserve.train.checkpoint import Checkpoint
+from segserve.training.train.checkpoint import Checkpoint
 folder = Path(sys.argv[1])
 Checkpoint(1, {}, {"network": {"weight": torch.ones(1000)}}).save(folder)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from segserve.data import VocFolder
-from segserve.train.balance import rare_classes, repeat_factors
-from segserve.train.copy_paste import ObjectPaste
+from segserve.training.data import VocFolder
+from segserve.training.train.balance import rare_classes, repeat_factors
+from segserve.training.train.copy_paste import ObjectPaste
 
 from .voc import write_pair, write_split
 

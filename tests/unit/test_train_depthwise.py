@@ -7,8 +7,8 @@ import timm
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from segserve.train import depthwise
-from segserve.train.depthwise import FastDepthwise
+from segserve.training.train import depthwise
+from segserve.training.train.depthwise import FastDepthwise
 
 GEOMETRIES = {
     "3x3": dict(kernel=3, stride=1, padding=1, dilation=1),

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from segserve.runtime.errors import ModelError
-from segserve.train.average import averaged
-from segserve.train.loss import SegmentationLoss, lovasz_softmax
-from segserve.train.recipe import Recipe
+from segserve.training.train.average import averaged
+from segserve.training.train.loss import SegmentationLoss, lovasz_softmax
+from segserve.training.train.recipe import Recipe
 
 LABELS = ("background", "cat", "dog")
 

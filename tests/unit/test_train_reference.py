@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from segserve.cli import app
 from segserve.runtime.errors import ModelError
-from segserve.runtime.network import build_network
+from segserve.runtime.network.build import build_network
+from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import Architecture, ClassInfo, InputRule, ResizeRule, read_record, sha256_of, write_record
-from segserve.runtime.weights import load_network
-from segserve.train.reference import Convolution, load_reference, read_reference, standardize_norms
+from segserve.training.train.reference import Convolution, load_reference, read_reference, standardize_norms
 
 from .tiny import tiny_record
 from .voc import write_pair, write_split
@@ -204,7 +204,7 @@ def model(tmp_path):
 
 
 def test_import_writes_weights_that_can_be_loaded(model, convolutions, tmp_path, monkeypatch):
-    monkeypatch.setattr("segserve.train.reference.read_reference", lambda _file: convolutions)
+    monkeypatch.setattr("segserve.training.train.reference.read_reference", lambda _file: convolutions)
     result = CliRunner().invoke(app, ["import", "any.tflite", str(model), "--data", str(tmp_path / "data")])
     assert result.exit_code == 0, result.stderr
     assert f"segserve train {model} --data" in " ".join(result.stdout.split("\n"))

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from segserve.runtime.network import build_network
+from segserve.runtime.network.build import build_network
 from segserve.runtime.record import Architecture, ClassInfo, InputRule, ModelRecord, ResizeRule
-from segserve.train.export import export_weights
+from segserve.training.train.export import export_weights
 
 CLASSES = (("background", (0, 0, 0)), ("cat", (64, 0, 0)), ("dog", (64, 0, 128)))
 

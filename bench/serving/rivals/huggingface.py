@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from torch import Tensor
 
-from segserve.runtime.network import SegmentationNetwork
+from segserve.runtime.network.build import SegmentationNetwork
+from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import ModelRecord, read_record
-from segserve.runtime.weights import load_network
 
 from ..loop import Work
 from ..workload import Workload

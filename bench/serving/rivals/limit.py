@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from segserve.runtime.image import decode_image
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import read_record
-from segserve.runtime.segmenter import Segmenter
-from segserve.runtime.weights import load_network
 
 from ..loop import Work
 from ..workload import MAX_PIXELS, Workload

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torchvision import transforms as T  # noqa: N812
 
-from segserve.runtime.image import Decoded, decode_reduced
-from segserve.runtime.mask import encode_png
+from segserve.runtime.decode.image import Decoded, decode_reduced
+from segserve.runtime.encode.mask import encode_png
+from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import read_record
-from segserve.runtime.segmenter import Segmenter
-from segserve.runtime.weights import load_network
 
 from ..workload import MAX_PIXELS
 

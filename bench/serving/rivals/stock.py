@@ -15,8 +15,8 @@ from pathlib import Path
 import requests
 import torch
 
+from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import RECORD_FILE, read_record
-from segserve.runtime.weights import load_network
 from segserve.server.process import TorchServe
 
 from ..contestant import Opened

@@ -5,7 +5,8 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from segserve.runtime import network, record
+from segserve.runtime import record
+from segserve.runtime.network import build as network
 
 
 class StockSegmenter(nn.Module):

@@ -1,0 +1,68 @@
+"""Conv-BN fusion for a CPU: oneDNN computes norms and activations as part of the convolutions.
+
+A compiler would produce the same kind of network, and it is no faster on a CPU. This code needs no compiler. The
+network is ready in a fraction of a second and takes images of any size, so no request waits for a kernel to be
+compiled.
+"""
+
+import logging
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .fusion import Activation, Geometry, fold
+from .verified import TYPICAL_HW, StandInError, stand_in
+
+logger = logging.getLogger(__name__)
+
+# RMS difference of the logits, in standard deviations of the logits.
+_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
+class FusedConv2d(nn.Module):
+    """A convolution merged with the norm and the activation after it, with weights in oneDNN's memory layout.
+
+    Shape: as of `conv`. Computes in `dtype` and adds a float32 bias, which keeps the precision of the norm.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: Activation, *, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self._geometry = geometry = Geometry.of(conv)
+        self._arguments = (geometry.padding, geometry.stride, geometry.dilation, geometry.groups)
+        self._weight = torch.ops.mkldnn._reorder_convolution_weight(
+            weight.to(dtype).contiguous(memory_format=torch.channels_last),
+            *self._arguments,
+            [1, conv.in_channels, *TYPICAL_HW],
+        )
+        self._bias = None if bias is None else bias.float()
+        self._activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolved: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            self._geometry.padded(x), self._weight, self._bias, *self._arguments, *self._activation
+        )
+        return convolved
+
+
+def fused_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Applies conv-BN fusion for inference on the CPU, with convolutions in `dtype`. Does not change `network`.
+
+    If oneDNN is missing or its logits differ from the network's, it logs a warning and returns the network itself,
+    which is slower but correct.
+
+    Args:
+        network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w).
+    """
+
+    def fused(copied: nn.Module, image: Tensor) -> nn.Module:
+        fold(copied, image, partial(FusedConv2d, dtype=dtype))
+        return copied
+
+    try:
+        return stand_in(network, fused, dtype, _TOLERANCES[dtype])
+    except StandInError as error:
+        logger.warning("the network runs unfused, which is slower: %s", error)
+        return network

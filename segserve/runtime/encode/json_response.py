@@ -1,0 +1,109 @@
+"""Builds the JSON response for one image. Its size is known before the largest encoding is built."""
+
+import base64
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import orjson
+
+from ..inference.labels import ClassSummary, Segmentation
+from ..options import MaskEncoding
+from ..record import ModelRecord
+from .mask import dense_json_bytes, encode_grey_png, encode_png
+from .polygons import encode_polygons
+from .rle import encode_rle
+
+
+def json_bytes(document: object) -> bytes:
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+
+
+class JsonAnswer:
+    """One segmentation, encoded for any `mask` and `confidence`.
+
+    `rle` and `polygons` have one member for each entry of `classes`, including the background. So their members match
+    the class table, and together they give the whole label map.
+    """
+
+    def __init__(self, segmentation: Segmentation, record: ModelRecord) -> None:
+        self._segmentation = segmentation
+        self._record = record
+        self._texts: dict[str, bytes] = {}
+
+    def size_bytes(self, mask: MaskEncoding, *, confidence: bool) -> int:
+        """The size of `body` in bytes, computed without the rows of `dense`."""
+        size = len(json_bytes(self._document(mask, confidence=confidence, texts={})))
+        size += self._dense_bytes if mask == "dense" else len(self._mask_text(mask))
+        return size + (len(self._confidence_text) if confidence else 0)
+
+    def body(self, mask: MaskEncoding, *, confidence: bool) -> bytes:
+        texts = {"mask": self._mask_text(mask)}
+        if confidence:
+            texts["confidence"] = self._confidence_text
+        return json_bytes(self._document(mask, confidence=confidence, texts=texts))
+
+    def _document(self, mask: MaskEncoding, *, confidence: bool, texts: dict[str, bytes]) -> dict[str, Any]:
+        """The document. Its members with pixels hold the JSON of `texts`, or are empty."""
+        document = dict(self._head)
+        for name, encoding, asked in (("mask", mask, mask != "none"), ("confidence", "png", confidence)):
+            if asked:
+                document[name] = {"encoding": encoding, "data": orjson.Fragment(texts.get(name, b""))}
+        return document
+
+    @cached_property
+    def _head(self) -> dict[str, Any]:
+        height_px, width_px = self._segmentation.label_map.shape
+        return {
+            "model": {"name": self._record.name, "version": self._record.version},
+            "width": width_px,
+            "height": height_px,
+            "classes": [self._class_entry(summary) for summary in self._segmentation.classes],
+        }
+
+    def _class_entry(self, summary: ClassSummary) -> dict[str, Any]:
+        info = self._record.classes[summary.class_id]
+        return {
+            "id": summary.class_id,
+            "label": info.label,
+            "color": info.color,
+            "pixels": summary.pixels,
+            "fraction": round(summary.fraction, 6),
+            "box": summary.box_xyxy,
+            "confidence": round(summary.confidence, 4),
+        }
+
+    def _mask_text(self, mask: MaskEncoding) -> bytes:
+        """The JSON of `mask.data`, built once."""
+        if mask not in self._texts:
+            self._texts[mask] = self._encoded(mask)
+        return self._texts[mask]
+
+    def _encoded(self, mask: MaskEncoding) -> bytes:
+        label_map = self._segmentation.label_map
+        ids = [summary.class_id for summary in self._segmentation.classes]
+        match mask:
+            case "dense":
+                return json_bytes(np.ascontiguousarray(label_map))
+            case "png":
+                return _base64_text(encode_png(label_map, self._record.palette))
+            case "rle":
+                return json_bytes(encode_rle(label_map, ids))
+            case "polygons":
+                return json_bytes(encode_polygons(label_map, ids))
+            case "none":
+                return b""
+
+    @property
+    def _dense_bytes(self) -> int:
+        pixels_by_class = {summary.class_id: summary.pixels for summary in self._segmentation.classes}
+        return dense_json_bytes(pixels_by_class, self._segmentation.label_map.shape[0])
+
+    @cached_property
+    def _confidence_text(self) -> bytes:
+        confidence_map = self._segmentation.confidence_map
+        return b"" if confidence_map is None else _base64_text(encode_grey_png(confidence_map))
+
+
+def _base64_text(content: bytes) -> bytes:
+    return b'"' + base64.b64encode(content) + b'"'

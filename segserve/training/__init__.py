@@ -1,0 +1,1 @@
+"""Everything about making a model: data, training, evaluation, quantization. Servers never import it."""

@@ -1,0 +1,143 @@
+"""The figures as a document: JSON whose keys are versioned, and the part of it that a model's record keeps."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from ...runtime.files import write_whole
+from ...runtime.record import Accuracy, Calibration, CoveredMean, Strict, Unit
+from .measure import Predictor
+from .metrics import Evaluation
+
+Scores = Annotated[dict[str, Unit], Field(description="mean IoU of every image over the classes that it holds")]
+
+
+class ClassFigures(Strict):
+    """One class. A class that no label names has no figures but may be predicted: see the confusion matrix."""
+
+    id: NonNegativeInt
+    label: str
+    images: NonNegativeInt
+    pixels: NonNegativeInt
+    iou: Unit | None
+    accuracy: Unit | None
+    boundary_iou: Unit | None
+
+
+class EvaluationReport(Strict):
+    """What one run of `segserve evaluate` found.
+
+    Attributes:
+        options: those that were set; the others are the model's or the server's own.
+        server: address of the server, where it was one that was measured.
+        pixels: labelled ones.
+        seconds: from the first file to the last count.
+        covered: the mean IoU over the classes that enough images hold.
+        calibration: as the model's record has it, see `segserve calibrate`; not measured by this run.
+        confusion: pixels, a row for every true class, a column for every predicted one.
+    """
+
+    format: Literal["segserve-evaluation"] = "segserve-evaluation"
+    format_version: Literal[1] = 1
+    model: str
+    model_version: str
+    output_stride: int
+    options: dict[str, str]
+    server: str | None
+    data: str
+    split: str
+    images: PositiveInt
+    pixels: PositiveInt
+    seconds: NonNegativeFloat
+    mean_iou: Unit
+    covered: CoveredMean | None
+    frequency_weighted_iou: Unit
+    mean_boundary_iou: Unit | None
+    pixel_accuracy: Unit
+    mean_accuracy: Unit
+    calibration: Calibration | None = None
+    classes: tuple[ClassFigures, ...]
+    confusion: tuple[tuple[NonNegativeInt, ...], ...]
+    image_mean_iou: Scores
+
+    @property
+    def present(self) -> list[ClassFigures]:
+        """The classes that the labels hold."""
+        return [figures for figures in self.classes if figures.images]
+
+
+def build_report(
+    evaluation: Evaluation, predictor: Predictor, *, data: str, split: str, min_images: int
+) -> EvaluationReport:
+    """The document of an evaluation of this predictor; `data` and `split` are names for people."""
+    record = predictor.record
+    return EvaluationReport(
+        model=record.name,
+        model_version=record.version,
+        output_stride=record.architecture.output_stride,
+        options=predictor.options.model_dump(exclude_unset=True),
+        server=predictor.server,
+        data=data,
+        split=split,
+        images=evaluation.images,
+        pixels=int(evaluation.counts.confusion.sum()),
+        seconds=round(evaluation.seconds, 3),
+        mean_iou=evaluation.mean_iou,
+        covered=evaluation.covered_mean(min_images),
+        frequency_weighted_iou=evaluation.frequency_weighted_iou,
+        mean_boundary_iou=evaluation.mean_boundary_iou,
+        pixel_accuracy=evaluation.pixel_accuracy,
+        mean_accuracy=evaluation.mean_accuracy,
+        calibration=record.calibration,
+        classes=_class_figures(evaluation),
+        confusion=evaluation.counts.confusion.tolist(),
+        image_mean_iou={score.name: score.mean_iou for score in evaluation.scores},
+    )
+
+
+def _class_figures(evaluation: Evaluation) -> tuple[ClassFigures, ...]:
+    counts = evaluation.counts
+    return tuple(
+        ClassFigures(
+            id=class_id,
+            label=label,
+            images=int(counts.images_with[class_id]),
+            pixels=int(counts.true[class_id]),
+            iou=_figure(counts.iou[class_id]),
+            accuracy=_figure(counts.accuracy[class_id]),
+            boundary_iou=_figure(counts.boundary_iou[class_id]),
+        )
+        for class_id, label in enumerate(evaluation.labels)
+    )
+
+
+def _figure(value: np.float64) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def as_accuracy(report: EvaluationReport) -> Accuracy:
+    """For the model's record, to four digits."""
+    covered = report.covered
+    return Accuracy(
+        dataset=f"{report.data} {report.split}",
+        images=report.images,
+        mean_iou=round(report.mean_iou, 4),
+        covered=covered and covered.model_copy(update={"mean_iou": round(covered.mean_iou, 4)}),
+        frequency_weighted_iou=round(report.frequency_weighted_iou, 4),
+        mean_boundary_iou=None if report.mean_boundary_iou is None else round(report.mean_boundary_iou, 4),
+        pixel_accuracy=round(report.pixel_accuracy, 4),
+        mean_accuracy=round(report.mean_accuracy, 4),
+        class_iou={figures.label: round(figures.iou, 4) for figures in report.classes if figures.iou is not None},
+        class_boundary_iou={
+            figures.label: round(figures.boundary_iou, 4)
+            for figures in report.classes
+            if figures.boundary_iou is not None
+        },
+    )
+
+
+def write_report(path: Path, report: EvaluationReport) -> None:
+    """Writes the document as JSON; it appears under its name only when it is whole."""
+    write_whole(path, report.model_dump_json(indent=1) + "\n")

@@ -1,0 +1,153 @@
+"""All that changes while a network is trained."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ...runtime.errors import ModelError
+from ...runtime.network.build import SegmentationNetwork, build_network
+from ...runtime.network.weights import load_network
+from ...runtime.record import ModelRecord, read_record
+from .average import averaged, blended
+from .backbone import load_backbone
+from .checkpoint import Checkpoint
+from .distributed import World
+from .loss import SegmentationLoss
+from .optimizer import build_optimizer, build_schedule
+from .recipe import Recipe
+
+
+class TrainingState:
+    """Network, moving average, optimizer and schedule after `step` finished steps."""
+
+    def __init__(self, record: ModelRecord, recipe: Recipe, model: Path, world: World) -> None:
+        self.step = 0
+        self._recipe, self._world = recipe, world
+        self._origin = {"recipe": recipe.model_dump(), "architecture": record.architecture.model_dump()}
+        network = _starting_network(record, recipe, model).to(world.device).to(memory_format=torch.channels_last)
+        self._network, self._average = network, averaged(network, recipe.ema_decay)
+        self._start = deepcopy(network) if recipe.start_share else None
+        loss = SegmentationLoss(network, recipe, record.labels, _teacher(record, recipe))
+        self._loss = _distributed(loss.to(world.device), world)
+        self._optimizer = build_optimizer(network, recipe)
+        self._schedule = build_schedule(self._optimizer, recipe, finished_steps=0)
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
+
+    def result(self) -> SegmentationNetwork:
+        """The network that the run would give now: the moving average, blended with the start if the recipe says so.
+
+        Do not change it: it may be the average itself.
+        """
+        average: SegmentationNetwork = self._average.module  # type: ignore[assignment]
+        return average if self._start is None else blended(average, self._start, self._recipe.start_share)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.step >= self._recipe.steps
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the heads."""
+        rate: float = self._optimizer.param_groups[-1]["lr"]
+        return rate
+
+    def advance(self, images: Tensor, labels: Tensor) -> float:
+        """Makes one step and gives its loss.
+
+        Args:
+            images: normalised, float32 (N, 3, S, S), on the device.
+            labels: uint8 (N, S, S), 255 for pixels to ignore, on the device.
+
+        Raises:
+            FloatingPointError: the loss is no longer a number.
+        """
+        torch.manual_seed(self._recipe.seed + self.step + (self._world.rank << 32))  # for dropout
+        loss: Tensor = self._loss(images, labels)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()}: lower the learning rates")
+        self._optimizer.zero_grad()
+        torch.autograd.backward(self._scaler.scale(loss))
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._schedule.step()
+        self._average.update_parameters(self._network)
+        self.step += 1
+        return loss.item()
+
+    def save(self, run: Path) -> None:
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        Checkpoint(self.step, self._origin, states).save(run)
+
+    def resume(self, run: Path) -> None:
+        """Goes on from the run's last checkpoint, where it has one.
+
+        Raises:
+            ModelError: the checkpoint is of another recipe or architecture.
+        """
+        checkpoint = Checkpoint.load(run)
+        if checkpoint is None:
+            return
+        differing = [name for name, value in self._origin.items() if checkpoint.origin.get(name) != value]
+        if differing:
+            raise ModelError(
+                f"{run}: holds a run of another {' and '.join(differing)}; remove it, or give another folder with --run"
+            )
+        for name, part in self._parts().items():
+            part.load_state_dict(checkpoint.states[name])
+        self.step = checkpoint.step
+        self._schedule = build_schedule(self._optimizer, self._recipe, finished_steps=self.step)
+
+    def _parts(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {
+            "network": self._network,
+            "average": self._average,
+            "optimizer": self._optimizer,
+            "scaler": self._scaler,
+        }
+        # A finished run has replaced the weights in the model folder, so the start is kept in the checkpoint.
+        return parts if self._start is None else {**parts, "start": self._start}
+
+
+def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> SegmentationNetwork:
+    torch.manual_seed(recipe.seed)
+    if recipe.start == "model":
+        network = load_network(record, model)
+    else:
+        network = build_network(record.architecture, len(record.classes))
+        load_backbone(network.backbone, record.architecture.backbone, recipe.backbone_weights)
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = recipe.batch_norm_momentum
+            module.train(mode=recipe.batch_norm_momentum > 0)
+    return network
+
+
+def _teacher(record: ModelRecord, recipe: Recipe) -> SegmentationNetwork | None:
+    """The recipe's teacher, which stays as it is."""
+    if recipe.teacher is None:
+        return None
+    folder = Path(recipe.teacher)
+    teaching = read_record(folder)
+    for what, own, its in (
+        ("classes", record.labels, teaching.labels),
+        ("mean", record.input.mean, teaching.input.mean),
+        ("std", record.input.std, teaching.input.std),
+    ):
+        if own != its:
+            raise ModelError(f"teacher {folder}: has other {what} than the model that it is to teach: {its}, not {own}")
+    teacher = load_network(teaching, folder).eval().requires_grad_(requires_grad=False)
+    return teacher.to(memory_format=torch.channels_last)
+
+
+def _distributed(loss: nn.Module, world: World) -> nn.Module:
+    """Gradients are averaged over the processes; on GPUs, batch norms see the whole batch."""
+    if world.size == 1:
+        return loss
+    if world.device.type == "cuda":
+        loss = nn.SyncBatchNorm.convert_sync_batchnorm(loss)  # type: ignore[no-untyped-call]
+    return DistributedDataParallel(loss)
