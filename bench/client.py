@@ -1,8 +1,9 @@
 """Measures the client's overhead per request: `python -m bench.client`.
 
-A server in another process immediately sends a prepared response: the label map of a photograph of 640 x 480 pixels, as
-PNG in JSON. The benchmark measures the CPU time of this process alone, and the duration of the whole exchange. The
-baseline sends the same bytes with `http.client` and does not parse the response.
+A server in another process immediately sends a prepared response: the label map of a photograph of
+640 x 480 pixels, as PNG in JSON. The benchmark measures the CPU time of this process alone, and the
+duration of the whole exchange. The baseline sends the same bytes with `http.client` and does not
+parse the response.
 """
 
 import base64
@@ -74,7 +75,10 @@ def _answer(label_map: np.ndarray, record: ModelRecord) -> bytes:
         }
         for class_id, pixels in zip(ids, counts, strict=True)
     ]
-    mask = {"encoding": "png", "data": base64.b64encode(encode_png(label_map, record.palette)).decode()}
+    mask = {
+        "encoding": "png",
+        "data": base64.b64encode(encode_png(label_map, record.palette)).decode(),
+    }
     model = {"name": record.name, "version": record.version}
     width_px, height_px = SIZE_WH
     return json.dumps(
@@ -93,7 +97,8 @@ def _serve(port: Connection, answer: bytes) -> None:
             self.send_response(200)
             self.send_header("Content-Length", str(len(answer)))
             self.send_header(
-                "Server-Timing", "decode;dur=1.25, preprocess;dur=1.00, inference;dur=50.00, encode;dur=1.00"
+                "Server-Timing",
+                "decode;dur=1.25, preprocess;dur=1.00, inference;dur=50.00, encode;dur=1.00",
             )
             self.end_headers()
             self.wfile.write(answer)
@@ -124,7 +129,10 @@ def _report(name: str, work: Callable[[], object]) -> None:
         work()
         wall_ms.append(1000 * (time.perf_counter() - began_s))
         cpu_ms.append(1000 * (time.process_time() - cpu_began_s))
-    print(f"{name:36} {statistics.median(cpu_ms):6.2f} ms of this process, {statistics.median(wall_ms):6.2f} ms in all")
+    print(
+        f"{name:36} {statistics.median(cpu_ms):6.2f} ms of this process, "
+        f"{statistics.median(wall_ms):6.2f} ms in all"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Compares the throughput of Ray Serve and TorchServe over HTTP: `python -m bench.engines`.
 
-Both serve the same archive on this machine. Eight clients send requests to one server and then to the other, in
-alternating rounds, so that a drift of the machine's speed affects both equally. The ratio is the median of the rounds'
-ratios. The idle server computes nothing.
+Both serve the same archive on this machine. Eight clients send requests to one server and then to
+the other, in alternating rounds, so that a drift of the machine's speed affects both equally. The
+ratio is the median of the rounds' ratios. The idle server computes nothing.
 """
 
 import argparse
@@ -55,7 +55,11 @@ def _client(engine: str, archive: Path, run_dir: Path, stack: ExitStack) -> Segm
     server.wait_ready(READY_S)
     return stack.enter_context(
         SegmentationClient(
-            server.inference_url, token=server.inference_token, model=server.models[0], pool_size=CLIENTS, timeout_s=600
+            server.inference_url,
+            token=server.inference_token,
+            model=server.models[0],
+            pool_size=CLIENTS,
+            timeout_s=600,
         )
     )
 

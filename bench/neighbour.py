@@ -1,7 +1,8 @@
 """Measures the latency of one image while other processes use the CPU: `python -m bench.neighbour`.
 
-A separate process segments a photograph repeatedly, for every number of threads and every OpenMP wait policy, while 0,
-1 and 2 other processes compute continuously. The output has the medians in ms, and their ratios to the idle machine.
+A separate process segments a photograph repeatedly, for every number of threads and every OpenMP
+wait policy, while 0, 1 and 2 other processes compute continuously. The output has the medians in
+ms, and their ratios to the idle machine.
 """
 
 import argparse
@@ -44,7 +45,9 @@ print(json.dumps(times_ms[5:]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="embedded", help="a name in model/, or a folder")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, nargs="*", default=[1, os.cpu_count() or 1])
@@ -58,7 +61,9 @@ def main() -> None:
             cells, quiet_ms = [], 0.0
             for count in NEIGHBOURS:
                 with neighbours(count):
-                    median_ms = statistics.median(measure(folder, threads, environment, arguments.rounds))
+                    median_ms = statistics.median(
+                        measure(folder, threads, environment, arguments.rounds)
+                    )
                 quiet_ms = quiet_ms or median_ms
                 cells.append(f"{median_ms:.0f} ms ({median_ms / quiet_ms:.1f} x)")
             print(f"| {threads} | {name} | {' | '.join(cells)} |", flush=True)
@@ -79,8 +84,18 @@ def neighbours(count: int) -> Iterator[None]:
 def measure(folder: Path, threads: int, environment: dict[str, str], rounds: int) -> list[float]:
     """The latency of each segmentation in milliseconds, after 5 warm-up runs."""
     photograph = sample_photograph("chelsea.png")
-    command = [sys.executable, "-c", MEASURE, str(folder), str(photograph), str(threads), str(rounds)]
-    finished = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True)
+    command = [
+        sys.executable,
+        "-c",
+        MEASURE,
+        str(folder),
+        str(photograph),
+        str(threads),
+        str(rounds),
+    ]
+    finished = subprocess.run(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True
+    )
     times_ms: list[float] = json.loads(finished.stdout.splitlines()[-1])
     return times_ms
 

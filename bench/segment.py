@@ -1,8 +1,10 @@
-"""Compares the throughput of `segserve segment` with the server's own throughput: `python -m bench.segment`.
+"""Compares the throughput of `segserve segment` with the server's own throughput: `python -m
+bench.segment`.
 
-The baseline is the server's throughput: eight threads send prepared requests and discard the responses. The command
-also reads, checks, encodes and writes files. Rounds of both alternate on the same images, so that a drift of the
-machine's speed affects both equally. Each figure is the median of the rounds.
+The baseline is the server's throughput: eight threads send prepared requests and discard the
+responses. The command also reads, checks, encodes and writes files. Rounds of both alternate on the
+same images, so that a drift of the machine's speed affects both equally. Each figure is the median
+of the rounds.
 """
 
 import argparse
@@ -37,7 +39,10 @@ def main() -> None:
         with TorchServe.start([archive], folder / ".run" / "serve") as server:
             server.wait_ready()
             _bare_s(server, paths[:CLIENTS])  # warm-up
-            rounds = [(_bare_s(server, paths), *_command_s(folder, f"out{n}")) for n in range(arguments.rounds)]
+            rounds = [
+                (_bare_s(server, paths), *_command_s(folder, f"out{n}"))
+                for n in range(arguments.rounds)
+            ]
     _report(rounds, len(paths))
 
 
@@ -76,7 +81,9 @@ def _bare_s(server: TorchServe, paths: Sequence[Path]) -> float:
 
 
 def _command_s(folder: Path, output: str) -> tuple[float, float]:
-    """The command's seconds as it reports them, and from its start to its end, including imports."""
+    """The command's seconds as it reports them, and from its start to its end, including
+    imports.
+    """
     command = [sys.executable, "-m", "segserve", "segment", "in", "--output", output, "--json"]
     began_s = time.perf_counter()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
@@ -85,7 +92,9 @@ def _command_s(folder: Path, output: str) -> tuple[float, float]:
 
 
 def _report(rounds: Sequence[tuple[float, float, float]], images: int) -> None:
-    bare, own, whole = (statistics.median(images / round_s[place] for round_s in rounds) for place in range(3))
+    bare, own, whole = (
+        statistics.median(images / round_s[place] for round_s in rounds) for place in range(3)
+    )
     ratio = statistics.median(bare_s / own_s for bare_s, own_s, _ in rounds)
     print(f"{images} images, {CLIENTS} in flight, {len(rounds)} rounds")
     print(f"bare loop of ready requests:        {bare:.1f} images/s")

@@ -1,11 +1,13 @@
-"""Trains variants of one model and prints a table: `python -m bench.training levers|heads --data DATA`.
+"""Trains variants of one model and prints a table: `python -m bench.training levers|heads --data
+DATA`.
 
-    levers   the effect of single changes to the embedded model's recipe, with a fraction of its steps
-    heads    the three heads with the same backbone, schedule and seed
+    levers   the effect of single changes to the embedded model's recipe, with a fraction of its
+    steps heads    the three heads with the same backbone, schedule and seed
 
 If the recipe starts from a model, `--reference` names the TFLite file for `segserve import`.
 
-A trained variant is not trained again. An interrupted variant is resumed. All runs are in the folder `--runs`.
+A trained variant is not trained again. An interrupted variant is resumed. All runs are in the
+folder `--runs`.
 """
 
 import argparse
@@ -32,7 +34,8 @@ from segserve.training.train.reference import import_reference
 
 MIN_IMAGES = 20
 
-# CoreNet's heads with their own defaults. Separable: full 3x3 kernels at stride 8 need minutes per step on a CPU.
+# CoreNet's heads with their own defaults. Separable: full 3x3 kernels at stride 8 need minutes per
+# step on a CPU.
 HEADS: Mapping[str, Mapping[str, object]] = {
     "deeplabv3": {"head": "deeplabv3"},
     "corenet": {"head": "corenet"},
@@ -62,46 +65,67 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=["levers", "heads"])
     parser.add_argument("--data", type=Path, required=True, help="folder in PASCAL VOC layout")
     parser.add_argument("--split", default="train")
     parser.add_argument("--val", default="dev")
-    parser.add_argument("--model", default="embedded", help="name of the model in model/ whose recipe is varied")
+    parser.add_argument(
+        "--model", default="embedded", help="name of the model in model/ whose recipe is varied"
+    )
     parser.add_argument("--backbone", help="in place of the model's")
     parser.add_argument("--backbone-weights", help="in place of the recipe's")
     parser.add_argument("--reference", type=Path, help="deeplabv3_mnv2_pascal_quant.tflite")
     parser.add_argument("--only", nargs="*", help="names of the variants; all without it")
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--crop-px", type=int, help="in place of the recipe's; images and input shrink alike")
+    parser.add_argument(
+        "--crop-px", type=int, help="in place of the recipe's; images and input shrink alike"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     return parser.parse_args()
 
 
 def _shrunk(record: ModelRecord, recipe: Recipe, crop_px: int) -> tuple[ModelRecord, Recipe]:
-    """Record and recipe for smaller crops. The image size and the network's input size shrink in proportion."""
+    """Record and recipe for smaller crops. The image size and the network's input size shrink in
+    proportion.
+    """
     resize = record.input.resize
-    size_px = round(resize.size_px * crop_px / recipe.crop_px / resize.multiple_of) * resize.multiple_of
-    rule = record.input.model_copy(update={"resize": resize.model_copy(update={"size_px": size_px})})
+    size_px = (
+        round(resize.size_px * crop_px / recipe.crop_px / resize.multiple_of) * resize.multiple_of
+    )
+    rule = record.input.model_copy(
+        update={"resize": resize.model_copy(update={"size_px": size_px})}
+    )
     crops = {"crop_px": crop_px, "image_px": recipe.image_px * crop_px // recipe.crop_px}
     return record.model_copy(update={"input": rule}), recipe.model_copy(update=crops)
 
 
-def _variants(kind: str, record: ModelRecord, recipe: Recipe, arguments: argparse.Namespace) -> Iterator[Variant]:
-    changed = {"steps": arguments.steps, "backbone_weights": arguments.backbone_weights or recipe.backbone_weights}
+def _variants(
+    kind: str, record: ModelRecord, recipe: Recipe, arguments: argparse.Namespace
+) -> Iterator[Variant]:
+    changed = {
+        "steps": arguments.steps,
+        "backbone_weights": arguments.backbone_weights or recipe.backbone_weights,
+    }
     backbone = arguments.backbone or record.architecture.backbone
     for name, lever in _levers(recipe, arguments.steps).items() if kind == "levers" else ():
         own = {key: value for key, value in lever.items() if key in Architecture.model_fields}
         architecture = record.architecture.model_copy(update={"backbone": backbone, **own})
         others = {key: value for key, value in lever.items() if key in Recipe.model_fields}
-        yield Variant(name, _untrained(record, architecture), recipe.model_copy(update={**changed, **others}))
+        yield Variant(
+            name, _untrained(record, architecture), recipe.model_copy(update={**changed, **others})
+        )
     for name, head in HEADS.items() if kind == "heads" else ():
         architecture = validated({"backbone": backbone, **head}, Architecture, name)
         yield Variant(name, _untrained(record, architecture), recipe.model_copy(update=changed))
 
 
 def _levers(recipe: Recipe, steps: int) -> Mapping[str, Mapping[str, object]]:
-    """The changes of recipe or architecture. The variant with another seed shows the size of random differences."""
+    """The changes of recipe or architecture. The variant with another seed shows the size of random
+    differences.
+    """
     return {
         "the recipe": {},
         "another seed": {"seed": recipe.seed + 1},
@@ -111,7 +135,10 @@ def _levers(recipe: Recipe, steps: int) -> Mapping[str, Mapping[str, object]]:
         "the hardest quarter of the pixels": {"hard_share": 0.25},
         "loss at every pixel": {"loss_stride": 1},
         "separable ASPP": {"aspp_sep_conv": True},
-        "three times the learning rates": {"backbone_lr": 3 * recipe.backbone_lr, "head_lr": 3 * recipe.head_lr},
+        "three times the learning rates": {
+            "backbone_lr": 3 * recipe.backbone_lr,
+            "head_lr": 3 * recipe.head_lr,
+        },
         "norms with the batch's statistics": {"batch_norm_momentum": 0.01},
         "scales 0.8 to 1.25": {"scales": (0.8, 1.25)},
         "without colour jitter": {"color_jitter": 0.0},
@@ -121,7 +148,9 @@ def _levers(recipe: Recipe, steps: int) -> Mapping[str, Mapping[str, object]]:
 
 
 def _untrained(record: ModelRecord, architecture: Architecture) -> ModelRecord:
-    return record.model_copy(update={"architecture": architecture, "weights": None, "accuracy": None})
+    return record.model_copy(
+        update={"architecture": architecture, "weights": None, "accuracy": None}
+    )
 
 
 def _trained(variant: Variant, arguments: argparse.Namespace) -> Path:

@@ -2,7 +2,8 @@
 
     python lock.py          (`make lock` installs uv first)
 
-PyTorch and its dependencies have a separate lock, because its wheels without CUDA are other files from another index.
+PyTorch and its dependencies have a separate lock, because its wheels without CUDA are other files
+from another index.
 """
 
 import re
@@ -22,12 +23,24 @@ _WITHOUT = {
     "container": {"rich", "tenacity", "torch-model-archiver", "typer"},
     "page": {"safetensors", "timm", "torch", "torch-model-archiver", "torchserve", "torchvision"},
 }
-_COMMAND = ("-m", "uv", "pip", "compile", "-", "--quiet", "--universal", "--python-version=3.11", "--generate-hashes")
+_COMMAND = (
+    "-m",
+    "uv",
+    "pip",
+    "compile",
+    "-",
+    "--quiet",
+    "--universal",
+    "--python-version=3.11",
+    "--generate-hashes",
+)
 _PLAIN = ("--no-header", "--no-annotate")
 
 
 class Lock(NamedTuple):
-    """The requirements of a lock. It omits packages of the locks `beside`, which the image installs too."""
+    """The requirements of a lock. It omits packages of the locks `beside`, which the image installs
+    too.
+    """
 
     requirements: Sequence[str]
     beside: Sequence[str] = ()
@@ -52,7 +65,9 @@ def _of_extras(*extras: str) -> list[str]:
         requirements += project["optional-dependencies"][extra]
     without = _WITHOUT[extras[0]]
     if missing := without - set(map(name_of, requirements)):
-        sys.exit(f"pyproject.toml has no dependency {', '.join(sorted(missing))}: mend deploy/lock.py")
+        sys.exit(
+            f"pyproject.toml has no dependency {', '.join(sorted(missing))}: mend deploy/lock.py"
+        )
     return [each for each in requirements if name_of(each) not in {*without, project["name"]}]
 
 
@@ -68,8 +83,16 @@ def names_in(lock: str) -> list[str]:
 def _locked(requirements: Iterable[str], but: Iterable[str]) -> str:
     """Locks the requirements with all of their dependencies, except the packages `but`."""
     left_out = [f"--no-emit-package={name}" for name in but]
-    command = [sys.executable, *_COMMAND, *_PLAIN, *left_out, f"--constraint={PROJECT / 'constraints.txt'}"]
-    done = subprocess.run(command, input="\n".join(requirements), capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        *_COMMAND,
+        *_PLAIN,
+        *left_out,
+        f"--constraint={PROJECT / 'constraints.txt'}",
+    ]
+    done = subprocess.run(
+        command, input="\n".join(requirements), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"uv could not lock: {done.stderr.strip()}")
     return done.stdout

@@ -34,12 +34,16 @@ def main() -> None:
                     page.goto(url)
                     _segment(page)
                     page.screenshot(path=here / name, type="jpeg", quality=_QUALITY, full_page=True)
-                    sys.stdout.write(f"{here / name}  {(here / name).stat().st_size / 1000:.0f} kB\n")
+                    sys.stdout.write(
+                        f"{here / name}  {(here / name).stat().st_size / 1000:.0f} kB\n"
+                    )
                     page.close()
 
 
 def _segment(page: Page) -> None:
-    """Twice, as the first answer after a start takes longer than those that people see; then points at the picture."""
+    """Twice, as the first answer after a start takes longer than those that people see; then points
+    at the picture.
+    """
     page.get_by_role("button", name="A person").click()
     stage, steps = page.locator("[data-part=stage]"), page.locator("[data-part=steps]")
     stage.wait_for(timeout=_WAIT_MS)

@@ -36,7 +36,8 @@ def main() -> None:
 
 
 def executed(path: Path, folder: Path) -> NotebookNode:
-    """Runs the notebook in `folder`/examples and returns it with its outputs. A server must run in `folder`.
+    """Runs the notebook in `folder`/examples and returns it with its outputs. A server must run in
+    `folder`.
 
     Raises:
         CellExecutionError: a cell fails.
@@ -44,12 +45,16 @@ def executed(path: Path, folder: Path) -> NotebookNode:
     (folder / "examples").mkdir(exist_ok=True)
     copy = Path(shutil.copy(path, folder / "examples"))
     notebook = nbformat.read(copy, as_version=4)
-    NotebookClient(notebook, timeout=_CELL_TIMEOUT_S, resources={"metadata": {"path": str(copy.parent)}}).execute()
+    NotebookClient(
+        notebook, timeout=_CELL_TIMEOUT_S, resources={"metadata": {"path": str(copy.parent)}}
+    ).execute()
     return tidied(notebook)
 
 
 def tidied(notebook: NotebookNode) -> NotebookNode:
-    """The notebook with only the outputs and their order, without other traces of a run. Idempotent."""
+    """The notebook with only the outputs and their order, without other traces of a run.
+    Idempotent.
+    """
     notebook = nbformat.from_dict(notebook)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

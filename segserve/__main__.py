@@ -8,7 +8,9 @@ def main() -> None:
         from .cli import app
     except ImportError as error:  # an installation that is not whole: what `segserve doctor` is for
         if sys.argv[1:2] != ["doctor"]:
-            sys.exit(f"segserve: the installation is broken ({error}): `segserve doctor` says what to do")
+            sys.exit(
+                f"segserve: the installation is broken ({error}): `segserve doctor` says what to do"
+            )
         from .doctor.__main__ import main as doctor
 
         sys.exit(doctor(sys.argv[2:]))

@@ -1,7 +1,8 @@
-"""Packs a model folder with the handler, the network and the runtime into a self-contained TorchServe archive.
+"""Packs a model folder with the handler, the network and the runtime into a self-contained
+TorchServe archive.
 
-torch-model-archiver does the packing; its zip is then written again with fixed names, order and times, so that
-the same inputs give the same bytes.
+torch-model-archiver does the packing; its zip is then written again with fixed names, order and
+times, so that the same inputs give the same bytes.
 """
 
 import json
@@ -27,10 +28,12 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
 
 
 def build_archive(model: Path, output: Path) -> Path:
-    """Packs the model folder `model` into `output/NAME.mar`, NAME being the record's, and returns its path.
+    """Packs the model folder `model` into `output/NAME.mar`, NAME being the record's, and returns
+    its path.
 
-    The record, the weights and `model-config.yaml` (the folder's own, or else `model/model-config.yaml`) are
-    checked before anything is written; the archive appears under its name only when it is whole.
+    The record, the weights and `model-config.yaml` (the folder's own, or else
+    `model/model-config.yaml`) are checked before anything is written; the archive appears under its
+    name only when it is whole.
 
     Raises:
         ModelError: the model cannot be served as it is, or torch-model-archiver failed.
@@ -49,8 +52,12 @@ def build_archive(model: Path, output: Path) -> Path:
 
 
 def config_of(model: Path) -> Path:
-    """The `model-config.yaml` that goes with a model folder: its own, else its neighbours', else the project's."""
-    own = next((path for path in (model / CONFIG_FILE, model.parent / CONFIG_FILE) if path.exists()), None)
+    """The `model-config.yaml` that goes with a model folder: its own, else its neighbours', else
+    the project's.
+    """
+    own = next(
+        (path for path in (model / CONFIG_FILE, model.parent / CONFIG_FILE) if path.exists()), None
+    )
     return own or resource(f"model/{CONFIG_FILE}")
 
 
@@ -63,7 +70,12 @@ def _packed(record: ModelRecord, model: Path, config: Path, workspace: Path) -> 
     export.mkdir()
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--force"]
     command += ["--model-name", record.name, "--version", record.version]
-    command += ["--handler", str(resource("handler.py")), "--model-file", str(resource("deeplabv3.py"))]
+    command += [
+        "--handler",
+        str(resource("handler.py")),
+        "--model-file",
+        str(resource("deeplabv3.py")),
+    ]
     command += [
         "--serialized-file",
         str(model / record.weights.file),
@@ -73,17 +85,28 @@ def _packed(record: ModelRecord, model: Path, config: Path, workspace: Path) -> 
     command += ["--extra-files", str(extra), "--export-path", str(export)]
     # The archiver empties $TMPDIR/NAME: it gets one of its own.
     result = subprocess.run(
-        command, env={**os.environ, "TMPDIR": str(scratch)}, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, "TMPDIR": str(scratch)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if result.returncode:
-        raise ModelError(f"torch-model-archiver failed: {' '.join((result.stderr or result.stdout).split())[-500:]}")
+        raise ModelError(
+            "torch-model-archiver failed: "
+            f"{' '.join((result.stderr or result.stdout).split())[-500:]}"
+        )
     return export / f"{record.name}.mar"
 
 
 def _stage(record: ModelRecord, model: Path, extra: Path) -> None:
-    """What goes into the archive besides network, weights and handler: the record, ranges, the card, the runtime."""
+    """What goes into the archive besides network, weights and handler: the record, ranges, the
+    card, the runtime.
+    """
     package = Path(runtime.__file__).parent
-    shutil.copytree(package, extra / "segserve" / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        package, extra / "segserve" / package.name, ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(package.parent / "__init__.py", extra / "segserve")
     shutil.copy(model / RECORD_FILE, extra)
     if record.int8:
@@ -98,7 +121,10 @@ def _copy(config: Path, workspace: Path) -> Path:
 
 def _repack(archive: Path, file: BinaryIO) -> None:
     """Writes the same files sorted by name, uncompressed, with fixed times and permissions."""
-    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:
+    with (
+        zipfile.ZipFile(archive) as source,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target,
+    ):
         for name in sorted(name for name in source.namelist() if not name.endswith("/")):
             entry = zipfile.ZipInfo(name, date_time=_EPOCH)
             entry.external_attr = 0o644 << 16

@@ -20,12 +20,15 @@ def sample_photograph(name: str) -> Path:
     """
     package = find_spec("skimage")
     if package is None or package.origin is None:
-        raise FileNotFoundError("the photographs come with scikit-image: pip install 'segserve[demo]'")
+        raise FileNotFoundError(
+            "the photographs come with scikit-image: pip install 'segserve[demo]'"
+        )
     return Path(package.origin).parent / "data" / name
 
 
 def run_demo(archive: Path, run_dir: Path, pictures: Path, console: Console) -> None:
-    """Starts a server for the archive, segments the photographs, saves label maps and overlays, stops the server.
+    """Starts a server for the archive, segments the photographs, saves label maps and overlays,
+    stops the server.
 
     Raises:
         ServerError: the server does not start.
@@ -35,16 +38,22 @@ def run_demo(archive: Path, run_dir: Path, pictures: Path, console: Console) -> 
     with TorchServe.start([archive], run_dir) as server:
         console.print(f"TorchServe is starting at {server.inference_url} ...")
         server.wait_ready()
-        with SegmentationClient(server.inference_url, token=server.inference_token, model=archive.stem) as client:
+        with SegmentationClient(
+            server.inference_url, token=server.inference_token, model=archive.stem
+        ) as client:
             for name in PHOTOGRAPHS:
                 _segment(client, sample_photograph(name), pictures, console)
     console.print("The server is stopped. `make serve` starts one that stays.")
 
 
-def _segment(client: SegmentationClient, photograph: Path, pictures: Path, console: Console) -> None:
+def _segment(
+    client: SegmentationClient, photograph: Path, pictures: Path, console: Console
+) -> None:
     segmentation = client.segment(photograph)
     height_px, width_px = segmentation.label_map.shape
-    labels, overlay = (pictures / f"{photograph.stem}-{name}" for name in ("labels.png", "overlay.jpg"))
+    labels, overlay = (
+        pictures / f"{photograph.stem}-{name}" for name in ("labels.png", "overlay.jpg")
+    )
     segmentation.to_image().save(labels)
     segmentation.overlay().save(overlay, quality=90)
 

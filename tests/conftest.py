@@ -15,7 +15,9 @@ EMBEDDED = PROJECT / "model" / "embedded"
 @pytest.fixture(scope="session")
 def photographs() -> dict[str, bytes]:
     """The photographs that scikit-image ships, as files: chelsea is a cat, astronaut a person."""
-    return {name: sample_photograph(f"{name}.png").read_bytes() for name in ("chelsea", "astronaut")}
+    return {
+        name: sample_photograph(f"{name}.png").read_bytes() for name in ("chelsea", "astronaut")
+    }
 
 
 @pytest.fixture

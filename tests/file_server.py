@@ -10,7 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class FileServer:
-    """`drops` holds, for one request after the other, how many bytes are sent before the connection breaks."""
+    """`drops` holds, for one request after the other, how many bytes are sent before the connection
+    breaks.
+    """
 
     content: bytes
     path: str
@@ -31,7 +33,9 @@ class FileServer:
             return
         request.send_response(206 if start else 200)
         if start:
-            request.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+            request.send_header(
+                "Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
+            )
         request.send_header("Content-Length", str(len(self.content) - start))
         request.end_headers()
         end = start + self.drops.pop(0) if self.drops else None

@@ -1,7 +1,8 @@
-"""Measures code without a server: one caller in a separate process, which has the whole machine like a server.
+"""Measures code without a server: one caller in a separate process, which has the whole machine
+like a server.
 
-The number of clients does not affect it. It is measured again for every number of clients, so that a ratio compares
-measurements of nearly the same time.
+The number of clients does not affect it. It is measured again for every number of clients, so that
+a ratio compares measurements of nearly the same time.
 """
 
 import multiprocessing
@@ -77,8 +78,12 @@ def _received(pipe: Connection) -> Run:
 
 
 def _serve(pipe: Connection, prepare: Prepare, workload: Workload) -> None:
-    """The separate process: prepares, then processes lists of images and returns each run, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark receives it too, and ends this process
+    """The separate process: prepares, then processes lists of images and returns each run, until
+    the pipe closes.
+    """
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the benchmark receives it too, and ends this process
     try:
         work = prepare(workload)
         pipe.send(Run((), 1.0))
@@ -87,7 +92,9 @@ def _serve(pipe: Connection, prepare: Prepare, workload: Workload) -> None:
             pipe.send(looped(work, images, max_s))
     except EOFError:
         return
-    except Exception as error:  # the benchmark reports any error and continues without this contestant
+    except (
+        Exception
+    ) as error:  # the benchmark reports any error and continues without this contestant
         pipe.send(BenchError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
 
 

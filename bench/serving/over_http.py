@@ -23,16 +23,25 @@ class HttpContestant:
     workload: Workload
 
     def warm_up(self) -> None:
-        run = send_requests(self.door, self.workload.warm_up * _WARM_UP_REPEATS, clients=_WARM_UP_CLIENTS)
+        run = send_requests(
+            self.door, self.workload.warm_up * _WARM_UP_REPEATS, clients=_WARM_UP_CLIENTS
+        )
         if run.failures:
             raise BenchError(f"{run.failures} of the first images were not answered: {run.reason}")
 
     def run(self, clients: int) -> Run:
-        return send_requests(self.door, self.workload.requests, clients=clients, max_s=self.workload.max_s)
+        return send_requests(
+            self.door, self.workload.requests, clients=clients, max_s=self.workload.max_s
+        )
 
 
 def send_requests(
-    door: Door, images: Sequence[Path], *, clients: int, max_s: float = TIMEOUT_S, timeout_s: float = TIMEOUT_S
+    door: Door,
+    images: Sequence[Path],
+    *,
+    clients: int,
+    max_s: float = TIMEOUT_S,
+    timeout_s: float = TIMEOUT_S,
 ) -> Run:
     """Sends image files in order from a separate process; see `Order`.
 
@@ -41,8 +50,12 @@ def send_requests(
     """
     order = Order(door, tuple(map(str, images)), clients, max_s, timeout_s)
     command = [sys.executable, "-m", "bench.serving.load"]
-    done = subprocess.run(command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise BenchError(f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}")
+        raise BenchError(
+            f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}"
+        )
     answer = json.loads(done.stdout)
     return Run(**{**answer, "latencies_s": tuple(answer["latencies_s"])})

@@ -41,7 +41,9 @@ class Rival:
         """
         missing = [package for package in self.needs if find_spec(package) is None]
         if missing:
-            raise BenchError(f"{', '.join(missing)} is not installed: pip install 'segserve[bench]'")
+            raise BenchError(
+                f"{', '.join(missing)} is not installed: pip install 'segserve[bench]'"
+            )
         return self.open(workload)
 
 
@@ -54,7 +56,9 @@ def _stock(name: str, title: str, *, same_size: bool) -> Rival:
 
 
 def _server(name: str, title: str, module: str, network: str, *needs: str) -> Rival:
-    return Rival(name, partial(open_python_server, title=title, module=module, network=network), needs)
+    return Rival(
+        name, partial(open_python_server, title=title, module=module, network=network), needs
+    )
 
 
 RIVALS: Mapping[str, Rival] = {
@@ -69,8 +73,12 @@ RIVALS: Mapping[str, Rival] = {
         _stock("stock-same-size", "image_segmenter, our input size", same_size=True),
         _server("litserve", "LitServe, as documented", "litserve_server", "eager", "litserve"),
         _server("litserve-ours", "LitServe, our network", "litserve_server", "ours", "litserve"),
-        _server("fastapi", "FastAPI, as documented", "fastapi_server", "eager", "fastapi", "uvicorn"),
-        _server("fastapi-ours", "FastAPI, our network", "fastapi_server", "ours", "fastapi", "uvicorn"),
+        _server(
+            "fastapi", "FastAPI, as documented", "fastapi_server", "eager", "fastapi", "uvicorn"
+        ),
+        _server(
+            "fastapi-ours", "FastAPI, our network", "fastapi_server", "ours", "fastapi", "uvicorn"
+        ),
         _loop("huggingface", "Hugging Face pipeline", huggingface.prepare, "transformers"),
     )
 }

@@ -1,4 +1,6 @@
-"""The order of the measurements. Every round measures all contestants, so that a drift affects all equally."""
+"""The order of the measurements. Every round measures all contestants, so that a drift affects all
+equally.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -13,7 +15,8 @@ def measured_rounds(
 ) -> Iterator[Round]:
     """Yields every complete round. Calls `progress` after every run.
 
-    Every second round has the reverse order, so that no contestant is always first on a machine that slows down.
+    Every second round has the reverse order, so that no contestant is always first on a machine
+    that slows down.
     """
     order = [(name, count) for count in clients for name in contestants]
     for number in range(rounds):

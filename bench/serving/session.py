@@ -1,4 +1,6 @@
-"""One run of the benchmark: starts all systems, warms them up, measures them in rounds, and always stops them."""
+"""One run of the benchmark: starts all systems, warms them up, measures them in rounds, and always
+stops them.
+"""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,23 +38,37 @@ class Outcome:
     ended_by: str = ""
 
 
-def measure(workload: Workload, rivals: Sequence[str], clients: Iterable[int], rounds: int) -> Outcome:
-    """Measures the named systems. A system that does not start is skipped. An interrupt keeps the complete rounds."""
+def measure(
+    workload: Workload, rivals: Sequence[str], clients: Iterable[int], rounds: int
+) -> Outcome:
+    """Measures the named systems. A system that does not start is skipped. An interrupt keeps the
+    complete rounds.
+    """
     outcome = Outcome()
     try:
         with ExitStack() as stack:
             opened = _started(rivals, workload, outcome, stack)
-            contestants = {title: each for rival in opened.values() for title, each in rival.contestants.items()}
-            for number, whole in enumerate(measured_rounds(contestants, clients, rounds, _tell_run), start=1):
+            contestants = {
+                title: each
+                for rival in opened.values()
+                for title, each in rival.contestants.items()
+            }
+            for number, whole in enumerate(
+                measured_rounds(contestants, clients, rounds, _tell_run), start=1
+            ):
                 outcome.rounds.append(whole)
-                outcome.peaks_bytes = {name: peak_python_bytes(rival.pid) for name, rival in opened.items()}
+                outcome.peaks_bytes = {
+                    name: peak_python_bytes(rival.pid) for name, rival in opened.items()
+                }
                 tell(f"round {number} of {rounds} is whole")
     except (BenchError, KeyboardInterrupt) as error:
         outcome.ended_by = str(error) or "interrupted"
     return outcome
 
 
-def _started(rivals: Sequence[str], workload: Workload, outcome: Outcome, stack: ExitStack) -> Mapping[str, Opened]:
+def _started(
+    rivals: Sequence[str], workload: Workload, outcome: Outcome, stack: ExitStack
+) -> Mapping[str, Opened]:
     """Starts the systems and returns those that respond. They stop with the stack."""
     opened = {}
     for name in rivals:
@@ -79,7 +95,10 @@ def _warm_up(contestants: Mapping[str, Contestant]) -> None:
 def _tell_run(number: int, key: Key, run: Run) -> None:
     name, clients = key
     failed = f", {run.failures} failed: {run.reason}" if run.failures else ""
-    tell(f"round {number + 1}, {clients:2} clients, {name:32} {run.images_a_second:6.1f} images/s{failed}")
+    tell(
+        f"round {number + 1}, {clients:2} clients, {name:32} {run.images_a_second:6.1f} "
+        f"images/s{failed}"
+    )
 
 
 def tell(line: str) -> None:

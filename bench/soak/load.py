@@ -1,6 +1,7 @@
 """The process that sends requests: an open loop at a fixed rate, or a closed loop of some clients.
 
-It reads its order as JSON from standard input, and writes the outcome of every request as JSON to standard output.
+It reads its order as JSON from standard input, and writes the outcome of every request as JSON to
+standard output.
 """
 
 import asyncio
@@ -29,7 +30,8 @@ class Order:
     Attributes:
         images: paths of image files.
         seconds: duration of the run.
-        rate: requests per second. None for a closed loop: each client sends its next request after the response.
+        rate: requests per second. None for a closed loop: each client sends its next request after
+            the response.
         clients: number of clients of the closed loop.
         seed: seed of the mix of requests.
     """
@@ -68,9 +70,13 @@ def send(order: Order) -> list[Outcome]:
         BenchError: the process failed. No response of a server causes this.
     """
     command = [sys.executable, "-m", "bench.soak.load"]
-    done = subprocess.run(command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise BenchError(f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}")
+        raise BenchError(
+            f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}"
+        )
     return [Outcome(*fields) for fields in json.loads(done.stdout)]
 
 
@@ -78,7 +84,9 @@ class _Sender:
     def __init__(self, order: Order, session: aiohttp.ClientSession) -> None:
         self._order = order
         self._session = session
-        self._requests: Iterator[Request] = mixed_requests([Path(path) for path in order.images], order.seed)
+        self._requests: Iterator[Request] = mixed_requests(
+            [Path(path) for path in order.images], order.seed
+        )
         self._began_s = time.perf_counter()
         self.outcomes: list[Outcome] = []
 
@@ -103,12 +111,16 @@ class _Sender:
         request, sent_s = next(self._requests), self._since_s
         status, says_when = 0, False
         try:
-            async with self._session.post(self._order.url, data=request.body, headers=request.headers) as answer:
+            async with self._session.post(
+                self._order.url, data=request.body, headers=request.headers
+            ) as answer:
                 await answer.read()
                 status, says_when = answer.status, "Retry-After" in answer.headers
         except (aiohttp.ClientError, TimeoutError) as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        self.outcomes.append(Outcome(sent_s, self._since_s - sent_s, status, says_when, request.good))
+        self.outcomes.append(
+            Outcome(sent_s, self._since_s - sent_s, status, says_when, request.good)
+        )
 
 
 async def _sent(order: Order) -> Sequence[Outcome]:

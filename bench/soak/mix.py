@@ -1,4 +1,6 @@
-"""The mix of requests: photographs of mixed sizes, responses in all encodings, and 1 % invalid requests."""
+"""The mix of requests: photographs of mixed sizes, responses in all encodings, and 1 % invalid
+requests.
+"""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -10,8 +12,13 @@ from segserve.runtime.options import MaskEncoding, MediaType
 
 BAD_SHARE = 0.01
 
-_ANSWERS = [{"Accept": MediaType.JSON.value, "X-Segment-Mask": encoding} for encoding in get_args(MaskEncoding)]
-_ANSWERS += [{"Accept": media_type.value} for media_type in MediaType if media_type is not MediaType.JSON]
+_ANSWERS = [
+    {"Accept": MediaType.JSON.value, "X-Segment-Mask": encoding}
+    for encoding in get_args(MaskEncoding)
+]
+_ANSWERS += [
+    {"Accept": media_type.value} for media_type in MediaType if media_type is not MediaType.JSON
+]
 
 
 @dataclass(frozen=True)

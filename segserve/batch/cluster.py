@@ -32,17 +32,21 @@ class Machines:
 
     @property
     def threads(self) -> int:
-        """The number of threads per worker for reading, decoding and writing, in addition to the network's."""
+        """The number of threads per worker for reading, decoding and writing, in addition to the
+        network's.
+        """
         return max(2, int(self.cpus_each) if self.gpus_each else 2)
 
 
 @contextmanager
-def joined_ray(address: str | None, *, cpus: int | None, archive_bytes: int) -> Iterator[ModuleType]:
+def joined_ray(
+    address: str | None, *, cpus: int | None, archive_bytes: int
+) -> Iterator[ModuleType]:
     """Connects to Ray and yields its module.
 
-    Without an address, a private Ray instance is started and ends with this context. It has no dashboard, sends no
-    usage statistics, and keeps its files in its own folder. A Ray instance that already runs on this machine is not
-    used.
+    Without an address, a private Ray instance is started and ends with this context. It has no
+    dashboard, sends no usage statistics, and keeps its files in its own folder. A Ray instance that
+    already runs on this machine is not used.
 
     Raises:
         SegmentError: Ray is not installed, does not start, or is not at the address.
@@ -64,7 +68,9 @@ def joined_ray(address: str | None, *, cpus: int | None, archive_bytes: int) -> 
 
 
 def machines_of(ray: ModuleType, workers: int | None) -> Machines:
-    """The resources of the workers. Without `workers`, there is one worker per GPU or, without GPUs, one per core."""
+    """The resources of the workers. Without `workers`, there is one worker per GPU or, without
+    GPUs, one per core.
+    """
     there = ray.cluster_resources()
     cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
     if gpus:
@@ -80,7 +86,9 @@ def _imported() -> ModuleType:
         import ray
         import ray.data
     except ImportError as error:
-        raise SegmentError("batch jobs run on Ray, which is not installed: pip install 'segserve[ray]'") from error
+        raise SegmentError(
+            "batch jobs run on Ray, which is not installed: pip install 'segserve[ray]'"
+        ) from error
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return ray
@@ -94,10 +102,14 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_REACHABLE_WITHIN_S).close()
     except (OSError, OverflowError) as error:
-        raise SegmentError(f"{address}: cannot be joined: {error}; is a Ray head node running there?") from error
+        raise SegmentError(
+            f"{address}: cannot be joined: {error}; is a Ray head node running there?"
+        ) from error
 
 
-def _connect(ray: ModuleType, address: str | None, folder: str | None, cpus: int | None, archive_bytes: int) -> None:
+def _connect(
+    ray: ModuleType, address: str | None, folder: str | None, cpus: int | None, archive_bytes: int
+) -> None:
     common = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.CRITICAL}
     own = {
         "num_cpus": cpus,
@@ -109,7 +121,9 @@ def _connect(ray: ModuleType, address: str | None, folder: str | None, cpus: int
         ray.init(address=address or "local", **common, **({} if address else own))
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise SegmentError(f"{address or 'a Ray of our own'}: cannot be joined: {reason}") from error
+        raise SegmentError(
+            f"{address or 'a Ray of our own'}: cannot be joined: {reason}"
+        ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

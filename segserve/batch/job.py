@@ -1,4 +1,6 @@
-"""The content of a target: the manifest with model and options, the label maps, the table and the listings."""
+"""The content of a target: the manifest with model and options, the label maps, the table and the
+listings.
+"""
 
 import json
 import posixpath
@@ -28,7 +30,9 @@ class Job:
         return Storage.at(self.target)
 
     def label_file(self, stem: str) -> str | None:
-        """The path of an image's label map, relative to the target; None if the format has no files."""
+        """The path of an image's label map, relative to the target; None if the format has no
+        files.
+        """
         return None if self.format is Format.RLE else f"{LABELS}/{stem}.{self.format}"
 
 
@@ -41,7 +45,8 @@ def check_apart(source: str, target: str) -> None:
     folder, results = folder_of(source), place_of(target)
     if folder is not None and (_is_within(folder, results) or _is_within(results, folder)):
         raise SegmentError(
-            f"{printable(target)} and {printable(source)} overlap: label maps would be taken for images the next time, "
+            f"{printable(target)} and {printable(source)} overlap: label maps would be taken for "
+            "images the next time, "
             "or images be overwritten; name a target that lies elsewhere"
         )
 
@@ -57,19 +62,22 @@ def apart(images: Iterator[Image], target: str) -> Iterator[Image]:
     for image in images:
         if image.location.startswith(prefix):
             raise SegmentError(
-                f"{printable(image.location)} lies within the target; name another target, or other images"
+                f"{printable(image.location)} lies within the target; name another target, or "
+                "other images"
             )
         yield image
 
 
 def claim_target(job: Job, manifest: Mapping[str, object], *, overwrite: bool) -> None:
-    """Writes the manifest to the target, so that all of its results have the same model and options.
+    """Writes the manifest to the target, so that all of its results have the same model and
+    options.
 
     Args:
         overwrite: remove a previous job's results first. Other files are kept.
 
     Raises:
-        SegmentError: the target contains results of another job or files that no job created, or it is not writable.
+        SegmentError: the target contains results of another job or files that no job created, or it
+            is not writable.
     """
     storage = job.storage
     with told_by_location(job.target):
@@ -100,20 +108,30 @@ def _noted(storage: Storage, target: str) -> dict[str, object] | None:
 def _check_unclaimed(storage: Storage, target: str) -> None:
     for name in (LABELS, TABLE):
         if storage.exists(name):
-            raise SegmentError(f"{printable(target)}: holds {name}/ of something else; name another target")
+            raise SegmentError(
+                f"{printable(target)}: holds {name}/ of something else; name another target"
+            )
 
 
 def _check_same(noted: Mapping[str, object], manifest: Mapping[str, object], target: str) -> None:
-    differing = sorted(key for key in noted.keys() | manifest.keys() if noted.get(key) != manifest.get(key))
+    differing = sorted(
+        key for key in noted.keys() | manifest.keys() if noted.get(key) != manifest.get(key)
+    )
     if differing:
-        told = "; ".join(f"{key}: {noted.get(key, 'none')} then, {manifest.get(key, 'none')} now" for key in differing)
+        told = "; ".join(
+            f"{key}: {noted.get(key, 'none')} then, {manifest.get(key, 'none')} now"
+            for key in differing
+        )
         raise SegmentError(
-            f"{printable(target)} holds results of another job ({printable(told)}); name another target, or --overwrite"
+            f"{printable(target)} holds results of another job ({printable(told)}); name another "
+            "target, or --overwrite"
         )
 
 
 def _clear(storage: Storage) -> None:
-    """Deletes a job's results. The manifest is deleted last, so that an interrupted deletion can be repeated."""
+    """Deletes a job's results. The manifest is deleted last, so that an interrupted deletion can be
+    repeated.
+    """
     for folder in (TABLE, LISTINGS, LABELS):
         storage.delete_folder(folder)
     for file in (SUMMARY, MANIFEST):

@@ -16,13 +16,17 @@ from .job import LISTINGS, TABLE
 from .sources import Image
 from .storage import Storage
 
-_SCHEMA = pa.schema([("location", pa.binary()), ("name", pa.binary())])  # file names may be invalid UTF-8
+_SCHEMA = pa.schema(
+    [("location", pa.binary()), ("name", pa.binary())]
+)  # file names may be invalid UTF-8
 _CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class Block:
-    """A number of images that are processed together: row group `index` of the listing with number `listing`."""
+    """A number of images that are processed together: row group `index` of the listing with number
+    `listing`.
+    """
 
     listing: int
     index: int
@@ -37,8 +41,9 @@ class Block:
 def block_size(listed: int) -> int:
     """The size of the block that follows the first `listed` images.
 
-    Blocks grow with the job. In a short job, small blocks keep all workers busy until the end, and a killed job loses
-    little work. In a long job, large blocks limit the table to some ten thousand files.
+    Blocks grow with the job. In a short job, small blocks keep all workers busy until the end, and
+    a killed job loses little work. In a long job, large blocks limit the table to some ten thousand
+    files.
     """
     return max(1, min(128, listed // 32), listed // 25_000)
 
@@ -57,7 +62,10 @@ def extend_listing(storage: Storage, images: Iterator[Image], *, distinct_stems:
     if first is None:
         return 0
     number, listed = len(_listings(storage)), 0
-    with storage.writer(_listing_file(number)) as file, parquet.ParquetWriter(file, _SCHEMA) as writer:
+    with (
+        storage.writer(_listing_file(number)) as file,
+        parquet.ParquetWriter(file, _SCHEMA) as writer,
+    ):
         rows = _chained(first, new)
         while block := list(islice(rows, block_size(listed))):
             writer.write_table(_as_table(block))
@@ -102,10 +110,14 @@ def _listing_file(number: int) -> str:
 
 
 def _open(storage: Storage, number: int) -> parquet.ParquetFile:
-    return parquet.ParquetFile(storage.path(_listing_file(number)), filesystem=storage.place.filesystem)
+    return parquet.ParquetFile(
+        storage.path(_listing_file(number)), filesystem=storage.place.filesystem
+    )
 
 
-def _unlisted(storage: Storage, images: Iterator[Image], *, distinct_stems: bool) -> Iterator[Image]:
+def _unlisted(
+    storage: Storage, images: Iterator[Image], *, distinct_stems: bool
+) -> Iterator[Image]:
     locations, stems = _Seen(), _Seen()
     for number in range(len(_listings(storage))):
         for batch in _open(storage, number).iter_batches(_CHUNK):
@@ -125,21 +137,27 @@ def _check_distinct(images: Sequence[Image], stems: "_Seen") -> None:
     for image, first in zip(images, is_first, strict=True):
         if not first:
             raise SegmentError(
-                f"{printable(image.location)}: another image becomes the same label map, {printable(image.stem)}; "
+                f"{printable(image.location)}: another image becomes the same label map, "
+                f"{printable(image.stem)}; "
                 "rename one, or ask for --format rle, which makes none"
             )
 
 
 class _Seen:
-    """A set of texts that stores an 8-byte hash of each. With a million texts, 1 in 30 million jobs has a collision."""
+    """A set of texts that stores an 8-byte hash of each. With a million texts, 1 in 30 million jobs
+    has a collision.
+    """
 
     def __init__(self) -> None:
-        # Sorted runs, each at least twice as long as the next. So every hash is merged only a few times.
+        # Sorted runs, each at least twice as long as the next. So every hash is merged only a few
+        # times.
         self._runs: list[NDArray[np.uint64]] = []
 
     def first_times(self, texts: Sequence[bytes]) -> NDArray[np.bool_]:
         """Adds the texts. Returns bool (N,): whether each text is new."""
-        digests = np.array([int.from_bytes(blake2b(text, digest_size=8).digest()) for text in texts], np.uint64)
+        digests = np.array(
+            [int.from_bytes(blake2b(text, digest_size=8).digest()) for text in texts], np.uint64
+        )
         is_first = np.zeros(len(texts), np.bool_)
         is_first[np.unique(digests, return_index=True)[1]] = True
         for run in self._runs:
@@ -149,7 +167,9 @@ class _Seen:
 
     def _add(self, run: NDArray[np.uint64]) -> None:
         while self._runs and len(self._runs[-1]) < 2 * len(run):
-            run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")  # the stable sort merges sorted runs
+            run = np.sort(
+                np.concatenate([self._runs.pop(), run]), kind="stable"
+            )  # the stable sort merges sorted runs
         self._runs.append(run)
 
 
@@ -166,7 +186,10 @@ def _chained(first: Image, rest: Iterator[Image]) -> Iterator[Image]:
 
 
 def _as_table(images: Sequence[Image]) -> pa.Table:
-    columns = [[_encoded(image.location) for image in images], [_encoded(image.name) for image in images]]
+    columns = [
+        [_encoded(image.location) for image in images],
+        [_encoded(image.name) for image in images],
+    ]
     return pa.table(columns, schema=_SCHEMA)
 
 

@@ -29,7 +29,8 @@ class ArchiveFacts:
 
 
 def check_archive(archive: Path, options: Mapping[str, object]) -> ArchiveFacts:
-    """Checks that the archive is complete, that its network loads, and that the options are valid for it.
+    """Checks that the archive is complete, that its network loads, and that the options are valid
+    for it.
 
     Raises:
         ModelError: the file is not an archive, or its weights do not match their record.
@@ -37,7 +38,9 @@ def check_archive(archive: Path, options: Mapping[str, object]) -> ArchiveFacts:
         BadOptionError: the model does not support the options.
     """
     if archive.is_dir():
-        raise SegmentError(f"{archive}: expected an archive (.mar), got a folder: `segserve archive` packs it")
+        raise SegmentError(
+            f"{archive}: expected an archive (.mar), got a folder: `segserve archive` packs it"
+        )
     with opened_model(archive) as (folder, config_file):
         settings = read_config(read_yaml(config_file)).handler
         record = read_record(folder)
@@ -47,9 +50,13 @@ def check_archive(archive: Path, options: Mapping[str, object]) -> ArchiveFacts:
 
 
 class BatchModel:
-    """Segments images as a server of the same archive does, but without a limit to the cost of an image."""
+    """Segments images as a server of the same archive does, but without a limit to the cost of an
+    image.
+    """
 
-    def __init__(self, archive: Path, options: Mapping[str, object], *, device: torch.device) -> None:
+    def __init__(
+        self, archive: Path, options: Mapping[str, object], *, device: torch.device
+    ) -> None:
         with opened_model(archive) as (folder, config_file):
             self._settings = read_config(read_yaml(config_file)).handler
             self._segmenter = load_segmenter(folder, device=device, settings=self._settings)
@@ -62,13 +69,17 @@ class BatchModel:
         return self._segmenter.record
 
     def decode(self, content: bytes) -> Decoded:
-        """Decodes an image file to the size that the network needs. Thread-safe. Raises as `decode_image`."""
+        """Decodes an image file to the size that the network needs. Thread-safe. Raises as
+        `decode_image`.
+        """
         decode = self._quarantine.decode if self._quarantine else decode_reduced
         needed = partial(self._segmenter.needed_hw, mode=self._options.mode, tta=self._options.tta)
         return decode(content, max_pixels=self._settings.max_image_pixels, needed=needed)
 
     def hear_of_crashes(self) -> None:
-        """Records the images that made other workers of this machine crash, so that this worker rejects them."""
+        """Records the images that made other workers of this machine crash, so that this worker
+        rejects them.
+        """
         if self._quarantine:
             self._quarantine.sweep()
 

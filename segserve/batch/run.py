@@ -1,4 +1,6 @@
-"""One run of a job: a pool of workers processes the unfinished blocks until the job is done, stopped or interrupted."""
+"""One run of a job: a pool of workers processes the unfinished blocks until the job is done,
+stopped or interrupted.
+"""
 
 import json
 import signal
@@ -30,7 +32,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Pool:
-    """The pool: `workers` on the Ray cluster at `address`. By default, one worker per GPU or core of this machine."""
+    """The pool: `workers` on the Ray cluster at `address`. By default, one worker per GPU or core
+    of this machine.
+    """
 
     workers: int | None = None
     address: str | None = None
@@ -40,7 +44,9 @@ class Watcher(Protocol):
     """Receives the progress of a run."""
 
     def began(self, images: int, done: int) -> None:
-        """Called once, with the numbers of the job's images and of the images that earlier runs have done."""
+        """Called once, with the numbers of the job's images and of the images that earlier runs
+        have done.
+        """
 
     def advanced(self, images: int, failed: int) -> None:
         """Called after every finished block, with its numbers of images and of failed images."""
@@ -81,7 +87,8 @@ def run_batch(
         ModelError: the file is not an archive, or its weights do not match their record.
         BadOptionError: the model does not support the options.
         SegmentError: the source or the target is invalid.
-        StoppedError: too many images failed, results cannot be written, or the cluster is unreachable.
+        StoppedError: too many images failed, results cannot be written, or the cluster is
+            unreachable.
         InterruptedRunError: the process received SIGINT or SIGTERM.
     """
     with _signals_raised() as raise_signals:
@@ -122,7 +129,9 @@ def _list(source: str, column: str, job: Job) -> None:
 
 
 class _Run:
-    def __init__(self, job: Job, record: ModelRecord, watcher: Watcher, max_failures: int | None) -> None:
+    def __init__(
+        self, job: Job, record: ModelRecord, watcher: Watcher, max_failures: int | None
+    ) -> None:
         self._job = job
         self._record = record
         self._watcher = watcher
@@ -138,7 +147,9 @@ class _Run:
         self._watcher.began(total, total - sum(block.images for block in left))
         try:
             if left:
-                with joined_ray(pool.address, cpus=pool.workers, archive_bytes=archive.stat().st_size) as ray:
+                with joined_ray(
+                    pool.address, cpus=pool.workers, archive_bytes=archive.stat().st_size
+                ) as ray:
                     raise_signals()
                     self._work(ray, left, archive, machines_of(ray, pool.workers))
         except BaseException:
@@ -152,28 +163,39 @@ class _Run:
 
     def _summarize(self, total: int) -> Summary:
         storage = self._job.storage
-        summary = summarize(storage, self._record, images=total, done=self._done, seconds=self._seconds)
+        summary = summarize(
+            storage, self._record, images=total, done=self._done, seconds=self._seconds
+        )
         self._watcher.ended(summary)
         storage.write(SUMMARY, json.dumps(summary.as_document(), indent=2).encode())
         return summary
 
     def _work(self, ray: ModuleType, left: list[Block], archive: Path, machines: Machines) -> None:
         try:
-            for done in self._dataset(ray, left, archive, machines).iter_batches(batch_size=None, prefetch_batches=0):
+            for done in self._dataset(ray, left, archive, machines).iter_batches(
+                batch_size=None, prefetch_batches=0
+            ):
                 self._take(done)
         except ray.exceptions.RayError as error:
             reason = " ".join(str(error.__cause__ or error).split())[-300:]
             raise StoppedError(f"the workers failed: {reason}") from error
 
-    def _dataset(self, ray: ModuleType, left: list[Block], archive: Path, machines: Machines) -> Any:  # noqa: ANN401
+    def _dataset(
+        self, ray: ModuleType, left: list[Block], archive: Path, machines: Machines
+    ) -> Any:  # noqa: ANN401
         from .worker import PoolWorker, Work
 
         content = ray.put(np.fromfile(archive, np.uint8))
-        rows = [{"listing": block.listing, "index": block.index, "images": block.images} for block in left]
+        rows = [
+            {"listing": block.listing, "index": block.index, "images": block.images}
+            for block in left
+        ]
         return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             PoolWorker,
             fn_constructor_args=(Work(self._job, content, machines.device, machines.threads),),
-            compute=ray.data.ActorPoolStrategy(size=machines.workers, max_tasks_in_flight_per_actor=2),
+            compute=ray.data.ActorPoolStrategy(
+                size=machines.workers, max_tasks_in_flight_per_actor=2
+            ),
             batch_size=1,
             num_cpus=machines.cpus_each,
             num_gpus=machines.gpus_each,
@@ -191,19 +213,24 @@ class _Run:
         self._watcher.advanced(images, failed)
         if self._max_failures is not None and self._failed > self._max_failures:
             raise StoppedError(
-                f"{self._failed} images have failed, more than the {self._max_failures} of --max-failures"
+                f"{self._failed} images have failed, more than the {self._max_failures} of "
+                "--max-failures"
             )
 
 
 @contextmanager
 def _signals_raised() -> Iterator[Callable[[], None]]:
-    """Converts SIGINT and SIGTERM to an exception. Yields a function that sets the handlers again, after Ray's own."""
+    """Converts SIGINT and SIGTERM to an exception. Yields a function that sets the handlers again,
+    after Ray's own.
+    """
 
     def interrupt(number: int, _: FrameType | None) -> None:
         raise InterruptedRunError(number)
 
     def set_handlers() -> None:
-        if threading.current_thread() is threading.main_thread():  # only that thread can handle signals
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # only that thread can handle signals
             for number in _SIGNALS:
                 signal.signal(number, interrupt)
 

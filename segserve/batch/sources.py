@@ -1,4 +1,6 @@
-"""Lists the images of a folder, a glob, a list, a table or a URI of one of these. Does not read the images."""
+"""Lists the images of a folder, a glob, a list, a table or a URI of one of these. Does not read the
+images.
+"""
 
 import os
 import posixpath
@@ -15,7 +17,10 @@ from .storage import Place, place_of, read_bytes, told_by_location
 
 _MAGIC = re.compile(r"[*?[]")
 _TABLES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv"}
-_ACCEPTED = "expected a folder, a quoted glob, a list (.txt), a table (.parquet, .csv) or a URI of one of them"
+_ACCEPTED = (
+    "expected a folder, a quoted glob, a list (.txt), a table (.parquet, .csv) or a URI of one of "
+    "them"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,9 @@ def images_of(source: str, *, column: str = "path") -> Iterator[Image]:
     """Lists the images of a source. The order depends only on their names.
 
     Args:
-        source: a folder (searched recursively), a glob, a list (.txt, one path or URI per line), a table (.parquet,
-            .csv), or the URI of one of these. Paths in a list or a table are relative to its folder.
+        source: a folder (searched recursively), a glob, a list (.txt, one path or URI per line), a
+            table (.parquet, .csv), or the URI of one of these. Paths in a list or a table are
+            relative to its folder.
         column: the table's column of paths or URIs.
 
     Raises:
@@ -73,7 +79,9 @@ def folder_of(source: str) -> Place | None:
 
 def _local_images(path: str, source: str) -> Iterator[Image]:
     if not os.path.isdir(path) and (os.path.lexists(path) or not _MAGIC.search(path)):
-        found = "there is no such file or folder" if not os.path.lexists(path) else "is a single file"
+        found = (
+            "there is no such file or folder" if not os.path.lexists(path) else "is a single file"
+        )
         raise SegmentError(f"{printable(source)}: {found}; {_ACCEPTED}")
     for found_image in sources_of(path):
         yield Image(found_image.path, found_image.name)
@@ -84,7 +92,8 @@ def _in_folder(place: Place, folder: str) -> Iterator[Image]:
     below = [folder]
     while below:
         found = sorted(
-            place.filesystem.get_file_info(fs.FileSelector(below.pop())), key=lambda info: str(info.base_name)
+            place.filesystem.get_file_info(fs.FileSelector(below.pop())),
+            key=lambda info: str(info.base_name),
         )
         shown = [info for info in found if not info.base_name.startswith(".")]
         for info in shown:
@@ -115,13 +124,20 @@ def _column(place: Place, source: str, column: str) -> Iterator[str]:
     try:
         table = dataset.dataset(place.path, filesystem=place.filesystem, format=kind)
     except ArrowInvalid as error:
-        raise SegmentError(f"{printable(source)}: not a {kind} file: {' '.join(str(error).split())[:200]}") from error
+        raise SegmentError(
+            f"{printable(source)}: not a {kind} file: {' '.join(str(error).split())[:200]}"
+        ) from error
     if column not in table.schema.names:
         there = ", ".join(table.schema.names[:20])
-        raise SegmentError(f"{printable(source)}: there is no column {column!r}, but {there}; name it with --column")
+        raise SegmentError(
+            f"{printable(source)}: there is no column {column!r}, but {there}; name it with "
+            "--column"
+        )
     for batch in table.to_batches(columns=[column]):
         if batch.column(0).null_count:
-            raise SegmentError(f"{printable(source)}: column {column!r} has rows without a path; leave them out")
+            raise SegmentError(
+                f"{printable(source)}: column {column!r} has rows without a path; leave them out"
+            )
         yield from pc.cast(batch.column(0), "string").to_pylist()
 
 
@@ -129,11 +145,17 @@ def _entries_as_images(entries: Iterator[str], place: Place) -> Iterator[Image]:
     folder = posixpath.dirname(place.path)
     for entry in entries:
         is_relative = "://" not in entry and not entry.startswith("/")
-        location = place.location_of(posixpath.normpath(posixpath.join(folder, entry))) if is_relative else entry
+        location = (
+            place.location_of(posixpath.normpath(posixpath.join(folder, entry)))
+            if is_relative
+            else entry
+        )
         name = posixpath.normpath(entry) if is_relative else ""
         yield Image(location, name if name and not name.startswith("..") else _name_of(location))
 
 
 def _name_of(location: str) -> str:
     """The whole path as a relative path that cannot leave its folder."""
-    return posixpath.normpath("/" + location.partition("://")[2] if "://" in location else location).lstrip("/")
+    return posixpath.normpath(
+        "/" + location.partition("://")[2] if "://" in location else location
+    ).lstrip("/")

@@ -16,7 +16,8 @@ from ..segment.errors import SegmentError
 from ..segment.sources import printable
 
 _URI = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?]*)(?P<path>.*?)(?P<query>\?\w+=[^/]*)?$", re.DOTALL
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?]*)(?P<path>.*?)(?P<query>\?\w+=[^/]*)?$",
+    re.DOTALL,
 )
 
 # The environment variables that a store's library reads, by scheme.
@@ -28,13 +29,17 @@ _CREDENTIALS = {
     "abfss": "AZURE_STORAGE_ACCOUNT and its key",
     "hf": "HF_TOKEN",
 }
-_REFUSED = re.compile(r"access.?denied|forbidden|credential|unauthori[sz]ed|authentication|\b40[13]\b", re.IGNORECASE)
+_REFUSED = re.compile(
+    r"access.?denied|forbidden|credential|unauthori[sz]ed|authentication|\b40[13]\b", re.IGNORECASE
+)
 _PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file or a folder in a store. `query` is the URI's options for the store, such as `?region=eu-west-1`."""
+    """A file or a folder in a store. `query` is the URI's options for the store, such as
+    `?region=eu-west-1`.
+    """
 
     filesystem: fs.FileSystem
     path: str
@@ -69,7 +74,10 @@ def place_of(location: str) -> Place:
     if scheme == "file":
         return Place(_local(), os.path.abspath(unquote(path)))
     if ":" in authority.rpartition("@")[0]:
-        raise SegmentError(f"{scheme}://: credentials within a URI would end up in the table; set {_missing(scheme)}")
+        raise SegmentError(
+            f"{scheme}://: credentials within a URI would end up in the table; set "
+            f"{_missing(scheme)}"
+        )
     filesystem, base = _filesystem(scheme, authority, query or "")
     return Place(filesystem, base.rstrip("/") + path, f"{scheme}://", query or "")
 
@@ -91,7 +99,8 @@ def read_bytes(location: str) -> bytes:
 
 @contextmanager
 def told_by_location(location: str) -> Iterator[None]:
-    """Converts a store's errors to one line that names the location and, if they seem to be missing, the credentials.
+    """Converts a store's errors to one line that names the location and, if they seem to be
+    missing, the credentials.
 
     Raises:
         SegmentError: pyarrow or the store's library raised an error.
@@ -100,7 +109,11 @@ def told_by_location(location: str) -> Iterator[None]:
         yield
     except (OSError, ArrowException, ImportError) as error:
         reason = " ".join(str(error).split())
-        hint = f"; are credentials missing? Set {_missing(_scheme(location))}" if _REFUSED.search(reason) else ""
+        hint = (
+            f"; are credentials missing? Set {_missing(_scheme(location))}"
+            if _REFUSED.search(reason)
+            else ""
+        )
         raise SegmentError(f"{printable(location)}: {reason[:400]}{hint}") from error
 
 
@@ -128,10 +141,14 @@ class Storage:
             return None
 
     def exists(self, name: str) -> bool:
-        return bool(self.place.filesystem.get_file_info(self.path(name)).type != fs.FileType.NotFound)
+        return bool(
+            self.place.filesystem.get_file_info(self.path(name)).type != fs.FileType.NotFound
+        )
 
     def names(self, folder: str) -> list[str]:
-        """The sorted names of the files directly in a folder; empty if the folder does not exist."""
+        """The sorted names of the files directly in a folder; empty if the folder does not
+        exist.
+        """
         selector = fs.FileSelector(self.path(folder), allow_not_found=True)
         found = self.place.filesystem.get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == fs.FileType.File)
@@ -142,7 +159,8 @@ class Storage:
 
     @contextmanager
     def writer(self, name: str) -> Iterator[BinaryIO]:
-        """Opens a file for writing that gets its name when it is complete. An object store does this by itself.
+        """Opens a file for writing that gets its name when it is complete. An object store does
+        this by itself.
 
         Raises:
             OSError: the file cannot be written.
@@ -165,7 +183,9 @@ class Storage:
         stream.close()
 
     def sweep(self) -> None:
-        """Removes the incomplete files of killed processes. No other process may write at the same time."""
+        """Removes the incomplete files of killed processes. No other process may write at the same
+        time.
+        """
         if self.place.is_local:
             self.delete_folder(_PARTIAL)
 

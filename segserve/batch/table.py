@@ -45,7 +45,9 @@ SCHEMA = pa.schema(
         ("milliseconds", pa.float64()),
     ]
 )
-"""`labels` is the label map's path below the target. `rle` is separate, so that `classes` can be read without it."""
+"""`labels` is the label map's path below the target. `rle` is separate, so that `classes` can be
+read without it.
+"""
 
 Row = dict[str, Any]
 
@@ -57,7 +59,9 @@ def row_of(record: ModelRecord, path: str) -> Row:
 
 def segmented_columns(segmentation: Segmentation, record: ModelRecord) -> Row:
     height_px, width_px = segmentation.label_map.shape
-    masks = encode_rle(segmentation.label_map, [summary.class_id for summary in segmentation.classes])
+    masks = encode_rle(
+        segmentation.label_map, [summary.class_id for summary in segmentation.classes]
+    )
     classes = [
         {
             "id": summary.class_id,
@@ -69,7 +73,13 @@ def segmented_columns(segmentation: Segmentation, record: ModelRecord) -> Row:
         for summary in segmentation.classes
     ]
     rle = [{"id": class_id, "counts": mask["counts"]} for class_id, mask in masks.items()]
-    return {"status": SEGMENTED, "width": width_px, "height": height_px, "classes": classes, "rle": rle}
+    return {
+        "status": SEGMENTED,
+        "width": width_px,
+        "height": height_px,
+        "classes": classes,
+        "rle": rle,
+    }
 
 
 def failed_columns(code: str, message: str) -> Row:
@@ -129,7 +139,9 @@ class Summary:
         return asdict(self)
 
 
-def summarize(storage: Storage, record: ModelRecord, *, images: int, done: int, seconds: float) -> Summary:
+def summarize(
+    storage: Storage, record: ModelRecord, *, images: int, done: int, seconds: float
+) -> Summary:
     """Summarises the results of a job so far.
 
     Args:
@@ -163,12 +175,20 @@ def summarize(storage: Storage, record: ModelRecord, *, images: int, done: int, 
 def _batches(storage: Storage) -> Any:  # noqa: ANN401 - pyarrow is not typed
     if not storage.names(TABLE):
         return ()
-    table = dataset.dataset(storage.path(TABLE), filesystem=storage.place.filesystem, schema=SCHEMA, format="parquet")
-    return table.to_batches(columns=["error_code", "classes"], batch_readahead=1, fragment_readahead=1)
+    table = dataset.dataset(
+        storage.path(TABLE), filesystem=storage.place.filesystem, schema=SCHEMA, format="parquet"
+    )
+    return table.to_batches(
+        columns=["error_code", "classes"], batch_readahead=1, fragment_readahead=1
+    )
 
 
-def _totals(record: ModelRecord, pixels: NDArray[np.int64], holding: NDArray[np.int64]) -> tuple[ClassTotal, ...]:
-    largest_first = sorted(np.flatnonzero(pixels).tolist(), key=lambda class_id: (-pixels[class_id], class_id))
+def _totals(
+    record: ModelRecord, pixels: NDArray[np.int64], holding: NDArray[np.int64]
+) -> tuple[ClassTotal, ...]:
+    largest_first = sorted(
+        np.flatnonzero(pixels).tolist(), key=lambda class_id: (-pixels[class_id], class_id)
+    )
     return tuple(
         ClassTotal(
             id=class_id,

@@ -1,4 +1,6 @@
-"""The code of every worker: it converts a block of images to label maps and one part of the table."""
+"""The code of every worker: it converts a block of images to label maps and one part of the
+table.
+"""
 
 import os
 import time
@@ -39,8 +41,10 @@ class Work:
     """The arguments of all workers of a job.
 
     Attributes:
-        archive: the archive's content, uint8 (N,), in Ray's object store, because other machines do not have the file.
-        threads: number of threads for reading, decoding and writing. The network uses one more thread or the GPU.
+        archive: the archive's content, uint8 (N,), in Ray's object store, because other machines do
+            not have the file.
+        threads: number of threads for reading, decoding and writing. The network uses one more
+            thread or the GPU.
     """
 
     job: Job
@@ -50,7 +54,8 @@ class Work:
 
 
 class BlockWorker:
-    """Processes blocks. Ray Data calls it with the columns `listing`, `index` and `images`: one row per block.
+    """Processes blocks. Ray Data calls it with the columns `listing`, `index` and `images`: one row
+    per block.
 
     Args:
         threads: number of threads for reading, decoding and writing, in addition to the network's.
@@ -65,9 +70,13 @@ class BlockWorker:
         self._threads = ThreadPoolExecutor(threads)
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        """Returns columns: `images`, `failed`, `began_s` (Unix time), `stopped` (why the job must stop, else empty)."""
+        """Returns columns: `images`, `failed`, `began_s` (Unix time), `stopped` (why the job must
+        stop, else empty).
+        """
         done: dict[str, list[Any]] = {"images": [], "failed": [], "began_s": [], "stopped": []}
-        for listing, index, images in zip(batch["listing"], batch["index"], batch["images"], strict=True):
+        for listing, index, images in zip(
+            batch["listing"], batch["index"], batch["images"], strict=True
+        ):
             block = Block(int(listing), int(index), int(images))
             done["began_s"].append(time.time())
             try:
@@ -80,7 +89,8 @@ class BlockWorker:
         return done
 
     def _finish(self, block: Block) -> int:
-        """Processes a block, unless a previous worker has finished it. Returns the number of failed images.
+        """Processes a block, unless a previous worker has finished it. Returns the number of failed
+        images.
 
         Raises:
             StoppedError: results cannot be written.
@@ -102,7 +112,9 @@ class BlockWorker:
             row, label_map = self._row(image, decoded)
             rows.append(row)
             if label_map is not None:
-                writes.append((row, self._threads.submit(self._storage.write, row["labels"], label_map)))
+                writes.append(
+                    (row, self._threads.submit(self._storage.write, row["labels"], label_map))
+                )
             while len(writes) > self._ahead:
                 _await(*writes.popleft())
         for row, write in writes:
@@ -114,8 +126,12 @@ class BlockWorker:
         began_s = time.perf_counter()
         return self._model.decode(read_bytes(image.location)), time.perf_counter() - began_s
 
-    def _row(self, image: Image, decoded: "Callable[[], tuple[Decoded, float]]") -> tuple[Row, bytes | None]:
-        """A row of the table, and the content of the label map file; None if there is no such file."""
+    def _row(
+        self, image: Image, decoded: "Callable[[], tuple[Decoded, float]]"
+    ) -> tuple[Row, bytes | None]:
+        """A row of the table, and the content of the label map file; None if there is no such
+        file.
+        """
         row = row_of(self._model.record, printable(image.location))
         try:
             pixels, decoding_s = decoded()
@@ -138,8 +154,9 @@ class BlockWorker:
 class PoolWorker(BlockWorker):
     """One of the pool's workers, in its own process.
 
-    It computes with one thread. One worker per core is fastest for many images. Sums in torch depend on the number of
-    threads; with one thread each, any number of workers gives the same label maps.
+    It computes with one thread. One worker per core is fastest for many images. Sums in torch
+    depend on the number of threads; with one thread each, any number of workers gives the same
+    label maps.
     """
 
     def __init__(self, work: Work) -> None:
@@ -157,7 +174,9 @@ def _load(content: "NDArray[np.uint8]", work: Work) -> BatchModel:
 def _ahead(
     threads: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], window: int
 ) -> Iterator[tuple[Item, Callable[[], Result]]]:
-    """Yields every item in order with a function that returns its result. Computes the next `window` items ahead."""
+    """Yields every item in order with a function that returns its result. Computes the next
+    `window` items ahead.
+    """
     begun: deque[tuple[Item, Callable[[], Result]]] = deque()
     for item in items:
         begun.append((item, threads.submit(work, item).result))
@@ -167,7 +186,8 @@ def _ahead(
 
 
 def _await(row: Row, write: Future[None]) -> None:
-    """Waits until a label map is written. An error that concerns only its name marks its row as failed.
+    """Waits until a label map is written. An error that concerns only its name marks its row as
+    failed.
 
     Raises:
         OSError: the error would affect other files too.

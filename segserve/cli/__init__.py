@@ -1,4 +1,6 @@
-"""The command line interface, `segserve`. It parses arguments and prints results; other packages do the work."""
+"""The command line interface, `segserve`. It parses arguments and prints results; other packages do
+the work.
+"""
 
 from . import (  # noqa: I001 - the order of `segserve --help`
     segmenting,

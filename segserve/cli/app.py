@@ -37,13 +37,16 @@ def model_names(incomplete: str) -> list[str]:
 
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="a model folder, or the name of one in model/", autocompletion=model_names)
+    str,
+    typer.Argument(help="a model folder, or the name of one in model/", autocompletion=model_names),
 ]
 
 
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
-    """Converts an error in a model, a server, a file or the data to one line of output and exit status 1."""
+def errors_in_one_line() -> Iterator[None]:
+    """Converts an error in a model, a server, a file or the data to one line of output and exit
+    status 1.
+    """
     from ..client import ClientError
     from ..runtime.errors import ModelError, SegserveError
     from ..segment.errors import SegmentError
@@ -84,13 +87,16 @@ def model_source(model: str) -> Path:
     """The folder of a model, with or without weights.
 
     Raises:
-        FileNotFoundError: there is no such model, or the package was installed without the repository.
+        FileNotFoundError: there is no such model, or the package was installed without the
+            repository.
     """
     if model and Path(model).is_dir():
         return Path(model)
     known = model_names("")
     if known and model not in known:
-        raise FileNotFoundError(f"{model!r}: no model folder, and no name of a model: {', '.join(known)}")
+        raise FileNotFoundError(
+            f"{model!r}: no model folder, and no name of a model: {', '.join(known)}"
+        )
     return resource(f"model/{model}")
 
 

@@ -14,7 +14,10 @@ ClassesFlag = Annotated[
     str | None, typer.Option(help="keep only these, by name or id: cat,dog", rich_help_panel=_PANEL)
 ]
 ThresholdFlag = Annotated[
-    float | None, typer.Option(min=0, max=1, help="less certain pixels become background", rich_help_panel=_PANEL)
+    float | None,
+    typer.Option(
+        min=0, max=1, help="less certain pixels become background", rich_help_panel=_PANEL
+    ),
 ]
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..batch.formats import Format
-from .app import USE, app, console, print_error, print_plain, progress_bar, told_in_one_line
+from .app import USE, app, console, errors_in_one_line, print_error, print_plain, progress_bar
 from .asking import ClassesFlag, ModeFlag, ThresholdFlag, TtaFlag, given_options
 from .output import SIGNALLED
 from .trust import TrustFlag, trusted_keys
@@ -29,30 +29,49 @@ _WORKERS = "Who computes"
 @app.command(rich_help_panel=USE)
 def batch(
     source: Annotated[
-        str, typer.Argument(help="a folder, a quoted glob, a list (.txt), a table (.parquet, .csv), or the URI of one")
+        str,
+        typer.Argument(
+            help=(
+                "a folder, a quoted glob, a list (.txt), a table (.parquet, .csv), or the URI of "
+                "one"
+            )
+        ),
     ],
-    target: Annotated[str, typer.Argument(help="folder or URI of the label maps and of the table of all images")],
+    target: Annotated[
+        str, typer.Argument(help="folder or URI of the label maps and of the table of all images")
+    ],
     archive: Annotated[Path, typer.Option(help="the model: an archive (.mar)")],
     trust: TrustFlag = None,
-    format: Annotated[Format, typer.Option(help="of the label maps; rle: in the table alone")] = Format.PNG,  # noqa: A002 - names the flag
+    format: Annotated[  # noqa: A002
+        Format, typer.Option(help="of the label maps; rle: in the table alone")
+    ] = Format.PNG,
     column: Annotated[str, typer.Option(help="of a table, with paths or URIs")] = "path",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="remove the target's results and begin anew")] = False,
-    max_failures: Annotated[int | None, typer.Option(min=0, help="stop when more images than this have failed")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="remove the target's results and begin anew")
+    ] = False,
+    max_failures: Annotated[
+        int | None, typer.Option(min=0, help="stop when more images than this have failed")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
     mode: ModeFlag = None,
     tta: TtaFlag = None,
     classes: ClassesFlag = None,
     threshold: ThresholdFlag = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="by default one a GPU, else one a core", rich_help_panel=_WORKERS)
+        int | None,
+        typer.Option(min=1, help="by default one a GPU, else one a core", rich_help_panel=_WORKERS),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="of a Ray cluster to join; by default this machine", rich_help_panel=_WORKERS)
+        str | None,
+        typer.Option(
+            help="of a Ray cluster to join; by default this machine", rich_help_panel=_WORKERS
+        ),
     ] = None,
 ) -> None:
     """Segment any number of images, on this machine or on a Ray cluster.
 
-    To resume a stopped job, run the same command again. It also segments images that were added since.
+    To resume a stopped job, run the same command again. It also segments images that were added
+    since.
     """
     options = given_options(mode=mode, tta=tta, classes=classes, threshold=threshold)
 
@@ -74,7 +93,7 @@ def batch(
             watcher=bar,
         )
 
-    with told_in_one_line():
+    with errors_in_one_line():
         summary = _watched(work, shown=not json and Console(stderr=True).is_terminal)
         _print_summary(summary, target, as_json=json)
     raise typer.Exit(int(summary.segmented == 0))
@@ -99,7 +118,9 @@ class _Bar:
         self._began_s = self._began_s or time.perf_counter()
         self._done += images
         self._failed += failed
-        self._progress.update(self._task, completed=self._before + self._done, description=self._rate())
+        self._progress.update(
+            self._task, completed=self._before + self._done, description=self._rate()
+        )
 
     def _rate(self) -> str:
         seconds = time.perf_counter() - self._began_s
@@ -118,11 +139,16 @@ class _Bar:
     def told_stop(self, why: str) -> str:
         if self.summary is None:
             return why
-        return f"{why}; {_counts(self.summary)}, {self.summary.left} left; the same command goes on where it stopped"
+        return (
+            f"{why}; {_counts(self.summary)}, {self.summary.left} left; the same command goes on "
+            "where it stopped"
+        )
 
 
 def _watched(work: Callable[[_Bar], "Summary"], *, shown: bool) -> "Summary":
-    """Runs the job. If it is stopped or interrupted, prints one line and exits with the matching status."""
+    """Runs the job. If it is stopped or interrupted, prints one line and exits with the matching
+    status.
+    """
     from ..segment.errors import InterruptedRunError, StoppedError
 
     bar = _Bar(shown=shown)
@@ -144,15 +170,18 @@ def _require_packages() -> None:
 
         from ..batch import run  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError(f"batch jobs need Ray and pyarrow ({error}): pip install 'segserve[ray]'") from error
+        raise ValueError(
+            f"batch jobs need Ray and pyarrow ({error}): pip install 'segserve[ray]'"
+        ) from error
 
 
 @contextmanager
 def _native_messages_dropped() -> Iterator[None]:
-    """Drops the messages that Ray's native code writes to file descriptor 2. They would break the progress bar.
+    """Drops the messages that Ray's native code writes to file descriptor 2. They would break the
+    progress bar.
 
-    Python's stderr stays visible. Stdout is dropped too, because Ray's messages, for example about a dead worker, would
-    precede the summary. The command itself writes to stdout only later.
+    Python's stderr stays visible. Stdout is dropped too, because Ray's messages, for example about
+    a dead worker, would precede the summary. The command itself writes to stdout only later.
     """
     python_stderr, kept = sys.stderr, os.dup(2)
     try:
@@ -183,7 +212,11 @@ def _print_summary(summary: "Summary", target: str, *, as_json: bool) -> None:
         console.print(table)
     for code, count in summary.failures.items():
         print_plain(f"failed: {count} x {code}")
-    speed = f" ({summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s)" if summary.seconds else ""
+    speed = (
+        f" ({summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s)"
+        if summary.seconds
+        else ""
+    )
     print_plain(f"{_counts(summary)}; results in {target}{speed}")
 
 

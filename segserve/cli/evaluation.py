@@ -12,12 +12,12 @@ from .app import (
     MAKE,
     app,
     console,
+    errors_in_one_line,
     model_folder,
     model_names,
     model_source,
     print_plain,
     progress_bar,
-    told_in_one_line,
 )
 
 if TYPE_CHECKING:
@@ -32,9 +32,12 @@ _PANEL = "Through a server"
 
 @app.command(rich_help_panel=MAKE)
 def evaluate(
-    data: Annotated[Path, typer.Option(help="folder in PASCAL VOC or COCO layout, or a COCO JSON file")],
+    data: Annotated[
+        Path, typer.Option(help="folder in PASCAL VOC or COCO layout, or a COCO JSON file")
+    ],
     model_argument: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="the same as --model", autocompletion=model_names)
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="the same as --model", autocompletion=model_names),
     ] = None,
     model: Annotated[
         str | None,
@@ -43,35 +46,55 @@ def evaluate(
             autocompletion=model_names,
         ),
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="the images' folder, where the data's layout has none")] = None,
-    split: Annotated[str, typer.Option(help="split to measure on: a name, or the path of a .txt list")] = "dev",
+    images: Annotated[
+        Path | None, typer.Option(help="the images' folder, where the data's layout has none")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="split to measure on: a name, or the path of a .txt list")
+    ] = "dev",
     mode: Annotated[Mode | None, typer.Option(help="as in a request")] = None,
     tta: Annotated[Tta | None, typer.Option(help="as in a request")] = None,
     output_stride: Annotated[
-        Literal[8, 16, 32] | None, typer.Option(help="the same weights at this stride, atrous rates scaled along")
+        Literal[8, 16, 32] | None,
+        typer.Option(help="the same weights at this stride, atrous rates scaled along"),
     ] = None,
     precision: Annotated[
         Literal["auto", "bf16", "fp32", "int8"], typer.Option(help="as in model-config.yaml")
     ] = "auto",
     min_images: Annotated[
-        int, typer.Option(min=1, help="a second mean over the classes that at least so many images hold")
+        int,
+        typer.Option(
+            min=1, help="a second mean over the classes that at least so many images hold"
+        ),
     ] = 20,
     json: Annotated[Path | None, typer.Option(help="write the figures to this file")] = None,
-    page: Annotated[Path | None, typer.Option(help="write figures and worst images to this HTML file")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="write figures and worst images to this HTML file")
+    ] = None,
     worst: Annotated[int, typer.Option(min=0, help="how many images the page shows")] = 20,
-    write: Annotated[bool, typer.Option("--write", help="write the figures into the model's record and card")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="write the figures into the model's record and card")
+    ] = False,
     server: Annotated[
         str | None,
-        typer.Option(help="its address; class names and colours are those of --model", rich_help_panel=_PANEL),
+        typer.Option(
+            help="its address; class names and colours are those of --model", rich_help_panel=_PANEL
+        ),
     ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="SEGSERVE_TOKEN", help="inference token", rich_help_panel=_PANEL)
+        str | None,
+        typer.Option(envvar="SEGSERVE_TOKEN", help="inference token", rich_help_panel=_PANEL),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="name of the served model; by default the record's", rich_help_panel=_PANEL)
+        str | None,
+        typer.Option(
+            help="name of the served model; by default the record's", rich_help_panel=_PANEL
+        ),
     ] = None,
 ) -> None:
-    """Measure a model's accuracy on labelled images at their original size, offline or through a running server."""
+    """Measure a model's accuracy on labelled images at their original size, offline or through a
+    running server.
+    """
     from ..runtime.options import Options
     from ..runtime.record import read_record
     from ..runtime.settings import Settings
@@ -83,23 +106,32 @@ def evaluate(
     from ..training.train.card import write_card
 
     asked = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
-    with told_in_one_line():
+    with errors_in_one_line():
         _check_alternatives("MODEL", model_argument, {"--model": model})
         _check_alternatives("--output-stride", output_stride, {"--server": server})
         chosen = precision if precision != "auto" else None
         _check_alternatives("--precision", chosen, {"--server": server})
-        not_as_it_is = {"--server": server, "--output-stride": output_stride, "--mode": mode, "--tta": tta}
+        not_as_it_is = {
+            "--server": server,
+            "--output-stride": output_stride,
+            "--mode": mode,
+            "--tta": tta,
+        }
         _check_alternatives("--write", write, {**not_as_it_is, "--precision": chosen})
         _make_room(path for path in (json, page) if path)
 
-        folder = (model_source if server else model_folder)(model or model_argument or _DEFAULT_MODEL)
+        folder = (model_source if server else model_folder)(
+            model or model_argument or _DEFAULT_MODEL
+        )
         record, options = read_record(folder), Options.model_validate(asked)
         labelled = open_data(data, split, record.classes, images=images)
         scan(labelled, record.classes)  # reports errors in the data before minutes of work
         opened = (
             served_model(server, record, labelled, options, name=name, token=token)
             if server
-            else offline_model(folder, options, output_stride=output_stride, settings=Settings(precision=precision))
+            else offline_model(
+                folder, options, output_stride=output_stride, settings=Settings(precision=precision)
+            )
         )
         with opened as predictor:
             evaluation = _measure(labelled, predictor)
@@ -142,16 +174,26 @@ def _print_report(report: "EvaluationReport") -> None:
     for heading in ("images", "IoU", "accuracy", "boundary IoU"):
         table.add_column(heading, justify="right")
     for row in report.present:
-        table.add_row(row.label, str(row.images), _figure(row.iou), _figure(row.accuracy), _figure(row.boundary_iou))
+        table.add_row(
+            row.label,
+            str(row.images),
+            _figure(row.iou),
+            _figure(row.accuracy),
+            _figure(row.boundary_iou),
+        )
     console.print(table)
     covered = report.covered
     means = [f"mean IoU {report.mean_iou:.4f} over the {len(report.present)} classes present"]
     if covered:
-        means += [f"{covered.mean_iou:.4f} over the {covered.classes} in at least {covered.min_images} images"]
+        means += [
+            f"{covered.mean_iou:.4f} over the {covered.classes} in at least {covered.min_images} "
+            "images"
+        ]
     print_plain(", ".join(means))
     print_plain(
         f"frequency-weighted IoU {report.frequency_weighted_iou:.4f}, "
-        f"mean boundary IoU {_figure(report.mean_boundary_iou, digits=4)}, pixel accuracy {report.pixel_accuracy:.4f}, "
+        f"mean boundary IoU {_figure(report.mean_boundary_iou, digits=4)}, pixel accuracy "
+        f"{report.pixel_accuracy:.4f}, "
         f"mean accuracy {report.mean_accuracy:.4f}"
     )
     print_plain(f"{report.images} images in {report.seconds:.1f} s")

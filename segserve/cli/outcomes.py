@@ -1,4 +1,6 @@
-"""Reports the outcome of every image: messages and a progress bar on stderr, or JSON on stdout for programs."""
+"""Reports the outcome of every image: messages and a progress bar on stderr, or JSON on stdout for
+programs.
+"""
 
 import json
 import os
@@ -44,7 +46,9 @@ class _ForPeople:
 
         if isinstance(outcome, Failed):
             line = f"{outcome.source}: {outcome.message}"
-            self._progress.console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(
+                line, style="red", markup=False, highlight=False, soft_wrap=True
+            )
         self._progress.advance(self._task)
 
     def end(self, run: "Run", stopped: str = "") -> None:
@@ -53,12 +57,17 @@ class _ForPeople:
             print_error(told_stop(run, stopped))
             return
         rate = f", {run.done / run.seconds:.1f} images/s" if run.done else ""
-        line = f"{_counts(run)}; results in {printable(str(run.layout.folder))}{os.sep} ({run.seconds:.1f} s{rate})"
+        line = (
+            f"{_counts(run)}; results in {printable(str(run.layout.folder))}{os.sep} "
+            f"({run.seconds:.1f} s{rate})"
+        )
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _ForPrograms:
-    r"""Prints JSON. File names that are not UTF-8 contain `\udcXX`; `os.fsencode` converts these back to bytes."""
+    r"""Prints JSON. File names that are not UTF-8 contain `\udcXX`; `os.fsencode` converts these
+    back to bytes.
+    """
 
     def outcome(self, outcome: "Outcome") -> None:
         from ..segment.formats import class_table
@@ -68,14 +77,33 @@ class _ForPrograms:
         if isinstance(outcome, Failed):
             document["error"] = {"code": outcome.code, "message": outcome.message}
         else:
-            document |= {"output": outcome.files[0]} | ({"overlay": outcome.files[1]} if outcome.files[1:] else {})
-            document |= {"classes": class_table(outcome.classes)} if isinstance(outcome, Done) else {"skipped": True}
+            document |= {"output": outcome.files[0]} | (
+                {"overlay": outcome.files[1]} if outcome.files[1:] else {}
+            )
+            document |= (
+                {"classes": class_table(outcome.classes)}
+                if isinstance(outcome, Done)
+                else {"skipped": True}
+            )
         _print_json(document)
 
     def end(self, run: "Run", stopped: str = "") -> None:
-        counts = {"segmented": run.done, "skipped": run.skipped, "failed": run.failed, "left": run.left}
+        counts = {
+            "segmented": run.done,
+            "skipped": run.skipped,
+            "failed": run.failed,
+            "left": run.left,
+        }
         try:
-            _print_json({"summary": {**counts, "seconds": round(run.seconds, 3), "stopped": stopped or None}})
+            _print_json(
+                {
+                    "summary": {
+                        **counts,
+                        "seconds": round(run.seconds, 3),
+                        "stopped": stopped or None,
+                    }
+                }
+            )
         finally:
             if stopped:
                 print_error(told_stop(run, stopped))
@@ -83,7 +111,9 @@ class _ForPrograms:
 
 def _counts(run: "Run") -> str:
     counts = ((run.skipped, "already there"), (run.failed, "failed"), (run.left, "left"))
-    return ", ".join([f"{run.done} segmented", *(f"{count} {what}" for count, what in counts if count)])
+    return ", ".join(
+        [f"{run.done} segmented", *(f"{count} {what}" for count, what in counts if count)]
+    )
 
 
 def told_stop(run: "Run", why: str) -> str:

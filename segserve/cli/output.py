@@ -1,4 +1,6 @@
-"""Writes to standard output and standard error, and ends a command cleanly if they are not writable."""
+"""Writes to standard output and standard error, and ends a command cleanly if they are not
+writable.
+"""
 
 import os
 import signal
@@ -15,7 +17,9 @@ _PIPE_GONE = SIGNALLED + signal.SIGPIPE
 
 
 class OutputError(Exception):
-    """Standard output is not writable. The message is one line of text; `status` is the exit status."""
+    """Standard output is not writable. The message is one line of text; `status` is the exit
+    status.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -67,7 +71,9 @@ def check_output() -> None:
 
 
 def drop(stream: TextIO | None) -> None:
-    """Redirects a stream to the null device. Else Python would flush it again at exit, and report another error."""
+    """Redirects a stream to the null device. Else Python would flush it again at exit, and report
+    another error.
+    """
     if stream is None:
         return
     with suppress(OSError, ValueError):  # not a file: nothing to redirect
@@ -77,7 +83,9 @@ def drop(stream: TextIO | None) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """The message of an error. For an OSError: the file and the reason, without Python's error number."""
+    """The message of an error. For an OSError: the file and the reason, without Python's error
+    number.
+    """
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     name = error.filename if error.filename2 is None else error.filename2

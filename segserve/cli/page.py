@@ -8,20 +8,25 @@ from typing import Annotated
 
 import typer
 
-from .app import USE, app, print_plain, told_in_one_line
+from .app import USE, app, errors_in_one_line, print_plain
 from .output import SIGNALLED
 
 
 @app.command(rich_help_panel=USE)
 def page(
-    server: Annotated[str | None, typer.Option(help="its address; by default that of `segserve serve`")] = None,
-    token: Annotated[str | None, typer.Option(help="by default that of `segserve serve`, else $SEGSERVE_TOKEN")] = None,
+    server: Annotated[
+        str | None, typer.Option(help="its address; by default that of `segserve serve`")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="by default that of `segserve serve`, else $SEGSERVE_TOKEN")
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="of the page; by default a free one from 7860")
+        int | None,
+        typer.Option(min=1, max=65535, help="of the page; by default a free one from 7860"),
     ] = None,
 ) -> None:
     """Open a local web page that segments images with a running server and shows the results."""
-    with told_in_one_line():
+    with errors_in_one_line():
         _check_installed()
         from ..page.asking import Server
         from ..page.launch import page_served

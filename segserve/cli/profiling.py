@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from ..runtime.inference.plan import Mode, Tta
-from .app import MAKE, app, console, model_folder, model_names, print_plain, told_in_one_line
+from .app import MAKE, app, console, errors_in_one_line, model_folder, model_names, print_plain
 
 if TYPE_CHECKING:
     from ..profile import ImageProfile
@@ -16,28 +16,41 @@ if TYPE_CHECKING:
 
 @app.command(rich_help_panel=MAKE)
 def profile(
-    image: Annotated[Path, typer.Argument(help="an image file", exists=True, dir_okay=False, readable=True)],
+    image: Annotated[
+        Path, typer.Argument(help="an image file", exists=True, dir_okay=False, readable=True)
+    ],
     model: Annotated[
         str,
-        typer.Option(help="an archive, a model folder, or the name of one in model/", autocompletion=model_names),
+        typer.Option(
+            help="an archive, a model folder, or the name of one in model/",
+            autocompletion=model_names,
+        ),
     ] = "embedded",
     mode: Annotated[Mode | None, typer.Option(help="as in a request")] = None,
     tta: Annotated[Tta | None, typer.Option(help="as in a request")] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="so many times by the clock; medians are told")] = 20,
+    repeat: Annotated[
+        int, typer.Option(min=1, help="so many times by the clock; medians are told")
+    ] = 20,
     top: Annotated[int, typer.Option(min=0, help="so many operators, the costliest")] = 12,
     trace: Annotated[
         Path | None,
-        typer.Option(help="write PyTorch's trace to this file, for https://ui.perfetto.dev", dir_okay=False),
+        typer.Option(
+            help="write PyTorch's trace to this file, for https://ui.perfetto.dev", dir_okay=False
+        ),
     ] = None,
 ) -> None:
     """Profile the segmentation of one image: time per stage, and per operator of the network."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler; read when PyTorch is imported
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "99"
+    )  # silences the profiler; read when PyTorch is imported
     from ..local import LocalSegmenter
     from ..profile import profile_image
 
-    with told_in_one_line(), console.status("segmenting"):
+    with errors_in_one_line(), console.status("segmenting"):
         segmenter = LocalSegmenter(model if Path(model).is_file() else model_folder(model))
-        profiled = profile_image(segmenter, image.read_bytes(), repeat=repeat, trace=trace, mode=mode, tta=tta)
+        profiled = profile_image(
+            segmenter, image.read_bytes(), repeat=repeat, trace=trace, mode=mode, tta=tta
+        )
     console.print(_stages(profiled))
     if top:
         console.print(_operators(profiled, top))
@@ -50,7 +63,11 @@ def _stages(profiled: "ImageProfile") -> Table:
     table.add_column("ms", justify="right")
     table.add_column("share", justify="right")
     rest_ms = profiled.total_ms - sum(profiled.stages_ms.values())
-    for stage, ms in {**profiled.stages_ms, "around them": max(0.0, rest_ms), "total": profiled.total_ms}.items():
+    for stage, ms in {
+        **profiled.stages_ms,
+        "around them": max(0.0, rest_ms),
+        "total": profiled.total_ms,
+    }.items():
         table.add_row(stage, f"{ms:.2f}", f"{ms / profiled.total_ms:.0%}")
     return table
 

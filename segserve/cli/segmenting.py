@@ -14,7 +14,7 @@ import typer
 
 from ..segment.layout import Format, Layout
 from ..segment.sources import STDIN, Source, find_sources
-from .app import USE, app, model_folder, model_names, print_error, told_in_one_line
+from .app import USE, app, errors_in_one_line, model_folder, model_names, print_error
 from .asking import ClassesFlag, ModeFlag, ThresholdFlag, TtaFlag, given_options
 from .outcomes import Reporter, reporter, told_stop
 from .output import SIGNALLED, OutputError, check_output, write_output
@@ -31,7 +31,9 @@ _DEFAULT_FOLDER = Path("segmented")
 
 @dataclass(frozen=True)
 class _Computer:
-    """A server's client or a local model. At most `workers` threads may call the opened function."""
+    """A server's client or a local model. At most `workers` threads may call the opened
+    function.
+    """
 
     model: str
     workers: int
@@ -41,41 +43,61 @@ class _Computer:
 @app.command(rich_help_panel=USE)
 def segment(
     images: Annotated[
-        list[str], typer.Argument(help="files, folders, quoted globs such as 'in/**/*.jpg', - for stdin")
+        list[str],
+        typer.Argument(help="files, folders, quoted globs such as 'in/**/*.jpg', - for stdin"),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help=f"folder of the results; by default {_DEFAULT_FOLDER}, for - stdout"),
+        typer.Option(
+            "--output",
+            "-o",
+            help=f"folder of the results; by default {_DEFAULT_FOLDER}, for - stdout",
+        ),
     ] = None,
     format: Annotated[Format, typer.Option(help="of the results")] = Format.PNG,  # noqa: A002 - names the flag
-    overlay: Annotated[bool, typer.Option("--overlay", help="save a picture to look at, too")] = False,
-    force: Annotated[bool, typer.Option("--force", help="make again what is there already")] = False,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="save a picture to look at, too")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="make again what is there already")
+    ] = False,
     json: Annotated[
-        bool, typer.Option("--json", help="tell what became of each image as one JSON object a line")
+        bool,
+        typer.Option("--json", help="tell what became of each image as one JSON object a line"),
     ] = False,
     mode: ModeFlag = None,
     tta: TtaFlag = None,
     classes: ClassesFlag = None,
     threshold: ThresholdFlag = None,
     server: Annotated[
-        str | None, typer.Option(help="its address; by default that of `segserve serve`", rich_help_panel=_SERVER)
+        str | None,
+        typer.Option(
+            help="its address; by default that of `segserve serve`", rich_help_panel=_SERVER
+        ),
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(help="by default that of `segserve serve`, else $SEGSERVE_TOKEN", rich_help_panel=_SERVER),
+        typer.Option(
+            help="by default that of `segserve serve`, else $SEGSERVE_TOKEN",
+            rich_help_panel=_SERVER,
+        ),
     ] = None,
     local: Annotated[
-        bool, typer.Option("--local", help="compute here, without a server", rich_help_panel=_SERVER)
+        bool,
+        typer.Option("--local", help="compute here, without a server", rich_help_panel=_SERVER),
     ] = False,
     model: Annotated[
         str | None,
         typer.Option(
-            help="name of the served model; with --local an archive, a model folder or the name of one in model/",
+            help="name of the served model; with --local an archive, a model folder "
+            "or the name of one in model/",
             autocompletion=model_names,
             rich_help_panel=_SERVER,
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=64, help="requests in flight", rich_help_panel=_SERVER)] = 8,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=64, help="requests in flight", rich_help_panel=_SERVER)
+    ] = 8,
 ) -> None:
     """Segment images: files, globs, folders or standard input.
 
@@ -85,7 +107,7 @@ def segment(
     from ..segment.run import Run
 
     options = given_options(mode=mode, tta=tta, classes=classes, threshold=threshold)
-    with told_in_one_line():
+    with errors_in_one_line():
         _check_alternatives(local=local, server=server, token=token)
         if STDIN in images:
             _check_stdin()
@@ -106,7 +128,15 @@ def segment(
             computer.opened as ask,
             reporter(len(sources), as_json=json) as report,
         ):
-            run = Run(sources, layout, partial(ask, **options), computer.workers, force, report.outcome, local)
+            run = Run(
+                sources,
+                layout,
+                partial(ask, **options),
+                computer.workers,
+                force,
+                report.outcome,
+                local,
+            )
             status = _finish(run, report)
     if STDIN in images and status > SIGNALLED:
         _leave_reader(status)
@@ -114,7 +144,9 @@ def segment(
 
 
 def _finish(run: "Run", report: Reporter) -> int:
-    """Returns the exit status: 0 for success, 1 for failures, and the shell's status for a signal."""
+    """Returns the exit status: 0 for success, 1 for failures, and the shell's status for a
+    signal.
+    """
     from ..segment.coco import write_data_set
     from ..segment.errors import InterruptedRunError, StoppedError
 
@@ -137,8 +169,11 @@ def _finish(run: "Run", report: Reporter) -> int:
 
 
 @contextmanager
-def _claimed(layout: Layout, sources: Sequence[Source], options: Mapping[str, object]) -> Iterator[None]:
-    """Records the options in the folder of results. Removes the record at the end if there is no result.
+def _claimed(
+    layout: Layout, sources: Sequence[Source], options: Mapping[str, object]
+) -> Iterator[None]:
+    """Records the options in the folder of results. Removes the record at the end if there is no
+    result.
 
     Otherwise, the record of a mistyped model name would block the correct name.
     """
@@ -150,19 +185,25 @@ def _claimed(layout: Layout, sources: Sequence[Source], options: Mapping[str, ob
     try:
         yield
     finally:
-        if not was_there and not any(os.path.lexists(path) for source in sources for path in layout.files(source)):
+        if not was_there and not any(
+            os.path.lexists(path) for source in sources for path in layout.files(source)
+        ):
             note.unlink(missing_ok=True)
 
 
 @contextmanager
 def _only_first_signal() -> Iterator[None]:
-    """Ignores further signals while the run ends, so that a second Ctrl-C does not change the message.
+    """Ignores further signals while the run ends, so that a second Ctrl-C does not change the
+    message.
 
-    During its work, a run has its own signal handlers. When it is interrupted, it restores the previous handlers.
+    During its work, a run has its own signal handlers. When it is interrupted, it restores the
+    previous handlers.
     """
     from ..segment.errors import InterruptedRunError
 
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     except InterruptedRunError:
@@ -174,7 +215,9 @@ def _only_first_signal() -> Iterator[None]:
 
 
 def _leave_reader(status: int) -> NoReturn:
-    """Ends the process while a thread still reads standard input. Python's normal exit would abort."""
+    """Ends the process while a thread still reads standard input. Python's normal exit would
+    abort.
+    """
     sys.stderr.flush()
     os._exit(status)
 
@@ -182,14 +225,17 @@ def _leave_reader(status: int) -> NoReturn:
 def _check_stdin() -> None:
     if sys.stdin is None:  # Python's value for a closed descriptor
         raise ValueError(
-            "standard input is closed: name files, or lead one into it, as in segserve segment - < cat.png"
+            "standard input is closed: name files, or lead one into it, as in segserve segment - < "
+            "cat.png"
         )
 
 
 def _read_stdin() -> bytes:
     content = sys.stdin.buffer.read()
     if not content:
-        raise ValueError("standard input is empty: lead an image into it, as in segserve segment - < cat.png")
+        raise ValueError(
+            "standard input is empty: lead an image into it, as in segserve segment - < cat.png"
+        )
     return content
 
 
@@ -198,7 +244,9 @@ def _served(url: str | None, token: str | None, model: str | None, jobs: int) ->
     from ..server.endpoint import find_endpoint
 
     endpoint = find_endpoint(url, token=token, model=model)
-    client = SegmentationClient(endpoint.url, token=endpoint.token, model=endpoint.model, pool_size=jobs)
+    client = SegmentationClient(
+        endpoint.url, token=endpoint.token, model=endpoint.model, pool_size=jobs
+    )
     return _Computer(endpoint.model, jobs, _open_client(client))
 
 
@@ -209,7 +257,9 @@ def _open_client(client: "SegmentationClient") -> "Iterator[Ask]":
 
 
 def _local(model: str | None) -> _Computer:
-    """A model in this process, with two threads: one runs the network on all cores, the other reads or encodes."""
+    """A model in this process, with two threads: one runs the network on all cores, the other reads
+    or encodes.
+    """
     from ..runtime.record import read_record
     from ..server.store import model_name
 
@@ -237,6 +287,11 @@ def _check_stdout(format: Format, *, overlay: bool, json: bool) -> None:  # noqa
     check_output()
     for flag, given in (("--overlay", overlay), ("--json", json)):
         if given:
-            raise ValueError(f"standard output holds one result, and {flag} makes two: name a folder with -o")
+            raise ValueError(
+                f"standard output holds one result, and {flag} makes two: name a folder with -o"
+            )
     if sys.stdout.isatty() and format in (Format.PNG, Format.NPY):
-        raise ValueError(f"{format} is not for a terminal: redirect the output to a file, or name a folder with -o")
+        raise ValueError(
+            f"{format} is not for a terminal: redirect the output to a file, or name a folder with "
+            "-o"
+        )

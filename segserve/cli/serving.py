@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import MAKE, USE, ModelArgument, app, console, model_folder, print_plain, told_in_one_line
+from .app import (
+    MAKE,
+    USE,
+    ModelArgument,
+    app,
+    console,
+    errors_in_one_line,
+    model_folder,
+    print_plain,
+)
 from .trust import SignFlag, TrustFlag, sign_archive, trusted_keys
 
 if TYPE_CHECKING:
@@ -31,7 +40,7 @@ def archive(
     sign: SignFlag = None,
 ) -> None:
     """Pack a model into a self-contained, reproducible archive."""
-    with told_in_one_line():
+    with errors_in_one_line():
         path = _build(model, output)
         if sign is not None:
             sign_archive(path, sign)
@@ -42,16 +51,21 @@ def serve(
     model: ModelArgument = "embedded",
     engine: Annotated[Engine, typer.Option(help="what runs the archive")] = Engine.TORCHSERVE,
     archive: Annotated[
-        Path | None, typer.Option(help="an archive that is there already, in place of one made of the model")
+        Path | None,
+        typer.Option(help="an archive that is there already, in place of one made of the model"),
     ] = None,
     trust: TrustFlag = None,
 ) -> None:
-    """Start a server with a model, wait until it is ready, and leave it running in the background."""
+    """Start a server with a model, wait until it is ready, and leave it running in the
+    background.
+    """
     from ..server.endpoint import ENGINES, SERVE_DIR
 
-    with told_in_one_line():
+    with errors_in_one_line():
         trusted = trusted_keys(trust)
-        server = ENGINES[engine].start([archive or _build(model, BUILD_DIR)], SERVE_DIR, trusted=trusted)
+        server = ENGINES[engine].start(
+            [archive or _build(model, BUILD_DIR)], SERVE_DIR, trusted=trusted
+        )
         try:
             server.wait_ready(_READY_TIMEOUT_S)
         except BaseException:
@@ -61,12 +75,20 @@ def serve(
 
 
 def _print_ready(server: "RunningServer", name: str) -> None:
-    authorization = f" -H 'Authorization: Bearer {server.inference_token}'" if server.inference_token else ""
-    console.print(f"{name} is ready at {server.inference_url} (log: {server.log_path}). Try:\n", soft_wrap=True)
-    print_plain(
-        f"  curl{authorization} -H 'X-Segment-Mask: png' -F data=@PHOTO.jpg {server.inference_url}/predictions/{name}\n"
+    authorization = (
+        f" -H 'Authorization: Bearer {server.inference_token}'" if server.inference_token else ""
     )
-    print_plain("The token lives for a day and changes at every start. `segserve stop` stops the server.")
+    console.print(
+        f"{name} is ready at {server.inference_url} (log: {server.log_path}). Try:\n",
+        soft_wrap=True,
+    )
+    print_plain(
+        f"  curl{authorization} -H 'X-Segment-Mask: png' -F data=@PHOTO.jpg "
+        f"{server.inference_url}/predictions/{name}\n"
+    )
+    print_plain(
+        "The token lives for a day and changes at every start. `segserve stop` stops the server."
+    )
 
 
 @app.command(rich_help_panel=USE)
@@ -74,7 +96,7 @@ def stop() -> None:
     """Stop the server that `segserve serve` started from this folder."""
     from ..server.endpoint import running_server
 
-    with told_in_one_line():
+    with errors_in_one_line():
         server = running_server()
         if server is None:
             console.print("no server is running")
@@ -88,7 +110,7 @@ def demo(model: ModelArgument = "embedded") -> None:
     """Serve a model, segment two photographs over HTTP, and show the classes found."""
     from ..demo import run_demo
 
-    with told_in_one_line():
+    with errors_in_one_line():
         run_demo(_build(model, BUILD_DIR), DEMO_DIR, BUILD_DIR / "demo", console)
 
 

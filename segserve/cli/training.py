@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from ..runtime.record import Architecture
 from ..training.train.recipe import Recipe
-from .app import MAKE, app, console, progress_bar, told_in_one_line
+from .app import MAKE, app, console, errors_in_one_line, progress_bar
 from .flags import flags_of, given_for
 
 if TYPE_CHECKING:
@@ -20,23 +20,38 @@ if TYPE_CHECKING:
 @app.command(rich_help_panel=MAKE)
 @flags_of(Architecture, Recipe)
 def train(
-    model: Annotated[Path, typer.Argument(help="model folder; one without model.yaml is made from the flags")],
+    model: Annotated[
+        Path, typer.Argument(help="model folder; one without model.yaml is made from the flags")
+    ],
     *,
-    data: Annotated[Path, typer.Option(help="folder in PASCAL VOC or COCO layout, or a COCO JSON file")],
-    images: Annotated[Path | None, typer.Option(help="the images' folder, where the data's layout has none")] = None,
-    split: Annotated[str, typer.Option(help="split to train on: a name, or the path of a .txt list")] = "train",
-    val: Annotated[str | None, typer.Option(help="split to measure on, now and then and at the end")] = None,
+    data: Annotated[
+        Path, typer.Option(help="folder in PASCAL VOC or COCO layout, or a COCO JSON file")
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="the images' folder, where the data's layout has none")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="split to train on: a name, or the path of a .txt list")
+    ] = "train",
+    val: Annotated[
+        str | None, typer.Option(help="split to measure on, now and then and at the end")
+    ] = None,
     classes: Annotated[Path | None, typer.Option(help="class file of a new model")] = None,
     size_px: Annotated[int, typer.Option(min=32, help="longer side of a new model's input")] = 448,
     licence: Annotated[str, typer.Option(help="of a new model's weights")] = "not stated",
-    recipe: Annotated[str, typer.Option(help="file in the model folder; flags come before it")] = "recipe.yaml",
-    run: Annotated[Path | None, typer.Option(help="folder of checkpoint and logs; default: runs/MODEL/RECIPE")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="file in the model folder; flags come before it")
+    ] = "recipe.yaml",
+    run: Annotated[
+        Path | None, typer.Option(help="folder of checkpoint and logs; default: runs/MODEL/RECIPE")
+    ] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="steps")] = 50,
     validate_every: Annotated[int, typer.Option(min=1, help="steps")] = 500,
     workers: Annotated[int, typer.Option(min=0, help="processes that load data")] = 1,
     **given: object,
 ) -> None:
-    """Train a model, or resume an interrupted run, and write a model folder that is ready for `segserve archive`.
+    """Train a model, or resume an interrupted run, and write a model folder that is ready for
+    `segserve archive`.
 
     On several GPUs: torchrun --standalone --nproc-per-node 4 -m segserve train ...
     """
@@ -49,7 +64,7 @@ def train(
     from ..training.train.recipe import prepare_recipe
     from ..training.train.validate import Validation
 
-    with told_in_one_line():
+    with errors_in_one_line():
         listed = read_class_file(classes) if classes else None
         asked = given_for(Architecture, given)
         labels, categories = (listed.classes, listed.categories) if listed else (None, None)
@@ -76,7 +91,9 @@ def train(
         if measured:
             report = measure_model(model, measured, dataset=data.resolve().name, split=str(val))
             console.print(f"mean IoU {report.mean_iou:.4f} on {val}", highlight=False)
-        console.print(f"{model} is ready: segserve archive {model}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{model} is ready: segserve archive {model}", highlight=False, soft_wrap=True
+        )
 
 
 def _shown_in(progress: Progress, steps: int) -> "Callable[[StepReport], None]":
@@ -88,6 +105,8 @@ def _shown_in(progress: Progress, steps: int) -> "Callable[[StepReport], None]":
         nonlocal mean_iou
         if report.mean_iou is not None:
             mean_iou = f", mean IoU {report.mean_iou:.3f}"
-        progress.update(task, completed=report.step, description=f"loss {report.loss:.3f}{mean_iou}")
+        progress.update(
+            task, completed=report.step, description=f"loss {report.loss:.3f}{mean_iou}"
+        )
 
     return show

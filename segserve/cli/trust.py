@@ -13,10 +13,14 @@ if TYPE_CHECKING:
 TrustFlag = Annotated[
     Path | None,
     typer.Option(
-        envvar="SEGSERVE_TRUST", metavar="PUBLIC_KEY", help="take no archive but those signed by a key of this file"
+        envvar="SEGSERVE_TRUST",
+        metavar="PUBLIC_KEY",
+        help="take no archive but those signed by a key of this file",
     ),
 ]
-SignFlag = Annotated[Path | None, typer.Option(metavar="KEY", help="sign it with the secret key of this file")]
+SignFlag = Annotated[
+    Path | None, typer.Option(metavar="KEY", help="sign it with the secret key of this file")
+]
 
 
 def sign_archive(archive: Path, key: Path) -> None:

@@ -1,13 +1,13 @@
 """Clients of a running server. This package does not import torch.
 
-`SegmentationClient` is synchronous, `AsyncSegmentationClient` is asynchronous. Both return a `Segmentation`.
-`segserve.local.LocalSegmenter` returns the same type without a server.
+`SegmentationClient` is synchronous, `AsyncSegmentationClient` is asynchronous. Both return a
+`Segmentation`. `segserve.local.LocalSegmenter` returns the same type without a server.
 """
 
 from .aio import AsyncSegmentationClient
 from .errors import (
     ClientError,
-    MalformedAnswerError,
+    MalformedResponseError,
     RefusedError,
     TimedOutError,
     TokenRefusedError,
@@ -24,7 +24,7 @@ __all__ = [
     "ClassShare",
     "ClientError",
     "ImageInput",
-    "MalformedAnswerError",
+    "MalformedResponseError",
     "RefusedError",
     "Segmentation",
     "SegmentationClient",

@@ -8,7 +8,7 @@ from tenacity import AsyncRetrying
 
 from .images import ImageInput, as_image_file
 from .reading import read_segmentation
-from .reply import Reply, raise_for_refusal
+from .reply import Reply, raise_for_error
 from .request import JSON, AnswerOptions, ClassNames, Target, as_fields
 from .retry import policy
 from .segmentation import Segmentation
@@ -25,8 +25,8 @@ class AsyncTransport(Protocol):
 class AsyncSegmentationClient:
     """The asynchronous `SegmentationClient`, with the same arguments and errors.
 
-    Use it with `async with` and `await client.segment(...)`. HTTP needs `pip install 'segserve[async]'`; gRPC needs
-    `pip install 'segserve[grpc]'`.
+    Use it with `async with` and `await client.segment(...)`. HTTP needs `pip install
+    'segserve[async]'`; gRPC needs `pip install 'segserve[grpc]'`.
     """
 
     def __init__(
@@ -57,11 +57,20 @@ class AsyncSegmentationClient:
         confidence: bool = False,
     ) -> Segmentation:
         """Segments an image; see `SegmentationClient.segment`."""
-        fields = as_fields(mask="png", mode=mode, tta=tta, classes=classes, threshold=threshold, confidence=confidence)
+        fields = as_fields(
+            mask="png",
+            mode=mode,
+            tta=tta,
+            classes=classes,
+            threshold=threshold,
+            confidence=confidence,
+        )
         image_file = await asyncio.to_thread(as_image_file, image)  # may read or encode a file
         return read_segmentation(await self._ask(image_file, JSON, fields), image_file)
 
-    async def answer(self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]) -> bytes:
+    async def answer(
+        self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]
+    ) -> bytes:
         """Returns the response body unchanged; see `SegmentationClient.answer`."""
         fields = as_fields(**options)
         image_file = await asyncio.to_thread(as_image_file, image)
@@ -72,7 +81,7 @@ class AsyncSegmentationClient:
 
     async def _once(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
         reply = await self._transport.send(image_file, accept, fields)
-        raise_for_refusal(reply)
+        raise_for_error(reply)
         return reply
 
     async def close(self) -> None:
@@ -83,7 +92,10 @@ class AsyncSegmentationClient:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         await self.close()
 

@@ -19,7 +19,9 @@ def as_annotations(
 ) -> list[dict[str, Any]]:
     """See `Segmentation.to_coco`."""
     shares = [
-        share for share in classes if share.id != BACKGROUND and (category_ids is None or share.id in category_ids)
+        share
+        for share in classes
+        if share.id != BACKGROUND and (category_ids is None or share.id in category_ids)
     ]
     masks = encode_rle(label_map, [share.id for share in shares])
     return [

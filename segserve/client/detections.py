@@ -34,7 +34,9 @@ def as_detections(label_map: LabelMap, classes: Sequence[ClassShare]) -> "superv
     try:
         from supervision import Detections
     except ImportError as error:
-        raise ImportError("supervision is not installed; install it with: pip install supervision") from error
+        raise ImportError(
+            "supervision is not installed; install it with: pip install supervision"
+        ) from error
     shares = [share for share in classes if share.id != BACKGROUND]
     class_ids = np.array([share.id for share in shares], np.int64)
     return Detections(
@@ -51,14 +53,19 @@ def from_detections(detections: "supervision.Detections", image: ImageInput) -> 
     image_file = as_image_file(image)
     size_hw = decoded_size(image_file, max_pixels=_ANY_NUMBER)
     class_ids = _class_ids(detections)
-    confidences = np.ones(len(class_ids)) if detections.confidence is None else detections.confidence
+    confidences = (
+        np.ones(len(class_ids)) if detections.confidence is None else detections.confidence
+    )
     label_map, confidence = np.zeros(size_hw, np.uint8), np.ones(size_hw, np.float32)
     for index, class_id in enumerate(class_ids):
         mask = _mask(detections, index, size_hw)
         label_map[mask], confidence[mask] = class_id, confidences[index]
     label_map.flags.writeable = False
     labels = {BACKGROUND: "background", **_labels(detections, class_ids)}
-    shares = [_share(class_id, labels[class_id], label_map, confidence) for class_id in np.unique(label_map).tolist()]
+    shares = [
+        _share(class_id, labels[class_id], label_map, confidence)
+        for class_id in np.unique(label_map).tolist()
+    ]
     return Painted(
         label_map=label_map,
         classes=tuple(sorted(shares, key=lambda share: -share.pixels)),
@@ -71,9 +78,15 @@ def _class_ids(detections: "supervision.Detections") -> list[int]:
     class_ids: Any = detections.class_id
     if len(detections) and (detections.mask is None or class_ids is None):
         raise ValueError("expected detections with masks and class ids, got some without")
-    beyond = [class_id for class_id in (() if class_ids is None else class_ids.tolist()) if not 0 < class_id < _COLORS]
+    beyond = [
+        class_id
+        for class_id in (() if class_ids is None else class_ids.tolist())
+        if not 0 < class_id < _COLORS
+    ]
     if beyond:
-        raise ValueError(f"class ids must be from 1 to {_COLORS - 1}, 0 being background, got {beyond[:8]}")
+        raise ValueError(
+            f"class ids must be from 1 to {_COLORS - 1}, 0 being background, got {beyond[:8]}"
+        )
     return [] if class_ids is None else [int(class_id) for class_id in class_ids]
 
 
@@ -85,7 +98,9 @@ def _labels(detections: "supervision.Detections", class_ids: list[int]) -> dict[
     }
 
 
-def _mask(detections: "supervision.Detections", index: int, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+def _mask(
+    detections: "supervision.Detections", index: int, size_hw: tuple[int, int]
+) -> NDArray[np.bool_]:
     masks: Any = detections.mask
     mask = np.asarray(masks[index], dtype=bool)
     if mask.shape != size_hw:
@@ -93,11 +108,19 @@ def _mask(detections: "supervision.Detections", index: int, size_hw: tuple[int, 
     return mask
 
 
-def _share(class_id: int, label: str, label_map: NDArray[np.uint8], confidence: NDArray[np.float32]) -> ClassShare:
+def _share(
+    class_id: int, label: str, label_map: NDArray[np.uint8], confidence: NDArray[np.float32]
+) -> ClassShare:
     mask = label_map == class_id
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box_xyxy = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     pixels = int(mask.sum())
     return ClassShare(
-        class_id, label, voc_color(class_id), pixels, pixels / mask.size, box_xyxy, float(confidence[mask].mean())
+        class_id,
+        label,
+        voc_color(class_id),
+        pixels,
+        pixels / mask.size,
+        box_xyxy,
+        float(confidence[mask].mean()),
     )

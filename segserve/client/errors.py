@@ -6,14 +6,16 @@ class ClientError(Exception):
 
 
 class UnreachableError(ClientError):
-    """No server responds at the address, or the connection broke before the response was complete."""
+    """No server responds at the address, or the connection broke before the response was
+    complete.
+    """
 
 
 class TimedOutError(ClientError):
     """The server accepted the request but did not respond in time."""
 
 
-class MalformedAnswerError(ClientError):
+class MalformedResponseError(ClientError):
     """The response reports success but is not a segmentation of this image."""
 
 
@@ -22,12 +24,16 @@ class RefusedError(ClientError):
 
     Attributes:
         status: the HTTP status. Over gRPC, the status that HTTP would have.
-        code: the error's code, for programs: `image_truncated`, or TorchServe's `ServiceUnavailableException`.
+        code: the error's code, for programs: `image_truncated`, or TorchServe's
+            `ServiceUnavailableException`.
         message: the server's message, for people.
-        retry_after_s: the delay before a retry that the server requested, in seconds; None if it requested none.
+        retry_after_s: the delay before a retry that the server requested, in seconds; None if it
+            requested none.
     """
 
-    def __init__(self, status: int, code: str, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, *, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(f"{status} {code}: {message}")
         self.status = status
         self.code = code

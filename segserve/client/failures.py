@@ -15,16 +15,21 @@ def unreachable(target: Target, reason: str) -> UnreachableError:
 
 def timed_out(target: Target) -> TimedOutError:
     return TimedOutError(
-        f"{target.url}: no answer within {target.timeout_s:g} s; allow more by timeout_s, or send a smaller image"
+        f"{target.url}: no answer within {target.timeout_s:g} s; allow more by timeout_s, or send "
+        "a smaller image"
     )
 
 
 def reason_of(error: BaseException) -> str:
-    """The operating system's message, if there is one. HTTP libraries wrap it in several exceptions."""
+    """The operating system's message, if there is one. HTTP libraries wrap it in several
+    exceptions.
+    """
     reason, cause = str(error), error
     while cause := cause.__cause__ or cause.__context__:  # type: ignore[assignment]
         if isinstance(cause, OSError) and cause.strerror:
             reason = cause.strerror
-            if isinstance(cause, ConnectionError) and cause.errno is not None:  # asyncio replaces the message
+            if (
+                isinstance(cause, ConnectionError) and cause.errno is not None
+            ):  # asyncio replaces the message
                 reason = os.strerror(cause.errno)
     return reason or type(error).__name__

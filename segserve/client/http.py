@@ -1,4 +1,6 @@
-"""HTTP transport based on the package requests. Threads share one session with persistent connections."""
+"""HTTP transport based on the package requests. Threads share one session with persistent
+connections.
+"""
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -12,7 +14,9 @@ from .request import Target, http_headers
 
 
 class _Authorization(AuthBase):
-    """Sends the token through `auth`. If ~/.netrc lists the host, requests would replace a plain header."""
+    """Sends the token through `auth`. If ~/.netrc lists the host, requests would replace a plain
+    header.
+    """
 
     def __init__(self, value: str | None) -> None:
         self._value = value
@@ -27,7 +31,9 @@ class HttpTransport:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._endpoint = target.endpoint
-        self._proxies = {"no_proxy": target.own_host} if target.own_host else None  # adds to the environment's
+        self._proxies = (
+            {"no_proxy": target.own_host} if target.own_host else None
+        )  # adds to the environment's
         self._timeout_s = (target.connect_timeout_s, target.timeout_s)
         self._session = requests.Session()
         self._session.headers["User-Agent"] = f"segserve/{__version__}"
@@ -49,7 +55,9 @@ class HttpTransport:
         except requests.ReadTimeout as error:
             raise timed_out(self._target) from error
         except requests.RequestException as error:
-            if any(isinstance(argument, ReadTimeoutError) for argument in error.args):  # in the response body
+            if any(
+                isinstance(argument, ReadTimeoutError) for argument in error.args
+            ):  # in the response body
                 raise timed_out(self._target) from error
             raise unreachable(self._target, reason_of(error)) from error
         headers = {name.lower(): value for name, value in response.headers.items()}

@@ -8,7 +8,9 @@ from .request import Target, http_headers
 try:
     import httpx
 except ImportError as error:
-    raise ImportError(f"{error}; the client to await needs: pip install 'segserve[async]'") from error
+    raise ImportError(
+        f"{error}; the client to await needs: pip install 'segserve[async]'"
+    ) from error
 
 
 class AsyncHttpTransport:
@@ -21,9 +23,13 @@ class AsyncHttpTransport:
         host = target.own_host
         self._client = httpx.AsyncClient(
             headers=headers,
-            mounts={f"all://[{host}]" if ":" in host else f"all://{host}": None} if host else None,  # no proxy
+            mounts={f"all://[{host}]" if ":" in host else f"all://{host}": None}
+            if host
+            else None,  # no proxy
             timeout=httpx.Timeout(target.timeout_s, connect=target.connect_timeout_s, pool=None),
-            limits=httpx.Limits(max_connections=target.pool_size, max_keepalive_connections=target.pool_size),
+            limits=httpx.Limits(
+                max_connections=target.pool_size, max_keepalive_connections=target.pool_size
+            ),
         )
 
     async def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:

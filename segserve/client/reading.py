@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import MalformedAnswerError
-from .reply import Reply, raise_for_refusal
+from .errors import MalformedResponseError
+from .reply import Reply, raise_for_error
 from .segmentation import Segmentation
 from .share import ClassShare
 
@@ -58,17 +58,20 @@ def read_segmentation(reply: Reply, image_file: bytes) -> Segmentation:
 
     Raises:
         RefusedError: the server sent an error response.
-        MalformedAnswerError: the response is not a segmentation, or its parts contradict each other.
+        MalformedResponseError: the response is not a segmentation, or its parts contradict each
+            other.
     """
-    raise_for_refusal(reply)
+    raise_for_error(reply)
     try:
         answer = _Answer.model_validate_json(reply.body)
     except ValidationError as error:
-        raise MalformedAnswerError(_what_is_wrong(reply, error)) from error
+        raise MalformedResponseError(_what_is_wrong(reply, error)) from error
     size_wh = answer.width, answer.height
     mask = _decoded(answer.mask, size_wh, "mask", modes=("P", "L"))
     _check_counts(mask, answer.classes)
-    confidence = answer.confidence and _decoded(answer.confidence, size_wh, "confidence", modes=("L",))
+    confidence = answer.confidence and _decoded(
+        answer.confidence, size_wh, "confidence", modes=("L",)
+    )
     return Segmentation(
         label_map=_pixels(mask),
         classes=tuple(_share(entry) for entry in answer.classes),
@@ -82,27 +85,44 @@ def read_segmentation(reply: Reply, image_file: bytes) -> Segmentation:
 
 
 def _share(entry: _Class) -> ClassShare:
-    return ClassShare(entry.id, entry.label, entry.color, entry.pixels, entry.fraction, entry.box, entry.confidence)
+    return ClassShare(
+        entry.id,
+        entry.label,
+        entry.color,
+        entry.pixels,
+        entry.fraction,
+        entry.box,
+        entry.confidence,
+    )
 
 
-def _decoded(picture: _Picture, size_wh: tuple[int, int], name: str, *, modes: tuple[str, ...]) -> Image.Image:
+def _decoded(
+    picture: _Picture, size_wh: tuple[int, int], name: str, *, modes: tuple[str, ...]
+) -> Image.Image:
     """Decodes the base64 PNG of a response. Raises an error if its size or its mode is wrong."""
     if picture.encoding != "png":
-        raise MalformedAnswerError(f"expected a {name} encoded as png, got {picture.encoding!r:.40}")
+        raise MalformedResponseError(
+            f"expected a {name} encoded as png, got {picture.encoding!r:.40}"
+        )
     try:
         content = base64.b64decode(picture.data, validate=True)
     except binascii.Error as error:
-        raise MalformedAnswerError(f"the server's {name} is not base64: {error}") from error
+        raise MalformedResponseError(f"the server's {name} is not base64: {error}") from error
     try:
         decoded = Image.open(io.BytesIO(content), formats=("PNG",))
         if decoded.size != size_wh or decoded.mode not in modes:
             expected, got = ("{} x {} pixels".format(*size) for size in (size_wh, decoded.size))
-            raise MalformedAnswerError(
+            raise MalformedResponseError(
                 f"expected a {name} of {expected} and mode {modes[0]}, got {got} and {decoded.mode}"
             )
         decoded.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: invalid chunk
-        raise MalformedAnswerError(f"the server's {name} cannot be decoded: {error}") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:  # SyntaxError: invalid chunk
+        raise MalformedResponseError(f"the server's {name} cannot be decoded: {error}") from error
     return decoded
 
 
@@ -110,7 +130,9 @@ def _check_counts(mask: Image.Image, classes: tuple[_Class, ...]) -> None:
     counted = {class_id: pixels for class_id, pixels in enumerate(mask.histogram()) if pixels}
     told = {entry.id: entry.pixels for entry in classes}
     if counted != told or len(told) != len(classes):
-        raise MalformedAnswerError(f"the server's mask and its classes disagree: pixels {counted} and {told}"[:300])
+        raise MalformedResponseError(
+            f"the server's mask and its classes disagree: pixels {counted} and {told}"[:300]
+        )
 
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8]:

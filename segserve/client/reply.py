@@ -1,4 +1,6 @@
-"""The server's response in one form for every transport, and the conversion of error responses to exceptions."""
+"""The server's response in one form for every transport, and the conversion of error responses to
+exceptions.
+"""
 
 import re
 import time
@@ -17,13 +19,19 @@ _LONGEST_MESSAGE = 1000  # characters; a proxy may send a long page
 _ADVICE: Mapping[str, tuple[type[RefusedError], str]] = {
     "InvalidKeyException": (TokenRefusedError, "`segserve serve` prints a new one"),
     "ModelNotFoundException": (UnknownModelError, "name the model that is served"),
-    "ModelVersionNotFoundException": (UnknownModelError, "leave the version out for the one that is served"),
+    "ModelVersionNotFoundException": (
+        UnknownModelError,
+        "leave the version out for the one that is served",
+    ),
     "ServiceUnavailableException": (RefusedError, "send fewer requests at once"),
     "ResourceNotFoundException": (RefusedError, "name the address of the inference port"),
 }
 _NOT_OURS = "something else than a segmentation server answers there: check the address"
 _UNKNOWN = "unknown"  # for an error without a code, such as a proxy's or another server's
-_TOO_LARGE = "the server takes no request of so many bytes; send a smaller image, or raise its max_request_size"
+_TOO_LARGE = (
+    "the server takes no request of so many bytes; send a smaller image, or raise its "
+    "max_request_size"
+)
 
 
 @dataclass(frozen=True)
@@ -38,10 +46,12 @@ class Reply:
     @property
     def timings_ms(self) -> dict[str, float]:
         """Milliseconds per stage, from the header `Server-Timing`."""
-        return {stage: float(ms) for stage, ms in _TIMING.findall(self.headers.get("server-timing", ""))}
+        return {
+            stage: float(ms) for stage, ms in _TIMING.findall(self.headers.get("server-timing", ""))
+        }
 
 
-def raise_for_refusal(reply: Reply) -> None:
+def raise_for_error(reply: Reply) -> None:
     """Raises an exception if the response is an error.
 
     Raises:
@@ -58,11 +68,18 @@ def raise_for_refusal(reply: Reply) -> None:
     if 300 <= reply.status < 400:
         advice = f"ask {reply.headers.get('location', 'where it points')!r:.200} instead"
     message = f"{message.rstrip('.')}; {advice}" if advice else message
-    raise kind(reply.status, code, message, retry_after_s=_retry_after_s(reply.headers.get("retry-after", "")))
+    raise kind(
+        reply.status,
+        code,
+        message,
+        retry_after_s=_retry_after_s(reply.headers.get("retry-after", "")),
+    )
 
 
 def _code_and_message(reply: Reply) -> tuple[str, str]:
-    """Reads an error of the handler, of TorchServe or of a proxy. Their formats differ; a proxy may send no JSON."""
+    """Reads an error of the handler, of TorchServe or of a proxy. Their formats differ; a proxy may
+    send no JSON.
+    """
     try:
         document = orjson.loads(reply.body)
     except orjson.JSONDecodeError:
@@ -75,7 +92,9 @@ def _code_and_message(reply: Reply) -> tuple[str, str]:
 
 
 def _retry_after_s(value: str) -> float | None:
-    """Converts a number of seconds or a date (RFC 9110, section 10.2.3) to seconds; None for any other value."""
+    """Converts a number of seconds or a date (RFC 9110, section 10.2.3) to seconds; None for any
+    other value.
+    """
     if value.strip().isdecimal():
         return float(value)
     try:

@@ -25,7 +25,9 @@ class SegmentOptions(TypedDict, total=False):
 
 
 class AnswerOptions(SegmentOptions, total=False):
-    """`SegmentOptions` and `mask`, the mask's encoding in JSON: `dense`, `rle`, `png`, `polygons` or `none`."""
+    """`SegmentOptions` and `mask`, the mask's encoding in JSON: `dense`, `rle`, `png`, `polygons`
+    or `none`.
+    """
 
     mask: str | None
 
@@ -48,19 +50,26 @@ class Target:
 
     def __post_init__(self) -> None:
         if self.pool_size < 1:
-            raise ValueError(f"pool_size is the number of connections, at least 1, got {self.pool_size}")
+            raise ValueError(
+                f"pool_size is the number of connections, at least 1, got {self.pool_size}"
+            )
         if self.token and not (self.token.strip().isascii() and self.token.strip().isprintable()):
             raise ValueError(  # omits the token, because this may be logged
-                "the token holds a line break or a letter beyond ASCII, as none does that a server made: copy it again"
+                "the token holds a line break or a letter beyond ASCII, as none does that a server "
+                "made: copy it again"
             )
 
     @property
     def endpoint(self) -> str:
         """The URL of predictions over HTTP."""
         if fault := _fault_of_address(self.url):
-            raise ValueError(f"expected a server's address like http://127.0.0.1:8080, got {self.url!r}: {fault}")
+            raise ValueError(
+                f"expected a server's address like http://127.0.0.1:8080, got {self.url!r}: {fault}"
+            )
         path = [self.model] if self.version is None else [self.model, self.version]
-        return "/".join((self.url.rstrip("/"), "predictions", *(quote(part, safe="") for part in path)))
+        return "/".join(
+            (self.url.rstrip("/"), "predictions", *(quote(part, safe="") for part in path))
+        )
 
     @property
     def own_host(self) -> str | None:
@@ -73,8 +82,13 @@ class Target:
         """HOST:PORT for gRPC, and whether the connection uses TLS."""
         scheme, _, rest = self.url.rpartition("://")
         address = rest.rstrip("/")
-        if scheme not in ("", "grpc", "grpcs", "http", "https") or not re.fullmatch(r"[^/]+:[0-9]+", address):
-            raise ValueError(f"expected a gRPC address like 127.0.0.1:7070 or grpcs://HOST:PORT, got {self.url!r}")
+        if scheme not in ("", "grpc", "grpcs", "http", "https") or not re.fullmatch(
+            r"[^/]+:[0-9]+", address
+        ):
+            raise ValueError(
+                "expected a gRPC address like 127.0.0.1:7070 or grpcs://HOST:PORT, got "
+                f"{self.url!r}"
+            )
         return address, scheme in ("grpcs", "https")
 
     @property
@@ -84,7 +98,9 @@ class Target:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether the host is the loopback interface. Such requests must not use the environment's proxy."""
+    """Whether the host is the loopback interface. Such requests must not use the environment's
+    proxy.
+    """
     try:
         return ip_address(host).is_loopback
     except ValueError:

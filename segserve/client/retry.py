@@ -2,14 +2,19 @@
 
 from typing import Any
 
-from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+from tenacity import (
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
 
 from .errors import RefusedError, UnreachableError
 
 _TRANSIENT = (503, 507)  # 503: the queue is full or a worker restarts; 507: out of memory
-_WORKER_DIED = (
-    "InternalServerException"  # TorchServe's type, with status 500 or 507; the handler's errors have other codes
-)
+# TorchServe's type, with status 500 or 507. The handler's errors have other codes.
+_WORKER_DIED = "InternalServerException"
 _LONGEST_WAIT_S = 60.0  # caps the delay that a server requests
 _backoff = wait_exponential(multiplier=0.2, max=10) + wait_random(0, 0.2)
 
@@ -17,9 +22,9 @@ _backoff = wait_exponential(multiplier=0.2, max=10) + wait_random(0, 0.2)
 def policy(retries: int) -> dict[str, Any]:
     """Arguments for tenacity's `Retrying` and `AsyncRetrying`.
 
-    Broken connections and transient error responses are retried. The delay is the one that the server requests; without
-    one, it is an exponential backoff. After the last attempt, the last error is raised. A timeout is not retried,
-    because the server is probably still computing.
+    Broken connections and transient error responses are retried. The delay is the one that the
+    server requests; without one, it is an exponential backoff. After the last attempt, the last
+    error is raised. A timeout is not retried, because the server is probably still computing.
 
     Raises:
         ValueError: `retries` is negative.

@@ -1,8 +1,8 @@
 """Transports over TorchServe's gRPC inference API.
 
-gRPC has no HTTP headers and no HTTP statuses. Options are sent as parts of the input. A handler's error arrives as the
-body of a successful response. TorchServe's own errors arrive as gRPC errors. This module converts all of them to the
-response that HTTP would have.
+gRPC has no HTTP headers and no HTTP statuses. Options are sent as parts of the input. A handler's
+error arrives as the body of a successful response. TorchServe's own errors arrive as gRPC errors.
+This module converts all of them to the response that HTTP would have.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,9 @@ class GrpcTransport:
     def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
         request = _request(self._target, image_file, accept, fields)
         try:
-            response = self._stub.Predictions(request, timeout=self._target.timeout_s, metadata=_metadata(self._target))
+            response = self._stub.Predictions(
+                request, timeout=self._target.timeout_s, metadata=_metadata(self._target)
+            )
         except grpc.RpcError as error:
             return _refusal(self._target, error)
         return _reply(response.prediction)
@@ -65,7 +67,9 @@ class AsyncGrpcTransport:
 
     async def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
         request = _request(self._target, image_file, accept, fields)
-        call = self._stub.Predictions(request, timeout=self._target.timeout_s, metadata=_metadata(self._target))
+        call = self._stub.Predictions(
+            request, timeout=self._target.timeout_s, metadata=_metadata(self._target)
+        )
         try:
             response = await call
         except grpc.RpcError as error:
@@ -82,8 +86,14 @@ def _open(channels: Any, target: Target) -> Any:  # noqa: ANN401 - grpc has no t
     options = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
-        ("grpc.enable_http_proxy", int(not is_this_machine(address.rpartition(":")[0].strip("[]")))),
-        ("grpc.min_reconnect_backoff_ms", int(1000 * target.connect_timeout_s)),  # also limits the time to connect
+        (
+            "grpc.enable_http_proxy",
+            int(not is_this_machine(address.rpartition(":")[0].strip("[]"))),
+        ),
+        (
+            "grpc.min_reconnect_backoff_ms",
+            int(1000 * target.connect_timeout_s),
+        ),  # also limits the time to connect
     ]
     if is_secure:
         return channels.secure_channel(address, grpc.ssl_channel_credentials(), options)
@@ -94,11 +104,15 @@ def _stub(channel: Any) -> Any:  # noqa: ANN401
     return InferenceAPIsServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
-def _request(target: Target, image_file: bytes, accept: str, fields: Mapping[str, str]) -> PredictionsRequest:
+def _request(
+    target: Target, image_file: bytes, accept: str, fields: Mapping[str, str]
+) -> PredictionsRequest:
     if accept != JSON:
         raise ValueError(f"over gRPC every answer is {JSON}, got accept={accept!r:.80}")
     parts = {"data": image_file, **{name: value.encode() for name, value in fields.items()}}
-    return PredictionsRequest(model_name=target.model, model_version=target.version or "", input=parts)
+    return PredictionsRequest(
+        model_name=target.model, model_version=target.version or "", input=parts
+    )
 
 
 def _metadata(target: Target) -> Sequence[tuple[str, str]]:
@@ -114,7 +128,8 @@ def _reply(body: bytes) -> Reply:
 
 
 def _refusal(target: Target, error: Any) -> Reply:  # noqa: ANN401
-    """Converts TorchServe's own error to its HTTP form. Some messages end with a line that names the Java class.
+    """Converts TorchServe's own error to its HTTP form. Some messages end with a line that names
+    the Java class.
 
     Raises:
         UnreachableError: there is no server.

@@ -36,8 +36,10 @@ class Segmentation:
         model_version: the model's version.
         palette: the colours of all of the model's classes, by class id: three bytes (R, G, B) each.
         image_file: the image file that was sent.
-        confidence_map: uint8 (H, W), read-only: each pixel's top probability times 255; None if not requested.
-        timings_ms: the server's time per stage: decode, preprocess, inference, encode. Empty over gRPC.
+        confidence_map: uint8 (H, W), read-only: each pixel's top probability times 255; None if not
+            requested.
+        timings_ms: the server's time per stage: decode, preprocess, inference, encode. Empty over
+            gRPC.
     """
 
     label_map: NDArray[np.uint8]
@@ -52,7 +54,10 @@ class Segmentation:
     def __repr__(self) -> str:
         height_px, width_px = self.label_map.shape
         shares = ", ".join(f"{share.label} {share.fraction:.1%}" for share in self.classes)
-        return f"<Segmentation {width_px} x {height_px} by {self.model} {self.model_version}: {shares}>"
+        return (
+            f"<Segmentation {width_px} x {height_px} by {self.model} {self.model_version}: "
+            f"{shares}>"
+        )
 
     @cached_property
     def image(self) -> Image.Image:
@@ -64,7 +69,9 @@ class Segmentation:
         return Image.fromarray(decode_image(self.image_file, max_pixels=self.label_map.size))
 
     def to_image(self) -> Image.Image:
-        """The label map as an indexed image, mode P: pixel value = class id, palette = class colours."""
+        """The label map as an indexed image, mode P: pixel value = class id, palette = class
+        colours.
+        """
         picture = Image.fromarray(self.label_map)
         picture.putpalette(self.palette)
         return picture
@@ -80,7 +87,9 @@ class Segmentation:
             SegserveError: as in `image`.
         """
         shown = [share.id for share in self.classes]
-        return draw_overlay(np.asarray(self.image), self.label_map, self._painted(), shown, opacity=opacity)
+        return draw_overlay(
+            np.asarray(self.image), self.label_map, self._painted(), shown, opacity=opacity
+        )
 
     def mask_of(self, label_or_id: str | int) -> NDArray[np.bool_]:
         """The mask of a class, by its label or id: bool (H, W).
@@ -92,34 +101,47 @@ class Segmentation:
         return mask
 
     def polygons(self) -> dict[int, list[list[int]]]:
-        """The polygons of every class present, by class id: each [x0, y0, x1, y1, ...] in pixels, in COCO's order."""
+        """The polygons of every class present, by class id: each [x0, y0, x1, y1, ...] in pixels,
+        in COCO's order.
+        """
         from ..runtime.encode.polygons import encode_polygons
 
         return encode_polygons(self.label_map, [share.id for share in self.classes])
 
     def to_coco(
-        self, *, image_id: int | str, first_id: int = 1, category_ids: Mapping[int, int] | None = None
+        self,
+        *,
+        image_id: int | str,
+        first_id: int = 1,
+        category_ids: Mapping[int, int] | None = None,
     ) -> list[dict[str, Any]]:
-        """COCO annotations for `pycocotools.coco.COCO.loadRes`: one per class present, except background.
+        """COCO annotations for `pycocotools.coco.COCO.loadRes`: one per class present, except
+        background.
 
         Args:
             image_id: the image's id in the COCO document.
             first_id: the id of the first annotation. The next annotations have consecutive ids.
-            category_ids: the document's category id of each class id; by default the class id itself. Classes that are
-                not in this mapping are omitted.
+            category_ids: the document's category id of each class id; by default the class id
+                itself. Classes that are not in this mapping are omitted.
 
         Returns:
-            Annotations whose `segmentation` is run-length encoded, because RLE is exact and supports holes. `area` is
-            in pixels, `bbox` is [x, y, width, height], and `score` is the class's mean confidence.
+            Annotations whose `segmentation` is run-length encoded, because RLE is exact and
+            supports holes. `area` is in pixels, `bbox` is [x, y, width, height], and `score` is the
+            class's mean confidence.
         """
         from .coco import as_annotations
 
         return as_annotations(
-            self.label_map, self.classes, image_id=image_id, first_id=first_id, category_ids=category_ids
+            self.label_map,
+            self.classes,
+            image_id=image_id,
+            first_id=first_id,
+            category_ids=category_ids,
         )
 
     def to_detections(self) -> "supervision.Detections":
-        """Detections for supervision's annotators and metrics: one per class present, except background.
+        """Detections for supervision's annotators and metrics: one per class present, except
+        background.
 
         Each detection has the whole mask of its class.
 
@@ -137,13 +159,13 @@ class Segmentation:
         Pixels outside all masks become background. Where masks overlap, the later mask wins.
 
         Args:
-            detections: must have `mask` and `class_id`. Labels come from the data `class_name`; without it, they are
-                generated from the ids.
+            detections: must have `mask` and `class_id`. Labels come from the data `class_name`;
+                without it, they are generated from the ids.
             image: the image of the detections.
 
         Raises:
-            ValueError: the detections have no masks or no class ids, a class id is outside 1..255, or a mask's size is
-                not the image's size.
+            ValueError: the detections have no masks or no class ids, a class id is outside 1..255,
+                or a mask's size is not the image's size.
         """
         from .detections import from_detections
 
@@ -159,7 +181,8 @@ class Segmentation:
         labels = {share.id: share.label for share in self.classes}
         colors = np.frombuffer(self.palette, np.uint8).reshape(-1, 3).tolist()
         return [
-            _Painted(labels.get(class_id, ""), (red, green, blue)) for class_id, (red, green, blue) in enumerate(colors)
+            _Painted(labels.get(class_id, ""), (red, green, blue))
+            for class_id, (red, green, blue) in enumerate(colors)
         ]
 
     def _share_of(self, label_or_id: str | int) -> ClassShare:

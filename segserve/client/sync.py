@@ -7,7 +7,7 @@ from tenacity import Retrying
 
 from .images import ImageInput, as_image_file
 from .reading import read_segmentation
-from .reply import Reply, raise_for_refusal
+from .reply import Reply, raise_for_error
 from .request import JSON, AnswerOptions, ClassNames, Target, as_fields
 from .retry import policy
 from .segmentation import Segmentation
@@ -31,16 +31,19 @@ class SegmentationClient:
     """Sends images to one model of a server over pooled connections. Thread-safe.
 
     Args:
-        url: address of the inference port, for example http://127.0.0.1:8080, or 127.0.0.1:7070 for gRPC.
+        url: address of the inference port, for example http://127.0.0.1:8080, or 127.0.0.1:7070 for
+            gRPC.
         token: inference token, if the server requires one.
         model: name of the served model.
         version: version of the model; by default the server's default version.
         timeout_s: time limit for a response, in seconds.
         connect_timeout_s: time limit for a connection, in seconds.
-        retries: maximum number of retries if the connection broke, or if the server is overloaded (503), out of memory
-            (507) or lost a worker.
-        pool_size: maximum number of connections. Additional threads wait. With gRPC, all threads share one connection.
-        transport: `http`, or `grpc` for TorchServe's gRPC inference API, which needs `pip install 'segserve[grpc]'`.
+        retries: maximum number of retries if the connection broke, or if the server is overloaded
+            (503), out of memory (507) or lost a worker.
+        pool_size: maximum number of connections. Additional threads wait. With gRPC, all threads
+            share one connection.
+        transport: `http`, or `grpc` for TorchServe's gRPC inference API, which needs `pip install
+            'segserve[grpc]'`.
 
     Raises:
         ValueError: the address is invalid, or a number is out of range.
@@ -95,19 +98,28 @@ class SegmentationClient:
             RefusedError: the server sent an error response; the message says what to do.
             UnreachableError: there is no server.
             TimedOutError: the server did not respond in time.
-            MalformedAnswerError: the response is not from a segmentation server.
+            MalformedResponseError: the response is not from a segmentation server.
         """
-        fields = as_fields(mask="png", mode=mode, tta=tta, classes=classes, threshold=threshold, confidence=confidence)
+        fields = as_fields(
+            mask="png",
+            mode=mode,
+            tta=tta,
+            classes=classes,
+            threshold=threshold,
+            confidence=confidence,
+        )
         image_file = as_image_file(image)
         return read_segmentation(self._ask(image_file, JSON, fields), image_file)
 
-    def answer(self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]) -> bytes:
+    def answer(
+        self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]
+    ) -> bytes:
         """Returns the response body unchanged, in any media type and encoding. Raises as `segment`.
 
         Args:
             image: as in `segment`.
-            accept: `application/json`, `image/png` (the label map), `image/jpeg` (the overlay) or `application/x-npy`.
-                gRPC supports only JSON.
+            accept: `application/json`, `image/png` (the label map), `image/jpeg` (the overlay) or
+                `application/x-npy`. gRPC supports only JSON.
             options: the options of `segment`, and `mask`: the mask's encoding in JSON.
         """
         return self._ask(as_image_file(image), accept, as_fields(**options)).body
@@ -117,7 +129,7 @@ class SegmentationClient:
 
     def _once(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
         reply = self._transport.send(image_file, accept, fields)
-        raise_for_refusal(reply)
+        raise_for_error(reply)
         return reply
 
     def close(self) -> None:
@@ -127,7 +139,12 @@ class SegmentationClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
 

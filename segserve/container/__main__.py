@@ -1,4 +1,6 @@
-"""The image's command: serves until it is stopped. It exits with 0, or with one log line and 1 if it cannot serve."""
+"""The image's command: serves until it is stopped. It exits with 0, or with one log line and 1 if
+it cannot serve.
+"""
 
 import asyncio
 import logging

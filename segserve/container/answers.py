@@ -18,18 +18,28 @@ _TELLING_NOTHING = frozenset({"/ping", "/metrics"})  # requested every few secon
 
 
 def refusal_for(error: Exception) -> web.Response:
-    """The JSON error response for an exception. For an internal error, the details go only to the log."""
+    """The JSON error response for an exception. For an internal error, the details go only to the
+    log.
+    """
     match error:
         case RefusalError():
-            return web.Response(body=error.body, status=error.status, content_type="application/json")
+            return web.Response(
+                body=error.body, status=error.status, content_type="application/json"
+            )
         case web.HTTPNotFound():
             return refusal_for(unknown_path())
         case web.HTTPMethodNotAllowed():
             return refusal_for(unknown_method())
         case SegserveError():
-            headers = {hdrs.RETRY_AFTER: str(_RETRY_AFTER_S)} if isinstance(error, UnavailableError) else None
+            headers = (
+                {hdrs.RETRY_AFTER: str(_RETRY_AFTER_S)}
+                if isinstance(error, UnavailableError)
+                else None
+            )
             text = json.dumps(error.as_document())
-            return web.Response(text=text, status=error.status, headers=headers, content_type="application/json")
+            return web.Response(
+                text=text, status=error.status, headers=headers, content_type="application/json"
+            )
     logger.error("a request failed", exc_info=error)
     return refusal_for(InternalError("the server failed at this request; its log says why"))
 

@@ -21,7 +21,9 @@ class Body:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self.error: SegserveError | None = None
-        """The error that ended the body, for callers that read it through a library that wraps errors in its own."""
+        """The error that ended the body, for callers that read it through a library that wraps
+        errors in its own.
+        """
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yields the chunks.
@@ -45,12 +47,14 @@ class Body:
                 return await self._content.readany()
         except TimeoutError:
             self.error = RequestTimeoutError(
-                f"the request did not arrive whole within {self._timeout_s:g} s; send it faster, or the image smaller"
+                f"the request did not arrive whole within {self._timeout_s:g} s; send it faster, "
+                "or the image smaller"
             )
             raise self.error from None
 
 
 def too_large(max_bytes: int) -> TooLargeError:
     return TooLargeError(
-        f"the request has more bytes than the {max_bytes} that are taken; send the image smaller, or as JPEG or PNG"
+        f"the request has more bytes than the {max_bytes} that are taken; send the image smaller, "
+        "or as JPEG or PNG"
     )

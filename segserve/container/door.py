@@ -1,7 +1,9 @@
-"""The HTTP gateway in front of TorchServe: stable tokens, correct readiness, and a shutdown that loses no request.
+"""The HTTP gateway in front of TorchServe: stable tokens, correct readiness, and a shutdown that
+loses no request.
 
-TorchServe's own tokens change at every start. Its `/ping` returns 200 while models load. Its queue is first in, first
-out, however many requests one client sends. On SIGTERM it drops its requests. The gateway knows nothing about images:
+TorchServe's own tokens change at every start. Its `/ping` returns 200 while models load. Its queue
+is first in, first out, however many requests one client sends. On SIGTERM it drops its requests.
+The gateway knows nothing about images:
 it forwards requests as they arrive.
 """
 
@@ -27,7 +29,10 @@ logger = logging.getLogger("segserve.door")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _TURN = web.RequestKey("turn", AsyncExitStack)  # a request's slot, released after its response
-_OWN_HEADERS = {hdrs.SERVER: "segserve", "X-Content-Type-Options": "nosniff"}  # aiohttp's own would reveal versions
+_OWN_HEADERS = {
+    hdrs.SERVER: "segserve",
+    "X-Content-Type-Options": "nosniff",
+}  # aiohttp's own would reveal versions
 
 
 class Door:
@@ -38,7 +43,9 @@ class Door:
         management_token: for the management API; None disables that application.
     """
 
-    def __init__(self, token: TokenFile, management_token: TokenFile | None, limits: Limits) -> None:
+    def __init__(
+        self, token: TokenFile, management_token: TokenFile | None, limits: Limits
+    ) -> None:
         self._token = token
         self._management_token = management_token
         self._limits = limits
@@ -63,7 +70,9 @@ class Door:
         self.obstacle = None
 
     def inference_app(self) -> web.Application:
-        """`/predictions`, the description of models, and `/ping`: 200 if a worker is ready, else 503."""
+        """`/predictions`, the description of models, and `/ping`: 200 if a worker is ready, else
+        503.
+        """
         app = self._app()
         app.router.add_get("/ping", self._ping)
         app.router.add_route("*", "/predictions/{tail:.+}", self._predict)
@@ -90,7 +99,9 @@ class Door:
 
     @web.middleware
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Middleware: converts errors to JSON, logs every response, and keeps the slot until the response is sent."""
+        """Middleware: converts errors to JSON, logs every response, and keeps the slot until the
+        response is sent.
+        """
         async with AsyncExitStack() as request[_TURN]:
             return await self._answer(request, handler)
 
@@ -111,7 +122,9 @@ class Door:
         return response
 
     async def _send(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Sends a response. A response stays in memory until the client reads it, so slow clients are disconnected."""
+        """Sends a response. A response stays in memory until the client reads it, so slow clients
+        are disconnected.
+        """
         try:
             async with asyncio.timeout(self._limits.request_s):
                 await response.prepare(request)
@@ -133,7 +146,9 @@ class Door:
         return await self._in_turn(request, self._opened().predict)
 
     async def _describe(self, request: web.Request) -> web.Response:
-        """Takes a concurrency slot too: with `customized=true`, the request waits in the queue of the predictions."""
+        """Takes a concurrency slot too: with `customized=true`, the request waits in the queue of
+        the predictions.
+        """
         self._token.check(request.headers.get(hdrs.AUTHORIZATION))
         return await self._in_turn(request, self._opened().describe)
 
@@ -148,7 +163,9 @@ class Door:
 
     async def _tell_metrics(self, _: web.Request) -> web.Response:
         torchserves = await self._behind.metrics() if self._behind else b""
-        return web.Response(body=torchserves + self._metrics.exposed(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
+        return web.Response(
+            body=torchserves + self._metrics.exposed(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE}
+        )
 
     async def _manage(self, request: web.Request) -> web.Response:
         assert self._management_token is not None  # noqa: S101 - for mypy
@@ -156,8 +173,12 @@ class Door:
         return await self._opened().manage(request)
 
     def _client(self, request: web.Request) -> str:
-        """Identifies the client by the proxy's header or by its address, because all clients have the same token."""
-        named = request.headers.get(self._limits.client_header) if self._limits.client_header else None
+        """Identifies the client by the proxy's header or by its address, because all clients have
+        the same token.
+        """
+        named = (
+            request.headers.get(self._limits.client_header) if self._limits.client_header else None
+        )
         return named or request.remote or ""
 
     def _opened(self) -> Behind:

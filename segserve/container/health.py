@@ -1,4 +1,6 @@
-"""The image's health check: `python -m segserve.container.health` exits with 0 if a worker of a model is READY."""
+"""The image's health check: `python -m segserve.container.health` exits with 0 if a worker of a
+model is READY.
+"""
 
 import os
 import sys
@@ -12,9 +14,12 @@ _EVERYWHERE = {"", "0.0.0.0", "::"}  # noqa: S104 - not bound here
 def main() -> int:
     """Returns 0 if the server is ready, else 1. Prints the server's response."""
     host = os.environ.get("SEGSERVE_HOST", "")
-    url = f"http://{'127.0.0.1' if host in _EVERYWHERE else host}:{os.environ.get('SEGSERVE_PORT') or 8080}/ping"
+    port = os.environ.get("SEGSERVE_PORT") or 8080
+    url = f"http://{'127.0.0.1' if host in _EVERYWHERE else host}:{port}/ping"
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_TIMEOUT_S) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            url, timeout=_TIMEOUT_S
+        ) as answer:
             print(answer.read().decode())  # noqa: T201 - for `docker inspect`
             return 0
     except urllib.error.HTTPError as error:

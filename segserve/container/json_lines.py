@@ -20,7 +20,9 @@ _WORKER_LINE = "MODEL_LOG"  # logger of a worker's output
 
 
 class JsonLines(logging.Formatter):
-    """`time` (ISO 8601, UTC), `level`, `logger`, `message`, and the fields of `extra={"fields": {...}}`."""
+    """`time` (ISO 8601, UTC), `level`, `logger`, `message`, and the fields of `extra={"fields":
+    {...}}`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Formats a record as one line, whatever the message contains."""
@@ -33,11 +35,15 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps({name: _as_utf8(value) for name, value in line.items()}, default=str).decode()
+        return orjson.dumps(
+            {name: _as_utf8(value) for name, value in line.items()}, default=str
+        ).decode()
 
 
 def _as_utf8(value: object) -> object:
-    """Escapes surrogates, which JSON cannot contain. Header bytes that are not UTF-8 arrive as surrogates."""
+    """Escapes surrogates, which JSON cannot contain. Header bytes that are not UTF-8 arrive as
+    surrogates.
+    """
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
@@ -49,9 +55,11 @@ def log_to(stream: TextIO = sys.stdout) -> None:
 
 
 class LogFollower:
-    """Logs the lines that are appended to TorchServe's log while the context is open, and keeps that file small.
+    """Logs the lines that are appended to TorchServe's log while the context is open, and keeps
+    that file small.
 
-    TorchServe must write the file in append mode (O_APPEND), because this class truncates the file when it grows.
+    TorchServe must write the file in append mode (O_APPEND), because this class truncates the file
+    when it grows.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,7 +74,10 @@ class LogFollower:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._ended.set()
         self._thread.join()
@@ -95,11 +106,15 @@ class LogFollower:
 
 
 def tell(line: str) -> None:
-    """Logs a line of TorchServe at its own level. The output of a worker goes to the logger `torchserve.worker`."""
+    """Logs a line of TorchServe at its own level. The output of a worker goes to the logger
+    `torchserve.worker`.
+    """
     match = _TORCHSERVE_LINE.match(line)
     level, thread, logger, message = match.groups() if match else ("INFO", "", "", line)
     if not message.strip():
         return
     name = "torchserve.worker" if logger == _WORKER_LINE else "torchserve"
     number = logging.getLevelNamesMapping().get(level, logging.INFO)
-    logging.getLogger(name).log(number, "%s", message, extra={_FIELDS: {"thread": thread} if thread else {}})
+    logging.getLogger(name).log(
+        number, "%s", message, extra={_FIELDS: {"thread": thread} if thread else {}}
+    )

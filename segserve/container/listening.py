@@ -1,4 +1,6 @@
-"""The ports of the container: bound before anything is started, closed before the last response is sent."""
+"""The ports of the container: bound before anything is started, closed before the last response is
+sent.
+"""
 
 import asyncio
 import errno
@@ -50,14 +52,23 @@ def bind(host: str, port: int, variable: str) -> socket.socket:
         taken.listen(_BACKLOG)
     except OSError as error:
         taken.close()
-        way_out = "stop what listens there, or set another port" if error.errno == errno.EADDRINUSE else "set another"
-        raise ServerError(f"cannot listen on {host}:{port}: {error.strerror}; {way_out} with {variable}") from error
+        way_out = (
+            "stop what listens there, or set another port"
+            if error.errno == errno.EADDRINUSE
+            else "set another"
+        )
+        raise ServerError(
+            f"cannot listen on {host}:{port}: {error.strerror}; {way_out} with {variable}"
+        ) from error
     return taken
 
 
 @asynccontextmanager
 async def listening(
-    apps: Sequence[tuple[web.Application, socket.socket]], *, drain_timeout_s: float, late_request_s: float = 0.5
+    apps: Sequence[tuple[web.Application, socket.socket]],
+    *,
+    drain_timeout_s: float,
+    late_request_s: float = 0.5,
 ) -> AsyncIterator[None]:
     """Serves the applications on the sockets.
 
@@ -67,14 +78,19 @@ async def listening(
         drain_timeout_s: the time limit for pending responses at the end.
         late_request_s: at the end, the time in which an open connection may still send its request.
     """
-    # aiohttp itself rejects some requests, such as requests that are not HTTP. Its responses would reveal versions.
+    # aiohttp itself rejects some requests, such as requests that are not HTTP. Its responses would
+    # reveal versions.
     web_response.SERVER_SOFTWARE = "segserve"  # type: ignore[attr-defined]
     runners = []
     try:
         for app, taken in apps:
             # Bodies are forwarded as they arrive. Decompressed, they would not match their headers.
             runner = web.AppRunner(
-                app, access_log=None, logger=logger, shutdown_timeout=drain_timeout_s, auto_decompress=False
+                app,
+                access_log=None,
+                logger=logger,
+                shutdown_timeout=drain_timeout_s,
+                auto_decompress=False,
             )
             await runner.setup()
             runners.append(runner)

@@ -9,7 +9,10 @@ from ..server.errors import ServerError
 LEAST_MEMORY_BYTES = 3 * 2**29
 """1.5 GiB: 0.9 GiB for the worker at its peak, the rest for Java, this process and a reserve."""
 
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # v2, v1
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)  # v2, v1
 _GPU_CHECK = "import torch, sys; sys.exit(not torch.cuda.is_available())"
 _GPU_CHECK_TIMEOUT_S = 60
 
@@ -24,7 +27,8 @@ def check_memory(limits: tuple[Path, ...] = _CGROUP_LIMITS) -> None:
     if limit is not None and limit < LEAST_MEMORY_BYTES:
         raise ServerError(
             f"the container's memory is limited to {limit / 2**20:.0f} MiB, and the server needs "
-            f"{LEAST_MEMORY_BYTES / 2**20:.0f} MiB at least; raise the limit, or it is killed when it loads the model"
+            f"{LEAST_MEMORY_BYTES / 2**20:.0f} MiB at least; raise the limit, or it is killed when "
+            "it loads the model"
         )
 
 
@@ -35,10 +39,13 @@ def check_gpu() -> None:
         ServerError: PyTorch finds no GPU.
     """
     # In a separate process, so that this one stays small.
-    done = subprocess.run([sys.executable, "-c", _GPU_CHECK], timeout=_GPU_CHECK_TIMEOUT_S, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _GPU_CHECK], timeout=_GPU_CHECK_TIMEOUT_S, check=False
+    )
     if done.returncode:
         raise ServerError(
-            "SEGSERVE_DEVICE is gpu, and PyTorch sees none; run a CUDA image with docker run --gpus all "
+            "SEGSERVE_DEVICE is gpu, and PyTorch sees none; run a CUDA image with docker run "
+            "--gpus all "
             "(the host needs NVIDIA's container toolkit), or set SEGSERVE_DEVICE=auto"
         )
 

@@ -1,4 +1,6 @@
-"""The gateway's own metrics, in addition to TorchServe's: response statuses, and requests that wait for a slot."""
+"""The gateway's own metrics, in addition to TorchServe's: response statuses, and requests that wait
+for a slot.
+"""
 
 import platform
 import time
@@ -29,12 +31,32 @@ REQUESTS = Metric(
     ("status",),
 )
 WAIT_SECONDS = Metric(
-    "segserve_door_wait_seconds", Kind.HISTOGRAM, "Seconds", "Until a request had its client's turn.", ()
+    "segserve_door_wait_seconds",
+    Kind.HISTOGRAM,
+    "Seconds",
+    "Until a request had its client's turn.",
+    (),
 )
-WAITING = Metric("segserve_door_waiting", Kind.GAUGE, "Count", "Requests that wait for their client's turn.", ())
-READY = Metric("segserve_door_ready", Kind.GAUGE, "Count", "1 where `/ping` says that a worker is ready, else 0.", ())
+WAITING = Metric(
+    "segserve_door_waiting", Kind.GAUGE, "Count", "Requests that wait for their client's turn.", ()
+)
+READY = Metric(
+    "segserve_door_ready",
+    Kind.GAUGE,
+    "Count",
+    "1 where `/ping` says that a worker is ready, else 0.",
+    (),
+)
 
-_FROM_THE_START = (200, 400, 408, 413, 500, 503, 507)  # start at 0, so that rates include the first response
+_FROM_THE_START = (
+    200,
+    400,
+    408,
+    413,
+    500,
+    503,
+    507,
+)  # start at 0, so that rates include the first response
 
 
 class Metrics:
@@ -48,7 +70,9 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         host = platform.node()
         self._host = host
-        self._requests = Counter(REQUESTS.name, REQUESTS.description, _labels(REQUESTS), registry=registry)
+        self._requests = Counter(
+            REQUESTS.name, REQUESTS.description, _labels(REQUESTS), registry=registry
+        )
         for status in _FROM_THE_START:
             self._requests.labels(status, host)
         self._wait = Histogram(
@@ -58,7 +82,9 @@ class Metrics:
             registry=registry,
             buckets=WAIT_BUCKETS_S,
         ).labels(host)
-        self._waiting = Gauge(WAITING.name, WAITING.description, _labels(WAITING), registry=registry).labels(host)
+        self._waiting = Gauge(
+            WAITING.name, WAITING.description, _labels(WAITING), registry=registry
+        ).labels(host)
         readiness = Gauge(READY.name, READY.description, _labels(READY), registry=registry)
         readiness.labels(host).set_function(ready)
 
@@ -68,7 +94,9 @@ class Metrics:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Measures the wait of a request for its slot. A request that finds the queue full has not waited."""
+        """Measures the wait of a request for its slot. A request that finds the queue full has not
+        waited.
+        """
         began_s = time.perf_counter()
         with self._waiting.track_inprogress():
             yield

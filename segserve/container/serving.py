@@ -1,4 +1,6 @@
-"""Runs TorchServe and its gateway. The gateway starts before TorchServe and ends after the last response."""
+"""Runs TorchServe and its gateway. The gateway starts before TorchServe and ends after the last
+response.
+"""
 
 import asyncio
 import logging
@@ -58,12 +60,19 @@ async def serve(settings: Settings) -> None:
             async with (
                 door,
                 asyncio.timeout(None) as drain,
-                listening(apps, drain_timeout_s=settings.drain_timeout_s, late_request_s=_LATE_REQUEST_S),
+                listening(
+                    apps, drain_timeout_s=settings.drain_timeout_s, late_request_s=_LATE_REQUEST_S
+                ),
             ):
-                await _first_of(_watch(server, door, settings.start_timeout_s), asked_to_stop.wait())
+                await _first_of(
+                    _watch(server, door, settings.start_timeout_s), asked_to_stop.wait()
+                )
                 await _turn_away(door, settings.drain_delay_s)
-                # aiohttp may wait twice as long as its timeout. This deadline comes before the container is killed.
-                drain.reschedule(asyncio.get_running_loop().time() + _LATE_REQUEST_S + settings.drain_timeout_s)
+                # aiohttp may wait twice as long as its timeout. This deadline comes before the
+                # container is killed.
+                drain.reschedule(
+                    asyncio.get_running_loop().time() + _LATE_REQUEST_S + settings.drain_timeout_s
+                )
         except TimeoutError:
             if not drain.expired():
                 raise
@@ -72,7 +81,8 @@ async def serve(settings: Settings) -> None:
         logger.info("stopped; what was asked is answered")
     else:
         logger.warning(
-            "stopped; some requests took longer than SEGSERVE_DRAIN_TIMEOUT_S, %g s, and are lost: raise it, and with "
+            "stopped; some requests took longer than SEGSERVE_DRAIN_TIMEOUT_S, %g s, and are lost: "
+            "raise it, and with "
             "it the time after which the container is killed",
             settings.drain_timeout_s,
         )
@@ -82,7 +92,8 @@ def _check_archives(settings: Settings) -> None:
     for archive in settings.archive:
         if not archive.is_file():
             raise ServerError(
-                f"SEGSERVE_ARCHIVE: there is no archive {archive}; mount the folder that holds it, as in "
+                f"SEGSERVE_ARCHIVE: there is no archive {archive}; mount the folder that holds it, "
+                "as in "
                 f"docker run --volume FOLDER:{archive.parent}:ro"
             )
 
@@ -101,12 +112,14 @@ def _check_run_dir(run_dir: Path) -> None:
         (run_dir / LOG_FILE).touch()  # the first write shows whether the folder is writable
     except OSError as error:
         raise ServerError(
-            f"SEGSERVE_RUN_DIR: cannot write into {run_dir}: {error.strerror}; give the container a place to write, as "
+            f"SEGSERVE_RUN_DIR: cannot write into {run_dir}: {error.strerror}; give the container "
+            "a place to write, as "
             "in docker run --tmpfs /tmp"
         ) from error
     if run_dir.stat().st_uid not in (0, os.getuid()):
         raise ServerError(
-            f"SEGSERVE_RUN_DIR: {run_dir} belongs to another user, who could put other archives and tokens there; set "
+            f"SEGSERVE_RUN_DIR: {run_dir} belongs to another user, who could put other archives "
+            "and tokens there; set "
             "it to a folder of your own"
         )
 
@@ -117,7 +130,8 @@ def _check_host(host: str) -> None:
             any_port.bind((host, 0))
     except OSError as error:
         raise ServerError(
-            f"SEGSERVE_HOST: cannot listen on {host}: {error.strerror}; set it to an address of this machine, or to "
+            f"SEGSERVE_HOST: cannot listen on {host}: {error.strerror}; set it to an address of "
+            "this machine, or to "
             "0.0.0.0 for all of them"
         ) from error
 
@@ -127,7 +141,8 @@ def _trusted(settings: Settings) -> TrustedKeys | None:
         return None
     if settings.management_token_file is not None:
         raise ServerError(
-            "SEGSERVE_TRUST and SEGSERVE_MANAGEMENT_TOKEN_FILE are both set, and archives registered over HTTP are not "
+            "SEGSERVE_TRUST and SEGSERVE_MANAGEMENT_TOKEN_FILE are both set, and archives "
+            "registered over HTTP are not "
             "verified; unset one of them"
         )
     return TrustedKeys.read(settings.trust)
@@ -139,7 +154,9 @@ def _door(settings: Settings) -> Door:
     else:
         drawn = settings.run_dir / _DRAWN_TOKEN
         token = TokenFile.drawn(drawn)
-        logger.warning("SEGSERVE_TOKEN_FILE is not set: a token for this run alone stands in %s", drawn)
+        logger.warning(
+            "SEGSERVE_TOKEN_FILE is not set: a token for this run alone stands in %s", drawn
+        )
     management = settings.management_token_file
     return Door(token, TokenFile(management) if management else None, settings.limits())
 
@@ -151,7 +168,11 @@ def _bound(settings: Settings, door: Door) -> list[tuple[web.Application, socket
         (door.metrics_app(), "SEGSERVE_METRICS_PORT", settings.metrics_port),
         (door.management_app(), "SEGSERVE_MANAGEMENT_PORT", settings.management_port),
     ]
-    return [(app, bind(settings.host, port, variable)) for app, variable, port in apps if app is not None]
+    return [
+        (app, bind(settings.host, port, variable))
+        for app, variable, port in apps
+        if app is not None
+    ]
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
@@ -165,7 +186,9 @@ async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
 
 
 async def _watch(server: TorchServe, door: Door, start_timeout_s: float) -> Never:
-    """Opens the gateway when every model has a worker. From then on, keeps its readiness up to date."""
+    """Opens the gateway when every model has a worker. From then on, keeps its readiness up to
+    date.
+    """
     await asyncio.to_thread(server.wait_ready, start_timeout_s)
     door.open(_places(server))
     logger.info("ready: %s", ", ".join(server.models))
@@ -187,7 +210,9 @@ def _places(server: TorchServe) -> TorchServePlaces:
 
 async def _turn_away(door: Door, delay_s: float) -> None:
     """Reports that the server is not ready, and keeps serving until clients have noticed."""
-    logger.info("asked to stop: requests are taken for %g s more, and all of them are answered", delay_s)
+    logger.info(
+        "asked to stop: requests are taken for %g s more, and all of them are answered", delay_s
+    )
     door.obstacle = "the server is being stopped"
     door.closing = True  # a new connection goes to another server once clients have noticed
     await asyncio.sleep(delay_s)

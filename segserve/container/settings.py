@@ -32,8 +32,12 @@ TORCHSERVE_MAX_REQUEST_BYTES = "6553500"
 """TorchServe's own limit, if config.properties sets none."""
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
-_TOKEN_LIFE_MIN = 10 * 365 * 24 * 60  # TorchServe's own tokens stay in the container and must not expire
-_FOREIGN = frozenset({"SEGSERVE_HOME", "SEGSERVE_MIRROR", "SEGSERVE_BROWSER", EXTRA_VARIABLE})  # other commands' own
+_TOKEN_LIFE_MIN = (
+    10 * 365 * 24 * 60
+)  # TorchServe's own tokens stay in the container and must not expire
+_FOREIGN = frozenset(
+    {"SEGSERVE_HOME", "SEGSERVE_MIRROR", "SEGSERVE_BROWSER", EXTRA_VARIABLE}
+)  # other commands' own
 _Port = Annotated[int, Field(ge=1, le=65535)]
 _PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -53,24 +57,30 @@ class Settings(BaseModel):
 
     Attributes:
         archive: the archive to serve, or several separated by commas.
-        models_dir: the folder whose archives may be registered at runtime, see `management_token_file`.
+        models_dir: the folder whose archives may be registered at runtime, see
+            `management_token_file`.
         host: the address to listen on.
         port: for predictions, `/ping` and the description of models.
         metrics_port: for Prometheus's `/metrics`, which requires no token.
         management_port: for TorchServe's management API.
-        token_file: holds the bearer token of requests; if unset, a random token is generated at start.
-        management_token_file: holds the bearer token of the management API; if unset, that API is off.
-        trust: the file of the public keys that archives must be signed with; by default any archive is served.
+        token_file: holds the bearer token of requests; if unset, a random token is generated at
+            start.
+        management_token_file: holds the bearer token of the management API; if unset, that API is
+            off.
+        trust: the file of the public keys that archives must be signed with; by default any archive
+            is served.
         device: `gpu` ends the container if there is no GPU; `auto` uses a GPU if there is one.
         config: a config.properties that replaces the project's own.
         run_dir: where everything is written; can be a tmpfs.
         request_timeout_s: how long a request may take to arrive, and its response to be read.
-        client_in_flight: how many requests of one client TorchServe holds at a time; with twice batchSize x workers,
-            one client keeps all workers busy.
+        client_in_flight: how many requests of one client TorchServe holds at a time; with twice
+            batchSize x workers, one client keeps all workers busy.
         client_waiting: how many more requests of one client wait in the gateway.
-        client_header: the header in which a proxy names the client's address; without a proxy, clients could forge it.
+        client_header: the header in which a proxy names the client's address; without a proxy,
+            clients could forge it.
         start_timeout_s: how long loading the models may take.
-        drain_delay_s: how long requests are still accepted after SIGTERM, until clients have noticed.
+        drain_delay_s: how long requests are still accepted after SIGTERM, until clients have
+            noticed.
         drain_timeout_s: how long requests in flight may take after that.
     """
 
@@ -99,14 +109,19 @@ class Settings(BaseModel):
     @field_validator("archive", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """Reads the settings from an environment. An empty variable counts as unset.
 
         Raises:
-            ServerError: a variable is unknown, holds a secret that must be in a file, or has an invalid value.
+            ServerError: a variable is unknown, holds a secret that must be in a file, or has an
+                invalid value.
         """
         given = {
             name: value.strip()
@@ -120,7 +135,9 @@ class Settings(BaseModel):
         except ValidationError as error:
             [detail, *_] = error.errors()
             name = PREFIX + str(detail["loc"][0]).upper()
-            raise ServerError(f"{name} is {given[name]!r}, which makes no sense: {detail['msg']}") from None
+            raise ServerError(
+                f"{name} is {given[name]!r}, which makes no sense: {detail['msg']}"
+            ) from None
 
     def check_machine(self) -> None:
         """Checks the machine.
@@ -147,8 +164,12 @@ class Settings(BaseModel):
 
     def torchserve_settings(self) -> dict[str, str]:
         """The settings of TorchServe that differ from config.properties."""
-        # TorchServe's own log files would grow in memory. The container logs TorchServe's console instead.
-        options = (f"-Dlog4j.configurationFile={_LOG_SETTINGS.as_uri()}", "-XX:+ExitOnOutOfMemoryError")
+        # TorchServe's own log files would grow in memory. The container logs TorchServe's console
+        # instead.
+        options = (
+            f"-Dlog4j.configurationFile={_LOG_SETTINGS.as_uri()}",
+            "-XX:+ExitOnOutOfMemoryError",
+        )
         own: dict[str, Any] = {
             "vmargs": " ".join(filter(None, (self._config().get("vmargs"), shlex.join(options)))),
             "token_expiration_min": _TOKEN_LIFE_MIN,
@@ -176,7 +197,14 @@ def _check_name(name: str) -> None:
     if name in variables():
         return
     if f"{name}_FILE" in variables():
-        raise ServerError(f"{name}: a secret in the environment can be read by others; put it in a file: {name}_FILE")
+        raise ServerError(
+            f"{name}: a secret in the environment can be read by others; put it in a file: "
+            f"{name}_FILE"
+        )
     near = difflib.get_close_matches(_field(name), Settings.model_fields, n=1)
-    hint = f"did you mean {PREFIX}{near[0].upper()}?" if near else f"there are {', '.join(variables())}"
+    hint = (
+        f"did you mean {PREFIX}{near[0].upper()}?"
+        if near
+        else f"there are {', '.join(variables())}"
+    )
     raise ServerError(f"there is no variable {name}; {hint}")

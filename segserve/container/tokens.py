@@ -16,7 +16,8 @@ _LEAST_CHARACTERS = 16
 
 
 class TokenFile:
-    """The token in a file. The file is read again when it has changed, so a new secret is valid at once.
+    """The token in a file. The file is read again when it has changed, so a new secret is valid at
+    once.
 
     Raises:
         ServerError: the file cannot be read, or holds no token.
@@ -52,7 +53,10 @@ class TokenFile:
             self._is_lost = False
         except (OSError, ServerError) as error:  # the file is being replaced, or is gone
             if not self._is_lost:
-                logger.warning("%s: the token that held so far holds on; to revoke it, write another one", error)
+                logger.warning(
+                    "%s: the token that held so far holds on; to revoke it, write another one",
+                    error,
+                )
             self._is_lost = True
         return self._token
 
@@ -65,7 +69,8 @@ def _read(path: Path) -> str:
         raise ServerError(f"cannot read the token in {path}: {reason}") from error
     if not re.fullmatch(rf"[\x21-\x7e]{{{_LEAST_CHARACTERS},}}", token):
         raise ServerError(
-            f"{path} must hold one token of at least {_LEAST_CHARACTERS} letters, digits and signs without spaces; "
+            f"{path} must hold one token of at least {_LEAST_CHARACTERS} letters, digits and signs "
+            "without spaces; "
             "make one with: openssl rand -hex 32"
         )
     return token

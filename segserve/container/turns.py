@@ -1,8 +1,9 @@
-"""Concurrency slots per client: how many requests of one client TorchServe holds at a time, and how many more may wait.
+"""Concurrency slots per client: how many requests of one client TorchServe holds at a time, and how
+many more may wait.
 
-TorchServe's queue is first in, first out for all clients together. If one client sends a hundred requests at once, all
-others wait for a hundred responses. If each client has only a few requests in the queue, the others wait only for those
-few.
+TorchServe's queue is first in, first out for all clients together. If one client sends a hundred
+requests at once, all others wait for a hundred responses. If each client has only a few requests in
+the queue, the others wait only for those few.
 """
 
 import asyncio
@@ -13,7 +14,9 @@ from ..runtime.errors import OverloadedError
 
 
 class _Line:
-    """The requests of one client: those that hold a slot, and those that wait for one in the order of their arrival."""
+    """The requests of one client: those that hold a slot, and those that wait for one in the order
+    of their arrival.
+    """
 
     def __init__(self, in_flight: int) -> None:
         self.turns = asyncio.Semaphore(in_flight)
@@ -42,7 +45,9 @@ class Turns:
         """
         line = self._lines.setdefault(client, _Line(self._in_flight))
         if line.length >= self._longest:
-            raise OverloadedError(f"{line.length} requests of yours are here already; send fewer, or again later")
+            raise OverloadedError(
+                f"{line.length} requests of yours are here already; send fewer, or again later"
+            )
         line.length += 1
         try:
             async with line.turns:

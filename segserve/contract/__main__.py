@@ -1,4 +1,6 @@
-"""`python -m segserve.contract [FOLDER]` writes the two documents of the contract, by default into `docs/`."""
+"""`python -m segserve.contract [FOLDER]` writes the two documents of the contract, by default into
+`docs/`.
+"""
 
 import sys
 from pathlib import Path
@@ -13,7 +15,9 @@ DOCUMENTS = {"openapi.json": openapi, "answer.schema.json": answer_schema}
 
 def document_text(name: str) -> str:
     """The text of one of `DOCUMENTS`."""
-    return orjson.dumps(DOCUMENTS[name](), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode("utf-8")
+    return orjson.dumps(
+        DOCUMENTS[name](), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    ).decode("utf-8")
 
 
 if __name__ == "__main__":

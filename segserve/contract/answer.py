@@ -1,4 +1,6 @@
-"""Models of the server's responses: the source of the JSON Schema. `docs/api.md` describes how to decode a mask."""
+"""Models of the server's responses: the source of the JSON Schema. `docs/api.md` describes how to
+decode a mask.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -11,7 +13,9 @@ from ..runtime.record import Byte, ModelRecord, Strict, Unit
 ClassId = Byte
 ClassKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,2})$")]
 Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
-PngBase64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})]
+PngBase64 = Annotated[
+    str, Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})
+]
 
 _CLOSED: dict[str, JsonValue] = {"additionalProperties": False}
 
@@ -49,22 +53,30 @@ class DenseMask(Strict):
 
 class PngMask(Strict):
     encoding: Literal["png"]
-    data: Annotated[PngBase64, Field(description="An indexed PNG: pixel value = class id, palette = class colours.")]
+    data: Annotated[
+        PngBase64,
+        Field(description="An indexed PNG: pixel value = class id, palette = class colours."),
+    ]
 
 
 class Rle(Strict):
     size: Annotated[tuple[PositiveInt, PositiveInt], Field(description="Height, width.")]
-    counts: Annotated[str, Field(min_length=1, description="COCO's compressed run lengths, down the columns.")]
+    counts: Annotated[
+        str, Field(min_length=1, description="COCO's compressed run lengths, down the columns.")
+    ]
 
 
 class RleMask(Strict):
     encoding: Literal["rle"]
     data: Annotated[
-        dict[ClassKey, Rle], Field(json_schema_extra=_CLOSED, description="By class id, for every entry of `classes`.")
+        dict[ClassKey, Rle],
+        Field(json_schema_extra=_CLOSED, description="By class id, for every entry of `classes`."),
     ]
 
 
-Polygon = Annotated[list[NonNegativeInt], Field(min_length=8, description="x0, y0, x1, y1, ...: corners of pixels.")]
+Polygon = Annotated[
+    list[NonNegativeInt], Field(min_length=8, description="x0, y0, x1, y1, ...: corners of pixels.")
+]
 
 
 class PolygonsMask(Strict):
@@ -73,7 +85,8 @@ class PolygonsMask(Strict):
         dict[ClassKey, Annotated[list[Polygon], Field(min_length=1)]],
         Field(
             json_schema_extra=_CLOSED,
-            description="By class id, for every entry of `classes`; holes are cut open along a line.",
+            description="By class id, for every entry of `classes`; "
+            "holes are cut open along a line.",
         ),
     ]
 
@@ -83,16 +96,28 @@ Mask = Annotated[DenseMask | RleMask | PngMask | PolygonsMask, Field(discriminat
 
 class ConfidenceMap(Strict):
     encoding: Literal["png"]
-    data: Annotated[PngBase64, Field(description="A grey PNG of 8 bits: the pixel's top probability is value / 255.")]
+    data: Annotated[
+        PngBase64,
+        Field(description="A grey PNG of 8 bits: the pixel's top probability is value / 255."),
+    ]
 
 
 class Answer(Strict):
-    """What is in an image: the classes, and the class of every pixel in the encoding that was asked for."""
+    """What is in an image: the classes, and the class of every pixel in the encoding that was asked
+    for.
+    """
 
     model: Model
-    width: Annotated[PositiveInt, Field(description="Pixels, after the image's EXIF orientation is applied.")]
-    height: Annotated[PositiveInt, Field(description="Pixels, after the image's EXIF orientation is applied.")]
-    classes: Annotated[tuple[ClassEntry, ...], Field(min_length=1, description="All that are present, largest first.")]
+    width: Annotated[
+        PositiveInt, Field(description="Pixels, after the image's EXIF orientation is applied.")
+    ]
+    height: Annotated[
+        PositiveInt, Field(description="Pixels, after the image's EXIF orientation is applied.")
+    ]
+    classes: Annotated[
+        tuple[ClassEntry, ...],
+        Field(min_length=1, description="All that are present, largest first."),
+    ]
     mask: Annotated[
         Mask | SkipJsonSchema[None],
         Field(json_schema_extra=_optional, description="Missing with `mask=none`."),
@@ -108,10 +133,14 @@ class ErrorDetail(Strict):
         str,
         Field(
             description="For programs.",
-            json_schema_extra=lambda schema: schema.update(enum=list(dict.fromkeys(k.code for k in error_classes()))),
+            json_schema_extra=lambda schema: schema.update(
+                enum=list(dict.fromkeys(k.code for k in error_classes()))
+            ),
         ),
     ]
-    message: Annotated[str, Field(description="For people: what is wrong, what was expected, what to do.")]
+    message: Annotated[
+        str, Field(description="For people: what is wrong, what was expected, what to do.")
+    ]
 
 
 class Error(Strict):
@@ -131,7 +160,9 @@ class ServerError(Strict):
 class Limits(Strict):
     max_image_pixels: PositiveInt
     max_response_bytes: PositiveInt
-    max_cost: Annotated[PositiveInt, Field(description="Passes through the network that one request may take.")]
+    max_cost: Annotated[
+        PositiveInt, Field(description="Passes through the network that one request may take.")
+    ]
 
 
 class Description(ModelRecord):

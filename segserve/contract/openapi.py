@@ -1,4 +1,6 @@
-"""The OpenAPI 3.1 document of the HTTP contract, made from the models that requests and answers follow."""
+"""The OpenAPI 3.1 document of the HTTP contract, made from the models that requests and answers
+follow.
+"""
 
 from collections import defaultdict
 from typing import Any
@@ -33,7 +35,10 @@ class FormRequest(Options):
 
 def answer_schema() -> Json:
     """The JSON Schema of an answer to an image."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Answer.model_json_schema(mode="serialization")}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Answer.model_json_schema(mode="serialization"),
+    }
 
 
 def openapi() -> Json:
@@ -43,13 +48,17 @@ def openapi() -> Json:
         "info": {
             "title": "segserve",
             "version": __version__,
-            "summary": "Semantic segmentation over HTTP: an image goes in, the class of every pixel comes back.",
+            "summary": "Semantic segmentation over HTTP: an image goes in, "
+            "the class of every pixel comes back.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [_INFERENCE],
         "security": [{"token": []}],
         "paths": _paths(),
-        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}, "schemas": _schemas()},
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": _schemas(),
+        },
     }
 
 
@@ -59,13 +68,16 @@ def _schemas() -> Json:
         [(model, "serialization") for model in models], ref_template="#/components/schemas/{model}"
     )
     _, requests = models_json_schema(
-        [(model, "validation") for model in (JsonRequest, FormRequest)], ref_template="#/components/schemas/{model}"
+        [(model, "validation") for model in (JsonRequest, FormRequest)],
+        ref_template="#/components/schemas/{model}",
     )
     return {**requests["$defs"], **answers["$defs"]}
 
 
 def _paths() -> Json:
-    version = _path_parameter("version", ModelRecord.model_json_schema()["properties"]["version"], "1.0")
+    version = _path_parameter(
+        "version", ModelRecord.model_json_schema()["properties"]["version"], "1.0"
+    )
     return {
         "/predictions/{model}": _prediction([]),
         "/predictions/{model}/{version}": _prediction([version], suffix="OfVersion"),
@@ -80,7 +92,9 @@ def _path_parameter(name: str, schema: Json, example: str) -> Json:
 
 
 def _model_parameter() -> Json:
-    return _path_parameter("model", ModelRecord.model_json_schema()["properties"]["name"], "deeplabv3")
+    return _path_parameter(
+        "model", ModelRecord.model_json_schema()["properties"]["name"], "deeplabv3"
+    )
 
 
 def _prediction(parameters: list[Json], suffix: str = "") -> Json:
@@ -127,9 +141,15 @@ def _request_content() -> Json:
 def _segmented() -> Json:
     binary = {"schema": {"type": "string", "format": "binary"}}
     content = {MediaType.JSON.value: {"schema": _reference("Answer")}}
-    content |= {media_type.value: binary for media_type in MediaType if media_type is not MediaType.JSON}
+    content |= {
+        media_type.value: binary for media_type in MediaType if media_type is not MediaType.JSON
+    }
     timing = {"description": "Milliseconds by stage.", "schema": {"type": "string"}}
-    return {"description": "The segmentation.", "headers": {"Server-Timing": timing}, "content": content}
+    return {
+        "description": "The segmentation.",
+        "headers": {"Server-Timing": timing},
+        "content": content,
+    }
 
 
 def _refusals() -> Json:
@@ -138,7 +158,9 @@ def _refusals() -> Json:
     for kind in error_classes():
         codes[kind.status].append(kind.code)
     refusals = {
-        str(status): _refusal(", ".join(dict.fromkeys(names)), Error, *([ServerError] if status == 400 else []))
+        str(status): _refusal(
+            ", ".join(dict.fromkeys(names)), Error, *([ServerError] if status == 400 else [])
+        )
         for status, names in codes.items()
     }
     refusals["400"]["description"] += "; a missing or wrong token (TorchServe)"
@@ -148,7 +170,8 @@ def _refusals() -> Json:
     }
     refusals["404"] = _refusal("no such model or version (TorchServe)", ServerError)
     refusals["503"] = _refusal(
-        f"{', '.join(codes[503])}: the queue is full, or no worker is ready; TorchServe has its own form for it",
+        f"{', '.join(codes[503])}: the queue is full, or no worker is ready; TorchServe has its "
+        "own form for it",
         Error,
         ServerError,
     )
@@ -162,7 +185,11 @@ def _refusal(description: str, *models: type[BaseModel]) -> Json:
 
 
 def _ping() -> Json:
-    healthy = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
+    healthy = {
+        "type": "object",
+        "properties": {"status": {"type": "string"}},
+        "required": ["status"],
+    }
     return {
         "operationId": "ping",
         "summary": "Whether the server is up; it says so before its models are loaded, too",
@@ -176,7 +203,10 @@ def _ping() -> Json:
 def _describe() -> Json:
     entry = {
         "type": "object",
-        "properties": {"modelName": {"type": "string"}, "customizedMetadata": _reference("Description")},
+        "properties": {
+            "modelName": {"type": "string"},
+            "customizedMetadata": _reference("Description"),
+        },
         "required": ["modelName", "customizedMetadata"],
     }
     customized = {"name": "customized", "in": "query", "required": True, "schema": {"const": True}}
@@ -186,7 +216,10 @@ def _describe() -> Json:
         "summary": "What the model is, knows and accepts; asks for the management token",
         "parameters": [_model_parameter(), customized],
         "responses": {
-            "200": {"description": "The model.", "content": {"application/json": {"schema": described}}},
+            "200": {
+                "description": "The model.",
+                "content": {"application/json": {"schema": described}},
+            },
             "400": _refusal("a missing or wrong token", ServerError),
             "404": _refusal("no such model", ServerError),
         },

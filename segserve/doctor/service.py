@@ -28,7 +28,9 @@ _START_ONE = "`segserve serve` starts one"
 
 
 def check_ports() -> Finding:
-    """Whether a server would get the ports of its settings; those of the server that runs here are its own."""
+    """Whether a server would get the ports of its settings; those of the server that runs here are
+    its own.
+    """
     from ..server.endpoint import running_server
 
     return judge_ports(list(_wanted_ports()), own=_own_ports(running_server()))
@@ -42,22 +44,34 @@ def judge_ports(wanted: Iterable[tuple[str, int]], *, own: set[int]) -> Finding:
         names = ", ".join(f"{port}{_owner(port)}" for port in taken)
         remedy = "`segserve serve` takes free ones instead; SEGSERVE_PORT and the like name others"
         return Finding("ports", Level.WARNING, f"taken by another program: {names}", remedy)
-    return Finding("ports", Level.OK, f"{listed}: free{', or used by the server that runs here' if own else ''}")
+    return Finding(
+        "ports",
+        Level.OK,
+        f"{listed}: free{', or used by the server that runs here' if own else ''}",
+    )
 
 
 def check_archives(folder: Path = BUILD_DIR) -> Finding:
     archives = sorted(folder.glob("*.mar"))
     if not archives:
-        return Finding("archive", Level.OK, f"none in {folder}/ yet; `segserve archive` and `segserve serve` make one")
+        return Finding(
+            "archive",
+            Level.OK,
+            f"none in {folder}/ yet; `segserve archive` and `segserve serve` make one",
+        )
     faults = [f"{path}: {fault}" for path in archives if (fault := archive_fault(path))]
     if faults:
-        return Finding("archive", Level.PROBLEM, "; ".join(faults), "pack it again with `segserve archive`")
+        return Finding(
+            "archive", Level.PROBLEM, "; ".join(faults), "pack it again with `segserve archive`"
+        )
     names = ", ".join(str(path) for path in archives)
     return Finding("archive", Level.OK, f"{names}: whole, the weights are those of the record")
 
 
 def archive_fault(path: Path) -> str:
-    """What is wrong with an archive, or nothing: all of it is read, and the weights compared with the record."""
+    """What is wrong with an archive, or nothing: all of it is read, and the weights compared with
+    the record.
+    """
     import yaml
 
     try:
@@ -73,7 +87,11 @@ def archive_fault(path: Path) -> str:
         return f"lacks what an archive of this project holds ({' '.join(str(error).split())[:120]})"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return "" if digest == weights["sha256"] else f"SHA-256 of {named} is {digest}, its record says {weights['sha256']}"
+    return (
+        ""
+        if digest == weights["sha256"]
+        else f"SHA-256 of {named} is {digest}, its record says {weights['sha256']}"
+    )
 
 
 def check_server(url: str | None, token: str | None) -> Finding:
@@ -94,7 +112,12 @@ def check_server(url: str | None, token: str | None) -> Finding:
     if _refuses_token(answer):
         return Finding("server", Level.OK, f"{endpoint.url} answers, and asks for a token")
     remedy = "look whether it is the inference port of a TorchServe, and into its log"
-    return Finding("server", Level.PROBLEM, f"{endpoint.url}/ping answers {answer.status_code} {answer.reason}", remedy)
+    return Finding(
+        "server",
+        Level.PROBLEM,
+        f"{endpoint.url}/ping answers {answer.status_code} {answer.reason}",
+        remedy,
+    )
 
 
 def check_token(url: str | None, token: str | None) -> Finding:
@@ -110,10 +133,19 @@ def check_token(url: str | None, token: str | None) -> Finding:
     if endpoint.running is not None:
         remedy = "`segserve stop` and `segserve serve` make a new one"
     else:
-        remedy = f"get a new one from whoever runs it, and name it with --token or in {TOKEN_VARIABLE}"
+        remedy = (
+            f"get a new one from whoever runs it, and name it with --token or in {TOKEN_VARIABLE}"
+        )
     fault = "is wrong or has expired" if endpoint.token else "is needed, and none was given"
-    is_meant = url or endpoint.running or endpoint.token  # else it may be anyone's server that listens there
-    return Finding("token", Level.PROBLEM if is_meant else Level.WARNING, f"that of {endpoint.url} {fault}", remedy)
+    is_meant = (
+        url or endpoint.running or endpoint.token
+    )  # else it may be anyone's server that listens there
+    return Finding(
+        "token",
+        Level.PROBLEM if is_meant else Level.WARNING,
+        f"that of {endpoint.url} {fault}",
+        remedy,
+    )
 
 
 def _wanted_ports() -> Iterator[tuple[str, int]]:
@@ -124,7 +156,10 @@ def _wanted_ports() -> Iterator[tuple[str, int]]:
     settings = read_config(resource("config.properties"))
     for key, variable, default in HTTP_PORTS:
         address = urlsplit(settings.get(key, f"http://127.0.0.1:{default}"))
-        yield address.hostname or "127.0.0.1", int(os.environ.get(variable) or address.port or default)
+        yield (
+            address.hostname or "127.0.0.1",
+            int(os.environ.get(variable) or address.port or default),
+        )
     for prefix, variable, default in GRPC_PORTS:
         port = os.environ.get(variable) or settings.get(f"{prefix}_port") or default
         yield settings.get(f"{prefix}_address", "127.0.0.1"), int(port)
@@ -142,7 +177,9 @@ def _own_ports(server: "RunningServer | None") -> set[int]:
 
 def _is_free(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as TorchServe: closed connections do not count
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as TorchServe: closed connections do not count
         try:
             probe.bind((host, port))
             probe.listen(1)
@@ -157,7 +194,11 @@ def _owner(port: int) -> str:
         import psutil
 
         for connection in psutil.net_connections("tcp"):
-            if connection.laddr[1:] == (port,) and connection.status == psutil.CONN_LISTEN and connection.pid:
+            if (
+                connection.laddr[1:] == (port,)
+                and connection.status == psutil.CONN_LISTEN
+                and connection.pid
+            ):
                 return f" (process {connection.pid}, {psutil.Process(connection.pid).name()})"
     return ""
 
@@ -178,7 +219,9 @@ def _own_server(server: "RunningServer") -> Finding:
         server.wait_ready(timeout_s=0)
     except ServerError as error:
         remedy = f"wait, if it has just been started; else read {server.log_path}"
-        return Finding("server", Level.PROBLEM, f"{where}: {str(error).partition('; the log is')[0]}", remedy)
+        return Finding(
+            "server", Level.PROBLEM, f"{where}: {str(error).partition('; the log is')[0]}", remedy
+        )
     return Finding("server", Level.OK, f"{where}: a worker is READY")
 
 
@@ -186,10 +229,15 @@ def _ping(endpoint: "Endpoint") -> "requests.Response | None":
     import requests
 
     headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
-    past_proxies = {"no_proxy": "*"} if endpoint.running else None  # none stands between us and our own server
+    past_proxies = (
+        {"no_proxy": "*"} if endpoint.running else None
+    )  # none stands between us and our own server
     try:
         return requests.get(
-            f"{endpoint.url.rstrip('/')}/ping", headers=headers, timeout=_HTTP_TIMEOUT_S, proxies=past_proxies
+            f"{endpoint.url.rstrip('/')}/ping",
+            headers=headers,
+            timeout=_HTTP_TIMEOUT_S,
+            proxies=past_proxies,
         )
     except requests.RequestException:
         return None
@@ -204,4 +252,6 @@ def _status(answer: "requests.Response") -> str:
 
 def _refuses_token(answer: "requests.Response") -> bool:
     """TorchServe's own refusal is a 400, a proxy's a 401 or 403."""
-    return answer.status_code in (401, 403) or (answer.status_code == 400 and "InvalidKeyException" in answer.text)
+    return answer.status_code in (401, 403) or (
+        answer.status_code == 400 and "InvalidKeyException" in answer.text
+    )

@@ -19,7 +19,11 @@ _ASSETS = Path(__file__).with_name("assets")
 STYLES = (_ASSETS / "page.css", _ASSETS / "viewer.css")
 
 _NO_SAMPLE = "Not shown"
-_VIEWS = (("One", "none"), ("With its mirror image", "flip"), ("Several sizes, mirrored", "multiscale"))
+_VIEWS = (
+    ("One", "none"),
+    ("With its mirror image", "flip"),
+    ("Several sizes, mirrored", "multiscale"),
+)
 _UPLOADS_CHECKED_S, _UPLOADS_KEPT_S = 600, 3600
 _AT_ONCE, _WAITING = 2, 16  # requests
 
@@ -39,8 +43,14 @@ class Controls(NamedTuple):
 
 
 def build_page(server: Server) -> gr.Blocks:
-    """Builds the page for one server. The page keeps no state between requests; results stay in the browser."""
-    page = gr.Blocks(title="segserve", analytics_enabled=False, delete_cache=(_UPLOADS_CHECKED_S, _UPLOADS_KEPT_S))
+    """Builds the page for one server. The page keeps no state between requests; results stay in the
+    browser.
+    """
+    page = gr.Blocks(
+        title="segserve",
+        analytics_enabled=False,
+        delete_cache=(_UPLOADS_CHECKED_S, _UPLOADS_KEPT_S),
+    )
     with page:
         address = gr.Markdown(elem_id="address")
         with gr.Row(elem_id="columns"):
@@ -83,8 +93,15 @@ def _lay_out_controls(picture: gr.Image) -> Controls:
             info="Pixels less certain than this become background.",
             buttons=[],
         ),
-        tiles=gr.Checkbox(label="Tiles", info="Look at a large picture piece by piece, at its own resolution."),
-        views=gr.Radio(_VIEWS, value="none", label="Views", info="Average over more of them: slower, a little better."),
+        tiles=gr.Checkbox(
+            label="Tiles", info="Look at a large picture piece by piece, at its own resolution."
+        ),
+        views=gr.Radio(
+            _VIEWS,
+            value="none",
+            label="Views",
+            info="Average over more of them: slower, a little better.",
+        ),
         encoding=gr.Dropdown(
             [_NO_SAMPLE, *ENCODINGS],
             value=_NO_SAMPLE,
@@ -100,13 +117,18 @@ def _offer_examples(picture: gr.Image) -> None:
     except FileNotFoundError:  # the extra `demo` contains them
         return
     gr.Examples(
-        files, picture, label="Or try", example_labels=[what.capitalize() for what in PHOTOGRAPHS.values()], **_PRIVATE
+        files,
+        picture,
+        label="Or try",
+        example_labels=[what.capitalize() for what in PHOTOGRAPHS.values()],
+        **_PRIVATE,
     )
 
 
 def _viewer() -> gr.HTML:
     html, *scripts = (
-        (_ASSETS / name).read_text(encoding="utf-8") for name in ("viewer.html", "viewer.js", "sources.js")
+        (_ASSETS / name).read_text(encoding="utf-8")
+        for name in ("viewer.html", "viewer.js", "sources.js")
     )
     return gr.HTML(
         label="Segmentation",
@@ -121,7 +143,12 @@ def _viewer() -> gr.HTML:
 
 
 def _wire(
-    page: gr.Blocks, server: Server, address: gr.Markdown, button: gr.Button, controls: Controls, viewer: gr.HTML
+    page: gr.Blocks,
+    server: Server,
+    address: gr.Markdown,
+    button: gr.Button,
+    controls: Controls,
+    viewer: gr.HTML,
 ) -> None:
     def ask(
         picture: Path | None,
@@ -149,7 +176,10 @@ def _wire(
         choices = gr.update(choices=list(catalogue.models), value=catalogue.model)
         return _heading(server), choices, gr.update(choices=list(catalogue.labels))
 
-    surroundings: dict[str, Any] = {"inputs": controls.model, "outputs": [address, controls.model, controls.classes]}
+    surroundings: dict[str, Any] = {
+        "inputs": controls.model,
+        "outputs": [address, controls.model, controls.classes],
+    }
     page.load(look_around, **surroundings, show_progress="hidden", **_PRIVATE)
     asked = gr.on(
         [button.click, controls.picture.change],
@@ -164,4 +194,7 @@ def _wire(
 
 
 def _heading(server: Server) -> str:
-    return f"# What is in the picture?\nThe class of every pixel, by the server at `{server.endpoint().url}`."
+    return (
+        "# What is in the picture?\nThe class of every pixel, by the server at "
+        f"`{server.endpoint().url}`."
+    )

@@ -1,4 +1,6 @@
-"""Sends the page's requests. It looks up the server for every request, so that the server may restart."""
+"""Sends the page's requests. It looks up the server for every request, so that the server may
+restart.
+"""
 
 import time
 from dataclasses import dataclass, field
@@ -20,7 +22,9 @@ _RETRIES = 1  # the user waits, and can press the button again
 
 @dataclass(frozen=True)
 class Server:
-    """The server of the page. If `url` or `token` is None, the value of the server of `segserve serve` applies."""
+    """The server of the page. If `url` or `token` is None, the value of the server of `segserve
+    serve` applies.
+    """
 
     url: str | None = None
     token: str | None = field(default=None, repr=False)

@@ -12,7 +12,9 @@ _TIMEOUT_S = 5
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The choices of the page. `labels` are the classes of `model` without background; empty if unknown."""
+    """The choices of the page. `labels` are the classes of `model` without background; empty if
+    unknown.
+    """
 
     models: tuple[str, ...]
     model: str
@@ -20,7 +22,8 @@ class Catalogue:
 
 
 def read_catalogue(endpoint: Endpoint) -> Catalogue:
-    """Reads models and classes from the management port. This port is only available for a server on this machine.
+    """Reads models and classes from the management port. This port is only available for a server
+    on this machine.
 
     If the port does not respond, the catalogue contains only the endpoint's model.
     """
@@ -43,6 +46,8 @@ def _asked(endpoint: Endpoint, path: str) -> Any:  # noqa: ANN401 - any JSON
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with requests.Session() as session:
         session.trust_env = False  # no proxy for a server on this machine
-        answer = session.get(f"{endpoint.running.management_url}/{path}", headers=headers, timeout=_TIMEOUT_S)
+        answer = session.get(
+            f"{endpoint.running.management_url}/{path}", headers=headers, timeout=_TIMEOUT_S
+        )
     answer.raise_for_status()
     return answer.json()

@@ -28,7 +28,9 @@ ENCODINGS = {
 
 
 class Sample(TypedDict):
-    """One response in one encoding. `excerpt` is the start of a text response; empty for a binary response."""
+    """One response in one encoding. `excerpt` is the start of a text response; empty for a binary
+    response.
+    """
 
     encoding: str
     bytes: int

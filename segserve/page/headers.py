@@ -1,9 +1,12 @@
-"""HTTP headers that restrict the browser to this machine, even if a dependency refers to other hosts."""
+"""HTTP headers that restrict the browser to this machine, even if a dependency refers to other
+hosts.
+"""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Gradio compiles templates in the browser, which needs 'unsafe-eval', and has inline styles and scripts.
+# Gradio compiles templates in the browser, which needs 'unsafe-eval', and has inline styles and
+# scripts.
 _POLICY = "; ".join(
     (
         "default-src 'self'",

@@ -1,4 +1,6 @@
-"""Serves the page on this machine. The browser contacts no other host, and uploads are deleted at the end."""
+"""Serves the page on this machine. The browser contacts no other host, and uploads are deleted at
+the end.
+"""
 
 import os
 import tempfile
@@ -31,7 +33,10 @@ def page_served(server: Server, *, port: int | None = None) -> Iterator[str]:
     Raises:
         OSError: the port is in use.
     """
-    with tempfile.TemporaryDirectory(prefix="segserve-page-") as uploads, _environment(GRADIO_TEMP_DIR=uploads):
+    with (
+        tempfile.TemporaryDirectory(prefix="segserve-page-") as uploads,
+        _environment(GRADIO_TEMP_DIR=uploads),
+    ):
         page = build_page(server)
         try:
             _, url, _ = page.launch(**_settings(port))
@@ -63,7 +68,10 @@ def _settings(port: int | None) -> dict[str, Any]:
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
-            "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=list(_NAMES)), Middleware(Headers)],
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=list(_NAMES)),
+                Middleware(Headers),
+            ],
         },
     }
 
@@ -76,7 +84,7 @@ def _theme() -> gr.themes.Base:
         radius_size=gr.themes.sizes.radius_lg,
         font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
         font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
-    ).set(  # contrast of at least 4.5, WCAG's minimum for text; Gradio's own greys and blues are lighter
+    ).set(  # contrast of at least 4.5, WCAG's minimum for text; Gradio's own has less
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_400",
         block_info_text_color="*neutral_600",

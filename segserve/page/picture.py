@@ -8,10 +8,11 @@ import gradio as gr
 
 
 def _as_dropped(picture: gr.Image, payload: Any) -> Path | None:  # noqa: ANN401 - differs between versions
-    """Returns the uploaded file without decoding it, because the server's error messages are better than Gradio's.
+    """Returns the uploaded file without decoding it, because the server's error messages are better
+    than Gradio's.
 
-    Returns None for a path outside the upload folder. Gradio does not check the path if the request does not declare
-    it as a file.
+    Returns None for a path outside the upload folder. Gradio does not check the path if the request
+    does not declare it as a file.
     """
     if not payload or not payload.path:
         return None
@@ -25,5 +26,8 @@ def _block_name(_: gr.Image) -> str:
 
 # This bypasses Gradio's metaclass, because that would write a .pyi file next to this module.
 Picture: type[gr.Image] = ABCMeta.__new__(
-    type(gr.Image), "Picture", (gr.Image,), {"preprocess": _as_dropped, "get_block_name": _block_name}
+    type(gr.Image),
+    "Picture",
+    (gr.Image,),
+    {"preprocess": _as_dropped, "get_block_name": _block_name},
 )

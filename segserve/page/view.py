@@ -32,8 +32,8 @@ class Answer(TypedDict):
 
     Attributes:
         picture: data URL of the image, JPEG: upright, with the label map's size.
-        ids: data URL of a grey PNG: pixel value = class id. A browser decodes a PNG only to colours, and two classes
-            may have the same colour.
+        ids: data URL of a grey PNG: pixel value = class id. A browser decodes a PNG only to
+            colours, and two classes may have the same colour.
         labels: data URL of the label map as indexed PNG, for download.
         coco: a COCO data set of this image, for download.
         steps: the time of each stage; the last entry is the total, measured by the page.
@@ -53,7 +53,9 @@ class Answer(TypedDict):
     sample: Sample | None
 
 
-def as_answer(segmentation: Segmentation, name: str, *, seconds: float, sample: Sample | None = None) -> Answer:
+def as_answer(
+    segmentation: Segmentation, name: str, *, seconds: float, sample: Sample | None = None
+) -> Answer:
     """Converts a segmentation to the viewer's document.
 
     Args:
@@ -80,7 +82,9 @@ def as_answer(segmentation: Segmentation, name: str, *, seconds: float, sample: 
 
 
 def steps(timings_ms: Mapping[str, float], total_ms: float) -> list[Step]:
-    """The stages of `Server-Timing` in plain words, the time outside the server's stages, and the total."""
+    """The stages of `Server-Timing` in plain words, the time outside the server's stages, and the
+    total.
+    """
     told = [Step(name=_STAGES.get(stage, stage), ms=ms) for stage, ms in timings_ms.items()]
     elsewhere_ms = max(0.0, total_ms - sum(timings_ms.values()))
     rest = [Step(name="on the way and waiting", ms=elsewhere_ms)] if told else []

@@ -3,7 +3,7 @@
 from typing import NamedTuple, TypedDict
 
 from ..client import (
-    MalformedAnswerError,
+    MalformedResponseError,
     RefusedError,
     TimedOutError,
     TokenRefusedError,
@@ -25,18 +25,29 @@ class _Words(NamedTuple):
 
 
 _BY_KIND: tuple[tuple[type[Exception], _Words], ...] = (
-    (UnreachableError, _Words("No server answers", "Start one with `segserve serve`, then press Segment again.")),
+    (
+        UnreachableError,
+        _Words("No server answers", "Start one with `segserve serve`, then press Segment again."),
+    ),
     (TimedOutError, _Words("The server took too long", "Try a smaller picture, or fewer passes.")),
     (
         TokenRefusedError,
-        _Words("The server refuses the token", "Start the page again with --token or $SEGSERVE_TOKEN."),
+        _Words(
+            "The server refuses the token", "Start the page again with --token or $SEGSERVE_TOKEN."
+        ),
     ),
-    (UnknownModelError, _Words("The server has no such model", "Choose another one under Options.")),
     (
-        MalformedAnswerError,
+        UnknownModelError,
+        _Words("The server has no such model", "Choose another one under Options."),
+    ),
+    (
+        MalformedResponseError,
         _Words("This is not a segmentation server", "Look at the address that the page was given."),
     ),
-    (FileNotFoundError, _Words("The picture is no longer here", "Drop it again: pictures are kept for an hour.")),
+    (
+        FileNotFoundError,
+        _Words("The picture is no longer here", "Drop it again: pictures are kept for an hour."),
+    ),
 )
 _BY_CODE = {
     "image_truncated": _Words("The file ends too early", "Save or copy the picture once more."),
@@ -44,20 +55,30 @@ _BY_CODE = {
     "image_unsupported": _Words("This file is no picture that can be read", "Choose another file."),
     "image_too_large": _Words("The picture is too large", "Make it smaller."),
     "request_too_large": _Words("The file is too large", "Make it smaller."),
-    "answer_too_large": _Words("The answer would be too large", "Choose another encoding, or a smaller picture."),
-    "cost_too_high": _Words("This would take too long", "Turn off tiles, or average over fewer views."),
+    "answer_too_large": _Words(
+        "The answer would be too large", "Choose another encoding, or a smaller picture."
+    ),
+    "cost_too_high": _Words(
+        "This would take too long", "Turn off tiles, or average over fewer views."
+    ),
     "bad_option": _Words("The server does not know this option", "Change it under Options."),
     "out_of_memory": _Words("The server has no memory left", "Try a smaller picture."),
-    "ServiceUnavailableException": _Words("The server is busy", "Wait a moment, then press Segment again."),
+    "ServiceUnavailableException": _Words(
+        "The server is busy", "Wait a moment, then press Segment again."
+    ),
 }
-# For the browser's script: by the image's source and the browser's error name, "" for any other error.
+# For the browser's script: by the image's source and the browser's error name, "" for any other
+# error.
 IN_BROWSER: dict[str, dict[str, Problem]] = {
     "camera": {
         "NotAllowedError": {
             "title": "The browser may not use the camera",
             "detail": "Allow it for this page in the browser's address bar, or upload a picture.",
         },
-        "NotFoundError": {"title": "No camera was found", "detail": "Connect one, or upload a picture."},
+        "NotFoundError": {
+            "title": "No camera was found",
+            "detail": "Connect one, or upload a picture.",
+        },
         "": {
             "title": "The camera cannot be used",
             "detail": "Close other programs that may be using it, or upload a picture.",
@@ -66,7 +87,8 @@ IN_BROWSER: dict[str, dict[str, Problem]] = {
     "clipboard": {
         "NotAllowedError": {
             "title": "The browser may not read the clipboard",
-            "detail": "Press Ctrl+V (Command+V on a Mac), which needs no permission, or upload a picture.",
+            "detail": "Press Ctrl+V (Command+V on a Mac), which needs no permission, "
+            "or upload a picture.",
         },
         "": {
             "title": "There is no picture on the clipboard",
@@ -79,9 +101,17 @@ _OTHERWISE = _Words("This did not work", "")
 
 
 def in_plain_words(error: Exception) -> Problem:
-    """Converts an error to a problem. The server's message is included, because it contains the numbers."""
+    """Converts an error to a problem. The server's message is included, because it contains the
+    numbers.
+    """
     title, advice = _words(error)
-    message = error.message if isinstance(error, RefusedError) else "" if isinstance(error, OSError) else str(error)
+    message = (
+        error.message
+        if isinstance(error, RefusedError)
+        else ""
+        if isinstance(error, OSError)
+        else str(error)
+    )
     sentence = f"{message[:1].upper()}{message[1:].rstrip('.')}." if message else ""
     return {"title": title, "detail": " ".join(part for part in (advice, sentence) if part)}
 

@@ -1,11 +1,12 @@
 """Serves the same archive on Ray Serve, with the same HTTP contract (docs/ray.md).
 
-`segserve serve --engine ray` starts a server. An existing Ray cluster runs the application like any other:
+`segserve serve --engine ray` starts a server. An existing Ray cluster runs the application like any
+other:
 
     serve run segserve.ray_app:app archive=build/deeplabv3.mar
 
-The archive imports nothing from this package. The replicas of a model import `segserve.runtime` only from the copy in
-their archive.
+The archive imports nothing from this package. The replicas of a model import `segserve.runtime`
+only from the copy in their archive.
 """
 
 import os
@@ -21,20 +22,23 @@ KEY_FILE = "key_file.json"  # TorchServe's name for it
 
 
 class Arguments(BaseModel):
-    """The arguments of `serve run segserve.ray_app:app` as `name=value`, and of `serve deploy` under `args`.
+    """The arguments of `serve run segserve.ray_app:app` as `name=value`, and of `serve deploy`
+    under `args`.
 
     Attributes:
-        archive: one archive, or several separated by commas; every machine reads them at that path. By default
-            `$SEGSERVE_ARCHIVE`.
-        trust: the file of the public keys that archives must be signed with; by default any archive is served.
+        archive: one archive, or several separated by commas; every machine reads them at that path.
+            By default `$SEGSERVE_ARCHIVE`.
+        trust: the file of the public keys that archives must be signed with; by default any archive
+            is served.
         token_authorization: whether requests must carry a token.
-        key_file: the file of the tokens; created with mode 0600 if it is missing. By default in the current folder.
+        key_file: the file of the tokens; created with mode 0600 if it is missing. By default in the
+            current folder.
         token_minutes: the lifetime of new tokens.
         max_request_bytes: a larger request is rejected.
-        min_replicas, max_replicas: processes with the network, per model; by default `minWorkers` and `maxWorkers` of
-            its model-config.yaml.
-        threads: CPU threads of a replica, and the cores that Ray reserves for it; by default the cores of a machine
-            divided by `max_replicas`.
+        min_replicas, max_replicas: processes with the network, per model; by default `minWorkers`
+            and `maxWorkers` of its model-config.yaml.
+        threads: CPU threads of a replica, and the cores that Ray reserves for it; by default the
+            cores of a machine divided by `max_replicas`.
         doors: gateway processes, which read requests and write responses.
     """
 

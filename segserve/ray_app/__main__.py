@@ -1,6 +1,8 @@
-"""`python -m segserve.ray_app ARCHIVE...`, in a run folder: serves the archives on its own Ray until SIGTERM.
+"""`python -m segserve.ray_app ARCHIVE...`, in a run folder: serves the archives on its own Ray
+until SIGTERM.
 
-`RayServe.start` runs this command. An existing cluster runs `segserve.ray_app:app` instead (docs/ray.md).
+`RayServe.start` runs this command. An existing cluster runs `segserve.ray_app:app` instead
+(docs/ray.md).
 """
 
 import logging
@@ -24,7 +26,9 @@ from .process import FAILED
 
 _NAME = "segserve"
 _LOOPBACK = "127.0.0.1"
-_OBJECT_STORE_BYTES = 2**29  # images and responses in flight; Ray spills what does not fit to the disk
+_OBJECT_STORE_BYTES = (
+    2**29
+)  # images and responses in flight; Ray spills what does not fit to the disk
 
 
 def main(archives: Sequence[str]) -> int:
@@ -61,7 +65,9 @@ def _start_ray(cores: int) -> None:
     ray.init(
         address="local",
         _node_ip_address=_LOOPBACK,
-        _temp_dir=os.path.join(os.environ["TMPDIR"], "r"),  # Ray opens this folder to all users; its parent is closed
+        _temp_dir=os.path.join(
+            os.environ["TMPDIR"], "r"
+        ),  # Ray opens this folder to all users; its parent is closed
         num_cpus=cores,
         object_store_memory=_OBJECT_STORE_BYTES,
         include_dashboard=False,
@@ -73,7 +79,9 @@ def _serve(arguments: Arguments, inference_address: str) -> None:
     address = urlsplit(inference_address)
     quiet = {"enable_access_log": False, "log_level": "WARNING"}
     serve.start(
-        proxy_location="HeadOnly", http_options={"host": address.hostname, "port": address.port}, logging_config=quiet
+        proxy_location="HeadOnly",
+        http_options={"host": address.hostname, "port": address.port},
+        logging_config=quiet,
     )
     try:
         serve.run(app(arguments), name=_NAME, route_prefix="/", logging_config=quiet)

@@ -34,10 +34,16 @@ def read_archive(path: Path, *, trusted: TrustedKeys | None = None) -> Archive:
         with zipfile.ZipFile(path) as packed:
             model = json.loads(packed.read(MANIFEST))["model"]
             config = yaml.safe_load(packed.read(CONFIG_FILE))
-            return Archive(path.resolve(), str(model["modelName"]), str(model["modelVersion"]), read_config(config))
+            return Archive(
+                path.resolve(),
+                str(model["modelName"]),
+                str(model["modelVersion"]),
+                read_config(config),
+            )
     except OSError as error:
         raise ModelError(f"cannot read the archive {path}: {error.strerror or error}") from error
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ModelError(
-            f"{path}: expected an archive made by `segserve archive`: {' '.join(str(error).split())}"
+            f"{path}: expected an archive made by `segserve archive`: "
+            f"{' '.join(str(error).split())}"
         ) from error

@@ -16,7 +16,8 @@ _NOT_PASSED_ON = {"describe", "explain", "authorization"}
 async def read_body(chunks: AsyncIterable[bytes], *, max_bytes: int) -> bytes:
     """Reads the whole body.
 
-    A body that is too large is not stored, but it is read to its end, so that the client gets to read the response.
+    A body that is too large is not stored, but it is read to its end, so that the client gets to
+    read the response.
 
     Raises:
         TooLargeError: the body has more than `max_bytes`.
@@ -29,7 +30,9 @@ async def read_body(chunks: AsyncIterable[bytes], *, max_bytes: int) -> bytes:
         else:
             body += chunk
     if size_bytes > max_bytes:
-        raise TooLargeError(f"the request has {size_bytes} bytes, the limit is {max_bytes}; send a smaller image")
+        raise TooLargeError(
+            f"the request has {size_bytes} bytes, the limit is {max_bytes}; send a smaller image"
+        )
     return bytes(body)
 
 
@@ -58,7 +61,9 @@ def as_row(body: bytes, content_type: str) -> dict[str, bytes]:
 
     try:
         in_memory = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
-        parser = create_form_parser({"Content-Type": content_type.encode("latin-1")}, on_field, on_file, in_memory)
+        parser = create_form_parser(
+            {"Content-Type": content_type.encode("latin-1")}, on_field, on_file, in_memory
+        )
         parser.write(body)
         parser.finalize()
     except (FormParserError, ValueError) as error:
@@ -69,7 +74,8 @@ def as_row(body: bytes, content_type: str) -> dict[str, bytes]:
 
 
 def as_headers(raw: Iterable[tuple[bytes, bytes]], query: str) -> dict[str, str]:
-    """Headers by their lower-case names. An option in the query becomes a header, unless a header sets it.
+    """Headers by their lower-case names. An option in the query becomes a header, unless a header
+    sets it.
 
     Repeated values are joined by commas (RFC 9110, section 5.3).
     """
@@ -79,7 +85,9 @@ def as_headers(raw: Iterable[tuple[bytes, bytes]], query: str) -> dict[str, str]
     headers: dict[str, str] = {}
     for name_bytes, value_bytes in raw:
         _add(headers, name_bytes.decode("latin-1").lower(), value_bytes.decode("latin-1"))
-    return {name: value for name, value in {**options, **headers}.items() if name not in _NOT_PASSED_ON}
+    return {
+        name: value for name, value in {**options, **headers}.items() if name not in _NOT_PASSED_ON
+    }
 
 
 def _add(headers: dict[str, str], name: str, value: str) -> None:

@@ -19,7 +19,9 @@ from .door import Door
 from .replica import Model
 from .tokens import Tokens
 
-_BATCHES_AHEAD = 2  # one that is computed and one that waits beside it, so that the network never idles
+_BATCHES_AHEAD = (
+    2  # one that is computed and one that waits beside it, so that the network never idles
+)
 _HEALTH_CHECK_PERIOD_S = 2.0  # a replica that is gone is noticed as soon
 _DOOR_REQUESTS = 256
 
@@ -36,7 +38,9 @@ def build_app(arguments: Arguments) -> Application:
     door = Door.options(  # type: ignore[attr-defined]
         num_replicas=arguments.doors,
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=max(_DOOR_REQUESTS, 2 * queue),  # the models' queues are full before the door is
+        max_ongoing_requests=max(
+            _DOOR_REQUESTS, 2 * queue
+        ),  # the models' queues are full before the door is
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
     )
     application: Application = door.bind(
@@ -66,8 +70,8 @@ def _archives(arguments: Arguments) -> list[Archive]:
 
 
 def cores_needed(arguments: Arguments) -> int:
-    """The cores that Ray must be told of for all replicas to find room, whatever the machine has: like TorchServe's
-    workers, those of several models share its cores.
+    """The cores that Ray must be told of for all replicas to find room, whatever the machine has:
+    like TorchServe's workers, those of several models share its cores.
     """
     replicas = [Replicas.of(archive.config, arguments) for archive in _archives(arguments)]
     return sum(each.most * each.threads for each in replicas)

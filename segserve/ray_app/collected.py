@@ -1,4 +1,5 @@
-"""Replaces TorchServe's metrics cache for a handler: collects what the handler reports, for the gateway to count.
+"""Replaces TorchServe's metrics cache for a handler: collects what the handler reports, for the
+gateway to count.
 
 Nothing here imports `segserve.runtime`, for the reason given in `loading`.
 """
@@ -18,7 +19,9 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True)
 class Sink:
-    """A metric with the methods of `ts.metrics.caching_metric.CachingMetric`. A handler reports values to it."""
+    """A metric with the methods of `ts.metrics.caching_metric.CachingMetric`. A handler reports
+    values to it.
+    """
 
     name: str
     dimension_names: Sequence[str]

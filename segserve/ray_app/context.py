@@ -1,4 +1,6 @@
-"""Replaces TorchServe's `Context` for a handler. It has the same names, for one worker or one batch."""
+"""Replaces TorchServe's `Context` for a handler. It has the same names, for one worker or one
+batch.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +12,8 @@ from .collected import CollectedMetrics
 class Worker:
     """What a handler may know about its process.
 
-    `model_yaml_config` is the content of the archive's model-config.yaml, with the overrides applied.
+    `model_yaml_config` is the content of the archive's model-config.yaml, with the overrides
+    applied.
     """
 
     model_name: str
@@ -27,7 +30,8 @@ class Context:
 
     Args:
         worker: the process of the handler.
-        request_headers: those of every request of the batch; empty while the handler is initialised.
+        request_headers: those of every request of the batch; empty while the handler is
+            initialised.
     """
 
     def __init__(self, worker: Worker, request_headers: Sequence[Mapping[str, str]] = ()) -> None:

@@ -32,13 +32,17 @@ def listed(models: Iterable[Served]) -> dict[str, Any]:
     return {"models": [{"modelName": model.name, "modelUrl": model.file} for model in models]}
 
 
-def describe(model: Served, replicas: Mapping[str, int], customized: bytes | None) -> dict[str, Any]:
+def describe(
+    model: Served, replicas: Mapping[str, int], customized: bytes | None
+) -> dict[str, Any]:
     """`GET /models/{model}`, with the handler's own description if `customized` is given.
 
     Args:
         replicas: the number of replicas in every state.
     """
-    workers = [_STATUS.get(state, _LOADING) for state, count in replicas.items() for _ in range(count)]
+    workers = [
+        _STATUS.get(state, _LOADING) for state, count in replicas.items() for _ in range(count)
+    ]
     document: dict[str, Any] = {
         "modelName": model.name,
         "modelVersion": model.version,

@@ -38,7 +38,8 @@ _HEADERS = {  # TorchServe's, and one that stops browsers from guessing the medi
 
 @serve.deployment
 class Door:
-    """The gateway. It serves every path of the contract, and the read-only paths of TorchServe's management API.
+    """The gateway. It serves every path of the contract, and the read-only paths of TorchServe's
+    management API.
 
     Args:
         handles: of the models' replicas, by the models' names.
@@ -73,7 +74,9 @@ class Door:
             response = _refused(error)
         except Exception:
             logger.exception("a request failed")
-            response = _refused(InternalError("the server failed at this request; its log says why"))
+            response = _refused(
+                InternalError("the server failed at this request; its log says why")
+            )
         self._metrics.count_answer(response.status_code)
         response.headers.update(_HEADERS)
         return response
@@ -91,7 +94,9 @@ class Door:
             case [_, "predictions", name, version]:
                 return await self._predict(request, name, version)
             case ["GET", "token"] if self._tokens:
-                self._tokens.renew(request.headers.get("authorization"), request.query_params.get("type", ""))
+                self._tokens.renew(
+                    request.headers.get("authorization"), request.query_params.get("type", "")
+                )
                 return Response(b"\n", media_type=JSON)
             case [_, "models", *rest]:
                 return await self._manage(request, rest)
@@ -113,7 +118,8 @@ class Door:
 
     async def _predict(self, request: Request, name: str, version: str | None) -> Response:
         began_s = time.perf_counter()
-        # The body is read before the request is rejected: a client that is still sending may not read the response.
+        # The body is read before the request is rejected: a client that is still sending may not
+        # read the response.
         try:
             self._check(request, "inference")
         except RefusalError:
@@ -122,7 +128,9 @@ class Door:
         body = await read_body(request.stream(), max_bytes=self._max_request_bytes)
         self._find(name, version)
         row = as_row(body, request.headers.get("content-type", ""))
-        handled = await self._handle(name, Received(row, as_headers(request.headers.raw, request.url.query)))
+        handled = await self._handle(
+            name, Received(row, as_headers(request.headers.raw, request.url.query))
+        )
         self._metrics.count_prediction(
             name, version, seconds=time.perf_counter() - began_s, handler_seconds=handled.seconds
         )
@@ -139,10 +147,13 @@ class Door:
             handled: Handled = await self._handles[name].predict.remote(received)
         except BackPressureError as error:
             raise OverloadedError(
-                f"{self._served[name].config['jobQueueSize']} requests wait already; send fewer at once, or again later"
+                f"{self._served[name].config['jobQueueSize']} requests wait already; send fewer at "
+                "once, or again later"
             ) from error
         except (RayActorError, DeploymentUnavailableError) as error:
-            raise UnavailableError("the process that had this request is gone; send it again") from error
+            raise UnavailableError(
+                "the process that had this request is gone; send it again"
+            ) from error
         self._metrics.count_observations(handled.observations)
         return handled
 
@@ -162,7 +173,9 @@ class Door:
                 raise refusals.unknown_path()
         customized = request.query_params.get("customized", "").lower() == "true"
         told = (await self._handle(served.name, DESCRIBE)).body if customized else None
-        return _json([describe(served, await asyncio.to_thread(_replica_states, served.name), told)])
+        return _json(
+            [describe(served, await asyncio.to_thread(_replica_states, served.name), told)]
+        )
 
 
 def _replica_states(model: str) -> Mapping[str, int]:

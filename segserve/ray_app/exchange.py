@@ -8,7 +8,9 @@ from .collected import Observation
 
 @dataclass(frozen=True)
 class Received:
-    """A request as TorchServe passes it to a handler: `row` is `{"body": content}` or `{part name: content}`."""
+    """A request as TorchServe passes it to a handler: `row` is `{"body": content}` or `{part name:
+    content}`.
+    """
 
     row: Mapping[str, bytes]
     headers: Mapping[str, str]
@@ -16,7 +18,9 @@ class Received:
 
 @dataclass(frozen=True)
 class Handled:
-    """A handler's response, the duration of its batch in seconds, and the metrics reported since the last response."""
+    """A handler's response, the duration of its batch in seconds, and the metrics reported since
+    the last response.
+    """
 
     status: int
     body: bytes

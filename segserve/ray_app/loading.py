@@ -1,7 +1,7 @@
 """Loads the handler of an archive, in a process that does nothing else.
 
-The archive has its own copy of `segserve.runtime`, and its handler must import that copy. So nothing here imports the
-installed one.
+The archive has its own copy of `segserve.runtime`, and its handler must import that copy. So
+nothing here imports the installed one.
 """
 
 import importlib
@@ -47,18 +47,22 @@ def load_handler(
     """Unpacks an archive into an empty folder and loads its handler class. The folder must be kept.
 
     Args:
-        overrides: keys that replace those of model-config.yaml in the archive; `handler` is merged key by key.
+        overrides: keys that replace those of model-config.yaml in the archive; `handler` is merged
+            key by key.
         gpu_id: the GPU to compute on; None for the CPU.
         metrics: by the name of each metric that the handler may report, the names of its labels.
         trusted: the keys that the archive must be signed with.
 
     Raises:
-        RuntimeError: the handler rejects its archive, or the archive does not have exactly one handler class.
+        RuntimeError: the handler rejects its archive, or the archive does not have exactly one
+            handler class.
         SignatureError: the archive is not signed by a trusted key; nothing of it was unpacked.
     """
     _unpack(archive, folder, trusted)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    config = _overridden(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")) or {}, overrides)
+    config = _overridden(
+        yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")) or {}, overrides
+    )
     worker = Worker(
         model_name=manifest["model"]["modelName"],
         model_dir=str(folder),
@@ -84,13 +88,19 @@ def _unpack(archive: Path, folder: Path, trusted: TrustedKeys | None) -> None:
 
 
 def _overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    return {**config, **overrides, "handler": {**config.get("handler", {}), **overrides.get("handler", {})}}
+    return {
+        **config,
+        **overrides,
+        "handler": {**config.get("handler", {}), **overrides.get("handler", {})},
+    }
 
 
 def _imported(folder: Path, file_name: str) -> ModuleType:
     """Imports the handler's module. The module and its imports come from the folder."""
     if "segserve.runtime" in sys.modules:
-        raise RuntimeError("segserve.runtime is imported already: an archive's own copy needs a process of its own")
+        raise RuntimeError(
+            "segserve.runtime is imported already: an archive's own copy needs a process of its own"
+        )
     sys.path.insert(0, str(folder))
     segserve.__path__.insert(0, str(folder / "segserve"))
     importlib.invalidate_caches()
@@ -100,9 +110,13 @@ def _imported(folder: Path, file_name: str) -> ModuleType:
 def _handler_class(module: ModuleType) -> type[Handler]:
     """The only class that is defined in the module. TorchServe has the same rule."""
     classes: list[Any] = [
-        member for _, member in inspect.getmembers(module, inspect.isclass) if member.__module__ == module.__name__
+        member
+        for _, member in inspect.getmembers(module, inspect.isclass)
+        if member.__module__ == module.__name__
     ]
     if len(classes) != 1:
-        raise RuntimeError(f"{module.__name__}.py: expected one class, the handler, got {len(classes)}")
+        raise RuntimeError(
+            f"{module.__name__}.py: expected one class, the handler, got {len(classes)}"
+        )
     handler: type[Handler] = classes[0]
     return handler

@@ -1,4 +1,6 @@
-"""Prometheus metrics with TorchServe's names, so that dashboards and alerts work with both engines."""
+"""Prometheus metrics with TorchServe's names, so that dashboards and alerts work with both
+engines.
+"""
 
 import platform
 from collections.abc import Iterable
@@ -25,20 +27,26 @@ _HUNDREDS = (2, 4, 5)
 
 
 class _Total(Gauge):
-    """A total whose name does not end in `_total`. For a counter, prometheus_client would require that ending."""
+    """A total whose name does not end in `_total`. For a counter, prometheus_client would require
+    that ending.
+    """
 
     _type = "unknown"
 
 
 class Metrics:
-    """The metrics of one gateway. The figures of its host are measured when the metrics are requested."""
+    """The metrics of one gateway. The figures of its host are measured when the metrics are
+    requested.
+    """
 
     def __init__(self) -> None:
         self._hostname = platform.node()
         self._registry = registry = CollectorRegistry()
         host_figures = _host_figures()
         self._collectors = {
-            metric.name: _collector(metric, registry) for metric in (*OWN, *ENGINE) if metric.name not in host_figures
+            metric.name: _collector(metric, registry)
+            for metric in (*OWN, *ENGINE)
+            if metric.name not in host_figures
         }
         for hundred in _HUNDREDS:  # starts at 0, so that rates include the first response
             self._add(f"Requests{hundred}XX", 0, "Host")
@@ -49,8 +57,12 @@ class Metrics:
         if status // 100 in _HUNDREDS:
             self._add(f"Requests{status // 100}XX", 1, "Host")
 
-    def count_prediction(self, model: str, version: str | None, *, seconds: float, handler_seconds: float) -> None:
-        """Counts a request that a handler has completed: its total time, and its time in the handler."""
+    def count_prediction(
+        self, model: str, version: str | None, *, seconds: float, handler_seconds: float
+    ) -> None:
+        """Counts a request that a handler has completed: its total time, and its time in the
+        handler.
+        """
         labels = model, version or _ANY_VERSION
         queue_s = max(0.0, seconds - handler_seconds)
         self._add("ts_inference_requests_total", 1, *labels)
@@ -81,7 +93,9 @@ class Metrics:
 def _collector(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
     labels = (*metric.labels, metric.host_label)
     if metric.kind is Kind.HISTOGRAM:
-        return Histogram(metric.name, metric.description, labels, registry=registry, buckets=BUCKETS)
+        return Histogram(
+            metric.name, metric.description, labels, registry=registry, buckets=BUCKETS
+        )
     if metric.kind is Kind.GAUGE:
         return Gauge(metric.name, metric.description, labels, registry=registry)
     kind = Counter if metric.name.endswith("_total") else _Total

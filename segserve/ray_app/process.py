@@ -1,4 +1,6 @@
-"""Ray Serve as a child process, with its own Ray on this machine. It is started, found and stopped like TorchServe."""
+"""Ray Serve as a child process, with its own Ray on this machine. It is started, found and stopped
+like TorchServe.
+"""
 
 import os
 import secrets
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
 FAILED = "segserve: "
 """The beginning of the log's last line if the server itself reports why it ended."""
 
-_LONGEST_TMP_BYTES = 36  # Ray adds /r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1
+_LONGEST_TMP_BYTES = (
+    36  # Ray adds /r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1
+)
 _EXIT_LAG_S = 3
 _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_METRICS_COLLECTION": "0",  # Ray's own metrics; the gateway counts those of the contract
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # with 0, Ray stays on the loopback interface, on Linux too
+    "RAY_ENABLE_METRICS_COLLECTION": "0",  # the gateway counts the contract's metrics
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 0 keeps Ray on the loopback interface
     "RAY_AUTH_MODE": "token",  # Ray's ports require the token of this run
 }
 
@@ -50,8 +54,8 @@ class RayServe(RunningServer):
     ) -> Self:
         """Starts Ray Serve, see `RunningServer.start`.
 
-        Of config.properties it uses `inference_address`, `max_request_size`, `blacklist_env_vars` and the settings of
-        tokens. All other settings apply only to TorchServe.
+        Of config.properties it uses `inference_address`, `max_request_size`, `blacklist_env_vars`
+        and the settings of tokens. All other settings apply only to TorchServe.
 
         Raises:
             ServerError: as in `RunningServer.start`, or Ray is not installed.
@@ -62,14 +66,25 @@ class RayServe(RunningServer):
         models, settings = cls._prepare(archives, run_dir, config, overrides, trusted)
         address = settings["inference_address"]
         if not address.startswith("http://"):
-            raise ServerError(f"inference_address: Ray Serve answers over http://, got {address!r}; put TLS before it")
-        settings |= {"management_address": address, "metrics_address": address}  # one port serves all three
+            raise ServerError(
+                f"inference_address: Ray Serve answers over http://, got {address!r}; put TLS "
+                "before it"
+            )
+        settings |= {
+            "management_address": address,
+            "metrics_address": address,
+        }  # one port serves all three
         write_properties(settings, run_dir / CONFIG_FILE)
         tmp_dir = make_tmp_dir(run_dir, longest_bytes=_LONGEST_TMP_BYTES)
         child = _launch(run_dir, tmp_dir, models, settings)
         try:
             state = ServerState.of(
-                child.pid, settings, models=models, tmp_dir=tmp_dir, engine=cls.engine, with_grpc=False
+                child.pid,
+                settings,
+                models=models,
+                tmp_dir=tmp_dir,
+                engine=cls.engine,
+                with_grpc=False,
             )
             state.write(run_dir / STATE_FILE)
         except BaseException:
@@ -114,5 +129,7 @@ def _launch(
 
 
 def _environment(hidden: str) -> dict[str, str]:
-    """The part of this process's environment that servers get, and the variables that isolate Ray."""
+    """The part of this process's environment that servers get, and the variables that isolate
+    Ray.
+    """
     return {**handed_on(os.environ, hidden=hidden), **_RAY_ENVIRONMENT}

@@ -1,4 +1,6 @@
-"""A replica: one process with the network of one archive. It processes waiting requests in batches."""
+"""A replica: one process with the network of one archive. It processes waiting requests in
+batches.
+"""
 
 import asyncio
 import time
@@ -67,7 +69,9 @@ class Model:
 
     @serve.batch
     async def _together(self, requests: list[Received]) -> list[Handled]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._handle, requests)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._handle, requests
+        )
 
     def _handle(self, requests: list[Received]) -> list[Handled]:
         context = Context(self._worker, [request.headers for request in requests])

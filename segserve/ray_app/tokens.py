@@ -61,7 +61,9 @@ class Tokens:
         return {"key": _random_key(), _EXPIRES: expires.isoformat().replace("+00:00", "Z")}
 
     def _read(self) -> Mapping[str, Any]:
-        """The content of the file. If the file is missing or broken, it is empty, and every token is rejected."""
+        """The content of the file. If the file is missing or broken, it is empty, and every token
+        is rejected.
+        """
         try:
             changed_ns = self._path.stat().st_mtime_ns
             if changed_ns != self._changed_ns:

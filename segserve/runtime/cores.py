@@ -8,8 +8,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_cores(cgroup: Path = _CGROUP) -> int:
-    """The cores that the scheduler may use. A container's CPU quota, rounded up, limits the number further."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that the scheduler may use. A container's CPU quota, rounded up, limits the number
+    further.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     quota = _quota_v2(cgroup) or _quota_v1(cgroup)
     return min(cores, math.ceil(quota)) if quota else cores
 
@@ -24,7 +28,9 @@ def _quota_v2(cgroup: Path) -> float | None:
 
 def _quota_v1(cgroup: Path) -> float | None:
     try:
-        quota, period = (int((cgroup / f"cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        quota, period = (
+            int((cgroup / f"cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
+        )
     except (OSError, ValueError):
         return None
     return quota / period if quota > 0 else None

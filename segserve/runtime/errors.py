@@ -1,13 +1,16 @@
 """Every error response, as one hierarchy: a stable code, an HTTP status and a message for people.
 
-A message says what is wrong, what was expected and what to do about it. It never holds a traceback or a path.
+A message says what is wrong, what was expected and what to do about it. It never holds a traceback
+or a path.
 """
 
 from typing import ClassVar
 
 
 class SegserveError(Exception):
-    """Base of every error that a client receives. `str(error)` is the message, `code` is for programs."""
+    """Base of every error that a client receives. `str(error)` is the message, `code` is for
+    programs.
+    """
 
     status: ClassVar[int] = 500
     phrase: ClassVar[str] = "Internal Server Error"
@@ -23,7 +26,9 @@ class InternalError(SegserveError):
 
 
 class BadRequestError(SegserveError):
-    """The request itself makes no sense: no image, an unknown option or value, JSON that does not parse."""
+    """The request itself makes no sense: no image, an unknown option or value, JSON that does not
+    parse.
+    """
 
     status = 400
     phrase = "Bad Request"
@@ -70,7 +75,7 @@ class TooLargeError(SegserveError):
     code = "image_too_large"
 
 
-class AnswerTooLargeError(TooLargeError):
+class ResponseTooLargeError(TooLargeError):
     code = "answer_too_large"
 
 
@@ -132,7 +137,9 @@ def error_classes() -> list[type[SegserveError]]:
 
 
 class ModelError(Exception):
-    """A model folder, record or archive that cannot be served; raised at load, never while answering."""
+    """A model folder, record or archive that cannot be served; raised at load, never while
+    answering.
+    """
 
 
 class FetchError(ModelError):

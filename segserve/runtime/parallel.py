@@ -1,7 +1,8 @@
-"""Parallel executor: one worker computes several requests at once, each with its share of the worker's threads.
+"""Parallel executor: one worker computes several requests at once, each with its share of the
+worker's threads.
 
-Two images on one core each finish sooner than one after the other on two cores. The reason: decoding, encoding and
-small layers use only one core.
+Two images on one core each finish sooner than one after the other on two cores. The reason:
+decoding, encoding and small layers use only one core.
 """
 
 import logging
@@ -17,14 +18,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class SideBySide:
-    """Runs work on the threads of one worker. The thread that creates it uses all of them when it works alone."""
+class ParallelExecutor:
+    """Runs work on the threads of one worker. The thread that creates it uses all of them when it
+    works alone.
+    """
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
         self._threads = threads
-        # Twice as many threads as can compute: the last items of a batch then end together, and no core becomes idle
-        # early.
+        # Twice as many threads as can compute: the last items of a batch then end together, and no
+        # core becomes idle early.
         self._pool = ThreadPoolExecutor(2 * threads, thread_name_prefix="side-by-side")
 
     def map(
@@ -39,8 +42,8 @@ class SideBySide:
         A single item runs in the calling thread, with all threads.
 
         Args:
-            again: whether a result reports too little memory. The other items may have used that memory. So such an
-                item runs again when the others are done, one at a time.
+            again: whether a result reports too little memory. The other items may have used that
+                memory. So such an item runs again when the others are done, one at a time.
         """
         if min(len(items), self._threads) < 2:
             return [work(item) for item in items]
@@ -53,7 +56,10 @@ class SideBySide:
         results = list(self._pool.map(work_with_share, items))
         places = [place for place, result in enumerate(results) if again(result)]
         if places:
-            told = "%d of %d requests of a batch found no memory beside the others: computed again, one at a time"
+            told = (
+                "%d of %d requests of a batch found no memory beside the others: computed again, "
+                "one at a time"
+            )
             logger.warning(told, len(places), len(items))
         for place in places:
             results[place] = work(items[place])

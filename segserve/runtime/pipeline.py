@@ -1,4 +1,6 @@
-"""Processes one request at a time: decode, segment, encode. An error affects only the response to its own request."""
+"""Processes one request at a time: decode, segment, encode. An error affects only the response to
+its own request.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -13,24 +15,33 @@ from .classes import class_ids
 from .decode.image import FORMATS, Decoded, decode_reduced
 from .decode.quarantine import Quarantine
 from .encode.json_response import json_bytes
-from .encode.response import Answer, encode_answer, error_answer
-from .errors import BadOptionError, InternalError, ModelError, OutOfMemoryError, SegserveError, TooCostlyError
+from .encode.response import Answer, encode_response, error_response
+from .errors import (
+    BadOptionError,
+    InternalError,
+    ModelError,
+    OutOfMemoryError,
+    SegserveError,
+    TooCostlyError,
+)
 from .inference.failover import AnySegmenter
 from .inference.labels import LabelRule
 from .options import MediaType, Options
 from .request import SegmentRequest, read_request
 from .settings import CONFIG_FILE, Settings
-from .telemetry.request_stats import Observed
+from .telemetry.request_stats import RequestStats
 
 logger = logging.getLogger(__name__)
 
-# Width to height of most photographs. oneDNN prepares itself for each new shape, in half of the network's time.
+# Width to height of most photographs. oneDNN prepares itself for each new shape, in half of the
+# network's time.
 _COMMON_SHAPES = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a server needs from a model: a response to every request, and a description of the model.
+    """What a server needs from a model: a response to every request, and a description of the
+    model.
 
     Without a quarantine, images that crash their decoder are not remembered.
     """
@@ -51,46 +62,59 @@ class Pipeline:
             raise ModelError(f"{CONFIG_FILE}: handler.defaults: {error}") from error
 
     def answer(self, row: Mapping[str, object], headers: Mapping[str, object]) -> Answer:
-        """Processes one request. Converts exceptions to error responses. See `read_request` for the arguments."""
-        observed = Observed()
+        """Processes one request. Converts exceptions to error responses. See `read_request` for the
+        arguments.
+        """
+        stats = RequestStats()
         try:
-            body, media_type = self._segment(row, headers, observed)
+            body, media_type = self._segment(row, headers, stats)
         except SegserveError as error:
-            return error_answer(error, observed)
+            return error_response(error, stats)
         except MemoryError:
             logger.exception("no memory left for a request")
-            return error_answer(
-                OutOfMemoryError("no memory left for this image; send it smaller, or try again later"), observed
+            return error_response(
+                OutOfMemoryError(
+                    "no memory left for this image; send it smaller, or try again later"
+                ),
+                stats,
             )
         except Exception:
             logger.exception("a request failed")
-            return error_answer(InternalError("the server failed at this image; its log says why"), observed)
-        return Answer(body, media_type, observed=observed)
+            return error_response(
+                InternalError("the server failed at this image; its log says why"), stats
+            )
+        return Answer(body, media_type, stats=stats)
 
     def _segment(
-        self, row: Mapping[str, object], headers: Mapping[str, object], observed: Observed
+        self, row: Mapping[str, object], headers: Mapping[str, object], stats: RequestStats
     ) -> tuple[bytes, MediaType]:
-        timings = observed.timings
+        timings = stats.timings
         with timings.stage("decode"):
             request = read_request(row, headers, self.settings.defaults)
-            observed.read(request)
+            stats.read(request)
             rule = self._label_rule(request)
             image_rgb, size_hw = self._decode(request)
-        observed.pixels = size_hw[0] * size_hw[1]
+        stats.pixels = size_hw[0] * size_hw[1]
         options = request.options
         self._check_cost(options, *size_hw)
         segmentation = self.segmenter.segment(
             image_rgb, timings, mode=options.mode, tta=options.tta, rule=rule, size_hw=size_hw
         )
-        observed.quality = segmentation.quality
+        stats.quality = segmentation.quality
         with timings.stage("encode"):
-            body = encode_answer(
-                request, image_rgb, segmentation, self.segmenter.record, self.settings.max_response_bytes
+            body = encode_response(
+                request,
+                image_rgb,
+                segmentation,
+                self.segmenter.record,
+                self.settings.max_response_bytes,
             )
         return body, request.media_type
 
     def _decode(self, request: SegmentRequest) -> Decoded:
-        """Decodes the image, reduced to what the network needs. If the response shows the image, it is not reduced."""
+        """Decodes the image, reduced to what the network needs. If the response shows the image, it
+        is not reduced.
+        """
         options = request.options
         needed = partial(self.segmenter.needed_hw, mode=options.mode, tta=options.tta)
         decode = self.quarantine.decode if self.quarantine else decode_reduced
@@ -119,8 +143,10 @@ class Pipeline:
             if cost <= self.max_cost
         ]
         raise TooCostlyError(
-            f"mode={options.mode} tta={options.tta} takes {cost:.1f} passes through the network for an image of "
-            f"{width_px} x {height_px} pixels, the limit is {self.max_cost}; these fit: {', '.join(fitting)}"
+            f"mode={options.mode} tta={options.tta} takes {cost:.1f} passes through the network "
+            "for an image of "
+            f"{width_px} x {height_px} pixels, the limit is {self.max_cost}; these fit: "
+            f"{', '.join(fitting)}"
         )
 
     def describe(self) -> Answer:
@@ -142,11 +168,15 @@ class Pipeline:
         return Answer(json_bytes(document), MediaType.JSON)
 
     def warm_up(self) -> None:
-        """Prepares for the first request: segments grey images of common shapes, then processes two image files."""
+        """Prepares for the first request: segments grey images of common shapes, then processes two
+        image files.
+        """
         size_px = self.segmenter.record.input.resize.size_px
         for width, height in _COMMON_SHAPES:
             scale = size_px / max(width, height)
-            grey = np.full((max(1, int(height * scale)), max(1, int(width * scale)), 3), 128, dtype=np.uint8)
+            grey = np.full(
+                (max(1, int(height * scale)), max(1, int(width * scale)), 3), 128, dtype=np.uint8
+            )
             self.segmenter.segment(grey)
         for file_format in ("JPEG", "PNG"):
             file = BytesIO()

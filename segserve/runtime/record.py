@@ -1,25 +1,34 @@
 """The record of a model, `model.yaml`.
 
-It is the only place for a model's architecture, weights, classes, colours, input rule, licence and measured accuracy.
-The handler, the archive, the evaluation and the tests derive from it.
+It is the only place for a model's architecture, weights, classes, colours, input rule, licence and
+measured accuracy. The handler, the archive, the evaluation and the tests derive from it.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import ModelError
 from .files import write_whole
 
 RECORD_FILE = "model.yaml"
 _ROUNDINGS: dict[str, Callable[[Fraction], int]] = {"nearest": round, "down": floor, "up": ceil}
-BACKGROUND = 0  # class id of a pixel whose class is not requested or not certain enough; has no colour in overlays
+# Class id of a pixel whose class is not requested or not certain enough. Has no colour in overlays.
+BACKGROUND = 0
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 PositiveUnit = Annotated[float, Field(gt=0, le=1)]
@@ -48,17 +57,23 @@ class Architecture(Strict):
     The keys from `aspp_rates` on are CoreNet's, with its defaults.
 
     Attributes:
-        backbone: a timm model, or `torchvision.resnet50`, `torchvision.resnet101` or `torchvision.mobilenet_v3_large`
-            for torchvision's own.
-        aux_head: an FCN head on the level before the last, as published checkpoints have it. It is never computed.
-        padding: `centered` pads the strided convolutions of a timm backbone so that a logit lies at the center of its
-            cell, where the bilinear resize to the image's size expects it; `default` leaves them as timm has them.
-        use_l5_exp: the last level is the wider output of the 1x1 convolution that a mobilenet ends with.
+        backbone: a timm model, or `torchvision.resnet50`, `torchvision.resnet101` or
+            `torchvision.mobilenet_v3_large` for torchvision's own.
+        aux_head: an FCN head on the level before the last, as published checkpoints have it. It is
+            never computed.
+        padding: `centered` pads the strided convolutions of a timm backbone so that a logit lies at
+            the center of its cell, where the bilinear resize to the image's size expects it;
+            `default` leaves them as timm has them.
+        use_l5_exp: the last level is the wider output of the 1x1 convolution that a mobilenet ends
+            with.
         aspp_in_channels: of the fused levels; of the multi-scale head alone.
-        output_upsample_factor: the multi-scale head's logits are upsampled by so much; of that head alone.
+        output_upsample_factor: the multi-scale head's logits are upsampled by so much; of that head
+            alone.
     """
 
-    backbone: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$")]  # no `hf-hub:` or `local-dir:`, which timm would load
+    backbone: Annotated[
+        str, Field(pattern=r"^\w+(\.\w+)?$")
+    ]  # no `hf-hub:` or `local-dir:`, which timm would load
     output_stride: Literal[8, 16, 32] = 16
     padding: Literal["default", "centered"] = "default"
     head: Literal["deeplabv3", "corenet", "multiscale"] = "deeplabv3"
@@ -76,7 +91,9 @@ class Architecture(Strict):
         for option in ("aspp_in_channels", "output_upsample_factor"):
             value, default = getattr(self, option), type(self).model_fields[option].default
             if self.head != "multiscale" and value != default:
-                raise ValueError(f"{option} is {value}, but only the head multiscale has it, not {self.head}")
+                raise ValueError(
+                    f"{option} is {value}, but only the head multiscale has it, not {self.head}"
+                )
         return self
 
     @property
@@ -86,8 +103,9 @@ class Architecture(Strict):
 
 
 class ResizeRule(Strict):
-    """The size at which the network sees an image: one side is brought to `size_px`, the other keeps the aspect
-    ratio, and both are rounded to `multiple_of`. The longer side never passes `max_px`.
+    """The size at which the network sees an image: one side is brought to `size_px`, the other
+    keeps the aspect ratio, and both are rounded to `multiple_of`. The longer side never passes
+    `max_px`.
 
     Attributes:
         rounding: `down` as torchvision's transforms do it; `up` keeps the most of thin images.
@@ -102,11 +120,15 @@ class ResizeRule(Strict):
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:
         if self.max_px < self.multiple_of:
-            raise ValueError(f"max_px is {self.max_px}, below multiple_of, which is {self.multiple_of}")
+            raise ValueError(
+                f"max_px is {self.max_px}, below multiple_of, which is {self.multiple_of}"
+            )
         return self
 
     def size_for(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """The (height, width) of the network's input for an image of this height and width. Each is at least 1."""
+        """The (height, width) of the network's input for an image of this height and width. Each is
+        at least 1.
+        """
         longer, shorter = max(height_px, width_px), min(height_px, width_px)
         scale = Fraction(self.size_px, longer if self.side == "longer" else shorter)
         scale = min(scale, Fraction(self.max_px, longer))
@@ -129,16 +151,18 @@ class InputRule(Strict):
 class InferenceRule(Strict):
     """What one request may ask of the network.
 
-    `max_cost` is in passes of the whole image, see `passes.Plan`. The default lets `tta=multiscale` through, which
-    takes about 17, up to 26 for thin images, and keeps a network that needs 4 s a pass within the response timeout
-    of 120 s.
+    `max_cost` is in passes of the whole image, see `passes.Plan`. The default lets `tta=multiscale`
+    through, which takes about 17, up to 26 for thin images, and keeps a network that needs 4 s a
+    pass within the response timeout of 120 s.
     """
 
     max_cost: PositiveInt = 30
 
 
 class ClassInfo(Strict):
-    label: Annotated[str, Field(pattern=r"^\S([^\x00-\x1f\x7f-\x9f\u2028\u2029]*\S)?$")]  # one line, see Line
+    label: Annotated[
+        str, Field(pattern=r"^\S([^\x00-\x1f\x7f-\x9f\u2028\u2029]*\S)?$")
+    ]  # one line, see Line
     color: tuple[Byte, Byte, Byte]
 
 
@@ -153,7 +177,8 @@ class Checkpoint(Strict):
     """A published checkpoint that `segserve fetch` makes the weights from.
 
     Attributes:
-        base_url: where its publisher keeps it; the environment variable SEGSERVE_MIRROR names another place.
+        base_url: where its publisher keeps it; the environment variable SEGSERVE_MIRROR names
+            another place.
         sha256: of the whole file.
         size_mib: as published, so rounded: 2**20 bytes.
     """
@@ -165,7 +190,9 @@ class Checkpoint(Strict):
 
 
 class CoveredMean(Strict):
-    """Mean IoU over the classes that at least `min_images` images hold, and how many classes these are."""
+    """Mean IoU over the classes that at least `min_images` images hold, and how many classes these
+    are.
+    """
 
     min_images: PositiveInt
     classes: PositiveInt
@@ -173,8 +200,8 @@ class CoveredMean(Strict):
 
 
 class Accuracy(Strict):
-    """Intersection over union in 0..1, for classes present in the data: as `segserve evaluate` measured it, or as the
-    weights' publisher gives it, who may leave out `images` and `class_iou`.
+    """Intersection over union in 0..1, for classes present in the data: as `segserve evaluate`
+    measured it, or as the weights' publisher gives it, who may leave out `images` and `class_iou`.
     """
 
     dataset: Line
@@ -195,7 +222,8 @@ class Calibration(Strict):
     Attributes:
         temperature: probabilities are the softmax of the logits divided by this.
         dataset: half of its images gave the temperature, the other half the errors.
-        ece_before: expected calibration error at temperature 1, in 0..1 (Naeini et al., AAAI 2015; 15 bins).
+        ece_before: expected calibration error at temperature 1, in 0..1 (Naeini et al., AAAI 2015;
+            15 bins).
         ece: the same at this temperature.
     """
 
@@ -209,8 +237,9 @@ class Calibration(Strict):
 class ModelRecord(Strict):
     """One model.
 
-    `weights` is missing only if the model is not trained yet, or not made from `checkpoint` yet. `int8` names the
-    ranges that `segserve quantize` measured for these weights. Without it, the model cannot run in int8.
+    `weights` is missing only if the model is not trained yet, or not made from `checkpoint` yet.
+    `int8` names the ranges that `segserve quantize` measured for these weights. Without it, the
+    model cannot run in int8.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -260,7 +289,8 @@ def read_record(folder: Path) -> ModelRecord:
     """Reads and validates `folder/model.yaml`.
 
     Raises:
-        ModelError: the file is missing, is not YAML, or breaks a rule; the message lists all broken rules in one line.
+        ModelError: the file is missing, is not YAML, or breaks a rule; the message lists all broken
+            rules in one line.
     """
     return read_document(folder / RECORD_FILE, ModelRecord)
 
@@ -278,7 +308,12 @@ def read_yaml(path: Path) -> object:
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: an invalid date
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # ValueError: an invalid date
         raise ModelError(f"{path.name}: cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -286,7 +321,8 @@ def validated(content: object, kind: type[Document], name: str) -> Document:
     """Validates `content` as a document of this kind.
 
     Raises:
-        ModelError: a rule is broken. The message lists every broken rule in one line, each after its key.
+        ModelError: a rule is broken. The message lists every broken rule in one line, each after
+            its key.
     """
     try:
         return kind.model_validate(content)
@@ -297,12 +333,15 @@ def validated(content: object, kind: type[Document], name: str) -> Document:
 
 def _rule(location: tuple[int | str, ...], message: str) -> str:
     key = ".".join(map(str, location))
-    message = {"Extra inputs are not permitted": "unknown key", "Field required": "is missing"}.get(message, message)
+    message = {"Extra inputs are not permitted": "unknown key", "Field required": "is missing"}.get(
+        message, message
+    )
     return f"{key}: {message}" if key else message
 
 
 def write_record(record: ModelRecord, folder: Path) -> None:
-    """Writes `folder/model.yaml` in the order of the record's fields, with lists of numbers on one line.
+    """Writes `folder/model.yaml` in the order of the record's fields, with lists of numbers on one
+    line.
 
     Fields that were not set are left out.
     """
@@ -312,7 +351,9 @@ def write_record(record: ModelRecord, folder: Path) -> None:
 
 
 class _RecordDumper(yaml.SafeDumper):
-    def represent_sequence(self, tag: str, sequence: list, flow_style: bool | None = None) -> yaml.Node:  # type: ignore[type-arg,override]
+    def represent_sequence(
+        self, tag: str, sequence: Iterable[Any], flow_style: bool | None = None
+    ) -> yaml.SequenceNode:
         plain = all(isinstance(item, int | float) for item in sequence)
         return super().represent_sequence(tag, sequence, flow_style=plain)
 

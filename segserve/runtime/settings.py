@@ -18,13 +18,17 @@ class Settings(Strict):
     """The `handler:` section.
 
     Attributes:
-        precision: `auto` computes in bf16 if the processor or the GPU supports it, else in fp32. `int8` needs a record
-            that names ranges; it works on a CPU with VNNI, and is the same as `auto` on other devices.
-        fuse: conv-BN fusion, on a CPU with oneDNN. `false` computes the network module by module, which is slower.
-        threads: CPU threads of one worker; by default the machine's cores divided by the number of workers.
+        precision: `auto` computes in bf16 if the processor or the GPU supports it, else in fp32.
+            `int8` needs a record that names ranges; it works on a CPU with VNNI, and is the same as
+            `auto` on other devices.
+        fuse: conv-BN fusion, on a CPU with oneDNN. `false` computes the network module by module,
+            which is slower.
+        threads: CPU threads of one worker; by default the machine's cores divided by the number of
+            workers.
         max_image_pixels: an image with more pixels is rejected before it is decoded.
-        max_response_bytes: a larger response is replaced by an error. Never set it above TorchServe's
-            `max_response_size`, because a larger response kills the worker. The default is TorchServe's own.
+        max_response_bytes: a larger response is replaced by an error. Never set it above
+            TorchServe's `max_response_size`, because a larger response kills the worker. The
+            default is TorchServe's own.
         resize: replaces the record's rule.
         max_cost: replaces the record's limit.
         defaults: options that apply unless a request sets them.
@@ -44,17 +48,21 @@ def check_precision(settings: Settings, record: ModelRecord) -> None:
     """Checks that the model supports the precision in the settings.
 
     Raises:
-        ModelError: the precision is int8, but the ranges of the model's activations were not measured.
+        ModelError: the precision is int8, but the ranges of the model's activations were not
+            measured.
     """
     if settings.precision == "int8" and record.int8 is None:
-        raise ModelError(f"precision int8: {record.name} has no ranges: `segserve quantize MODEL IMAGES` measures them")
+        raise ModelError(
+            f"precision int8: {record.name} has no ranges: `segserve quantize MODEL IMAGES` "
+            "measures them"
+        )
 
 
 class ModelConfig(Strict):
     """The whole file.
 
-    All other keys are TorchServe's. TorchServe ignores unknown keys. Here, a key is either one of TorchServe's keys
-    that are safe to set, or an error.
+    All other keys are TorchServe's. TorchServe ignores unknown keys. Here, a key is either one of
+    TorchServe's keys that are safe to set, or an error.
     """
 
     minWorkers: PositiveInt = 1  # noqa: N815 - TorchServe's names
@@ -72,12 +80,15 @@ class ModelConfig(Strict):
     @model_validator(mode="after")
     def _workers_are_ordered(self) -> Self:
         if self.minWorkers > self.maxWorkers:
-            raise ValueError(f"minWorkers is {self.minWorkers}, above maxWorkers, which is {self.maxWorkers}")
+            raise ValueError(
+                f"minWorkers is {self.minWorkers}, above maxWorkers, which is {self.maxWorkers}"
+            )
         return self
 
 
 def read_config(content: object) -> ModelConfig:
-    """Validates the content of a `model-config.yaml`. If there is no content, all settings have their defaults.
+    """Validates the content of a `model-config.yaml`. If there is no content, all settings have
+    their defaults.
 
     Raises:
         ModelError: a key is unknown or a value is out of bounds; the message names it in one line.

@@ -22,17 +22,24 @@ def as_coco(segmentation: Segmentation, source: Source) -> dict[str, object]:
     shown = {annotation["category_id"] for annotation in annotations}
     return {
         "info": _INFO,
-        "images": [{"id": 1, "file_name": printable(source.name), "width": width_px, "height": height_px}],
+        "images": [
+            {"id": 1, "file_name": printable(source.name), "width": width_px, "height": height_px}
+        ],
         "annotations": annotations,
-        "categories": [{"id": share.id, "name": share.label} for share in segmentation.classes if share.id in shown],
+        "categories": [
+            {"id": share.id, "name": share.label}
+            for share in segmentation.classes
+            if share.id in shown
+        ],
     }
 
 
 def write_data_set(folder: Path) -> Path:
-    """Joins all COCO files of single images in the folder to `segmentation.coco.json` in the same folder.
+    """Joins all COCO files of single images in the folder to `segmentation.coco.json` in the same
+    folder.
 
-    The files are sorted by path. Images and annotations are numbered from 1 in this order. Files that `as_coco` did not
-    create are skipped.
+    The files are sorted by path. Images and annotations are numbered from 1 in this order. Files
+    that `as_coco` did not create are skipped.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -64,7 +71,9 @@ def _write_annotations(file: BinaryIO, folder: Path) -> None:
     for image_id, document in enumerate(_documents(folder), start=1):
         for annotation in document["annotations"]:
             annotation_id += 1
-            file.write(separator + orjson.dumps({**annotation, "id": annotation_id, "image_id": image_id}))
+            file.write(
+                separator + orjson.dumps({**annotation, "id": annotation_id, "image_id": image_id})
+            )
             separator = b",\n"
 
 

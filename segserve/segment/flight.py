@@ -1,4 +1,6 @@
-"""Runs tasks in several threads and yields the results in this thread. Signals take effect only between results."""
+"""Runs tasks in several threads and yields the results in this thread. Signals take effect only
+between results.
+"""
 
 import signal
 import threading
@@ -23,20 +25,25 @@ _WAKE = None
 class Flight(Generic[Task, Result]):
     """Calls `work` for every task, in `workers` threads.
 
-    The threads must not write or print. So when a run ends, their current tasks can be dropped. Python must not exit
-    while a thread computes with torch: set `awaits_threads` to let each thread finish its current task.
+    The threads must not write or print. So when a run ends, their current tasks can be dropped.
+    Python must not exit
+    while a thread computes with torch: set `awaits_threads` to let each thread finish its current
+        task.
     """
 
     work: Callable[[Task], Result]
     workers: int
     awaits_threads: bool = False
     _todo: SimpleQueue[Task | None] = field(default_factory=SimpleQueue, init=False)
-    _done: SimpleQueue[tuple[Task, Result | Exception] | None] = field(default_factory=SimpleQueue, init=False)
+    _done: SimpleQueue[tuple[Task, Result | Exception] | None] = field(
+        default_factory=SimpleQueue, init=False
+    )
     _signal_number: int | None = field(default=None, init=False)
     _threads: list[threading.Thread] = field(default_factory=list, init=False)
 
     def results(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Exception]]:
-        """Yields every task with its result, or with the exception that it raised, in order of completion.
+        """Yields every task with its result, or with the exception that it raised, in order of
+        completion.
 
         At most two tasks per worker are pending, so the number of tasks does not affect memory.
 
@@ -70,7 +77,9 @@ class Flight(Generic[Task, Result]):
             raise InterruptedRunError(self._signal_number)
 
     def _start(self) -> None:
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(self.workers)]
+        self._threads = [
+            threading.Thread(target=self._serve, daemon=True) for _ in range(self.workers)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -98,13 +107,17 @@ class Flight(Generic[Task, Result]):
 
     @contextmanager
     def _signals_noted(self) -> Iterator[None]:
-        """Records signals, because an exception could occur anywhere. `SimpleQueue.put` is safe in a signal handler."""
+        """Records signals, because an exception could occur anywhere. `SimpleQueue.put` is safe in
+        a signal handler.
+        """
 
         def note(number: int, _: FrameType | None) -> None:
             self._signal_number = number
             self._done.put(_WAKE)
 
-        if threading.current_thread() is not threading.main_thread():  # only that thread can handle signals
+        if (
+            threading.current_thread() is not threading.main_thread()
+        ):  # only that thread can handle signals
             yield
             return
         before = {number: signal.signal(number, note) for number in _SIGNALS}

@@ -15,7 +15,9 @@ def encode_result(segmentation: Segmentation, source: Source, file_format: Forma
         return encode_png(segmentation.label_map, segmentation.palette)
     if file_format is Format.NPY:
         return encode_npy(segmentation.label_map)
-    document = as_coco(segmentation, source) if file_format is Format.COCO else as_answer(segmentation)
+    document = (
+        as_coco(segmentation, source) if file_format is Format.COCO else as_answer(segmentation)
+    )
     return orjson.dumps(document)
 
 
@@ -35,7 +37,10 @@ def as_answer(segmentation: Segmentation) -> dict[str, object]:
         "width": width_px,
         "height": height_px,
         "classes": class_table(segmentation.classes),
-        "mask": {"encoding": "rle", "data": {str(class_id): mask for class_id, mask in masks.items()}},
+        "mask": {
+            "encoding": "rle",
+            "data": {str(class_id): mask for class_id, mask in masks.items()},
+        },
     }
 
 

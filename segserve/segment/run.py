@@ -1,4 +1,6 @@
-"""Segments all images of one command in parallel, writes the files one at a time, and reports every outcome."""
+"""Segments all images of one command in parallel, writes the files one at a time, and reports every
+outcome.
+"""
 
 import os
 import sys
@@ -9,7 +11,7 @@ from dataclasses import dataclass, field
 from ..client import (
     ClassShare,
     ClientError,
-    MalformedAnswerError,
+    MalformedResponseError,
     RefusedError,
     Segmentation,
     TimedOutError,
@@ -27,7 +29,9 @@ from .layout import Layout
 from .sources import Source, printable
 
 OUTAGE_AFTER = 3
-"""The number of server failures, with no success in between, that ends a run. The other images would fail too."""
+"""The number of server failures, with no success in between, that ends a run. The other images
+would fail too.
+"""
 
 _OUTAGE_STATUS = (502, 503, 504)
 _NOT_OUR_SERVER = (401, 403, 404, 405)
@@ -52,7 +56,9 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Failed:
-    """An image that failed. `code` is for programs: the server's code, or `file` for an error of a local file."""
+    """An image that failed. `code` is for programs: the server's code, or `file` for an error of a
+    local file.
+    """
 
     source: Source
     code: str
@@ -103,7 +109,8 @@ class Run:
         """Runs until all images are done, skipped or failed.
 
         Raises:
-            StoppedError: the server is unreachable or rejects every request, or results cannot be written.
+            StoppedError: the server is unreachable or rejects every request, or results cannot be
+                written.
             InterruptedRunError: the process received SIGINT or SIGTERM. All files are complete.
         """
         began_s = time.perf_counter()
@@ -128,7 +135,10 @@ class Run:
         """Reads, segments and encodes an image, in a worker thread. Does not write."""
         segmentation = self.ask(read_source(source))
         wanted = self.layout.files(source) if self.force else self.layout.missing(source)
-        return _Answered({path: self._encoded(segmentation, source, path) for path in wanted}, segmentation.classes)
+        return _Answered(
+            {path: self._encoded(segmentation, source, path) for path in wanted},
+            segmentation.classes,
+        )
 
     def _encoded(self, segmentation: Segmentation, source: Source, path: str) -> bytes:
         if path == self.layout.result(source):
@@ -162,7 +172,9 @@ class Run:
         self._count(Done(source, tuple(self.layout.files(source)), answer.classes))
 
     def _end_outage(self, *, is_over: bool) -> None:
-        """Ends an outage of the server. If it is over, its images count as failed; if not, the run ends."""
+        """Ends an outage of the server. If it is over, its images count as failed; if not, the run
+        ends.
+        """
         outage, self._outage = self._outage, []
         if outage and not is_over:
             raise StoppedError(_reason(outage[-1][1])) from outage[-1][1]
@@ -192,14 +204,19 @@ def _is_outage(error: Exception) -> bool:
     """Whether the server caused the error. Such an error may be temporary."""
     if isinstance(error, RefusedError):
         return error.status in _OUTAGE_STATUS
-    return isinstance(error, UnreachableError | TimedOutError | MalformedAnswerError)
+    return isinstance(error, UnreachableError | TimedOutError | MalformedResponseError)
 
 
 def _meets_all(error: Exception) -> bool:
     """Whether every other image would fail for the same reason."""
-    if isinstance(error, TokenRefusedError | UnknownModelError) or _code(error) == BadOptionError.code:
+    if (
+        isinstance(error, TokenRefusedError | UnknownModelError)
+        or _code(error) == BadOptionError.code
+    ):
         return True
-    return isinstance(error, RefusedError) and (error.status in _NOT_OUR_SERVER or 300 <= error.status < 400)
+    return isinstance(error, RefusedError) and (
+        error.status in _NOT_OUR_SERVER or 300 <= error.status < 400
+    )
 
 
 def _code(error: Exception) -> str:
@@ -216,4 +233,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, ClientError | SegserveError) else f"{type(error).__name__}: {text}"
+    return (
+        text
+        if isinstance(error, ClientError | SegserveError)
+        else f"{type(error).__name__}: {text}"
+    )

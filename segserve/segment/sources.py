@@ -17,7 +17,8 @@ _MAGIC = re.compile(r"[*?[]")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One image. All images of one argument share `root`, so that a million of them need little memory.
+    """One image. All images of one argument share `root`, so that a million of them need little
+    memory.
 
     Attributes:
         root: the folder of the argument, or the folder of a file; empty for the current folder.
@@ -34,7 +35,9 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The name without an image suffix. Other suffixes stay: they may distinguish `frame.0001` and `frame.0002`."""
+        """The name without an image suffix. Other suffixes stay: they may distinguish `frame.0001`
+        and `frame.0002`.
+        """
         stem, suffix = os.path.splitext(self.name)
         return stem if suffix.lower() in SUFFIXES else self.name
 
@@ -44,17 +47,20 @@ class Source:
 
 def printable(path: str) -> str:
     """A path as one line of text. Control characters and undecodable bytes are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in path)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in path
+    )
 
 
 def find_sources(arguments: Sequence[str], *, results: Path | None = None) -> list[Source]:
     """Lists the images of the arguments in order. The images of a folder or a glob are sorted.
 
-    A folder is searched recursively, without hidden names, links to folders and files that are not images. Files and
-    the matches of a glob are accepted with any suffix. Duplicates are removed.
+    A folder is searched recursively, without hidden names, links to folders and files that are not
+    images. Files and the matches of a glob are accepted with any suffix. Duplicates are removed.
 
     Args:
-        results: the folder of results. Files in it are skipped if it lies in a searched folder or glob.
+        results: the folder of results. Files in it are skipped if it lies in a searched folder or
+            glob.
 
     Raises:
         SegmentError: an argument matches nothing, or is a folder without images.
@@ -69,7 +75,9 @@ def find_sources(arguments: Sequence[str], *, results: Path | None = None) -> li
 
 
 def sources_of(argument: str, *, results: Path | None = None) -> Iterator[Source]:
-    """The images of one argument, listed lazily; see `find_sources`. Empty if the argument matches nothing."""
+    """The images of one argument, listed lazily; see `find_sources`. Empty if the argument matches
+    nothing.
+    """
     if argument == STDIN:
         yield Source("", "stdin", is_stdin=True)
     elif os.path.isdir(argument):
@@ -108,11 +116,15 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise SegmentError(f"{printable(folder)}: the folder cannot be read: {error.strerror}") from error
+        raise SegmentError(
+            f"{printable(folder)}: the folder cannot be read: {error.strerror}"
+        ) from error
 
 
 def _is_image_file(entry: os.DirEntry[str]) -> bool:
-    """Excludes pipes and sockets, because a read could block forever. Includes broken links: their read fails."""
+    """Excludes pipes and sockets, because a read could block forever. Includes broken links: their
+    read fails.
+    """
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:  # a link that points to itself
@@ -124,16 +136,24 @@ def _is_same(folder: str, results: Path | None) -> bool:
 
 
 def _matching(pattern: str, results: Path | None) -> Iterator[Source]:
-    """Matches as a shell's glob, including `**`. Hidden names match only if the pattern names them."""
+    """Matches as a shell's glob, including `**`. Hidden names match only if the pattern names
+    them.
+    """
     parts = Path(pattern).parts
     first = next(index for index, part in enumerate(parts) if _MAGIC.search(part))
     root, rest = Path(*parts[:first]), os.path.join(*parts[first:])
     shows_hidden = any(part.startswith(".") for part in parts[first:])
-    excluded = results.resolve() if results and _is_within(results.resolve(), root.resolve()) else None
+    excluded = (
+        results.resolve() if results and _is_within(results.resolve(), root.resolve()) else None
+    )
     for path in sorted(root.glob(rest)):
         name = path.relative_to(root)
         is_hidden = any(part.startswith(".") for part in name.parts) and not shows_hidden
-        if is_hidden or path.is_dir() or (excluded and _is_within(path.absolute().resolve(), excluded)):
+        if (
+            is_hidden
+            or path.is_dir()
+            or (excluded and _is_within(path.absolute().resolve(), excluded))
+        ):
             continue
         yield Source("" if root == Path() else str(root), str(name))
 

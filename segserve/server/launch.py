@@ -16,14 +16,18 @@ CONFIG_FILE = "config.properties"
 LOG_FILE = "server.log"
 MODEL_STORE = "model-store"
 
-_LONGEST_TMP_BYTES = 85  # a worker's unix socket is TMP/.ts.sock.9000, and its path may have 103 bytes on macOS
+_LONGEST_TMP_BYTES = (
+    85  # a worker's unix socket is TMP/.ts.sock.9000, and its path may have 103 bytes on macOS
+)
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
 OWNER_ALONE = 0o077
 """The umask of a server: what it writes, parts of requests among it, nobody else may read."""
 
 
 def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> Path:
-    """Return an empty folder for unpacked models and sockets: in the run folder, unless that path is too long."""
+    """Return an empty folder for unpacked models and sockets: in the run folder, unless that path
+    is too long.
+    """
     inside = run_dir / "tmp"
     shutil.rmtree(inside, ignore_errors=True)
     if len(os.fsencode(inside)) <= longest_bytes:
@@ -55,14 +59,20 @@ def launch(
     """Start Java itself, so that the process we hold is the server and not a launcher of it."""
     site = torchserve_home()
     command = [
-        *(str(java_home / "bin" / "java"), f"-Dmodel_server_home={site}", f"-Djava.io.tmpdir={tmp_dir}"),
+        *(
+            str(java_home / "bin" / "java"),
+            f"-Dmodel_server_home={site}",
+            f"-Djava.io.tmpdir={tmp_dir}",
+        ),
         f"-Dlog4j.configurationFile=classpath:log4j2.xml,{_LOG_SETTINGS.as_uri()}",
         *shlex.split(vm_arguments),
         *("-cp", str(site / "ts" / "frontend" / "*"), "org.pytorch.serve.ModelServer"),
         *("--python", sys.executable, "-f", CONFIG_FILE, "-s", MODEL_STORE, "-ncs"),
         *("-m", *(f"{name}={name}.mar" for name in models)),
     ]
-    with new_log(run_dir).open("ab") as log:  # appended to, so that whoever follows the log may empty it
+    with new_log(run_dir).open(
+        "ab"
+    ) as log:  # appended to, so that whoever follows the log may empty it
         return subprocess.Popen(
             command,
             cwd=run_dir,
@@ -79,5 +89,7 @@ def torchserve_home() -> Path:
     """The folder that holds TorchServe's package `ts`, which is located and not imported."""
     found = importlib.util.find_spec("ts")
     if found is None or found.origin is None:
-        raise ServerError("TorchServe is not installed; install it with: pip install torchserve==0.12.0")
+        raise ServerError(
+            "TorchServe is not installed; install it with: pip install torchserve==0.12.0"
+        )
     return Path(found.origin).resolve().parents[1]

@@ -3,15 +3,23 @@
 import re
 
 # What the worker and the front end say after the real reason, or on top of it.
-_ECHOES = ("500 - Unknown exception", "507 - System out of memory", "No module named 'ts.torch_handler.")
+_ECHOES = (
+    "500 - Unknown exception",
+    "507 - System out of memory",
+    "No module named 'ts.torch_handler.",
+)
 _MODEL_LINE = re.compile(r"^\S+ \[\w+ *\] (W-\d+-(.+)_[^_]*)-(?:stdout|stderr) MODEL_LOG - (.*)$")
 _RETRY = re.compile(r" (W-\d+-(.+)_[^_]*) org\.pytorch\.serve\.wlm\.\S+ - Retry worker: ")
 _REFUSED = re.compile(r" org\.pytorch\.serve\.ModelServer - Failed to load model: (.+)\n(.+)")
-_JAVA_ERROR = re.compile(r"^(?:[\w$]+\.)+(\w+(?:Exception|Error)): (.+)$|^(Invalid configuration: .+)$", re.MULTILINE)
+_JAVA_ERROR = re.compile(
+    r"^(?:[\w$]+\.)+(\w+(?:Exception|Error)): (.+)$|^(Invalid configuration: .+)$", re.MULTILINE
+)
 
 
 def model_failure(log: str) -> str | None:
-    """Return one line on the first model that failed to load, or None while no failure has been reported whole."""
+    """Return one line on the first model that failed to load, or None while no failure has been
+    reported whole.
+    """
     refused = _REFUSED.search(log)
     if refused is not None:
         return f"the model {refused[1]!r} was refused: {_short(refused[2])}"
@@ -22,13 +30,19 @@ def model_failure(log: str) -> str | None:
 
 
 def worker_output_complete(log: str) -> bool:
-    """Whether the first worker that failed has had all of its output logged: that lags behind its end."""
+    """Whether the first worker that failed has had all of its output logged: that lags behind its
+    end.
+    """
     retry = _RETRY.search(log)
-    return retry is None or all(f"Stopped Scanner - {retry[1]}-{s}" in log for s in ("stdout", "stderr"))
+    return retry is None or all(
+        f"Stopped Scanner - {retry[1]}-{s}" in log for s in ("stdout", "stderr")
+    )
 
 
 def server_failure(log: str) -> str:
-    """Return one line on why the server ended: its last exception, else the last line of the log."""
+    """Return one line on why the server ended: its last exception, else the last line of the
+    log.
+    """
     errors = list(_JAVA_ERROR.finditer(log))
     if errors:
         return errors[-1][3] or f"{errors[-1][1]}: {errors[-1][2]}"
@@ -47,7 +61,11 @@ def _worker_error(log: str, worker: str) -> str:
             in_traceback = False
             errors.append(text)
     told = [error for error in errors if not any(echo in error for echo in _ECHOES)]
-    return _short(told[-1]) if told else "its process ended without a word (killed, perhaps for lack of memory)"
+    return (
+        _short(told[-1])
+        if told
+        else "its process ended without a word (killed, perhaps for lack of memory)"
+    )
 
 
 def _short(error: str) -> str:

@@ -1,6 +1,7 @@
 """The metrics file of a TorchServe: its own metrics, and those that segserve's handlers tell.
 
-TorchServe takes no addition to its file, only another in its place (`metrics_config`), so the whole is written anew.
+TorchServe takes no addition to its file, only another in its place (`metrics_config`), so the whole
+is written anew.
 """
 
 from collections.abc import Iterable
@@ -27,7 +28,9 @@ def write_metrics_file(path: Path, torchserve_s: Path) -> None:
 
 
 def by_kind(metrics: Iterable[Metric]) -> dict[str, list[dict[str, Any]]]:
-    """The metrics as TorchServe's file has them; the label with the host's name is its own addition."""
+    """The metrics as TorchServe's file has them; the label with the host's name is its own
+    addition.
+    """
     entries: dict[str, list[dict[str, Any]]] = {kind.value: [] for kind in Kind}
     for metric in metrics:
         entry = {"name": metric.name, "unit": metric.unit, "dimensions": list(metric.labels)}

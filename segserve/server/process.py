@@ -1,4 +1,6 @@
-"""A TorchServe as a child process: started, watched until its models answer, stopped without a trace."""
+"""A TorchServe as a child process: started, watched until its models answer, stopped without a
+trace.
+"""
 
 import os
 import time
@@ -47,8 +49,12 @@ class TorchServe(RunningServer):
         run_dir = run_dir.resolve()
         models, settings = cls._prepare(archives, run_dir, config, overrides, trusted)
         environment = handed_on(os.environ, hidden=settings.get(HIDDEN_SETTING, ""))
-        write_metrics_file(run_dir / METRICS_FILE, torchserve_home() / "ts" / "configs" / METRICS_FILE)
-        write_properties({"metrics_config": str(run_dir / METRICS_FILE), **settings}, run_dir / CONFIG_FILE)
+        write_metrics_file(
+            run_dir / METRICS_FILE, torchserve_home() / "ts" / "configs" / METRICS_FILE
+        )
+        write_properties(
+            {"metrics_config": str(run_dir / METRICS_FILE), **settings}, run_dir / CONFIG_FILE
+        )
         tmp_dir = make_tmp_dir(run_dir)
         child = launch(
             java_home,
@@ -76,8 +82,14 @@ class TorchServe(RunningServer):
                 log = self._log()
             raise ServerError(f"{model_failure(log)}; the log is {self.log_path}")
         if ended:
-            raise ServerError(f"TorchServe ended: {self._why_ended(log)}; the log is {self.log_path}")
+            raise ServerError(
+                f"TorchServe ended: {self._why_ended(log)}; the log is {self.log_path}"
+            )
 
     def _why_ended(self, log: str) -> str:
         status = self._exit_status(_OUTPUT_LAG_S)
-        return f"signal {-status} killed it" if status is not None and status < 0 else server_failure(log)
+        return (
+            f"signal {-status} killed it"
+            if status is not None and status < 0
+            else server_failure(log)
+        )

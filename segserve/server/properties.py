@@ -31,11 +31,16 @@ def read_properties(path: Path) -> dict[str, str]:
 
 def write_properties(properties: Mapping[str, str], path: Path) -> None:
     """Write a mapping as a properties file, sorted by key, whatever characters the values hold."""
-    path.write_text("".join(f"{key}={_escape(properties[key])}\n" for key in sorted(properties)), encoding="ascii")
+    path.write_text(
+        "".join(f"{key}={_escape(properties[key])}\n" for key in sorted(properties)),
+        encoding="ascii",
+    )
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield line number and text of each setting: no comments, no blanks, continued lines joined."""
+    """Yield line number and text of each setting: no comments, no blanks, continued lines
+    joined.
+    """
     start, pending = 0, ""
     for number, raw in enumerate(text.split("\n"), start=1):
         line = raw.strip()
@@ -64,7 +69,9 @@ def _escape(value: str) -> str:
     escaped = value.replace("\\", "\\\\")
     for letter, character in _NAMED_ESCAPES.items():
         escaped = escaped.replace(character, f"\\{letter}")
-    escaped = re.sub(r"^ | $", r"\\u0020", escaped)  # Java drops the first, people's editors the last
+    escaped = re.sub(
+        r"^ | $", r"\\u0020", escaped
+    )  # Java drops the first, people's editors the last
     data = escaped.encode("utf-16-be", "surrogatepass")
     units = struct.unpack(f">{len(data) // 2}H", data)
     return "".join(chr(unit) if 32 <= unit < 127 else f"\\u{unit:04x}" for unit in units)

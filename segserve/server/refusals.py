@@ -1,4 +1,6 @@
-"""What TorchServe's front end itself refuses, in its own words: a client need not know which server it asks."""
+"""What TorchServe's front end itself refuses, in its own words: a client need not know which server
+it asks.
+"""
 
 import json
 
@@ -14,7 +16,9 @@ class RefusalError(Exception):
 
 def as_json(document: object) -> bytes:
     """JSON as TorchServe's front end writes it."""
-    return f"{json.dumps(document, indent=2, ensure_ascii=False)}\n".encode("utf-8", errors="replace")
+    return f"{json.dumps(document, indent=2, ensure_ascii=False)}\n".encode(
+        "utf-8", errors="replace"
+    )
 
 
 def bad_token(act: str = "Authorization") -> RefusalError:

@@ -1,4 +1,6 @@
-"""A server as a child process that may outlive its parent: found again, watched until it answers, stopped."""
+"""A server as a child process that may outlive its parent: found again, watched until it answers,
+stopped.
+"""
 
 import contextlib
 import json
@@ -36,13 +38,15 @@ _LOG_TAIL_BYTES = 1 << 20
 class RunningServer(ABC):
     """A running server, and the folder that holds its settings, log, model store and tokens.
 
-    `with SERVER.start(...) as server:` stops it at the end; without `with` it outlives this process, and
-    `SERVER.running(run_dir)` finds it again.
+    `with SERVER.start(...) as server:` stops it at the end; without `with` it outlives this
+    process, and `SERVER.running(run_dir)` finds it again.
     """
 
     engine: ClassVar[str]
 
-    def __init__(self, run_dir: Path, state: ServerState, child: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, state: ServerState, child: subprocess.Popen[bytes] | None = None
+    ) -> None:
         self.run_dir = run_dir
         self.log_path = run_dir / LOG_FILE
         self._state = state
@@ -60,15 +64,18 @@ class RunningServer(ABC):
         overrides: Mapping[str, str] | None = None,
         trusted: "TrustedKeys | None" = None,
     ) -> Self:
-        """Start a server for `archives`, with everything that it writes inside `run_dir`; does not wait for it.
+        """Start a server for `archives`, with everything that it writes inside `run_dir`; does not
+        wait for it.
 
-        `config` replaces the project's config.properties, and `overrides` single settings of it. Ports come from
-        the environment (see `choose_addresses`) and give way to free ones. With `trusted`, only archives that one of
-        these keys has signed are served.
+        `config` replaces the project's config.properties, and `overrides` single settings of it.
+        Ports come from the environment (see `choose_addresses`) and give way to free ones. With
+        `trusted`, only archives that one of these keys has signed are served.
 
         Raises:
-            ServerError: an archive or a setting that cannot be used, or a server that runs there already.
-            SignatureError: an archive that is not signed by a trusted key; nothing of it was read or run.
+            ServerError: an archive or a setting that cannot be used, or a server that runs there
+                already.
+            SignatureError: an archive that is not signed by a trusted key; nothing of it was read
+                or run.
         """
 
     @classmethod
@@ -76,7 +83,11 @@ class RunningServer(ABC):
         """Return the server that an earlier `start` left running from `run_dir`, or None."""
         run_dir = run_dir.resolve()
         state = ServerState.read(run_dir / STATE_FILE)
-        if state is None or state.engine != cls.engine or not ProcessTree(state.pid, state.created_s).alive():
+        if (
+            state is None
+            or state.engine != cls.engine
+            or not ProcessTree(state.pid, state.created_s).alive()
+        ):
             return None
         return cls(run_dir, state)
 
@@ -88,17 +99,22 @@ class RunningServer(ABC):
         overrides: Mapping[str, str] | None,
         trusted: "TrustedKeys | None",
     ) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Make the run folder, with the archives in its store; return the models' names and the settings."""
+        """Make the run folder, with the archives in its store; return the models' names and the
+        settings.
+        """
         state = ServerState.read(run_dir / STATE_FILE)
         if state is not None and ProcessTree(state.pid, state.created_s).alive():
-            raise ServerError(f"a server already runs from {run_dir} (process {state.pid}); stop it first")
+            raise ServerError(
+                f"a server already runs from {run_dir} (process {state.pid}); stop it first"
+            )
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / KEY_FILE).unlink(missing_ok=True)
         base = read_config(config or resource("config.properties"))
         settings = merge(base, model_store=run_dir / MODEL_STORE, overrides=overrides or {})
         if trusted is not None and settings.get("enable_model_api") == "true":
             raise ServerError(
-                "enable_model_api=true: archives that are registered over HTTP are not verified; switch that off, or "
+                "enable_model_api=true: archives that are registered over HTTP are not verified; "
+                "switch that off, or "
                 "serve without trusted keys"
             )
         return fill_store(archives, run_dir / MODEL_STORE, trusted=trusted), settings
@@ -120,7 +136,9 @@ class RunningServer(ABC):
 
     @property
     def grpc_address(self) -> str:
-        """Where predictions are asked for over gRPC: HOST:PORT; empty where the engine speaks none."""
+        """Where predictions are asked for over gRPC: HOST:PORT; empty where the engine speaks
+        none.
+        """
         return self._state.grpc_address
 
     @property
@@ -135,20 +153,25 @@ class RunningServer(ABC):
 
     @property
     def inference_token(self) -> str | None:
-        """The bearer token for `inference_url`, read anew each time; None where authorization is off."""
+        """The bearer token for `inference_url`, read anew each time; None where authorization is
+        off.
+        """
         return self._token("inference")
 
     @property
     def management_token(self) -> str | None:
-        """The bearer token for `management_url`, read anew each time; None where authorization is off."""
+        """The bearer token for `management_url`, read anew each time; None where authorization is
+        off.
+        """
         return self._token("management")
 
     def wait_ready(self, timeout_s: float = 120) -> None:
-        """Wait until every model has a worker that is READY. On an error the server is left as it is.
+        """Wait until every model has a worker that is READY. On an error the server is left as it
+        is.
 
         Raises:
-            ServerError: a model failed to load or the server ended, as soon as that is known and with the reason
-                out of its log; or `timeout_s` seconds have passed.
+            ServerError: a model failed to load or the server ended, as soon as that is known and
+                with the reason out of its log; or `timeout_s` seconds have passed.
         """
         deadline = time.monotonic() + timeout_s
         for model in self.models:
@@ -160,7 +183,8 @@ class RunningServer(ABC):
                 time.sleep(_POLL_S)
 
     def obstacle(self) -> str | None:
-        """Return what keeps a model from answering just now, or None where every one has a worker that is READY.
+        """Return what keeps a model from answering just now, or None where every one has a worker
+        that is READY.
 
         Raises:
             ServerError: the server has ended; the message says why, as far as its log does.
@@ -173,7 +197,8 @@ class RunningServer(ABC):
         return None
 
     def stop(self, timeout_s: float = 30) -> None:
-        """End the server and its workers, with SIGTERM and after `timeout_s` seconds with SIGKILL. Safe to repeat.
+        """End the server and its workers, with SIGTERM and after `timeout_s` seconds with SIGKILL.
+        Safe to repeat.
 
         Raises:
             ServerError: a process outlives SIGKILL.
@@ -182,7 +207,9 @@ class RunningServer(ABC):
         if self._child is not None:
             self._child.wait()
         current = ServerState.read(self.run_dir / STATE_FILE)
-        if current is None or current == self._state:  # else another server has been started here since
+        if (
+            current is None or current == self._state
+        ):  # else another server has been started here since
             for name in (STATE_FILE, KEY_FILE):
                 (self.run_dir / name).unlink(missing_ok=True)
             shutil.rmtree(self._state.tmp_dir, ignore_errors=True)
@@ -191,13 +218,18 @@ class RunningServer(ABC):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
     def _token(self, kind: str) -> str | None:
         try:
-            return str(json.loads((self.run_dir / KEY_FILE).read_text(encoding="utf-8"))[kind]["key"])
+            return str(
+                json.loads((self.run_dir / KEY_FILE).read_text(encoding="utf-8"))[kind]["key"]
+            )
         except (OSError, ValueError, KeyError):
             return None
 
@@ -210,17 +242,27 @@ class RunningServer(ABC):
         try:
             with requests.Session() as session:
                 session.trust_env = False  # no proxy stands between us and our own server
-                answer = session.get(f"{self.management_url}/models/{model}", headers=headers, timeout=_HTTP_TIMEOUT_S)
+                answer = session.get(
+                    f"{self.management_url}/models/{model}",
+                    headers=headers,
+                    timeout=_HTTP_TIMEOUT_S,
+                )
             if not answer.ok:
                 return f"the server says {answer.status_code}: {answer.json()['message']}"
-            states = [worker["status"] for version in answer.json() for worker in version["workers"]]
+            states = [
+                worker["status"] for version in answer.json() for worker in version["workers"]
+            ]
         except (requests.RequestException, ValueError, TypeError, KeyError):
             return "the server does not answer yet"
-        return None if "READY" in states else f"its workers are {', '.join(states) or 'not there yet'}"
+        return (
+            None if "READY" in states else f"its workers are {', '.join(states) or 'not there yet'}"
+        )
 
     @abstractmethod
     def _raise_if_failed(self) -> None:
-        """Raise a ServerError with the reason out of the log where the server or a model has failed for good."""
+        """Raise a ServerError with the reason out of the log where the server or a model has failed
+        for good.
+        """
 
     def _exit_status(self, timeout_s: float) -> int | None:
         """The status of a server that has just ended, where it is a child of this process."""

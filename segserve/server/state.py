@@ -13,7 +13,8 @@ from .tree import creation_s
 class ServerState:
     """The content of `server.json`. It never holds a token.
 
-    `created_s` is when the process was created, see `creation_s`; `tmp_dir` is removed when the server stops.
+    `created_s` is when the process was created, see `creation_s`; `tmp_dir` is removed when the
+    server stops.
     """
 
     pid: int
@@ -41,10 +42,22 @@ class ServerState:
         created_s = creation_s(pid)
         keys = ("inference_address", "management_address", "metrics_address")
         # What is bound to every interface is reached on this one.
-        inference, management, metrics = (settings[key].replace("//0.0.0.0:", "//127.0.0.1:") for key in keys)
+        inference, management, metrics = (
+            settings[key].replace("//0.0.0.0:", "//127.0.0.1:") for key in keys
+        )
         host = settings["grpc_inference_address"].replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - not bound here
         grpc_address = f"{host}:{settings['grpc_inference_port']}" if with_grpc else ""
-        return cls(pid, created_s, inference, management, metrics, models, str(tmp_dir), grpc_address, engine)
+        return cls(
+            pid,
+            created_s,
+            inference,
+            management,
+            metrics,
+            models,
+            str(tmp_dir),
+            grpc_address,
+            engine,
+        )
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""

@@ -1,4 +1,6 @@
-"""The model store of one run: a folder with the archives to serve, each under its model's own name."""
+"""The model store of one run: a folder with the archives to serve, each under its model's own
+name.
+"""
 
 import json
 import re
@@ -14,11 +16,13 @@ if TYPE_CHECKING:
     from ..signing import TrustedKeys
 
 
-def fill_store(archives: Sequence[Path], store: Path, *, trusted: "TrustedKeys | None" = None) -> tuple[str, ...]:
+def fill_store(
+    archives: Sequence[Path], store: Path, *, trusted: "TrustedKeys | None" = None
+) -> tuple[str, ...]:
     """Make `store` hold just these archives, as NAME.mar, and return the names in order.
 
-    With `trusted`, an archive is verified before anything else of it is read, and the store holds the very bytes that
-    were verified.
+    With `trusted`, an archive is verified before anything else of it is read, and the store holds
+    the very bytes that were verified.
 
     Raises:
         ServerError: no archive at all, a file that is none, or two of the same name.
@@ -29,7 +33,10 @@ def fill_store(archives: Sequence[Path], store: Path, *, trusted: "TrustedKeys |
     shutil.rmtree(store, ignore_errors=True)
     store.mkdir(parents=True)
     if trusted is not None:
-        archives = [_verified(archive, store / f"{place}.verified", trusted) for place, archive in enumerate(archives)]
+        archives = [
+            _verified(archive, store / f"{place}.verified", trusted)
+            for place, archive in enumerate(archives)
+        ]
     names = tuple(model_name(archive) for archive in archives)
     if len(set(names)) < len(names):
         raise ServerError(f"two archives have the same model name: {', '.join(sorted(names))}")
@@ -57,8 +64,12 @@ def model_name(archive: Path) -> str:
             name = str(json.loads(content.read("MAR-INF/MANIFEST.json"))["model"]["modelName"])
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ServerError(f"{archive} is not a model archive (.mar): {error}") from error
-    if not re.fullmatch(r"\w[\w.-]*", name):  # it becomes the name of a file, and stands on a command line
-        raise ServerError(f"{archive}: the model's name must be letters, digits, dots and dashes, got {name!r}")
+    if not re.fullmatch(
+        r"\w[\w.-]*", name
+    ):  # it becomes the name of a file, and stands on a command line
+        raise ServerError(
+            f"{archive}: the model's name must be letters, digits, dots and dashes, got {name!r}"
+        )
     return name
 
 

@@ -13,15 +13,16 @@ from .errors import ServerError
 
 _KILL_TIMEOUT_S = 10
 _POLL_S = 0.05
-_CLOCK_S = 1.0  # a process's time of creation, read twice, agrees to this; a reused process id differs by more
+# Creation times of one process, read twice, differ by less. A reused process id differs by more.
+_CLOCK_S = 1.0
 
 
 @dataclass(frozen=True)
 class ProcessTree:
     """A process that leads a session of its own, and everything in that session.
 
-    `created_s` is the leader's time of creation, see `creation_s`: it tells our process from a later one with the
-    same id.
+    `created_s` is the leader's time of creation, see `creation_s`: it tells our process from a
+    later one with the same id.
     """
 
     pid: int
@@ -37,7 +38,9 @@ class ProcessTree:
         return self._leader() is not None
 
     def members(self) -> list[psutil.Process]:
-        """Return the running processes of the session; none where its id belongs to someone else by now."""
+        """Return the running processes of the session; none where its id belongs to someone else by
+        now.
+        """
         members = []
         for pid in psutil.pids():
             with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
@@ -48,7 +51,8 @@ class ProcessTree:
         return [process for process in members if _runs(process)]
 
     def stop(self, timeout_s: float) -> None:
-        """End the leader with SIGTERM, then the others; after `timeout_s` seconds whatever is left with SIGKILL.
+        """End the leader with SIGTERM, then the others; after `timeout_s` seconds whatever is left
+        with SIGKILL.
 
         Raises:
             ServerError: a process outlives SIGKILL.
@@ -64,7 +68,9 @@ class ProcessTree:
         deadline = time.monotonic() + _KILL_TIMEOUT_S
         while left := self._left(strays):
             if time.monotonic() > deadline:
-                raise ServerError(f"could not end the processes {sorted(process.pid for process in left)}")
+                raise ServerError(
+                    f"could not end the processes {sorted(process.pid for process in left)}"
+                )
             _signal(left, signal.SIGKILL)
             time.sleep(_POLL_S)
 
@@ -88,10 +94,13 @@ class ProcessTree:
 def creation_s(pid: int) -> float:
     """When a process was created, in seconds.
 
-    On Linux from the boot on: what it tells from 1970 on is that and the time of the boot, which moves whenever the
+    On Linux from the boot on: what it tells from 1970 on is that and the time of the boot, which
+        moves whenever the
     clock is set.
     """
-    booted_s = psutil.boot_time() if psutil.LINUX else 0.0  # first, as older psutils add what they read last
+    booted_s = (
+        psutil.boot_time() if psutil.LINUX else 0.0
+    )  # first, as older psutils add what they read last
     return float(psutil.Process(pid).create_time()) - booted_s
 
 

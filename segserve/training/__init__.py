@@ -1,1 +1,3 @@
-"""Everything about making a model: data, training, evaluation, quantization. Servers never import it."""
+"""Everything about making a model: data, training, evaluation, quantization. Servers never import
+it.
+"""

@@ -1,4 +1,6 @@
-"""Makes a model ready for 8 bits: measures on photographs which values its convolutions are given."""
+"""Makes a model ready for 8 bits: measures on photographs which values its convolutions are
+given.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -6,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..runtime.acceleration.cpu_fusion import FusedConv2d, fused_network
+from ..runtime.acceleration.cpu_fusion import FusedConv2d, cpu_fused_network
 from ..runtime.acceleration.int8 import has_vnni, quantized_network
-from ..runtime.acceleration.verified import StandInError
+from ..runtime.acceleration.verified import OptimizationError
 from ..runtime.decode.image import decode_image
 from ..runtime.errors import ModelError, SegserveError
 from ..runtime.inference.segmenter import Segmenter
@@ -23,7 +25,8 @@ _FLOAT32 = Settings(precision="fp32")
 def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int], None]) -> None:
     """Measures the ranges of a model's activations, and writes them into its folder and its record.
 
-    Where the processor can, the network is tried in 8 bits before anything is written. The weights stay as they are.
+    Where the processor can, the network is tried in 8 bits before anything is written. The weights
+    stay as they are.
 
     Args:
         images: photographs as the model will see them; a few dozen are enough.
@@ -38,24 +41,29 @@ def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int],
     segmenter = Segmenter.of(network, record, settings=_FLOAT32)
     network.ranges = measure_ranges(network, _inputs(segmenter, images, report))
     if not network.ranges:
-        raise ModelError(f"{record.name} cannot be computed in 8 bits: oneDNN does not compute its convolutions here")
+        raise ModelError(
+            f"{record.name} cannot be computed in 8 bits: oneDNN does not compute its convolutions "
+            "here"
+        )
     if has_vnni():
         try:
             quantized_network(network, segmenter.device)
-        except StandInError as error:
+        except OptimizationError as error:
             raise ModelError(f"{record.name} cannot be computed in 8 bits: {error}") from error
     write_record(record.model_copy(update={"int8": write_ranges(network.ranges, folder)}), folder)
 
 
 def measure_ranges(network: nn.Module, images: Iterable[Tensor]) -> Ranges:
-    """What the network's convolutions are given for these images, normalised float32 (1, 3, H, W)."""
+    """What the network's convolutions are given for these images, normalised float32 (1, 3, H,
+    W).
+    """
     ranges: dict[str, tuple[float, float]] = {}
 
     def widen(name: str, given: Tensor) -> None:
         least, largest = ranges.get(name, (0.0, 0.0))
         ranges[name] = (min(least, float(given.min())), max(largest, float(given.max())))
 
-    fused = fused_network(network, torch.float32)
+    fused = cpu_fused_network(network, torch.float32)
     for name, module in fused.named_modules():
         if isinstance(module, FusedConv2d):
             module.register_forward_pre_hook(lambda module, given, name=name: widen(name, given[0]))
@@ -65,7 +73,9 @@ def measure_ranges(network: nn.Module, images: Iterable[Tensor]) -> Ranges:
     return ranges
 
 
-def _inputs(segmenter: Segmenter, images: Sequence[Path], report: Callable[[int], None]) -> Iterator[Tensor]:
+def _inputs(
+    segmenter: Segmenter, images: Sequence[Path], report: Callable[[int], None]
+) -> Iterator[Tensor]:
     for finished, path in enumerate(images, start=1):
         try:
             image_rgb = decode_image(path.read_bytes(), max_pixels=_FLOAT32.max_image_pixels)

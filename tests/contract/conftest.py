@@ -1,4 +1,6 @@
-"""A real server with two models, the shipped one and a copy of it with narrow limits; all tests run on both engines."""
+"""A real server with two models, the shipped one and a copy of it with narrow limits; all tests run
+on both engines.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -17,7 +19,8 @@ from tests.conftest import EMBEDDED
 
 NARROW = "narrow"
 
-# Small limits, a queue of one, and a resize rule under which a 1 x 1,000,000 picture needs 0.8 TB of memory.
+# Small limits, a queue of one, and a resize rule under which a 1 x 1,000,000 picture needs 0.8 TB
+# of memory.
 NARROW_CONFIG = {
     "minWorkers": 1,
     "maxWorkers": 1,
@@ -43,9 +46,13 @@ class Api:
     inference_headers: dict[str, str]
     management_headers: dict[str, str]
 
-    def post(self, model: str = "deeplabv3", headers: dict[str, str] | None = None, **body) -> requests.Response:
+    def post(
+        self, model: str = "deeplabv3", headers: dict[str, str] | None = None, **body
+    ) -> requests.Response:
         url = f"{self.inference_url}/predictions/{model}"
-        return requests.post(url, headers={**self.inference_headers, **(headers or {})}, timeout=120, **body)
+        return requests.post(
+            url, headers={**self.inference_headers, **(headers or {})}, timeout=120, **body
+        )
 
     def describe(self, model: str = "deeplabv3") -> requests.Response:
         url = f"{self.management_url}/models/{model}?customized=true"
@@ -62,10 +69,14 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def server(
     request: pytest.FixtureRequest, archives: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    """Tests are grouped by engine: each is started once, not while the other runs, and gone when other tests begin."""
+    """Tests are grouped by engine: each is started once, not while the other runs, and gone when
+    other tests begin.
+    """
     if request.param == "ray":
         pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segserve[ray]'")
-    with ENGINES[request.param].start(archives, tmp_path_factory.mktemp(request.param) / "run") as server:
+    with ENGINES[request.param].start(
+        archives, tmp_path_factory.mktemp(request.param) / "run"
+    ) as server:
         server.wait_ready(timeout_s=300)
         yield server
 

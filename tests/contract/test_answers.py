@@ -110,11 +110,19 @@ def test_predictions_turned_image_gets_an_upright_mask(api: Api):
 
 def test_predictions_answer_carries_the_server_timing_of_every_stage(api: Api):
     timing = api.post(data=encoded(picture())).headers["Server-Timing"]
-    assert re.findall(r"(\w+);dur=[\d.]+", timing) == ["decode", "preprocess", "inference", "encode"]
+    assert re.findall(r"(\w+);dur=[\d.]+", timing) == [
+        "decode",
+        "preprocess",
+        "inference",
+        "encode",
+    ]
 
 
 def test_predictions_same_image_twice_gives_the_same_bytes(api: Api, photographs):
-    assert api.post(data=photographs["chelsea"]).content == api.post(data=photographs["chelsea"]).content
+    assert (
+        api.post(data=photographs["chelsea"]).content
+        == api.post(data=photographs["chelsea"]).content
+    )
 
 
 def test_describe_tells_what_the_model_is_and_accepts(api: Api):

@@ -13,7 +13,9 @@ COMMANDS = blocks("docs/api.md", "sh")
 
 
 @pytest.mark.parametrize(
-    ("command", "encoding"), list(zip(COMMANDS, ["rle", "polygons", None], strict=True)), ids=["header", "form", "JSON"]
+    ("command", "encoding"),
+    list(zip(COMMANDS, ["rle", "polygons", None], strict=True)),
+    ids=["header", "form", "JSON"],
 )
 def test_api_page_command_gets_an_answer(api: Api, photographs, tmp_path, command, encoding):
     (tmp_path / "cat.png").write_bytes(photographs["chelsea"])

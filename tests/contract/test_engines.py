@@ -1,4 +1,6 @@
-"""What every engine answers is what the archive answers without any, byte for byte: hence all of them the same."""
+"""What every engine answers is what the archive answers without any, byte for byte: hence all of
+them the same.
+"""
 
 import pytest
 import requests
@@ -20,7 +22,9 @@ def test_predictions_answer_is_the_archive_s_byte_for_byte(api: Api, local, phot
 
 
 @pytest.mark.parametrize("accept", ["image/png", "image/jpeg", "application/x-npy"])
-def test_predictions_media_type_is_the_archive_s_byte_for_byte(api: Api, local, photographs, accept):
+def test_predictions_media_type_is_the_archive_s_byte_for_byte(
+    api: Api, local, photographs, accept
+):
     response = api.post(data=photographs["chelsea"], headers={"Accept": accept})
     assert response.content == local.answer(photographs["chelsea"], accept)
 
@@ -32,17 +36,23 @@ REFUSALS = {
     "unknown version": ("deeplabv3/9", {}, 404, "ModelVersionNotFoundException"),
 }
 MESSAGES = {
-    "InvalidKeyException": "Token Authorization failed. Token either incorrect, expired, or not provided correctly",
+    "InvalidKeyException": "Token Authorization failed. Token either incorrect, expired, or not provided correctly",  # noqa: E501
     "ModelNotFoundException": "Model not found: nobody",
     "ModelVersionNotFoundException": "Model version: 9 does not exist for model: deeplabv3",
 }
 
 
-@pytest.mark.parametrize(("model", "headers", "status", "kind"), REFUSALS.values(), ids=REFUSALS.keys())
-def test_predictions_refusal_of_the_server_itself_is_torchserve_s(api: Api, model, headers, status, kind):
+@pytest.mark.parametrize(
+    ("model", "headers", "status", "kind"), REFUSALS.values(), ids=REFUSALS.keys()
+)
+def test_predictions_refusal_of_the_server_itself_is_torchserve_s(
+    api: Api, model, headers, status, kind
+):
     response = api.post(model, data=encoded(picture()), headers=headers)
     assert response.status_code == status
-    expected = f'{{\n  "code": {status},\n  "type": "{kind}",\n  "message": "{MESSAGES[kind]}"\n}}\n'
+    expected = (
+        f'{{\n  "code": {status},\n  "type": "{kind}",\n  "message": "{MESSAGES[kind]}"\n}}\n'
+    )
     assert response.text == expected
 
 

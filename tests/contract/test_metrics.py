@@ -1,4 +1,6 @@
-"""Every engine shows every declared metric, under the same names and labels, and counts what was asked."""
+"""Every engine shows every declared metric, under the same names and labels, and counts what was
+asked.
+"""
 
 import re
 import time
@@ -31,7 +33,9 @@ def samples_of(server: RunningServer) -> Samples:
 def total(samples: Samples, name: str, **labels: str) -> float:
     """The sum over series of that name with these labels, of the shipped model alone."""
     wanted = {"model_name": "deeplabv3", **labels}.items()
-    return sum(value for sampled, given, value in samples if sampled == name and wanted <= given.items())
+    return sum(
+        value for sampled, given, value in samples if sampled == name and wanted <= given.items()
+    )
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
@@ -46,7 +50,9 @@ def shown(api: Api, server: RunningServer) -> dict[str, set[str]]:
     """Names of labels by the name of each sample, once the machine's figures are there too."""
     api.post(data=encoded(picture()))
     api.post(data=b"text")
-    wait_for(lambda: any(name == "CPUUtilization" for name, *_ in samples_of(server)), timeout_s=90)  # once a minute
+    wait_for(
+        lambda: any(name == "CPUUtilization" for name, *_ in samples_of(server)), timeout_s=90
+    )  # once a minute
     return {name: set(labels) - {"le"} for name, labels, _ in samples_of(server)}
 
 
@@ -69,7 +75,12 @@ def test_metrics_count_what_was_asked(api: Api, server: RunningServer):
 
     wait_for(lambda: counted("segserve_request_seconds_count") == 2, timeout_s=30)
     assert counted("segserve_requests_total", status="200", encoding="rle", error="none") == 1
-    assert counted("segserve_requests_total", status="415", encoding="image/png", error="image_unsupported") == 1
+    assert (
+        counted(
+            "segserve_requests_total", status="415", encoding="image/png", error="image_unsupported"
+        )
+        == 1
+    )
     assert counted("ts_inference_requests_total") == 2
     assert counted("segserve_stage_seconds_count", stage="decode") == 2
     assert counted("segserve_stage_seconds_count", stage="inference") == 1
@@ -77,7 +88,9 @@ def test_metrics_count_what_was_asked(api: Api, server: RunningServer):
     assert counted("segserve_image_bytes_total") == len(image) + len(b"text")
     assert counted("segserve_answer_bytes_total") > len(answer.content)
     assert counted("segserve_batch_size_sum") == 2
-    assert counted("segserve_confidence_ratio_count") == counted("segserve_entropy_ratio_count") == 1
+    assert (
+        counted("segserve_confidence_ratio_count") == counted("segserve_entropy_ratio_count") == 1
+    )
     assert counted("segserve_class_coverage_total") == pytest.approx(1)
 
 
@@ -86,7 +99,9 @@ def test_metrics_histograms_have_the_same_buckets(server: RunningServer):
     for name, labels, _ in samples_of(server):
         if name.endswith("_bucket"):
             bounds.setdefault(name, set()).add(str(float(labels["le"])))
-    assert bounds.keys() == {sample_names(metric)[0] for metric in OWN if metric.kind is Kind.HISTOGRAM}
+    assert bounds.keys() == {
+        sample_names(metric)[0] for metric in OWN if metric.kind is Kind.HISTOGRAM
+    }
     assert len({frozenset(each) for each in bounds.values()}) == 1
 
 

@@ -18,7 +18,12 @@ from tests.contract.conftest import Api
 from tests.contract.images import FORMATS, encoded, picture
 
 DOCUMENT = json.loads((PROJECT / "docs" / "openapi.json").read_text(encoding="utf-8"))
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
 
 # Half of what is sent as an image is one: else no made-up request would come past the decoder.
 _images = st.sampled_from([encoded(picture(), name) for name in FORMATS]) | st.binary(max_size=200)
@@ -29,7 +34,9 @@ schemathesis.openapi.format("binary", _images)
 
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 OPERATIONS = {
-    operation.label: operation for result in SCHEMA.get_all_operations() if (operation := result.ok()) is not None
+    operation.label: operation
+    for result in SCHEMA.get_all_operations()
+    if (operation := result.ok()) is not None
 }
 
 

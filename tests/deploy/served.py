@@ -1,4 +1,6 @@
-"""The container's command as a process, a handler for it, and clients that notice what they lose."""
+"""The container's command as a process, a handler for it, and clients that notice what they
+lose.
+"""
 
 import json
 import os
@@ -34,12 +36,15 @@ class Command:
 
     def __init__(self, folder: Path, **variables: object) -> None:
         self._log = folder / "stdout"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SEGSERVE_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("SEGSERVE_")
+        }
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "segserve.container"],
                 cwd=PROJECT,
-                env=environment | {f"SEGSERVE_{name}": str(value) for name, value in variables.items()},
+                env=environment
+                | {f"SEGSERVE_{name}": str(value) for name, value in variables.items()},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -81,9 +86,11 @@ def free_ports(count: int) -> list[int]:
 
 
 class Load:
-    """Clients that ask one request after the other, each over one connection, until they are refused one.
+    """Clients that ask one request after the other, each over one connection, until they are
+    refused one.
 
-    `outcomes` counts answers by `tell`, refused connections, and whatever was sent and not answered as it should be.
+    `outcomes` counts answers by `tell`, refused connections, and whatever was sent and not answered
+    as it should be.
     """
 
     def __init__(
@@ -126,8 +133,12 @@ class Load:
             session.trust_env = False
             while not self._over.is_set():
                 try:
-                    answer = session.post(self._url, data=self._body, headers=self._headers, timeout=120)
-                    self.outcomes[self._tell(answer) if answer.ok else f"status {answer.status_code}"] += 1
+                    answer = session.post(
+                        self._url, data=self._body, headers=self._headers, timeout=120
+                    )
+                    self.outcomes[
+                        self._tell(answer) if answer.ok else f"status {answer.status_code}"
+                    ] += 1
                 except requests.ConnectionError as error:
                     refused = "Connection refused" in str(error)
                     self.outcomes["refused" if refused else f"lost: {error}"] += 1

@@ -1,4 +1,6 @@
-"""The container's command, run as it is: from its start to its end, and what keeps it from starting."""
+"""The container's command, run as it is: from its start to its end, and what keeps it from
+starting.
+"""
 
 import json
 import os
@@ -35,7 +37,12 @@ def variables(echo, tmp_path):
     """What a command needs to run here beside others."""
     (tmp_path / "token").write_text(TOKEN)
     ports = dict(zip(("PORT", "METRICS_PORT", "MANAGEMENT_PORT"), free_ports(3), strict=True))
-    place = {"ARCHIVE": echo, "TOKEN_FILE": tmp_path / "token", "HOST": "127.0.0.1", "RUN_DIR": tmp_path / "run"}
+    place = {
+        "ARCHIVE": echo,
+        "TOKEN_FILE": tmp_path / "token",
+        "HOST": "127.0.0.1",
+        "RUN_DIR": tmp_path / "run",
+    }
     return {**place, **ports}
 
 
@@ -53,7 +60,11 @@ def test_command_stopped_under_load_answers_what_it_accepted_and_ends_with_0(var
     assert load.outcomes["refused"] == 6
     lines = command.lines()
     assert lines[-1]["message"] == "stopped; what was asked is answered"
-    told = [line for line in lines if line["logger"] == "segserve.door" and line["path"] == "/predictions/echo"]
+    told = [
+        line
+        for line in lines
+        if line["logger"] == "segserve.door" and line["path"] == "/predictions/echo"
+    ]
     assert len(told) == load.outcomes["answered"]
     assert {(line["status"], line["request_bytes"]) for line in told} == {(200, 1)}
     assert TOKEN not in str(lines)
@@ -65,7 +76,9 @@ def test_command_being_stopped_keeps_no_connection_while_it_still_answers(variab
         command.wait_ready(url)
         with requests.Session() as session:
             ask = {"data": b"x", "headers": {"Authorization": f"Bearer {TOKEN}"}, "timeout": 30}
-            assert "close" not in session.post(f"{url}/predictions/echo", **ask).headers.get("Connection", "")
+            assert "close" not in session.post(f"{url}/predictions/echo", **ask).headers.get(
+                "Connection", ""
+            )
             command.process.send_signal(signal.SIGTERM)
             while requests.get(f"{url}/ping", timeout=30).ok:
                 time.sleep(0.05)
@@ -74,7 +87,9 @@ def test_command_being_stopped_keeps_no_connection_while_it_still_answers(variab
         assert command.process.wait(60) == 0
 
 
-def test_command_with_a_request_that_never_ends_is_stopped_in_time_and_says_what_it_lost(variables, archives, tmp_path):
+def test_command_with_a_request_that_never_ends_is_stopped_in_time_and_says_what_it_lost(
+    variables, archives, tmp_path
+):
     url = f"http://127.0.0.1:{variables['PORT']}"
     slow = pack(archives, "slow", ECHO.replace("time.sleep(0.1)", "time.sleep(60)"))
     with running(tmp_path, **{**variables, "ARCHIVE": slow}, DRAIN_TIMEOUT_S=8) as command:
@@ -110,12 +125,30 @@ def test_command_whose_server_is_killed_ends_with_the_reason(variables, tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param({"ARCHIVE": "/absent/net.mar"}, "there is no archive /absent/net.mar; mount", id="no-archive"),
-        pytest.param({"ARCHIVE": "{folder}/damaged.mar"}, "is not a model archive", id="damaged-archive"),
-        pytest.param({"ARCHIVE": "{folder}/broken.mar"}, "ValueError: the weights are of another", id="broken-model"),
-        pytest.param({"PROT": "80"}, "there is no variable SEGSERVE_PROT; did you mean SEGSERVE_PORT?", id="variable"),
-        pytest.param({"PORT": "{taken}"}, "Address already in use; .* with SEGSERVE_PORT", id="port-taken"),
-        pytest.param({"TOKEN_FILE": "/absent/token"}, "cannot read the token in /absent/token", id="no-token"),
+        pytest.param(
+            {"ARCHIVE": "/absent/net.mar"},
+            "there is no archive /absent/net.mar; mount",
+            id="no-archive",
+        ),
+        pytest.param(
+            {"ARCHIVE": "{folder}/damaged.mar"}, "is not a model archive", id="damaged-archive"
+        ),
+        pytest.param(
+            {"ARCHIVE": "{folder}/broken.mar"},
+            "ValueError: the weights are of another",
+            id="broken-model",
+        ),
+        pytest.param(
+            {"PROT": "80"},
+            "there is no variable SEGSERVE_PROT; did you mean SEGSERVE_PORT?",
+            id="variable",
+        ),
+        pytest.param(
+            {"PORT": "{taken}"}, "Address already in use; .* with SEGSERVE_PORT", id="port-taken"
+        ),
+        pytest.param(
+            {"TOKEN_FILE": "/absent/token"}, "cannot read the token in /absent/token", id="no-token"
+        ),
         pytest.param(
             {"TRUST": "{folder}/signer.pub"},
             r"echo-1\.0\.mar: there is no signature echo-1\.0\.mar\.minisig",
@@ -127,11 +160,25 @@ def test_command_whose_server_is_killed_ends_with_the_reason(variables, tmp_path
             "SEGSERVE_TRUST and SEGSERVE_MANAGEMENT_TOKEN_FILE are both set",
             id="trust-and-model-api",
         ),
-        pytest.param({"HOST": "no-such-host.invalid"}, "SEGSERVE_HOST: cannot listen on no-such-host", id="host"),
-        pytest.param({"CLIENT_HEADER": "X Real IP"}, "SEGSERVE_CLIENT_HEADER is 'X Real IP'", id="no-header"),
+        pytest.param(
+            {"HOST": "no-such-host.invalid"},
+            "SEGSERVE_HOST: cannot listen on no-such-host",
+            id="host",
+        ),
+        pytest.param(
+            {"CLIENT_HEADER": "X Real IP"}, "SEGSERVE_CLIENT_HEADER is 'X Real IP'", id="no-header"
+        ),
         pytest.param({"DRAIN_DELAY_S": "inf"}, "SEGSERVE_DRAIN_DELAY_S is 'inf'", id="no-number"),
-        pytest.param({"MODELS_DIR": "/absent"}, "SEGSERVE_MODELS_DIR: there is no folder /absent", id="no-folder"),
-        pytest.param({"RUN_DIR": "/proc/run"}, "SEGSERVE_RUN_DIR: cannot write into /proc/run", id="nowhere-to-write"),
+        pytest.param(
+            {"MODELS_DIR": "/absent"},
+            "SEGSERVE_MODELS_DIR: there is no folder /absent",
+            id="no-folder",
+        ),
+        pytest.param(
+            {"RUN_DIR": "/proc/run"},
+            "SEGSERVE_RUN_DIR: cannot write into /proc/run",
+            id="nowhere-to-write",
+        ),
         pytest.param(
             {"DEVICE": "gpu"},
             "SEGSERVE_DEVICE is gpu, and PyTorch sees none",
@@ -140,7 +187,9 @@ def test_command_whose_server_is_killed_ends_with_the_reason(variables, tmp_path
         ),
     ],
 )
-def test_command_that_cannot_serve_ends_soon_with_one_line(variables, archives, tmp_path, change, message):
+def test_command_that_cannot_serve_ends_soon_with_one_line(
+    variables, archives, tmp_path, change, message
+):
     (tmp_path / "damaged.mar").write_bytes(b"PK\x03\x04 no zip")
     SigningKey.generate().write(tmp_path / "signer")
     if "broken" in str(change):

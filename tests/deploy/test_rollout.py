@@ -1,4 +1,6 @@
-"""A new version beside the old one, as docs/operations.md has it: its very commands, under load, with nothing lost."""
+"""A new version beside the old one, as docs/operations.md has it: its very commands, under load,
+with nothing lost.
+"""
 
 import re
 import subprocess
@@ -22,7 +24,9 @@ def commands(heading: str) -> str:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A server with version 1.0 of a model, and version 2.0 in its folder of models; yields what the commands need."""
+    """A server with version 1.0 of a model, and version 2.0 in its folder of models; yields what
+    the commands need.
+    """
     folder = tmp_path_factory.mktemp("rollout")
     models = folder / "models"
     models.mkdir()
@@ -33,7 +37,12 @@ def served(tmp_path_factory):
     port, metrics_port, management_port = free_ports(3)
     ports = {"PORT": port, "METRICS_PORT": metrics_port, "MANAGEMENT_PORT": management_port}
     secrets = {"TOKEN_FILE": folder / "token", "MANAGEMENT_TOKEN_FILE": folder / "management-token"}
-    place = {"ARCHIVE": archive, "MODELS_DIR": models, "HOST": "127.0.0.1", "RUN_DIR": folder / "run"}
+    place = {
+        "ARCHIVE": archive,
+        "MODELS_DIR": models,
+        "HOST": "127.0.0.1",
+        "RUN_DIR": folder / "run",
+    }
     with running(folder, **ports, **secrets, **place) as command:
         command.wait_ready(f"http://127.0.0.1:{port}")
         yield {

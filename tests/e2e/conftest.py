@@ -9,7 +9,8 @@ from tests.conftest import EMBEDDED
 def folder(tmp_path_factory, photographs):
     """A user's folder: photographs, and a server that `segserve serve` would have left running.
 
-    Not for the whole session: tests of what happens without a server want nobody at the default port.
+    Not for the whole session: tests of what happens without a server want nobody at the default
+        port.
     """
     folder = tmp_path_factory.mktemp("user")
     (folder / "photos" / "trip").mkdir(parents=True)

@@ -1,4 +1,6 @@
-"""`segserve batch` on a real Ray: killed, interrupted, spread over nodes that vanish; and docs/batch.md."""
+"""`segserve batch` on a real Ray: killed, interrupted, spread over nodes that vanish; and
+docs/batch.md.
+"""
 
 import json
 import os
@@ -49,10 +51,26 @@ def folder(tmp_path_factory):
 @contextmanager
 def command(folder, target, *arguments: str, **variables: str):
     """`segserve batch in TARGET`, on its way."""
-    line = [sys.executable, "-m", "segserve", "batch", "in", target, "--archive", "tiny.mar", "--workers", "2"]
+    line = [
+        sys.executable,
+        "-m",
+        "segserve",
+        "batch",
+        "in",
+        target,
+        "--archive",
+        "tiny.mar",
+        "--workers",
+        "2",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     with subprocess.Popen(
-        [*line, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*line, *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         yield process
         process.kill()
@@ -79,7 +97,9 @@ def assert_every_image_once(folder, target: Path) -> None:
 
 
 def labels(target: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("labels/**/*.png")}
+    return {
+        str(path.relative_to(target)): path.read_bytes() for path in target.rglob("labels/**/*.png")
+    }
 
 
 def test_batch_that_is_killed_again_and_again_does_every_image_once(folder):
@@ -109,7 +129,10 @@ def test_batch_that_is_interrupted_says_so_in_one_line_and_keeps_what_is_finishe
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     [line] = stderr.splitlines()
-    assert re.fullmatch(r"segserve: interrupted; \d+ segmented, \d failed, \d+ left; the same command goes on .*", line)
+    assert re.fullmatch(
+        r"segserve: interrupted; \d+ segmented, \d failed, \d+ left; the same command goes on .*",
+        line,
+    )
     assert len(table(target)) >= 1
 
 
@@ -181,7 +204,9 @@ def test_batch_takes_up_images_that_have_come_since(cluster, folder):
 def test_batch_with_too_many_failures_stops_and_keeps_what_is_finished(cluster, folder):
     listed, good = folder / "bad.txt", next((folder / "in").rglob("*.png"))
     listed.write_text("\n".join([str(good), *(f"absent-{number}.png" for number in range(40))]))
-    with pytest.raises(StoppedError, match=r"\d+ images have failed, more than the 3 of --max-failures"):
+    with pytest.raises(
+        StoppedError, match=r"\d+ images have failed, more than the 3 of --max-failures"
+    ):
         run(folder, "failing", 1, source="bad.txt", max_failures=3)
     assert 4 <= len(table(folder / "failing")) < 41
     summary = run(folder, "failing", 1, source="bad.txt")

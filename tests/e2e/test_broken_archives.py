@@ -31,9 +31,18 @@ def flip_last_byte_of_weights(name: str, content: bytes) -> bytes:
 
 
 DAMAGE = {
-    "weights of another SHA-256": (flip_last_byte_of_weights, "weights.safetensors: SHA-256 is .* the record says"),
-    "unknown key": (with_record(lambda record: record.update(colour="red")), "model.yaml: colour: unknown key"),
-    "missing label": (with_record(lambda record: record["classes"].pop()), "weights do not fit the record"),
+    "weights of another SHA-256": (
+        flip_last_byte_of_weights,
+        "weights.safetensors: SHA-256 is .* the record says",
+    ),
+    "unknown key": (
+        with_record(lambda record: record.update(colour="red")),
+        "model.yaml: colour: unknown key",
+    ),
+    "missing label": (
+        with_record(lambda record: record["classes"].pop()),
+        "weights do not fit the record",
+    ),
     "wrong shape": (
         with_record(lambda record: record["architecture"].update(aspp_out_channels=128)),
         r"weights do not fit the record in \d+ tensors; first: .*expected \(128",

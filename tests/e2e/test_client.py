@@ -1,4 +1,6 @@
-"""Every way to ask, against one real TorchServe: the same label map, and errors that say what to do."""
+"""Every way to ask, against one real TorchServe: the same label map, and errors that say what to
+do.
+"""
 
 import asyncio
 import json
@@ -35,7 +37,9 @@ def archive(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(archive, tmp_path_factory):
     limit = {"max_request_size": str(MAX_REQUEST_BYTES)}
-    with TorchServe.start([archive], tmp_path_factory.mktemp("client") / "run", overrides=limit) as server:
+    with TorchServe.start(
+        [archive], tmp_path_factory.mktemp("client") / "run", overrides=limit
+    ) as server:
         server.wait_ready()
         yield server
 
@@ -53,7 +57,9 @@ def local(archive):
 def awaited(url, *images, options=None, **arguments):
     async def run():
         async with AsyncSegmentationClient(url, **arguments) as client:
-            return await asyncio.gather(*(client.segment(image, **(options or {})) for image in images))
+            return await asyncio.gather(
+                *(client.segment(image, **(options or {})) for image in images)
+            )
 
     return asyncio.run(run())
 
@@ -63,7 +69,9 @@ transports = pytest.mark.parametrize("transport", ["http", "grpc"])
 
 @transports
 @pytest.mark.parametrize("options", [{}, SLIDE], ids=["no options", "all options"])
-def test_clients_and_local_give_the_same_segmentation(server, address_of, local, photographs, transport, options):
+def test_clients_and_local_give_the_same_segmentation(
+    server, address_of, local, photographs, transport, options
+):
     image, expected = photographs["chelsea"], local.segment(photographs["chelsea"], **options)
     arguments = {"token": server.inference_token, "transport": transport}
     with SegmentationClient(address_of[transport], **arguments) as client:
@@ -80,15 +88,23 @@ def test_clients_and_local_give_the_same_segmentation(server, address_of, local,
 
 @transports
 @pytest.mark.parametrize("mask", ["dense", "rle", "png", "polygons", "none"])
-def test_answer_is_the_local_one_byte_for_byte(server, address_of, local, photographs, transport, mask):
-    with SegmentationClient(address_of[transport], token=server.inference_token, transport=transport) as client:
-        assert client.answer(photographs["chelsea"], mask=mask) == local.answer(photographs["chelsea"], mask=mask)
+def test_answer_is_the_local_one_byte_for_byte(
+    server, address_of, local, photographs, transport, mask
+):
+    with SegmentationClient(
+        address_of[transport], token=server.inference_token, transport=transport
+    ) as client:
+        assert client.answer(photographs["chelsea"], mask=mask) == local.answer(
+            photographs["chelsea"], mask=mask
+        )
 
 
 @pytest.mark.parametrize("accept", ["image/png", "image/jpeg", "application/x-npy"])
 def test_answer_of_every_media_type_is_the_local_one(server, local, photographs, accept):
     with SegmentationClient(server.inference_url, token=server.inference_token) as client:
-        assert client.answer(photographs["chelsea"], accept) == local.answer(photographs["chelsea"], accept)
+        assert client.answer(photographs["chelsea"], accept) == local.answer(
+            photographs["chelsea"], accept
+        )
 
 
 def test_segment_over_http_has_the_server_s_timings(server, photographs):
@@ -103,19 +119,41 @@ def test_eight_threads_get_their_own_answers(server, address_of, local, photogra
     expected = {image: local.segment(image).label_map for image in photographs.values()}
     images = [*photographs.values()] * 4
     arguments = {"token": server.inference_token, "transport": transport}
-    with SegmentationClient(address_of[transport], **arguments) as client, ThreadPoolExecutor(8) as threads:
+    with (
+        SegmentationClient(address_of[transport], **arguments) as client,
+        ThreadPoolExecutor(8) as threads,
+    ):
         answers = list(threads.map(client.segment, images))
-    assert all(np.array_equal(answer.label_map, expected[image]) for image, answer in zip(images, answers, strict=True))
+    assert all(
+        np.array_equal(answer.label_map, expected[image])
+        for image, answer in zip(images, answers, strict=True)
+    )
 
 
 @transports
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"token": "wrong"}, TokenRefusedError, "^400 InvalidKeyException: .*; `segserve serve` prints a new one$"),
-        ({"token": None}, TokenRefusedError, "^400 InvalidKeyException: .*; `segserve serve` prints a new one$"),
-        ({"model": "nope"}, UnknownModelError, "^404 ModelNotFoundException: Model not found: nope; name the model"),
-        ({"version": "9"}, UnknownModelError, "^404 ModelVersionNotFoundException: Model version: 9 .*; leave the"),
+        (
+            {"token": "wrong"},
+            TokenRefusedError,
+            "^400 InvalidKeyException: .*; `segserve serve` prints a new one$",
+        ),
+        (
+            {"token": None},
+            TokenRefusedError,
+            "^400 InvalidKeyException: .*; `segserve serve` prints a new one$",
+        ),
+        (
+            {"model": "nope"},
+            UnknownModelError,
+            "^404 ModelNotFoundException: Model not found: nope; name the model",
+        ),
+        (
+            {"version": "9"},
+            UnknownModelError,
+            "^404 ModelVersionNotFoundException: Model version: 9 .*; leave the",
+        ),
     ],
     ids=["wrong token", "no token", "wrong model", "wrong version"],
 )
@@ -123,7 +161,10 @@ def test_segment_wrong_token_or_model_says_what_to_do(
     server, address_of, photographs, transport, arguments, error, message
 ):
     arguments = {"token": server.inference_token, "transport": transport, **arguments}
-    with SegmentationClient(address_of[transport], **arguments) as client, pytest.raises(error, match=message):
+    with (
+        SegmentationClient(address_of[transport], **arguments) as client,
+        pytest.raises(error, match=message),
+    ):
         client.segment(photographs["chelsea"])
     with pytest.raises(error, match=message):
         awaited(address_of[transport], photographs["chelsea"], **arguments)
@@ -134,10 +175,14 @@ def test_segment_token_that_is_no_longer_valid_says_what_to_do(server, photograp
     old = server.inference_token
     api_key = json.loads((server.run_dir / KEY_FILE).read_text())["API"]["key"]
     authorization = {"Authorization": f"Bearer {api_key}"}
-    requests.get(f"{server.management_url}/token?type=inference", headers=authorization, timeout=30).raise_for_status()
+    requests.get(
+        f"{server.management_url}/token?type=inference", headers=authorization, timeout=30
+    ).raise_for_status()
     with (
         SegmentationClient(server.inference_url, token=old) as client,
-        pytest.raises(TokenRefusedError, match=r"incorrect, expired, .*; `segserve serve` prints a new one$"),
+        pytest.raises(
+            TokenRefusedError, match=r"incorrect, expired, .*; `segserve serve` prints a new one$"
+        ),
     ):
         client.segment(photographs["chelsea"])
     with SegmentationClient(server.inference_url, token=server.inference_token) as client:
@@ -157,16 +202,22 @@ def test_segment_token_that_is_no_longer_valid_says_what_to_do(server, photograp
     ],
     ids=["text", "cut image", "too many bytes", "unknown mode", "unknown class", "threshold"],
 )
-def test_segment_refusal_is_the_server_s(server, address_of, photographs, transport, image, options, message):
+def test_segment_refusal_is_the_server_s(
+    server, address_of, photographs, transport, image, options, message
+):
     image = photographs["chelsea"] if image is None else image
     arguments = {"token": server.inference_token, "transport": transport}
     with SegmentationClient(address_of[transport], **arguments) as client:
         with pytest.raises(RefusedError, match=message):
             client.segment(image, **options)
-        assert client.segment(photographs["chelsea"]).mask_of("cat").any()  # the connection, or another, still works
+        assert (
+            client.segment(photographs["chelsea"]).mask_of("cat").any()
+        )  # the connection, or another, still works
 
 
-def test_documentation_s_python_runs_from_top_to_bottom(server, archive, photographs, tmp_path, monkeypatch):
+def test_documentation_s_python_runs_from_top_to_bottom(
+    server, archive, photographs, tmp_path, monkeypatch
+):
     """On a server that runs, with TOKEN set, a cat in the folder and the archive in build/."""
     (tmp_path / "cat.png").write_bytes(photographs["chelsea"])
     (tmp_path / "build").mkdir()

@@ -13,7 +13,9 @@ from tests.conftest import PROJECT
 
 def segserve(*arguments: str, folder) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "segserve", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=240, check=False
+    )
 
 
 def test_demo_prints_the_classes_and_saves_pictures(tmp_path):
@@ -21,7 +23,12 @@ def test_demo_prints_the_classes_and_saves_pictures(tmp_path):
     assert result.returncode == 0, result.stderr
     assert re.search(r"cat\W+\d+\.\d%", result.stdout)
     assert re.search(r"person\W+\d+\.\d%", result.stdout)
-    for name in ("chelsea-labels.png", "chelsea-overlay.jpg", "astronaut-labels.png", "astronaut-overlay.jpg"):
+    for name in (
+        "chelsea-labels.png",
+        "chelsea-overlay.jpg",
+        "astronaut-labels.png",
+        "astronaut-overlay.jpg",
+    ):
         with Image.open(tmp_path / "build" / "demo" / name) as picture:
             assert picture.size in ((451, 300), (512, 512))
 
@@ -31,9 +38,13 @@ def test_serve_prints_a_curl_that_works_and_stop_ends_it(tmp_path):
     try:
         assert result.returncode == 0, result.stderr
         curl = next(line for line in result.stdout.splitlines() if line.strip().startswith("curl"))
-        (tmp_path / "photo.jpg").write_bytes((PROJECT / "docs" / "chelsea-overlay.jpg").read_bytes())
+        (tmp_path / "photo.jpg").write_bytes(
+            (PROJECT / "docs" / "chelsea-overlay.jpg").read_bytes()
+        )
         command = shlex.split(curl.replace("PHOTO.jpg", "photo.jpg"))
-        answer = subprocess.run([*command, "-s"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        answer = subprocess.run(
+            [*command, "-s"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+        )
         assert answer.stdout.startswith('{"model":{"name":"deeplabv3"')
         assert "`segserve stop`" in result.stdout
     finally:
@@ -45,8 +56,14 @@ def test_serve_prints_a_curl_that_works_and_stop_ends_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("archive", "nosuchmodel"), "'nosuchmodel': no model folder, and no name of a model: embedded, "),
-        (("fetch", "nosuchmodel"), "'nosuchmodel': no model folder, and no name of a model: embedded, "),
+        (
+            ("archive", "nosuchmodel"),
+            "'nosuchmodel': no model folder, and no name of a model: embedded, ",
+        ),
+        (
+            ("fetch", "nosuchmodel"),
+            "'nosuchmodel': no model folder, and no name of a model: embedded, ",
+        ),
         (("archive", "--output", "file"), "segserve: file: File exists"),
         (("evaluate", "embedded", "--data", "nowhere"), "there is no such folder or file"),
     ],

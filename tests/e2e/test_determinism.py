@@ -1,6 +1,8 @@
-"""The same image gives the same bytes: alone, under load, among others in a batch, after a restart, on any threads.
+"""The same image gives the same bytes: alone, under load, among others in a batch, after a restart,
+on any threads.
 
-SEGSERVE_REPETITIONS is how often each image is asked for under load; `make determinism` does so 1,000 times.
+SEGSERVE_REPETITIONS is how often each image is asked for under load; `make determinism` does so
+1,000 times.
 """
 
 import hashlib
@@ -23,7 +25,10 @@ from tests.conftest import EMBEDDED, PROJECT
 
 REPETITIONS = int(os.environ.get("SEGSERVE_REPETITIONS", "30"))
 CLIENTS = 6
-OPTIONS = {"X-Segment-Mask": "png", "X-Segment-Confidence": "true"}  # every pixel's class, and how sure of it
+OPTIONS = {
+    "X-Segment-Mask": "png",
+    "X-Segment-Confidence": "true",
+}  # every pixel's class, and how sure of it
 VARIANTS: Mapping[str, Mapping[str, object]] = {
     "alone": {"batchSize": 1, "handler": {"threads": 1}},
     "batched": {"batchSize": 8, "maxBatchDelay": 100, "handler": {"threads": 2}},
@@ -39,7 +44,9 @@ def variant(folder: Path, name: str, changes: Mapping[str, object]) -> Path:
     config = yaml.safe_load((PROJECT / "model" / "model-config.yaml").read_text())
     handler = {**config["handler"], **changes["handler"]}
     (model / "model-config.yaml").write_text(
-        yaml.safe_dump({**config, **changes, "startupTimeout": STARTUP_TIMEOUT_S, "handler": handler})
+        yaml.safe_dump(
+            {**config, **changes, "startupTimeout": STARTUP_TIMEOUT_S, "handler": handler}
+        )
     )
     return build_archive(model, folder)
 
@@ -71,7 +78,9 @@ def expected(server, images) -> dict[str, str]:
 
 def answer(server, model: str, image: bytes) -> str:
     headers = {"Authorization": f"Bearer {server.inference_token}", **OPTIONS}
-    response = requests.post(f"{server.inference_url}/predictions/{model}", data=image, headers=headers, timeout=300)
+    response = requests.post(
+        f"{server.inference_url}/predictions/{model}", data=image, headers=headers, timeout=300
+    )
     assert response.status_code == 200, response.text
     return digest_of(response.content, model)
 
@@ -105,10 +114,13 @@ def test_same_image_on_another_number_of_threads_gives_the_same_bytes(server, im
     assert {name: answer(server, "batched", image) for name, image in images.items()} == expected
 
 
-def test_same_image_in_8_bits_under_load_gives_the_bytes_that_it_gives_without_a_server(server, archives, images):
+def test_same_image_in_8_bits_under_load_gives_the_bytes_that_it_gives_without_a_server(
+    server, archives, images
+):
     in_8_bits = LocalSegmenter(next(archive for archive in archives if archive.stem == "int8"))
     alone = {
-        name: digest_of(in_8_bits.answer(image, mask="png", confidence=True), "int8") for name, image in images.items()
+        name: digest_of(in_8_bits.answer(image, mask="png", confidence=True), "int8")
+        for name, image in images.items()
     }
     assert under_load(server, "int8", images) == {name: {digest} for name, digest in alone.items()}
 

@@ -19,20 +19,26 @@ from segserve.training.evaluate.report import EvaluationReport
 from tests.conftest import EMBEDDED
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
-ORIENTATION, TURNED_RIGHT = 0x0112, 6  # EXIF: the picture is to be turned by a quarter before it is shown
+ORIENTATION, TURNED_RIGHT = (
+    0x0112,
+    6,
+)  # EXIF: the picture is to be turned by a quarter before it is shown
 SHIFT_PX = 12
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Two data sets of the same files: `same` holds the labels that the model gives offline, `shifted` those labels
-    12 pixels aside.
+    """Two data sets of the same files: `same` holds the labels that the model gives offline,
+    `shifted` those labels 12 pixels aside.
 
-    Against the first the model is perfect: every pixel that the server answers otherwise shows, be it by a colour
+    Against the first the model is perfect: every pixel that the server answers otherwise shows, be
+        it by a colour
     order, a turn or a size. Against the second it is not, and every figure has something to say.
     """
     folder, segmenter = tmp_path_factory.mktemp("photographs"), Segmenter.load(EMBEDDED)
-    files = {name: sample_photograph(name).read_bytes() for name in PHOTOGRAPHS} | {"turned.jpg": turned_cat()}
+    files = {name: sample_photograph(name).read_bytes() for name in PHOTOGRAPHS} | {
+        "turned.jpg": turned_cat()
+    }
     for name, content in files.items():
         labels = segmenter.segment(decode_image(content, max_pixels=2**24)).label_map
         shifted = np.roll(labels, SHIFT_PX, axis=1)
@@ -69,7 +75,17 @@ def server(tmp_path_factory):
 
 
 def evaluated(data: Path, output: Path, *arguments: str) -> EvaluationReport:
-    command = ["evaluate", "--model", "embedded", "--data", str(data), "--split", "dev", "--json", str(output)]
+    command = [
+        "evaluate",
+        "--model",
+        "embedded",
+        "--data",
+        str(data),
+        "--split",
+        "dev",
+        "--json",
+        str(output),
+    ]
     result = CliRunner().invoke(app, [*command, *arguments])
     assert result.exit_code == 0, result.stderr
     return EvaluationReport.model_validate_json(output.read_text())
@@ -77,7 +93,9 @@ def evaluated(data: Path, output: Path, *arguments: str) -> EvaluationReport:
 
 @pytest.mark.parametrize("truth", ["same", "shifted"])
 @pytest.mark.parametrize("options", [(), ("--tta", "flip")], ids=["plain", "flip"])
-def test_evaluation_through_the_server_agrees_with_the_one_offline(data, server, tmp_path, truth, options):
+def test_evaluation_through_the_server_agrees_with_the_one_offline(
+    data, server, tmp_path, truth, options
+):
     offline = evaluated(data / truth, tmp_path / "offline.json", *options)
     address = "--server", server.inference_url, "--token", server.inference_token
     served = evaluated(data / truth, tmp_path / "served.json", *options, *address)
@@ -95,7 +113,15 @@ def test_evaluation_through_the_server_agrees_with_the_one_offline(data, server,
 
 
 def test_evaluation_with_a_wrong_token_says_what_the_server_said(data, server):
-    arguments = "evaluate", "--data", str(data / "same"), "--server", server.inference_url, "--token", "made up"
+    arguments = (
+        "evaluate",
+        "--data",
+        str(data / "same"),
+        "--server",
+        server.inference_url,
+        "--token",
+        "made up",
+    )
     result = CliRunner().invoke(app, [*arguments])
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("segserve: astronaut: 400 InvalidKeyException")

@@ -14,7 +14,9 @@ from tests.conftest import EMBEDDED
 AGAIN = "; make it anew with: python -m examples.execute"
 LARGEST_BYTES = 500_000
 
-notebooks = pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in NOTEBOOKS])
+notebooks = pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem) for path in NOTEBOOKS]
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,4 +62,6 @@ def test_notebook_is_as_the_command_leaves_it(path):
 
 @notebooks
 def test_notebook_names_no_path_and_no_token_of_the_machine_it_was_made_on(path):
-    assert re.findall(r"/(?:home|root|tmp|work|usr)/|Bearer", path.read_text(encoding="utf-8")) == []
+    assert (
+        re.findall(r"/(?:home|root|tmp|work|usr)/|Bearer", path.read_text(encoding="utf-8")) == []
+    )

@@ -1,4 +1,6 @@
-"""What a real TorchServe lets be seen of itself: traces at a collector, and workers that were replaced."""
+"""What a real TorchServe lets be seen of itself: traces at a collector, and workers that were
+replaced.
+"""
 
 import re
 import time
@@ -82,4 +84,6 @@ def test_worker_that_is_killed_shows_as_one_more_that_was_started(server):
     ]
     worker.kill()
     wait_for(lambda: starts(server) == 2, timeout_s=120)
-    assert "WorkerLifeCycle - Stopped Scanner" in server.log_path.read_text()  # told by what also tells of metrics
+    assert (
+        "WorkerLifeCycle - Stopped Scanner" in server.log_path.read_text()
+    )  # told by what also tells of metrics

@@ -47,7 +47,9 @@ def folder(archive, tmp_path_factory):
         with TorchServe.start([archive], SERVE_DIR) as server:
             server.wait_ready()
             yield folder
-            if (last := TorchServe.running(SERVE_DIR)) is not None:  # the one that a test started anew
+            if (
+                last := TorchServe.running(SERVE_DIR)
+            ) is not None:  # the one that a test started anew
                 last.stop()
 
 
@@ -117,7 +119,9 @@ def saved(page: Page, button: str) -> tuple[str, bytes]:
 def color_at(page: Page, x: int, y: int) -> list[int]:
     """R, G, B and A of the colours that lie over a pixel of the picture."""
     script = (
-        "([x, y]) => [...document.querySelector('[data-part=colors]').getContext('2d').getImageData(x, y, 1, 1).data]"
+        "([x, y]) => "
+        "[...document.querySelector('[data-part=colors]').getContext('2d').getImageData(x, y, 1, "
+        "1).data]"
     )
     return page.evaluate(script, [x, y])
 
@@ -148,7 +152,9 @@ def test_page_asks_nobody_but_its_own_server(browser, url):
     shown(page)
     page.close()
     assert len(asked) > 5
-    assert {parts.netloc for parts in asked if parts.scheme not in ("data", "blob")} == {urlsplit(url).netloc}
+    assert {parts.netloc for parts in asked if parts.scheme not in ("data", "blob")} == {
+        urlsplit(url).netloc
+    }
 
 
 def test_switch_and_opacity_change_the_colors_without_a_request(cat):
@@ -160,7 +166,9 @@ def test_switch_and_opacity_change_the_colors_without_a_request(cat):
     switch.press("Space")
     assert color_at(cat, *CAT_WH)[3] == 255
     slider.press("Home")
-    assert cat.locator("[data-part=colors]").evaluate("node => getComputedStyle(node).opacity") == "0"
+    assert (
+        cat.locator("[data-part=colors]").evaluate("node => getComputedStyle(node).opacity") == "0"
+    )
     slider.fill("55")
     assert asked == []
 
@@ -236,7 +244,9 @@ def test_options_reach_the_server_and_the_answer_is_shown_as_a_program_gets_it(p
     drop(page, photographs["chelsea"], "chelsea.png")
     shown(page)
     assert page.locator("tbody tr[data-class='8']").count() == 0
-    expect(page.locator("[data-part=sample-told]")).to_contain_text(re.compile(r"polygons: [\d\u202f]+ bytes in"))
+    expect(page.locator("[data-part=sample-told]")).to_contain_text(
+        re.compile(r"polygons: [\d\u202f]+ bytes in")
+    )
     assert page.locator("[data-part=sample-excerpt]").inner_text().startswith('{"model"')
 
 
@@ -254,9 +264,13 @@ def png(size_wh: tuple[int, int]) -> bytes:
 @pytest.mark.parametrize(
     ("content", "title", "detail"),
     [
-        pytest.param(b"this is no picture", "This file is no picture", "JPEG, PNG, WEBP", id="text"),
+        pytest.param(
+            b"this is no picture", "This file is no picture", "JPEG, PNG, WEBP", id="text"
+        ),
         pytest.param(png((300, 200))[:-40], "The file ", "picture", id="truncated"),
-        pytest.param(png((5000, 4000)), "The picture is too large", "Make it smaller", id="too-large"),
+        pytest.param(
+            png((5000, 4000)), "The picture is too large", "Make it smaller", id="too-large"
+        ),
     ],
 )
 def test_picture_that_is_refused_is_told_in_plain_words(page, content, title, detail):
@@ -292,15 +306,17 @@ def test_phone_width_needs_no_horizontal_scrolling(page, photographs):
 
 FOCUSED = """() => {
   const node = document.activeElement;
-  const label = node.getAttribute("aria-label") || node.labels?.[0]?.innerText || node.innerText || "";
-  return { name: label.trim(), outline: getComputedStyle(node).outlineStyle };
+  const label = node.getAttribute("aria-label") || node.labels?.[0]?.innerText || node.innerText ||
+  ""; return { name: label.trim(), outline: getComputedStyle(node).outlineStyle };
 }"""
 
 
 def test_keyboard_alone_reaches_every_control_and_shows_where_it_is(page, photographs):
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name=re.compile("upload", re.IGNORECASE)).first.press("Enter")
-    chooser.value.set_files({"name": "chelsea.png", "mimeType": "image/png", "buffer": photographs["chelsea"]})
+    chooser.value.set_files(
+        {"name": "chelsea.png", "mimeType": "image/png", "buffer": photographs["chelsea"]}
+    )
     shown(page)
     page.get_by_role("button", name="Options").press("Enter")
     page.get_by_role("button", name="Upload file").focus()
@@ -320,13 +336,18 @@ def test_keyboard_alone_reaches_every_control_and_shows_where_it_is(page, photog
         "^Answer as",
     ]
     wanted += ["^The picture", "^Opacity", "^cat$", "^Overlay$", "^Label map", "^COCO JSON$"]
-    places = [next((i for i, focused in enumerate(seen) if re.search(want, focused["name"])), None) for want in wanted]
+    places = [
+        next((i for i, focused in enumerate(seen) if re.search(want, focused["name"])), None)
+        for want in wanted
+    ]
     assert None not in places, dict(zip(wanted, places, strict=True))
     assert places == sorted(places)
     assert {seen[place]["outline"] for place in places} == {"solid"}
 
 
-@pytest.mark.parametrize("scheme", [pytest.param("light", id="light"), pytest.param("dark", id="dark")])
+@pytest.mark.parametrize(
+    "scheme", [pytest.param("light", id="light"), pytest.param("dark", id="dark")]
+)
 def test_page_keeps_the_accessibility_rules_of_axe(browser, url, scheme):
     page = browser.new_page()
     page.emulate_media(color_scheme=scheme)
@@ -338,7 +359,9 @@ def test_page_keeps_the_accessibility_rules_of_axe(browser, url, scheme):
     report = Axe().run(page).response
     page.close()
     assert {"color-contrast", "label"} <= {rule["id"] for rule in report["passes"]}
-    assert {rule["id"]: [node["html"] for node in rule["nodes"]] for rule in report["violations"]} == {}
+    assert {
+        rule["id"]: [node["html"] for node in rule["nodes"]] for rule in report["violations"]
+    } == {}
 
 
 def test_page_offers_programs_nothing(page, url):
@@ -348,8 +371,12 @@ def test_page_offers_programs_nothing(page, url):
     assert page.request.get(url, headers={"Host": "attacker.example"}).status == 400
 
 
-def test_page_works_again_when_the_server_is_back(archive, page, photographs, silent_url, monkeypatch):
-    monkeypatch.setattr(endpoint, "DEFAULT_URL", silent_url)  # at the usual one somebody's server may run
+def test_page_works_again_when_the_server_is_back(
+    archive, page, photographs, silent_url, monkeypatch
+):
+    monkeypatch.setattr(
+        endpoint, "DEFAULT_URL", silent_url
+    )  # at the usual one somebody's server may run
     TorchServe.running(SERVE_DIR).stop()
     drop(page, photographs["chelsea"], "chelsea.png")
     assert "segserve serve" in told(page, "No server answers")

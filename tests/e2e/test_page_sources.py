@@ -1,4 +1,6 @@
-"""Where the page's pictures come from, in a real Chromium: its camera, its clipboard, and files that are dropped."""
+"""Where the page's pictures come from, in a real Chromium: its camera, its clipboard, and files
+that are dropped.
+"""
 
 import base64
 import io
@@ -65,7 +67,9 @@ def deny(page: Page) -> None:
 
 
 def found(page: Page, class_id: int) -> None:
-    expect(page.locator(f"[data-part=result] tr[data-class='{class_id}']")).to_be_visible(timeout=ANSWER_MS)
+    expect(page.locator(f"[data-part=result] tr[data-class='{class_id}']")).to_be_visible(
+        timeout=ANSWER_MS
+    )
 
 
 def copy_picture(page: Page, content: bytes) -> None:
@@ -89,7 +93,9 @@ def paste_by_keyboard(page: Page) -> None:
 
 
 def drag_and_drop(page: Page, file) -> None:
-    """As the desktop does it: Chromium itself finds what lies under the pointer, and reads the file."""
+    """As the desktop does it: Chromium itself finds what lies under the pointer, and reads the
+    file.
+    """
     box = page.locator("#picture").bounding_box()
     place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
     session = page.context.new_cdp_session(page)
@@ -136,7 +142,8 @@ def test_camera_that_is_denied_first_and_then_allowed_takes_a_picture(page, url)
 
 
 @pytest.mark.parametrize(
-    "paste", [pytest.param(paste_by_button, id="button"), pytest.param(paste_by_keyboard, id="keyboard")]
+    "paste",
+    [pytest.param(paste_by_button, id="button"), pytest.param(paste_by_keyboard, id="keyboard")],
 )
 def test_picture_pasted_shows_its_classes(page, photographs, paste):
     copy_picture(page, photographs["chelsea"])
@@ -157,7 +164,8 @@ def test_clipboard_that_is_denied_is_told_and_the_keyboard_pastes(page, photogra
 
 
 @pytest.mark.parametrize(
-    "paste", [pytest.param(paste_by_button, id="button"), pytest.param(paste_by_keyboard, id="keyboard")]
+    "paste",
+    [pytest.param(paste_by_button, id="button"), pytest.param(paste_by_keyboard, id="keyboard")],
 )
 def test_clipboard_without_a_picture_is_told(page, paste):
     copy_words(page, "no picture")

@@ -1,4 +1,6 @@
-"""Ray Serve as a user runs it: started by the command, asked, hurt and stopped. A tiny model keeps it quick."""
+"""Ray Serve as a user runs it: started by the command, asked, hurt and stopped. A tiny model keeps
+it quick.
+"""
 
 import json
 import pickle
@@ -33,7 +35,12 @@ from ray.serve.generated import serve_pb2, serve_pb2_grpc
 from segserve.ray_app.process import RayServe
 
 IMAGE = encoded(picture())
-CONFIG = {"batchSize": 2, "maxBatchDelay": 1, "jobQueueSize": 8, "handler": {"threads": 1, "precision": "fp32"}}
+CONFIG = {
+    "batchSize": 2,
+    "maxBatchDelay": 1,
+    "jobQueueSize": 8,
+    "handler": {"threads": 1, "precision": "fp32"},
+}
 BLOCKS = blocks("docs/ray.md", "sh")
 
 
@@ -76,9 +83,16 @@ def server(started, folder) -> RayServe:
 
 @pytest.fixture
 def ask(server):
-    def ask(path: str = "/predictions/deeplabv3", image: bytes = IMAGE, **headers: str) -> requests.Response:
+    def ask(
+        path: str = "/predictions/deeplabv3", image: bytes = IMAGE, **headers: str
+    ) -> requests.Response:
         authorization = {"Authorization": f"Bearer {server.inference_token}"}
-        return requests.post(server.inference_url + path, data=image, headers={**authorization, **headers}, timeout=120)
+        return requests.post(
+            server.inference_url + path,
+            data=image,
+            headers={**authorization, **headers},
+            timeout=120,
+        )
 
     return ask
 
@@ -89,7 +103,11 @@ def tmp_dir_of(server: RayServe) -> Path:
 
 def replicas(server: RayServe) -> list[psutil.Process]:
     children = psutil.Process(server.pid).children(recursive=True)
-    return [child for child in children if child.name().startswith("ray::ServeReplica") and is_of_model(child)]
+    return [
+        child
+        for child in children
+        if child.name().startswith("ray::ServeReplica") and is_of_model(child)
+    ]
 
 
 def is_of_model(process: psutil.Process) -> bool:
@@ -143,9 +161,13 @@ def test_serve_where_one_runs_refuses_in_one_line(server, folder):
 def test_serve_answers_on_this_machine_only(server):
     listening = [
         connection.laddr.ip
-        for process in [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        for process in [
+            psutil.Process(server.pid),
+            *psutil.Process(server.pid).children(recursive=True),
+        ]
         for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and not process.name().startswith("ray::ServeReplica")
+        if connection.status == psutil.CONN_LISTEN
+        and not process.name().startswith("ray::ServeReplica")
     ]
     assert listening
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
@@ -163,8 +185,14 @@ class Touch:
 
 def test_port_of_a_replica_takes_nothing_without_the_token_of_the_run(server, tmp_path):
     children = psutil.Process(server.pid).children(recursive=True)
-    connections = [connection for process in children for connection in process.net_connections("tcp")]
-    ports = {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN and each.laddr.ip == "::"}
+    connections = [
+        connection for process in children for connection in process.net_connections("tcp")
+    ]
+    ports = {
+        each.laddr.port
+        for each in connections
+        if each.status == psutil.CONN_LISTEN and each.laddr.ip == "::"
+    }
     request = serve_pb2.ASGIRequest(pickled_request_metadata=pickle.dumps(Touch(tmp_path / "ran")))
     assert ports
     for port in ports:
@@ -197,7 +225,9 @@ def test_token_renewed_by_its_api_is_the_one_that_counts(server, ask):
 def test_metrics_count_what_was_asked(server, ask):
     def count() -> float:
         text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
-        told = re.search(r'ts_inference_requests_total\{.*model_name="deeplabv3".*"default"\} ([\d.]+)', text)
+        told = re.search(
+            r'ts_inference_requests_total\{.*model_name="deeplabv3".*"default"\} ([\d.]+)', text
+        )
         return float(told[1]) if told else 0.0
 
     before = count()
@@ -213,9 +243,13 @@ def test_predictions_full_queue_is_503_with_retry_after_and_the_client_waits(ser
     assert {answer.status_code for answer in answers} == {200, 503}
     assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
     assert {answer.json()["error"]["code"] for answer in refused} == {"overloaded"}
-    with SegmentationClient(server.inference_url, token=server.inference_token, retries=40) as client:  # noqa: SIM117
-        with ThreadPoolExecutor(12) as threads:
-            assert len(list(threads.map(client.segment, [image] * 24))) == 24
+    with (
+        SegmentationClient(
+            server.inference_url, token=server.inference_token, retries=40
+        ) as client,
+        ThreadPoolExecutor(12) as threads,
+    ):
+        assert len(list(threads.map(client.segment, [image] * 24))) == 24
 
 
 def test_predictions_while_a_replica_is_killed_fail_no_more_than_those_it_had(server):
@@ -230,7 +264,9 @@ def test_predictions_while_a_replica_is_killed_fail_no_more_than_those_it_had(se
 
     def stream(retries: int, count: int) -> Counter[str]:
         with (
-            SegmentationClient(server.inference_url, token=server.inference_token, retries=retries) as client,
+            SegmentationClient(
+                server.inference_url, token=server.inference_token, retries=retries
+            ) as client,
             ThreadPoolExecutor(in_flight) as threads,
         ):
             asking = [threads.submit(asked, client) for _ in range(count)]
@@ -263,7 +299,8 @@ def test_wait_ready_of_weights_that_are_not_the_record_s_says_so_and_ends(model,
     began_s = time.monotonic()
     with RayServe.start([archive], tmp_path / "run") as server:
         with pytest.raises(
-            ServerError, match=r"Ray Serve ended: cannot serve this archive: weights.safetensors: SHA-256"
+            ServerError,
+            match=r"Ray Serve ended: cannot serve this archive: weights.safetensors: SHA-256",
         ):
             server.wait_ready(timeout_s=400)
         assert time.monotonic() - began_s < 300

@@ -32,7 +32,9 @@ def shell_block(containing: str) -> str:
 
 @pytest.fixture(scope="module")
 def reader(folder):
-    """Runs a block where README's reader would: a server is up, TOKEN is set, cat.png lies in the folder."""
+    """Runs a block where README's reader would: a server is up, TOKEN is set, cat.png lies in the
+    folder.
+    """
     server = TorchServe.running(folder / ".run" / "serve")
 
     def read(block: str, language: str = "sh") -> str:
@@ -49,8 +51,13 @@ def test_readme_curl_gives_the_answer_that_readme_shows(reader):
     answer = json.loads(reader(shell_block("curl")))
     [shown] = map(json.loads, blocks("README.md", "json"))
     assert answer.keys() == shown.keys()
-    assert (answer["model"], answer["width"], answer["height"]) == (shown["model"], shown["width"], shown["height"])
-    # Another processor rounds otherwise: a small class at the border may come or go, the large ones stay.
+    assert (answer["model"], answer["width"], answer["height"]) == (
+        shown["model"],
+        shown["width"],
+        shown["height"],
+    )
+    # Another processor rounds otherwise: a small class at the border may come or go, the large ones
+    # stay.
     for entry in shown["classes"]:
         if entry["fraction"] > 0.05:
             [same] = [other for other in answer["classes"] if other["id"] == entry["id"]]
@@ -66,19 +73,30 @@ def test_readme_python_prints_the_pixels_of_the_cat(reader, folder):
 
 def test_readme_segment_makes_the_files_that_readme_names(reader, folder):
     reader(shell_block("segserve segment"))
-    for name in ("masks/cat.png", "masks/cat-overlay.jpg", "coco/segmentation.coco.json", "local/cat.png"):
+    for name in (
+        "masks/cat.png",
+        "masks/cat-overlay.jpg",
+        "coco/segmentation.coco.json",
+        "local/cat.png",
+    ):
         assert (folder / name).exists()
 
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """A folder `resnet101` in place of the one in model/: a smaller network, its checkpoint on a local mirror."""
+    """A folder `resnet101` in place of the one in model/: a smaller network, its checkpoint on a
+    local mirror.
+    """
     model = shutil.copytree(PROJECT / "model" / "mobilenet_v3_large", tmp_path / "resnet101")
     torch.manual_seed(0)
-    network = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+    network = deeplabv3_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=21, aux_loss=True
+    )
     torch.save(network.state_dict(), tmp_path / "checkpoint.pth")
     record = read_record(model)
-    checkpoint = record.checkpoint.model_copy(update={"sha256": sha256_of(tmp_path / "checkpoint.pth")})
+    checkpoint = record.checkpoint.model_copy(
+        update={"sha256": sha256_of(tmp_path / "checkpoint.pth")}
+    )
     write_record(record.model_copy(update={"checkpoint": checkpoint, "accuracy": None}), model)
     with served((tmp_path / "checkpoint.pth").read_bytes(), path=f"/{checkpoint.file}") as server:
         monkeypatch.setenv("SEGSERVE_MIRROR", server.url)
@@ -109,13 +127,17 @@ def test_readme_make_targets_are_in_the_makefile():
     named = set(re.findall(r"`?make (\w+)", README)) - {"and"}
     assert named
     for target in named:
-        subprocess.run(["make", "--dry-run", target], cwd=PROJECT, capture_output=True, check=True, timeout=30)
+        subprocess.run(
+            ["make", "--dry-run", target], cwd=PROJECT, capture_output=True, check=True, timeout=30
+        )
 
 
 def test_readme_every_block_is_run():
     tested = ("curl", "segserve segment", "segserve fetch", "segserve train")
     untested = [block for block in SHELL if not any(part in block for part in tested)]
-    assert [line for block in untested for line in block.splitlines() if not line.startswith("make ")] == []
+    assert [
+        line for block in untested for line in block.splitlines() if not line.startswith("make ")
+    ] == []
 
 
 def test_readme_links_lead_to_files():

@@ -1,4 +1,6 @@
-"""The hardened defaults, one by one, on a TorchServe as `segserve serve` starts it: see docs/security.md."""
+"""The hardened defaults, one by one, on a TorchServe as `segserve serve` starts it: see
+docs/security.md.
+"""
 
 import base64
 import io
@@ -26,7 +28,8 @@ from tests.e2e.user import segserve
 from tests.packed import pack
 from tests.unit.tiny import write_tiny_model
 
-# Tells what code in an archive sees of the environment: its own, and that of the process that started it.
+# Tells what code in an archive sees of the environment: its own, and that of the process that
+# started it.
 PROBE = """
 import json, os, pathlib
 
@@ -79,13 +82,18 @@ def server(signing, tmp_path_factory):
     """Serves two signed archives, and was started where secrets stand in the environment."""
     key, public = signing
     folder = tmp_path_factory.mktemp("archives")
-    archives = [build_archive(write_tiny_model(tmp_path_factory.mktemp("tiny")), folder), pack(folder, "probe", PROBE)]
+    archives = [
+        build_archive(write_tiny_model(tmp_path_factory.mktemp("tiny")), folder),
+        pack(folder, "probe", PROBE),
+    ]
     for archive in archives:
         key.sign(archive)
     with pytest.MonkeyPatch.context() as environment:
         for name, value in SECRETS.items():
             environment.setenv(name, value)
-        server = TorchServe.start(archives, tmp_path_factory.mktemp("run"), trusted=TrustedKeys.read(public))
+        server = TorchServe.start(
+            archives, tmp_path_factory.mktemp("run"), trusted=TrustedKeys.read(public)
+        )
     with server:
         server.wait_ready()
         yield server
@@ -142,7 +150,9 @@ def test_every_socket_listens_on_loopback_alone(server):
         pytest.param("GET", "management", "/token?type=inference", id="new-token"),
     ],
 )
-@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Bearer ", "Basic dG9rZW4="], ids=str)
+@pytest.mark.parametrize(
+    "authorization", [None, "Bearer wrong", "Bearer ", "Basic dG9rZW4="], ids=str
+)
 def test_request_without_the_token_is_refused(server, method, port, path, authorization):
     url = f"{server.inference_url if port == 'inference' else server.management_url}{path}"
     headers = {"Authorization": authorization} if authorization else {}
@@ -153,7 +163,13 @@ def test_request_without_the_token_is_refused(server, method, port, path, author
 
 def test_grpc_prediction_without_the_token_is_refused(server):
     with (
-        SegmentationClient(server.grpc_address, transport="grpc", token="wrong", model="tiny", retries=0) as client,  # noqa: S106
+        SegmentationClient(
+            server.grpc_address,
+            transport="grpc",
+            token="wrong",  # noqa: S106
+            model="tiny",
+            retries=0,
+        ) as client,
         pytest.raises(RefusedError, match="Token"),
     ):
         client.segment(image_with_comment())
@@ -161,9 +177,13 @@ def test_grpc_prediction_without_the_token_is_refused(server):
 
 @pytest.mark.parametrize("call", ["ListModels", "RegisterModel", "UnregisterModel"])
 def test_grpc_management_without_the_token_is_refused(server, call):
-    address = f"127.0.0.1:{read_properties(server.run_dir / 'config.properties')['grpc_management_port']}"
+    address = (
+        f"127.0.0.1:{read_properties(server.run_dir / 'config.properties')['grpc_management_port']}"
+    )
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(f"/org.pytorch.serve.grpc.management.ManagementAPIsService/{call}")(b"", timeout=30)
+        channel.unary_unary(f"/org.pytorch.serve.grpc.management.ManagementAPIsService/{call}")(
+            b"", timeout=30
+        )
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -178,10 +198,16 @@ def test_grpc_management_without_the_token_is_refused(server, call):
         pytest.param("DELETE", "/models/tiny", id="unregister"),
     ],
 )
-def test_models_cannot_be_changed_over_http_with_the_management_token(server, management_bearer, method, path):
-    answer = requests.request(method, f"{server.management_url}{path}", headers=management_bearer, timeout=30)
+def test_models_cannot_be_changed_over_http_with_the_management_token(
+    server, management_bearer, method, path
+):
+    answer = requests.request(
+        method, f"{server.management_url}{path}", headers=management_bearer, timeout=30
+    )
     assert answer.status_code == 405
-    [listed] = requests.get(f"{server.management_url}/models/tiny", headers=management_bearer, timeout=30).json()
+    [listed] = requests.get(
+        f"{server.management_url}/models/tiny", headers=management_bearer, timeout=30
+    ).json()
     assert listed["modelName"] == "tiny"
 
 
@@ -202,8 +228,14 @@ def test_workflows_cannot_be_loaded_with_the_management_token(server, management
 
 
 def test_predictions_port_takes_nothing_of_the_management_api(server, management_bearer):
-    for method, path in (("GET", "/models"), ("POST", "/models?url=tiny.mar"), ("PUT", "/models/tiny?min_worker=0")):
-        answer = requests.request(method, f"{server.inference_url}{path}", headers=management_bearer, timeout=30)
+    for method, path in (
+        ("GET", "/models"),
+        ("POST", "/models?url=tiny.mar"),
+        ("PUT", "/models/tiny?min_worker=0"),
+    ):
+        answer = requests.request(
+            method, f"{server.inference_url}{path}", headers=management_bearer, timeout=30
+        )
         assert answer.status_code in (400, 404, 405), path
 
 
@@ -220,7 +252,9 @@ def test_serve_foreign_archive_is_refused_before_any_of_its_code_runs(signing, t
 
 
 def test_archive_changed_after_the_start_is_not_what_is_served(server, signing, tmp_path):
-    """What was verified lies in the server's own folder, and not as a link to where it came from."""
+    """What was verified lies in the server's own folder, and not as a link to where it came
+    from.
+    """
     for archive in (server.run_dir / "model-store").iterdir():
         assert not archive.is_symlink()
         assert archive.stat().st_nlink == 1
@@ -228,7 +262,9 @@ def test_archive_changed_after_the_start_is_not_what_is_served(server, signing, 
 
 def test_start_with_trusted_keys_and_the_model_api_is_refused(signing, tmp_path):
     (tmp_path / "config.properties").write_text("enable_model_api=true\n")
-    with pytest.raises(ServerError, match="archives that are registered over HTTP are not verified"):
+    with pytest.raises(
+        ServerError, match="archives that are registered over HTTP are not verified"
+    ):
         TorchServe.start(
             [tmp_path / "absent.mar"],
             tmp_path / "run",
@@ -251,7 +287,9 @@ def test_archive_holds_no_pickle(tmp_path):
 def test_repository_holds_no_pickle():
     if not (PROJECT / ".git").exists():
         pytest.skip("not a git repository")
-    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout
     pickles = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy", ".npz", ".mar", ".key")
     assert [name for name in listed.splitlines() if name.endswith(pickles)] == []
 
@@ -264,16 +302,23 @@ def test_repository_holds_no_pickle():
 def test_no_page_of_another_origin_may_read_an_answer(server, bearer, port, method):
     paths = {"inference": "/predictions/tiny", "management": "/models", "metrics": "/metrics"}
     headers = {**ORIGIN, **(bearer if port == "inference" else {})}
-    answer = requests.request(method, f"{getattr(server, f'{port}_url')}{paths[port]}", headers=headers, timeout=30)
+    answer = requests.request(
+        method, f"{getattr(server, f'{port}_url')}{paths[port]}", headers=headers, timeout=30
+    )
     assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
 
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [pytest.param(image_with_comment(), 200, id="answer"), pytest.param(b"no image", 415, id="refusal")],
+    [
+        pytest.param(image_with_comment(), 200, id="answer"),
+        pytest.param(b"no image", 415, id="refusal"),
+    ],
 )
 def test_answer_is_not_stored_not_guessed_at_and_tells_no_version(server, bearer, body, status):
-    answer = requests.post(f"{server.inference_url}/predictions/tiny", data=body, headers=bearer, timeout=60)
+    answer = requests.post(
+        f"{server.inference_url}/predictions/tiny", data=body, headers=bearer, timeout=60
+    )
     assert answer.status_code == status
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert "no-store" in answer.headers["Cache-Control"]
@@ -291,13 +336,23 @@ def test_logs_hold_neither_token_nor_image(server, bearer, management_bearer):
     assert requests.post(url, data=image, headers=bearer, timeout=60).ok
     assert requests.post(url, files={"data": ("private.png", image)}, headers=bearer, timeout=60).ok
     assert requests.post(url, json={"data": encoded}, headers=bearer, timeout=60).ok
-    assert requests.post(url, data=image[: len(image) // 2], headers=bearer, timeout=60).status_code == 422
+    assert (
+        requests.post(url, data=image[: len(image) // 2], headers=bearer, timeout=60).status_code
+        == 422
+    )
     assert requests.get(f"{server.management_url}/models", headers=management_bearer, timeout=60).ok
     for token in ("wrong-token-of-a-user", server.inference_token):
-        requests.get(f"{server.management_url}/models", headers={"Authorization": f"Bearer {token}"}, timeout=60)
+        requests.get(
+            f"{server.management_url}/models",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=60,
+        )
     told = b"".join(path.read_bytes() for path in log_files(server))
     assert b"/predictions/tiny" in told
-    tokens = [entry["key"] for entry in json.loads((server.run_dir / "key_file.json").read_text()).values()]
+    tokens = [
+        entry["key"]
+        for entry in json.loads((server.run_dir / "key_file.json").read_text()).values()
+    ]
     for private in (*tokens, "wrong-token-of-a-user", COMMENT, "private.png", encoded[1000:1040]):
         assert private.encode() not in told, private
     assert image[1000:1020] not in told
@@ -308,7 +363,9 @@ def log_files(server) -> list[Path]:
 
 
 def test_secrets_of_the_environment_reach_no_process_of_the_server(server, bearer):
-    answer = requests.post(f"{server.inference_url}/predictions/probe", data=b"x", headers=bearer, timeout=60)
+    answer = requests.post(
+        f"{server.inference_url}/predictions/probe", data=b"x", headers=bearer, timeout=60
+    )
     seen = answer.json()
     assert "PATH" in seen["own"]
     assert not set(SECRETS) & {*seen["own"], *seen["parent"]}
@@ -320,7 +377,13 @@ def test_tokens_are_in_one_file_that_its_owner_alone_reads_outside_of_the_reposi
     assert (server.run_dir / "key_file.json").stat().st_mode & 0o777 == 0o600
     if (PROJECT / ".git").exists():  # what `segserve serve` writes below the current folder
         names = [".run/serve/key_file.json", "signer.key"]
-        done = subprocess.run(["git", "check-ignore", *names], cwd=PROJECT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "check-ignore", *names],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.stdout.split() == names
 
 
@@ -332,7 +395,10 @@ def test_what_the_server_writes_of_requests_is_its_owner_s_alone(server):
 
 
 def test_command_line_of_the_server_shows_no_token(server):
-    tokens = [entry["key"] for entry in json.loads((server.run_dir / "key_file.json").read_text()).values()]
+    tokens = [
+        entry["key"]
+        for entry in json.loads((server.run_dir / "key_file.json").read_text()).values()
+    ]
     lines = " ".join(" ".join(process.cmdline()) for process in processes(server))
     assert sys.executable in lines
     assert not [token for token in tokens if token in lines]

@@ -1,6 +1,7 @@
 """Servers to hurt, and the table of what that did.
 
-The short form is part of all tests. SEGSERVE_FAULTS_DOCUMENT makes it the long one, whose table goes into that
+The short form is part of all tests. SEGSERVE_FAULTS_DOCUMENT makes it the long one, whose table
+goes into that
 document: `make faults` does so.
 """
 
@@ -49,7 +50,11 @@ class Form:
 
 @pytest.fixture(scope="session")
 def form() -> Form:
-    return Form(times=5, answers=200) if os.environ.get("SEGSERVE_FAULTS_DOCUMENT") else Form(times=1, answers=20)
+    return (
+        Form(times=5, answers=200)
+        if os.environ.get("SEGSERVE_FAULTS_DOCUMENT")
+        else Form(times=1, answers=20)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +84,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(archive: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def running(
+    archive: Path, config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     server = Served(tmp_path_factory.mktemp("served"), archive, CONFIG=config, **LIMITS)
     yield server
     server.stop()
@@ -94,10 +101,15 @@ def served(running: Served) -> Served:
 @pytest.fixture
 def tmpfs(tmp_path: Path, table: Table) -> Iterator[Path]:
     """A small disk of its own."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", tmp_path], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "none", tmp_path], capture_output=True, text=True
+    )
     if done.returncode:
         table.add_unmeasured(DISK_FULL, "it takes the right to mount a disk")
-        pytest.skip(f"a small disk to fill takes the right to mount one: {done.stderr.strip() or 'mount failed'}")
+        pytest.skip(
+            "a small disk to fill takes the right to mount one: "
+            f"{done.stderr.strip() or 'mount failed'}"
+        )
     yield tmp_path
     subprocess.run(["umount", "--lazy", tmp_path], check=True)
 

@@ -1,4 +1,6 @@
-"""What became of requests: every one that was accepted is answered, refused or lost, and nothing else."""
+"""What became of requests: every one that was accepted is answered, refused or lost, and nothing
+else.
+"""
 
 import threading
 from collections import Counter
@@ -6,7 +8,9 @@ from dataclasses import dataclass, field
 
 from segserve.client.errors import ClientError, RefusedError, UnreachableError
 
-_REFUSALS = frozenset({400, 406, 408, 413, 415, 422, 507})  # docs/api.md and docs/operations.md; 503 says when to come
+_REFUSALS = frozenset(
+    {400, 406, 408, 413, 415, 422, 507}
+)  # docs/api.md and docs/operations.md; 503 says when to come
 
 
 @dataclass
@@ -16,7 +20,8 @@ class Ledger:
     Attributes:
         answered: by a segmentation.
         refused: by a documented error; 503 counts only where it says when to come again.
-        lost: sent over a connection that was taken, and then nothing, or an error that no document knows.
+        lost: sent over a connection that was taken, and then nothing, or an error that no document
+            knows.
         turned_away: found nobody who listens, hence were not accepted.
         reasons: of what was not answered, how often each.
     """
@@ -52,4 +57,6 @@ class Ledger:
         with self._changing:
             self.turned_away += turned_away
             self.lost += not turned_away
-            self.reasons["nobody listens" if turned_away else f"{type(error).__name__}: {error}"] += 1
+            self.reasons[
+                "nobody listens" if turned_away else f"{type(error).__name__}: {error}"
+            ] += 1

@@ -11,24 +11,31 @@ from segserve.client import ClientError, SegmentationClient
 
 from .ledger import Ledger
 
-_PAUSE_S = 0.2  # after a refusal, so that a server that is down is not asked a thousand times a second
+_PAUSE_S = (
+    0.2  # after a refusal, so that a server that is down is not asked a thousand times a second
+)
 _TIMEOUT_S = 60.0
 
 
 class Load:
-    """As many hasty clients, which send every image once, as patient ones, which come again as the client does.
+    """As many hasty clients, which send every image once, as patient ones, which come again as the
+    client does.
 
     Attributes:
         hasty: what became of each request.
         patient: what became of each image in the end, however often it was sent.
     """
 
-    def __init__(self, url: str, token: str, image: bytes, *, clients: int = 4, retries: int = 20) -> None:
+    def __init__(
+        self, url: str, token: str, image: bytes, *, clients: int = 4, retries: int = 20
+    ) -> None:
         self.hasty, self.patient = Ledger(), Ledger()
         self._image = image
         self._over = threading.Event()
         self._clients = [
-            SegmentationClient(url, token=token, retries=count, pool_size=clients, timeout_s=_TIMEOUT_S)
+            SegmentationClient(
+                url, token=token, retries=count, pool_size=clients, timeout_s=_TIMEOUT_S
+            )
             for count in (0, retries)
         ]
         self._threads = [
@@ -48,9 +55,13 @@ class Load:
             time.sleep(0.02)
 
     def wait_for_answers(self, count: int) -> None:
-        """Until so many more images are answered to the hasty clients, and one to the patient ones."""
+        """Until so many more images are answered to the hasty clients, and one to the patient
+        ones.
+        """
         hasty, patient = self.hasty.answered + count, self.patient.answered + 1
-        self.wait_until(lambda load: load.hasty.answered >= hasty and load.patient.answered >= patient)
+        self.wait_until(
+            lambda load: load.hasty.answered >= hasty and load.patient.answered >= patient
+        )
 
     def _ask_on(self, client: SegmentationClient, ledger: Ledger) -> None:
         while not self._over.is_set():
@@ -67,7 +78,12 @@ class Load:
             thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._over.set()
         for thread in self._threads:
             thread.join(2 * _TIMEOUT_S)

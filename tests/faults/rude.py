@@ -36,12 +36,18 @@ def answer(connection: socket.socket) -> tuple[int, str, str | None]:
 
 def complete(content: bytes) -> bool:
     head, end, body = content.partition(b"\r\n\r\n")
-    lengths = [int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    lengths = [
+        int(line[15:])
+        for line in head.lower().split(b"\r\n")
+        if line.startswith(b"content-length:")
+    ]
     return bool(end and lengths and len(body) >= lengths[0])
 
 
 class Trickle:
-    """Requests that arrive one byte in a while: the body of some, and already the head of as many others."""
+    """Requests that arrive one byte in a while: the body of some, and already the head of as many
+    others.
+    """
 
     def __init__(self, url: str, *, clients: int) -> None:
         self.answers: list[tuple[int, str, str | None]] = []
@@ -88,10 +94,14 @@ def leave_within_request(url: str) -> None:
 
 
 def leave_within_answer(url: str, image: bytes) -> None:
-    """Reads the first bytes of an answer that is far too large for the buffers between, and is gone."""
+    """Reads the first bytes of an answer that is far too large for the buffers between, and is
+    gone.
+    """
     with connect(url) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(request_head(f"Content-Length: {len(image)}", "X-Segment-Mask: dense") + image)
+        connection.sendall(
+            request_head(f"Content-Length: {len(image)}", "X-Segment-Mask: dense") + image
+        )
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
         reset_on_close = struct.pack("ii", 1, 0)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset_on_close)

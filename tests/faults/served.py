@@ -23,7 +23,12 @@ class Served:
         self.url = f"http://127.0.0.1:{ports['PORT']}"
         self.run_dir = Path(str(variables.get("RUN_DIR", folder / "run")))
         self._folder = folder
-        own = {"ARCHIVE": archive, "TOKEN_FILE": folder / "token", "HOST": "127.0.0.1", "RUN_DIR": self.run_dir}
+        own = {
+            "ARCHIVE": archive,
+            "TOKEN_FILE": folder / "token",
+            "HOST": "127.0.0.1",
+            "RUN_DIR": self.run_dir,
+        }
         self._variables = own | ports | {"CLIENT_HEADER": "X-Real-IP"} | variables
         self.start()
 

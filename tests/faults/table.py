@@ -21,19 +21,33 @@ class Table:
     sentences: list[str] = field(default_factory=list)
 
     def add(self, fault: str, load: Load) -> None:
-        """A fault with what became of the requests sent once, and how many images the patient clients lost."""
+        """A fault with what became of the requests sent once, and how many images the patient
+        clients lost.
+        """
         hasty = load.hasty
-        counts = f"{hasty.accepted} | {hasty.answered} | {hasty.refused} | {hasty.lost} | {load.patient.lost}"
+        counts = (
+            f"{hasty.accepted} | {hasty.answered} | {hasty.refused} | {hasty.lost} | "
+            f"{load.patient.lost}"
+        )
         self.rows.append(f"| {fault} | {counts} | {_refusals(hasty.reasons)} |")
 
     def add_unmeasured(self, fault: str, reason: str) -> None:
         self.rows.append(f"| {fault} | | | | | | not measured here: {reason} |")
 
     def write(self, document: Path, machine: Mapping[str, str]) -> None:
-        lines = [_HEAD, *self.rows, "", *self.sentences, "", *(f"- {name}: {value}" for name, value in machine.items())]
+        lines = [
+            _HEAD,
+            *self.rows,
+            "",
+            *self.sentences,
+            "",
+            *(f"- {name}: {value}" for name, value in machine.items()),
+        ]
         write_between_marks(document, "\n".join(lines), name="faults")
 
 
 def _refusals(reasons: Counter[str]) -> str:
     """Those with a status, such as `503 overloaded`; the others are no refusals."""
-    return ", ".join(f"`{reason}` {count}" for reason, count in sorted(reasons.items()) if reason[:3].isdecimal())
+    return ", ".join(
+        f"`{reason}` {count}" for reason, count in sorted(reasons.items()) if reason[:3].isdecimal()
+    )

@@ -45,12 +45,17 @@ def test_served_beside_a_heavy_client_answers_a_light_one_within_its_share(echo,
         pace_s = (time.monotonic() - began_s) / (heavy.outcomes["answered"] - before + ASKED)
     in_flight = Settings().client_in_flight
     table.sentences.append(
-        f"A client with one request at a time waited for {1000 * alone_s:.0f} ms alone, and at the median for "
-        f"{1000 * statistics.median(beside_s):.0f} ms beside a client with {HEAVY}, of which {in_flight} are with "
-        f"TorchServe at a time; behind all {HEAVY} it would have been {1000 * HEAVY * pace_s:.0f} ms."
+        f"A client with one request at a time waited for {1000 * alone_s:.0f} ms alone, and at the "
+        "median for "
+        f"{1000 * statistics.median(beside_s):.0f} ms beside a client with {HEAVY}, of which "
+        f"{in_flight} are with "
+        f"TorchServe at a time; behind all {HEAVY} it would have been {1000 * HEAVY * pace_s:.0f} "
+        "ms."
     )
     assert set(heavy.outcomes) == {"answered"}
-    assert statistics.median(beside_s) < (in_flight + 2) * pace_s * 1.5  # those before it, its own, and one under way
+    assert (
+        statistics.median(beside_s) < (in_flight + 2) * pace_s * 1.5
+    )  # those before it, its own, and one under way
     assert statistics.median(beside_s) < HEAVY * pace_s / 3
 
 
@@ -59,9 +64,14 @@ def test_served_beside_one_that_is_refused_for_its_many_requests_refuses_no_othe
     headers = {"Authorization": f"Bearer {TOKEN}", "X-Real-IP": "heavy"}
     many = Settings().client_in_flight + WAITING + 10
     with ThreadPoolExecutor(many) as threads:
-        asking = [threads.submit(requests.post, url, b"x", headers=headers, timeout=60) for _ in range(many)]
+        asking = [
+            threads.submit(requests.post, url, b"x", headers=headers, timeout=60)
+            for _ in range(many)
+        ]
         latencies_s(url, 2)
         answers = [asked.result() for asked in asking]
     refused = [answer for answer in answers if not answer.ok]
     assert refused
-    assert {(answer.status_code, answer.headers["Retry-After"]) for answer in refused} == {(503, "2")}
+    assert {(answer.status_code, answer.headers["Retry-After"]) for answer in refused} == {
+        (503, "2")
+    }

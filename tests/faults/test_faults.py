@@ -1,7 +1,8 @@
-"""What becomes of requests when something fails: the container's command, a tiny model, clients that go on asking.
+"""What becomes of requests when something fails: the container's command, a tiny model, clients
+that go on asking.
 
-Hasty clients send each image once; patient ones come again, as the client does by itself. Every test adds its row to
-the table of docs/reliability.md.
+Hasty clients send each image once; patient ones come again, as the client does by itself. Every
+test adds its row to the table of docs/reliability.md.
 """
 
 import resource
@@ -29,8 +30,8 @@ CLIENTS = 4  # hasty ones, and as many patient ones; a batch may hold four of ei
 CROWD = 20
 WATCHED_S = 5  # the command looks after its server every two seconds
 
-# A wall clock that is ten hours fast in one second and ten hours slow in the next, for every Python of the server; with
-# it moves what Linux tells of the time of its boot.
+# A wall clock that is ten hours fast in one second and ten hours slow in the next, for every Python
+# of the server; with it moves what Linux tells of the time of its boot.
 JUMPING_CLOCK = """
 import time
 import psutil
@@ -57,7 +58,9 @@ def assert_patient_have_all(load: Load) -> None:
     assert (load.patient.refused, load.patient.lost) == (0, 0), load.patient
 
 
-def test_served_with_more_requests_than_may_wait_refuses_them_with_retry_after(served, table, form, image):
+def test_served_with_more_requests_than_may_wait_refuses_them_with_retry_after(
+    served, table, form, image
+):
     with Load(served.url, TOKEN, image, clients=CROWD, retries=60) as load:
         load.wait_until(lambda load: load.hasty.refused and load.hasty.answered >= form.answers)
     table.add("more requests than may wait", load)
@@ -73,14 +76,19 @@ def test_served_with_slow_clients_refuses_them_and_answers_the_others(served, ta
         trickle.close()
         for told in trickle.answers:
             load.hasty.refuse(*told)
-    table.add(f"{CROWD} clients whose requests trickle in, and {CROWD} that never come past the head", load)
+    table.add(
+        f"{CROWD} clients whose requests trickle in, and {CROWD} that never come past the head",
+        load,
+    )
     # More than may wait are refused at once, the others when their time is up.
     assert refusals(load.hasty) == {"408 request_timeout"}
     assert len(trickle.answers) == load.hasty.refused == CROWD
     assert_nothing_lost(load)
 
 
-def test_served_left_in_the_middle_of_requests_and_answers_goes_on(served, table, form, image, large_image):
+def test_served_left_in_the_middle_of_requests_and_answers_goes_on(
+    served, table, form, image, large_image
+):
     leave_within_answer(served.url, large_image)  # so that everything is open that will stay so
     door = psutil.Process(served.command.process.pid)
     before = door.num_fds()
@@ -89,10 +97,15 @@ def test_served_left_in_the_middle_of_requests_and_answers_goes_on(served, table
             leave_within_request(served.url)
             leave_within_answer(served.url, large_image)
         load.wait_for_answers(form.answers)
-    table.add(f"{8 * form.times} clients that leave in the middle of their request, or of the answer", load)
+    table.add(
+        f"{8 * form.times} clients that leave in the middle of their request, or of the answer",
+        load,
+    )
     assert refusals(load.hasty) == set()
     assert_nothing_lost(load)
-    assert door.num_fds() <= before + 2 * CLIENTS  # connections that are kept for more of the same clients
+    assert (
+        door.num_fds() <= before + 2 * CLIENTS
+    )  # connections that are kept for more of the same clients
     assert {499} <= {line.get("status") for line in served.command.lines()}
 
 
@@ -106,8 +119,12 @@ def test_served_with_requests_that_never_end_ends_them(served, table, form, imag
     assert_nothing_lost(load)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="prlimit, which takes a running process's memory, is Linux's")
-def test_served_short_of_memory_refuses_what_does_not_fit_and_answers_the_rest(served, table, form, image):
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="prlimit, which takes a running process's memory, is Linux's"
+)
+def test_served_short_of_memory_refuses_what_does_not_fit_and_answers_the_rest(
+    served, table, form, image
+):
     worker = served.worker()
     colossal = encoded(picture(4000, 3000), "JPEG")
     with Load(served.url, TOKEN, image) as load:
@@ -117,7 +134,9 @@ def test_served_short_of_memory_refuses_what_does_not_fit_and_answers_the_rest(s
         with Load(served.url, TOKEN, colossal, clients=1, retries=0) as large:
             large.wait_until(lambda large: large.hasty.refused >= form.times)
         load.wait_for_answers(form.answers)
-        resource.prlimit(worker.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.prlimit(
+            worker.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        )
     table.add("no memory for large images: the small ones beside them", load)
     table.add("no memory for large images: these themselves", large)
     assert refusals(large.hasty) == {"507 out_of_memory"}
@@ -132,7 +151,9 @@ def test_served_whose_worker_is_killed_loses_nothing(served, table, form, image)
             load.wait_for_answers(form.answers)
             served.worker().kill()
             load.wait_for_answers(form.answers)
-    table.add(f"the worker killed {form.times} times" if form.times > 1 else "the worker killed", load)
+    table.add(
+        f"the worker killed {form.times} times" if form.times > 1 else "the worker killed", load
+    )
     assert refusals(load.hasty) <= {"503 unavailable", "503 overloaded"}
     assert_nothing_lost(load)
 
@@ -147,11 +168,15 @@ def test_served_whose_worker_hangs_gets_another_and_loses_nothing(served, table,
     assert_nothing_lost(load)
 
 
-def test_served_with_an_image_that_crashes_the_decoder_refuses_it_from_then_on(served, table, form, image):
+def test_served_with_an_image_that_crashes_the_decoder_refuses_it_from_then_on(
+    served, table, form, image
+):
     with Load(served.url, TOKEN, image) as load:
         load.wait_for_answers(form.answers)
         with Load(served.url, TOKEN, POISON, clients=1) as poisoned:
-            poisoned.wait_until(lambda poisoned: all("422" in str(each.reasons) for each in poisoned.both))
+            poisoned.wait_until(
+                lambda poisoned: all("422" in str(each.reasons) for each in poisoned.both)
+            )
             worker = served.worker().pid
             refused = poisoned.hasty.refused
             poisoned.wait_until(lambda poisoned: poisoned.hasty.refused >= refused + 5 * form.times)
@@ -164,7 +189,9 @@ def test_served_with_an_image_that_crashes_the_decoder_refuses_it_from_then_on(s
     assert_nothing_lost(load)
 
 
-def test_served_killed_whole_loses_what_it_had_and_patient_clients_nothing(served, table, form, image):
+def test_served_killed_whole_loses_what_it_had_and_patient_clients_nothing(
+    served, table, form, image
+):
     with Load(served.url, TOKEN, image, clients=CLIENTS) as load:
         for _ in range(form.times):
             load.wait_for_answers(form.answers)
@@ -195,7 +222,9 @@ def fill(disk: Path) -> None:
     assert shutil.disk_usage(disk).free == 0
 
 
-def test_served_with_full_disk_goes_on_answering(archive, tmpfs, tmp_path_factory, table, form, image):
+def test_served_with_full_disk_goes_on_answering(
+    archive, tmpfs, tmp_path_factory, table, form, image
+):
     served = Served(tmp_path_factory.mktemp("full"), archive, RUN_DIR=tmpfs / "run")
     try:
         with Load(served.wait_ready().url, TOKEN, image) as load:
@@ -210,7 +239,9 @@ def test_served_with_full_disk_goes_on_answering(archive, tmpfs, tmp_path_factor
         served.stop()
 
 
-def test_served_whose_clock_jumps_neither_waits_nor_refuses(archive, tmp_path, monkeypatch, table, form, image):
+def test_served_whose_clock_jumps_neither_waits_nor_refuses(
+    archive, tmp_path, monkeypatch, table, form, image
+):
     (tmp_path / "sitecustomize.py").write_text(JUMPING_CLOCK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     served = Served(tmp_path / "served", archive)

@@ -2,7 +2,12 @@
 
 import pytest
 
-from segserve.client.errors import MalformedAnswerError, RefusedError, TimedOutError, UnreachableError
+from segserve.client.errors import (
+    MalformedResponseError,
+    RefusedError,
+    TimedOutError,
+    UnreachableError,
+)
 
 from .ledger import Ledger
 
@@ -10,14 +15,38 @@ from .ledger import Ledger
 @pytest.mark.parametrize(
     ("error", "refused", "lost", "turned_away"),
     [
-        pytest.param(RefusedError(503, "overloaded", "later", retry_after_s=2.0), 1, 0, 0, id="503-that-says-when"),
-        pytest.param(RefusedError(503, "ServiceUnavailableException", "later"), 0, 1, 0, id="503-that-does-not"),
+        pytest.param(
+            RefusedError(503, "overloaded", "later", retry_after_s=2.0),
+            1,
+            0,
+            0,
+            id="503-that-says-when",
+        ),
+        pytest.param(
+            RefusedError(503, "ServiceUnavailableException", "later"),
+            0,
+            1,
+            0,
+            id="503-that-does-not",
+        ),
         pytest.param(RefusedError(422, "image_corrupt", "corrupt"), 1, 0, 0, id="422"),
         pytest.param(RefusedError(500, "internal_error", "fault"), 0, 1, 0, id="500"),
-        pytest.param(UnreachableError("no server answers there (Connection refused)"), 0, 0, 1, id="nobody-listens"),
-        pytest.param(UnreachableError("no server answers there (Connection reset by peer)"), 0, 1, 0, id="broken"),
+        pytest.param(
+            UnreachableError("no server answers there (Connection refused)"),
+            0,
+            0,
+            1,
+            id="nobody-listens",
+        ),
+        pytest.param(
+            UnreachableError("no server answers there (Connection reset by peer)"),
+            0,
+            1,
+            0,
+            id="broken",
+        ),
         pytest.param(TimedOutError("no answer within 60 s"), 0, 1, 0, id="late"),
-        pytest.param(MalformedAnswerError("no JSON"), 0, 1, 0, id="malformed"),
+        pytest.param(MalformedResponseError("no JSON"), 0, 1, 0, id="malformed"),
     ],
 )
 def test_ledger_of_a_failure_counts_it_once(error, refused, lost, turned_away):

@@ -1,5 +1,5 @@
-"""An image at which a decoder crashes, for want of a file that crashes a real one: processes that run `SOURCE` before
-they decode it end as they would in a decoder written in C."""
+"""An image at which a decoder crashes, for want of a file that crashes a real one: processes that
+run `SOURCE` before they decode it end as they would in a decoder written in C."""
 
 import zipfile
 from pathlib import Path
@@ -26,7 +26,9 @@ def with_poison(archive: Path, target: Path) -> Path:
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as poisoned:
         for name in source.namelist():
             content = source.read(name)
-            poisoned.writestr(name, content + SOURCE.encode() if name.endswith("runtime/image.py") else content)
+            poisoned.writestr(
+                name, content + SOURCE.encode() if name.endswith("runtime/image.py") else content
+            )
     return target
 
 

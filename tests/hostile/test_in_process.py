@@ -1,7 +1,8 @@
-"""Every hostile request through the pipeline of a tiny model: answered as documented, within bounds of time and memory.
+"""Every hostile request through the pipeline of a tiny model: answered as documented, within bounds
+of time and memory.
 
-A third of the cases here, all of them by `make hostile` (SEGSERVE_HOSTILE=all). They run in a process of their own, so
-that a decoder that crashes is the failure of a test and not its end.
+A third of the cases here, all of them by `make hostile` (SEGSERVE_HOSTILE=all). They run in a
+process of their own, so that a decoder that crashes is the failure of a test and not its end.
 """
 
 import json
@@ -36,7 +37,9 @@ def outcomes() -> dict[str, dict]:
     )
     told = [json.loads(line) for line in ended.stdout.splitlines()]
     last = told[-1]["name"] if told else "none"
-    assert ended.returncode == 0, f"ended with {ended.returncode} behind {last}: {ended.stderr[-2000:]}"
+    assert ended.returncode == 0, (
+        f"ended with {ended.returncode} behind {last}: {ended.stderr[-2000:]}"
+    )
     return {outcome["name"]: outcome for outcome in told}
 
 
@@ -45,7 +48,9 @@ def test_cases_are_two_thousand_at_least_and_each_has_a_name():
     assert len(names) == len(set(names)) >= 2000
 
 
-@pytest.mark.parametrize("family", [name for name in families() if name not in ("bombs", "largest")])
+@pytest.mark.parametrize(
+    "family", [name for name in families() if name not in ("bombs", "largest")]
+)
 def test_cases_of_a_seed_are_the_same_every_time_and_of_another_are_not(family):
     count = families()[family].count
     names = [f"{family}-{number}" for number in range(count - 10, count)]
@@ -71,14 +76,18 @@ def test_cases_take_no_more_time_or_memory_than_is_documented():
 
 
 def test_cases_messages_tell_nothing_of_the_server():
-    leaks = {name: (leaks_of(told["message"]), told["message"]) for name, told in outcomes().items()}
+    leaks = {
+        name: (leaks_of(told["message"]), told["message"]) for name, told in outcomes().items()
+    }
     assert not {name: found for name, found in leaks.items() if found[0]}
 
 
 def test_cases_that_are_refused_are_told_why():
     refused = [told for told in outcomes().values() if told["status"] != 200]
     assert not [
-        told for told in refused if not told["code"] or len(told["message"]) < 15 or len(told["message"]) > 1000
+        told
+        for told in refused
+        if not told["code"] or len(told["message"]) < 15 or len(told["message"]) > 1000
     ]
 
 

@@ -1,4 +1,6 @@
-"""A picture that ends the process which decodes it: on a real TorchServe, a real Ray Serve, and in a batch job."""
+"""A picture that ends the process which decodes it: on a real TorchServe, a real Ray Serve, and in
+a batch job.
+"""
 
 import json
 import os
@@ -38,14 +40,18 @@ def poisoned_archive(archive, tmp_path_factory) -> Path:
 def server(request, poisoned_archive, tmp_path_factory):
     if request.param == "ray":
         pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segserve[ray]'")
-    with ENGINES[request.param].start([poisoned_archive], tmp_path_factory.mktemp(request.param) / "run") as server:
+    with ENGINES[request.param].start(
+        [poisoned_archive], tmp_path_factory.mktemp(request.param) / "run"
+    ) as server:
         server.wait_ready(timeout_s=300)
         yield server
 
 
 def answer(server, image: bytes) -> requests.Response:
     headers = {"Authorization": f"Bearer {server.inference_token}"}
-    return requests.post(f"{server.inference_url}/predictions/tiny", data=image, headers=headers, timeout=120)
+    return requests.post(
+        f"{server.inference_url}/predictions/tiny", data=image, headers=headers, timeout=120
+    )
 
 
 def answer_when_up(server, image: bytes) -> requests.Response:
@@ -60,8 +66,16 @@ def answer_when_up(server, image: bytes) -> requests.Response:
 def workers(server) -> set[int]:
     """The processes that hold a network: those of TorchServe, or the replicas of Ray Serve."""
     processes = psutil.Process(server.pid).children(recursive=True)
-    names = {process.pid: f"{process.name()} {' '.join(process.cmdline())}" for process in processes if alive(process)}
-    return {pid for pid, name in names.items() if re.search(r"model_service_worker|ServeReplica:\w+:tiny", name)}
+    names = {
+        process.pid: f"{process.name()} {' '.join(process.cmdline())}"
+        for process in processes
+        if alive(process)
+    }
+    return {
+        pid
+        for pid, name in names.items()
+        if re.search(r"model_service_worker|ServeReplica:\w+:tiny", name)
+    }
 
 
 def alive(process: psutil.Process) -> bool:
@@ -91,9 +105,26 @@ def test_batch_with_poison_ends_and_names_it(archive, tmp_path):
     (tmp_path / "start").mkdir()
     start = write_poisoned_start(tmp_path / "start")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(start)}
-    command = [sys.executable, "-m", "segserve", "batch", "in", "out", "--archive", str(archive), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "segserve",
+        "batch",
+        "in",
+        "out",
+        "--archive",
+        str(archive),
+        "--workers",
+        "1",
+    ]
     ended = subprocess.run(
-        [*command, "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*command, "--json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     summary = json.loads(ended.stdout)

@@ -34,9 +34,19 @@ def answer_document(label_map: np.ndarray = LABEL_MAP, **changes) -> dict:
     palette = tiny_record().palette
     mask = {"encoding": "png", "data": base64.b64encode(encode_png(label_map, palette)).decode()}
     height_px, width_px = label_map.shape
-    classes = sorted((_entry(int(i), label_map) for i in np.unique(label_map)), key=lambda entry: -entry["pixels"])
+    classes = sorted(
+        (_entry(int(i), label_map) for i in np.unique(label_map)),
+        key=lambda entry: -entry["pixels"],
+    )
     model = {"name": "tiny", "version": "1.0"}
-    return {"model": model, "width": width_px, "height": height_px, "classes": classes, "mask": mask, **changes}
+    return {
+        "model": model,
+        "width": width_px,
+        "height": height_px,
+        "classes": classes,
+        "mask": mask,
+        **changes,
+    }
 
 
 def _entry(class_id: int, label_map: np.ndarray) -> dict:
@@ -55,7 +65,9 @@ def _entry(class_id: int, label_map: np.ndarray) -> dict:
 
 @dataclass(frozen=True)
 class Canned:
-    """One answer: `pause_s` passes before it, and where it `breaks` the connection ends half way through the body."""
+    """One answer: `pause_s` passes before it, and where it `breaks` the connection ends half way
+    through the body.
+    """
 
     body: bytes = b""
     status: int = 200
@@ -73,13 +85,17 @@ class Received:
 
 
 class CannedServer(ThreadingHTTPServer):
-    """Gives the answers of `script` one after the other, and then `answer` for good; keeps what it was sent."""
+    """Gives the answers of `script` one after the other, and then `answer` for good; keeps what it
+    was sent.
+    """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Door)
-        self.answer = Canned(json.dumps(answer_document()).encode(), headers={"Content-Type": "application/json"})
+        self.answer = Canned(
+            json.dumps(answer_document()).encode(), headers={"Content-Type": "application/json"}
+        )
         self.script: list[Canned] = []
         self.received: list[Received] = []
 
@@ -101,7 +117,9 @@ class _Door(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.received.append(Received(self.path, dict(self.headers), body, self.client_address))
+        self.server.received.append(
+            Received(self.path, dict(self.headers), body, self.client_address)
+        )
         canned = self.server.answer_to(body)
         time.sleep(canned.pause_s)
         self.send_response(canned.status)

@@ -13,7 +13,11 @@ from segserve.runtime.settings import Settings
 from .tiny import write_tiny_model
 
 settings.register_profile(
-    "unit", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+    "unit",
+    derandomize=True,
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("unit")
 

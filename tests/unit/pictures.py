@@ -1,4 +1,6 @@
-"""Folders of small images, and a server that answers them as the real one does: images get masks, the rest a 415."""
+"""Folders of small images, and a server that answers them as the real one does: images get masks,
+the rest a 415.
+"""
 
 import contextlib
 import json
@@ -25,7 +27,9 @@ class Told:
 
 IMAGE = as_file(IMAGE_RGB)
 NO_IMAGE = Canned(
-    json.dumps({"error": {"code": "image_unsupported", "message": "not an image in a format that is read"}}).encode(),
+    json.dumps(
+        {"error": {"code": "image_unsupported", "message": "not an image in a format that is read"}}
+    ).encode(),
     415,
 )
 
@@ -67,7 +71,9 @@ def environment(**variables: str) -> dict[str, str]:
 def segserve(*arguments: str, folder: Path, content: bytes = b"", **variables: str) -> Told:
     """Runs the command in this process, which is quicker than one of its own."""
     with contextlib.chdir(folder):
-        result = CliRunner(env={"SEGSERVE_TOKEN": None, **variables}).invoke(app, arguments, input=content)
+        result = CliRunner(env={"SEGSERVE_TOKEN": None, **variables}).invoke(
+            app, arguments, input=content
+        )
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Told(result.exit_code, result.stdout_bytes, result.stderr_bytes)

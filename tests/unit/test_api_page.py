@@ -35,7 +35,9 @@ def test_api_page_code_gives_the_label_map(tiny_pipeline, mask):
 
 
 def test_api_page_code_gives_the_confidence(tiny_pipeline):
-    expected = tiny_pipeline.segmenter.segment(IMAGE, rule=LabelRule(keep_confidence=True)).confidence_map
+    expected = tiny_pipeline.segmenter.segment(
+        IMAGE, rule=LabelRule(keep_confidence=True)
+    ).confidence_map
     confidence = decoded(tiny_pipeline, "confidence", mask="none", confidence="true")["confidence"]
     np.testing.assert_array_equal(confidence, expected / 255)
 
@@ -44,7 +46,11 @@ def test_api_page_names_every_option_media_type_and_error():
     rows = re.findall(r"^\| (.*?) \|", PAGE, re.MULTILINE)
     assert {f"`{name}`" for name in Options.model_fields} <= set(rows)
     told = PAGE.partition("## Errors")[2]
-    assert [kind.code for kind in error_classes() if f"`{kind.code}`" not in told and kind.code != "bad_request"] == []
+    assert [
+        kind.code
+        for kind in error_classes()
+        if f"`{kind.code}`" not in told and kind.code != "bad_request"
+    ] == []
     assert [media_type for media_type in MediaType if f"`{media_type}`" not in PAGE] == []
 
 

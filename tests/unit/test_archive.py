@@ -38,8 +38,17 @@ def copied_model(tiny_model, tmp_path):
 
 
 def isolated(code: str, *arguments: object, path: list[str], cwd: Path) -> str:
-    """What Python prints that sees only the standard library and `path`: no site, so no .pth file either."""
-    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {path!r}\n{code}", *map(str, arguments)]
+    """What Python prints that sees only the standard library and `path`: no site, so no .pth file
+    either.
+    """
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        f"import sys; sys.path[:0] = {path!r}\n{code}",
+        *map(str, arguments),
+    ]
     result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -49,7 +58,9 @@ def isolated(code: str, *arguments: object, path: list[str], cwd: Path) -> str:
 
 
 def test_build_archive_twice_gives_the_same_bytes(tiny_model, archive, tmp_path, monkeypatch):
-    """From another folder, with other rights, times, locale and temporary folder, over an older archive."""
+    """From another folder, with other rights, times, locale and temporary folder, over an older
+    archive.
+    """
     model = shutil.copytree(tiny_model, tmp_path / "elsewhere" / "another name")
     for path in model.iterdir():
         path.chmod(0o600)
@@ -83,7 +94,9 @@ def test_build_archive_entries_are_sorted_stored_and_timeless(archive):
 
 
 def test_build_archive_holds_exactly_what_a_worker_needs(archive):
-    runtime = {f"segserve/runtime/{path.name}" for path in (PROJECT / "segserve" / "runtime").glob("*.py")}
+    runtime = {
+        f"segserve/runtime/{path.name}" for path in (PROJECT / "segserve" / "runtime").glob("*.py")
+    }
     assert "segserve/runtime/inference/segmenter.py" in runtime
     with zipfile.ZipFile(archive) as content:
         assert set(content.namelist()) == runtime | {
@@ -103,7 +116,12 @@ def test_build_archive_manifest_names_what_torchserve_loads(archive):
         names = content.namelist()
     model = manifest["model"]
     assert (model["modelName"], model["modelVersion"]) == ("tiny", "1.0")
-    assert {model["handler"], model["modelFile"], model["serializedFile"], model["configFile"]} <= set(names)
+    assert {
+        model["handler"],
+        model["modelFile"],
+        model["serializedFile"],
+        model["configFile"],
+    } <= set(names)
     assert manifest["createdOn"] == "01/01/1980 00:00:00"
 
 
@@ -159,9 +177,15 @@ loaded = segmenter.Segmenter.load(folder, settings=Settings(precision="fp32"))
 numpy.save(sys.argv[3], loaded.segment(numpy.load(sys.argv[2])).label_map)
 print(deeplabv3.__file__, handler.__file__, segserve.__file__, segmenter.__file__, sep="\\n")
 """
-    printed = isolated(code, unpacked, image, labels, path=[str(unpacked), SITE_PACKAGES], cwd=tmp_path)
+    printed = isolated(
+        code, unpacked, image, labels, path=[str(unpacked), SITE_PACKAGES], cwd=tmp_path
+    )
     assert all(Path(line).is_relative_to(unpacked) for line in printed.split())
-    expected = Segmenter.load(tiny_model, settings=Settings(precision="fp32")).segment(smooth(40, 60)).label_map
+    expected = (
+        Segmenter.load(tiny_model, settings=Settings(precision="fp32"))
+        .segment(smooth(40, 60))
+        .label_map
+    )
     assert len(np.unique(expected)) > 1
     assert np.array_equal(np.load(labels), expected)
 
@@ -177,7 +201,11 @@ print(*sys.modules)
     modules = isolated(code, runtime, path=[str(PROJECT), SITE_PACKAGES], cwd=tmp_path).split()
     assert "segserve.runtime.pipeline" in modules
     assert not {"ts", "ray", "requests", "typer", "rich"} & set(modules)
-    assert not [name for name in modules if name.startswith("segserve.") and not name.startswith("segserve.runtime")]
+    assert not [
+        name
+        for name in modules
+        if name.startswith("segserve.") and not name.startswith("segserve.runtime")
+    ]
 
 
 # All or nothing
@@ -214,7 +242,9 @@ def break_settings_yaml(model: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_build_archive_bad_model_raises_and_writes_nothing(copied_model, tmp_path, break_model, message):
+def test_build_archive_bad_model_raises_and_writes_nothing(
+    copied_model, tmp_path, break_model, message
+):
     break_model(copied_model)
     with pytest.raises(ModelError, match=message) as caught:
         build_archive(copied_model, tmp_path / "output")
@@ -222,7 +252,9 @@ def test_build_archive_bad_model_raises_and_writes_nothing(copied_model, tmp_pat
     assert not (tmp_path / "output").exists()
 
 
-def test_build_archive_failing_archiver_raises_and_keeps_the_older_archive(copied_model, tmp_path, monkeypatch):
+def test_build_archive_failing_archiver_raises_and_keeps_the_older_archive(
+    copied_model, tmp_path, monkeypatch
+):
     output = tmp_path / "output"
     output.mkdir()
     (output / "tiny.mar").write_bytes(b"older")

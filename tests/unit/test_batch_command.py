@@ -1,4 +1,6 @@
-"""`segserve batch` that is refused: one line, status 1, and nothing was made. Ray is not started for any of it."""
+"""`segserve batch` that is refused: one line, status 1, and nothing was made. Ray is not started
+for any of it.
+"""
 
 import pytest
 
@@ -45,7 +47,9 @@ def test_batch_that_is_refused_says_why_in_one_line(folder, arguments, message):
     [line] = done.stderr.decode().splitlines()
     assert line.startswith("segserve: ")
     assert message in line
-    assert (folder / "out").exists() == (arguments[0] == "twins")  # nothing is claimed for what is no source
+    assert (folder / "out").exists() == (
+        arguments[0] == "twins"
+    )  # nothing is claimed for what is no source
     assert not list(folder.rglob("labels"))
     assert not list(folder.rglob("table"))
 
@@ -59,7 +63,9 @@ def test_batch_into_results_of_another_job_is_refused(folder):
 
 
 def test_batch_at_an_address_without_a_cluster_is_refused(folder):
-    done = segserve("batch", "in", "out", "--archive", "tiny.mar", "--address", "127.0.0.1:1", folder=folder)
+    done = segserve(
+        "batch", "in", "out", "--archive", "tiny.mar", "--address", "127.0.0.1:1", folder=folder
+    )
     assert done.returncode == 1
     [line] = done.stderr.decode().splitlines()
     assert line.startswith("segserve: 127.0.0.1:1: cannot be joined: ")

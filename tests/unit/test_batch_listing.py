@@ -1,4 +1,6 @@
-"""Blocks: every image in exactly one, the same in every run; and what a target may be claimed for."""
+"""Blocks: every image in exactly one, the same in every run; and what a target may be claimed
+for.
+"""
 
 import json
 from pathlib import Path
@@ -9,7 +11,14 @@ from hypothesis import strategies as st
 
 from segserve.batch.formats import Format
 from segserve.batch.job import Job, apart, check_apart, claim_target
-from segserve.batch.listing import Listings, _Seen, block_size, blocks_of, extend_listing, unfinished
+from segserve.batch.listing import (
+    Listings,
+    _Seen,
+    block_size,
+    blocks_of,
+    extend_listing,
+    unfinished,
+)
 from segserve.batch.sources import Image
 from segserve.batch.storage import Storage
 from segserve.segment.errors import SegmentError
@@ -38,7 +47,11 @@ def test_extend_listing_puts_every_image_into_one_block_in_order(storage):
     assert extend(storage, *names) == 5000
     assert listed(storage) == images(*names)
     assert sum(block.images for block in blocks_of(storage)) == 5000
-    assert len({block.part for block in blocks_of(storage)}) == len(list(blocks_of(storage))) < 5000 / 10
+    assert (
+        len({block.part for block in blocks_of(storage)})
+        == len(list(blocks_of(storage)))
+        < 5000 / 10
+    )
 
 
 def test_extend_listing_again_lists_what_is_new_alone(storage):
@@ -75,7 +88,9 @@ def test_extend_listing_of_names_that_are_no_utf8_keeps_their_bytes(storage):
 
 
 def test_extend_listing_of_two_images_with_one_label_map_is_refused(storage):
-    with pytest.raises(SegmentError, match=r"/in/a.png: another image becomes the same label map, a; rename one"):
+    with pytest.raises(
+        SegmentError, match=r"/in/a.png: another image becomes the same label map, a; rename one"
+    ):
         extend(storage, "a.jpg", "a.png")
     assert list(blocks_of(storage)) == []
     extend(storage, "a.jpg")
@@ -91,7 +106,9 @@ def test_unfinished_leaves_out_blocks_whose_part_is_there(storage):
     assert unfinished(storage) == others
 
 
-@pytest.mark.parametrize(("listed", "size"), [(0, 1), (63, 1), (640, 20), (10**6, 128), (10**8, 4000)], ids=str)
+@pytest.mark.parametrize(
+    ("listed", "size"), [(0, 1), (63, 1), (640, 20), (10**6, 128), (10**8, 4000)], ids=str
+)
 def test_block_size_grows_with_the_job(listed, size):
     assert block_size(listed) == size
 
@@ -113,14 +130,21 @@ def test_claim_target_twice_for_the_same_job_is_fine(job):
 def test_claim_target_of_another_job_is_refused_and_names_the_difference(job):
     claim_target(job, MANIFEST, overwrite=False)
     with pytest.raises(
-        SegmentError, match=r"another job \(classes: None then, cat now\); name another target, or --overwrite"
+        SegmentError,
+        match=r"another job \(classes: None then, cat now\); name another target, or --overwrite",
     ):
         claim_target(job, {**MANIFEST, "classes": "cat"}, overwrite=False)
 
 
 def test_claim_target_to_overwrite_removes_what_a_job_made_and_nothing_else(job, tmp_path):
     claim_target(job, MANIFEST, overwrite=False)
-    for name in ("labels/a.png", "table/part-000-0000000.parquet", "summary.json", ".listings/000.parquet", "mine.txt"):
+    for name in (
+        "labels/a.png",
+        "table/part-000-0000000.parquet",
+        "summary.json",
+        ".listings/000.parquet",
+        "mine.txt",
+    ):
         job.storage.write(name, b"")
     claim_target(job, {**MANIFEST, "classes": "cat"}, overwrite=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["job.json", "mine.txt"]
@@ -140,7 +164,9 @@ def test_claim_target_with_a_damaged_manifest_is_refused(job):
         claim_target(job, MANIFEST, overwrite=True)
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="needs a folder that nobody can write to"
+)
 def test_claim_target_that_cannot_be_written_to_is_refused():
     with pytest.raises(SegmentError, match="/proc/self/out: "):
         claim_target(Job("/proc/self/out", Format.PNG, {}), MANIFEST, overwrite=False)

@@ -26,7 +26,9 @@ def names(source, **options) -> list[str]:
 
 def test_images_of_folder_are_sorted_and_keep_their_paths(folder):
     assert names(folder) == NAMES
-    assert [image.location for image in images_of(str(folder))] == [str(folder / name) for name in NAMES]
+    assert [image.location for image in images_of(str(folder))] == [
+        str(folder / name) for name in NAMES
+    ]
 
 
 def test_images_of_file_uri_are_those_of_the_path(folder):
@@ -49,7 +51,9 @@ def test_images_of_store_folder_and_glob_are_those_of_a_disk(folder):
 
 def test_images_of_list_are_relative_to_the_list(folder, tmp_path):
     listed = tmp_path / "list.txt"
-    listed.write_text(f"in/a.jpg\n\n  in/b/../b/1.png\n{folder}/b/2.JPG\ns3://bucket/x/y.png\n../z.png\n")
+    listed.write_text(
+        f"in/a.jpg\n\n  in/b/../b/1.png\n{folder}/b/2.JPG\ns3://bucket/x/y.png\n../z.png\n"
+    )
     assert list(images_of(str(listed))) == [
         Image(f"{folder}/a.jpg", "in/a.jpg"),
         Image(f"{folder}/b/1.png", "in/b/1.png"),
@@ -67,10 +71,15 @@ def test_images_of_entry_that_climbs_stay_below_the_target(tmp_path):
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_images_of_table_are_those_of_its_column(folder, tmp_path, kind):
-    table, file = pa.table({"id": [1, 2], "file": ["in/a.jpg", "in/b/1.png"]}), tmp_path / f"images.{kind}"
+    table, file = (
+        pa.table({"id": [1, 2], "file": ["in/a.jpg", "in/b/1.png"]}),
+        tmp_path / f"images.{kind}",
+    )
     parquet.write_table(table, file) if kind == "parquet" else csv.write_csv(table, file)
     assert names(file, column="file") == ["in/a.jpg", "in/b/1.png"]
-    with pytest.raises(SegmentError, match="there is no column 'path', but id, file; name it with --column"):
+    with pytest.raises(
+        SegmentError, match="there is no column 'path', but id, file; name it with --column"
+    ):
         names(file)
 
 
@@ -91,7 +100,9 @@ def test_images_of_table_with_a_null_are_refused(tmp_path):
     ],
     ids=["absent", "a single image", "no Parquet", "no list", "no folder in a store"],
 )
-def test_images_of_what_is_no_source_is_refused_in_one_line(folder, tmp_path, monkeypatch, source, message):
+def test_images_of_what_is_no_source_is_refused_in_one_line(
+    folder, tmp_path, monkeypatch, source, message
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.parquet").write_bytes(b"no parquet")
     with pytest.raises(SegmentError, match=message) as refused:

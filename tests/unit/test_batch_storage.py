@@ -11,7 +11,9 @@ from segserve.segment.errors import SegmentError
 
 @pytest.fixture(params=["disk", "memory"])
 def storage(request, tmp_path):
-    location = str(tmp_path / "out") if request.param == "disk" else f"memory://bucket-{tmp_path.name}/out"
+    location = (
+        str(tmp_path / "out") if request.param == "disk" else f"memory://bucket-{tmp_path.name}/out"
+    )
     return Storage.at(location)
 
 
@@ -63,7 +65,11 @@ def test_storage_deletes_folders_and_files_that_may_be_missing(storage):
 
 @pytest.mark.parametrize(
     ("location", "path"),
-    [("file:///data/a%20b.jpg", "/data/a b.jpg"), ("/data/../x", "/x"), ("/data/a%20b.jpg", "/data/a%20b.jpg")],
+    [
+        ("file:///data/a%20b.jpg", "/data/a b.jpg"),
+        ("/data/../x", "/x"),
+        ("/data/a%20b.jpg", "/data/a%20b.jpg"),
+    ],
     ids=["file URI", "dots", "percent in a path"],
 )
 def test_place_of_local_locations_is_an_absolute_path(location, path):
@@ -80,7 +86,10 @@ def test_place_of_uri_keeps_what_it_says_about_the_store():
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        ("s3://key:secret@bucket/a", "credentials within a URI would end up in the table; set AWS_ACCESS_KEY_ID"),
+        (
+            "s3://key:secret@bucket/a",
+            "credentials within a URI would end up in the table; set AWS_ACCESS_KEY_ID",
+        ),
         ("nostore://bucket/a", "nostore://: no such store is known"),
     ],
     ids=["credentials", "unknown store"],
@@ -92,7 +101,7 @@ def test_place_of_uri_that_cannot_be_read_is_refused(location, message):
 
 class _Forbidden(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"  # noqa: E501
         self.send_response(403)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -118,7 +127,9 @@ def forbidden_bucket(monkeypatch):
 
 def test_place_in_a_bucket_without_credentials_says_which_are_missing(forbidden_bucket):
     with (
-        pytest.raises(SegmentError, match=r"are credentials missing\? Set AWS_ACCESS_KEY_ID") as refused,
+        pytest.raises(
+            SegmentError, match=r"are credentials missing\? Set AWS_ACCESS_KEY_ID"
+        ) as refused,
         told_by_location(forbidden_bucket),
     ):
         place_of(forbidden_bucket).is_folder()

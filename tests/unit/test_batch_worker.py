@@ -1,4 +1,6 @@
-"""What becomes of a block: label maps as a server would answer, one row an image whatever it is, one part."""
+"""What becomes of a block: label maps as a server would answer, one row an image whatever it is,
+one part.
+"""
 
 import io
 import resource
@@ -44,7 +46,9 @@ def source(tmp_path):
     return tmp_path / "in"
 
 
-def worked(archive, source, target, file_format=Format.PNG, *, threads=2, **options) -> tuple[Job, list[dict]]:
+def worked(
+    archive, source, target, file_format=Format.PNG, *, threads=2, **options
+) -> tuple[Job, list[dict]]:
     """The job, and what its blocks were told to have become."""
     job = Job(str(target), file_format, options)
     extend_listing(job.storage, images_of(str(source)), distinct_stems=True)
@@ -84,7 +88,8 @@ def test_worker_table_has_a_row_for_every_image(archive, source, tmp_path):
         "1.0",
     )
     assert {entry["id"]: entry["pixels"] for entry in good["classes"]} == {
-        int(class_id): int(count) for class_id, count in zip(*np.unique(label_map, return_counts=True), strict=True)
+        int(class_id): int(count)
+        for class_id, count in zip(*np.unique(label_map, return_counts=True), strict=True)
     }
     assert sum(entry["fraction"] for entry in good["classes"]) == pytest.approx(1)
     assert all(0 < entry["confidence"] <= 1 for entry in good["classes"])
@@ -96,7 +101,10 @@ def test_worker_table_has_a_row_for_every_image(archive, source, tmp_path):
         None,
     )
     assert "header cannot be read" in torn["error_message"]
-    assert (gone["error_code"], gone["error_message"]) == ("file", "cannot be read: No such file or directory")
+    assert (gone["error_code"], gone["error_message"]) == (
+        "file",
+        "cannot be read: No such file or directory",
+    )
     assert sum(sum(batch["failed"]) for batch in done) == 2
     assert not any(reason for batch in done for reason in batch["stopped"])
 
@@ -115,7 +123,9 @@ def test_worker_rle_gives_the_label_map_back(archive, source, tmp_path):
     rebuilt = np.zeros((row["height"], row["width"]), np.uint8)
     for mask in row["rle"]:
         size = [row["height"], row["width"]]
-        rebuilt[coco_mask.decode({"size": size, "counts": mask["counts"].encode()}).astype(bool)] = mask["id"]
+        rebuilt[
+            coco_mask.decode({"size": size, "counts": mask["counts"].encode()}).astype(bool)
+        ] = mask["id"]
     assert np.array_equal(rebuilt, np.load(tmp_path / "out" / row["labels"]))
 
 
@@ -128,7 +138,9 @@ def test_worker_format_rle_writes_no_label_maps(archive, source, tmp_path):
 def test_worker_options_are_those_of_a_request(archive, source, tmp_path):
     job, _ = worked(archive, source, tmp_path / "out", classes="cat", threshold=0.4)
     with LocalSegmenter(archive, device="cpu") as segmenter:
-        expected = segmenter.answer(source / "a.png", accept="image/png", classes="cat", threshold=0.4)
+        expected = segmenter.answer(
+            source / "a.png", accept="image/png", classes="cat", threshold=0.4
+        )
     assert job.storage.read("labels/a.png") == expected
 
 
@@ -136,7 +148,9 @@ def test_worker_block_that_is_finished_is_left_as_it_is(archive, source, tmp_pat
     job, first = worked(archive, source, tmp_path / "out")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.p*")}
     _, again = worked(archive, source, tmp_path / "out")
-    assert [(batch["images"], batch["failed"]) for batch in again] == [(b["images"], b["failed"]) for b in first]
+    assert [(batch["images"], batch["failed"]) for batch in again] == [
+        (b["images"], b["failed"]) for b in first
+    ]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.p*")} == times
     assert len(table(job)) == 5
 
@@ -152,7 +166,10 @@ def test_worker_any_threads_give_the_same_bytes(archive, source, tmp_path):
 @contextmanager
 def largest_file(size_bytes: int):
     """As a full disk: a file that grows beyond cannot be written."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
     try:
         yield
@@ -193,7 +210,9 @@ def test_summarize_counts_rows_failures_and_classes(archive, source, tmp_path, t
     assert (summary.segmented, summary.failed, summary.left) == (3, 2, 2)
     assert summary.failures == {"file": 1, "image_corrupt": 1}
     assert summary.images_per_second == 2.5
-    pixels = [sum(entry["pixels"] for entry in row["classes"]) for row in table(job) if row["classes"]]
+    pixels = [
+        sum(entry["pixels"] for entry in row["classes"]) for row in table(job) if row["classes"]
+    ]
     assert sum(total.pixels for total in summary.classes) == sum(pixels)
     assert sum(total.fraction for total in summary.classes) == pytest.approx(1, abs=1e-5)
     assert max(total.images for total in summary.classes) == 3
@@ -231,7 +250,9 @@ def test_check_archive_with_weights_of_another_record_is_refused(archive, tmp_pa
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(spoilt, "w") as target:
         for name in source.namelist():
             content = source.read(name)
-            target.writestr(name, content[:-1] + b"\x01" if name.endswith(".safetensors") else content)
+            target.writestr(
+                name, content[:-1] + b"\x01" if name.endswith(".safetensors") else content
+            )
     with pytest.raises(ModelError, match=r"SHA-256 is \w{64}, the record says"):
         check_archive(spoilt, {})
 

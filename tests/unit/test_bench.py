@@ -70,7 +70,9 @@ def test_ratio_of_a_drifting_machine_is_the_median_of_the_rounds_ratios():
     "rounds",
     [
         pytest.param([{("ours, png", 8): run_of(1)}], id="not measured"),
-        pytest.param([{("ours, png", 8): run_of(1), ("limit", 8): run_of(failures=1)}], id="nothing answered"),
+        pytest.param(
+            [{("ours, png", 8): run_of(1), ("limit", 8): run_of(failures=1)}], id="nothing answered"
+        ),
     ],
 )
 def test_ratio_to_a_contestant_without_figures_is_none(rounds):
@@ -78,7 +80,9 @@ def test_ratio_to_a_contestant_without_figures_is_none(rounds):
 
 
 def test_rows_tell_how_many_times_ours_is_as_fast():
-    found = {row.contestant: row for row in rows([round_of(10, 20), round_of(10, 40), round_of(10, 20)])}
+    found = {
+        row.contestant: row for row in rows([round_of(10, 20), round_of(10, 40), round_of(10, 20)])
+    }
     assert found["limit"].ours_to_it == pytest.approx(0.5)
     assert found["limit"].images_a_second == pytest.approx(100)
     assert found["ours, png"].ours_to_it == pytest.approx(1)
@@ -88,7 +92,9 @@ def test_rows_tell_how_many_times_ours_is_as_fast():
 def test_headlines_compare_p99_with_a_queue_at_the_limits_speed():
     found = dict(headlines([round_of(10, 100)]))
     assert found["8 clients: p99 of ours to 8 x the limit's median"] == pytest.approx(100 / 80)
-    assert not [title for title in found if title.startswith(("one client", "images a second of ours"))]
+    assert not [
+        title for title in found if title.startswith(("one client", "images a second of ours"))
+    ]
 
 
 # Rounds.
@@ -110,7 +116,11 @@ def test_rounds_alternate_in_direction_and_keep_their_order():
     log: list[tuple[str, int]] = []
     told = []
     contestants = {name: Recorder(name, log) for name in ("a", "b")}
-    rounds = list(measured_rounds(contestants, [1, 8], 2, lambda number, key, _run: told.append((number, key))))
+    rounds = list(
+        measured_rounds(
+            contestants, [1, 8], 2, lambda number, key, _run: told.append((number, key))
+        )
+    )
     forth = [("a", 1), ("b", 1), ("a", 8), ("b", 8)]
     assert log == [*forth, *reversed(forth)]
     assert [list(each) for each in rounds] == [forth, forth]
@@ -191,7 +201,9 @@ def test_one_client_sends_every_image_in_order(server, images):
 def test_many_clients_keep_so_many_requests_under_way(server, images):
     run = send_requests(Door(url(server, "/slow")), images * 2, clients=4)
     assert server.most_at_once == 4
-    assert sorted(body for _, body in server.bodies) == sorted(path.read_bytes() for path in images * 2)
+    assert sorted(body for _, body in server.bodies) == sorted(
+        path.read_bytes() for path in images * 2
+    )
     assert run.wall_s >= 6 * 0.05
 
 
@@ -200,10 +212,16 @@ def test_many_clients_keep_so_many_requests_under_way(server, images):
     [
         pytest.param("file", "application/octet-stream", lambda body: body, id="file"),
         pytest.param(
-            "form", "multipart/form-data", lambda body: body.split(b"\r\n\r\n")[1].split(b"\r\n")[0], id="form"
+            "form",
+            "multipart/form-data",
+            lambda body: body.split(b"\r\n\r\n")[1].split(b"\r\n")[0],
+            id="form",
         ),
         pytest.param(
-            "json", "application/json", lambda body: base64.b64decode(json.loads(body)["picture"]), id="base64 in JSON"
+            "json",
+            "application/json",
+            lambda body: base64.b64decode(json.loads(body)["picture"]),
+            id="base64 in JSON",
         ),
     ],
 )
@@ -216,7 +234,10 @@ def test_request_of_a_kind_carries_the_image(server, images, kind, content_type,
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [pytest.param("/broken", "status 500: answer", id="status"), pytest.param("/empty", "an empty answer", id="empty")],
+    [
+        pytest.param("/broken", "status 500: answer", id="status"),
+        pytest.param("/empty", "an empty answer", id="empty"),
+    ],
 )
 def test_answer_that_is_none_counts_as_a_failure(server, images, path, reason):
     run = send_requests(Door(url(server, path)), images, clients=2)
@@ -269,7 +290,10 @@ def ended(monkeypatch, server, workload):
     rivals = [
         rival("answers", HttpContestant(Door(url(server)), workload)),
         rival("refuses", HttpContestant(Door(url(server, "/broken")), workload)),
-        rival("interrupts", SimpleNamespace(warm_up=lambda: None, run=lambda _clients: next(interrupted))),
+        rival(
+            "interrupts",
+            SimpleNamespace(warm_up=lambda: None, run=lambda _clients: next(interrupted)),
+        ),
         Rival("absent", lambda _workload: pytest.fail("was started"), ("no_such_package",)),
     ]
     monkeypatch.setattr(session, "RIVALS", {each.name: each for each in rivals})
@@ -301,7 +325,10 @@ def test_interrupted_session_stops_all_and_keeps_whole_rounds(ended, workload):
 def report():
     first = {**round_of(10, 20), ("image_segmenter", 8): run_of(failures=2)}
     outcome = Outcome(
-        [first, first], starts_s={"limit": 30.0}, peaks_bytes={"limit": 10**9}, skipped={"litserve": "is not installed"}
+        [first, first],
+        starts_s={"limit": 30.0},
+        peaks_bytes={"limit": 10**9},
+        skipped={"litserve": "is not installed"},
     )
     return Report({"processor": "a processor"}, {"model": "tiny"}, outcome)
 
@@ -312,15 +339,23 @@ def test_markdown_holds_figures_failures_and_circumstances(report):
     assert "| image_segmenter | 0.0 | - | - | - | 4 of 4 |" in text
     assert "| limit | 1.00 | 30 |" in text
     assert "| 8 clients: images a second, ours to the limit | 0.50 |" in text
-    for line in ("- processor: a processor", "- skipped: litserve: is not installed", "- image_segmenter: status 500"):
+    for line in (
+        "- processor: a processor",
+        "- skipped: litserve: is not installed",
+        "- image_segmenter: status 500",
+    ):
         assert line in text.splitlines()
 
 
 def test_json_holds_every_round_and_no_nan(report):
-    document = json.loads(report.as_json(), parse_constant=lambda name: pytest.fail(f"holds {name}"))
+    document = json.loads(
+        report.as_json(), parse_constant=lambda name: pytest.fail(f"holds {name}")
+    )
     assert [len(each) for each in document["rounds"]] == [3, 3]
     assert document["rounds"][0][2]["median_ms"] is None
-    assert document["headlines"]["8 clients: images a second, ours to the limit"] == pytest.approx(0.5)
+    assert document["headlines"]["8 clients: images a second, ours to the limit"] == pytest.approx(
+        0.5
+    )
 
 
 def test_document_between_its_marks_is_replaced(tmp_path):
@@ -333,7 +368,11 @@ def test_document_between_its_marks_is_replaced(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [pytest.param("no marks\n", id="none"), pytest.param(BEGIN, id="no end"), pytest.param(BEGIN * 2 + END, id="two")],
+    [
+        pytest.param("no marks\n", id="none"),
+        pytest.param(BEGIN, id="no end"),
+        pytest.param(BEGIN * 2 + END, id="two"),
+    ],
 )
 def test_document_without_its_marks_is_left_alone(tmp_path, content):
     document = tmp_path / "performance.md"
@@ -345,7 +384,10 @@ def test_document_without_its_marks_is_left_alone(tmp_path, content):
 
 def test_plot_of_several_client_counts_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
-    draw(rows([{**round_of(10, 20, clients=1), **round_of(10, 25, clients=8)}]), tmp_path / "plot.png")
+    draw(
+        rows([{**round_of(10, 20, clients=1), **round_of(10, 25, clients=8)}]),
+        tmp_path / "plot.png",
+    )
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -356,10 +398,15 @@ def test_workload_is_mixed_and_always_the_same(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-    one, other = (mixed_workload(tmp_path, 50, max_s=1, encodings=["png"], scratch=folder) for folder in folders)
+    one, other = (
+        mixed_workload(tmp_path, 50, max_s=1, encodings=["png"], scratch=folder)
+        for folder in folders
+    )
     assert [path.name for path in one.requests] == [path.name for path in other.requests]
     assert len(one.requests) == 50
-    assert {path.name for path in one.requests} == {path.name for path in (folders[0] / "images").iterdir()}
+    assert {path.name for path in one.requests} == {
+        path.name for path in (folders[0] / "images").iterdir()
+    }
     assert len({path.read_bytes() for path in one.requests[:10]}) == 10
     assert {path.stem.rpartition("-")[2] for path in one.warm_up} == {"320"}
     assert len(one.warm_up) == 7

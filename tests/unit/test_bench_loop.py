@@ -1,4 +1,6 @@
-"""The benchmark's loops without a server, which run in processes of their own. Nothing here imports torch."""
+"""The benchmark's loops without a server, which run in processes of their own. Nothing here imports
+torch.
+"""
 
 import os
 import time
@@ -39,7 +41,9 @@ def test_loop_works_through_the_requests_in_a_process_of_its_own(workload):
     assert not psutil.pid_exists(pid)
     assert len(run.latencies_s) == 3
     names = ["0.jpg", "0.jpg", "0.jpg", "1.jpg", "2.jpg"]  # one to warm up, twice
-    assert (workload.scratch / "log").read_text().splitlines() == [f"{pid} {name}" for name in names]
+    assert (workload.scratch / "log").read_text().splitlines() == [
+        f"{pid} {name}" for name in names
+    ]
 
 
 def test_loop_that_cannot_be_prepared_says_why_in_one_line(workload):

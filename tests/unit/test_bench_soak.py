@@ -1,4 +1,6 @@
-"""The verdict of the soak on servers that stay as they are and on servers that do not; what it sends."""
+"""The verdict of the soak on servers that stay as they are and on servers that do not; what it
+sends.
+"""
 
 from itertools import islice
 
@@ -16,7 +18,13 @@ def steady(**changes) -> list[Sample]:
     """A sample every two seconds; a change is a function of the time."""
     fixed = {"memory_bytes": 10**9, "descriptors": 200, "threads": 60, "waiting": 8}
     return [
-        Sample(at_s, **{name: int(changes[name](at_s)) if name in changes else value for name, value in fixed.items()})
+        Sample(
+            at_s,
+            **{
+                name: int(changes[name](at_s)) if name in changes else value
+                for name, value in fixed.items()
+            },
+        )
         for at_s in range(0, int(SECONDS), 2)
     ]
 
@@ -25,7 +33,9 @@ def answers(*, latency_s=lambda _: 2.0, also=()) -> list[Outcome]:
     """Ten requests a second, one in five of them refused."""
     sent = [number / 10 for number in range(int(SECONDS * 10))]
     outcomes = [
-        Outcome(at_s, 0.01, 503, True, True) if number % 5 == 0 else Outcome(at_s, latency_s(at_s), 200, False, True)
+        Outcome(at_s, 0.01, 503, True, True)
+        if number % 5 == 0
+        else Outcome(at_s, latency_s(at_s), 200, False, True)
         for number, at_s in enumerate(sent)
     ]
     return [*outcomes, *also]
@@ -42,9 +52,15 @@ def test_findings_of_a_server_that_stays_as_it_is_all_hold():
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        pytest.param("memory", {"memory_bytes": lambda at_s: 10**9 + at_s * 2e5}, id="memory-that-grows"),
-        pytest.param("memory", {"memory_bytes": lambda at_s: 2e9 - at_s * 1e6}, id="memory-that-falls"),
-        pytest.param("descriptors", {"descriptors": lambda at_s: 200 + at_s / 10}, id="descriptors"),
+        pytest.param(
+            "memory", {"memory_bytes": lambda at_s: 10**9 + at_s * 2e5}, id="memory-that-grows"
+        ),
+        pytest.param(
+            "memory", {"memory_bytes": lambda at_s: 2e9 - at_s * 1e6}, id="memory-that-falls"
+        ),
+        pytest.param(
+            "descriptors", {"descriptors": lambda at_s: 200 + at_s / 10}, id="descriptors"
+        ),
         pytest.param("threads", {"threads": lambda at_s: 60 + at_s / 50}, id="threads"),
     ],
 )
@@ -53,21 +69,37 @@ def test_findings_of_a_leak_name_it(name, change):
 
 
 def test_findings_forgive_what_is_taken_while_it_warms_up():
-    assert broken(steady(memory_bytes=lambda at_s: 10**9 + min(at_s, 100) * 5e6), answers()) == set()
+    assert (
+        broken(steady(memory_bytes=lambda at_s: 10**9 + min(at_s, 100) * 5e6), answers()) == set()
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "outcomes"),
     [
         pytest.param(
-            "p99", answers(latency_s=lambda at_s: 6.0 if at_s > 550 and at_s % 4 < 0.15 else 2.0), id="slow-at-last"
+            "p99",
+            answers(latency_s=lambda at_s: 6.0 if at_s > 550 and at_s % 4 < 0.15 else 2.0),
+            id="slow-at-last",
         ),
-        pytest.param("queue", answers(latency_s=lambda at_s: 2 + (at_s > 400) * 0.9), id="queue-that-grows"),
-        pytest.param("answers", answers(also=[Outcome(9.0, 1.0, 500, False, True)]), id="internal-error"),
+        pytest.param(
+            "queue", answers(latency_s=lambda at_s: 2 + (at_s > 400) * 0.9), id="queue-that-grows"
+        ),
+        pytest.param(
+            "answers", answers(also=[Outcome(9.0, 1.0, 500, False, True)]), id="internal-error"
+        ),
         pytest.param("answers", answers(also=[Outcome(9.0, 1.0, 0, False, True)]), id="no-answer"),
-        pytest.param("answers", answers(also=[Outcome(9.0, 1.0, 503, False, True)]), id="503-that-does-not-say-when"),
-        pytest.param("answers", answers(also=[Outcome(9.0, 1.0, 200, False, False)]), id="bad-input-answered"),
-        pytest.param("answers", answers(also=[Outcome(9.0, 1.0, 422, False, True)]), id="good-input-refused"),
+        pytest.param(
+            "answers",
+            answers(also=[Outcome(9.0, 1.0, 503, False, True)]),
+            id="503-that-does-not-say-when",
+        ),
+        pytest.param(
+            "answers", answers(also=[Outcome(9.0, 1.0, 200, False, False)]), id="bad-input-answered"
+        ),
+        pytest.param(
+            "answers", answers(also=[Outcome(9.0, 1.0, 422, False, True)]), id="good-input-refused"
+        ),
     ],
 )
 def test_findings_of_answers_that_are_not_as_documented_say_so(name, outcomes):
@@ -83,7 +115,11 @@ def test_growth_compares_medians_of_the_thirds():
 
 
 def test_p99_by_part_is_that_of_the_answers_sent_in_it():
-    outcomes = [Outcome(0, 1.0, 200, False, True), Outcome(5, 9.0, 503, True, True), Outcome(12, 3.0, 200, False, True)]
+    outcomes = [
+        Outcome(0, 1.0, 200, False, True),
+        Outcome(5, 9.0, 503, True, True),
+        Outcome(12, 3.0, 200, False, True),
+    ]
     assert p99_by_part(outcomes, 10.0) == [1.0, 3.0]
 
 

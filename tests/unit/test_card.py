@@ -16,7 +16,9 @@ def test_card_of_the_shipped_model_is_what_its_record_makes(tmp_path):
 
 def test_card_new_accuracy_goes_into_record_and_card(tmp_path):
     model = shutil.copytree(EMBEDDED, tmp_path / "model")
-    measured = Accuracy(dataset="own dev", images=7, mean_iou=0.4321, pixel_accuracy=0.9, class_iou={"cat": 0.4321})
+    measured = Accuracy(
+        dataset="own dev", images=7, mean_iou=0.4321, pixel_accuracy=0.9, class_iou={"cat": 0.4321}
+    )
     write_card(model, measured)
     assert read_record(model).accuracy == measured
     card = (model / "README.md").read_text()
@@ -43,4 +45,7 @@ def test_card_shows_the_further_figures_that_the_record_has(tmp_path):
     assert "- mean IoU over the 2 classes in at least 5 images: 0.610\n" in card
     assert "- mean boundary IoU: 0.300\n" in card
     assert "frequency-weighted" not in card
-    assert "| class | IoU | boundary IoU |\n|---|---|---|\n| dog | 0.500 | - |\n| cat | 0.400 | 0.300 |\n" in card
+    assert (
+        "| class | IoU | boundary IoU |\n|---|---|---|\n| dog | 0.500 | - |\n| cat | 0.400 | 0.300 "
+        "|\n" in card
+    )

@@ -1,4 +1,6 @@
-"""The client against real sockets: what it sends, what it makes of the answers, and when it asks again."""
+"""The client against real sockets: what it sends, what it makes of the answers, and when it asks
+again.
+"""
 
 import json
 import subprocess
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from segserve.client import (
-    MalformedAnswerError,
+    MalformedResponseError,
     RefusedError,
     SegmentationClient,
     TimedOutError,
@@ -40,7 +42,9 @@ def client(server):
 
 
 def refusal(code: str, status: int = 400, **headers) -> Canned:
-    return Canned(json.dumps({"error": {"code": code, "message": "so it is"}}).encode(), status, headers)
+    return Canned(
+        json.dumps({"error": {"code": code, "message": "so it is"}}).encode(), status, headers
+    )
 
 
 def torchserve(kind: str, status: int) -> Canned:
@@ -48,7 +52,9 @@ def torchserve(kind: str, status: int) -> Canned:
 
 
 def test_segment_gives_label_map_classes_and_timings(server, client):
-    server.answer = Canned(ANSWER, headers={"Server-Timing": 'decode;dur=1.25, inference;dur=70.00;desc="2.0 passes"'})
+    server.answer = Canned(
+        ANSWER, headers={"Server-Timing": 'decode;dur=1.25, inference;dur=70.00;desc="2.0 passes"'}
+    )
     segmentation = client.segment(IMAGE)
     assert segmentation.label_map.dtype == np.uint8
     assert np.array_equal(segmentation.label_map, LABEL_MAP)
@@ -63,14 +69,18 @@ def test_segment_gives_label_map_classes_and_timings(server, client):
 
 
 def test_segment_sends_file_options_and_token(server, client):
-    client.segment(IMAGE, mode="slide", tta=None, classes=["cat", 2], threshold=0.5, confidence=True)
+    client.segment(
+        IMAGE, mode="slide", tta=None, classes=["cat", 2], threshold=0.5, confidence=True
+    )
     [received] = server.received
     assert (received.path, received.body) == ("/predictions/tiny", IMAGE)
     assert received.headers["Authorization"] == "Bearer made up"
     assert received.headers["Accept"] == "application/json"
     assert received.headers["Content-Type"] == "application/octet-stream"
     assert received.headers["User-Agent"].startswith("segserve/")
-    options = {name: value for name, value in received.headers.items() if name.startswith("X-Segment-")}
+    options = {
+        name: value for name, value in received.headers.items() if name.startswith("X-Segment-")
+    }
     assert options == {
         "X-Segment-Mask": "png",
         "X-Segment-Mode": "slide",
@@ -151,9 +161,9 @@ def test_answer_sends_the_encoding(server, client):
 @pytest.mark.parametrize(
     ("status", "body", "code", "message"),
     [
-        (422, b'{"error": {"code": "image_truncated", "message": "send\\nit"}}', "image_truncated", "send it"),
+        (422, b'{"error": {"code": "image_truncated", "message": "send\\nit"}}', "image_truncated", "send it"),  # noqa: E501
         (502, b"<html>Bad Gateway</html>", "unknown", "Bad Gateway"),
-        (413, b"", "request_too_large", "the server takes no request of so many bytes; .*max_request_size"),
+        (413, b"", "request_too_large", "the server takes no request of so many bytes; .*max_request_size"),  # noqa: E501
         (500, b'{"error": "it broke"}', "unknown", "it broke"),
         (500, b'{"error": null}', "unknown", "Internal Server Error"),
         (500, b'{"error": {}}', "unknown", "Internal Server Error"),
@@ -162,7 +172,7 @@ def test_answer_sends_the_encoding(server, client):
         (500, b"\xff\xfe", "unknown", "Internal Server Error"),
         (204, b"", "unknown", "No Content"),
     ],
-    ids=["handler", "html", "too large", "text", "null", "empty", "list", "string", "no utf-8", "no content"],
+    ids=["handler", "html", "too large", "text", "null", "empty", "list", "string", "no utf-8", "no content"],  # noqa: E501
 )  # fmt: skip
 def test_segment_refusal_has_status_code_and_message(server, client, status, body, code, message):
     server.answer = Canned(body, status)
@@ -175,7 +185,12 @@ def test_segment_refusal_has_status_code_and_message(server, client, status, bod
 @pytest.mark.parametrize(
     ("kind", "status", "error", "advice"),
     [
-        ("InvalidKeyException", 400, TokenRefusedError, "Not so; `segserve serve` prints a new one"),
+        (
+            "InvalidKeyException",
+            400,
+            TokenRefusedError,
+            "Not so; `segserve serve` prints a new one",
+        ),
         ("ModelNotFoundException", 404, UnknownModelError, "Not so; name the model that is served"),
         ("ModelVersionNotFoundException", 404, UnknownModelError, "Not so; leave the version out"),
     ],
@@ -188,15 +203,21 @@ def test_segment_refusal_of_torchserve_says_what_to_do(server, client, kind, sta
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405])
-def test_segment_refusal_of_something_else_than_a_server_says_to_check_the_address(server, client, status):
+def test_segment_refusal_of_something_else_than_a_server_says_to_check_the_address(
+    server, client, status
+):
     server.answer = Canned(b"<html>nginx</html>", status)
-    with pytest.raises(RefusedError, match="something else than a segmentation server answers there: check the add"):
+    with pytest.raises(
+        RefusedError, match="something else than a segmentation server answers there: check the add"
+    ):
         client.segment(IMAGE)
 
 
 def test_segment_redirect_is_refused_and_named(server, client):
     server.answer = Canned(b"", 301, {"Location": "https://elsewhere/"})
-    with pytest.raises(RefusedError, match="301 unknown: Moved Permanently; ask 'https://elsewhere/' instead"):
+    with pytest.raises(
+        RefusedError, match="301 unknown: Moved Permanently; ask 'https://elsewhere/' instead"
+    ):
         client.segment(IMAGE)
 
 
@@ -218,21 +239,28 @@ def test_segment_transient_failure_is_asked_again(server, client, failure):
 
 def test_segment_failure_that_stays_is_raised_after_the_retries(server):
     server.answer = refusal("busy", 503)
-    with SegmentationClient(server.url, retries=2) as client, pytest.raises(RefusedError, match="503 busy"):
+    with (
+        SegmentationClient(server.url, retries=2) as client,
+        pytest.raises(RefusedError, match="503 busy"),
+    ):
         client.segment(IMAGE)
     assert len(server.received) == 3
 
 
 @pytest.mark.parametrize("is_date", [False, True], ids=["seconds", "date"])
 def test_segment_waits_as_long_as_the_server_asks(server, client, is_date):
-    until = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)  # which has no fractions
+    until = format_datetime(
+        datetime.now(UTC) + timedelta(seconds=2), usegmt=True
+    )  # which has no fractions
     server.script = [refusal("busy", 503, **{"Retry-After": until if is_date else "1"})]
     began_s = time.monotonic()
     client.segment(IMAGE)
     assert 0.9 <= time.monotonic() - began_s < 5
 
 
-@pytest.mark.parametrize("value", ["soon", "", "-3", "Sat, 99 Nov"], ids=["word", "empty", "negative", "no date"])
+@pytest.mark.parametrize(
+    "value", ["soon", "", "-3", "Sat, 99 Nov"], ids=["word", "empty", "negative", "no date"]
+)
 def test_segment_retry_after_that_says_nothing_leaves_the_usual_pause(server, client, value):
     server.script = [refusal("busy", 503, **{"Retry-After": value})]
     client.segment(IMAGE)
@@ -251,31 +279,57 @@ def test_segment_answer_too_late_is_not_asked_again(server):
 
 def test_segment_connection_that_stays_broken_raises_unreachable(server):
     server.answer = Canned(ANSWER, breaks=True)
-    with SegmentationClient(server.url, retries=0) as client, pytest.raises(UnreachableError, match=server.url):
+    with (
+        SegmentationClient(server.url, retries=0) as client,
+        pytest.raises(UnreachableError, match=server.url),
+    ):
         client.segment(IMAGE)
 
 
 def test_segment_no_server_raises_unreachable_and_names_the_address(silent_url):
     told = rf"^{silent_url}: no server answers there \(Connection refused\); start one"
-    with SegmentationClient(silent_url, retries=1) as client, pytest.raises(UnreachableError, match=told):
+    with (
+        SegmentationClient(silent_url, retries=1) as client,
+        pytest.raises(UnreachableError, match=told),
+    ):
         client.segment(IMAGE)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"url": "localhost:8080"}, "expected a server's address like http://127.0.0.1:8080, got 'localhost:8080'"),
+        (
+            {"url": "localhost:8080"},
+            "expected a server's address like http://127.0.0.1:8080, got 'localhost:8080'",
+        ),
         ({"url": "ftp://127.0.0.1:8080"}, "got 'ftp://127.0.0.1:8080': its scheme is 'ftp'"),
         ({"url": "http://"}, "expected a server's address .*: no host"),
         ({"url": "http://127.0.0.1:99999"}, "expected a server's address .*: Port out of range"),
         ({"url": "http://[::1"}, "expected a server's address .*: Invalid IPv6 URL"),
-        ({"token": "s3cr\net"}, "^the token holds a line break or a letter beyond ASCII, as none does"),
-        ({"token": "s3crét"}, "^the token holds a line break or a letter beyond ASCII, as none does"),
+        (
+            {"token": "s3cr\net"},
+            "^the token holds a line break or a letter beyond ASCII, as none does",
+        ),
+        (
+            {"token": "s3crét"},
+            "^the token holds a line break or a letter beyond ASCII, as none does",
+        ),
         ({"retries": -1}, "retries is how often"),
         ({"pool_size": 0}, "pool_size is the number of connections"),
         ({"transport": "pigeon"}, "expected the transport http or grpc, got 'pigeon'"),
     ],
-    ids=["no scheme", "scheme", "no host", "port", "IPv6", "line break", "accent", "retries", "pool", "transport"],
+    ids=[
+        "no scheme",
+        "scheme",
+        "no host",
+        "port",
+        "IPv6",
+        "line break",
+        "accent",
+        "retries",
+        "pool",
+        "transport",
+    ],
 )
 def test_client_argument_that_makes_no_sense_raises(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -294,31 +348,34 @@ OTHER = answer_document(np.zeros((4, 6), np.uint8))["mask"]
         (b'{"status": "Healthy"}', r"no segmentation \(model: field required\)"),
         (b"[1, 2]", "no segmentation"),
         (b"", "no segmentation"),
-        (answer_document(mask=WIDER), "expected a mask of 6 x 4 pixels and mode P, got 7 x 4 pixels"),
+        (answer_document(mask=WIDER), "expected a mask of 6 x 4 pixels and mode P, got 7 x 4 pixels"),  # noqa: E501
         (answer_document(mask=OTHER), "mask and its classes disagree"),
         (answer_document(classes=[]), "mask and its classes disagree"),
         (answer_document(width=0), r"no segmentation \(width"),
-        (answer_document(mask={"encoding": "dense", "data": "0"}), "expected a mask encoded as png, got 'dense'"),
+        (answer_document(mask={"encoding": "dense", "data": "0"}), "expected a mask encoded as png, got 'dense'"),  # noqa: E501
         (answer_document(mask={"encoding": "png", "data": "*"}), "mask is not base64"),
         (answer_document(mask={"encoding": "png", "data": "R0lGODlh"}), "mask cannot be decoded"),
         (answer_document(mask={**OTHER, "data": OTHER["data"][:80]}), "mask cannot be decoded"),
         (answer_document(confidence=WIDER), "expected a confidence of 6 x 4 pixels"),
     ],
     ids=[
-        "html", "cut short", "another service", "list", "empty", "mask of another size", "mask of another image",
-        "no classes", "no width", "other encoding", "no base64", "no PNG", "PNG cut short", "other confidence",
+        "html", "cut short", "another service", "list", "empty", "mask of another size", "mask of another image",  # noqa: E501
+        "no classes", "no width", "other encoding", "no base64", "no PNG", "PNG cut short", "other confidence",  # noqa: E501
     ],
 )  # fmt: skip
 def test_segment_malformed_answer_is_an_error(server, client, body, message):
     server.answer = Canned(body if isinstance(body, bytes) else json.dumps(body).encode())
-    with pytest.raises(MalformedAnswerError, match=message) as caught:
+    with pytest.raises(MalformedResponseError, match=message) as caught:
         client.segment(IMAGE)
     assert "\n" not in str(caught.value)
 
 
 def test_import_of_the_client_imports_no_torch():
     code = (
-        "import sys, segserve.client; print(sorted({'torch', 'timm', 'torchvision', 'httpx', 'grpc'} & {*sys.modules}))"
+        "import sys, segserve.client; print(sorted({'torch', 'timm', 'torchvision', 'httpx', "
+        "'grpc'} & {*sys.modules}))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert result.stdout.strip() == "[]"

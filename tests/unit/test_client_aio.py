@@ -1,4 +1,6 @@
-"""The client to await against real sockets: the same requests, answers and errors as the one that waits."""
+"""The client to await against real sockets: the same requests, answers and errors as the one that
+waits.
+"""
 
 import asyncio
 import json
@@ -10,7 +12,7 @@ import pytest
 
 from segserve.client import (
     AsyncSegmentationClient,
-    MalformedAnswerError,
+    MalformedResponseError,
     RefusedError,
     SegmentationClient,
     TimedOutError,
@@ -37,7 +39,9 @@ def segmented(url, *images, times=1, options=None, **arguments):
 
     async def run():
         async with AsyncSegmentationClient(url, **arguments) as client:
-            return await asyncio.gather(*(client.segment(image, **(options or {})) for image in images * times))
+            return await asyncio.gather(
+                *(client.segment(image, **(options or {})) for image in images * times)
+            )
 
     return asyncio.run(run())
 
@@ -71,7 +75,11 @@ def test_segment_sends_what_the_waiting_client_sends(server):
     assert (awaited.path, awaited.body) == (waited.path, waited.body)
     of_the_connection = {"host", "connection", "accept-encoding"}
     awaited_headers, waited_headers = (
-        {name.lower(): value for name, value in received.headers.items() if name.lower() not in of_the_connection}
+        {
+            name.lower(): value
+            for name, value in received.headers.items()
+            if name.lower() not in of_the_connection
+        }
         for received in (awaited, waited)
     )
     assert awaited_headers == waited_headers
@@ -101,7 +109,9 @@ def test_segment_many_at_once_each_have_retries_of_their_own(server):
     assert len(server.received) == 16
 
 
-@pytest.mark.parametrize("failure", [BUSY, Canned(ANSWER, breaks=True)], ids=["503", "broken connection"])
+@pytest.mark.parametrize(
+    "failure", [BUSY, Canned(ANSWER, breaks=True)], ids=["503", "broken connection"]
+)
 def test_segment_transient_failure_is_asked_again(server, failure):
     server.script = [failure]
     assert np.array_equal(segmented(server.url, IMAGE)[0].label_map, LABEL_MAP)
@@ -111,9 +121,17 @@ def test_segment_transient_failure_is_asked_again(server, failure):
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        (TOKEN_REFUSED, TokenRefusedError, "400 InvalidKeyException: Not so; `segserve serve` prints a new one"),
-        (Canned(b"", 301, {"Location": "https://elsewhere/"}), RefusedError, "ask 'https://elsewhere/' instead"),
-        (Canned(b"<html>"), MalformedAnswerError, "no segmentation"),
+        (
+            TOKEN_REFUSED,
+            TokenRefusedError,
+            "400 InvalidKeyException: Not so; `segserve serve` prints a new one",
+        ),
+        (
+            Canned(b"", 301, {"Location": "https://elsewhere/"}),
+            RefusedError,
+            "ask 'https://elsewhere/' instead",
+        ),
+        (Canned(b"<html>"), MalformedResponseError, "no segmentation"),
     ],
     ids=["token", "redirect", "html"],
 )
@@ -132,7 +150,9 @@ def test_segment_answer_too_late_is_not_asked_again(server):
 
 
 def test_segment_no_server_raises_unreachable_and_names_the_address(silent_url):
-    with pytest.raises(UnreachableError, match=rf"^{silent_url}: no server answers there \(Connection refused\)"):
+    with pytest.raises(
+        UnreachableError, match=rf"^{silent_url}: no server answers there \(Connection refused\)"
+    ):
         segmented(silent_url, IMAGE, retries=0)
 
 
@@ -153,6 +173,10 @@ def test_client_without_httpx_says_how_to_install_it():
     """
     lines = [line[8:] for line in code.splitlines()]
     result = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert "pip install 'segserve[async]'" in result.stdout

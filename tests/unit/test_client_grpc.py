@@ -88,7 +88,12 @@ def test_segment_gives_the_label_map_and_sends_image_options_and_token(served, s
     assert np.array_equal(segmentation.label_map, LABEL_MAP)
     [(request, metadata)] = servicer.received
     assert (request.model_name, request.model_version) == ("tiny", "2.0")
-    assert dict(request.input) == {"data": IMAGE, "mask": b"png", "mode": b"slide", "classes": b'["cat"]'}
+    assert dict(request.input) == {
+        "data": IMAGE,
+        "mask": b"png",
+        "mode": b"slide",
+        "classes": b'["cat"]',
+    }
     assert metadata["authorization"] == "Bearer made up"
 
 
@@ -109,7 +114,8 @@ def test_segment_error_in_the_body_has_its_status(served, segment):
             grpc.StatusCode.PERMISSION_DENIED,
             "Token Authorization failed.",
             TokenRefusedError,
-            "^400 InvalidKeyException: Token Authorization failed; `segserve serve` prints a new one$",
+            "^400 InvalidKeyException: Token Authorization failed; `segserve serve` prints a new "
+            "one$",
         ),
         (
             grpc.StatusCode.INTERNAL,
@@ -118,12 +124,24 @@ def test_segment_error_in_the_body_has_its_status(served, segment):
             "^404 ModelNotFoundException: Model not found: x; name the model that is served$",
         ),
         (grpc.StatusCode.INTERNAL, "it broke", RefusedError, "^500 internal: it broke$"),
-        (grpc.StatusCode.UNIMPLEMENTED, "no such method", RefusedError, "^500 unimplemented: no such method$"),
-        (grpc.StatusCode.CANCELLED, "RST_STREAM", RefusedError, "cancelled: .*larger than its max_request_size"),
+        (
+            grpc.StatusCode.UNIMPLEMENTED,
+            "no such method",
+            RefusedError,
+            "^500 unimplemented: no such method$",
+        ),
+        (
+            grpc.StatusCode.CANCELLED,
+            "RST_STREAM",
+            RefusedError,
+            "cancelled: .*larger than its max_request_size",
+        ),
     ],
     ids=["token", "model", "internal", "another service", "too large"],
 )
-def test_segment_error_of_torchserve_is_told_as_over_http(served, segment, code, details, error, message):
+def test_segment_error_of_torchserve_is_told_as_over_http(
+    served, segment, code, details, error, message
+):
     servicer, address = served
     servicer.failure, servicer.failures = (code, details), 9
     with pytest.raises(error, match=message):
@@ -150,7 +168,9 @@ def test_segment_answer_too_late_is_not_asked_again(served, segment):
 
 @both_clients
 def test_segment_no_server_raises_unreachable(segment):
-    with pytest.raises(UnreachableError, match=r"^127.0.0.1:1: no server answers there \(.*refused.*\)"):
+    with pytest.raises(
+        UnreachableError, match=r"^127.0.0.1:1: no server answers there \(.*refused.*\)"
+    ):
         segment("127.0.0.1:1", retries=0)
 
 
@@ -166,7 +186,9 @@ def test_answer_of_another_media_type_raises(served):
     _, address = served
     with (
         SegmentationClient(address, transport="grpc") as client,
-        pytest.raises(ValueError, match="over gRPC every answer is application/json, got accept='image/png'"),
+        pytest.raises(
+            ValueError, match="over gRPC every answer is application/json, got accept='image/png'"
+        ),
     ):
         client.answer(IMAGE, "image/png")
 
@@ -177,20 +199,30 @@ def test_client_address_may_have_a_scheme(served, prefix):
     assert waited(f"{prefix}{address}/").label_map.shape == LABEL_MAP.shape
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1", "ftp://127.0.0.1:7070", "http://127.0.0.1:7070/path", ""], ids=str)
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1", "ftp://127.0.0.1:7070", "http://127.0.0.1:7070/path", ""], ids=str
+)
 def test_client_address_that_is_none_raises(url):
     with pytest.raises(ValueError, match=r"expected a gRPC address like 127.0.0.1:7070"):
         SegmentationClient(url, transport="grpc")
 
 
 def test_stubs_are_those_of_the_proto_file(tmp_path):
-    """Version numbers of the generator differ from machine to machine; the messages and methods do not."""
+    """Version numbers of the generator differ from machine to machine; the messages and methods do
+    not.
+    """
     generate(tmp_path)
     for name in ("inference_pb2.py", "inference_pb2.pyi", "inference_pb2_grpc.py"):
-        fresh, kept = (root / PROTO.replace("inference.proto", name) for root in (tmp_path, PROJECT))
+        fresh, kept = (
+            root / PROTO.replace("inference.proto", name) for root in (tmp_path, PROJECT)
+        )
         assert _without_versions(fresh.read_text()) == _without_versions(kept.read_text())
 
 
 def _without_versions(stub: str) -> str:
-    start = stub.find("DESCRIPTOR = ") if "DESCRIPTOR = " in stub else stub.find("class InferenceAPIsServiceStub")
+    start = (
+        stub.find("DESCRIPTOR = ")
+        if "DESCRIPTOR = " in stub
+        else stub.find("class InferenceAPIsServiceStub")
+    )
     return stub[start:]

@@ -1,4 +1,6 @@
-"""Whatever callers have for an image becomes a file, whose pixels are those that a server reads of it."""
+"""Whatever callers have for an image becomes a file, whose pixels are those that a server reads of
+it.
+"""
 
 import io
 
@@ -20,7 +22,9 @@ def read_by_server(image) -> np.ndarray:
     return decode_image(as_image_file(image), max_pixels=1000)
 
 
-@pytest.mark.parametrize("of", [bytes, bytearray, memoryview], ids=["bytes", "bytearray", "memoryview"])
+@pytest.mark.parametrize(
+    "of", [bytes, bytearray, memoryview], ids=["bytes", "bytearray", "memoryview"]
+)
 def test_as_image_file_bytes_stay_as_they_are(of):
     assert as_image_file(of(JPEG)) == JPEG
 
@@ -39,7 +43,13 @@ def test_as_image_file_missing_file_raises(tmp_path):
 
 @pytest.mark.parametrize(
     "pixels",
-    [IMAGE_RGB, IMAGE_RGB[..., 0], IMAGE_RGB[::2, ::-1], np.asfortranarray(IMAGE_RGB), IMAGE_RGB[:1, :1]],
+    [
+        IMAGE_RGB,
+        IMAGE_RGB[..., 0],
+        IMAGE_RGB[::2, ::-1],
+        np.asfortranarray(IMAGE_RGB),
+        IMAGE_RGB[:1, :1],
+    ],
     ids=["rgb", "grey", "strides", "fortran", "one pixel"],
 )
 def test_as_image_file_array_keeps_every_pixel(pixels):
@@ -73,7 +83,10 @@ def test_as_image_file_picture_gives_what_its_file_gives(tmp_path):
     ("image", "message"),
     [
         (IMAGE_RGB.astype(np.float32), r"got float32 \(4, 6, 3\)"),
-        (np.zeros((4, 6, 4), np.uint8), r"expected uint8 \(H, W, 3\), RGB, or \(H, W\), grey, got uint8 \(4, 6, 4\)"),
+        (
+            np.zeros((4, 6, 4), np.uint8),
+            r"expected uint8 \(H, W, 3\), RGB, or \(H, W\), grey, got uint8 \(4, 6, 4\)",
+        ),
         (np.zeros((1, 4, 6, 3), np.uint8), r"got uint8 \(1, 4, 6, 3\)"),
         (np.zeros((0, 6, 3), np.uint8), r"got uint8 \(0, 6, 3\)"),
         (Image.new("F", (6, 4)), "pixels of type F"),
@@ -86,7 +99,9 @@ def test_as_image_file_what_is_no_image_raises(image, message):
         as_image_file(image)
 
 
-@pytest.mark.parametrize("image", [None, 3, io.BytesIO(JPEG), [[1]]], ids=["none", "number", "open file", "list"])
+@pytest.mark.parametrize(
+    "image", [None, 3, io.BytesIO(JPEG), [[1]]], ids=["none", "number", "open file", "list"]
+)
 def test_as_image_file_other_type_raises(image):
     with pytest.raises(TypeError, match="expected a path, bytes, a PIL image or a NumPy array"):
         as_image_file(image)

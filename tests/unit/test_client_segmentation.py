@@ -27,7 +27,9 @@ LARGE_RGB = np.kron(IMAGE_RGB, np.ones((40, 40, 1), np.uint8))
 
 
 def segmentation_of(label_map: np.ndarray, image_file: bytes, **changes) -> Segmentation:
-    return read_segmentation(Reply(200, "OK", json.dumps(answer_document(label_map, **changes)).encode()), image_file)
+    return read_segmentation(
+        Reply(200, "OK", json.dumps(answer_document(label_map, **changes)).encode()), image_file
+    )
 
 
 @pytest.fixture
@@ -36,7 +38,10 @@ def segmentation() -> Segmentation:
 
 
 def test_segmentation_tells_in_short_what_it_is(segmentation):
-    assert repr(segmentation) == "<Segmentation 6 x 4 by tiny 1.0: background 70.8%, dog 25.0%, cat 4.2%>"
+    assert (
+        repr(segmentation)
+        == "<Segmentation 6 x 4 by tiny 1.0: background 70.8%, dog 25.0%, cat 4.2%>"
+    )
 
 
 def test_segmentation_cannot_be_changed(segmentation):
@@ -52,7 +57,9 @@ def test_to_image_has_ids_as_pixels_and_the_classes_colours(segmentation):
     assert np.array_equal(np.asarray(picture.convert("RGB")), colors[LABEL_MAP])
 
 
-@pytest.mark.parametrize("label_or_id", ["dog", 2, np.uint8(2)], ids=["label", "id", "number of NumPy"])
+@pytest.mark.parametrize(
+    "label_or_id", ["dog", 2, np.uint8(2)], ids=["label", "id", "number of NumPy"]
+)
 def test_mask_of_a_class_present_is_where_it_is(segmentation, label_or_id):
     mask = segmentation.mask_of(label_or_id)
     assert mask.dtype == bool
@@ -61,7 +68,9 @@ def test_mask_of_a_class_present_is_where_it_is(segmentation, label_or_id):
 
 @pytest.mark.parametrize("label_or_id", ["bird", 3], ids=["label", "id"])
 def test_mask_of_another_class_names_those_present(segmentation, label_or_id):
-    with pytest.raises(KeyError, match=r"the image has no .*it has: 'background' \(0\), 'dog' \(2\), 'cat' \(1\)"):
+    with pytest.raises(
+        KeyError, match=r"the image has no .*it has: 'background' \(0\), 'dog' \(2\), 'cat' \(1\)"
+    ):
         segmentation.mask_of(label_or_id)
 
 
@@ -118,7 +127,9 @@ def test_polygons_drawn_again_give_the_mask(segmentation):
 def test_to_coco_is_loaded_by_pycocotools_and_gives_the_masks_back(segmentation, tmp_path):
     document = {
         "images": [{"id": 7, "width": 6, "height": 4}],
-        "categories": [{"id": class_id, "name": label} for class_id, (label, _) in enumerate(CLASSES)],
+        "categories": [
+            {"id": class_id, "name": label} for class_id, (label, _) in enumerate(CLASSES)
+        ],
         "annotations": [],
     }
     truth, results = tmp_path / "truth.json", tmp_path / "results.json"
@@ -129,7 +140,9 @@ def test_to_coco_is_loaded_by_pycocotools_and_gives_the_masks_back(segmentation,
     annotations = loaded.loadAnns(loaded.getAnnIds(imgIds=[7]))
     assert [annotation["category_id"] for annotation in annotations] == [2, 1]
     for annotation in annotations:
-        assert np.array_equal(loaded.annToMask(annotation) == 1, annotation["category_id"] == LABEL_MAP)
+        assert np.array_equal(
+            loaded.annToMask(annotation) == 1, annotation["category_id"] == LABEL_MAP
+        )
 
 
 def test_to_coco_annotations_are_whole():
@@ -141,7 +154,9 @@ def test_to_coco_annotations_are_whole():
 
 
 def test_to_coco_categories_of_a_document_take_the_place_of_class_ids(segmentation):
-    assert [entry["category_id"] for entry in segmentation.to_coco(image_id=1, category_ids={2: 18})] == [18]
+    assert [
+        entry["category_id"] for entry in segmentation.to_coco(image_id=1, category_ids={2: 18})
+    ] == [18]
 
 
 def test_to_detections_and_back_is_the_same_label_map(segmentation):
@@ -165,7 +180,9 @@ def test_detections_of_nothing_but_background_are_none_and_back():
     detections = segmentation.to_detections()
     assert len(detections) == 0
     for empty in (detections, supervision.Detections.empty()):
-        assert np.array_equal(Segmentation.from_detections(empty, IMAGE).label_map, segmentation.label_map)
+        assert np.array_equal(
+            Segmentation.from_detections(empty, IMAGE).label_map, segmentation.label_map
+        )
 
 
 def test_from_detections_later_masks_cover_earlier_and_unnamed_classes_get_a_name():
@@ -185,7 +202,10 @@ BOX, MASK = np.zeros((1, 4)), np.ones((1, 4, 6), bool)
     [
         (supervision.Detections(BOX, None, class_id=np.array([1])), "with masks and class ids"),
         (supervision.Detections(BOX, MASK), "with masks and class ids"),
-        (supervision.Detections(BOX, MASK, class_id=np.array([0])), r"from 1 to 255, 0 being background, got \[0\]"),
+        (
+            supervision.Detections(BOX, MASK, class_id=np.array([0])),
+            r"from 1 to 255, 0 being background, got \[0\]",
+        ),
         (supervision.Detections(BOX, MASK, class_id=np.array([256])), r"got \[256\]"),
         (
             supervision.Detections(BOX, MASK[:, :2], class_id=np.array([1])),

@@ -1,4 +1,6 @@
-"""The door, over real sockets, before a small server in TorchServe's place that tells what reaches it."""
+"""The door, over real sockets, before a small server in TorchServe's place that tells what reaches
+it.
+"""
 
 import asyncio
 import gzip
@@ -20,19 +22,44 @@ from segserve.server.errors import ServerError
 
 TOKEN, MANAGEMENT_TOKEN = "inference-token-of-users", "management-token-of-users"
 BEARER, MANAGEMENT_BEARER = (f"Bearer {token}" for token in (TOKEN, MANAGEMENT_TOKEN))
-PROMETHEUS_S = {"Accept": "application/openmetrics-text", "Accept-Encoding": "gzip"}  # nothing can follow either
+PROMETHEUS_S = {
+    "Accept": "application/openmetrics-text",
+    "Accept-Encoding": "gzip",
+}  # nothing can follow either
 SLOW_S = 0.4
 LONG_BYTES = 16_000_000  # more than the kernel keeps of an answer that nobody reads
 REFUSALS = {  # of TorchServe itself, and of the handler for an image that it has no memory for
-    "full": (503, {"code": 503, "type": "ServiceUnavailableException", "message": "no worker to serve"}),
+    "full": (
+        503,
+        {"code": 503, "type": "ServiceUnavailableException", "message": "no worker to serve"},
+    ),
     "died": (507, {"code": 507, "type": "InternalServerException", "message": "Worker died."}),
     "died-too": (500, {"code": 500, "type": "InternalServerException", "message": "Worker died."}),
-    "fault": (500, {"error": {"code": "internal_error", "message": "the server failed at this image"}}),
-    "form": (500, {"code": 500, "type": "ErrorDataDecoderException", "message": "java.lang.NullPointerException"}),
+    "fault": (
+        500,
+        {"error": {"code": "internal_error", "message": "the server failed at this image"}},
+    ),
+    "form": (
+        500,
+        {
+            "code": 500,
+            "type": "ErrorDataDecoderException",
+            "message": "java.lang.NullPointerException",
+        },
+    ),
     "path": (403, {"code": 403, "type": "IllegalArgumentException", "message": "invalid hex byte"}),
-    "java": (500, {"code": 500, "type": "IOException", "message": "/run/FUp_123: No space left on device"}),
-    "unknown": (404, {"code": 404, "type": "ModelNotFoundException", "message": "Model not found: unknown"}),
-    "no-memory": (507, {"error": {"code": "out_of_memory", "message": "no memory left for this image"}}),
+    "java": (
+        500,
+        {"code": 500, "type": "IOException", "message": "/run/FUp_123: No space left on device"},
+    ),
+    "unknown": (
+        404,
+        {"code": 404, "type": "ModelNotFoundException", "message": "Model not found: unknown"},
+    ),
+    "no-memory": (
+        507,
+        {"error": {"code": "out_of_memory", "message": "no memory left for this image"}},
+    ),
 }
 
 
@@ -45,7 +72,10 @@ async def echo(request: web.Request) -> web.Response:
         return web.Response(status=413)
     if request.path == "/metrics":
         return web.Response(
-            text=f"# asked for {request.headers['Accept']}, {request.headers['Accept-Encoding']}\ntheirs_total 7\n"
+            text=(
+                f"# asked for {request.headers['Accept']}, "
+                f"{request.headers['Accept-Encoding']}\ntheirs_total 7\n"
+            )
         )
     if (name := request.path.rpartition("/")[2]) in REFUSALS:
         status, document = REFUSALS[name]
@@ -64,10 +94,19 @@ class Opened:
 
     def __init__(self, door: Door, ports: list[int], session: aiohttp.ClientSession) -> None:
         self.door = door
-        self.inference, self.metrics, self.management = (f"http://127.0.0.1:{port}" for port in ports)
+        self.inference, self.metrics, self.management = (
+            f"http://127.0.0.1:{port}" for port in ports
+        )
         self._session = session
 
-    async def ask(self, url: str, method: str = "POST", authorization: str | None = BEARER, headers=None, **kwargs):
+    async def ask(
+        self,
+        url: str,
+        method: str = "POST",
+        authorization: str | None = BEARER,
+        headers=None,
+        **kwargs,
+    ):
         headers = {**(headers or {}), **({"Authorization": authorization} if authorization else {})}
         async with self._session.request(method, url, headers=headers, **kwargs) as answer:
             content = await answer.read()
@@ -100,7 +139,11 @@ async def opened(tokens, *, ready=True, backend=None, **limits):
         listening(list(zip(apps, fronts, strict=True)), drain_timeout_s=5, late_request_s=0),
     ):
         if ready:
-            door.open(TorchServePlaces(Place(url, "inner"), Place(url, "inner-management"), Place(url, None)))
+            door.open(
+                TorchServePlaces(
+                    Place(url, "inner"), Place(url, "inner-management"), Place(url, None)
+                )
+            )
         yield Opened(door, [front.getsockname()[1] for front in fronts], session)
 
 
@@ -116,11 +159,21 @@ def asked(tokens, path="/predictions/net", port="inference", limits=None, **kwar
 
 def test_prediction_reaches_torchserve_as_it_came_with_its_own_token(tokens):
     headers = {"X-Segment-Mask": "png", "traceparent": "00-1-2-03"}
-    status, told, back = asked(tokens, path="/predictions/net/1.0?a=1&b=2", headers=headers, data=b"image")
-    assert (status, told["method"], told["path"], told["bytes"]) == (201, "POST", "/predictions/net/1.0?a=1&b=2", 5)
+    status, told, back = asked(
+        tokens, path="/predictions/net/1.0?a=1&b=2", headers=headers, data=b"image"
+    )
+    assert (status, told["method"], told["path"], told["bytes"]) == (
+        201,
+        "POST",
+        "/predictions/net/1.0?a=1&b=2",
+        5,
+    )
     assert told["headers"]["authorization"] == "Bearer inner"
     assert told["headers"]["content-length"] == "5"
-    assert (told["headers"]["x-segment-mask"], told["headers"]["traceparent"]) == ("png", "00-1-2-03")
+    assert (told["headers"]["x-segment-mask"], told["headers"]["traceparent"]) == (
+        "png",
+        "00-1-2-03",
+    )
     assert back["Server-Timing"] == "decode;dur=1.0"
     assert (back["Server"], back["X-Content-Type-Options"]) == ("segserve", "nosniff")
 
@@ -138,13 +191,17 @@ def test_prediction_in_pieces_reaches_torchserve_whole(tokens):
     ("path", "port", "authorization"),
     [
         pytest.param("/predictions/net", "inference", None, id="prediction-without-token"),
-        pytest.param("/predictions/net", "inference", MANAGEMENT_BEARER, id="prediction-with-the-other-token"),
+        pytest.param(
+            "/predictions/net", "inference", MANAGEMENT_BEARER, id="prediction-with-the-other-token"
+        ),
         pytest.param("/models", "inference", None, id="models-without-token"),
         pytest.param("/models", "management", None, id="management-without-token"),
         pytest.param("/models", "management", BEARER, id="management-with-the-other-token"),
     ],
 )
-def test_request_without_the_token_is_refused_in_torchserve_s_words(tokens, path, port, authorization):
+def test_request_without_the_token_is_refused_in_torchserve_s_words(
+    tokens, path, port, authorization
+):
     status, told, _ = asked(tokens, path=path, port=port, method="GET", authorization=authorization)
     assert (status, told["type"]) == (400, "InvalidKeyException")
 
@@ -154,7 +211,9 @@ def test_request_without_the_token_is_refused_in_torchserve_s_words(tokens, path
     [
         pytest.param("GET", "/nowhere", "inference", 404, id="unknown-path"),
         pytest.param("GET", "/metrics", "inference", 404, id="metrics-at-the-door-of-predictions"),
-        pytest.param("DELETE", "/models/net", "inference", 405, id="model-removed-at-the-door-of-predictions"),
+        pytest.param(
+            "DELETE", "/models/net", "inference", 405, id="model-removed-at-the-door-of-predictions"
+        ),
         pytest.param("POST", "/models", "metrics", 404, id="management-at-the-door-of-metrics"),
     ],
 )
@@ -170,7 +229,11 @@ def test_model_is_described_at_the_door_of_predictions(tokens):
 
 def test_management_with_its_token_is_passed_on(tokens):
     status, told, _ = asked(
-        tokens, path="/models/net?min_worker=2", port="management", method="PUT", authorization=MANAGEMENT_BEARER
+        tokens,
+        path="/models/net?min_worker=2",
+        port="management",
+        method="PUT",
+        authorization=MANAGEMENT_BEARER,
     )
     assert (status, told["method"], told["path"]) == (201, "PUT", "/models/net?min_worker=2")
 
@@ -185,7 +248,10 @@ async def samples(opened):
     assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
     families = text_string_to_metric_families(text.decode())
     return {
-        (sample.name, *(value for label, value in sample.labels.items() if label != "Hostname")): sample.value
+        (
+            sample.name,
+            *(value for label, value in sample.labels.items() if label != "Hostname"),
+        ): sample.value
         for family in families
         for sample in family.samples
     }
@@ -193,18 +259,26 @@ async def samples(opened):
 
 def answered(told):
     """Predictions that the door has counted, by status."""
-    return {key[1]: value for key, value in told.items() if key[0] == "segserve_door_requests_total" and value}
+    return {
+        key[1]: value
+        for key, value in told.items()
+        if key[0] == "segserve_door_requests_total" and value
+    }
 
 
 def test_metrics_need_no_token_and_are_torchserve_s_with_the_door_s_own(tokens):
     async def run():
         async with opened(tokens) as door:
-            status, text, _ = await door.ask(f"{door.metrics}/metrics", "GET", None, headers=PROMETHEUS_S)
+            status, text, _ = await door.ask(
+                f"{door.metrics}/metrics", "GET", None, headers=PROMETHEUS_S
+            )
             return status, text.decode(), await samples(door)
 
     status, text, told = asyncio.run(run())
     assert status == 200
-    assert text.startswith("# asked for text/plain, identity\ntheirs_total 7\n# HELP segserve_door_")
+    assert text.startswith(
+        "# asked for text/plain, identity\ntheirs_total 7\n# HELP segserve_door_"
+    )
     assert (told["theirs_total",], told["segserve_door_ready",]) == (7, 1)
     assert not [key for key in told if key[0].endswith("_created")]
 
@@ -320,14 +394,20 @@ def test_request_that_never_ends_is_ended(tokens, pause_s, status, code):
     [
         pytest.param("full", 503, "overloaded", "2", id="torchserve-full"),
         pytest.param("died", 503, "unavailable", "2", id="torchserve-lost-its-worker"),
-        pytest.param("died-too", 503, "unavailable", "2", id="torchserve-lost-its-worker-at-another-moment"),
+        pytest.param(
+            "died-too", 503, "unavailable", "2", id="torchserve-lost-its-worker-at-another-moment"
+        ),
         pytest.param("fault", 500, "internal_error", None, id="handler-at-fault"),
         pytest.param("no-memory", 507, "out_of_memory", None, id="handler-out-of-memory"),
     ],
 )
 def test_refusal_that_passes_says_when_to_come_again(tokens, path, status, code, retry_after):
     answered, told, headers = asked(tokens, path=f"/predictions/{path}", data=b"x")
-    assert (answered, told["error"]["code"], headers.get("Retry-After")) == (status, code, retry_after)
+    assert (answered, told["error"]["code"], headers.get("Retry-After")) == (
+        status,
+        code,
+        retry_after,
+    )
 
 
 @pytest.mark.parametrize(
@@ -359,7 +439,13 @@ def test_compressed_body_reaches_torchserve_as_it_came(tokens):
 
 
 def test_refusal_of_the_management_api_stays_what_it_is(tokens):
-    answer = asked(tokens, path="/models/died-too", port="management", authorization=MANAGEMENT_BEARER, data=b"x")
+    answer = asked(
+        tokens,
+        path="/models/died-too",
+        port="management",
+        authorization=MANAGEMENT_BEARER,
+        data=b"x",
+    )
     assert (answer[0], answer[1]["message"]) == (500, "Worker died.")
 
 
@@ -392,7 +478,9 @@ def test_client_with_too_many_requests_is_refused_alone(tokens):
 
     *heavy, light = asyncio.run(run())
     refused = [answer for answer in heavy if answer[0] != 201]
-    assert [(answer[0], answer[1]["error"]["code"]) for answer in refused] == [(503, "overloaded")] * 2
+    assert [(answer[0], answer[1]["error"]["code"]) for answer in refused] == [
+        (503, "overloaded")
+    ] * 2
     assert {answer[2]["Retry-After"] for answer in refused} == {"2"}
     assert light[0] == 201
 
@@ -400,7 +488,9 @@ def test_client_with_too_many_requests_is_refused_alone(tokens):
 def test_client_with_many_descriptions_has_no_more_of_the_queue_than_with_images(tokens):
     async def run():
         async with opened(tokens, client_in_flight=1, client_waiting=2) as door:
-            asking = [door.ask(f"{door.inference}/models/slow?customized=true", "GET") for _ in range(5)]
+            asking = [
+                door.ask(f"{door.inference}/models/slow?customized=true", "GET") for _ in range(5)
+            ]
             return await asyncio.gather(*asking)
 
     assert sorted(answer[0] for answer in asyncio.run(run())) == [201, 201, 201, 503, 503]
@@ -410,7 +500,9 @@ def never_read(url):
     """A connection that has asked for a long answer and reads no more than its beginning."""
     host, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=10)
-    connection.sendall(f"GET /predictions/long HTTP/1.1\r\nHost: x\r\nAuthorization: {BEARER}\r\n\r\n".encode())
+    connection.sendall(
+        f"GET /predictions/long HTTP/1.1\r\nHost: x\r\nAuthorization: {BEARER}\r\n\r\n".encode()
+    )
     assert connection.recv(12) == b"HTTP/1.1 200"
     return connection
 
@@ -524,6 +616,9 @@ def test_door_that_closes_answers_what_was_asked_and_takes_nothing_new(tokens):
 def test_bind_of_a_taken_port_names_the_variable():
     with (
         bind("127.0.0.1", 0, "SEGSERVE_PORT") as taken,
-        pytest.raises(ServerError, match=r"127\.0\.0\.1:\d+: Address already in use; .* with SEGSERVE_METRICS_PORT"),
+        pytest.raises(
+            ServerError,
+            match=r"127\.0\.0\.1:\d+: Address already in use; .* with SEGSERVE_METRICS_PORT",
+        ),
     ):
         bind("127.0.0.1", taken.getsockname()[1], "SEGSERVE_METRICS_PORT")

@@ -20,10 +20,17 @@ def lines():
 
 
 def test_log_with_fields_and_odd_text_is_one_object_a_line(lines):
-    logging.getLogger("here").warning('two\nlines, "quotes" and é', extra={"fields": {"status": 200}})
+    logging.getLogger("here").warning(
+        'two\nlines, "quotes" and é', extra={"fields": {"status": 200}}
+    )
     [line] = lines()
     assert line.pop("time").endswith("+00:00")
-    assert line == {"level": "warning", "logger": "here", "message": 'two\nlines, "quotes" and é', "status": 200}
+    assert line == {
+        "level": "warning",
+        "logger": "here",
+        "message": 'two\nlines, "quotes" and é',
+        "status": 200,
+    }
 
 
 def test_log_of_a_header_that_is_no_text_is_one_object_a_line(lines):
@@ -46,7 +53,8 @@ def test_log_of_an_exception_holds_its_traceback(lines):
     ("line", "logger", "level", "message"),
     [
         pytest.param(
-            "2026-11-21T11:38:49,631 [WARN ] W-9000-net_1.0 org.pytorch.serve.wlm.WorkerThread - Retry worker: a - b",
+            "2026-11-21T11:38:49,631 [WARN ] W-9000-net_1.0 org.pytorch.serve.wlm.WorkerThread - "
+            "Retry worker: a - b",
             *("torchserve", "warning", "Retry worker: a - b"),
             id="front-end",
         ),
@@ -55,7 +63,13 @@ def test_log_of_an_exception_holds_its_traceback(lines):
             *("torchserve.worker", "info", "serving net on cpu"),
             id="worker",
         ),
-        pytest.param("Torchserve version: 0.12.0", "torchserve", "info", "Torchserve version: 0.12.0", id="bare"),
+        pytest.param(
+            "Torchserve version: 0.12.0",
+            "torchserve",
+            "info",
+            "Torchserve version: 0.12.0",
+            id="bare",
+        ),
     ],
 )
 def test_tell_line_of_torchserve_keeps_level_and_message(lines, line, logger, level, message):

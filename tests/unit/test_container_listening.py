@@ -24,7 +24,10 @@ async def answer_to(request: bytes) -> bytes:
     [
         pytest.param(b"GARBAGE\r\n\r\n", id="no-http"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: one\r\n\r\n", id="header"),
-        pytest.param(b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", id="two-lengths"),
+        pytest.param(
+            b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            id="two-lengths",
+        ),
         pytest.param(b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", id="long-line"),
     ],
 )

@@ -49,7 +49,9 @@ def test_check_after_the_file_has_changed_takes_the_new_token_alone(file):
         token.check(f"Bearer {TOKEN}")
 
 
-@pytest.mark.parametrize("content", [pytest.param(None, id="gone"), pytest.param("short", id="broken")])
+@pytest.mark.parametrize(
+    "content", [pytest.param(None, id="gone"), pytest.param("short", id="broken")]
+)
 def test_check_while_the_file_is_replaced_goes_on_with_the_old_token(file, content):
     token = TokenFile(file)
     file.unlink()
@@ -87,7 +89,9 @@ def test_drawn_token_is_new_and_private(tmp_path):
     assert path.stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("lose", [Path.unlink, lambda file: file.write_text("")], ids=["removed", "emptied"])
+@pytest.mark.parametrize(
+    "lose", [Path.unlink, lambda file: file.write_text("")], ids=["removed", "emptied"]
+)
 def test_token_whose_file_is_lost_holds_on_and_the_log_says_so_once(tmp_path, caplog, lose):
     file = tmp_path / "token"
     file.write_text("a-token-of-some-length")

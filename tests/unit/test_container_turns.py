@@ -37,7 +37,9 @@ def test_turns_of_a_client_whose_line_is_full_are_refused_and_those_of_another_a
             async with turns.turn("one"):
                 pass
 
-    with pytest.raises(OverloadedError, match="1 requests of yours are here already; send fewer, or again later"):
+    with pytest.raises(
+        OverloadedError, match="1 requests of yours are here already; send fewer, or again later"
+    ):
         asyncio.run(run())
 
 

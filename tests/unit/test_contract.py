@@ -1,4 +1,6 @@
-"""The documents of the HTTP contract: current, valid, and in agreement with what validates and answers."""
+"""The documents of the HTTP contract: current, valid, and in agreement with what validates and
+answers.
+"""
 
 import json
 
@@ -31,7 +33,11 @@ def test_answer_schema_is_a_schema():
 @pytest.mark.parametrize("confidence", ["true", "false"])
 @pytest.mark.parametrize("mask", ["dense", "rle", "png", "polygons", "none"])
 def test_answer_schema_admits_what_the_pipeline_answers(tiny_pipeline, mask, confidence):
-    row = {"data": encoded(smooth(50, 80)), "mask": mask.encode(), "confidence": confidence.encode()}
+    row = {
+        "data": encoded(smooth(50, 80)),
+        "mask": mask.encode(),
+        "confidence": confidence.encode(),
+    }
     document = json.loads(tiny_pipeline.answer(row, {}).body)
     assert ("mask" in document, "confidence" in document) == (mask != "none", confidence == "true")
     ANSWERS.validate(document)
@@ -39,14 +45,19 @@ def test_answer_schema_admits_what_the_pipeline_answers(tiny_pipeline, mask, con
 
 @pytest.fixture(scope="module")
 def good_answer(tiny_pipeline) -> dict:
-    return json.loads(tiny_pipeline.answer({"data": encoded(smooth(50, 80)), "mask": b"rle"}, {}).body)
+    return json.loads(
+        tiny_pipeline.answer({"data": encoded(smooth(50, 80)), "mask": b"rle"}, {}).body
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"mask": None}, "None is not valid"),
-        ({"mask": {"encoding": "rle", "data": {"cat": {"size": [1, 1], "counts": "1"}}}}, "not valid under any"),
+        (
+            {"mask": {"encoding": "rle", "data": {"cat": {"size": [1, 1], "counts": "1"}}}},
+            "not valid under any",
+        ),
         ({"mask": {"encoding": "dense", "data": [[256]]}}, "not valid under any"),
         ({"mask": {"encoding": "polygons", "data": {"0": [[0, 0, 1, 1]]}}}, "not valid under any"),
         ({"classes": []}, "should be non-empty"),
@@ -54,7 +65,16 @@ def good_answer(tiny_pipeline) -> dict:
         ({"more": 1}, "'more' was unexpected"),
         ({"confidence": "AAAA"}, "'AAAA' is not of type 'object'"),
     ],
-    ids=["null", "label for id", "id too large", "two points", "no class", "no width", "unknown member", "bare text"],
+    ids=[
+        "null",
+        "label for id",
+        "id too large",
+        "two points",
+        "no class",
+        "no width",
+        "unknown member",
+        "bare text",
+    ],
 )
 def test_answer_schema_refuses_what_is_no_answer(good_answer, change, message):
     with pytest.raises(jsonschema.ValidationError, match=message):
@@ -66,7 +86,10 @@ def test_openapi_describes_every_option_in_every_way():
     headers = {entry["name"] for entry in operation["parameters"] if entry["in"] == "header"}
     assert headers == {f"X-Segment-{name.title()}" for name in Options.model_fields}
     for way in ("FormRequest", "JsonRequest"):
-        assert set(OPENAPI["components"]["schemas"][way]["properties"]) == {"data", *Options.model_fields}
+        assert set(OPENAPI["components"]["schemas"][way]["properties"]) == {
+            "data",
+            *Options.model_fields,
+        }
 
 
 def test_openapi_describes_every_status_and_code():
@@ -74,11 +97,17 @@ def test_openapi_describes_every_status_and_code():
     for kind in error_classes():
         assert kind.code in refusals[str(kind.status)]["description"]
     codes = OPENAPI["components"]["schemas"]["ErrorDetail"]["properties"]["code"]["enum"]
-    assert set(codes) == {kind.code for kind in error_classes()} > {SegserveError.code, "no_image", "image_truncated"}
+    assert (
+        set(codes)
+        == {kind.code for kind in error_classes()}
+        > {SegserveError.code, "no_image", "image_truncated"}
+    )
 
 
 def test_openapi_describes_every_media_type():
-    assert set(OPENAPI["paths"]["/predictions/{model}"]["post"]["responses"]["200"]["content"]) == set(MediaType)
+    assert set(
+        OPENAPI["paths"]["/predictions/{model}"]["post"]["responses"]["200"]["content"]
+    ) == set(MediaType)
 
 
 def test_openapi_references_lead_somewhere():

@@ -1,6 +1,8 @@
-"""Graphs in place of a network: which are recorded, kept and shared, and what happens where they fail.
+"""Graphs in place of a network: which are recorded, kept and shared, and what happens where they
+fail.
 
-What stands for CUDA here records as it does: every graph has one piece of memory for its input and one for its output,
+What stands for CUDA here records as it does: every graph has one piece of memory for its input and
+    one for its output,
 and whoever replays it while another does gets that one's. On a GPU, `torch.cuda` itself records.
 """
 
@@ -41,17 +43,19 @@ class Twice:
 class StaticMemory:
     """Records and replays on the CPU."""
 
-    def __init__(self, *, error: Exception | None = None, off_by: float = 0.0, takes_s: float = 0.0) -> None:
+    def __init__(
+        self, *, error: Exception | None = None, off_by: float = 0.0, takes_s: float = 0.0
+    ) -> None:
         self.error, self.off_by, self.takes_s = error, off_by, takes_s
         self.recorded: list[tuple[Hashable, int]] = []
         self.replayed: list[int] = []
-        self.lanes = threading.local()
+        self.stream_keys = threading.local()
 
-    def lane(self) -> Hashable:
-        return getattr(self.lanes, "number", 0)
+    def stream_key(self) -> Hashable:
+        return getattr(self.stream_keys, "number", 0)
 
     def record(self, network, inputs):
-        self.recorded.append((self.lane(), len(inputs)))
+        self.recorded.append((self.stream_key(), len(inputs)))
         if self.error is not None:
             raise self.error
         given, gave = torch.empty_like(inputs), torch.empty_like(inputs)
@@ -68,7 +72,9 @@ class StaticMemory:
 
 
 def ask(network: GraphedNetwork, *sizes: int) -> None:
-    """Asks for inputs of so many rows one after the other, each with other values, and checks what it gets."""
+    """Asks for inputs of so many rows one after the other, each with other values, and checks what
+    it gets.
+    """
     for size in sizes:
         inputs = torch.randn(size, 3)
         assert torch.equal(network(inputs), 2 * inputs)
@@ -104,8 +110,8 @@ def test_graphed_network_lets_the_graph_go_that_was_used_longest_ago():
 def test_graphed_network_has_graphs_for_every_lane():
     recorder = StaticMemory()
     graphed = GraphedNetwork(Twice(), recorder, most=1)
-    for lane in (0, 0, 1, 0, 1):
-        recorder.lanes.number = lane
+    for stream_key in (0, 0, 1, 0, 1):
+        recorder.stream_keys.number = stream_key
         ask(graphed, 4)
     assert recorder.recorded == [(0, 4), (1, 4)]
 
@@ -131,15 +137,23 @@ def test_graphed_network_gives_what_later_replays_do_not_change():
 @pytest.mark.parametrize(
     ("recorder", "why"),
     [
-        (StaticMemory(error=RuntimeError("operation not permitted\n when capturing")), "RuntimeError: operation not"),
-        (StaticMemory(error=torch.OutOfMemoryError("CUDA out of memory.")), "OutOfMemoryError: CUDA out of memory."),
+        (
+            StaticMemory(error=RuntimeError("operation not permitted\n when capturing")),
+            "RuntimeError: operation not",
+        ),
+        (
+            StaticMemory(error=torch.OutOfMemoryError("CUDA out of memory.")),
+            "OutOfMemoryError: CUDA out of memory.",
+        ),
         (StaticMemory(error=LOST), "AcceleratorError: CUDA error: unspecified launch failure"),
         (StaticMemory(off_by=1), "ValueError: its logits differ by up to 1, of"),
         (StaticMemory(off_by=float("nan")), "ValueError: its logits differ by up to nan, of"),
     ],
     ids=["capture fails", "no memory", "CUDA fails in a capture", "other logits", "no numbers"],
 )
-def test_graphed_network_whose_graphs_fail_does_without_from_then_on_and_warns_once(recorder, why, caplog):
+def test_graphed_network_whose_graphs_fail_does_without_from_then_on_and_warns_once(
+    recorder, why, caplog
+):
     network = Twice()
     graphed = GraphedNetwork(network, recorder)
     ask(graphed, 4, 4, 4, 5, 5)
@@ -174,7 +188,7 @@ class Recorded(StaticMemory):
     """Any network, recorded on the CPU."""
 
     def record(self, network, inputs):
-        self.recorded.append((self.lane(), len(inputs)))
+        self.recorded.append((self.stream_key(), len(inputs)))
         given, gave = torch.empty_like(inputs), torch.empty_like(network(inputs))
 
         def replay(inputs):
@@ -184,11 +198,15 @@ class Recorded(StaticMemory):
         return replay
 
 
-@pytest.mark.parametrize("options", [{}, {"mode": "slide", "tta": "flip"}], ids=["whole", "in tiles"])
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "slide", "tta": "flip"}], ids=["whole", "in tiles"]
+)
 def test_segmenter_through_graphs_gives_the_labels_that_it_gives_without(options):
     network, recorder = tiny_network(tiny_record()), Recorded()
     settings, cpu = Settings(precision="fp32"), torch.device("cpu")
-    plain, graphed = (Segmenter(network, tiny_record(), device=cpu, settings=settings) for _ in range(2))
+    plain, graphed = (
+        Segmenter(network, tiny_record(), device=cpu, settings=settings) for _ in range(2)
+    )
     graphed._network = GraphedNetwork(network, recorder)
     images = [smooth(120, 160), smooth(120, 160)[::-1].copy(), smooth(160, 120)]
     for image in (*images, *images):
@@ -201,15 +219,24 @@ def test_segmenter_through_graphs_gives_the_labels_that_it_gives_without(options
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_segmenter_on_a_gpu_through_graphs_from_many_threads_gives_the_labels_of_the_cpu(tiny_model, precision, caplog):
+def test_segmenter_on_a_gpu_through_graphs_from_many_threads_gives_the_labels_of_the_cpu(
+    tiny_model, precision, caplog
+):
     settings = Settings(precision=precision)
     segmenter = load_segmenter(tiny_model, device=torch.device("cuda", 0), settings=settings)
     cpu = Segmenter.load(tiny_model, settings=Settings(precision="fp32"))
-    images = [smooth(120, 160), smooth(120, 160)[::-1].copy(), smooth(160, 120), smooth(64, 64)] * 16
+    images = [
+        smooth(120, 160),
+        smooth(120, 160)[::-1].copy(),
+        smooth(160, 120),
+        smooth(64, 64),
+    ] * 16
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda image: segmenter.segment(image).label_map, images))
     for image, label_map in zip(images, found, strict=True):
-        assert (label_map == cpu.segment(image).label_map).mean() > (0.99 if precision == "fp32" else 0.95)
+        assert (label_map == cpu.segment(image).label_map).mean() > (
+            0.99 if precision == "fp32" else 0.95
+        )
     assert segmenter.device.type == "cuda"
     graphed = segmenter._segmenter._network
     assert isinstance(graphed, GraphedNetwork)

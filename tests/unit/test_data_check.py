@@ -8,7 +8,9 @@ from segserve.training.data import DataError, VocFolder, scan
 
 from .voc import write_pair, write_split, write_squares
 
-CLASSES = [ClassInfo(label=label, color=(0, 0, 0)) for label in ("background", "red", "blue", "green")]
+CLASSES = [
+    ClassInfo(label=label, color=(0, 0, 0)) for label in ("background", "red", "blue", "green")
+]
 
 
 @pytest.fixture
@@ -19,13 +21,17 @@ def squares(tmp_path):
 def test_scan_counts_images_and_pixels_by_class(squares):
     reported = []
     found = scan(VocFolder(squares, "train"), CLASSES, reported.append)
-    assert found.presence.tolist() == [[True, index % 2 == 0, index % 2 == 1, False] for index in range(5)]
+    assert found.presence.tolist() == [
+        [True, index % 2 == 0, index % 2 == 1, False] for index in range(5)
+    ]
     assert found.pixels.tolist() == [5 * 64 * 64 - 5 * 32 * 32, 3 * 32 * 32, 2 * 32 * 32, 0]
     assert reported == [1, 2, 3, 4, 5]
 
 
 def test_scan_notes_classes_that_no_label_map_holds(squares):
-    assert [note.split(": ")[1] for note in scan(VocFolder(squares, "train"), CLASSES).notes] == ["no pixel of green"]
+    assert [note.split(": ")[1] for note in scan(VocFolder(squares, "train"), CLASSES).notes] == [
+        "no pixel of green"
+    ]
     assert scan(VocFolder(squares, "train"), CLASSES[:3]).notes == ()
 
 
@@ -41,9 +47,13 @@ def test_scan_lists_all_problems_at_once_in_the_order_of_the_split(squares):
     write_pair(squares, "deep", grey, np.zeros((8, 9), np.uint16))
     names = [f"square{index}" for index in range(5)]
     write_split(squares, "train", [*names, "turned", "strange", "deep", "square4"])
-    with pytest.raises(DataError, match=r"^8 problems with the data:\n  .*/train\.txt: square4 stands mor") as caught:
+    with pytest.raises(
+        DataError, match=r"^8 problems with the data:\n  .*/train\.txt: square4 stands mor"
+    ) as caught:
         scan(VocFolder(squares, "train"), CLASSES)
-    files = [problem.split(": ")[0].removeprefix(f"{squares}/") for problem in caught.value.problems]
+    files = [
+        problem.split(": ")[0].removeprefix(f"{squares}/") for problem in caught.value.problems
+    ]
     assert files == [
         "train.txt",
         "images/square0.jpg",
@@ -55,7 +65,8 @@ def test_scan_lists_all_problems_at_once_in_the_order_of_the_split(squares):
         "labels/deep.png",
     ]
     assert caught.value.problems[6].endswith(
-        "labels [4, 9, 254] are none of the 4 classes: expected 0 to 3, and 255 for pixels to ignore"
+        "labels [4, 9, 254] are none of the 4 classes: expected 0 to 3, and 255 for pixels to "
+        "ignore"
     )
     assert str(caught.value).count("\n") == 8
 

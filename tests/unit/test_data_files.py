@@ -5,7 +5,13 @@ import pytest
 from PIL import Image
 
 from segserve.training.data.errors import DataError
-from segserve.training.data.files import MAX_PIXELS, image_size, read_image, read_label_png, read_rgb_png
+from segserve.training.data.files import (
+    MAX_PIXELS,
+    image_size,
+    read_image,
+    read_label_png,
+    read_rgb_png,
+)
 
 from .images import bmp_header, encoded, noise, png, smooth
 
@@ -28,7 +34,9 @@ def test_image_size_is_that_of_the_upright_image(tmp_path, orientation, file_for
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=str)
-@pytest.mark.parametrize("pixels", [noise(1, 1), noise(3, 500), noise(61, 47)[..., 0]], ids=["1x1", "wide", "grey"])
+@pytest.mark.parametrize(
+    "pixels", [noise(1, 1), noise(3, 500), noise(61, 47)[..., 0]], ids=["1x1", "wide", "grey"]
+)
 def test_image_size_of_a_jpeg_decoded_at_an_eighth_is_the_whole_size(tmp_path, pixels, options):
     path = tmp_path / "a.jpg"
     path.write_bytes(encoded(pixels, "JPEG", **options))
@@ -64,7 +72,11 @@ def test_missing_file_raises_and_is_named(tmp_path):
 def test_read_label_png_grey_and_palette_give_the_stored_values(tmp_path):
     grey, palette = Image.fromarray(LABELS), Image.fromarray(LABELS)
     palette.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200, 9, 9, 9])
-    for name, picture, options in (("grey", grey, {}), ("p8", palette, {}), ("p2", palette, {"bits": 2})):
+    for name, picture, options in (
+        ("grey", grey, {}),
+        ("p8", palette, {}),
+        ("p2", palette, {"bits": 2}),
+    ):
         picture.save(tmp_path / f"{name}.png", **options)
         assert np.array_equal(read_label_png(tmp_path / f"{name}.png"), LABELS), name
 
@@ -83,7 +95,18 @@ def test_read_label_png_grey_and_palette_give_the_stored_values(tmp_path):
         (png(8, 8, color=0), "cannot be decoded"),
         (png(2**14, 2**13, color=0), "the limit is"),
     ],
-    ids=["RGB", "16 bits", "alpha", "1 bit", "2 bits", "JPEG", "empty", "short", "no pixels", "too large"],
+    ids=[
+        "RGB",
+        "16 bits",
+        "alpha",
+        "1 bit",
+        "2 bits",
+        "JPEG",
+        "empty",
+        "short",
+        "no pixels",
+        "too large",
+    ],
 )
 def test_read_label_png_of_another_kind_raises_and_names_the_file(tmp_path, content, message):
     (tmp_path / "a.png").write_bytes(content)

@@ -57,8 +57,14 @@ def test_open_data_categories_of_a_class_file_come_first(tmp_path):
 
 
 def test_open_data_panoptic_is_told_by_its_name(tmp_path):
-    write_segments(tmp_path / "annotations" / "panoptic_train" / "img1.png", np.full((SIDE_PX, SIDE_PX), 4))
-    entry = {"image_id": 1, "file_name": "img1.png", "segments_info": [{"id": 4, "category_id": DOG}]}
+    write_segments(
+        tmp_path / "annotations" / "panoptic_train" / "img1.png", np.full((SIDE_PX, SIDE_PX), 4)
+    )
+    entry = {
+        "image_id": 1,
+        "file_name": "img1.png",
+        "segments_info": [{"id": 4, "category_id": DOG}],
+    }
     write_coco(tmp_path, [entry], name="panoptic_train")
     data = open_data(tmp_path, "train", CLASSES)
     assert isinstance(data, CocoPanoptic)
@@ -73,18 +79,24 @@ def test_open_data_missing_folder_raises(tmp_path):
 def test_open_data_instances_without_images_raise(tmp_path):
     write_coco(tmp_path, [])
     (tmp_path / "train").rename(tmp_path / "pictures")
-    with pytest.raises(DataError, match=r"expected the images in .*train or .*images; name their folder \(--images\)"):
+    with pytest.raises(
+        DataError,
+        match=r"expected the images in .*train or .*images; name their folder \(--images\)",
+    ):
         open_data(tmp_path, "train", CLASSES)
 
 
 def test_open_data_images_of_a_voc_folder_raise(tmp_path):
-    with pytest.raises(DataError, match=r"--images is for COCO JSON, and there is none for the split train"):
+    with pytest.raises(
+        DataError, match=r"--images is for COCO JSON, and there is none for the split train"
+    ):
         open_data(write_squares(tmp_path, images=1), "train", CLASSES, images=tmp_path)
 
 
 def test_open_data_split_without_json_raises_and_names_those_there(tmp_path):
     write_coco(tmp_path, [])
     with pytest.raises(
-        DataError, match=r"expected instances_val\.json or panoptic_val\.json; there are instances_train\.json$"
+        DataError,
+        match=r"expected instances_val\.json or panoptic_val\.json; there are instances_train\.json$",  # noqa: E501
     ):
         open_data(tmp_path, "val", CLASSES)

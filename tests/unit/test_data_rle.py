@@ -11,14 +11,18 @@ from segserve.training.data.rle import area_px, read_runs, unrolled
 
 from .coco import rle
 
-MASKS = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=70), elements=st.integers(0, 1))
+MASKS = arrays(
+    np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=70), elements=st.integers(0, 1)
+)
 BLOCKS = MASKS.map(lambda mask: np.kron(mask, np.ones((9, 11), np.uint8)))
 
 
 @given(MASKS | BLOCKS, st.booleans())
 def test_read_runs_give_the_mask_that_was_encoded(mask, compressed):
     height_px, width_px = mask.shape
-    runs = read_runs(rle(mask, compressed=compressed)["counts"], height_px=height_px, width_px=width_px)
+    runs = read_runs(
+        rle(mask, compressed=compressed)["counts"], height_px=height_px, width_px=width_px
+    )
     assert np.array_equal(unrolled(runs).reshape(width_px, height_px).T, mask)
     assert area_px(runs) == mask.sum()
 

@@ -20,8 +20,12 @@ from segserve.server.errors import ServerError
 from .canned import Canned, CannedServer, canned_server
 from .pictures import environment, segserve
 
-FACTS = TorchFacts(torch="2.15.0", torchvision="0.29.2", threads=2, bf16=True, cuda_build="13.2", gpu=None)
-REFUSAL = Canned(b'{"code": 400, "type": "InvalidKeyException", "message": "Token Authentication failed."}', 400)
+FACTS = TorchFacts(
+    torch="2.15.0", torchvision="0.29.2", threads=2, bf16=True, cuda_build="13.2", gpu=None
+)
+REFUSAL = Canned(
+    b'{"code": 400, "type": "InvalidKeyException", "message": "Token Authentication failed."}', 400
+)
 HEALTHY = Canned(b'{"status": "Healthy"}')
 
 
@@ -32,7 +36,9 @@ class PingServer(CannedServer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.RequestHandlerClass = type("Door", (self.RequestHandlerClass,), {"do_GET": _answer_ping})
+        self.RequestHandlerClass = type(
+            "Door", (self.RequestHandlerClass,), {"do_GET": _answer_ping}
+        )
 
 
 def _answer_ping(request) -> None:
@@ -53,7 +59,9 @@ def server():
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """In a folder without a server or archives, without a token, and with a torch that takes no time to ask."""
+    """In a folder without a server or archives, without a token, and with a torch that takes no
+    time to ask.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "_torch_facts", lambda: FACTS)
     monkeypatch.delenv("SEGSERVE_TOKEN", raising=False)
@@ -115,7 +123,9 @@ def test_checks_with_broken_torch_say_how_to_install_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cores", "level"), [(2, Level.OK), (None, Level.OK), (1, Level.WARNING)], ids=["enough", "unknown", "too few"]
+    ("cores", "level"),
+    [(2, Level.OK), (None, Level.OK), (1, Level.WARNING)],
+    ids=["enough", "unknown", "too few"],
 )
 def test_judge_torch_wants_no_more_threads_than_cores(cores, level):
     assert machine.judge_torch(FACTS, cores=cores).level is level
@@ -134,7 +144,9 @@ def test_judge_torch_wants_no_more_threads_than_cores(cores, level):
     ids=["no GPU", "GPU", "old driver", "build for CPU", "hidden", "driver does not tell"],
 )
 def test_judge_gpu_compares_driver_and_build(changes, driver_cuda, level, message):
-    finding = machine.judge_gpu(TorchFacts(**{**FACTS.__dict__, **changes}), driver_cuda=driver_cuda)
+    finding = machine.judge_gpu(
+        TorchFacts(**{**FACTS.__dict__, **changes}), driver_cuda=driver_cuda
+    )
     assert finding.level is level
     assert message in str(finding)
 
@@ -153,7 +165,13 @@ def test_driver_cuda_is_what_nvidia_smi_says(tmp_path, monkeypatch, output, vers
 
 
 def test_check_packages_names_what_is_missing_or_old(monkeypatch):
-    listed = ["pillow>=11.3", "absent-package>=1", "numpy>=99", "torchserve==0.11.0", 'absent-too; extra == "demo"']
+    listed = [
+        "pillow>=11.3",
+        "absent-package>=1",
+        "numpy>=99",
+        "torchserve==0.11.0",
+        'absent-too; extra == "demo"',
+    ]
     monkeypatch.setattr(machine.metadata, "requires", lambda _: listed)
     finding = machine.check_packages()
     assert finding.level is Level.PROBLEM
@@ -164,7 +182,9 @@ def test_check_packages_names_what_is_missing_or_old(monkeypatch):
 
 
 def test_check_packages_only_tells_of_extras(monkeypatch):
-    monkeypatch.setattr(machine.metadata, "requires", lambda _: ["numpy>=1", "absent-package>=1; extra == 'page'"])
+    monkeypatch.setattr(
+        machine.metadata, "requires", lambda _: ["numpy>=1", "absent-package>=1; extra == 'page'"]
+    )
     finding = machine.check_packages()
     assert (finding.level, finding.message) == (Level.OK, "all there; of the extras not page")
 
@@ -192,7 +212,9 @@ def test_check_archives_with_a_whole_one_is_ok(packed):
     assert service.check_archives(packed.parent).level is Level.OK
 
 
-@pytest.mark.parametrize("damage", ["cut short", "flipped bit", "other weights", "no archive", "another's"], ids=str)
+@pytest.mark.parametrize(
+    "damage", ["cut short", "flipped bit", "other weights", "no archive", "another's"], ids=str
+)
 def test_check_archives_with_a_damaged_one_is_a_problem(packed, tmp_path, damage):
     path = Path(shutil.copy(packed, tmp_path / "a.mar"))
     content = bytearray(path.read_bytes())
@@ -217,7 +239,9 @@ def _rewrite(source: Path, target: Path, drop: str | None) -> None:
         for name in archive.namelist():
             if name != drop:
                 content = archive.read(name)
-                copy.writestr(name, content + b" " if name.endswith(".safetensors") and not drop else content)
+                copy.writestr(
+                    name, content + b" " if name.endswith(".safetensors") and not drop else content
+                )
 
 
 def test_judge_ports_names_those_that_others_hold():
@@ -285,13 +309,21 @@ def test_isolated_check_that_fails_is_a_finding():
 
 def test_lines_json_and_status_tell_the_same():
     findings = [Finding("a", Level.OK, "fine"), Finding("b", Level.WARNING, "slow", "hurry")]
-    assert as_lines(findings).splitlines() == ["ok       a         fine", "warning  b         slow: hurry"]
+    assert as_lines(findings).splitlines() == [
+        "ok       a         fine",
+        "warning  b         slow: hurry",
+    ]
     assert status_of(findings) == 0
     findings.append(Finding("c", Level.PROBLEM, "broken", "repair it"))
     assert status_of(findings) == 1
     document = json.loads(as_json(findings))
     assert document["ok"] is False
-    assert document["findings"][2] == {"subject": "c", "level": "problem", "message": "broken", "remedy": "repair it"}
+    assert document["findings"][2] == {
+        "subject": "c",
+        "level": "problem",
+        "message": "broken",
+        "remedy": "repair it",
+    }
 
 
 def test_examine_finds_something_on_every_subject(server):
@@ -305,7 +337,9 @@ def test_examine_finds_something_on_every_subject(server):
 def test_doctor_prints_json_and_exits_1_for_a_problem(tmp_path):
     told = segserve("doctor", "--server", "http://127.0.0.1:9", "--json", folder=tmp_path)
     assert told.returncode == 1
-    levels = {finding["subject"]: finding["level"] for finding in json.loads(told.stdout)["findings"]}
+    levels = {
+        finding["subject"]: finding["level"] for finding in json.loads(told.stdout)["findings"]
+    }
     assert levels["server"] == "problem"
 
 
@@ -314,7 +348,14 @@ def test_doctor_works_with_torch_and_another_package_broken(tmp_path, package):
     for name in (package, "torch"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('broken on purpose')")
     command = [sys.executable, "-m", "segserve"]
-    run = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": 120, "check": False}
+    run = {
+        "cwd": tmp_path,
+        "env": environment(),
+        "capture_output": True,
+        "text": True,
+        "timeout": 120,
+        "check": False,
+    }
     done = subprocess.run([*command, "doctor", "--server", "http://127.0.0.1:9"], **run)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

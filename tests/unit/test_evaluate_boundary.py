@@ -53,7 +53,9 @@ def test_reach_is_a_fiftieth_of_the_diagonal(height_px, width_px, expected):
 @given(seed=st.integers(0, 10_000), reach=st.integers(1, 9))
 def test_near_contour_is_what_erosion_takes_from_every_mask(seed, reach):
     label_map = blobs(seed)
-    expected = np.logical_or.reduce([boundary_of(label_map == class_id, reach) for class_id in range(3)])
+    expected = np.logical_or.reduce(
+        [boundary_of(label_map == class_id, reach) for class_id in range(3)]
+    )
     assert np.array_equal(near_contour(label_map, reach), expected)
 
 
@@ -94,7 +96,9 @@ def test_count_boundaries_shifted_outline_costs_more_than_the_area():
 def test_count_boundaries_right_prediction_is_perfect_whatever_it_says_about_ignored_pixels():
     known = square(20, 20, 60)
     truth = known.copy()
-    truth[(square(17, 17, 66) == 1) & (square(23, 23, 54) == 0)] = IGNORED  # a band along the outline, as VOC has it
+    truth[(square(17, 17, 66) == 1) & (square(23, 23, 54) == 0)] = (
+        IGNORED  # a band along the outline, as VOC has it
+    )
     for predicted in (known, square(17, 17, 66), square(23, 23, 54)):
         agreed, either = count_boundaries(truth, predicted, 2)
         assert agreed[0] == either[0] > 0

@@ -40,7 +40,7 @@ def refusal(*arguments: object) -> str:
 def test_evaluate_prints_figures_and_writes_document_and_page(data, tiny_model, tmp_path):
     document, page = tmp_path / "new" / "figures.json", tmp_path / "page.html"
     result = evaluate(
-        "--model", tiny_model, "--data", data, "--split", "dev", "--min-images", 2, "--json", document, "--page", page,
+        "--model", tiny_model, "--data", data, "--split", "dev", "--min-images", 2, "--json", document, "--page", page,  # noqa: E501
         "--worst", 3,
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
@@ -59,7 +59,9 @@ def test_evaluate_reads_pascal_voc_as_it_is_published(tiny_model, tmp_path):
     (squares / "images").rename(folder / "JPEGImages")
     (squares / "train.txt").rename(folder / "ImageSets" / "Segmentation" / "val.txt")
     (folder / "SegmentationClass").mkdir()
-    for path in (squares / "labels").iterdir():  # an indexed PNG in VOC's colours, with borders of 255
+    for path in (
+        squares / "labels"
+    ).iterdir():  # an indexed PNG in VOC's colours, with borders of 255
         labels = Image.open(path)
         labels.putpalette(bytes(range(256)) * 3)
         labels.paste(255, (0, 0, 64, 2))
@@ -69,34 +71,46 @@ def test_evaluate_reads_pascal_voc_as_it_is_published(tiny_model, tmp_path):
     assert "over the 3 classes present" in result.stdout
     assert "3 images in" in result.stdout
     assert "lists in that folder: val" in refusal(tiny_model, "--data", folder)
-    assert f"there is one in {folder}" in refusal(tiny_model, "--data", folder.parent, "--split", "val").replace(
-        "\n", ""
-    )
+    assert f"there is one in {folder}" in refusal(
+        tiny_model, "--data", folder.parent, "--split", "val"
+    ).replace("\n", "")
 
 
 def test_evaluate_takes_the_model_as_an_argument_too(data, tiny_model):
     as_argument = evaluate(tiny_model, "--data", data)
     as_option = evaluate("--model", tiny_model, "--data", data)
     assert as_argument.exit_code == as_option.exit_code == 0
-    assert as_argument.stdout.splitlines()[:-1] == as_option.stdout.splitlines()[:-1]  # the last tells the seconds
+    assert (
+        as_argument.stdout.splitlines()[:-1] == as_option.stdout.splitlines()[:-1]
+    )  # the last tells the seconds
 
 
 @pytest.mark.parametrize(
     ("arguments", "changes"),
-    [(("--tta", "flip"), {"options": {"tta": "flip"}}), (("--output-stride", "8"), {"output_stride": 8})],
+    [
+        (("--tta", "flip"), {"options": {"tta": "flip"}}),
+        (("--output-stride", "8"), {"output_stride": 8}),
+    ],
     ids=["tta", "output stride"],
 )
-def test_evaluate_option_changes_figures_and_is_told(data, tiny_model, tmp_path, arguments, changes):
+def test_evaluate_option_changes_figures_and_is_told(
+    data, tiny_model, tmp_path, arguments, changes
+):
     for path, given in ((tmp_path / "plain.json", ()), (tmp_path / "changed.json", arguments)):
         assert evaluate(tiny_model, "--data", data, "--json", path, *given).exit_code == 0
-    plain, changed = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "changed"))
+    plain, changed = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "changed")
+    )
     assert {key: changed[key] for key in changes} == changes
     assert plain["confusion"] != changed["confusion"]
 
 
 def test_evaluate_write_puts_the_figures_into_record_and_card(data, tmp_path):
     model = write_tiny_model(tmp_path)
-    assert evaluate(model, "--data", data, "--json", tmp_path / "figures.json", "--write").exit_code == 0
+    assert (
+        evaluate(model, "--data", data, "--json", tmp_path / "figures.json", "--write").exit_code
+        == 0
+    )
     report = EvaluationReport.model_validate_json((tmp_path / "figures.json").read_text())
     assert read_record(model).accuracy == as_accuracy(report)
     assert f"mean boundary IoU: {report.mean_boundary_iou:.3f}" in (model / "README.md").read_text()
@@ -110,13 +124,13 @@ def test_evaluate_write_puts_the_figures_into_record_and_card(data, tmp_path):
         (("--write", "--mode", "slide"), "--write and --mode do not go together"),
         (("--write", "--output-stride", "8"), "--write and --output-stride do not go together"),
         (("--write", "--server", "http://127.0.0.1:1"), "--write and --server do not go together"),
-        (("--output-stride", "8", "--server", "http://127.0.0.1:1"), "--output-stride and --server do not go together"),
+        (("--output-stride", "8", "--server", "http://127.0.0.1:1"), "--output-stride and --server do not go together"),  # noqa: E501
         (("--json", "."), "is a folder: expected the name of a file"),
         (("--model", "nosuchmodel"), "'nosuchmodel': no model folder, and no name of a model"),
         (("--split", "nosuchsplit"), "nosuchsplit"),
     ],
     ids=[
-        "model twice", "write and tta", "write and mode", "write and stride", "write and server", "stride and server",
+        "model twice", "write and tta", "write and mode", "write and stride", "write and server", "stride and server",  # noqa: E501
         "folder as file", "unknown model", "unknown split",
     ],
 )  # fmt: skip
@@ -129,7 +143,9 @@ def test_evaluate_missing_data_is_told_in_one_line(tiny_model, tmp_path):
     assert "nowhere" in refusal(tiny_model, "--data", tmp_path / "nowhere")
 
 
-def test_evaluate_strange_label_is_told_in_one_line_and_nothing_is_written(data, tiny_model, tmp_path):
+def test_evaluate_strange_label_is_told_in_one_line_and_nothing_is_written(
+    data, tiny_model, tmp_path
+):
     odd = shutil.copytree(data, tmp_path / "odd")
     write_pair(odd, "square2", np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 7, np.uint8))
     outputs = "--json", tmp_path / "figures.json", "--page", tmp_path / "page.html"
@@ -140,4 +156,6 @@ def test_evaluate_strange_label_is_told_in_one_line_and_nothing_is_written(data,
 
 
 def test_evaluate_server_that_is_not_there_is_told_in_one_line(silent_url, data, tiny_model):
-    assert f"{silent_url}: no server answers there" in refusal(tiny_model, "--data", data, "--server", silent_url)
+    assert f"{silent_url}: no server answers there" in refusal(
+        tiny_model, "--data", data, "--server", silent_url
+    )

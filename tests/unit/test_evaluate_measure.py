@@ -15,7 +15,15 @@ from segserve.training.data import IGNORED, VocFolder
 from segserve.training.evaluate.measure import measure, segmented
 from segserve.training.evaluate.offline import at_output_stride, offline_model, predictor_of
 
-from .evaluated import SIDE_PX, color_predictor, color_segmenter, predictions, truths, write_images, write_noisy
+from .evaluated import (
+    SIDE_PX,
+    color_predictor,
+    color_segmenter,
+    predictions,
+    truths,
+    write_images,
+    write_noisy,
+)
 from .tiny import tiny_record
 
 
@@ -37,7 +45,8 @@ def test_measure_equals_plain_intersection_over_union(data):
     truth = np.stack([truths(seed) for seed in range(5)])
     counted = truth != IGNORED
     expected = {
-        label: ((predicted == i) & (truth == i)).sum() / (((predicted == i) | (truth == i)) & counted).sum()
+        label: ((predicted == i) & (truth == i)).sum()
+        / (((predicted == i) | (truth == i)) & counted).sum()
         for i, label in enumerate(result.labels)
     }
     assert result.class_iou == pytest.approx(expected)
@@ -49,7 +58,10 @@ def test_measure_equals_plain_intersection_over_union(data):
 
 def test_measure_score_of_an_image_is_the_mean_over_its_own_classes(data):
     result = measure(data, color_predictor(), ignore)
-    alone = [measure(replace_names(data, [name]), color_predictor(), ignore).mean_iou for name in data.names]
+    alone = [
+        measure(replace_names(data, [name]), color_predictor(), ignore).mean_iou
+        for name in data.names
+    ]
     assert [score.mean_iou for score in result.scores] == pytest.approx(alone)
 
 
@@ -78,7 +90,9 @@ def test_measure_asks_for_several_images_at_once(data):
 
 
 def test_measure_image_without_labelled_pixels_has_no_score(tmp_path):
-    data = write_images(tmp_path, {"blank": np.full((SIDE_PX, SIDE_PX), IGNORED, np.uint8), "p": predictions(1)})
+    data = write_images(
+        tmp_path, {"blank": np.full((SIDE_PX, SIDE_PX), IGNORED, np.uint8), "p": predictions(1)}
+    )
     result = measure(data, color_predictor(), ignore)
     assert (result.images, [score.name for score in result.scores]) == (2, ["p"])
     assert result.mean_iou == 1
@@ -97,7 +111,9 @@ def test_measure_strange_label_raises_and_names_image_and_label(tmp_path):
     labels = np.zeros((SIDE_PX, SIDE_PX), np.uint8)
     labels[0, 0], labels[1, 1] = 3, 254
     data = write_images(tmp_path, {"odd": labels})
-    with pytest.raises(ValueError, match=r"^odd: labels \[3, 254\] are none of the model's 3 classes"):
+    with pytest.raises(
+        ValueError, match=r"^odd: labels \[3, 254\] are none of the model's 3 classes"
+    ):
         measure(data, color_predictor(), ignore)
 
 
@@ -157,7 +173,9 @@ def test_predictor_of_gives_torch_its_threads_back():
 
 
 @pytest.mark.parametrize(
-    ("stride", "rates"), [(8, (2, 4)), (16, (1, 2)), (None, (1, 2))], ids=["half", "its own", "none given"]
+    ("stride", "rates"),
+    [(8, (2, 4)), (16, (1, 2)), (None, (1, 2))],
+    ids=["half", "its own", "none given"],
 )
 def test_at_output_stride_scales_the_rates(stride, rates):
     architecture = at_output_stride(tiny_record(), stride).architecture
@@ -165,7 +183,9 @@ def test_at_output_stride_scales_the_rates(stride, rates):
 
 
 def test_at_output_stride_rates_that_would_not_be_whole_raise():
-    with pytest.raises(ModelError, match=r"^output stride 32: the atrous rates would be \[0.5, 1.0\]"):
+    with pytest.raises(
+        ModelError, match=r"^output stride 32: the atrous rates would be \[0.5, 1.0\]"
+    ):
         at_output_stride(tiny_record(), 32)
 
 
@@ -175,7 +195,9 @@ def test_at_output_stride_multiscale_head_raises():
         at_output_stride(record, 8)
 
 
-def test_offline_model_at_other_stride_loads_the_same_weights_and_predicts_otherwise(data, tiny_model):
+def test_offline_model_at_other_stride_loads_the_same_weights_and_predicts_otherwise(
+    data, tiny_model
+):
     with offline_model(tiny_model, output_stride=8) as predictor:
         finer = segmented(data, predictor, "p1")
     with offline_model(tiny_model) as predictor:

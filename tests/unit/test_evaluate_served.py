@@ -1,4 +1,6 @@
-"""A server as a predictor, against real sockets: what is sent, what agrees with offline, what is refused."""
+"""A server as a predictor, against real sockets: what is sent, what agrees with offline, what is
+refused.
+"""
 
 import io
 import json
@@ -23,7 +25,9 @@ RECORD = tiny_record()
 
 
 def answer_to(image_file: bytes) -> dict:
-    """What a server with the record's classes answers: here a pixel's class is its strongest colour."""
+    """What a server with the record's classes answers: here a pixel's class is its strongest
+    colour.
+    """
     with Image.open(io.BytesIO(image_file)) as picture:
         label_map = np.array(picture.convert("RGB")).argmax(axis=2).astype(np.uint8)
     return answer_document(label_map)
@@ -112,7 +116,9 @@ def test_served_model_by_default_is_the_record_s(server, data):
 def test_served_model_sends_the_options_that_were_set(server, data, options, expected):
     measured(server.url, data, options=options)
     for _, headers, _ in server.received:
-        assert {name: value for name, value in headers.items() if name.startswith("X-Segment")} == expected
+        assert {
+            name: value for name, value in headers.items() if name.startswith("X-Segment")
+        } == expected
 
 
 def test_served_model_refusal_raises_and_names_the_image(server, data):
@@ -128,7 +134,9 @@ def test_served_model_without_a_server_raises_and_names_the_address(silent_url, 
 
 
 def test_served_model_address_without_scheme_raises(data):
-    with pytest.raises(ValueError, match=r"^expected a server's address like .*, got 'localhost:8080'"):
+    with pytest.raises(
+        ValueError, match=r"^expected a server's address like .*, got 'localhost:8080'"
+    ):
         measured("localhost:8080", data)
 
 
@@ -139,12 +147,18 @@ SHARE = BACKGROUND["classes"][0]
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (answer_document(np.zeros((64, 65), np.uint8)), "expected a mask of 64 x 64 pixels, got 65 x 64 pixels"),
+        (
+            answer_document(np.zeros((64, 65), np.uint8)),
+            "expected a mask of 64 x 64 pixels, got 65 x 64 pixels",
+        ),
         (
             {**BACKGROUND, "classes": [{**SHARE, "label": "sky"}]},
             "the server calls class 0 'sky', the record 'background'",
         ),
-        (answer_document(np.full((64, 64), 3, np.uint8)), "the server calls class 3 'bird', the record None"),
+        (
+            answer_document(np.full((64, 64), 3, np.uint8)),
+            "the server calls class 3 'bird', the record None",
+        ),
         ({**BACKGROUND, "classes": []}, "the server's mask and its classes disagree"),
         ({"status": "Healthy"}, "the server's answer is no segmentation"),
     ],

@@ -1,4 +1,6 @@
-"""A published model: found in its own folder, made once from its checkpoint, refused in words that help."""
+"""A published model: found in its own folder, made once from its checkpoint, refused in words that
+help.
+"""
 
 import pickle
 import shutil
@@ -50,12 +52,18 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def model(tmp_path, checkpoint):
-    """A model folder as the repository holds it: a record that names a checkpoint, a card, no weights."""
+    """A model folder as the repository holds it: a record that names a checkpoint, a card, no
+    weights.
+    """
     folder = tmp_path / "model" / "tiny"
     folder.mkdir(parents=True)
-    source = Checkpoint(file=FILE, base_url="https://127.0.0.1:9/", sha256=sha256_of(checkpoint), size_mib=1)
+    source = Checkpoint(
+        file=FILE, base_url="https://127.0.0.1:9/", sha256=sha256_of(checkpoint), size_mib=1
+    )
     accuracy = Accuracy(dataset="published", mean_iou=0.5, pixel_accuracy=0.9)
-    write_record(tiny_record(architecture=ARCHITECTURE, checkpoint=source, accuracy=accuracy), folder)
+    write_record(
+        tiny_record(architecture=ARCHITECTURE, checkpoint=source, accuracy=accuracy), folder
+    )
     (folder / "README.md").write_text("# a card")
     return folder
 
@@ -81,10 +89,16 @@ def fetch(model, weights=None):
 
 
 def assert_ready(folder, model):
-    """The folder holds the record, completed, the card, and the weights of `network()`; nothing else."""
+    """The folder holds the record, completed, the card, and the weights of `network()`; nothing
+    else.
+    """
     record, expected = read_record(folder), network().state_dict()
     assert record.model_copy(update={"weights": None}) == read_record(model)
-    assert {path.name for path in folder.iterdir()} == {"model.yaml", "README.md", "weights.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {
+        "model.yaml",
+        "README.md",
+        "weights.safetensors",
+    }
     loaded = load_network(record, folder).state_dict()
     assert list(loaded) == list(expected)
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
@@ -128,7 +142,9 @@ def test_fetch_model_damaged_weights_are_fetched_again(model, mirror, damage):
 def test_fetch_model_changed_record_is_renewed_without_a_download(model, mirror):
     folder = fetch(model)
     write_record(read_record(model).model_copy(update={"summary": "in other words"}), model)
-    with pytest.raises(ModelError, match="its record has changed since it was fetched: `segserve fetch tiny`"):
+    with pytest.raises(
+        ModelError, match="its record has changed since it was fetched: `segserve fetch tiny`"
+    ):
         servable_folder(model)
     assert fetch(model) == servable_folder(model) == folder
     assert_ready(folder, model)
@@ -155,7 +171,9 @@ def test_fetch_model_file_put_into_its_folder_is_taken(model, checkpoint, home):
     ],
     ids=["SEGSERVE_HOME", "XDG_CACHE_HOME", "HOME"],
 )
-def test_fetch_model_folder_follows_the_environment(model, checkpoint, tmp_path, monkeypatch, variables, expected):
+def test_fetch_model_folder_follows_the_environment(
+    model, checkpoint, tmp_path, monkeypatch, variables, expected
+):
     for name in ("SEGSERVE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, folder in variables.items():
@@ -167,7 +185,9 @@ def test_fetch_model_folder_follows_the_environment(model, checkpoint, tmp_path,
 
 
 def test_servable_folder_of_a_model_yet_to_be_fetched_names_the_command(model):
-    with pytest.raises(ModelError, match=r"^tiny: its weights are not in the repository: `segserve fetch tiny`"):
+    with pytest.raises(
+        ModelError, match=r"^tiny: its weights are not in the repository: `segserve fetch tiny`"
+    ):
         servable_folder(model)
 
 
@@ -186,7 +206,9 @@ def test_load_network_of_a_record_without_its_weights_names_the_remedy(model, ow
 # Refused
 
 
-def test_fetch_model_without_internet_says_which_file_to_put_where(silent_url, model, home, monkeypatch):
+def test_fetch_model_without_internet_says_which_file_to_put_where(
+    silent_url, model, home, monkeypatch
+):
     monkeypatch.setenv("SEGSERVE_MIRROR", silent_url)
     with pytest.raises(FetchError, match="Connection refused") as caught:
         fetch(model)
@@ -209,7 +231,9 @@ def test_fetch_model_server_with_another_file_is_refused(model, mirror):
 
 
 @pytest.mark.parametrize("place", ["given", "put into its folder"])
-def test_fetch_model_local_file_of_another_hash_is_refused_with_both_hashes(model, home, checkpoint, place):
+def test_fetch_model_local_file_of_another_hash_is_refused_with_both_hashes(
+    model, home, checkpoint, place
+):
     torch.save(published_state(network().double()), checkpoint)  # fits as well
     weights = checkpoint
     if place != "given":
@@ -217,7 +241,9 @@ def test_fetch_model_local_file_of_another_hash_is_refused_with_both_hashes(mode
         weights = None
         shutil.copy(checkpoint, home / "models" / "tiny" / FILE)
     expected = read_record(model).checkpoint.sha256
-    with pytest.raises(FetchError, match=f"SHA-256 is {sha256_of(checkpoint)}, that of {FILE} is {expected}"):
+    with pytest.raises(
+        FetchError, match=f"SHA-256 is {sha256_of(checkpoint)}, that of {FILE} is {expected}"
+    ):
         fetch(model, weights)
 
 
@@ -228,7 +254,9 @@ def test_fetch_model_checkpoint_of_another_architecture_is_told_as_such(model, t
         ModelError, match=r"first: head\.1\.weight: expected \(8, 8, 3, 3\), got \(3, 8, 1, 1\)"
     ) as caught:
         fetch(model, tmp_path / "other.pth")
-    assert "architecture: {backbone: test_efficientnet, head: corenet, aux_head: true" in str(caught.value)
+    assert "architecture: {backbone: test_efficientnet, head: corenet, aux_head: true" in str(
+        caught.value
+    )
 
 
 def test_fetch_model_missing_local_file_says_so(model, tmp_path):
@@ -241,7 +269,10 @@ def test_fetch_model_missing_local_file_says_so(model, tmp_path):
 
 def test_fetch_model_own_weights_go_into_the_model_folder(own_model, checkpoint):
     write_record(
-        tiny_record(architecture=ARCHITECTURE, accuracy=Accuracy(dataset="old", mean_iou=0.1, pixel_accuracy=0.1)),
+        tiny_record(
+            architecture=ARCHITECTURE,
+            accuracy=Accuracy(dataset="old", mean_iou=0.1, pixel_accuracy=0.1),
+        ),
         own_model,
     )
     assert fetch(own_model, checkpoint) == own_model == servable_folder(own_model)
@@ -270,7 +301,9 @@ def test_fetch_model_tensors_in_any_memory_layout_are_taken(own_model, tmp_path)
 
 
 def test_fetch_model_record_without_checkpoint_asks_for_weights(own_model):
-    with pytest.raises(ModelError, match="tiny: the record names no checkpoint: train the model, or give --weights"):
+    with pytest.raises(
+        ModelError, match="tiny: the record names no checkpoint: train the model, or give --weights"
+    ):
         fetch(own_model)
 
 
@@ -291,7 +324,9 @@ class Evil:
     ],
     ids=["empty", "text", "damaged archive", "code", "numbers", "list"],
 )
-def test_fetch_model_file_that_is_no_state_dict_is_refused(own_model, tmp_path, capfd, content, message):
+def test_fetch_model_file_that_is_no_state_dict_is_refused(
+    own_model, tmp_path, capfd, content, message
+):
     (tmp_path / "bad.pth").write_bytes(content)
     if "state dict" in message:
         torch.save(pickle.loads(content), tmp_path / "bad.pth")  # noqa: S301 - our own

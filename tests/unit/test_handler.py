@@ -20,7 +20,7 @@ from segserve.ray_app.collected import CollectedMetrics
 from segserve.runtime.cores import available_cores
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network.build import build_network
-from segserve.runtime.parallel import SideBySide
+from segserve.runtime.parallel import ParallelExecutor
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.record import RECORD_FILE, Architecture, sha256_of
 from segserve.runtime.settings import Settings
@@ -42,13 +42,17 @@ def loaded(tiny_model):
 
 
 def handled(handler, tiny_model, *requests):
-    """Each request's body, status, type and Server-Timing, after TorchServe has packed the answers."""
+    """Each request's body, status, type and Server-Timing, after TorchServe has packed the
+    answers.
+    """
     context = worker_context(tiny_model, CONFIG)
     rows = received_by(context, *requests)
     bodies = handler.handle(rows, context)
     assert isinstance(bodies, list)
     assert len(bodies) == len(requests)
-    assert create_predict_response(bodies, context.request_ids, "Prediction success", 200, context=context)
+    assert create_predict_response(
+        bodies, context.request_ids, "Prediction success", 200, context=context
+    )
     return [
         (
             body,
@@ -80,16 +84,30 @@ def test_handle_mixed_batch_answers_each_on_its_own(loaded, tiny_model):
         raw(photograph, Accept="text/html"),
     )
     statuses = [
-        answer[1] for answer in (good, text, png_map, truncated, option, empty, overlay, huge, form_map, refused)
+        answer[1]
+        for answer in (
+            good,
+            text,
+            png_map,
+            truncated,
+            option,
+            empty,
+            overlay,
+            huge,
+            form_map,
+            refused,
+        )
     ]
     assert statuses == [200, 415, 200, 422, 400, 400, 200, 413, 200, 406]
     assert png_map[2] == "image/png"
     assert overlay[2] == "image/jpeg"
-    assert {answer[2] for answer in (good, text, truncated, option, empty, huge, form_map, refused)} == {
-        "application/json"
-    }
+    assert {
+        answer[2] for answer in (good, text, truncated, option, empty, huge, form_map, refused)
+    } == {"application/json"}
     for answer in (good, png_map, overlay, form_map):
-        assert re.fullmatch(r"decode;dur=\S+, preprocess;dur=\S+, inference;dur=\S+, encode;dur=\S+", answer[3])
+        assert re.fullmatch(
+            r"decode;dur=\S+, preprocess;dur=\S+, inference;dur=\S+, encode;dur=\S+", answer[3]
+        )
     for answer in (text, truncated, option, empty, huge, refused):
         assert re.fullmatch(r"decode;dur=[\d.]+", answer[3])
         assert set(json.loads(answer[0])["error"]) == {"code", "message"}
@@ -98,7 +116,12 @@ def test_handle_mixed_batch_answers_each_on_its_own(loaded, tiny_model):
 def test_handle_answer_does_not_depend_on_the_batch(loaded, tiny_model):
     request = raw(encoded(smooth(40, 60)))
     ((alone, *_),) = handled(loaded, tiny_model, request)
-    bodies = [body for body, *_ in handled(loaded, tiny_model, raw(b"x"), request, raw(encoded(noise(9, 9))), request)]
+    bodies = [
+        body
+        for body, *_ in handled(
+            loaded, tiny_model, raw(b"x"), request, raw(encoded(noise(9, 9))), request
+        )
+    ]
     assert bodies[1] == bodies[3] == alone
 
 
@@ -121,7 +144,8 @@ def test_handle_tells_the_metrics_of_the_server(tiny_model):
 def test_initialize_traces_that_cannot_be_had_refuse_the_archive(tiny_model, monkeypatch):
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
     with pytest.raises(
-        RuntimeError, match="cannot serve this archive: the environment asks for traces through 'zipkin'"
+        RuntimeError,
+        match="cannot serve this archive: the environment asks for traces through 'zipkin'",
     ):
         DeepLabHandler().initialize(worker_context(tiny_model, CONFIG))
 
@@ -141,7 +165,9 @@ class Crowded(torch.nn.Module):
     def forward(self, inputs):
         if not self.one.acquire(blocking=False):
             self.refused += 1
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
+            )
         try:
             time.sleep(0.2)
             return self.network(inputs)
@@ -151,7 +177,7 @@ class Crowded(torch.nn.Module):
 
 @pytest.fixture
 def two_threads():
-    yield SideBySide(2)
+    yield ParallelExecutor(2)
     torch.set_num_threads(1)
 
 
@@ -160,20 +186,27 @@ def handler_of(network, side_by_side, tiny_model) -> DeepLabHandler:
     handler.initialize(worker_context(tiny_model, CONFIG))
     settings = Settings(precision="fp32")
     segmenter = Segmenter(network, tiny_record(), device=torch.device("cpu"), settings=settings)
-    handler._pipeline, handler._side_by_side = Pipeline(segmenter, settings), side_by_side
+    handler._pipeline, handler._executor = Pipeline(segmenter, settings), side_by_side
     return handler
 
 
-def test_handle_without_memory_beside_the_others_answers_once_they_are_done(tiny_model, two_threads, caplog):
+def test_handle_without_memory_beside_the_others_answers_once_they_are_done(
+    tiny_model, two_threads, caplog
+):
     network = Crowded()
     handler = handler_of(network, two_threads, tiny_model)
     with caplog.at_level(logging.INFO):
-        answers = handled(handler, tiny_model, *[raw(encoded(smooth(40 + place, 60))) for place in range(4)])
+        answers = handled(
+            handler, tiny_model, *[raw(encoded(smooth(40 + place, 60))) for place in range(4)]
+        )
     assert network.refused == 3
     assert [status for _, status, *_ in answers] == [200] * 4
     assert [json.loads(body)["height"] for body, *_ in answers] == [40, 41, 42, 43]
     (line,) = [record.message for record in caplog.records if "memory" in record.message]
-    assert line == "3 of 4 requests of a batch found no memory beside the others: computed again, one at a time"
+    assert (
+        line
+        == "3 of 4 requests of a batch found no memory beside the others: computed again, one at a time"  # noqa: E501
+    )
 
 
 class Greedy(torch.nn.Module):
@@ -185,7 +218,9 @@ class Greedy(torch.nn.Module):
 
 def test_handle_without_memory_for_it_alone_is_out_of_memory(tiny_model, two_threads):
     handler = handler_of(Greedy(), two_threads, tiny_model)
-    answers = handled(handler, tiny_model, raw(encoded(noise(9, 9))), raw(b"x"), raw(encoded(noise(9, 9))))
+    answers = handled(
+        handler, tiny_model, raw(encoded(noise(9, 9))), raw(b"x"), raw(encoded(noise(9, 9)))
+    )
     assert [status for _, status, *_ in answers] == [507, 415, 507]
 
 
@@ -218,7 +253,9 @@ def test_handle_describe_row_of_torchserve_is_empty():
 
 
 @pytest.mark.parametrize("name", ["describe", "explain"])
-def test_handle_client_that_sends_torchserve_headers_gets_its_segmentation(loaded, tiny_model, name):
+def test_handle_client_that_sends_torchserve_headers_gets_its_segmentation(
+    loaded, tiny_model, name
+):
     ((body, status, *_),) = handled(loaded, tiny_model, raw(encoded(noise(9, 9)), **{name: "True"}))
     assert status == 200
     assert json.loads(body)["mask"]["encoding"] == "dense"
@@ -236,7 +273,9 @@ def test_handle_form_part_named_describe_is_an_unknown_option(loaded, tiny_model
 
 def test_module_defines_exactly_one_class_and_no_handle():
     classes = [member for _, member in inspect.getmembers(handler_module, inspect.isclass)]
-    assert [member for member in classes if member.__module__ == handler_module.__name__] == [DeepLabHandler]
+    assert [member for member in classes if member.__module__ == handler_module.__name__] == [
+        DeepLabHandler
+    ]
     assert not hasattr(handler_module, "handle")
 
 
@@ -271,7 +310,8 @@ def test_initialize_other_weights_than_recorded_raises_one_line(copied_model):
     content[-1] ^= 1
     weights.write_bytes(content)
     assert re.search(
-        r"weights.safetensors: SHA-256 is [0-9a-f]{64}, the record says [0-9a-f]{64}", refusal(copied_model)
+        r"weights.safetensors: SHA-256 is [0-9a-f]{64}, the record says [0-9a-f]{64}",
+        refusal(copied_model),
     )
 
 
@@ -288,7 +328,9 @@ def test_initialize_record_without_weights_raises_one_line(copied_model):
 def test_initialize_weights_that_are_no_safetensors_raises_one_line(copied_model):
     weights = copied_model / "weights.safetensors"
     weights.write_bytes(b"\xff" * 99)
-    rewrite_record(copied_model, lambda document: document["weights"].update(sha256=sha256_of(weights)))
+    rewrite_record(
+        copied_model, lambda document: document["weights"].update(sha256=sha256_of(weights))
+    )
     assert "weights.safetensors: not a safetensors file" in refusal(copied_model)
 
 
@@ -310,18 +352,29 @@ def test_initialize_missing_label_raises_one_line(copied_model):
 
 
 def test_initialize_wrong_shape_raises_one_line(copied_model):
-    rewrite_record(copied_model, lambda document: document["architecture"].update(aspp_out_channels=16))
-    assert re.search(r"do not fit the record in \d+ tensors; first: .*expected \(\d+.*got \(\d+", refusal(copied_model))
+    rewrite_record(
+        copied_model, lambda document: document["architecture"].update(aspp_out_channels=16)
+    )
+    assert re.search(
+        r"do not fit the record in \d+ tensors; first: .*expected \(\d+.*got \(\d+",
+        refusal(copied_model),
+    )
 
 
 def test_initialize_unknown_backbone_raises_one_line(copied_model):
-    rewrite_record(copied_model, lambda document: document["architecture"].update(backbone="resnet51"))
+    rewrite_record(
+        copied_model, lambda document: document["architecture"].update(backbone="resnet51")
+    )
     assert "backbone resnet51: timm cannot give its levels" in refusal(copied_model)
 
 
-@pytest.mark.parametrize("backbone", ["hf-hub:timm/resnet18", "hf_hub:timm/resnet18", "local-dir:/tmp", "../x"])
+@pytest.mark.parametrize(
+    "backbone", ["hf-hub:timm/resnet18", "hf_hub:timm/resnet18", "local-dir:/tmp", "../x"]
+)
 def test_initialize_backbone_from_elsewhere_raises_without_looking(copied_model, backbone):
-    rewrite_record(copied_model, lambda document: document["architecture"].update(backbone=backbone))
+    rewrite_record(
+        copied_model, lambda document: document["architecture"].update(backbone=backbone)
+    )
     assert "model.yaml: architecture.backbone: String should match pattern" in refusal(copied_model)
 
 
@@ -330,7 +383,10 @@ def test_initialize_backbone_from_elsewhere_raises_without_looking(copied_model,
     [
         ({"minWorker": 1}, "model-config.yaml: minWorker: unknown key"),
         ({"handler": {"precison": "auto"}}, "model-config.yaml: handler.precison: unknown key"),
-        ({"handler": {"threads": 0}}, "model-config.yaml: handler.threads: Input should be greater than 0"),
+        (
+            {"handler": {"threads": 0}},
+            "model-config.yaml: handler.threads: Input should be greater than 0",
+        ),
         (["handler"], "model-config.yaml: Input should be a valid dictionary"),
     ],
     ids=["unknown key", "unknown setting", "value out of bounds", "no mapping"],
@@ -345,7 +401,9 @@ def test_initialize_folder_without_record_raises_one_line(tmp_path):
 
 @pytest.fixture
 def _no_warm_up(monkeypatch):
-    """Threads of several tests' workers fight for the cores: a test that is not about it loads without warming up."""
+    """Threads of several tests' workers fight for the cores: a test that is not about it loads
+    without warming up.
+    """
     monkeypatch.setattr(Pipeline, "warm_up", lambda _pipeline: None)
     yield
     torch.set_num_threads(1)
@@ -369,7 +427,9 @@ def test_initialize_without_gpu_serves_on_the_cpu(tiny_model, gpu):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_initialize_on_a_gpu_that_is_not_there_serves_on_the_cpu_with_one_warning(tiny_model, caplog):
+def test_initialize_on_a_gpu_that_is_not_there_serves_on_the_cpu_with_one_warning(
+    tiny_model, caplog
+):
     handler = DeepLabHandler()
     with caplog.at_level(logging.INFO):
         handler.initialize(worker_context(tiny_model, CONFIG, gpu=0))
@@ -383,7 +443,9 @@ def test_initialize_on_a_gpu_that_is_not_there_serves_on_the_cpu_with_one_warnin
 
 def test_handle_tells_the_metrics_of_the_device_that_computes_now(loaded, tiny_model, monkeypatch):
     told = []
-    monkeypatch.setattr(handler_module.Telemetry, "answered", lambda self, *_, **__: told.append(self._device))
+    monkeypatch.setattr(
+        handler_module.Telemetry, "answered", lambda self, *_, **__: told.append(self._device)
+    )
     for name in ("cpu", "meta", "cpu"):
         monkeypatch.setattr(loaded._pipeline.segmenter, "device", torch.device(name))
         context = worker_context(tiny_model)
@@ -408,7 +470,9 @@ def test_initialize_sets_the_threads_of_a_worker(tiny_model, config, expected):
 
 
 @pytest.mark.parametrize("head", ["deeplabv3", "corenet", "multiscale"])
-@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "mobilenetv3_small_050", "mobilevit_xxs"])
+@pytest.mark.parametrize(
+    "backbone", ["test_efficientnet", "test_resnet", "mobilenetv3_small_050", "mobilevit_xxs"]
+)
 def test_initialize_every_head_serves_in_bf16(tmp_path, head, backbone):
     architecture = Architecture(backbone=backbone, head=head, aspp_rates=(1,), aspp_out_channels=8)
     record = tiny_record(architecture=architecture)

@@ -1,4 +1,6 @@
-"""The model of an archive in this process: what a server of it would answer, and what it would refuse."""
+"""The model of an archive in this process: what a server of it would answer, and what it would
+refuse.
+"""
 
 import inspect
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +34,9 @@ def segmenter(folder):
 def test_segment_gives_the_segmenter_s_label_map(folder, segmenter):
     segmentation = segmenter.segment(IMAGE_RGB)
     assert isinstance(segmentation, Segmentation)
-    assert np.array_equal(segmentation.label_map, Segmenter.load(folder).segment(IMAGE_RGB).label_map)
+    assert np.array_equal(
+        segmentation.label_map, Segmenter.load(folder).segment(IMAGE_RGB).label_map
+    )
     assert (segmentation.model, segmentation.model_version) == ("tiny", "1.0")
     assert segmentation.timings_ms.keys() == {"decode", "preprocess", "inference", "encode"}
 
@@ -44,7 +48,10 @@ def test_segment_archive_gives_what_its_folder_gives(folder, segmenter, tmp_path
 
 
 def test_segment_options_are_those_of_a_server(segmenter):
-    everything, kept = segmenter.segment(IMAGE_RGB), segmenter.segment(IMAGE_RGB, classes=["dog"], confidence=True)
+    everything, kept = (
+        segmenter.segment(IMAGE_RGB),
+        segmenter.segment(IMAGE_RGB, classes=["dog"], confidence=True),
+    )
     assert np.array_equal(kept.label_map, np.where(everything.label_map == 2, 2, 0))
     assert kept.confidence_map.shape == (48, 80)
 
@@ -80,7 +87,9 @@ def test_segment_what_a_server_refuses_is_refused(segmenter, image, options, mes
 def test_segmenter_keeps_the_limits_of_the_archive(folder, tmp_path):
     model = tmp_path / "tiny"
     model.symlink_to(folder)
-    (tmp_path / "model-config.yaml").write_text(yaml.safe_dump({"handler": {"max_image_pixels": 100}}))
+    (tmp_path / "model-config.yaml").write_text(
+        yaml.safe_dump({"handler": {"max_image_pixels": 100}})
+    )
     local = LocalSegmenter(build_archive(model, tmp_path / "out"))
     with pytest.raises(RefusedError, match=r"^413 image_too_large"):
         local.segment(IMAGE_RGB)

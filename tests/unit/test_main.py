@@ -7,7 +7,9 @@ import sys
 
 
 def test_ctrl_c_while_packages_are_imported_ends_without_a_traceback(tmp_path):
-    (tmp_path / "typer.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(30)\n")
+    (tmp_path / "typer.py").write_text(
+        "import time\nprint('importing', flush=True)\ntime.sleep(30)\n"
+    )
     with subprocess.Popen(
         [sys.executable, "-m", "segserve", "models"],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},

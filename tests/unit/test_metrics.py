@@ -1,4 +1,6 @@
-"""The declared metrics, and all that goes by their names: TorchServe's file, documentation, rules and dashboard."""
+"""The declared metrics, and all that goes by their names: TorchServe's file, documentation, rules
+and dashboard.
+"""
 
 import json
 import re
@@ -20,19 +22,36 @@ DOOR = tuple(value for value in vars(container_metrics).values() if isinstance(v
 PROJECT = Path(__file__).parents[2]
 DOCUMENT = (PROJECT / "docs" / "metrics.md").read_text()
 RULES_FILE = PROJECT / "deploy" / "prometheus" / "alerts.yaml"
-RULES = [rule for group in yaml.safe_load(RULES_FILE.read_text())["groups"] for rule in group["rules"]]
+RULES = [
+    rule for group in yaml.safe_load(RULES_FILE.read_text())["groups"] for rule in group["rules"]
+]
 DASHBOARD = json.loads((PROJECT / "deploy" / "grafana" / "segserve.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 STOCK = torchserve_home() / "ts" / "configs" / "metrics.yaml"
 
 # What may stand in an expression besides metrics of ours: Prometheus' own series, and keywords.
-_OTHERS = {"up", "ALERTS", "by", "without", "or", "and", "unless", "offset", "group_left", "group_right"}
+_OTHERS = {
+    "up",
+    "ALERTS",
+    "by",
+    "without",
+    "or",
+    "and",
+    "unless",
+    "offset",
+    "group_left",
+    "group_right",
+}
 
 
 def metrics_in(expression: str) -> set[str]:
     """Names of the metrics in PromQL: words that are no function, keyword, label or text."""
     text = re.sub(r'"[^"]*"', "", expression)
-    text = re.sub(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)|\{[^}]*\}|\[[^\]]*\]", " ", text)
+    text = re.sub(
+        r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)|\{[^}]*\}|\[[^\]]*\]",
+        " ",
+        text,
+    )
     return set(re.findall(r"(?<![\w:.$])[a-zA-Z_][\w:]*\b(?!\s*\()", text)) - _OTHERS
 
 
@@ -43,11 +62,17 @@ def declared_names() -> set[str]:
 
 EXPRESSIONS = {
     **{f"rule {rule.get('record') or rule.get('alert')}": rule["expr"] for rule in RULES},
-    **{f"panel {panel['title']} {target['refId']}": target["expr"] for panel in PANELS for target in panel["targets"]},
+    **{
+        f"panel {panel['title']} {target['refId']}": target["expr"]
+        for panel in PANELS
+        for target in panel["targets"]
+    },
     **{f"annotation {each['name']}": each["expr"] for each in DASHBOARD["annotations"]["list"]},
     **{
         f"example {place}": example
-        for place, example in enumerate(re.findall(r"^```promql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE))
+        for place, example in enumerate(
+            re.findall(r"^```promql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
+        )
     },
 }
 
@@ -89,7 +114,10 @@ def test_engine_metrics_are_those_of_torchserve_s_own_file():
 
 def test_metrics_file_has_all_of_torchserve_s_and_ours(tmp_path):
     write_metrics_file(tmp_path / "metrics.yaml", STOCK)
-    written, stock = yaml.safe_load((tmp_path / "metrics.yaml").read_text()), yaml.safe_load(STOCK.read_text())
+    written, stock = (
+        yaml.safe_load((tmp_path / "metrics.yaml").read_text()),
+        yaml.safe_load(STOCK.read_text()),
+    )
     assert written["ts_metrics"] == stock["ts_metrics"]
     for kind, entries in by_kind(OWN).items():
         assert written["model_metrics"][kind] == stock["model_metrics"].get(kind, []) + entries
@@ -97,9 +125,14 @@ def test_metrics_file_has_all_of_torchserve_s_and_ours(tmp_path):
 
 
 def test_document_tables_are_the_declaration():
-    rows = [line for line in DOCUMENT.splitlines() if re.match(r"\| `\w+` \| (counter|gauge|histogram) ", line)]
+    rows = [
+        line
+        for line in DOCUMENT.splitlines()
+        if re.match(r"\| `\w+` \| (counter|gauge|histogram) ", line)
+    ]
     assert rows == [
-        f"| `{metric.name}` | {metric.kind} | {metric.unit} | {', '.join(f'`{label}`' for label in metric.labels)} "
+        f"| `{metric.name}` | {metric.kind} | {metric.unit} | "
+        f"{', '.join(f'`{label}`' for label in metric.labels)} "
         f"| {metric.description} |"
         for metric in (*OWN, *ENGINE, *DOOR)
     ]
@@ -118,14 +151,22 @@ def test_expression_names_only_metrics_that_there_are(name):
 
 
 def test_metrics_in_finds_a_name_that_is_none():
-    expression = 'sum by (stage) (rate(segserve_gone_total{error="x"}[5m] offset 1h)) / 2 or on (a) other'
+    expression = (
+        'sum by (stage) (rate(segserve_gone_total{error="x"}[5m] offset 1h)) / 2 or on (a) other'
+    )
     assert metrics_in(expression) == {"segserve_gone_total", "other"}
 
 
 def test_rules_alerts_say_how_bad_and_what_to_look_at():
     alerts = [rule for rule in RULES if "alert" in rule]
     assert {alert["alert"] for alert in alerts} == {
-        *("SegserveDown", "SegserveErrors", "SegserveSlow", "SegserveQueueGrows", "SegserveWorkerRestarts"),
+        *(
+            "SegserveDown",
+            "SegserveErrors",
+            "SegserveSlow",
+            "SegserveQueueGrows",
+            "SegserveWorkerRestarts",
+        ),
         *("SegserveClassDrift", "SegserveConfidenceDrop", "SegserveAllBackground"),
     }
     for alert in alerts:
@@ -135,7 +176,9 @@ def test_rules_alerts_say_how_bad_and_what_to_look_at():
 
 def test_rules_every_alert_is_tested():
     tests = (RULES_FILE.with_name("alerts_test.yaml")).read_text()
-    assert {rule["alert"] for rule in RULES if "alert" in rule} <= set(re.findall(r"Segserve\w+", tests))
+    assert {rule["alert"] for rule in RULES if "alert" in rule} <= set(
+        re.findall(r"Segserve\w+", tests)
+    )
 
 
 def test_dashboard_is_one_that_grafana_takes():
@@ -188,16 +231,24 @@ def promtool() -> str:
 
 def test_rules_pass_their_own_tests(promtool):
     result = subprocess.run(
-        [promtool, "test", "rules", "alerts_test.yaml"], cwd=RULES_FILE.parent, capture_output=True, text=True
+        [promtool, "test", "rules", "alerts_test.yaml"],
+        cwd=RULES_FILE.parent,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "SUCCESS" in result.stdout
 
 
 def test_expressions_are_promql(promtool, tmp_path):
-    """Those of rules, dashboard and documentation, as rules of one file; Grafana's variables get values."""
+    """Those of rules, dashboard and documentation, as rules of one file; Grafana's variables get
+    values.
+    """
     rules = [
-        {"record": f"checked:{place}", "expr": re.sub(r"\$__\w+", "5m", expression).replace("$model", ".*")}
+        {
+            "record": f"checked:{place}",
+            "expr": re.sub(r"\$__\w+", "5m", expression).replace("$model", ".*"),
+        }
         for place, expression in enumerate(EXPRESSIONS.values())
     ]
     file = tmp_path / "rules.yaml"

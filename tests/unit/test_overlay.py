@@ -26,7 +26,9 @@ def test_draw_overlay_background_stays_and_classes_are_tinted():
 @pytest.mark.parametrize("value", [0, 255])
 def test_draw_overlay_extreme_colours_do_not_overflow(value):
     classes = [ClassInfo(label="a", color=(0, 0, 0)), ClassInfo(label="b", color=(255, 255, 255))]
-    drawn = np.asarray(draw_overlay(np.full((2, 2, 3), value, np.uint8), np.ones((2, 2), np.uint8), classes, []))
+    drawn = np.asarray(
+        draw_overlay(np.full((2, 2, 3), value, np.uint8), np.ones((2, 2), np.uint8), classes, [])
+    )
     assert np.abs(drawn - (0.45 * value + 0.55 * 255)).max() <= 2
 
 

@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from segserve.client import MalformedAnswerError, RefusedError, TimedOutError, TokenRefusedError, UnreachableError
+from segserve.client import (
+    MalformedResponseError,
+    RefusedError,
+    TimedOutError,
+    TokenRefusedError,
+    UnreachableError,
+)
 from segserve.page.asking import Server
 from segserve.page.encodings import ENCODINGS
 from segserve.page.words import in_plain_words
@@ -31,20 +37,28 @@ def refusal(status: int, code: str, message: str) -> Canned:
 
 
 def test_ask_sends_the_file_as_it_is_with_its_options_and_token(server, picture):
-    answer = Server(server.url, "secret").ask(picture, model="tiny", classes=["dog"], mode="slide", threshold=0.5)
+    answer = Server(server.url, "secret").ask(
+        picture, model="tiny", classes=["dog"], mode="slide", threshold=0.5
+    )
     [received] = server.received
     assert answer["stem"] == "dog"
     assert received.path == "/predictions/tiny"
     assert received.body == picture.read_bytes()
     assert received.headers["Authorization"] == "Bearer secret"
     assert received.headers["X-Segment-Classes"] == '["dog"]'
-    assert (received.headers["X-Segment-Mode"], received.headers["X-Segment-Threshold"]) == ("slide", "0.5")
+    assert (received.headers["X-Segment-Mode"], received.headers["X-Segment-Threshold"]) == (
+        "slide",
+        "0.5",
+    )
 
 
 def test_ask_with_encoding_measures_a_second_answer(server, picture):
     [encoding] = [name for name in ENCODINGS if "polygons" in name]
     answer = Server(server.url).ask(picture, encoding=encoding, tta="flip")
-    assert [received.headers["X-Segment-Mask"] for received in server.received] == ["png", "polygons"]
+    assert [received.headers["X-Segment-Mask"] for received in server.received] == [
+        "png",
+        "polygons",
+    ]
     assert {received.headers["X-Segment-Tta"] for received in server.received} == {"flip"}
     assert answer["sample"]["bytes"] == len(server.answer.body)
     assert answer["sample"]["excerpt"].startswith('{"model"')
@@ -86,7 +100,10 @@ def test_ask_with_token_file_that_is_missing_is_told(picture, tmp_path, monkeypa
     monkeypatch.delenv("SEGSERVE_TOKEN", raising=False)
     monkeypatch.setenv("SEGSERVE_TOKEN_FILE", str(tmp_path / "none"))
     detail = Server("http://127.0.0.1:9").ask(picture)["detail"]
-    assert detail == "$SEGSERVE_TOKEN_FILE names a file that cannot be read: No such file or directory."
+    assert (
+        detail
+        == "$SEGSERVE_TOKEN_FILE names a file that cannot be read: No such file or directory."
+    )
 
 
 def test_server_keeps_its_token_out_of_its_text():
@@ -102,11 +119,23 @@ def test_catalogue_of_a_server_elsewhere_has_the_model_that_was_named(server):
     [
         pytest.param(UnreachableError("x"), "No server answers", id="unreachable"),
         pytest.param(TimedOutError("x"), "The server took too long", id="timed-out"),
-        pytest.param(MalformedAnswerError("x"), "This is not a segmentation server", id="malformed"),
-        pytest.param(TokenRefusedError(400, "InvalidKeyException", "x"), "The server refuses the token", id="token"),
-        pytest.param(RefusedError(413, "image_too_large", "x"), "The picture is too large", id="too-large"),
-        pytest.param(RefusedError(413, "cost_too_high", "x"), "This would take too long", id="cost"),
-        pytest.param(RefusedError(503, "ServiceUnavailableException", "x"), "The server is busy", id="busy"),
+        pytest.param(
+            MalformedResponseError("x"), "This is not a segmentation server", id="malformed"
+        ),
+        pytest.param(
+            TokenRefusedError(400, "InvalidKeyException", "x"),
+            "The server refuses the token",
+            id="token",
+        ),
+        pytest.param(
+            RefusedError(413, "image_too_large", "x"), "The picture is too large", id="too-large"
+        ),
+        pytest.param(
+            RefusedError(413, "cost_too_high", "x"), "This would take too long", id="cost"
+        ),
+        pytest.param(
+            RefusedError(503, "ServiceUnavailableException", "x"), "The server is busy", id="busy"
+        ),
         pytest.param(RefusedError(500, "internal_error", "x"), "This did not work", id="any-other"),
         pytest.param(PermissionError(13, "Permission denied"), "This did not work", id="file"),
     ],
@@ -116,4 +145,7 @@ def test_in_plain_words_has_a_title_for_each_error(error, title):
 
 
 def test_in_plain_words_names_no_path_of_this_machine():
-    assert "/secret" not in in_plain_words(PermissionError(13, "Permission denied", "/secret/cat.png"))["detail"]
+    assert (
+        "/secret"
+        not in in_plain_words(PermissionError(13, "Permission denied", "/secret/cat.png"))["detail"]
+    )

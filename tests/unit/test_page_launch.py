@@ -52,22 +52,32 @@ def test_page_hands_out_no_file_of_this_machine(url, path):
 
 
 def problem_with(url: str, picture: dict[str, object]) -> str | None:
-    """What the page says of a picture, as its own script asks; None where there is none to speak of."""
+    """What the page says of a picture, as its own script asks; None where there is none to speak
+    of.
+    """
     settings = requests.get(f"{url}config", timeout=30).json()
     kinds = {component["id"]: component for component in settings["components"]}
     [asking] = [each for each in settings["dependencies"] if each["api_name"] == "ask"]
     values = [kinds[number]["props"].get("value") for number in asking["inputs"]]
-    document = {"data": [picture, *values[1:]], "fn_index": asking["id"], "session_hash": uuid.uuid4().hex}
+    document = {
+        "data": [picture, *values[1:]],
+        "fn_index": asking["id"],
+        "session_hash": uuid.uuid4().hex,
+    }
     requests.post(f"{url}gradio_api/queue/join", json=document, timeout=30).raise_for_status()
     address = f"{url}gradio_api/queue/data?session_hash={document['session_hash']}"
     with requests.get(address, stream=True, timeout=30) as events:
         told = (json.loads(line.removeprefix(b"data: ")) for line in events.iter_lines() if line)
-        [answer] = next(event for event in told if event["msg"] == "process_completed")["output"]["data"]
+        [answer] = next(event for event in told if event["msg"] == "process_completed")["output"][
+            "data"
+        ]
     return answer and answer["title"]
 
 
 def test_page_asks_about_what_was_dropped_onto_it_and_no_other_file_of_this_machine(url):
-    [dropped] = requests.post(f"{url}gradio_api/upload", files={"files": ("a.png", b"x")}, timeout=30).json()
+    [dropped] = requests.post(
+        f"{url}gradio_api/upload", files={"files": ("a.png", b"x")}, timeout=30
+    ).json()
     link = Path(dropped).with_name("link.png")
     link.symlink_to("/etc/hostname")
     assert problem_with(url, {"path": dropped}) == "No server answers"
@@ -94,13 +104,21 @@ def start_command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "segserve", "page", *arguments]
     environment = {**os.environ, "TMPDIR": str(folder), "COLUMNS": "200"}
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [pytest.param(signal.SIGINT, 130, id="ctrl-c"), pytest.param(signal.SIGTERM, 143, id="sigterm")],
+    [
+        pytest.param(signal.SIGINT, 130, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, 143, id="sigterm"),
+    ],
 )
 def test_command_when_ended_by_a_signal_leaves_nothing_behind(tmp_path, number, status):
     process = start_command(tmp_path)

@@ -19,7 +19,9 @@ from .canned import IMAGE_RGB, LABEL_MAP, answer_document, as_file
 @pytest.fixture
 def segmentation():
     headers = {"server-timing": "decode;dur=1.5, inference;dur=40.25"}
-    return read_segmentation(Reply(200, "OK", json.dumps(answer_document()).encode(), headers), as_file(IMAGE_RGB))
+    return read_segmentation(
+        Reply(200, "OK", json.dumps(answer_document()).encode(), headers), as_file(IMAGE_RGB)
+    )
 
 
 def picture_of(url: str) -> Image.Image:
@@ -47,7 +49,9 @@ def test_as_answer_picture_is_upright_and_of_the_label_maps_size(segmentation):
 def test_as_answer_names_files_after_the_picture(segmentation):
     answer = as_answer(segmentation, "my cat.final.jpeg", seconds=0.1)
     assert answer["stem"] == "my cat.final"
-    assert answer["coco"]["images"] == [{"id": 1, "file_name": "my cat.final.jpeg", "width": 6, "height": 4}]
+    assert answer["coco"]["images"] == [
+        {"id": 1, "file_name": "my cat.final.jpeg", "width": 6, "height": 4}
+    ]
 
 
 def test_as_answer_coco_holds_the_masks(segmentation):
@@ -57,11 +61,17 @@ def test_as_answer_coco_holds_the_masks(segmentation):
 
 def test_as_answer_classes_are_those_of_the_segmentation_in_its_order(segmentation):
     classes = as_answer(segmentation, "a.png", seconds=0.1)["classes"]
-    assert [(entry["label"], entry["pixels"]) for entry in classes] == [("background", 17), ("dog", 6), ("cat", 1)]
+    assert [(entry["label"], entry["pixels"]) for entry in classes] == [
+        ("background", 17),
+        ("dog", 6),
+        ("cat", 1),
+    ]
 
 
 def test_as_answer_can_be_sent_as_json(segmentation):
-    assert json.loads(json.dumps(as_answer(segmentation, "a.png", seconds=0.1)))["model"] == "tiny 1.0"
+    assert (
+        json.loads(json.dumps(as_answer(segmentation, "a.png", seconds=0.1)))["model"] == "tiny 1.0"
+    )
 
 
 def test_steps_of_known_stages_are_in_plain_words_and_sum_up():

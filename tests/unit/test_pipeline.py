@@ -63,10 +63,15 @@ def error_of(answer) -> dict:
 
 @pytest.mark.parametrize(
     ("headers", "media_type", "opens_as"),
-    [({"Accept": "image/png"}, "image/png", "PNG"), ({"accept": "image/jpeg"}, "image/jpeg", "JPEG")],
+    [
+        ({"Accept": "image/png"}, "image/png", "PNG"),
+        ({"accept": "image/jpeg"}, "image/jpeg", "JPEG"),
+    ],
     ids=["png", "jpeg"],
 )
-def test_answer_accepting_a_picture_gives_one_of_the_image_size(tiny_pipeline, headers, media_type, opens_as):
+def test_answer_accepting_a_picture_gives_one_of_the_image_size(
+    tiny_pipeline, headers, media_type, opens_as
+):
     answer = tiny_pipeline.answer({"body": encoded(smooth(50, 80))}, headers)
     picture = Image.open(io.BytesIO(answer.body))
     assert (answer.status, answer.phrase, answer.media_type) == (200, "OK", media_type)
@@ -90,13 +95,17 @@ def test_answer_all_types_hold_the_mask_of_the_segmenter(tiny_pipeline):
 def test_answer_tells_the_time_of_every_stage(tiny_pipeline):
     answer = tiny_pipeline.answer({"body": encoded(noise(20, 30))}, {})
     stages = [r"decode", r"preprocess", r"inference", r"encode"]
-    assert re.fullmatch(", ".join(rf"{stage};dur=\d+\.\d\d" for stage in stages), answer.server_timing)
+    assert re.fullmatch(
+        ", ".join(rf"{stage};dur=\d+\.\d\d" for stage in stages), answer.server_timing
+    )
 
 
 def test_answer_tells_the_cost_that_was_asked_for(tiny_pipeline):
     answer = tiny_pipeline.answer({"body": encoded(smooth(128, 160))}, {"X-Segment-Mode": "slide"})
     assert answer.status == 200
-    assert re.search(r', inference;dur=\d+\.\d\d;desc="12\.0 passes", encode;dur', answer.server_timing)
+    assert re.search(
+        r', inference;dur=\d+\.\d\d;desc="12\.0 passes", encode;dur', answer.server_timing
+    )
 
 
 @pytest.mark.parametrize("tta", ["none", "flip", "multiscale"])
@@ -117,7 +126,9 @@ def test_answer_above_the_cost_of_the_record_is_413_that_names_what_fits(tiny_pi
     assert (answer.status, error_of(answer)["code"]) == (413, "cost_too_high")
     message = error_of(answer)["message"]
     assert re.match(
-        r"mode=slide tta=multiscale takes \d+\.\d passes .* an image of 160 x 128 pixels, the limit is 30; ", message
+        r"mode=slide tta=multiscale takes \d+\.\d passes .* an image of 160 x 128 pixels, the "
+        r"limit is 30; ",
+        message,
     )
     fitting = re.findall(r"mode=(\w+) tta=(\w+) \((\d+\.\d)\)", message)
     assert ("slide", "flip", "24.0") in fitting
@@ -133,7 +144,10 @@ def test_answer_cost_of_settings_goes_before_that_of_the_record(tiny_segmenter):
     strict = Pipeline(tiny_segmenter, Settings(precision="fp32", max_cost=1))
     assert strict.answer(row, {}).status == 200
     assert error_of(strict.answer(row, flipped))["code"] == "cost_too_high"
-    assert Pipeline(tiny_segmenter, Settings(precision="fp32", max_cost=2)).answer(row, flipped).status == 200
+    assert (
+        Pipeline(tiny_segmenter, Settings(precision="fp32", max_cost=2)).answer(row, flipped).status
+        == 200
+    )
 
 
 def test_answer_cost_of_the_record_holds():
@@ -144,7 +158,9 @@ def test_answer_cost_of_the_record_holds():
 
 def test_answer_slide_of_a_thin_image_is_refused_before_it_grows(tiny_pipeline):
     """The network cannot see one row; it would see 32 of 300,000 pixels."""
-    answer = tiny_pipeline.answer({"body": encoded(np.zeros((1, 300_000, 3), np.uint8))}, {"X-Segment-Mode": "slide"})
+    answer = tiny_pipeline.answer(
+        {"body": encoded(np.zeros((1, 300_000, 3), np.uint8))}, {"X-Segment-Mode": "slide"}
+    )
     assert (answer.status, error_of(answer)["code"]) == (413, "cost_too_high")
 
 
@@ -152,7 +168,10 @@ def test_answer_default_options_of_settings_hold(tiny_segmenter):
     pipeline = Pipeline(tiny_segmenter, Settings(precision="fp32", defaults=Options(mask="none")))
     row = {"body": encoded(noise(20, 30))}
     assert "mask" not in json.loads(pipeline.answer(row, {}).body)
-    assert json.loads(pipeline.answer(row, {"X-Segment-Mask": "png"}).body)["mask"]["encoding"] == "png"
+    assert (
+        json.loads(pipeline.answer(row, {"X-Segment-Mask": "png"}).body)["mask"]["encoding"]
+        == "png"
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,10 +198,19 @@ def test_answer_bad_request_gives_its_status_and_code(tiny_pipeline, row, header
 
 
 def test_answer_limits_of_settings_hold(tiny_segmenter):
-    pipeline = Pipeline(tiny_segmenter, Settings(precision="fp32", max_image_pixels=600, max_response_bytes=600))
-    assert error_of(pipeline.answer({"body": encoded(noise(20, 31))}, {}))["code"] == "image_too_large"
-    assert error_of(pipeline.answer({"body": encoded(noise(20, 30))}, {}))["code"] == "answer_too_large"
-    assert pipeline.answer({"body": encoded(noise(20, 30))}, {"X-Segment-Mask": "none"}).status == 200
+    pipeline = Pipeline(
+        tiny_segmenter, Settings(precision="fp32", max_image_pixels=600, max_response_bytes=600)
+    )
+    assert (
+        error_of(pipeline.answer({"body": encoded(noise(20, 31))}, {}))["code"] == "image_too_large"
+    )
+    assert (
+        error_of(pipeline.answer({"body": encoded(noise(20, 30))}, {}))["code"]
+        == "answer_too_large"
+    )
+    assert (
+        pipeline.answer({"body": encoded(noise(20, 30))}, {"X-Segment-Mask": "none"}).status == 200
+    )
 
 
 def test_answer_classes_threshold_and_confidence_reach_the_segmenter(tiny_pipeline):
@@ -202,7 +230,11 @@ def test_answer_classes_threshold_and_confidence_reach_the_segmenter(tiny_pipeli
 
 def test_answer_rules_that_change_nothing_give_the_same_bytes(tiny_pipeline):
     row = {"body": encoded(smooth(50, 80))}
-    ruled = {"X-Segment-Classes": "0,1,2", "X-Segment-Threshold": "0", "X-Segment-Confidence": "false"}
+    ruled = {
+        "X-Segment-Classes": "0,1,2",
+        "X-Segment-Threshold": "0",
+        "X-Segment-Confidence": "false",
+    }
     for accept in ("application/json", "image/png", "application/x-npy"):
         assert (
             tiny_pipeline.answer(row, {"Accept": accept, **ruled}).body
@@ -220,14 +252,19 @@ def test_answer_unknown_class_is_400_that_names_those_of_the_model(tiny_pipeline
 
 def test_pipeline_default_classes_that_the_model_has_not_raise(tiny_segmenter):
     with pytest.raises(
-        ModelError, match=r"^model-config.yaml: handler.defaults: option classes: got 'zebra'; the class"
+        ModelError,
+        match=r"^model-config.yaml: handler.defaults: option classes: got 'zebra'; the class",
     ):
         Pipeline(tiny_segmenter, Settings(precision="fp32", defaults=Options(classes=("zebra",))))
 
 
 def test_answer_network_without_memory_is_507():
     answer = pipeline_with(Greedy()).answer({"body": encoded(noise(20, 30))}, {})
-    assert (answer.status, answer.phrase, error_of(answer)["code"]) == (507, "Insufficient Storage", "out_of_memory")
+    assert (answer.status, answer.phrase, error_of(answer)["code"]) == (
+        507,
+        "Insufficient Storage",
+        "out_of_memory",
+    )
     assert "30 x 20 pixels" in error_of(answer)["message"]
 
 
@@ -242,7 +279,12 @@ def test_answer_decoder_without_memory_is_507_too(tiny_pipeline, monkeypatch):
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("secret /etc/passwd"), ValueError("secret"), KeyError("secret"), AssertionError("secret")],
+    [
+        RuntimeError("secret /etc/passwd"),
+        ValueError("secret"),
+        KeyError("secret"),
+        AssertionError("secret"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_answer_failing_network_is_500_without_details_and_logged(error, caplog):
@@ -260,7 +302,10 @@ def test_answer_client_error_is_not_logged(tiny_pipeline, caplog):
     assert not caplog.records
 
 
-@given(st.binary(max_size=200), st.dictionaries(st.sampled_from(["Accept", "X-Segment-Mask"]), st.text(max_size=9)))
+@given(
+    st.binary(max_size=200),
+    st.dictionaries(st.sampled_from(["Accept", "X-Segment-Mask"]), st.text(max_size=9)),
+)
 def test_answer_any_bytes_are_answered(tiny_pipeline, content, headers):
     answer = tiny_pipeline.answer({"body": content}, headers)
     assert answer.status in (400, 406, 413, 415, 422)
@@ -282,11 +327,20 @@ def test_describe_tells_what_the_record_and_the_settings_say(tiny_segmenter):
     assert (answer.status, answer.media_type) == (200, "application/json")
     assert [(info["label"], tuple(info["color"])) for info in document["classes"]] == list(CLASSES)
     assert document["input"]["resize"]["size_px"] == 64
-    assert document["limits"] == {"max_image_pixels": 123, "max_response_bytes": 456, "max_cost": 30}
+    assert document["limits"] == {
+        "max_image_pixels": 123,
+        "max_response_bytes": 456,
+        "max_cost": 30,
+    }
     assert document["options"]["mask"]["enum"] == ["dense", "rle", "png", "polygons", "none"]
     assert document["options"]["mode"]["enum"] == ["whole", "slide"]
     assert document["options"]["tta"]["enum"] == ["none", "flip", "multiscale"]
-    assert document["media_types"] == ["application/json", "image/png", "image/jpeg", "application/x-npy"]
+    assert document["media_types"] == [
+        "application/json",
+        "image/png",
+        "image/jpeg",
+        "application/x-npy",
+    ]
     assert document["image_formats"] == ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]
     assert (document["device"], document["precision"]) == ("cpu", "float32")
 
@@ -313,7 +367,9 @@ def test_warm_up_shows_the_network_every_shape_of_photograph():
 
 
 def test_warm_up_of_the_smallest_input_works():
-    record = tiny_record(input=InputRule(resize=ResizeRule(size_px=1), mean=(0.5,) * 3, std=(0.5,) * 3))
+    record = tiny_record(
+        input=InputRule(resize=ResizeRule(size_px=1), mean=(0.5,) * 3, std=(0.5,) * 3)
+    )
     segmenter = Segmenter(tiny_network(record), record, device=CPU, settings=FP32)
     Pipeline(segmenter, FP32).warm_up()
     assert segmenter.segment(noise(3, 4)).label_map.shape == (3, 4)
@@ -321,6 +377,14 @@ def test_warm_up_of_the_smallest_input_works():
 
 def test_runtime_docstring_names_the_modules_that_the_pipeline_calls():
     tree = ast.parse(Path(pipeline_module.__file__).read_text(encoding="utf-8"))
-    called = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1}
+    called = {
+        node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+    }
     named = set(re.findall(r"`(\w+)`", runtime.__doc__))
-    assert {"pipeline", "request", "quarantine", "image", "failover", "answer"} <= named <= called | {"pipeline"}
+    assert (
+        {"pipeline", "request", "quarantine", "image", "failover", "answer"}
+        <= named
+        <= called | {"pipeline"}
+    )

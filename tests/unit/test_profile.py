@@ -31,21 +31,36 @@ def test_profile_image_tells_operators_the_costliest_first(tiny_model, image_fil
     with LocalSegmenter(tiny_model, device="cpu") as segmenter:
         operators = profile_image(segmenter, image_file.read_bytes(), repeat=1).operators
     assert any("convolution" in operator.name for operator in operators)
-    assert [operator.self_ms for operator in operators] == sorted((o.self_ms for o in operators), reverse=True)
+    assert [operator.self_ms for operator in operators] == sorted(
+        (o.self_ms for o in operators), reverse=True
+    )
 
 
 def test_profile_command_prints_tables_and_writes_a_trace(tiny_model, image_file, tmp_path):
     trace = tmp_path / "trace.json"
-    command = ["profile", str(image_file), "--model", str(tiny_model), "--repeat", "2", "--trace", str(trace)]
+    command = [
+        "profile",
+        str(image_file),
+        "--model",
+        str(tiny_model),
+        "--repeat",
+        "2",
+        "--trace",
+        str(trace),
+    ]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     for word in ("decode", "inference", "total", "100%", "convolution", str(trace.name)):
         assert word in result.output
-    assert any("convolution" in event["name"] for event in json.loads(trace.read_text())["traceEvents"])
+    assert any(
+        "convolution" in event["name"] for event in json.loads(trace.read_text())["traceEvents"]
+    )
 
 
 def test_profile_command_what_is_no_image_is_told_in_one_line(tiny_model, tmp_path):
     (tmp_path / "notes.jpg").write_text("no image")
-    result = CliRunner().invoke(app, ["profile", str(tmp_path / "notes.jpg"), "--model", str(tiny_model)])
+    result = CliRunner().invoke(
+        app, ["profile", str(tmp_path / "notes.jpg"), "--model", str(tiny_model)]
+    )
     assert result.exit_code == 1
     assert "not an image in a format that is read" in " ".join(result.stderr.split())

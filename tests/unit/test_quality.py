@@ -11,8 +11,16 @@ from segserve.runtime.inference.labels import LabelRule, choose_labels
 from segserve.runtime.inference.quality import measure_quality
 
 
-@given(st.integers(1, 25), st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.1, 1.0, 30.0]), st.integers(0, 99))
-def test_measure_quality_any_logits_agree_with_the_definitions(classes, height, width, spread, seed):
+@given(
+    st.integers(1, 25),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([0.1, 1.0, 30.0]),
+    st.integers(0, 99),
+)
+def test_measure_quality_any_logits_agree_with_the_definitions(
+    classes, height, width, spread, seed
+):
     logits = torch.randn(classes, height, width, generator=torch.manual_seed(seed)) * spread
     quality = measure_quality(logits)
     probabilities = logits.double().softmax(dim=0)

@@ -80,7 +80,10 @@ def test_quantize_model_that_is_not_there_is_refused(pictures):
 
 
 def test_quantize_where_convolutions_cannot_be_watched_is_refused(model, pictures, monkeypatch):
-    monkeypatch.setattr("segserve.training.quantize.fused_network", lambda network, dtype: network)
-    assert "tiny cannot be computed in 8 bits: oneDNN does not compute its convolutions here" in refusal(
-        model, pictures
+    monkeypatch.setattr(
+        "segserve.training.quantize.cpu_fused_network", lambda network, dtype: network
+    )
+    assert (
+        "tiny cannot be computed in 8 bits: oneDNN does not compute its convolutions here"
+        in refusal(model, pictures)
     )

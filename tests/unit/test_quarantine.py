@@ -52,14 +52,18 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def decoded(folder, tmp_path):
-    """What a process with a decoder that crashes at the poison gets of images; a negative status where it crashed."""
+    """What a process with a decoder that crashes at the poison gets of images; a negative status
+    where it crashed.
+    """
     (tmp_path / "start").mkdir()
     start = write_poisoned_start(tmp_path / "start")
     environment = {**os.environ, "PYTHONPATH": f"{start}{os.pathsep}{PROJECT}"}
 
     def run(*paths: Path) -> tuple[int, list[str]]:
         command = [sys.executable, "-c", DECODE, str(folder), *map(str, paths)]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
         return ended.returncode, ended.stdout.splitlines()
 
     return run
@@ -73,13 +77,16 @@ def test_quarantine_decodes_as_decode_image_and_leaves_no_mark(folder):
     quarantine = Quarantine(folder)
     for _ in range(2):
         assert np.array_equal(
-            quarantine.decode(GOOD, max_pixels=600, needed=None).rgb, decode_image(GOOD, max_pixels=600)
+            quarantine.decode(GOOD, max_pixels=600, needed=None).rgb,
+            decode_image(GOOD, max_pixels=600),
         )
     quarantine.sweep()
     assert marks(folder) == []
 
 
-def test_quarantine_image_that_ends_the_process_is_refused_by_the_next_ones(decoded, images, folder):
+def test_quarantine_image_that_ends_the_process_is_refused_by_the_next_ones(
+    decoded, images, folder
+):
     assert decoded(images["poison"]) == (-signal.SIGSEGV, [])
     refused = "422 this image crashes its decoder; save it again with another program and send that"
     for _ in range(2):
@@ -179,7 +186,9 @@ def test_quarantine_whose_name_somebody_has_taken_is_one_of_its_own(tmp_path, mo
     monkeypatch.setattr(quarantine_module.tempfile, "tempdir", str(tmp_path))
     (tmp_path / "other").mkdir()
     name = tmp_path / f"segserve-{os.getuid()}-quarantine"
-    name.write_text("") if taken == "file" else name.symlink_to(tmp_path / ("other" if "folder" in taken else "gone"))
+    name.write_text("") if taken == "file" else name.symlink_to(
+        tmp_path / ("other" if "folder" in taken else "gone")
+    )
     assert Quarantine.in_temporary_folder() is not None
     [own] = tmp_path.glob("segserve-quarantine-*")
     assert own.stat().st_mode & 0o777 == 0o700

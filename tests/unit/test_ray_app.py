@@ -1,4 +1,6 @@
-"""What stands around Ray Serve: context, requests, tokens, metrics, archives. A running one is in tests/e2e."""
+"""What stands around Ray Serve: context, requests, tokens, metrics, archives. A running one is in
+tests/e2e.
+"""
 
 import asyncio
 import inspect
@@ -54,7 +56,13 @@ WORKER = Worker("tiny", "/model", {"model": {}}, {"batchSize": 2}, 2, None)
 
 def theirs() -> TorchServeContext:
     context = TorchServeContext(
-        WORKER.model_name, WORKER.model_dir, WORKER.manifest, 2, None, "0.12.0", model_yaml_config={"batchSize": 2}
+        WORKER.model_name,
+        WORKER.model_dir,
+        WORKER.manifest,
+        2,
+        None,
+        "0.12.0",
+        model_yaml_config={"batchSize": 2},
     )
     context.request_processor = [RequestProcessor(headers) for headers in HEADERS]
     return context
@@ -66,7 +74,11 @@ def context(request):
 
 
 def test_context_methods_have_the_parameters_of_torchserve_s():
-    ours = {name: member for name, member in inspect.getmembers(Context, inspect.isfunction) if name[0] != "_"}
+    ours = {
+        name: member
+        for name, member in inspect.getmembers(Context, inspect.isfunction)
+        if name[0] != "_"
+    }
     assert ours
     for name, method in ours.items():
         parameters = inspect.signature(method).parameters.values()
@@ -95,7 +107,10 @@ def test_context_keeps_the_answers_of_a_batch_apart(context):
     assert context.get_response_status(0) == (200, None)
     assert context.get_response_status(1) == (422, "Unprocessable Content")
     assert context.get_response_content_type(0) is None
-    assert context.get_response_headers(1) == {"content-type": "application/json", "Server-Timing": "decode;dur=1"}
+    assert context.get_response_headers(1) == {
+        "content-type": "application/json",
+        "Server-Timing": "decode;dur=1",
+    }
 
 
 # The handler of an archive
@@ -115,15 +130,19 @@ from segserve.ray_app.context import Context
 from segserve.ray_app.loading import load_handler
 archive, folder, image = map(Path, sys.argv[1:])
 MODEL = ["model_name", "model_version"]
-handler, worker = load_handler(archive, folder, overrides={"handler": {"threads": 1}, "maxWorkers": 3}, gpu_id=None,
-                               metrics={"segserve_requests_total": [*MODEL, "status", "encoding", "error"],
-                                        "segserve_worker_starts_total": MODEL, "segserve_batch_size": ["other"]})
+handler, worker = load_handler(archive, folder, overrides={"handler": {"threads": 1}, "maxWorkers":
+3}, gpu_id=None,
+                               metrics={"segserve_requests_total": [*MODEL, "status", "encoding",
+                               "error"],
+                                        "segserve_worker_starts_total": MODEL,
+                                        "segserve_batch_size": ["other"]})
 context = Context(worker, [{}, {"accept": "image/png"}])
 bodies = handler.handle([{"body": image.read_bytes()}] * 2, context)
 homes = {Path(sys.modules[name].__file__).is_relative_to(folder)
          for name in ("handler", "deeplabv3", "segserve.runtime", "segserve.runtime.pipeline")}
 import torch
-print(json.dumps([json.loads(bodies[0])["width"], context.get_response_content_type(1), worker.model_yaml_config,
+print(json.dumps([json.loads(bodies[0])["width"], context.get_response_content_type(1),
+worker.model_yaml_config,
                   sorted(homes), torch.get_num_threads(), worker.metrics.drain()]))
 """
 
@@ -131,7 +150,14 @@ print(json.dumps([json.loads(bodies[0])["width"], context.get_response_content_t
 def test_load_handler_runs_the_code_of_the_archive(archive, tmp_path):
     (tmp_path / "image.png").write_bytes(encoded(noise(8, 9)))
     (tmp_path / "model").mkdir()
-    command = [sys.executable, "-c", LOAD, str(archive), str(tmp_path / "model"), str(tmp_path / "image.png")]
+    command = [
+        sys.executable,
+        "-c",
+        LOAD,
+        str(archive),
+        str(tmp_path / "model"),
+        str(tmp_path / "image.png"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     width, media_type, config, homes, threads, observations = json.loads(result.stdout)
@@ -154,7 +180,12 @@ def test_load_handler_beside_another_runtime_is_refused(archive, tmp_path):
 
 def test_read_archive_tells_name_version_and_settings(archive):
     told = read_archive(archive)
-    assert (told.name, told.version, told.config.batchSize, told.config.jobQueueSize) == ("tiny", "1.0", 4, 100)
+    assert (told.name, told.version, told.config.batchSize, told.config.jobQueueSize) == (
+        "tiny",
+        "1.0",
+        4,
+        100,
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +194,10 @@ def test_read_archive_tells_name_version_and_settings(archive):
         (None, "cannot read the archive .*: No such file"),
         (b"text", "expected an archive made by `segserve archive`: File is not a zip file"),
         ({"other": "x"}, "expected an archive made by `segserve archive`: .*MANIFEST"),
-        ({"MAR-INF/MANIFEST.json": "[]", "model-config.yaml": ""}, "expected an archive made by `segserve archive`"),
+        (
+            {"MAR-INF/MANIFEST.json": "[]", "model-config.yaml": ""},
+            "expected an archive made by `segserve archive`",
+        ),
         (
             {
                 "MAR-INF/MANIFEST.json": '{"model": {"modelName": "a", "modelVersion": "1"}}',
@@ -212,7 +246,9 @@ def test_cores_needed_are_those_of_all_replicas_of_all_archives(archive):
 
 def test_cores_needed_without_archive_says_how_to_name_one(monkeypatch):
     monkeypatch.delenv("SEGSERVE_ARCHIVE", raising=False)
-    with pytest.raises(ModelError, match=r"no archive was named: give archive=FILE\.mar, or set SEGSERVE_ARCHIVE"):
+    with pytest.raises(
+        ModelError, match=r"no archive was named: give archive=FILE\.mar, or set SEGSERVE_ARCHIVE"
+    ):
         cores_needed(Arguments())
 
 
@@ -227,7 +263,11 @@ def test_arguments_of_the_documentation_are_those_that_are_known():
     [block] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     [application] = yaml.safe_load(block)["applications"]
     assert Arguments(**application["args"]).max_replicas == 16
-    named = {name for row in re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    named = {
+        name
+        for row in re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
     assert set(Arguments.model_fields) <= named
 
 
@@ -254,7 +294,9 @@ def test_read_body_joins_its_chunks():
 
 def test_read_body_that_is_too_large_is_refused_after_its_end():
     chunks = pieces(b"ab", b"cd", b"e")
-    with pytest.raises(TooLargeError, match="the request has 5 bytes, the limit is 3; send a smaller image"):
+    with pytest.raises(
+        TooLargeError, match="the request has 5 bytes, the limit is 3; send a smaller image"
+    ):
         asyncio.run(read_body(chunks, max_bytes=3))
     assert asyncio.run(anext(chunks, "its end")) == "its end"
 
@@ -265,8 +307,12 @@ def test_door_keeps_nothing_of_a_body_that_comes_without_the_token(tmp_path):
     async def receive():
         return {"type": "http.request", "body": bytes(1 << 20), "more_body": next(told) > 0}
 
-    door = Door.func_or_class({}, {}, key_file=str(tmp_path / "keys"), token_minutes=60, max_request_bytes=1 << 26)
-    request = Request({"type": "http", "method": "POST", "path": "/predictions/tiny", "headers": []}, receive)
+    door = Door.func_or_class(
+        {}, {}, key_file=str(tmp_path / "keys"), token_minutes=60, max_request_bytes=1 << 26
+    )
+    request = Request(
+        {"type": "http", "method": "POST", "path": "/predictions/tiny", "headers": []}, receive
+    )
     tracemalloc.start()
     try:
         response = asyncio.run(door(request))
@@ -279,7 +325,7 @@ def test_door_keeps_nothing_of_a_body_that_comes_without_the_token(tmp_path):
 
 
 FORM = (
-    b'--xyz\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    b'--xyz\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'  # noqa: E501
     b"\xff\x00\r\n-\r\n"
     b'--xyz\r\nContent-Disposition: form-data; name="mask"\r\n\r\nrle\r\n--xyz--\r\n'
 )
@@ -302,7 +348,11 @@ def test_as_row_gives_what_torchserve_would(content_type, expected):
 
 def test_as_row_large_parts_are_whole():
     image = bytes(range(256)) * 2**13  # 2 MiB, more than is kept in memory by default
-    body = b'--b\r\nContent-Disposition: form-data; name="data"; filename="a"\r\n\r\n' + image + b"\r\n--b--\r\n"
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="data"; filename="a"\r\n\r\n'
+        + image
+        + b"\r\n--b--\r\n"
+    )
     assert as_row(body, "multipart/form-data; boundary=b") == {"data": image}
 
 
@@ -312,7 +362,10 @@ def test_as_row_large_parts_are_whole():
     ids=["garbage", "no boundary"],
 )
 def test_as_row_of_a_broken_form_says_what_was_expected(body, content_type):
-    with pytest.raises(BadRequestError, match=r"the form cannot be read .*; expected multipart/form-data with a part"):
+    with pytest.raises(
+        BadRequestError,
+        match=r"the form cannot be read .*; expected multipart/form-data with a part",
+    ):
         as_row(body, content_type)
 
 
@@ -321,13 +374,29 @@ def test_as_row_of_a_broken_form_says_what_was_expected(body, content_type):
     [
         ([(b"X-Segment-Mask", b"png")], "", {"x-segment-mask": "png"}),
         ([], "mask=rle&classes=cat,dog", {"x-segment-mask": "rle", "x-segment-classes": "cat,dog"}),
-        ([(b"x-segment-mask", b"png")], "mask=rle&tta=flip", {"x-segment-mask": "png", "x-segment-tta": "flip"}),
+        (
+            [(b"x-segment-mask", b"png")],
+            "mask=rle&tta=flip",
+            {"x-segment-mask": "png", "x-segment-tta": "flip"},
+        ),
         ([], "classes=caf%C3%A9", {"x-segment-classes": "café"}),
         ([], "mask=rle&mask=png", {"x-segment-mask": "rle, png"}),
         ([], "mask=", {"x-segment-mask": ""}),
-        ([(b"describe", b"True"), (b"Authorization", b"Bearer x"), (b"accept", b"*/*")], "", {"accept": "*/*"}),
+        (
+            [(b"describe", b"True"), (b"Authorization", b"Bearer x"), (b"accept", b"*/*")],
+            "",
+            {"accept": "*/*"},
+        ),
     ],
-    ids=["header", "query", "header before query", "escaped", "twice", "empty", "what is not passed on"],
+    ids=[
+        "header",
+        "query",
+        "header before query",
+        "escaped",
+        "twice",
+        "empty",
+        "what is not passed on",
+    ],
 )
 def test_as_headers_joins_headers_and_query(raw, query, expected):
     assert as_headers(raw, query) == expected
@@ -384,7 +453,7 @@ def test_tokens_check_refuses_in_torchserve_s_words(key_file, given):
     assert caught.value.status == 400
     assert caught.value.body == (
         b'{\n  "code": 400,\n  "type": "InvalidKeyException",\n  "message": '
-        b'"Token Authorization failed. Token either incorrect, expired, or not provided correctly"\n}\n'
+        b'"Token Authorization failed. Token either incorrect, expired, or not provided correctly"\n}\n'  # noqa: E501
     )
 
 
@@ -407,7 +476,9 @@ def test_tokens_renewed_elsewhere_are_known(key_file):
         here.check(old, "inference")
 
 
-@pytest.mark.parametrize(("key", "kind"), [("inference", "inference"), ("API", "other")], ids=["key", "kind"])
+@pytest.mark.parametrize(
+    ("key", "kind"), [("inference", "inference"), ("API", "other")], ids=["key", "kind"]
+)
 def test_tokens_renew_with_another_key_or_kind_refuses(key_file, key, kind):
     tokens = Tokens(key_file, minutes=60)
     before = key_file.read_text()
@@ -458,13 +529,22 @@ def test_metrics_count_under_torchserve_s_names():
 def test_metrics_expose_all_that_is_declared_under_its_labels():
     metrics = Metrics()
     metrics.count_prediction("tiny", None, seconds=0.5, handler_seconds=0.25)
-    metrics.count_observations(Observation(metric.name, 0.25, ("x",) * len(metric.labels)) for metric in OWN)
+    metrics.count_observations(
+        Observation(metric.name, 0.25, ("x",) * len(metric.labels)) for metric in OWN
+    )
     families = list(text_string_to_metric_families(metrics.exposed().decode()))
-    labels = {sample.name: set(sample.labels) - {"le"} for family in families for sample in family.samples}
+    labels = {
+        sample.name: set(sample.labels) - {"le"} for family in families for sample in family.samples
+    }
     for metric in (*OWN, *ENGINE):
         for name in sample_names(metric):
             assert labels[name] == {*metric.labels, metric.host_label}
-    buckets = {sample.labels["le"] for family in families for sample in family.samples if "le" in sample.labels}
+    buckets = {
+        sample.labels["le"]
+        for family in families
+        for sample in family.samples
+        if "le" in sample.labels
+    }
     assert sorted(map(float, buckets)) == [*BUCKETS, math.inf]
 
 
@@ -489,7 +569,10 @@ def test_metrics_count_observations_add_observe_and_set():
 
 
 def test_sink_takes_what_torchserve_s_takes():
-    ours, theirs = inspect.signature(Sink.add_or_update), inspect.signature(CachingMetric.add_or_update)
+    ours, theirs = (
+        inspect.signature(Sink.add_or_update),
+        inspect.signature(CachingMetric.add_or_update),
+    )
     assert list(ours.parameters) == list(theirs.parameters)[: len(ours.parameters)]
 
 

@@ -1,4 +1,6 @@
-"""Ray Serve and archives that must be signed: told before anything is deployed, and again by every replica."""
+"""Ray Serve and archives that must be signed: told before anything is deployed, and again by every
+replica.
+"""
 
 import pickle
 
@@ -37,7 +39,9 @@ def keys(tmp_path):
 def test_arguments_with_trust_take_a_signed_archive_alone(archive, keys):
     key, public = keys
     arguments = Arguments(archive=str(archive), trust=str(public), threads=1)
-    with pytest.raises(SignatureError, match=r"there is no signature echo-1\.0\.mar\.minisig beside it"):
+    with pytest.raises(
+        SignatureError, match=r"there is no signature echo-1\.0\.mar\.minisig beside it"
+    ):
         cores_needed(arguments)
     key.sign(archive)
     assert cores_needed(arguments) == 1

@@ -1,4 +1,6 @@
-"""`segserve segment`: what is printed where, its exit status, and how it takes signals and a full disk."""
+"""`segserve segment`: what is printed where, its exit status, and how it takes signals and a full
+disk.
+"""
 
 import io
 import json
@@ -29,7 +31,9 @@ def server():
 
 
 def result_files(folder) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {OPTIONS_FILE}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {
+        OPTIONS_FILE
+    }
 
 
 def lines(content: bytes) -> list[dict]:
@@ -56,14 +60,35 @@ def test_segment_again_says_how_many_are_there(server, tmp_path):
 
 def test_segment_sends_options_token_and_model(server, tmp_path):
     write_images(tmp_path, "a.jpg")
-    options = ("--mode", "slide", "--tta", "flip", "--classes", "cat,dog", "--threshold", "0.5", "--model", "tiny")
+    options = (
+        "--mode",
+        "slide",
+        "--tta",
+        "flip",
+        "--classes",
+        "cat,dog",
+        "--threshold",
+        "0.5",
+        "--model",
+        "tiny",
+    )
     address = ("--server", server.url)
-    done = segserve("segment", "a.jpg", *address, *options, folder=tmp_path, SEGSERVE_TOKEN="made up")  # noqa: S106
+    done = segserve(
+        "segment",
+        "a.jpg",
+        *address,
+        *options,
+        folder=tmp_path,
+        SEGSERVE_TOKEN="made up",  # noqa: S106
+    )
     assert done.returncode == 0, done.stderr
     [received] = server.received
     assert received.path == "/predictions/tiny"
     assert received.headers["Authorization"] == "Bearer made up"
-    sent = {name: received.headers[f"X-Segment-{name}"] for name in ("Mode", "Tta", "Classes", "Threshold")}
+    sent = {
+        name: received.headers[f"X-Segment-{name}"]
+        for name in ("Mode", "Tta", "Classes", "Threshold")
+    }
     assert sent == {"Mode": "slide", "Tta": "flip", "Classes": '["cat", "dog"]', "Threshold": "0.5"}
 
 
@@ -92,17 +117,36 @@ def test_segment_with_json_prints_one_object_a_line(server, tmp_path):
     by_path = {image["path"]: image for image in images}
     assert by_path["in/a.jpg"] == {"path": "in/a.jpg", "output": "out/a.png", "skipped": True}
     assert by_path["in/b.jpg"]["output"] == "out/b.png"
-    assert [entry["label"] for entry in by_path["in/b.jpg"]["classes"]] == ["background", "dog", "cat"]
-    assert by_path[odd]["error"] == {"code": "image_unsupported", "message": "not an image in a format that is read"}
+    assert [entry["label"] for entry in by_path["in/b.jpg"]["classes"]] == [
+        "background",
+        "dog",
+        "cat",
+    ]
+    assert by_path[odd]["error"] == {
+        "code": "image_unsupported",
+        "message": "not an image in a format that is read",
+    }
     seconds = last["summary"].pop("seconds")
     assert seconds >= 0
-    assert last["summary"] == {"segmented": 1, "skipped": 1, "failed": 1, "left": 0, "stopped": None}
+    assert last["summary"] == {
+        "segmented": 1,
+        "skipped": 1,
+        "failed": 1,
+        "left": 0,
+        "stopped": None,
+    }
 
 
 def test_segment_from_stdin_writes_the_result_to_stdout(server, tmp_path):
     arguments = command("segment", "-", "--server", server.url)
     done = subprocess.run(
-        arguments, cwd=tmp_path, env=environment(), input=IMAGE, capture_output=True, timeout=60, check=False
+        arguments,
+        cwd=tmp_path,
+        env=environment(),
+        input=IMAGE,
+        capture_output=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert np.array_equal(np.array(Image.open(io.BytesIO(done.stdout))), LABEL_MAP)
@@ -110,16 +154,24 @@ def test_segment_from_stdin_writes_the_result_to_stdout(server, tmp_path):
 
 
 def test_segment_from_stdin_with_folder_writes_a_file(server, tmp_path):
-    done = segserve("segment", "-", "-o", "out", "--server", server.url, folder=tmp_path, content=IMAGE)
+    done = segserve(
+        "segment", "-", "-o", "out", "--server", server.url, folder=tmp_path, content=IMAGE
+    )
     assert (done.returncode, done.stdout) == (0, b"")
     assert result_files(tmp_path / "out") == {"stdin.png"}
 
 
 def test_segment_with_coco_writes_one_data_set_beside_the_images_own(server, tmp_path):
     write_images(tmp_path, "in/a.jpg", "in/b.jpg")
-    done = segserve("segment", "in", "-o", "out", "--format", "coco", "--server", server.url, folder=tmp_path)
+    done = segserve(
+        "segment", "in", "-o", "out", "--format", "coco", "--server", server.url, folder=tmp_path
+    )
     assert done.returncode == 0
-    assert result_files(tmp_path / "out") == {"a.coco.json", "b.coco.json", "segmentation.coco.json"}
+    assert result_files(tmp_path / "out") == {
+        "a.coco.json",
+        "b.coco.json",
+        "segmentation.coco.json",
+    }
 
 
 @pytest.mark.parametrize(
@@ -133,7 +185,15 @@ def test_segment_with_coco_writes_one_data_set_beside_the_images_own(server, tmp
         (("a.jpg", "--local", "--token", "t"), "--local computes without a server: leave out"),
         (("-", "--overlay"), "name a folder with -o"),
     ],
-    ids=["same result", "no images", "missing", "file in the place", "read-only", "local and token", "two on stdout"],
+    ids=[
+        "same result",
+        "no images",
+        "missing",
+        "file in the place",
+        "read-only",
+        "local and token",
+        "two on stdout",
+    ],
 )
 def test_segment_that_is_refused_sends_nothing(server, tmp_path, arguments, message):
     write_images(tmp_path, "a.jpg", "in/a.jpg")
@@ -143,20 +203,32 @@ def test_segment_that_is_refused_sends_nothing(server, tmp_path, arguments, mess
     done = segserve("segment", *arguments, *given, *address, folder=tmp_path, content=IMAGE)
     assert (done.returncode, done.stdout, server.received) == (1, b"", [])
     [line] = done.stderr.decode().splitlines()
-    assert message in line.replace("in/a.jpg and a.jpg", "a.jpg and a.jpg").replace("in/a.jpg", "a.jpg")
+    assert message in line.replace("in/a.jpg and a.jpg", "a.jpg and a.jpg").replace(
+        "in/a.jpg", "a.jpg"
+    )
 
 
 def test_segment_with_other_options_into_the_same_folder_is_refused(server, tmp_path):
     write_images(tmp_path, "a.jpg")
     segserve("segment", "a.jpg", "--server", server.url, folder=tmp_path)
-    done = segserve("segment", "a.jpg", "--force", "--mode", "slide", "--server", server.url, folder=tmp_path)
+    done = segserve(
+        "segment", "a.jpg", "--force", "--mode", "slide", "--server", server.url, folder=tmp_path
+    )
     assert done.returncode == 1
-    assert "segmented holds results of other options (mode: default then, slide now)" in done.stderr.decode()
+    assert (
+        "segmented holds results of other options (mode: default then, slide now)"
+        in done.stderr.decode()
+    )
 
 
 def test_segment_with_model_that_was_mistyped_is_not_in_the_way_of_the_right_one(server, tmp_path):
     write_images(tmp_path, "in/a.jpg")
-    server.script = [Canned(b'{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: tni"}', 404)]
+    server.script = [
+        Canned(
+            b'{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: tni"}',
+            404,
+        )
+    ]
     arguments = ("segment", "in", "-o", "out", "--server", server.url, "--model")
     assert segserve(*arguments, "tni", folder=tmp_path).returncode == 1
     done = segserve(*arguments, "tiny", folder=tmp_path)
@@ -168,25 +240,37 @@ def test_segment_that_makes_nothing_leaves_earlier_results_their_options(server,
     write_images(tmp_path, "a.jpg", "b.jpg")
     arguments = ("-o", "out", "--server", server.url)
     segserve("segment", "a.jpg", *arguments, folder=tmp_path)
-    server.answer = Canned(b'{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: tni"}', 404)
+    server.answer = Canned(
+        b'{"code": 404, "type": "ModelNotFoundException", "message": "Model not found: tni"}', 404
+    )
     assert segserve("segment", "b.jpg", *arguments, folder=tmp_path).returncode == 1
     done = segserve("segment", "b.jpg", *arguments, "--mode", "slide", folder=tmp_path)
-    assert "out holds results of other options (mode: default then, slide now)" in done.stderr.decode()
+    assert (
+        "out holds results of other options (mode: default then, slide now)" in done.stderr.decode()
+    )
 
 
 def test_segment_into_a_folder_of_an_odd_name_prints_one_line(server, tmp_path):
     write_images(tmp_path, "a.jpg")
-    done = segserve("segment", "a.jpg", "-o", "line\nbreak", "--server", server.url, folder=tmp_path)
+    done = segserve(
+        "segment", "a.jpg", "-o", "line\nbreak", "--server", server.url, folder=tmp_path
+    )
     [summary] = done.stderr.decode().splitlines()
     assert summary.startswith("1 segmented; results in line\\nbreak/ (")
-    refused = segserve("segment", "a.jpg", "-o", "a.jpg/line\nbreak", "--server", server.url, folder=tmp_path)
+    refused = segserve(
+        "segment", "a.jpg", "-o", "a.jpg/line\nbreak", "--server", server.url, folder=tmp_path
+    )
     [line] = refused.stderr.decode().splitlines()
     assert line.startswith("segserve: a.jpg/line\\nbreak: cannot be written to")
 
 
-def test_segment_with_token_that_no_header_holds_sends_nothing_and_does_not_tell_it(server, tmp_path):
+def test_segment_with_token_that_no_header_holds_sends_nothing_and_does_not_tell_it(
+    server, tmp_path
+):
     write_images(tmp_path, "a.jpg")
-    done = segserve("segment", "a.jpg", "--server", server.url, "--token", "s3cr\net", folder=tmp_path)
+    done = segserve(
+        "segment", "a.jpg", "--server", server.url, "--token", "s3cr\net", folder=tmp_path
+    )
     assert (done.returncode, server.received) == (1, [])
     [line] = done.stderr.decode().splitlines()
     assert line.startswith("segserve: the token holds a line break")
@@ -233,14 +317,18 @@ def test_segment_on_a_full_disk_stops_with_one_line_and_leaves_nothing_half(serv
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.endswith(".part")]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "TERM"])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "TERM"]
+)
 def test_segment_that_is_interrupted_keeps_what_is_finished(server, tmp_path, number, status):
     write_images(tmp_path, *(f"in/{n:02}.jpg" for n in range(40)))
     quick = server.answer
     server.script = [quick] * 12
     server.answer = Canned(quick.body, pause_s=20)
     arguments = command("segment", "in", "-o", "out", "--server", server.url)
-    with subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE
+    ) as process:
         deadline = time.monotonic() + 30
         while len(result_files(tmp_path / "out")) < 12 and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -250,7 +338,10 @@ def test_segment_that_is_interrupted_keeps_what_is_finished(server, tmp_path, nu
     assert time.monotonic() - began_s < 5
     assert process.returncode == status
     [line] = stderr.decode().splitlines()
-    assert line == "segserve: interrupted; 12 segmented, 28 left; the same command goes on where it stopped"
+    assert (
+        line
+        == "segserve: interrupted; 12 segmented, 28 left; the same command goes on where it stopped"
+    )
     assert all(name.endswith(".png") for name in result_files(tmp_path / "out"))
 
     server.answer = quick
@@ -263,7 +354,10 @@ def test_segment_keeps_eight_requests_in_flight(server, tmp_path):
     write_images(tmp_path, *(f"in/{number}.jpg" for number in range(16)))
     server.answer = Canned(server.answer.body, pause_s=3)
     process = subprocess.Popen(
-        command("segment", "in", "--server", server.url), cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL
+        command("segment", "in", "--server", server.url),
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.DEVNULL,
     )
     with process:
         deadline = time.monotonic() + 30
@@ -281,9 +375,15 @@ def test_segment_finds_the_server_that_was_left_running_here(server, tmp_path):
     write_images(tmp_path, "a.jpg")
     run_dir = tmp_path / ".run" / "serve"
     run_dir.mkdir(parents=True)
-    urls = {"inference_url": server.url, "management_url": "http://127.0.0.1:9", "metrics_url": "http://127.0.0.1:9"}
+    urls = {
+        "inference_url": server.url,
+        "management_url": "http://127.0.0.1:9",
+        "metrics_url": "http://127.0.0.1:9",
+    }
     process = {"pid": os.getpid(), "created_s": creation_s(os.getpid())}
-    (run_dir / "server.json").write_text(json.dumps({**process, **urls, "models": ["mine"], "tmp_dir": "/nowhere"}))
+    (run_dir / "server.json").write_text(
+        json.dumps({**process, **urls, "models": ["mine"], "tmp_dir": "/nowhere"})
+    )
     (run_dir / "key_file.json").write_text(json.dumps({"inference": {"key": "found"}}))
     done = segserve("segment", "a.jpg", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -295,12 +395,17 @@ def test_segment_through_a_server_imports_no_torch(server, tmp_path):
     write_images(tmp_path, "a.jpg")
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
     arguments = command("segment", "a.jpg", "--server", server.url)
-    done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        arguments, cwd=tmp_path, env=environment(), capture_output=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_completion_offers_models(tmp_path):
-    variables = {"_PYTHON__M_SEGSERVE_COMPLETE": "complete_bash", "_SEGSERVE_COMPLETE": "complete_bash"}
+    variables = {
+        "_PYTHON__M_SEGSERVE_COMPLETE": "complete_bash",
+        "_SEGSERVE_COMPLETE": "complete_bash",
+    }
     words = {"COMP_WORDS": "segserve archive emb", "COMP_CWORD": "2"}
     code = "from segserve.cli import app; app(prog_name='segserve')"
     done = subprocess.run(

@@ -53,7 +53,9 @@ def test_missing_names_the_files_that_are_not_there(tmp_path):
 )
 def test_check_with_two_images_of_one_result_names_both(folder, arguments):
     write_images(folder, "in/a.jpg", "in/a.png", "other/a.jpg")
-    with pytest.raises(SegmentError, match=r"a\.(jpg|png) and (in|other)/a\.(jpg|png) would both become out/a\.png"):
+    with pytest.raises(
+        SegmentError, match=r"a\.(jpg|png) and (in|other)/a\.(jpg|png) would both become out/a\.png"
+    ):
         check(Layout(Path("out")), *arguments)
 
 
@@ -87,7 +89,9 @@ def test_claim_folder_makes_it_and_notes_the_options(tmp_path):
 
 def test_claim_folder_with_other_options_raises_and_keeps_the_note(tmp_path):
     claim_folder(tmp_path, {"model": "tiny", "mode": "slide"})
-    with pytest.raises(SegmentError, match=r"\(mode: slide then, default now; threshold: default then, 0.5 now\)"):
+    with pytest.raises(
+        SegmentError, match=r"\(mode: slide then, default now; threshold: default then, 0.5 now\)"
+    ):
         claim_folder(tmp_path, {"model": "tiny", "threshold": 0.5})
     claim_folder(tmp_path, {"model": "tiny", "mode": "slide"})
 
@@ -104,7 +108,9 @@ def test_claim_folder_with_a_foreign_data_set_leaves_it(tmp_path):
         claim_folder(tmp_path, {})
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/segserve"], ids=["file", "below a file", "read-only"])
+@pytest.mark.parametrize(
+    "place", ["file", "file/below", "/proc/segserve"], ids=["file", "below a file", "read-only"]
+)
 def test_claim_folder_that_cannot_be_written_to_raises(folder, place):
     (folder / "file").write_text("")
     with pytest.raises(SegmentError, match="cannot be written to"):

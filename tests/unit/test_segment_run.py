@@ -1,4 +1,6 @@
-"""`segserve segment` against a server on 127.0.0.1, in this process: what is asked, written, skipped and reported."""
+"""`segserve segment` against a server on 127.0.0.1, in this process: what is asked, written,
+skipped and reported.
+"""
 
 import json
 import os
@@ -130,7 +132,9 @@ def test_run_with_unreadable_files_among_good_ones_tells_each(server, images, ou
     (images / "self.jpg").symlink_to("self.jpg")
     started = Started(server, images, Layout(out))
     assert started.counts == (3, 0, 3, 0)
-    told = {outcome.source.name: outcome for outcome in started.outcomes if isinstance(outcome, Failed)}
+    told = {
+        outcome.source.name: outcome for outcome in started.outcomes if isinstance(outcome, Failed)
+    }
     assert told["lost.jpg"].message == "cannot be read: No such file or directory"
     assert told["self.jpg"].message == "cannot be read: Too many levels of symbolic links"
     assert (told["text.jpg"].code, told["text.jpg"].message) == (
@@ -153,7 +157,10 @@ def test_run_with_name_too_long_for_a_result_goes_on(server, images, out):
     [
         (refused("InvalidKeyException", 400), "segserve serve` prints a new one"),
         (refused("ModelNotFoundException", 404), "name the model that is served"),
-        (Canned(b'{"error": {"code": "bad_option", "message": "no class dgo"}}', 400), "no class dgo"),
+        (
+            Canned(b'{"error": {"code": "bad_option", "message": "no class dgo"}}', 400),
+            "no class dgo",
+        ),
         (Canned(b"<html>", 403), "Forbidden"),
     ],
     ids=["token", "model", "option", "proxy"],
@@ -232,7 +239,11 @@ def test_json_result_is_the_servers_answer_with_rle(server, images, out):
 
     Started(server, images, Layout(out, Format.JSON))
     answer = json.loads((out / "a.json").read_bytes())
-    assert (answer["width"], answer["height"], answer["model"]) == (6, 4, {"name": "tiny", "version": "1.0"})
+    assert (answer["width"], answer["height"], answer["model"]) == (
+        6,
+        4,
+        {"name": "tiny", "version": "1.0"},
+    )
     assert [(entry["label"], entry["box"]) for entry in answer["classes"][1:]] == [
         ("dog", [2, 1, 5, 3]),
         ("cat", [0, 0, 1, 1]),
@@ -247,12 +258,18 @@ def test_data_set_is_read_by_pycocotools(server, images, out, capsys):
 
     Started(server, images, Layout(out, Format.COCO))
     data_set = COCO(str(write_data_set(out)))
-    assert [data_set.imgs[i]["file_name"] for i in sorted(data_set.imgs)] == ["a.jpg", "b.jpg", "deep/c.png"]
+    assert [data_set.imgs[i]["file_name"] for i in sorted(data_set.imgs)] == [
+        "a.jpg",
+        "b.jpg",
+        "deep/c.png",
+    ]
     assert {category["name"] for category in data_set.dataset["categories"]} == {"cat", "dog"}
     assert sorted(data_set.anns) == list(range(1, 7))
     for image_id in data_set.imgs:
         for annotation in data_set.imgToAnns[image_id]:
-            assert np.array_equal(data_set.annToMask(annotation), annotation["category_id"] == LABEL_MAP)
+            assert np.array_equal(
+                data_set.annToMask(annotation), annotation["category_id"] == LABEL_MAP
+            )
 
 
 def test_data_set_of_one_image_is_whole_by_itself(server, images, out):

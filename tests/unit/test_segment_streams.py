@@ -1,4 +1,6 @@
-"""`segserve segment` where its streams are closed, full, empty or read by nobody, and where Ctrl-C is pressed twice."""
+"""`segserve segment` where its streams are closed, full, empty or read by nobody, and where Ctrl-C
+is pressed twice.
+"""
 
 import fcntl
 import os
@@ -32,10 +34,14 @@ def folder(tmp_path):
 
 
 def started(*arguments: str, folder: Path, **streams) -> subprocess.Popen:
-    """As a user's shell starts it: Python holds back what it prints, unlike where PYTHONUNBUFFERED is set."""
+    """As a user's shell starts it: Python holds back what it prints, unlike where PYTHONUNBUFFERED
+    is set.
+    """
     streams.setdefault("stdin", subprocess.DEVNULL)
     buffered = environment(PYTHONUNBUFFERED="")
-    return subprocess.Popen(command(*arguments), cwd=folder, env=buffered, stderr=subprocess.PIPE, **streams)
+    return subprocess.Popen(
+        command(*arguments), cwd=folder, env=buffered, stderr=subprocess.PIPE, **streams
+    )
 
 
 def ended(process: subprocess.Popen) -> tuple[int, list[str]]:
@@ -67,8 +73,12 @@ def wait_for(condition, timeout_s: float = 30) -> None:
         time.sleep(0.01)
 
 
-def test_segment_whose_output_nobody_reads_any_more_stops_and_keeps_what_is_finished(server, folder):
-    process = started("segment", "in", "--json", "-o", "out", "--server", server.url, folder=folder, stdout=-1)
+def test_segment_whose_output_nobody_reads_any_more_stops_and_keeps_what_is_finished(
+    server, folder
+):
+    process = started(
+        "segment", "in", "--json", "-o", "out", "--server", server.url, folder=folder, stdout=-1
+    )
     assert process.stdout.readline().startswith(b'{"path": "in/')
     process.stdout.close()
     process.stdout = None
@@ -81,7 +91,12 @@ def test_segment_whose_output_nobody_reads_any_more_stops_and_keeps_what_is_fini
 
 @pytest.mark.parametrize(
     "arguments",
-    [("segment", "cat.png", "--json"), ("segment", "-", "--format", "json"), ("segment", "--help"), ("stop",)],
+    [
+        ("segment", "cat.png", "--json"),
+        ("segment", "-", "--format", "json"),
+        ("segment", "--help"),
+        ("stop",),
+    ],
     ids=["lines", "one result", "help", "another command"],
 )
 def test_command_with_output_on_a_full_disk_says_so_in_one_line(server, folder, arguments):
@@ -108,7 +123,9 @@ def test_segment_with_closed_stream_sends_nothing(server, folder, descriptor, ar
     def close() -> None:
         os.close(descriptor)
 
-    process = started("segment", *arguments, "--server", server.url, folder=folder, preexec_fn=close)
+    process = started(
+        "segment", *arguments, "--server", server.url, folder=folder, preexec_fn=close
+    )
     status, [line] = ended(process)
     assert (status, server.received) == (1, [])
     assert message in line
@@ -137,7 +154,9 @@ def test_segment_that_is_interrupted_again_and_again_tells_it_once(server, folde
 
 
 def test_segment_that_is_interrupted_while_it_waits_for_stdin_ends_in_order(server, folder):
-    process = started("segment", "-", "-o", "out", "--server", server.url, folder=folder, stdin=subprocess.PIPE)
+    process = started(
+        "segment", "-", "-o", "out", "--server", server.url, folder=folder, stdin=subprocess.PIPE
+    )
     process.stdin.write(IMAGE[:10])
     process.stdin.flush()
     wait_for(lambda: unread_bytes(process.stdin) == 0)
@@ -145,4 +164,7 @@ def test_segment_that_is_interrupted_while_it_waits_for_stdin_ends_in_order(serv
     wait_for(lambda: process.poll() is not None)
     status, [line] = ended(process)
     assert status == 130
-    assert line == "segserve: interrupted; 0 segmented, 1 left; the same command goes on where it stopped"
+    assert (
+        line
+        == "segserve: interrupted; 0 segmented, 1 left; the same command goes on where it stopped"
+    )

@@ -55,7 +55,8 @@ def ports(addresses):
 def test_read_properties_with_comments_escapes_and_continuation_returns_java_s_values(tmp_path):
     path = tmp_path / "a.properties"
     path.write_text(
-        "# comment\n! comment\n\n key = a=b \nlong=one,\\\n   two\npath=C:\\\\x\\u00e9\\t.\n", encoding="ascii"
+        "# comment\n! comment\n\n key = a=b \nlong=one,\\\n   two\npath=C:\\\\x\\u00e9\\t.\n",
+        encoding="ascii",
     )
     assert read_properties(path) == {"key": "a=b", "long": "one,two", "path": "C:\\xé\t."}
 
@@ -83,7 +84,9 @@ def test_write_properties_with_any_text_is_read_back(tmp_path, value):
 def test_read_config_with_unknown_key_suggests_the_known_one(tmp_path):
     path = tmp_path / "config.properties"
     path.write_text("max_reqest_size=1\n")
-    with pytest.raises(ServerError, match="no setting 'max_reqest_size'; did you mean max_request_size"):
+    with pytest.raises(
+        ServerError, match="no setting 'max_reqest_size'; did you mean max_request_size"
+    ):
         read_config(path)
 
 
@@ -108,7 +111,9 @@ def test_choose_addresses_with_taken_port_picks_another(taken_port):
     assert chosen["grpc_inference_port"] != str(taken_port)
 
 
-def test_choose_addresses_with_the_same_port_everywhere_picks_five_different(monkeypatch, free_port):
+def test_choose_addresses_with_the_same_port_everywhere_picks_five_different(
+    monkeypatch, free_port
+):
     for variable in VARIABLES:
         monkeypatch.setenv(variable, str(free_port))
     chosen = ports(choose_addresses({}))
@@ -130,7 +135,9 @@ def test_choose_addresses_with_the_same_port_everywhere_picks_five_different(mon
 )
 def test_choose_addresses_with_bad_port_names_the_variable(monkeypatch, variable, text):
     monkeypatch.setenv(variable, text)
-    with pytest.raises(ServerError, match=f"^{variable} must be a port number from 1 to 65535, got '{text}'"):
+    with pytest.raises(
+        ServerError, match=f"^{variable} must be a port number from 1 to 65535, got '{text}'"
+    ):
         choose_addresses({})
 
 
@@ -158,7 +165,12 @@ def test_merge_with_store_allows_only_archives_inside_it(tmp_path):
     allowed = merge({}, model_store=store, overrides={})["allowed_urls"]
     assert "," not in allowed  # TorchServe splits the list there
     assert re.fullmatch(allowed, f"file://{store}/net.mar")
-    for refused in (f"file://{store}/../net.mar", f"file://{store}/sub/net.mar", "file:///net.mar", "http://a/net.mar"):
+    for refused in (
+        f"file://{store}/../net.mar",
+        f"file://{store}/sub/net.mar",
+        "file:///net.mar",
+        "http://a/net.mar",
+    ):
         assert not re.fullmatch(allowed, refused)
 
 
@@ -182,7 +194,12 @@ def test_project_config_listens_on_this_machine_only():
 
 def test_project_config_is_locked_down_and_sized_for_16_megapixels():
     config = read_config(resource("config.properties"))
-    switches = ("disable_token_authorization", "enable_model_api", "install_py_dep_per_model", "enable_envvars_config")
+    switches = (
+        "disable_token_authorization",
+        "enable_model_api",
+        "install_py_dep_per_model",
+        "enable_envvars_config",
+    )
     assert [config[key] for key in switches] == ["false"] * 4
     assert not re.fullmatch(config["allowed_urls"], "http://localhost/model-store/net.mar")
     assert config["max_request_size"] == config["max_response_size"] == str(64 * 2**20)
@@ -201,4 +218,6 @@ def test_project_config_is_locked_down_and_sized_for_16_megapixels():
 )
 def test_project_config_hides_variables_by_name(name, hidden):
     pattern = read_config(resource("config.properties"))["blacklist_env_vars"]
-    assert bool(re.fullmatch(pattern, name)) is hidden  # TorchServe matches whole names, too: see the e2e test
+    assert (
+        bool(re.fullmatch(pattern, name)) is hidden
+    )  # TorchServe matches whole names, too: see the e2e test

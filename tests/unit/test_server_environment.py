@@ -51,9 +51,14 @@ def test_handed_on_environment_holds_what_is_named_save_what_is_hidden():
     assert handed_on(environment) == {"MY_MODE": "fast", "MY_TOKEN": "t"}
 
 
-@pytest.mark.parametrize("listed", ["MY_MODE=fast", "MY MODE", "MY_*"], ids=["with-a-value", "with-a-space", "pattern"])
+@pytest.mark.parametrize(
+    "listed", ["MY_MODE=fast", "MY MODE", "MY_*"], ids=["with-a-value", "with-a-space", "pattern"]
+)
 def test_handed_on_environment_with_odd_names_says_what_is_expected(listed):
-    with pytest.raises(ServerError, match="SEGSERVE_WORKER_ENV: expected names of variables with commas between, got"):
+    with pytest.raises(
+        ServerError,
+        match="SEGSERVE_WORKER_ENV: expected names of variables with commas between, got",
+    ):
         handed_on({"SEGSERVE_WORKER_ENV": listed})
 
 

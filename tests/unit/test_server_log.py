@@ -5,11 +5,16 @@ import pytest
 from segserve.server.log import model_failure, server_failure, worker_output_complete
 
 TIME = "2026-01-01T00:00:00,000"
-RETRY = f"{TIME} [INFO ] W-9000-net_1.0 org.pytorch.serve.wlm.WorkerThread - Retry worker: 9000 in 1 seconds.\n"
+RETRY = (
+    f"{TIME} [INFO ] W-9000-net_1.0 org.pytorch.serve.wlm.WorkerThread - Retry worker: 9000 in 1 "
+    "seconds.\n"
+)
 
 
 def worker(text, stream="stdout"):
-    return "".join(f"{TIME} [INFO ] W-9000-net_1.0-{stream} MODEL_LOG - {line}\n" for line in text.split("\n"))
+    return "".join(
+        f"{TIME} [INFO ] W-9000-net_1.0-{stream} MODEL_LOG - {line}\n" for line in text.split("\n")
+    )
 
 
 VALUE_ERROR = """Backend worker process died.
@@ -51,7 +56,9 @@ ModuleNotFoundError: No module named 'ts.torch_handler.handler'"""
     [
         pytest.param(VALUE_ERROR, "ValueError: weights do not match", id="any-error"),
         pytest.param(RUNTIME_ERROR, "ModelError: head is wrong", id="runtime-error-echoed-as-500"),
-        pytest.param(IMPORT_ERROR, "ModuleNotFoundError: No module named 'absent'", id="import-error-hidden"),
+        pytest.param(
+            IMPORT_ERROR, "ModuleNotFoundError: No module named 'absent'", id="import-error-hidden"
+        ),
         pytest.param("Torch worker started.", "its process ended without a word", id="killed"),
     ],
 )
@@ -68,9 +75,13 @@ def test_model_failure_while_loading_returns_none():
 def test_model_failure_with_refused_archive_returns_the_front_end_s_reason():
     log = (
         f"{TIME} [WARN ] main org.pytorch.serve.ModelServer - Failed to load model: net.mar\n"
-        "org.pytorch.serve.archive.model.InvalidModelException: Missing manifest\n\tat a.b.C(C.java:1)\n"
+        "org.pytorch.serve.archive.model.InvalidModelException: Missing manifest\n\tat "
+        "a.b.C(C.java:1)\n"
     )
-    assert model_failure(log) == "the model 'net.mar' was refused: InvalidModelException: Missing manifest"
+    assert (
+        model_failure(log)
+        == "the model 'net.mar' was refused: InvalidModelException: Missing manifest"
+    )
 
 
 def test_worker_output_complete_turns_true_when_both_streams_have_ended():
@@ -79,21 +90,32 @@ def test_worker_output_complete_turns_true_when_both_streams_have_ended():
         f"Stopped Scanner - W-9000-net_1.0-{stream}\n"
         for stream in ("stdout", "stderr")
     ]
-    assert [worker_output_complete(RETRY + end) for end in ("", ends[0], "".join(ends))] == [False, False, True]
+    assert [worker_output_complete(RETRY + end) for end in ("", ends[0], "".join(ends))] == [
+        False,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(
     ("log", "reason"),
     [
         pytest.param(
-            "java.io.IOException: Failed to bind to address: http://127.0.0.1:8081\n\tat a.B(B.java:1)\n"
+            "java.io.IOException: Failed to bind to address: http://127.0.0.1:8081\n\tat "
+            "a.B(B.java:1)\n"
             "Caused by: io.netty.NativeIoException: bind(..) failed\n"
-            'Exception in thread "Thread-0" java.util.concurrent.RejectedExecutionException: terminated\n',
+            'Exception in thread "Thread-0" java.util.concurrent.RejectedExecutionException: terminated\n',  # noqa: E501
             "IOException: Failed to bind to address: http://127.0.0.1:8081",
             id="exception",
         ),
-        pytest.param("Invalid configuration: no\n", "Invalid configuration: no", id="configuration"),
-        pytest.param("Error: could not find libjava.so\n\n", "Error: could not find libjava.so", id="last-line"),
+        pytest.param(
+            "Invalid configuration: no\n", "Invalid configuration: no", id="configuration"
+        ),
+        pytest.param(
+            "Error: could not find libjava.so\n\n",
+            "Error: could not find libjava.so",
+            id="last-line",
+        ),
         pytest.param("", "it wrote nothing", id="empty"),
     ],
 )

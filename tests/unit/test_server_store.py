@@ -17,7 +17,10 @@ def write_archive(path, name):
 
 
 def test_fill_store_with_archives_names_them_by_their_models(tmp_path):
-    archives = [write_archive(tmp_path / "first.mar", "net"), write_archive(tmp_path / "v2 (final).mar", "other")]
+    archives = [
+        write_archive(tmp_path / "first.mar", "net"),
+        write_archive(tmp_path / "v2 (final).mar", "other"),
+    ]
     assert fill_store(archives, tmp_path / "store") == ("net", "other")
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["net.mar", "other.mar"]
     assert model_name(tmp_path / "store" / "other.mar") == "other"
@@ -37,10 +40,14 @@ def test_fill_store_with_two_of_a_name_refuses(tmp_path):
         fill_store(archives, tmp_path / "store")
 
 
-@pytest.mark.parametrize("name", ["../net", "/dev/null/net", "a/net", "net=other", "-net", "a\nnet", ""])
+@pytest.mark.parametrize(
+    "name", ["../net", "/dev/null/net", "a/net", "net=other", "-net", "a\nnet", ""]
+)
 def test_fill_store_with_a_name_that_is_no_file_s_refuses_and_writes_nothing(tmp_path, name):
     archive = write_archive(tmp_path / "a.mar", name)
-    with pytest.raises(ServerError, match="the model's name must be letters, digits, dots and dashes, got"):
+    with pytest.raises(
+        ServerError, match="the model's name must be letters, digits, dots and dashes, got"
+    ):
         fill_store([archive], tmp_path / "run" / "store")
     assert [path.name for path in tmp_path.rglob("*.mar")] == ["a.mar"]
 
@@ -68,7 +75,9 @@ def test_fill_store_with_trusted_keys_holds_the_bytes_that_were_verified(tmp_pat
     assert (tmp_path / "store" / "net.mar").read_bytes() == content
 
 
-def test_fill_store_with_trusted_keys_refuses_what_is_not_signed_before_it_is_opened(tmp_path, signing):
+def test_fill_store_with_trusted_keys_refuses_what_is_not_signed_before_it_is_opened(
+    tmp_path, signing
+):
     key, trusted = signing
     signed, foreign = write_archive(tmp_path / "a.mar", "net"), tmp_path / "b.mar"
     key.sign(signed)

@@ -9,13 +9,18 @@ import pytest
 
 from segserve.server.tree import ProcessTree
 
-IGNORE_SIGTERM = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+IGNORE_SIGTERM = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); "
+    "time.sleep(60)"
+)
 LEAVE_SESSION = "import os, time; os.setsid(); print(flush=True); time.sleep(60)"
 
 
 @pytest.fixture
 def start():
-    """Start a command as the leader of a session of its own, and wait for its first line of output."""
+    """Start a command as the leader of a session of its own, and wait for its first line of
+    output.
+    """
     started = []
 
     def start(*command):
@@ -40,11 +45,15 @@ def test_tree_stop_with_children_ends_them_all(start):
     assert not tree.alive()
 
 
-@pytest.mark.skipif(not psutil.LINUX, reason="elsewhere a process's time of creation is no sum with the boot's")
+@pytest.mark.skipif(
+    not psutil.LINUX, reason="elsewhere a process's time of creation is no sum with the boot's"
+)
 def test_tree_after_the_clock_was_set_is_still_the_same(start, monkeypatch):
     tree = ProcessTree.of(start("sh", "-c", "echo; sleep 60").pid)
     booted_s = psutil._psplatform.boot_time
-    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted_s() + 3600)  # moves with the clock
+    monkeypatch.setattr(
+        psutil._psplatform, "boot_time", lambda: booted_s() + 3600
+    )  # moves with the clock
     assert tree.alive()
 
 

@@ -1,4 +1,6 @@
-"""`segserve keygen`, `sign`, `archive --sign`, and the commands that take none but signed archives."""
+"""`segserve keygen`, `sign`, `archive --sign`, and the commands that take none but signed
+archives.
+"""
 
 import pytest
 from typer.testing import CliRunner
@@ -26,7 +28,10 @@ def test_keygen_where_a_key_is_says_so_in_one_line(run):
     run("keygen", "mine")
     again = run("keygen", "mine")
     assert again.exit_code == 1
-    assert again.stderr == "segserve: mine.pub exists already; keys are never overwritten: name another\n"
+    assert (
+        again.stderr
+        == "segserve: mine.pub exists already; keys are never overwritten: name another\n"
+    )
 
 
 def test_archive_with_sign_is_one_that_is_trusted(run, tmp_path):
@@ -38,7 +43,9 @@ def test_archive_with_sign_is_one_that_is_trusted(run, tmp_path):
     TrustedKeys.read(public).verify(tmp_path / "out" / "tiny.mar")
 
 
-@pytest.mark.parametrize("environment", [{}, {"SEGSERVE_TRUST": "mine.pub"}], ids=["flag", "variable"])
+@pytest.mark.parametrize(
+    "environment", [{}, {"SEGSERVE_TRUST": "mine.pub"}], ids=["flag", "variable"]
+)
 @pytest.mark.parametrize(
     "command",
     [

@@ -13,7 +13,7 @@ from segserve.runtime.options import MediaType
 from segserve.runtime.record import ClassInfo
 from segserve.runtime.telemetry.metrics import OWN
 from segserve.runtime.telemetry.reporter import Telemetry
-from segserve.runtime.telemetry.request_stats import Observed
+from segserve.runtime.telemetry.request_stats import RequestStats
 from segserve.runtime.telemetry.timings import Interval, Timings
 from segserve.server.launch import torchserve_home
 from segserve.server.metrics_file import write_metrics_file
@@ -46,11 +46,17 @@ def told(caplog):
 
     def read() -> dict[tuple[str, ...], list[float]]:
         values: dict[tuple[str, ...], list[float]] = {}
-        lines = [record.getMessage() for record in caplog.records if record.name == "ts.metrics.caching_metric"]
+        lines = [
+            record.getMessage()
+            for record in caplog.records
+            if record.name == "ts.metrics.caching_metric"
+        ]
         for line in lines:
             matched = LINE.fullmatch(line)
             assert matched, line
-            names, labels = zip(*(dimension.split(":") for dimension in matched[4].split(",")), strict=True)
+            names, labels = zip(
+                *(dimension.split(":") for dimension in matched[4].split(",")), strict=True
+            )
             assert names[:2] == ("model_name", "model_version")
             values.setdefault((matched[1], *labels[2:]), []).append(float(matched[3]))
         caplog.clear()
@@ -77,10 +83,16 @@ def test_loaded_tells_the_start_the_memory_and_zeros_to_count_from(server, told)
 
 def test_answered_tells_everything_of_a_request(server, told):
     timings = Timings(
-        [Interval("decode", 0.0, 0.25), Interval("inference", 1.0, 1.5), Interval("inference", 2.0, 2.25)]
+        [
+            Interval("decode", 0.0, 0.25),
+            Interval("inference", 1.0, 1.5),
+            Interval("inference", 2.0, 2.25),
+        ]
     )
-    observed = Observed(timings, "rle", 1000, 2_500_000, Quality((0.75, 0.0, 0.25), 0.875, 0.5))
-    telemetry(server).answered([Answer(b"12345", MediaType.JSON, observed=observed)], [{}], seconds=0.8125)
+    stats = RequestStats(timings, "rle", 1000, 2_500_000, Quality((0.75, 0.0, 0.25), 0.875, 0.5))
+    telemetry(server).answered(
+        [Answer(b"12345", MediaType.JSON, stats=stats)], [{}], seconds=0.8125
+    )
     values = told()
     assert values.pop(("segserve_memory_bytes",))
     assert values == {
@@ -103,8 +115,16 @@ def test_answered_tells_everything_of_a_request(server, told):
     ("row", "headers", "labels"),
     [
         ({"body": encoded(smooth(40, 60))}, {}, ("200", "dense", "none")),
-        ({"body": encoded(smooth(40, 60))}, {"X-Segment-Mask": "polygons"}, ("200", "polygons", "none")),
-        ({"body": encoded(smooth(40, 60))}, {"Accept": "application/x-npy"}, ("200", "application/x-npy", "none")),
+        (
+            {"body": encoded(smooth(40, 60))},
+            {"X-Segment-Mask": "polygons"},
+            ("200", "polygons", "none"),
+        ),
+        (
+            {"body": encoded(smooth(40, 60))},
+            {"Accept": "application/x-npy"},
+            ("200", "application/x-npy", "none"),
+        ),
         ({"body": b"text"}, {"Accept": "image/png"}, ("415", "image/png", "image_unsupported")),
         ({"body": encoded(noise(9, 9))[:60]}, {}, ("422", "dense", "image_truncated")),
         ({}, {}, ("400", "unread", "no_image")),
@@ -112,7 +132,9 @@ def test_answered_tells_everything_of_a_request(server, told):
     ],
     ids=["dense", "polygons", "npy", "no image", "truncated", "empty", "bad option"],
 )
-def test_answered_counts_real_requests_by_status_encoding_and_error(tiny_pipeline, server, told, row, headers, labels):
+def test_answered_counts_real_requests_by_status_encoding_and_error(
+    tiny_pipeline, server, told, row, headers, labels
+):
     answer = tiny_pipeline.answer(row, headers)
     telemetry(server).answered([answer], [headers], seconds=0.1)
     values = told()
@@ -121,7 +143,9 @@ def test_answered_counts_real_requests_by_status_encoding_and_error(tiny_pipelin
     was_segmented = labels[0] == "200"
     assert (("segserve_confidence_ratio",) in values) == was_segmented
     if was_segmented:
-        shares = [value for key, (value,) in values.items() if key[0] == "segserve_class_coverage_total"]
+        shares = [
+            value for key, (value,) in values.items() if key[0] == "segserve_class_coverage_total"
+        ]
         assert sum(shares) == pytest.approx(1)
         assert values[("segserve_image_bytes_total",)] == [len(row["body"])]
         assert values[("segserve_image_megapixels",)] == [0.0024]
@@ -129,7 +153,11 @@ def test_answered_counts_real_requests_by_status_encoding_and_error(tiny_pipelin
 
 def test_answered_batch_is_told_once_and_descriptions_are_not_counted(tiny_pipeline, server, told):
     row = {"body": encoded(smooth(40, 60))}
-    answers = [tiny_pipeline.answer(row, {}), tiny_pipeline.describe(), tiny_pipeline.answer({"body": b"x"}, {})]
+    answers = [
+        tiny_pipeline.answer(row, {}),
+        tiny_pipeline.describe(),
+        tiny_pipeline.answer({"body": b"x"}, {}),
+    ]
     telemetry(server).answered(answers, [{}, {}, {}], seconds=0.5)
     values = told()
     assert values[("segserve_batch_size",)] == [2]
@@ -140,19 +168,22 @@ def test_answered_batch_is_told_once_and_descriptions_are_not_counted(tiny_pipel
 
 
 def test_answered_all_background_is_counted(server, told):
-    observed = Observed(quality=Quality((1.0, 0.0, 0.0), 0.9, 0.1))
-    telemetry(server).answered([Answer(b"", MediaType.JSON, observed=observed)], [{}], seconds=0.1)
+    stats = RequestStats(quality=Quality((1.0, 0.0, 0.0), 0.9, 0.1))
+    telemetry(server).answered([Answer(b"", MediaType.JSON, stats=stats)], [{}], seconds=0.1)
     assert told()[("segserve_background_only_total",)] == [1]
 
 
 def test_answered_values_without_a_number_are_left_out(server, told):
-    observed = Observed(quality=Quality((1.0, 0.0, 0.0), float("nan"), float("inf")))
-    telemetry(server).answered([Answer(b"", MediaType.JSON, observed=observed)], [{}], seconds=0.1)
+    stats = RequestStats(quality=Quality((1.0, 0.0, 0.0), float("nan"), float("inf")))
+    telemetry(server).answered([Answer(b"", MediaType.JSON, stats=stats)], [{}], seconds=0.1)
     assert not {("segserve_confidence_ratio",), ("segserve_entropy_ratio",)} & told().keys()
 
 
 def test_labels_with_characters_of_torchserve_s_lines_are_made_safe(server, told):
-    classes = (ClassInfo(label="back|ground", color=(0, 0, 0)), ClassInfo(label="a:b,c#d e", color=(1, 1, 1)))
+    classes = (
+        ClassInfo(label="back|ground", color=(0, 0, 0)),
+        ClassInfo(label="a:b,c#d e", color=(1, 1, 1)),
+    )
     telemetry(server, tiny_record(classes=classes)).loaded()
     values = told()
     assert ("segserve_class_coverage_total", "back_ground") in values
@@ -175,7 +206,9 @@ def test_server_that_knows_a_metric_under_other_labels_is_not_told_it(server, to
         if "segserve_stage_seconds" in of_a_kind:
             of_a_kind["segserve_stage_seconds"].dimension_names = ["model_name", "stage"]
     timings = Timings([Interval("decode", 0.0, 0.25)])
-    telemetry(server).answered([Answer(b"", MediaType.JSON, observed=Observed(timings))], [{}], seconds=0.1)
+    telemetry(server).answered(
+        [Answer(b"", MediaType.JSON, stats=RequestStats(timings))], [{}], seconds=0.1
+    )
     assert "segserve_stage_seconds" not in {name for name, *_ in told()}
 
 

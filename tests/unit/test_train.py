@@ -65,7 +65,9 @@ def ignore(*_):
 
 @pytest.mark.parametrize("crop_px", [32, 64, 200], ids=["within", "as large", "padded"])
 def test_training_crops_give_image_and_labels_of_the_crop_size(squares, crop_px):
-    crops = TrainingCrops(squares, RECIPE.model_copy(update={"crop_px": crop_px}), tiny_record().input)
+    crops = TrainingCrops(
+        squares, RECIPE.model_copy(update={"crop_px": crop_px}), tiny_record().input
+    )
     image, labels = crops[(3, 7)]
     assert (image.shape, image.dtype) == ((3, crop_px, crop_px), torch.uint8)
     assert (labels.shape, labels.dtype) == ((crop_px, crop_px), torch.uint8)
@@ -135,7 +137,10 @@ def test_step_sampler_repeats_images_as_often_as_told():
 def test_step_sampler_shares_of_all_processes_are_the_batch(processes):
     recipe = RECIPE.model_copy(update={"steps": 5})
     whole = list(StepSampler(np.ones(6), recipe, 2))
-    shares = [list(StepSampler(np.ones(6), recipe, 2, rank=rank, processes=processes)) for rank in range(processes)]
+    shares = [
+        list(StepSampler(np.ones(6), recipe, 2, rank=rank, processes=processes))
+        for rank in range(processes)
+    ]
     for step, batch in enumerate(whole):
         assert {len(share[step]) for share in shares} == {4 // processes}
         assert sorted(pair for share in shares for pair in share[step]) == sorted(batch)
@@ -164,7 +169,9 @@ class InterruptedTrainingError(Exception):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("killed_after", [1, 3, 5, 7], ids=str)
-def test_train_interrupted_and_resumed_ends_with_the_same_weights(model, squares, tmp_path, killed_after, precision):
+def test_train_interrupted_and_resumed_ends_with_the_same_weights(
+    model, squares, tmp_path, killed_after, precision
+):
     recipe = RECIPE.model_copy(update={"precision": precision, "ema_decay": 0.7})
     options = RunOptions(checkpoint_every=3)
     undisturbed = train(model, recipe, squares, tmp_path / "undisturbed", ignore).state_dict()
@@ -177,7 +184,12 @@ def test_train_interrupted_and_resumed_ends_with_the_same_weights(model, squares
         train(model, recipe, squares, tmp_path / "killed", kill, options=options)
     steps = []
     resumed = train(
-        model, recipe, squares, tmp_path / "killed", lambda report: steps.append(report.step), options=options
+        model,
+        recipe,
+        squares,
+        tmp_path / "killed",
+        lambda report: steps.append(report.step),
+        options=options,
     ).state_dict()
     # A step is reported before its checkpoint is written.
     assert steps == list(range((killed_after - 1) // 3 * 3 + 1, recipe.steps + 1))
@@ -187,26 +199,43 @@ def test_train_interrupted_and_resumed_ends_with_the_same_weights(model, squares
 
 def test_train_class_without_a_pixel_is_named(model, tmp_path, caplog):
     reds = VocFolder(write_squares(tmp_path / "data", images=1), "train")
-    train(model, RECIPE.model_copy(update={"steps": 1, "batch_size": 1}), reds, tmp_path / "run", ignore)
-    [note] = [record.getMessage() for record in caplog.records if record.name == "segserve.training.train.loop"]
+    train(
+        model,
+        RECIPE.model_copy(update={"steps": 1, "batch_size": 1}),
+        reds,
+        tmp_path / "run",
+        ignore,
+    )
+    [note] = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "segserve.training.train.loop"
+    ]
     assert note.endswith(f"train.txt: no pixel of {read_record(model).labels[2]}")
 
 
 def test_train_finished_run_is_not_trained_again(model, squares, tmp_path):
     recipe = RECIPE.model_copy(update={"steps": 2})
     first = train(model, recipe, squares, tmp_path, ignore).state_dict()
-    again = train(model, recipe, squares, tmp_path, lambda *_: pytest.fail("a step was made")).state_dict()
+    again = train(
+        model, recipe, squares, tmp_path, lambda *_: pytest.fail("a step was made")
+    ).state_dict()
     assert [name for name in first if not torch.equal(first[name], again[name])] == []
 
 
 def test_train_other_recipe_in_the_same_run_raises(model, squares, tmp_path):
     train(model, RECIPE.model_copy(update={"steps": 1}), squares, tmp_path, ignore)
-    with pytest.raises(ModelError, match="holds a run of another recipe; remove it, or give another folder with --run"):
+    with pytest.raises(
+        ModelError,
+        match="holds a run of another recipe; remove it, or give another folder with --run",
+    ):
         train(model, RECIPE.model_copy(update={"steps": 2}), squares, tmp_path, ignore)
 
 
 def test_train_start_from_the_model_begins_with_its_weights(tiny_model, squares, tmp_path):
-    recipe = RECIPE.model_copy(update={"steps": 1, "start": "model", "backbone_lr": 1e-12, "head_lr": 1e-12})
+    recipe = RECIPE.model_copy(
+        update={"steps": 1, "start": "model", "backbone_lr": 1e-12, "head_lr": 1e-12}
+    )
     trained = dict(train(tiny_model, recipe, squares, tmp_path, ignore).named_parameters())
     for name, parameter in load_network(read_record(tiny_model), tiny_model).named_parameters():
         torch.testing.assert_close(trained[name], parameter, atol=1e-6, rtol=0)
@@ -230,12 +259,18 @@ def test_train_start_share_keeps_that_much_of_the_start(squares, tmp_path):
 
 def test_train_start_share_without_a_start_raises(model, squares, tmp_path):
     recipe = RECIPE.model_copy(update={"start_share": 0.25})
-    with pytest.raises(ModelError, match=r"start_share is 0\.25, but the run starts from a backbone"):
+    with pytest.raises(
+        ModelError, match=r"start_share is 0\.25, but the run starts from a backbone"
+    ):
         train(model, recipe, squares, tmp_path, ignore)
 
 
-def test_train_frozen_norms_keep_their_statistics_and_learn_their_scale(tiny_model, squares, tmp_path):
-    recipe = RECIPE.model_copy(update={"steps": 3, "start": "model", "batch_norm_momentum": 0.0, "ema_decay": 0.0})
+def test_train_frozen_norms_keep_their_statistics_and_learn_their_scale(
+    tiny_model, squares, tmp_path
+):
+    recipe = RECIPE.model_copy(
+        update={"steps": 3, "start": "model", "batch_norm_momentum": 0.0, "ema_decay": 0.0}
+    )
     trained = train(tiny_model, recipe, squares, tmp_path, ignore).state_dict()
     start = load_network(read_record(tiny_model), tiny_model).state_dict()
     norms = [name.removesuffix(".running_mean") for name in start if name.endswith(".running_mean")]
@@ -249,14 +284,18 @@ def test_train_frozen_norms_keep_their_statistics_and_learn_their_scale(tiny_mod
 def test_train_without_loading_processes_sees_the_same_batches(model, squares, tmp_path):
     recipe = RECIPE.model_copy(update={"steps": 2})
     alone, helped = (
-        train(model, recipe, squares, tmp_path / str(n), ignore, options=RunOptions(workers=n)).state_dict()
+        train(
+            model, recipe, squares, tmp_path / str(n), ignore, options=RunOptions(workers=n)
+        ).state_dict()
         for n in (0, 1)
     )
     assert [name for name in alone if not torch.equal(alone[name], helped[name])] == []
 
 
 def test_train_teacher_alone_pulls_the_network_towards_it(model, tiny_model, squares, tmp_path):
-    recipe = RECIPE.model_copy(update={"steps": 30, "teacher": str(tiny_model), "teacher_weight": 0.99})
+    recipe = RECIPE.model_copy(
+        update={"steps": 30, "teacher": str(tiny_model), "teacher_weight": 0.99}
+    )
     losses = []
     train(model, recipe, squares, tmp_path, lambda report: losses.append(report.loss))
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
@@ -272,7 +311,9 @@ def test_train_teacher_alone_pulls_the_network_towards_it(model, tiny_model, squ
 )
 def test_train_teacher_that_sees_otherwise_raises(model, squares, tmp_path, changes, what):
     recipe = RECIPE.model_copy(update={"teacher": str(write_tiny_model(tmp_path, **changes))})
-    with pytest.raises(ModelError, match=rf"teacher .*: has other {what} than the model that it is to teach"):
+    with pytest.raises(
+        ModelError, match=rf"teacher .*: has other {what} than the model that it is to teach"
+    ):
         train(model, recipe, squares, tmp_path / "run", ignore)
 
 
@@ -320,7 +361,9 @@ def test_build_schedule_follows_warm_up_and_poly_from_any_step(finished):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    expected = [0.02 * min(1, (step + 1) / 3) * (1 - step / 8) ** 0.9 for step in range(finished, 8)]
+    expected = [
+        0.02 * min(1, (step + 1) / 3) * (1 - step / 8) ** 0.9 for step in range(finished, 8)
+    ]
     assert rates == pytest.approx(expected)
 
 
@@ -328,7 +371,9 @@ def test_build_schedule_follows_warm_up_and_poly_from_any_step(finished):
 
 
 def test_checkpoint_comes_back_as_it_was_saved(tmp_path):
-    saved = Checkpoint(3, {"recipe": RECIPE.model_dump()}, {"network": {"weight": torch.arange(4.0)}})
+    saved = Checkpoint(
+        3, {"recipe": RECIPE.model_dump()}, {"network": {"weight": torch.arange(4.0)}}
+    )
     saved.save(tmp_path / "new folder")
     loaded = Checkpoint.load(tmp_path / "new folder")
     assert (loaded.step, loaded.origin) == (3, {"recipe": RECIPE.model_dump()})
@@ -351,7 +396,9 @@ Checkpoint(2, {}, {"network": {"weight": torch.ones(1_000_000)}}).save(folder)
 
 
 def test_checkpoint_that_the_disk_has_no_room_for_keeps_the_former(tmp_path):
-    failed = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True)
+    failed = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True
+    )
     assert failed.returncode == 1
     assert "File too large" in failed.stderr
     assert Checkpoint.load(tmp_path).step == 1
@@ -396,7 +443,9 @@ def test_run_log_drops_rows_of_steps_that_are_made_again(tmp_path):
     ids=lambda value: value.split(":")[0],
 )
 def test_read_recipe_bad_value_raises_one_line(tmp_path, line, message):
-    (tmp_path / "recipe.yaml").write_text(line if line.startswith("steps") else f"steps: 1\n{line}\n")
+    (tmp_path / "recipe.yaml").write_text(
+        line if line.startswith("steps") else f"steps: 1\n{line}\n"
+    )
     with pytest.raises(ModelError, match=rf"^recipe\.yaml: .*{message}") as caught:
         read_recipe(tmp_path / "recipe.yaml")
     assert "\n" not in str(caught.value)
@@ -409,7 +458,10 @@ def test_load_backbone_from_a_file_loads_every_tensor(tmp_path):
             parameter.add_(1)
     save_file(source.state_dict(), tmp_path / "backbone.safetensors")
     load_backbone(target, "test_efficientnet", str(tmp_path / "backbone.safetensors"))
-    assert all(torch.equal(tensor, target.state_dict()[name]) for name, tensor in source.state_dict().items())
+    assert all(
+        torch.equal(tensor, target.state_dict()[name])
+        for name, tensor in source.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -420,19 +472,28 @@ def test_load_backbone_from_a_file_loads_every_tensor(tmp_path):
     ],
     ids=["stages lifted to the top", "wrapped"],
 )
-def test_load_backbone_named_otherwise_than_the_classifier_loads_every_tensor(tmp_path, architecture):
+def test_load_backbone_named_otherwise_than_the_classifier_loads_every_tensor(
+    tmp_path, architecture
+):
     classifier = timm.create_model(architecture.backbone)
     save_file(classifier.state_dict(), tmp_path / "classifier.safetensors")
     backbone, _ = build_backbone(architecture)
     load_backbone(backbone, architecture.backbone, str(tmp_path / "classifier.safetensors"))
     image = torch.rand(1, 3, 64, 64)
-    torch.testing.assert_close(backbone.eval()(image)[-1], classifier.eval().forward_features(image))
+    torch.testing.assert_close(
+        backbone.eval()(image)[-1], classifier.eval().forward_features(image)
+    )
 
 
 def test_load_backbone_incomplete_file_raises_and_names_a_tensor(tmp_path):
     backbone = tiny_network(tiny_record()).backbone
-    save_file({"conv_stem.weight": backbone.state_dict()["conv_stem.weight"]}, tmp_path / "part.safetensors")
-    with pytest.raises(ModelError, match=r"part\.safetensors: lacks \d+ tensors of backbone x, first: bn1"):
+    save_file(
+        {"conv_stem.weight": backbone.state_dict()["conv_stem.weight"]},
+        tmp_path / "part.safetensors",
+    )
+    with pytest.raises(
+        ModelError, match=r"part\.safetensors: lacks \d+ tensors of backbone x, first: bn1"
+    ):
         load_backbone(backbone, "x", str(tmp_path / "part.safetensors"))
 
 
@@ -442,19 +503,30 @@ def test_export_weights_then_load_network_gives_the_same_logits(tmp_path):
     assert read_record(tmp_path) == record
     files = sorted(tmp_path.iterdir())
     assert [path.name for path in files] == ["model.yaml", "weights.safetensors"]
-    assert len({path.stat().st_mode for path in files}) == 1  # whoever may read the record may read the weights
+    assert (
+        len({path.stat().st_mode for path in files}) == 1
+    )  # whoever may read the record may read the weights
     stored = load_file(tmp_path / "weights.safetensors")
-    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float16}
+    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {
+        torch.float16
+    }
     loaded = load_network(record, tmp_path)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     inputs = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        torch.testing.assert_close(loaded(inputs), network(inputs), atol=0.1, rtol=0.01)  # half precision
+        torch.testing.assert_close(
+            loaded(inputs), network(inputs), atol=0.1, rtol=0.01
+        )  # half precision
 
 
 def test_export_weights_drops_the_accuracy_of_earlier_weights(tmp_path):
     accuracy = Accuracy(dataset="d", images=1, mean_iou=1, pixel_accuracy=1, class_iou={})
-    assert export_weights(tiny_network(tiny_record()), tiny_record(accuracy=accuracy), tmp_path).accuracy is None
+    assert (
+        export_weights(
+            tiny_network(tiny_record()), tiny_record(accuracy=accuracy), tmp_path
+        ).accuracy
+        is None
+    )
 
 
 @pytest.mark.parametrize("value", [1e6, float("nan"), float("inf")], ids=str)
@@ -462,7 +534,8 @@ def test_export_weights_value_beyond_half_precision_raises_and_writes_nothing(tm
     network = tiny_network(tiny_record())
     network.backbone.bn1.running_var[0] = value
     with pytest.raises(
-        ValueError, match=r"^backbone\.bn1\.running_var: holds values that are not finite, or above 65504"
+        ValueError,
+        match=r"^backbone\.bn1\.running_var: holds values that are not finite, or above 65504",
     ):
         export_weights(network, tiny_record(), tmp_path)
     assert list(tmp_path.iterdir()) == []

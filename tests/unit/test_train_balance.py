@@ -10,7 +10,9 @@ from segserve.training.train.copy_paste import ObjectPaste
 
 from .voc import write_pair, write_split
 
-PRESENCE = np.zeros((100, 4), dtype=bool)  # background everywhere, 1 in 25 images, 2 in one, 3 in none
+PRESENCE = np.zeros(
+    (100, 4), dtype=bool
+)  # background everywhere, 1 in 25 images, 2 in one, 3 in none
 PRESENCE[:, 0] = True
 PRESENCE[:25, 1] = True
 PRESENCE[0, 2] = True
@@ -35,7 +37,9 @@ def test_rare_classes_are_present_and_below_the_threshold():
 
 @pytest.fixture(scope="module")
 def with_object(tmp_path_factory):
-    """One picture: a red disc, 20 x 12 pixels, of class 2 on green, and a blue square of class 1."""
+    """One picture: a red disc, 20 x 12 pixels, of class 2 on green, and a blue square of class
+    1.
+    """
     folder = tmp_path_factory.mktemp("object")
     image, labels = np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), np.uint8)
     image[:] = (0, 200, 0)

@@ -22,7 +22,9 @@ def tiny_record(**changes) -> ModelRecord:
             backbone="test_efficientnet", aspp_rates=(1, 2), aspp_out_channels=8, aspp_dropout=0.1
         ),
         "input": InputRule(
-            resize=ResizeRule(size_px=64, multiple_of=32, max_px=256), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+            resize=ResizeRule(size_px=64, multiple_of=32, max_px=256),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
         ),
         "classes": tuple(ClassInfo(label=label, color=color) for label, color in CLASSES),
     }

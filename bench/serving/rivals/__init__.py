@@ -1,1 +1,3 @@
-"""The measured systems. Each starts in a context, provides one or several contestants, and stops with the context."""
+"""The measured systems. Each starts in a context, provides one or several contestants, and stops
+with the context.
+"""

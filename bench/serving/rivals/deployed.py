@@ -23,7 +23,8 @@ from .proxy import make_secrets, write_proxy
 
 @contextmanager
 def open_deployed(workload: Workload) -> Iterator[Opened]:
-    """Runs the container's command and the proxy, without a container. A container itself has no cost at runtime.
+    """Runs the container's command and the proxy, without a container. A container itself has no
+    cost at runtime.
 
     Raises:
         BenchError: nginx or openssl is not installed, or one of the two servers does not start.
@@ -35,25 +36,42 @@ def open_deployed(workload: Workload) -> Iterator[Opened]:
     secrets = make_secrets(folder / "secrets")
     certificate, port, tls_port = secrets / "tls.crt", free_port(), free_port()
     environment = _environment(workload, folder, port)
-    proxy = write_proxy(folder / "proxy", secrets, port=tls_port, server=f"{HOST}:{port}", page=f"{HOST}:{port}")
+    proxy = write_proxy(
+        folder / "proxy", secrets, port=tls_port, server=f"{HOST}:{port}", page=f"{HOST}:{port}"
+    )
     container = [sys.executable, "-m", "segserve.container"]
     plain, tls = f"http://{HOST}:{port}", f"https://{HOST}:{tls_port}"
     began_s = time.monotonic()
-    with running(container, folder / "container.log", f"{plain}/ping", environment=environment) as pid:
+    with running(
+        container, folder / "container.log", f"{plain}/ping", environment=environment
+    ) as pid:
         start_s = time.monotonic() - began_s
         with running(proxy, folder / "proxy.log", f"{tls}/ping", ca_file=certificate):
-            encoding, path = workload.encodings[0], f"/predictions/{read_record(workload.model).name}"
+            encoding, path = (
+                workload.encodings[0],
+                f"/predictions/{read_record(workload.model).name}",
+            )
             token = (secrets / "token").read_text(encoding="utf-8").strip()
-            headers = http_headers(JSON, as_fields(mask=encoding)) | {"Authorization": f"Bearer {token}"}
+            headers = http_headers(JSON, as_fields(mask=encoding)) | {
+                "Authorization": f"Bearer {token}"
+            }
             doors = {
                 f"ours in the container, {encoding}": Door(plain + path, headers),
-                f"ours behind the proxy, {encoding}": Door(tls + path, headers, ca_file=str(certificate)),
+                f"ours behind the proxy, {encoding}": Door(
+                    tls + path, headers, ca_file=str(certificate)
+                ),
             }
-            yield Opened({title: HttpContestant(door, workload) for title, door in doors.items()}, pid, start_s)
+            yield Opened(
+                {title: HttpContestant(door, workload) for title, door in doors.items()},
+                pid,
+                start_s,
+            )
 
 
 def _environment(workload: Workload, folder: Path, port: int) -> dict[str, str]:
-    """The environment of the container's command: this process's, but with the command's own SEGSERVE_ variables."""
+    """The environment of the container's command: this process's, but with the command's own
+    SEGSERVE_ variables.
+    """
     settings = {
         "ARCHIVE": build_archive(workload.model, folder),
         "TOKEN_FILE": folder / "secrets" / "token",

@@ -1,4 +1,6 @@
-"""The device of the measured systems: the first GPU, if there is one, as in TorchServe's workers."""
+"""The device of the measured systems: the first GPU, if there is one, as in TorchServe's
+workers.
+"""
 
 import torch
 

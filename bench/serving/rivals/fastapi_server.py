@@ -1,4 +1,5 @@
-"""A FastAPI server as in its documentation: an uploaded file, and a synchronous function in the thread pool.
+"""A FastAPI server as in its documentation: an uploaded file, and a synchronous function in the
+thread pool.
 
 https://fastapi.tiangolo.com/tutorial/request-files/
 """

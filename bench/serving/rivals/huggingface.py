@@ -1,8 +1,9 @@
 """Hugging Face's image-segmentation pipeline with the same network, without a server.
 
-transformers has no model with these heads, so a transformers model wraps our network and our weights. So the pipeline
-has the same network cost for every model of this project. Trained weights favour the pipeline: it creates an image for
-every class found, and random weights would find all classes.
+transformers has no model with these heads, so a transformers model wraps our network and our
+weights. So the pipeline has the same network cost for every model of this project. Trained weights
+favour the pipeline: it creates an image for every class found, and random weights would find all
+classes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ if TYPE_CHECKING:  # the import takes seconds, and the package is optional
 
 
 def prepare(workload: Workload) -> Work:
-    """Prepares the pipeline. It converts an image file to one mask, a Pillow image, per class present."""
+    """Prepares the pipeline. It converts an image file to one mask, a Pillow image, per class
+    present.
+    """
     from transformers import pipeline
     from transformers.utils import logging
 
@@ -65,7 +68,9 @@ def _model(network: SegmentationNetwork, record: ModelRecord) -> PreTrainedModel
 
 
 def _image_processor(record: ModelRecord) -> BaseImageProcessor:
-    """transformers' own processor with our resize rule and without a crop, so that the network has the same work."""
+    """transformers' own processor with our resize rule and without a crop, so that the network has
+    the same work.
+    """
     from transformers import MobileNetV2ImageProcessor
     from transformers.image_utils import SizeDict
 

@@ -46,6 +46,8 @@ def _compiled(network: torch.nn.Module) -> Callable[[Tensor], Tensor]:
     from torch._dynamo import config as dynamo
     from torch._inductor import config as inductor
 
-    inductor.freezing = True  # weights become constants: conv-BN fusion, weights in the kernels' layout
+    inductor.freezing = (
+        True  # weights become constants: conv-BN fusion, weights in the kernels' layout
+    )
     dynamo.recompile_limit = _MOST_SHAPES
     return torch.compile(network, dynamic=False)

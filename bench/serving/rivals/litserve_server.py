@@ -36,7 +36,9 @@ class SegmentationAPI(litserve.LitAPI):
 
 def main() -> None:
     arguments = server_arguments()
-    server = litserve.LitServer(SegmentationAPI(arguments.model, arguments.network), timeout=TIMEOUT_S)
+    server = litserve.LitServer(
+        SegmentationAPI(arguments.model, arguments.network), timeout=TIMEOUT_S
+    )
     server.run(host=HOST, port=arguments.port, generate_client_file=False, log_level="warning")
 
 

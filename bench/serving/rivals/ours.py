@@ -1,4 +1,6 @@
-"""The served model: this project's archive, config.properties and model-config.yaml, on TorchServe."""
+"""The served model: this project's archive, config.properties and model-config.yaml, on
+TorchServe.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -26,7 +28,10 @@ from .processes import READY_S
 def open_ours(workload: Workload) -> Iterator[Opened]:
     """Starts one server with one contestant per mask encoding."""
     with _served(workload, workload.model, "ours") as (server, start_s):
-        contestants = {f"ours, {encoding}": _contestant(server, encoding, workload) for encoding in workload.encodings}
+        contestants = {
+            f"ours, {encoding}": _contestant(server, encoding, workload)
+            for encoding in workload.encodings
+        }
         yield Opened(contestants, server.pid, start_s)
 
 
@@ -65,5 +70,9 @@ def _in_int8(workload: Workload) -> Path:
 
 
 def _contestant(server: TorchServe, encoding: str, workload: Workload) -> HttpContestant:
-    headers = http_headers(JSON, as_fields(mask=encoding)) | {"Authorization": f"Bearer {server.inference_token}"}
-    return HttpContestant(Door(f"{server.inference_url}/predictions/{server.models[0]}", headers), workload)
+    headers = http_headers(JSON, as_fields(mask=encoding)) | {
+        "Authorization": f"Bearer {server.inference_token}"
+    }
+    return HttpContestant(
+        Door(f"{server.inference_url}/predictions/{server.models[0]}", headers), workload
+    )

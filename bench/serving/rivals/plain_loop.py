@@ -1,4 +1,6 @@
-"""A script with the same code and without a server: it converts an image file to its label map as PNG."""
+"""A script with the same code and without a server: it converts an image file to its label map as
+PNG.
+"""
 
 from ..loop import Work
 from ..workload import Workload

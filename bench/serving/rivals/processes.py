@@ -28,7 +28,8 @@ def running(
     environment: Mapping[str, str] | None = None,
     ca_file: Path | None = None,
 ) -> Iterator[int]:
-    """Runs a command within the context. Yields its process id when its health URL responds with 200.
+    """Runs a command within the context. Yields its process id when its health URL responds with
+    200.
 
     Args:
         log: receives the command's output.
@@ -62,7 +63,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, verify: bool | str) -> None:
+def _wait_until_healthy(
+    url: str, process: subprocess.Popen[bytes], log: Path, verify: bool | str
+) -> None:
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -1,4 +1,6 @@
-"""The proxy of deploy/compose.yaml on this machine: nginx with the project's settings, but other paths and ports."""
+"""The proxy of deploy/compose.yaml on this machine: nginx with the project's settings, but other
+paths and ports.
+"""
 
 import os
 import shutil
@@ -11,7 +13,8 @@ TLS_PORT = "8443"
 
 
 def write_proxy(folder: Path, secrets: Path, *, port: int, server: str, page: str) -> list[str]:
-    """Writes the settings and copies of the secrets to a folder. Returns the command that runs nginx.
+    """Writes the settings and copies of the secrets to a folder. Returns the command that runs
+    nginx.
 
     Args:
         secrets: a folder with the files of `make-secrets.sh`.

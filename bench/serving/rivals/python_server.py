@@ -1,4 +1,6 @@
-"""Runs a server that is a Python module, `python -m bench.serving.rivals.MODULE --port ...`, on a free port."""
+"""Runs a server that is a Python module, `python -m bench.serving.rivals.MODULE --port ...`, on a
+free port.
+"""
 
 import argparse
 import sys
@@ -22,8 +24,11 @@ _DOORS: Mapping[str, Callable[[str], Door]] = {
 
 
 @contextmanager
-def open_python_server(workload: Workload, *, title: str, module: str, network: str) -> Iterator[Opened]:
-    """Starts the module with one of `STEPS` and waits until `/health` responds with 200. Ends its process tree later.
+def open_python_server(
+    workload: Workload, *, title: str, module: str, network: str
+) -> Iterator[Opened]:
+    """Starts the module with one of `STEPS` and waits until `/health` responds with 200. Ends its
+    process tree later.
 
     Raises:
         BenchError: the server exits early, or is not ready in time.
@@ -32,13 +37,17 @@ def open_python_server(workload: Workload, *, title: str, module: str, network: 
     command = [sys.executable, "-m", f"{__package__}.{module}", "--port", str(port)]
     command += ["--model", str(workload.model), "--network", network]
     began_s = time.monotonic()
-    with running(command, workload.scratch / f"{module}-{network}.log", f"http://{HOST}:{port}/health") as pid:
+    with running(
+        command, workload.scratch / f"{module}-{network}.log", f"http://{HOST}:{port}/health"
+    ) as pid:
         contestant = HttpContestant(_DOORS[module](f"http://{HOST}:{port}/predict"), workload)
         yield Opened({title: contestant}, pid, time.monotonic() - began_s)
 
 
 def server_arguments() -> argparse.Namespace:
-    """The module's command line arguments from `open_python_server`: `model`, `network` and `port`."""
+    """The module's command line arguments from `open_python_server`: `model`, `network` and
+    `port`.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--network", choices=STEPS, required=True)

@@ -1,4 +1,6 @@
-"""How a hand-written server processes an image, in LitServe's three steps: decode, predict, encode."""
+"""How a hand-written server processes an image, in LitServe's three steps: decode, predict,
+encode.
+"""
 
 import io
 from collections.abc import Callable, Mapping
@@ -26,7 +28,9 @@ Pixels = TypeVar("Pixels")
 
 
 class Steps(Protocol[Pixels]):
-    """Converts an image file to its label map, uint8 (H, W) at the image's original size, and that to a PNG."""
+    """Converts an image file to its label map, uint8 (H, W) at the image's original size, and that
+    to a PNG.
+    """
 
     def decode(self, content: bytes) -> Pixels: ...
 
@@ -36,7 +40,8 @@ class Steps(Protocol[Pixels]):
 
 
 class EagerSteps:
-    """The steps as in tutorials and server documentation: Pillow, torchvision's transforms, float32, eager mode.
+    """The steps as in tutorials and server documentation: Pillow, torchvision's transforms,
+    float32, eager mode.
 
     The network's input size is the same as in our server.
     """
@@ -71,7 +76,9 @@ class EagerSteps:
 
 
 class OurSteps:
-    """The steps with our own code, so that a comparison shows only the difference between the servers."""
+    """The steps with our own code, so that a comparison shows only the difference between the
+    servers.
+    """
 
     def __init__(self, model: Path, device: torch.device) -> None:
         self._segmenter = Segmenter.load(model, device=device)
@@ -86,4 +93,7 @@ class OurSteps:
         return encode_png(label_map, self._segmenter.record.palette)
 
 
-STEPS: Mapping[str, Callable[[Path, torch.device], Steps[Any]]] = {"eager": EagerSteps, "ours": OurSteps}
+STEPS: Mapping[str, Callable[[Path, torch.device], Steps[Any]]] = {
+    "eager": EagerSteps,
+    "ours": OurSteps,
+}

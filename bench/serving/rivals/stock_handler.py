@@ -16,4 +16,6 @@ def _resized(image: Image) -> Image:
 
 
 class SameSizeSegmenter(image_segmenter.ImageSegmenter):
-    image_processing = T.Compose([T.Lambda(_resized), *image_segmenter.ImageSegmenter.image_processing.transforms[2:]])
+    image_processing = T.Compose(
+        [T.Lambda(_resized), *image_segmenter.ImageSegmenter.image_processing.transforms[2:]]
+    )

@@ -1,4 +1,6 @@
-"""The model file of the stock handler's archive: our network with the output format of torchvision's segmenters."""
+"""The model file of the stock handler's archive: our network with the output format of
+torchvision's segmenters.
+"""
 
 from pathlib import Path
 
@@ -10,7 +12,9 @@ from segserve.runtime.network import build as network
 
 
 class StockSegmenter(nn.Module):
-    """Float (N, 3, H, W) -> {"out": logits (N, classes, H, W)}, as torchvision's DeepLabV3. It takes no arguments."""
+    """Float (N, 3, H, W) -> {"out": logits (N, classes, H, W)}, as torchvision's DeepLabV3. It
+    takes no arguments.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,4 +22,8 @@ class StockSegmenter(nn.Module):
         self.network = network.build_network(written.architecture, len(written.classes))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"out": F.interpolate(self.network(x), size=x.shape[-2:], mode="bilinear", align_corners=False)}
+        return {
+            "out": F.interpolate(
+                self.network(x), size=x.shape[-2:], mode="bilinear", align_corners=False
+            )
+        }

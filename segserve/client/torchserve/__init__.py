@@ -1,1 +1,3 @@
-"""Stubs of TorchServe's gRPC inference API, generated from inference.proto. They need grpcio and protobuf."""
+"""Stubs of TorchServe's gRPC inference API, generated from inference.proto. They need grpcio and
+protobuf.
+"""

@@ -1,8 +1,8 @@
 """Conv-BN fusion for a CPU: oneDNN computes norms and activations as part of the convolutions.
 
-A compiler would produce the same kind of network, and it is no faster on a CPU. This code needs no compiler. The
-network is ready in a fraction of a second and takes images of any size, so no request waits for a kernel to be
-compiled.
+A compiler would produce the same kind of network, and it is no faster on a CPU. This code needs no
+compiler. The network is ready in a fraction of a second and takes images of any size, so no request
+waits for a kernel to be compiled.
 """
 
 import logging
@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .fusion import Activation, Geometry, fold
-from .verified import TYPICAL_HW, StandInError, stand_in
+from .fusion import Activation, Geometry, fuse
+from .verified import TYPICAL_HW, OptimizationError, verified
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +21,21 @@ _TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class FusedConv2d(nn.Module):
-    """A convolution merged with the norm and the activation after it, with weights in oneDNN's memory layout.
+    """A convolution merged with the norm and the activation after it, with weights in oneDNN's
+    memory layout.
 
-    Shape: as of `conv`. Computes in `dtype` and adds a float32 bias, which keeps the precision of the norm.
+    Shape: as of `conv`. Computes in `dtype` and adds a float32 bias, which keeps the precision of
+        the norm.
     """
 
     def __init__(
-        self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: Activation, *, dtype: torch.dtype
+        self,
+        conv: nn.Conv2d,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        *,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self._geometry = geometry = Geometry.of(conv)
@@ -47,22 +55,23 @@ class FusedConv2d(nn.Module):
         return convolved
 
 
-def fused_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Applies conv-BN fusion for inference on the CPU, with convolutions in `dtype`. Does not change `network`.
+def cpu_fused_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Applies conv-BN fusion for inference on the CPU, with convolutions in `dtype`. Does not
+    change `network`.
 
-    If oneDNN is missing or its logits differ from the network's, it logs a warning and returns the network itself,
-    which is slower but correct.
+    If oneDNN is missing or its logits differ from the network's, it logs a warning and returns the
+    network itself, which is slower but correct.
 
     Args:
         network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w).
     """
 
     def fused(copied: nn.Module, image: Tensor) -> nn.Module:
-        fold(copied, image, partial(FusedConv2d, dtype=dtype))
+        fuse(copied, image, partial(FusedConv2d, dtype=dtype))
         return copied
 
     try:
-        return stand_in(network, fused, dtype, _TOLERANCES[dtype])
-    except StandInError as error:
+        return verified(network, fused, dtype, _TOLERANCES[dtype])
+    except OptimizationError as error:
         logger.warning("the network runs unfused, which is slower: %s", error)
         return network

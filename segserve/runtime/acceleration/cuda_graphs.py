@@ -1,8 +1,8 @@
 """Runs a network on a GPU through CUDA graphs, with one graph per input shape.
 
-For a single image, a GPU computes most kernels in less time than Python needs to launch the next one. A graph launches
-all kernels at once, but it always reads and writes the same memory. So each input is copied to that memory, and each
-output is copied from it.
+For a single image, a GPU computes most kernels in less time than Python needs to launch the next
+one. A graph launches all kernels at once, but it always reads and writes the same memory. So each
+input is copied to that memory, and each output is copied from it.
 """
 
 import logging
@@ -20,14 +20,15 @@ logger = logging.getLogger(__name__)
 
 Network = Callable[[Tensor], Tensor]
 
-# Graphs per stream; they share their memory. Few of the shapes that a resize rule gives are frequent.
+# Graphs per stream; they share their memory. Few of the shapes that a resize rule gives are
+# frequent.
 _GRAPHS = 16
 
 # The number of shapes that are remembered as seen once.
 _SHAPES = 4096
 
-# The largest difference, as a fraction of the largest logit. A replay runs the same kernels as the network, or
-# equivalent ones.
+# The largest difference, as a fraction of the largest logit. A replay runs the same kernels as the
+# network, or equivalent ones.
 _TOLERANCE = 0.05
 
 _one_capture = Lock()
@@ -37,8 +38,10 @@ _one_capture = Lock()
 class Recorder(Protocol):
     """A device that can record graphs. One thread calls it at a time."""
 
-    def lane(self) -> Hashable:
-        """The stream of this thread. Work in one stream is computed in the order in which it was queued."""
+    def stream_key(self) -> Hashable:
+        """The stream of this thread. Work in one stream is computed in the order in which it was
+        queued.
+        """
 
     def record(self, network: Network, inputs: Tensor) -> Network:
         """Records the network for inputs of this shape, in this stream.
@@ -49,10 +52,13 @@ class Recorder(Protocol):
 
 
 class GraphedNetwork:
-    """Runs a network through graphs. If a graph fails or gives other logits, it logs a warning and stops using graphs.
+    """Runs a network through graphs. If a graph fails or gives other logits, it logs a warning and
+    stops using graphs.
 
-    When a shape is first seen, the network itself computes it. When the shape occurs again, a graph is recorded. Safe
-    to use from several threads: threads that share a stream share its graphs and queue their work in order.
+    When a shape is first seen, the network itself computes it. When the shape occurs again, a graph
+    is recorded. Safe
+    to use from several threads: threads that share a stream share its graphs and queue their work
+        in order.
 
     Args:
         network: (N, 3, H, W) -> logits.
@@ -65,7 +71,9 @@ class GraphedNetwork:
         self._most = most
         self._is_on = True
         self._seen: set[torch.Size] = set()
-        self._lanes: defaultdict[Hashable, OrderedDict[torch.Size, Network]] = defaultdict(OrderedDict)
+        self._graphs_by_stream: defaultdict[Hashable, OrderedDict[torch.Size, Network]] = (
+            defaultdict(OrderedDict)
+        )
         self._lock = Lock()
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -77,7 +85,7 @@ class GraphedNetwork:
         return self._network(inputs)
 
     def _through_a_graph(self, inputs: Tensor) -> Tensor:
-        graphs = self._lanes[self._recorder.lane()]
+        graphs = self._graphs_by_stream[self._recorder.stream_key()]
         if inputs.shape in graphs:
             graphs.move_to_end(inputs.shape)
             return graphs[inputs.shape](inputs)
@@ -86,7 +94,9 @@ class GraphedNetwork:
         except Exception as error:
             why = reason(error)
         else:
-            if len(graphs) > self._most:  # only now: removing the last graph would free the shared memory
+            if (
+                len(graphs) > self._most
+            ):  # only now: removing the last graph would free the shared memory
                 graphs.popitem(last=False)
             return graphs[inputs.shape](inputs)
         return self._without_graphs(inputs, why)
@@ -101,11 +111,13 @@ class GraphedNetwork:
 
     def _without_graphs(self, inputs: Tensor, why: str) -> Tensor:
         self._is_on = False
-        self._lanes.clear()
+        self._graphs_by_stream.clear()
         try:
             return self._network(inputs)
         except RuntimeError as error:
-            if is_device_failure(error):  # the device failed, not the graph: the failover logs the warning
+            if is_device_failure(
+                error
+            ):  # the device failed, not the graph: the failover logs the warning
                 why = ""
             raise
         finally:
@@ -119,11 +131,11 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # All graphs of a stream can share one memory pool, because they are replayed in order and their outputs are
-        # copied at once. PyTorch requires one capture stream for that.
+        # All graphs of a stream can share one memory pool, because they are replayed in order and
+        # their outputs are copied at once. PyTorch requires one capture stream for that.
         self._pools = defaultdict[Hashable, Any](torch.cuda.graph_pool_handle)
 
-    def lane(self) -> Hashable:
+    def stream_key(self) -> Hashable:
         return torch.cuda.current_stream(self._device).cuda_stream
 
     def record(self, network: Network, inputs: Tensor) -> Network:
@@ -136,9 +148,9 @@ class CudaRecorder:
             self._stream.synchronize()
             with torch.cuda.graph(
                 graph,
-                pool=self._pools[self.lane()],
+                pool=self._pools[self.stream_key()],
                 stream=self._stream,
-                capture_error_mode="thread_local",  # other threads may allocate, copy and wait meanwhile
+                capture_error_mode="thread_local",  # other threads may allocate meanwhile
             ):
                 gave = network(given)
 

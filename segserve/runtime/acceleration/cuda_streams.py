@@ -1,4 +1,6 @@
-"""CUDA streams for threads that share one GPU, so that a thread does not wait for the work of another."""
+"""CUDA streams for threads that share one GPU, so that a thread does not wait for the work of
+another.
+"""
 
 import threading
 from contextlib import AbstractContextManager
@@ -11,10 +13,12 @@ from torch import Tensor
 _STREAMS = 4
 
 
-class Streams:
-    """A few streams of a GPU. A thread keeps the stream that it gets first. Additional threads share streams.
+class CudaStreams:
+    """A few streams of a GPU. A thread keeps the stream that it gets first. Additional threads
+    share streams.
 
-    Streams do not wait for work that was queued on the device earlier. So the constructor waits for it.
+    CudaStreams do not wait for work that was queued on the device earlier. So the constructor waits
+    for it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,7 +39,9 @@ class Streams:
 
 
 def uploaded(pixels: Tensor, device: torch.device) -> Tensor:
-    """Copies a tensor from the host to the device. A copy to a GPU uses pinned memory and is asynchronous."""
+    """Copies a tensor from the host to the device. A copy to a GPU uses pinned memory and is
+    asynchronous.
+    """
     if device.type == "cuda":
         return pixels.pin_memory().to(device, non_blocking=True)
     return pixels.to(device)

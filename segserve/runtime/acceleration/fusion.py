@@ -1,4 +1,6 @@
-"""Conv-BN fusion: finds the norm and the activation after each convolution, and replaces all three with one layer."""
+"""Conv-BN fusion: finds the norm and the activation after each convolution, and replaces all three
+with one layer.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +26,8 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
 Layer = Callable[[nn.Conv2d, Tensor, Tensor | None, Activation], nn.Module]
 """Builds the layer that replaces a convolution.
 
-Its arguments are the convolution, the weight and the bias with the norm merged in, float32, and the activation after
-it.
+Its arguments are the convolution, the weight and the bias with the norm merged in, float32, and the
+activation after it.
 """
 
 
@@ -54,15 +56,27 @@ class Geometry:
     def of(cls, conv: nn.Conv2d) -> Self:
         same_padding = isinstance(conv, Conv2dSame)
         padding = [0, 0] if same_padding else [int(pad) for pad in conv.padding]
-        return cls(list(conv.kernel_size), list(conv.stride), padding, list(conv.dilation), conv.groups, same_padding)
+        return cls(
+            list(conv.kernel_size),
+            list(conv.stride),
+            padding,
+            list(conv.dilation),
+            conv.groups,
+            same_padding,
+        )
 
     def padded(self, x: Tensor, zero: int = 0) -> Tensor:
-        """Pads (N, C, H, W) with `zero` where the padding depends on the size. oneDNN adds all other padding."""
-        return pad_same(x, self.kernel, self.stride, self.dilation, zero) if self.same_padding else x
+        """Pads (N, C, H, W) with `zero` where the padding depends on the size. oneDNN adds all
+        other padding.
+        """
+        return (
+            pad_same(x, self.kernel, self.stride, self.dilation, zero) if self.same_padding else x
+        )
 
 
-def fold(network: nn.Module, image: Tensor, layer: Layer) -> None:
-    """Replaces every convolution that runs once per image, with the norm and the activation after it.
+def fuse(network: nn.Module, image: Tensor, layer: Layer) -> None:
+    """Replaces every convolution that runs once per image, with the norm and the activation after
+    it.
 
     Args:
         network: changed in place; a merged norm or activation becomes an `nn.Identity`.
@@ -72,13 +86,17 @@ def fold(network: nn.Module, image: Tensor, layer: Layer) -> None:
     times = Counter(call.name for call in calls)
     for index, call in enumerate(calls):
         if _is_fusible(call.module) and times[call.name] == 1:
-            followers = [follower for follower in _followers(calls, index) if times[follower.name] == 1]
+            followers = [
+                follower for follower in _followers(calls, index) if times[follower.name] == 1
+            ]
             for name, module in _replacements(call, followers, layer).items():
                 network.set_submodule(name, module)
 
 
 def _calls(network: nn.Module, image: Tensor) -> list[_Call]:
-    """The innermost modules in the order in which they run on an image. A norm counts as innermost."""
+    """The innermost modules in the order in which they run on an image. A norm counts as
+    innermost.
+    """
     calls: list[_Call] = []
     names = {module: name for name, module in _innermost(network)}
 
@@ -103,7 +121,11 @@ def _innermost(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Modu
 
 
 def _is_fusible(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    return type(module) in (nn.Conv2d, Conv2dSame) and module.padding_mode == "zeros" and module.padding != "same"
+    return (
+        type(module) in (nn.Conv2d, Conv2dSame)
+        and module.padding_mode == "zeros"
+        and module.padding != "same"
+    )
 
 
 def _followers(calls: Sequence[_Call], index: int) -> Iterator[_Call]:
@@ -120,10 +142,16 @@ def _replacements(call: _Call, followers: Sequence[_Call], layer: Layer) -> dict
     assert isinstance(conv, nn.Conv2d)  # noqa: S101 - _is_fusible
     weight, bias, replaced = conv.weight, conv.bias, dict[str, nn.Module]()
     following = [(follower.name, follower.module) for follower in followers]
-    if following and isinstance(norm := following[0][1], nn.BatchNorm2d) and norm.track_running_stats:
+    if (
+        following
+        and isinstance(norm := following[0][1], nn.BatchNorm2d)
+        and norm.track_running_stats
+    ):
         name, _ = following.pop(0)
-        weight, bias = _folded(conv, norm)
-        replaced[name] = getattr(norm, "act", nn.Identity())  # timm's norms include their activation
+        weight, bias = _fused(conv, norm)
+        replaced[name] = getattr(
+            norm, "act", nn.Identity()
+        )  # timm's norms include their activation
         if not isinstance(replaced[name], nn.Identity):
             following = [(name, replaced[name])]
     activation = NO_ACTIVATION
@@ -134,8 +162,10 @@ def _replacements(call: _Call, followers: Sequence[_Call], layer: Layer) -> dict
     return replaced | {call.name: layer(conv, weight, bias, activation)}
 
 
-def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None  # noqa: S101 - _replacements
     assert variance is not None  # noqa: S101
-    return fuse_conv_bn_weights(conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias)
+    return fuse_conv_bn_weights(
+        conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
+    )

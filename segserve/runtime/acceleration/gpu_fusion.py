@@ -1,8 +1,8 @@
 """Conv-BN fusion for a GPU: norms are merged into the convolutions, and activations run in place.
 
-`fused.py` is the counterpart for the CPU. A CUDA convolution accepts only a bias of its own dtype. So the bias is added
-after the convolution, in float32, like the shift of the norm before. A bias that is rounded to bf16 would shift all
-pixels by the same error.
+`fused.py` is the counterpart for the CPU. A CUDA convolution accepts only a bias of its own dtype.
+So the bias is added after the convolution, in float32, like the shift of the norm before. A bias
+that is rounded to bf16 would shift all pixels by the same error.
 """
 
 import logging
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from .device import is_device_failure, is_out_of_memory
-from .fusion import Activation, fold
-from .verified import StandInError, stand_in
+from .fusion import Activation, fuse
+from .verified import OptimizationError, verified
 
 logger = logging.getLogger(__name__)
 
-# As in `fused.py`, except for float32: cuDNN computes float32 convolutions in TF32, with 10 bits of mantissa.
+# As in `fused.py`, except for float32: cuDNN computes float32 convolutions in TF32, with 10 bits of
+# mantissa.
 _TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 0.1}
 
 # Keyed by oneDNN's names, as in `folding.py`.
@@ -32,19 +33,28 @@ _IN_PLACE: dict[str, Callable[..., Tensor]] = {
 }
 
 
-class FoldedConv2d(nn.Module):
+class GpuFusedConv2d(nn.Module):
     """A convolution merged with the norm and the activation after it.
 
-    Shape: as of `conv`, which becomes part of this module. Computes in `dtype` and adds a float32 bias.
+    Shape: as of `conv`, which becomes part of this module. Computes in `dtype` and adds a float32
+        bias.
     """
 
     def __init__(
-        self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: Activation, *, dtype: torch.dtype
+        self,
+        conv: nn.Conv2d,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: Activation,
+        *,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         conv.weight, conv.bias = nn.Parameter(weight.to(dtype), requires_grad=False), None
         self._conv = conv
-        self._bias = None if bias is None else nn.Parameter(bias.float().view(-1, 1, 1), requires_grad=False)
+        self._bias = (
+            None if bias is None else nn.Parameter(bias.float().view(-1, 1, 1), requires_grad=False)
+        )
         name, parameters, _ = activation
         self._activation, self._bounds = _IN_PLACE[name], parameters
 
@@ -55,11 +65,12 @@ class FoldedConv2d(nn.Module):
         return self._activation(convolved, *self._bounds)
 
 
-def folded_network(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Applies conv-BN fusion for inference on the device, with convolutions in `dtype`. Does not change `network`.
+def gpu_fused_network(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Applies conv-BN fusion for inference on the device, with convolutions in `dtype`. Does not
+    change `network`.
 
-    If the logits differ from the network's logits on the CPU, it logs a warning and returns the network itself, which
-    is slower but correct.
+    If the logits differ from the network's logits on the CPU, it logs a warning and returns the
+    network itself, which is slower but correct.
 
     Args:
         network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w).
@@ -68,14 +79,17 @@ def folded_network(network: nn.Module, dtype: torch.dtype, device: torch.device)
         RuntimeError: the device cannot be used, or has no memory left.
     """
 
-    def folded(copied: nn.Module, image: Tensor) -> "_Compared":
-        with torch.inference_mode(mode=False), torch.no_grad():  # inference tensors cannot be moved later
-            fold(copied, image, partial(FoldedConv2d, dtype=dtype))
+    def fused(copied: nn.Module, image: Tensor) -> "_Compared":
+        with (
+            torch.inference_mode(mode=False),
+            torch.no_grad(),
+        ):  # inference tensors cannot be moved later
+            fuse(copied, image, partial(GpuFusedConv2d, dtype=dtype))
             return _Compared(copied.to(device).to(memory_format=torch.channels_last), device)
 
     try:
-        return stand_in(network, folded, dtype, _TOLERANCES[dtype]).network
-    except StandInError as error:
+        return verified(network, fused, dtype, _TOLERANCES[dtype]).network
+    except OptimizationError as error:
         cause = error.__cause__
         if cause is not None and (is_device_failure(cause) or is_out_of_memory(cause)):
             raise cause from None  # not caused by the fusion
@@ -84,7 +98,9 @@ def folded_network(network: nn.Module, dtype: torch.dtype, device: torch.device)
 
 
 class _Compared(nn.Module):
-    """Wraps a network on a device for the comparison: images come from the CPU, and logits return to it."""
+    """Wraps a network on a device for the comparison: images come from the CPU, and logits return
+    to it.
+    """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         super().__init__()

@@ -16,25 +16,32 @@ Made = TypeVar("Made", bound=nn.Module)
 TYPICAL_HW = (128, 160)
 
 
-class StandInError(Exception):
-    """The optimisation failed, or it gives other logits. The message gives the reason in one line."""
+class OptimizationError(Exception):
+    """The optimisation failed, or it gives other logits. The message gives the reason in one
+    line.
+    """
 
 
-def stand_in(
-    network: nn.Module, make: Callable[[nn.Module, Tensor], Made], dtype: torch.dtype, tolerance: float
+def verified(
+    network: nn.Module,
+    make: Callable[[nn.Module, Tensor], Made],
+    dtype: torch.dtype,
+    tolerance: float,
 ) -> Made:
     """Optimises a copy of the network with `make`, for inference, and compares the logits of both.
 
     Args:
-        network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w). Is not changed.
-        make: receives the copy, which it may change, and the image for the comparison, float32 (1, 3, H, W).
+        network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w). Is not
+            changed.
+        make: receives the copy, which it may change, and the image for the comparison, float32 (1,
+            3, H, W).
         dtype: of the images that the optimised network takes.
-        tolerance: largest RMS difference of the logits, in standard deviations of the logits. A wrong network has about
-            1.
+        tolerance: largest RMS difference of the logits, in standard deviations of the logits. A
+            wrong network has about 1.
 
     Raises:
-        StandInError: `make` failed, which may happen with any version of PyTorch because it uses private operators. Or
-            the logits differ by more than the tolerance.
+        OptimizationError: `make` failed, which may happen with any version of PyTorch because it
+            uses private operators. Or the logits differ by more than the tolerance.
     """
     image = _clouds()
     try:
@@ -42,9 +49,9 @@ def stand_in(
             made = make(copy.deepcopy(network), image)
             error = _relative_error(made(image.to(dtype)).float(), network(image))
     except Exception as failure:
-        raise StandInError(reason(failure)) from failure
+        raise OptimizationError(reason(failure)) from failure
     if not error <= tolerance:  # also if NaN
-        raise StandInError(f"its logits differ by {error:.2g} standard deviations")
+        raise OptimizationError(f"its logits differ by {error:.2g} standard deviations")
     return made
 
 

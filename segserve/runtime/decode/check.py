@@ -1,4 +1,6 @@
-"""`python -m segserve.runtime.decode.check MAX_PIXELS < IMAGE` decodes an image and ends; see `quarantine`."""
+"""`python -m segserve.runtime.decode.check MAX_PIXELS < IMAGE` decodes an image and ends; see
+`quarantine`.
+"""
 
 import resource
 import sys

@@ -34,6 +34,8 @@ def _in_exif(exif: bytes) -> int | None:
     for position in range(start + 2, start + 2 + 12 * count, 12):
         tag, kind, values = struct.unpack_from(order + "HHI", tiff, position)
         if tag == ORIENTATION and kind in (_SHORT, _LONG) and values == 1:
-            value: int = struct.unpack_from(order + ("H" if kind == _SHORT else "I"), tiff, position + 8)[0]
+            value: int = struct.unpack_from(
+                order + ("H" if kind == _SHORT else "I"), tiff, position + 8
+            )[0]
             return value
     return None

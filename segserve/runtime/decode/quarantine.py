@@ -1,13 +1,14 @@
 """Remembers images that crash the process that decodes them.
 
-A decoder written in C can crash without an exception. Then the worker is lost, the server starts another one, and the
-client sends the image again. So every worker notes which image it is decoding, in a file that outlives the worker.
+A decoder written in C can crash without an exception. Then the worker is lost, the server starts
+another one, and the client sends the image again. So every worker notes which image it is decoding,
+in a file that outlives the worker.
 
-Such a note makes an image suspect, but it proves nothing. The process may have been killed from outside, or by another
-image in another thread. A valid image must not be rejected for that. So when a suspect image arrives again, it is first
-decoded in a separate process. If that process crashes too, the image is rejected from then on. Otherwise the image is
-no longer suspect. So an image costs one worker. If several workers share a folder, it costs those that decode it at the
-same time.
+Such a note makes an image suspect, but it proves nothing. The process may have been killed from
+outside, or by another image in another thread. A valid image must not be rejected for that. So when
+a suspect image arrives again, it is first decoded in a separate process. If that process crashes
+too, the image is rejected from then on. Otherwise the image is no longer suspect. So an image costs
+one worker. If several workers share a folder, it costs those that decode it at the same time.
 """
 
 import fcntl
@@ -32,13 +33,17 @@ logger = logging.getLogger(__name__)
 
 _SLOTS = 64  # images that one process decodes at once; the next one waits
 _DIGEST_BYTES = 32
-_TRIAL_S = 20  # at most 5 s to decode (docs/hostile-input.md); the rest is for a new process on a busy machine
-_REFUSED_FOR_S = 24 * 3600  # then it is checked again: decoders improve, and folders outlive upgrades
+# At most 5 s to decode (docs/hostile-input.md). The rest is for a new process on a busy machine.
+_TRIAL_S = 20
+_REFUSED_FOR_S = (
+    24 * 3600
+)  # then it is checked again: decoders improve, and folders outlive upgrades
 _NOTES, _LOCK = "notes-", "lock"
 
 
 class Quarantine:
-    """Decodes images, except those that are known to crash the process. Safe to use from several threads.
+    """Decodes images, except those that are known to crash the process. Safe to use from several
+    threads.
 
     Args:
         folder: of this user alone; workers that share it learn from each other's crashes.
@@ -55,7 +60,9 @@ class Quarantine:
 
     @classmethod
     def in_temporary_folder(cls) -> Self | None:
-        """The quarantine of all workers with this user and this $TMPDIR; None if its folder is not writable."""
+        """The quarantine of all workers with this user and this $TMPDIR; None if its folder is not
+        writable.
+        """
         try:
             return cls(_private_folder())
         except OSError as error:
@@ -63,7 +70,9 @@ class Quarantine:
             return None
 
     def sweep(self) -> None:
-        """Marks an image as suspect if another worker died while decoding it. A new worker has already done so."""
+        """Marks an image as suspect if another worker died while decoding it. A new worker has
+        already done so.
+        """
         with suppress(OSError), _locked(self._folder):
             self._accuse()
 
@@ -71,7 +80,8 @@ class Quarantine:
         """As `decode_reduced`, but rejects files that are known to crash the process.
 
         Raises:
-            CorruptImageError: decoding this file has also crashed a separate process, or has taken it too long.
+            CorruptImageError: decoding this file has also crashed a separate process, or has taken
+                it too long.
         """
         digest = sha256(content)
         self._examine(self._folder / digest.hexdigest(), content, max_pixels)
@@ -79,7 +89,9 @@ class Quarantine:
             return decode_reduced(content, max_pixels=max_pixels, needed=needed)
 
     def _examine(self, mark: Path, content: bytes, max_pixels: int) -> None:
-        """Checks a suspect image. An empty mark means that the image is suspect; a reason in it means rejected."""
+        """Checks a suspect image. An empty mark means that the image is suspect; a reason in it
+        means rejected.
+        """
         try:
             found = mark.stat()
         except FileNotFoundError:
@@ -89,26 +101,35 @@ class Quarantine:
             if reason is None:
                 mark.unlink(missing_ok=True)
                 return
-            logger.warning("the image with SHA-256 %s is refused from now on: %s", mark.name, reason)
+            logger.warning(
+                "the image with SHA-256 %s is refused from now on: %s", mark.name, reason
+            )
             mark.write_text(reason, encoding="utf-8")
-        raise CorruptImageError("this image crashes its decoder; save it again with another program and send that")
+        raise CorruptImageError(
+            "this image crashes its decoder; save it again with another program and send that"
+        )
 
     def _accuse(self) -> None:
         for notes in self._folder.glob(f"{_NOTES}*"):
             for digest in _left_behind(notes):
-                logger.warning("a process ended as it decoded the image with SHA-256 %s", digest.hex())
+                logger.warning(
+                    "a process ended as it decoded the image with SHA-256 %s", digest.hex()
+                )
                 (self._folder / digest.hex()).touch(mode=0o600)
 
 
 class _Notes:
     """A file with the SHA-256 of every image that this process is decoding.
 
-    The kernel keeps the file locked while the process lives. Each note is one system call of a microsecond, and the
-    note outlives the process. (Mapped memory would work too, but a full disk would then raise a signal.)
+    The kernel keeps the file locked while the process lives. Each note is one system call of a
+    microsecond, and the note outlives the process. (Mapped memory would work too, but a full disk
+    would then raise a signal.)
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = tempfile.NamedTemporaryFile(prefix=_NOTES, dir=folder, buffering=0, delete=False)  # noqa: SIM115
+        self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115
+            prefix=_NOTES, dir=folder, buffering=0, delete=False
+        )
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self._file.write(bytes(_SLOTS * _DIGEST_BYTES))
         self._free: SimpleQueue[int] = SimpleQueue()
@@ -131,7 +152,9 @@ class _Notes:
 
 
 def _left_behind(notes: Path) -> list[bytes]:
-    """The images that a dead process was decoding. Deletes its notes. The list is empty if the process is alive."""
+    """The images that a dead process was decoding. Deletes its notes. The list is empty if the
+    process is alive.
+    """
     with notes.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,18 +162,28 @@ def _left_behind(notes: Path) -> list[bytes]:
             return []
         content = file.read()
         notes.unlink(missing_ok=True)
-    digests = (content[start : start + _DIGEST_BYTES] for start in range(0, len(content), _DIGEST_BYTES))
+    digests = (
+        content[start : start + _DIGEST_BYTES] for start in range(0, len(content), _DIGEST_BYTES)
+    )
     return [digest for digest in digests if any(digest)]
 
 
 def _tried(content: bytes, max_pixels: int) -> str | None:
     """Why decoding this image in a separate process failed; None if it succeeded."""
     root = str(Path(__file__).parents[2])  # in an archive, the archive's own copy of this package
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
+    }
     command = [sys.executable, "-P", "-m", f"{__package__}.trial", str(max_pixels)]
     try:
         ended = subprocess.run(
-            command, input=content, env=environment, timeout=_TRIAL_S, check=False, capture_output=True
+            command,
+            input=content,
+            env=environment,
+            timeout=_TRIAL_S,
+            check=False,
+            capture_output=True,
         )
     except subprocess.TimeoutExpired:
         return f"decoding takes more than {_TRIAL_S} s"

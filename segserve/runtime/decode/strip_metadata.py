@@ -1,9 +1,9 @@
 """Strips the metadata that a decoder does not need from an image file.
 
-Pillow reads metadata in Python and keeps all of it, whatever the cost. One megabyte of TIFF with overlapping tags
-becomes gigabytes. The time for a GIF comment grows with the square of its length. Only the pixels of the first frame
-and their orientation matter here. Everything else is removed before Pillow reads the file, so broken metadata cannot
-make an image unreadable either.
+Pillow reads metadata in Python and keeps all of it, whatever the cost. One megabyte of TIFF with
+overlapping tags becomes gigabytes. The time for a GIF comment grows with the square of its length.
+Only the pixels of the first frame and their orientation matter here. Everything else is removed
+before Pillow reads the file, so broken metadata cannot make an image unreadable either.
 """
 
 import re
@@ -12,23 +12,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import TooLargeError
-from .strip_tiff import bare_tiff
+from .strip_tiff import strip_tiff
 
 MAX_PARTS = 300_000  # a GIF of 64 MB has 260,000 blocks; scanning them takes 0.1 s
-MAX_JPEG_SCANS = 100  # progressive files have about ten; a scan of 20 bytes can cost a pass over all pixels
-MAX_JPEG_HEADER_BYTES = 2**17  # tables and frame headers before the first scan: usually less than 1,000
+MAX_JPEG_SCANS = (
+    100  # progressive files have about ten; a scan of 20 bytes can cost a pass over all pixels
+)
+MAX_JPEG_HEADER_BYTES = (
+    2**17
+)  # tables and frame headers before the first scan: usually less than 1,000
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # IDAT is the still image; animation frames are dropped
+_PNG_KEPT = {
+    b"IHDR",
+    b"PLTE",
+    b"tRNS",
+    b"IDAT",
+    b"IEND",
+}  # IDAT is the still image; animation frames are dropped
 
-# A marker, after any fill bytes. Stuffed 0xff bytes and restart markers belong to the coded data and do not match.
+# A marker, after any fill bytes. Stuffed 0xff bytes and restart markers belong to the coded data
+# and do not match.
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _SOI, _EOI, _SOS, _TEM, _APP0, _APP1, _APP14, _COM = 0xD8, 0xD9, 0xDA, 0x01, 0xE0, 0xE1, 0xEE, 0xFE
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
 @dataclass(frozen=True)
-class Bare:
+class StrippedFile:
     """A file without metadata.
 
     Attributes:
@@ -40,8 +51,9 @@ class Bare:
     xmp: bytes = b""
 
 
-def bare(content: bytes) -> Bare:
-    """Strips the metadata from a file. Returns a file unchanged if its format is unknown or it is too broken to parse.
+def strip_metadata(content: bytes) -> StrippedFile:
+    """Strips the metadata from a file. Returns a file unchanged if its format is unknown or it is
+    too broken to parse.
 
     Raises:
         TooLargeError: the file has so many parts that reading them would take seconds.
@@ -49,18 +61,20 @@ def bare(content: bytes) -> Bare:
         UnsupportedImageError: the compression of a TIFF is not supported.
     """
     if content.startswith(b"\xff\xd8\xff"):
-        return _bare_jpeg(content)
+        return _strip_jpeg(content)
     if content.startswith(_PNG_SIGNATURE):
-        return _bare_png(content)
+        return _strip_png(content)
     if content.startswith((b"GIF87a", b"GIF89a")):
-        return Bare(_bare_gif(content))
+        return StrippedFile(_strip_gif(content))
     if content.startswith((b"II", b"MM")):
-        return Bare(bare_tiff(content))
-    return Bare(content)
+        return StrippedFile(strip_tiff(content))
+    return StrippedFile(content)
 
 
-def _bare_jpeg(content: bytes) -> Bare:
-    """Keeps the tables, the frame header, the colour markers of JFIF and Adobe, and all data from the first scan on."""
+def _strip_jpeg(content: bytes) -> StrippedFile:
+    """Keeps the tables, the frame header, the colour markers of JFIF and Adobe, and all data from
+    the first scan on.
+    """
     kept, exif, xmp = [b"\xff\xd8"], b"", b""
     scans = 0
     for marker, start, end in _jpeg_segments(content):
@@ -72,17 +86,21 @@ def _bare_jpeg(content: bytes) -> Bare:
         elif scans:
             pass  # already kept with the first scan
         elif marker == _APP1:
-            exif = exif or (content[payload:end] if content.startswith(b"Exif\0\0", payload) else b"")
+            exif = exif or (
+                content[payload:end] if content.startswith(b"Exif\0\0", payload) else b""
+            )
             xmp = xmp or (content[payload:end] if content.startswith(_XMP, payload) else b"")
         elif _concerns_pixels(content, marker, payload):
             kept.append(content[start:end])
         _check(scans, MAX_JPEG_SCANS, "scans")
     _check(sum(map(len, kept[:-1])), MAX_JPEG_HEADER_BYTES, "bytes of tables")
-    return Bare(b"".join(kept), exif, xmp)
+    return StrippedFile(b"".join(kept), exif, xmp)
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yields the marker, start and end of every segment. Finds the next segment in the same way as libjpeg."""
+    """Yields the marker, start and end of every segment. Finds the next segment in the same way as
+    libjpeg.
+    """
     position = 2
     parts = 0
     while found := _JPEG_MARKER.search(content, position):
@@ -105,7 +123,7 @@ def _concerns_pixels(content: bytes, marker: int, payload: int) -> bool:
     return not _APP0 < marker <= 0xEF and marker != _COM
 
 
-def _bare_png(content: bytes) -> Bare:
+def _strip_png(content: bytes) -> StrippedFile:
     kept, exif, xmp = [_PNG_SIGNATURE], b"", b""
     position = len(_PNG_SIGNATURE)
     parts = 0
@@ -123,12 +141,14 @@ def _bare_png(content: bytes) -> Bare:
         _check(parts, MAX_PARTS, "chunks")
         if kind == b"IEND":
             break
-    return Bare(b"".join(kept), exif, xmp)
+    return StrippedFile(b"".join(kept), exif, xmp)
 
 
-def _bare_gif(content: bytes) -> bytes:
+def _strip_gif(content: bytes) -> bytes:
     """Keeps only the transparency of the blocks before the first frame."""
-    position = header = 13 + (3 * 2 ** (content[10] % 8 + 1) if len(content) > 10 and content[10] & 0x80 else 0)
+    position = header = 13 + (
+        3 * 2 ** (content[10] % 8 + 1) if len(content) > 10 and content[10] & 0x80 else 0
+    )
     transparency = b""
     parts = 0
     while content[position : position + 1] == b"!":
@@ -149,5 +169,6 @@ def _bare_gif(content: bytes) -> bytes:
 def _check(count: int, limit: int, what: str) -> None:
     if count > limit:
         raise TooLargeError(
-            f"the image file has more than {limit} {what}; save it again with another program, without metadata"
+            f"the image file has more than {limit} {what}; save it again with another program, "
+            "without metadata"
         )

@@ -1,6 +1,7 @@
 """Rewrites a TIFF so that it has one directory with only the tags that describe pixels.
 
-Sources: TIFF 6.0 (Adobe, 1992), section 2, and BigTIFF (Aware Systems, 2007), which has 64-bit counts and offsets.
+Sources: TIFF 6.0 (Adobe, 1992), section 2, and BigTIFF (Aware Systems, 2007), which has 64-bit
+    counts and offsets.
 """
 
 import struct
@@ -27,10 +28,32 @@ _COMPRESSIONS = {  # supported; libtiff's others are rare, and rarely tested on 
     50001: "WebP",
 }
 _KEPT = {
-    *(0x100, 0x101, 0x102, _COMPRESSION, 0x106, 0x10A),  # width, length, bits, compression, photometric, fill order
-    *(0x111, 0x112, 0x115, 0x116, 0x117, 0x11C),  # strips, orientation, samples, rows a strip, byte counts, planes
+    *(
+        0x100,
+        0x101,
+        0x102,
+        _COMPRESSION,
+        0x106,
+        0x10A,
+    ),  # width, length, bits, compression, photometric, fill order
+    *(
+        0x111,
+        0x112,
+        0x115,
+        0x116,
+        0x117,
+        0x11C,
+    ),  # strips, orientation, samples, rows a strip, byte counts, planes
     *(0x124, 0x125, 0x13D, 0x140),  # fax options, predictor, colour map
-    *(0x142, 0x143, 0x144, 0x145, 0x152, 0x153, 0x15B),  # tiles, extra samples, sample format, JPEG tables
+    *(
+        0x142,
+        0x143,
+        0x144,
+        0x145,
+        0x152,
+        0x153,
+        0x15B,
+    ),  # tiles, extra samples, sample format, JPEG tables
     *(0x211, 0x212, 0x213, 0x214),  # YCbCr
 }
 
@@ -48,7 +71,7 @@ _CLASSIC = _Layout(4, "I", "H", "HHI4s")
 _BIG = _Layout(8, "Q", "Q", "HHQ8s")
 
 
-def bare_tiff(content: bytes) -> bytes:
+def strip_tiff(content: bytes) -> bytes:
     """Keeps only these tags in the first directory, and removes all other directories.
 
     Raises:
@@ -62,16 +85,22 @@ def bare_tiff(content: bytes) -> bytes:
         (start,) = struct.unpack_from(order + layout.offset, content, layout.first)
         entries = dict(_entries(content, start, order, layout))
     except (struct.error, OverflowError) as error:
-        raise TruncatedImageError("the image ends before its directory does; send the file whole") from error
+        raise TruncatedImageError(
+            "the image ends before its directory does; send the file whole"
+        ) from error
     _check_compression(entries.get(_COMPRESSION), order)
-    directory = struct.pack(order + layout.length, len(entries)) + b"".join(entries[tag] for tag in sorted(entries))
+    directory = struct.pack(order + layout.length, len(entries)) + b"".join(
+        entries[tag] for tag in sorted(entries)
+    )
     directory += struct.pack(order + layout.offset, 0)  # no next directory
-    # Overwrite the old directory, which is at least as long. Appended to the file, the directory would be read as
-    # pixels if the file is truncated.
+    # Overwrite the old directory, which is at least as long. Appended to the file, the directory
+    # would be read as pixels if the file is truncated.
     return b"".join((content[:start], directory, content[start + len(directory) :]))
 
 
-def _entries(content: bytes, start: int, order: str, layout: _Layout) -> Iterator[tuple[int, bytes]]:
+def _entries(
+    content: bytes, start: int, order: str, layout: _Layout
+) -> Iterator[tuple[int, bytes]]:
     """Yields the kept tags of the directory at `start`, with their entries unchanged."""
     (count,) = struct.unpack_from(order + layout.length, content, start)
     position = start + struct.calcsize(order + layout.length)
@@ -81,7 +110,8 @@ def _entries(content: bytes, start: int, order: str, layout: _Layout) -> Iterato
         if tag in _KEPT:
             if values > MAX_TAG_VALUES:
                 raise TooLargeError(
-                    f"tag {tag} of the TIFF has {values} values, the limit is {MAX_TAG_VALUES}; use larger strips"
+                    f"tag {tag} of the TIFF has {values} values, the limit is {MAX_TAG_VALUES}; "
+                    "use larger strips"
                 )
             yield tag, content[position : position + size_bytes]
         position += size_bytes
@@ -90,7 +120,11 @@ def _entries(content: bytes, start: int, order: str, layout: _Layout) -> Iterato
 def _check_compression(entry: bytes | None, order: str) -> None:
     if entry is None:
         return
-    (compression,) = struct.unpack_from(order + "H", entry, len(entry) - (4 if len(entry) == 12 else 8))
+    (compression,) = struct.unpack_from(
+        order + "H", entry, len(entry) - (4 if len(entry) == 12 else 8)
+    )
     if compression not in _COMPRESSIONS:
         names = ", ".join(dict.fromkeys(_COMPRESSIONS.values()))
-        raise UnsupportedImageError(f"compression {compression} of the TIFF is not read; these are: {names}")
+        raise UnsupportedImageError(
+            f"compression {compression} of the TIFF is not read; these are: {names}"
+        )

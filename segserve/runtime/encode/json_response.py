@@ -1,4 +1,6 @@
-"""Builds the JSON response for one image. Its size is known before the largest encoding is built."""
+"""Builds the JSON response for one image. Its size is known before the largest encoding is
+built.
+"""
 
 import base64
 from functools import cached_property
@@ -19,11 +21,11 @@ def json_bytes(document: object) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
 
-class JsonAnswer:
+class JsonResponse:
     """One segmentation, encoded for any `mask` and `confidence`.
 
-    `rle` and `polygons` have one member for each entry of `classes`, including the background. So their members match
-    the class table, and together they give the whole label map.
+    `rle` and `polygons` have one member for each entry of `classes`, including the background. So
+    their members match the class table, and together they give the whole label map.
     """
 
     def __init__(self, segmentation: Segmentation, record: ModelRecord) -> None:
@@ -43,12 +45,20 @@ class JsonAnswer:
             texts["confidence"] = self._confidence_text
         return json_bytes(self._document(mask, confidence=confidence, texts=texts))
 
-    def _document(self, mask: MaskEncoding, *, confidence: bool, texts: dict[str, bytes]) -> dict[str, Any]:
+    def _document(
+        self, mask: MaskEncoding, *, confidence: bool, texts: dict[str, bytes]
+    ) -> dict[str, Any]:
         """The document. Its members with pixels hold the JSON of `texts`, or are empty."""
         document = dict(self._head)
-        for name, encoding, asked in (("mask", mask, mask != "none"), ("confidence", "png", confidence)):
+        for name, encoding, asked in (
+            ("mask", mask, mask != "none"),
+            ("confidence", "png", confidence),
+        ):
             if asked:
-                document[name] = {"encoding": encoding, "data": orjson.Fragment(texts.get(name, b""))}
+                document[name] = {
+                    "encoding": encoding,
+                    "data": orjson.Fragment(texts.get(name, b"")),
+                }
         return document
 
     @cached_property
@@ -96,7 +106,9 @@ class JsonAnswer:
 
     @property
     def _dense_bytes(self) -> int:
-        pixels_by_class = {summary.class_id: summary.pixels for summary in self._segmentation.classes}
+        pixels_by_class = {
+            summary.class_id: summary.pixels for summary in self._segmentation.classes
+        }
         return dense_json_bytes(pixels_by_class, self._segmentation.label_map.shape[0])
 
     @cached_property

@@ -20,7 +20,9 @@ def encode_png(label_map: LabelMap, palette: bytes) -> bytes:
 
 def encode_grey_png(values: NDArray[np.uint8]) -> bytes:
     """A PNG with 8 bits per pixel, from uint8 (H, W)."""
-    return _saved(Image.fromarray(values), "PNG", compress_level=1, compress_type=Z_RLE)  # smaller, and as fast
+    return _saved(
+        Image.fromarray(values), "PNG", compress_level=1, compress_type=Z_RLE
+    )  # smaller, and as fast
 
 
 def encode_npy(label_map: LabelMap) -> bytes:
@@ -45,6 +47,6 @@ def dense_json_bytes(pixels_by_class: dict[int, int], height_px: int) -> int:
     """The size of the rows of class ids as JSON, in bytes, computed without building them."""
     digits = sum(len(str(class_id)) * pixels for class_id, pixels in pixels_by_class.items())
     pixels = sum(pixels_by_class.values())
-    # One comma or closing bracket after every pixel, one opening bracket per row, one comma between rows, two brackets
-    # outside.
+    # One comma or closing bracket after every pixel, one opening bracket per row, one comma between
+    # rows, two brackets outside.
     return digits + pixels + height_px + (height_px - 1) + 2

@@ -36,7 +36,8 @@ def draw_overlay(
     Args:
         image_rgb: uint8 (H, W, 3), RGB.
         label_map: uint8 (H, W).
-        shown: class ids for the legend, in order. An image that is too small for the legend gets none.
+        shown: class ids for the legend, in order. An image that is too small for the legend gets
+            none.
         opacity: of the colours, from 0 (the image alone) to 1.
 
     Returns:
@@ -47,7 +48,8 @@ def draw_overlay(
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity is a share from 0 to 1, got {opacity}")
-    # By class id: the part of the image's colour that a pixel keeps, and the colour that the class adds, both in 1/256.
+    # By class id: the part of the image's colour that a pixel keeps, and the colour that the class
+    # adds, both in 1/256.
     keep = np.full(256, round(256 * (1 - opacity)), np.uint16)
     keep[BACKGROUND] = 256
     added = np.zeros((256, 3), np.uint16)

@@ -1,4 +1,6 @@
-"""Encodes a segmentation as a response body, in the media type and encoding that the request selects."""
+"""Encodes a segmentation as a response body, in the media type and encoding that the request
+selects.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +9,13 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import AnswerTooLargeError, SegserveError
+from ..errors import ResponseTooLargeError, SegserveError
 from ..inference.labels import Segmentation
 from ..options import MaskEncoding, MediaType
 from ..record import ModelRecord
 from ..request import SegmentRequest
-from ..telemetry.request_stats import Observed
-from .json_response import JsonAnswer, json_bytes
+from ..telemetry.request_stats import RequestStats
+from .json_response import JsonResponse, json_bytes
 from .mask import LabelMap, encode_jpeg, encode_npy, encode_png
 from .overlay import draw_overlay
 
@@ -28,14 +30,16 @@ class Answer:
     media_type: str
     status: int = 200
     phrase: str = "OK"
-    observed: Observed | None = None
+    stats: RequestStats | None = None
 
     @property
     def server_timing(self) -> str:
-        """The `Server-Timing` header: milliseconds per stage, with a description where a stage has one."""
-        if self.observed is None:
+        """The `Server-Timing` header: milliseconds per stage, with a description where a stage has
+        one.
+        """
+        if self.stats is None:
             return ""
-        timings = self.observed.timings
+        timings = self.stats.timings
         return ", ".join(
             f"{stage};dur={1000 * seconds:.2f}"
             + (f';desc="{timings.descriptions[stage]}"' if stage in timings.descriptions else "")
@@ -43,14 +47,16 @@ class Answer:
         )
 
 
-def error_answer(error: SegserveError, observed: Observed | None = None) -> Answer:
-    """The response to a request that failed with `error`. Stores the error code in `observed`."""
-    if observed is not None:
-        observed.error = error.code
-    return Answer(json_bytes(error.as_document()), MediaType.JSON, error.status, error.phrase, observed)
+def error_response(error: SegserveError, stats: RequestStats | None = None) -> Answer:
+    """The response to a request that failed with `error`. Stores the error code in `stats`."""
+    if stats is not None:
+        stats.error = error.code
+    return Answer(
+        json_bytes(error.as_document()), MediaType.JSON, error.status, error.phrase, stats
+    )
 
 
-def encode_answer(
+def encode_response(
     request: SegmentRequest,
     image_rgb: NDArray[np.uint8],
     segmentation: Segmentation,
@@ -60,11 +66,11 @@ def encode_answer(
     """Encodes the response body.
 
     Raises:
-        AnswerTooLargeError: the body is larger than `max_bytes`; the message lists the encodings that are small enough.
-            Or the image is too large for JPEG.
+        ResponseTooLargeError: the body is larger than `max_bytes`; the message lists the encodings
+            that are small enough. Or the image is too large for JPEG.
     """
     label_map = segmentation.label_map
-    in_json = JsonAnswer(segmentation, record)
+    in_json = JsonResponse(segmentation, record)
     if request.media_type is MediaType.JSON:
         return _json_body(request, in_json, label_map, record, max_bytes)
     if request.media_type is MediaType.PNG:
@@ -79,17 +85,24 @@ def encode_answer(
     return body
 
 
-def _overlay_jpeg(image_rgb: NDArray[np.uint8], segmentation: Segmentation, record: ModelRecord) -> bytes:
+def _overlay_jpeg(
+    image_rgb: NDArray[np.uint8], segmentation: Segmentation, record: ModelRecord
+) -> bytes:
     if max(image_rgb.shape[:2]) > JPEG_MAX_SIDE_PX:
-        raise AnswerTooLargeError(
-            f"a JPEG's sides end at {JPEG_MAX_SIDE_PX} pixels; ask for {MediaType.PNG} or {MediaType.JSON}"
+        raise ResponseTooLargeError(
+            f"a JPEG's sides end at {JPEG_MAX_SIDE_PX} pixels; ask for {MediaType.PNG} or "
+            f"{MediaType.JSON}"
         )
     shown = [summary.class_id for summary in segmentation.classes]
     return encode_jpeg(draw_overlay(image_rgb, segmentation.label_map, record.classes, shown))
 
 
 def _json_body(
-    request: SegmentRequest, in_json: JsonAnswer, label_map: LabelMap, record: ModelRecord, max_bytes: int
+    request: SegmentRequest,
+    in_json: JsonResponse,
+    label_map: LabelMap,
+    record: ModelRecord,
+    max_bytes: int,
 ) -> bytes:
     mask, confidence = request.options.mask, request.with_confidence
     size_bytes = in_json.size_bytes(mask, confidence=confidence)
@@ -103,8 +116,12 @@ def _json_name(mask: str, *, confidence: bool) -> str:
     return f"mask={mask} confidence=true" if confidence else f"mask={mask}"
 
 
-def _sizes(in_json: JsonAnswer, label_map: LabelMap, record: ModelRecord, *, confidence: bool) -> dict[str, int]:
-    """Size in bytes of every possible response for this image, keyed by the option that selects it."""
+def _sizes(
+    in_json: JsonResponse, label_map: LabelMap, record: ModelRecord, *, confidence: bool
+) -> dict[str, int]:
+    """Size in bytes of every possible response for this image, keyed by the option that selects
+    it.
+    """
     in_json_sizes = {
         _json_name(mask, confidence=with_it): in_json.size_bytes(mask, confidence=with_it)
         for with_it in ((True, False) if confidence else (False,))
@@ -117,9 +134,11 @@ def _sizes(in_json: JsonAnswer, label_map: LabelMap, record: ModelRecord, *, con
     }
 
 
-def _too_large(what: str, size_bytes: int, sizes: Mapping[str, int], max_bytes: int) -> AnswerTooLargeError:
+def _too_large(
+    what: str, size_bytes: int, sizes: Mapping[str, int], max_bytes: int
+) -> ResponseTooLargeError:
     fitting = [f"{name} ({size} bytes)" for name, size in sizes.items() if size <= max_bytes]
-    return AnswerTooLargeError(
+    return ResponseTooLargeError(
         f"the answer as {what} would take {size_bytes} bytes, the limit is {max_bytes}; "
         f"these fit: {', '.join(fitting) or 'none, send a smaller image'}"
     )

@@ -1,7 +1,7 @@
 """Failover from a GPU to the CPU: if the GPU fails, the CPU computes all further requests.
 
-After most GPU errors, a process can no longer use the GPU. So this process does not retry; the next worker uses the GPU
-again. Until then, results stay correct but take longer.
+After most GPU errors, a process can no longer use the GPU. So this process does not retry; the next
+worker uses the GPU again. Until then, results stay correct but take longer.
 """
 
 import logging
@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 class FailoverSegmenter:
-    """A `Segmenter` on a GPU that switches to the CPU if the GPU fails. Safe to use from several threads.
+    """A `Segmenter` on a GPU that switches to the CPU if the GPU fails. Safe to use from several
+    threads.
 
     Args:
         segmenter: the segmenter on the GPU.
@@ -56,10 +57,14 @@ class FailoverSegmenter:
     def precision(self) -> str:
         return self._segmenter.precision
 
-    def plan(self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none") -> Plan:
+    def plan(
+        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
+    ) -> Plan:
         return self._segmenter.plan(height_px, width_px, mode=mode, tta=tta)
 
-    def needed_hw(self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none") -> tuple[int, int]:
+    def needed_hw(
+        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
+    ) -> tuple[int, int]:
         return self._segmenter.needed_hw(height_px, width_px, mode=mode, tta=tta)
 
     def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
@@ -78,12 +83,18 @@ class FailoverSegmenter:
         """As `Segmenter.segment`. If the GPU fails on an image, the CPU computes that image."""
         timings = timings or Timings()
         try:
-            return self._segmenter.segment(image_rgb, timings, mode=mode, tta=tta, rule=rule, size_hw=size_hw)
+            return self._segmenter.segment(
+                image_rgb, timings, mode=mode, tta=tta, rule=rule, size_hw=size_hw
+            )
         except RuntimeError as error:
             if not is_device_failure(error):
                 raise
-            why = reason(error)  # not the error itself: its traceback would keep the GPU's tensors alive
-        return self._instead(why).segment(image_rgb, timings, mode=mode, tta=tta, rule=rule, size_hw=size_hw)
+            why = reason(
+                error
+            )  # not the error itself: its traceback would keep the GPU's tensors alive
+        return self._instead(why).segment(
+            image_rgb, timings, mode=mode, tta=tta, rule=rule, size_hw=size_hw
+        )
 
     def _instead(self, why: str) -> Segmenter:
         """The segmenter on the CPU. If several threads see the GPU fail, the first one loads it."""
@@ -101,8 +112,8 @@ AnySegmenter = Segmenter | FailoverSegmenter
 def load_segmenter(folder: Path, *, device: torch.device, settings: Settings) -> AnySegmenter:
     """Loads the segmenter of a model folder. The folder is not needed afterwards.
 
-    For a GPU, a copy of the network stays in the host's memory for failover to the CPU. A GPU that cannot segment a
-    first image is not used at all.
+    For a GPU, a copy of the network stays in the host's memory for failover to the CPU. A GPU that
+    cannot segment a first image is not used at all.
 
     Raises:
         ModelError: the record or the weights are missing or broken, or do not match.
@@ -138,5 +149,8 @@ def _tried_out(segmenter: Segmenter) -> Segmenter:
 
 def _warn(device: torch.device, why: str) -> None:
     logger.warning(
-        "%s failed: the CPU computes from now on, which is slower, until the worker starts anew: %s", device, why
+        "%s failed: the CPU computes from now on, which is slower, until the worker starts anew: "
+        "%s",
+        device,
+        why,
     )

@@ -1,4 +1,6 @@
-"""Converts logits to the class of every pixel at the image's own size, and to a table of the classes present."""
+"""Converts logits to the class of every pixel at the image's own size, and to a table of the
+classes present.
+"""
 
 import math
 from collections.abc import Collection, Sequence
@@ -12,15 +14,16 @@ from torch import Tensor
 
 from ..encode.mask import LabelMap
 from ..record import BACKGROUND
-from .candidates import Contest
+from .candidates import CandidateMap
 from .quality import Quality, measure_quality
 from .upsample import Upsampling
 
 # Pixels labelled at a time. The logits of a few classes for them stay within the cache.
 _STRIP_PIXELS = 2**17
 
-# A GPU waits for the kernel launches of every strip and has no such cache, so most images are one strip there. In the
-# worst case, with 21 classes that may win everywhere, the logits of a strip take 176 MB.
+# A GPU waits for the kernel launches of every strip and has no such cache, so most images are one
+# strip there. In the worst case, with 21 classes that may win everywhere, the logits of a strip
+# take 176 MB.
 _STRIP_PIXELS_ON_GPU = 2**21
 
 _LOG2_E = math.log2(math.e)
@@ -31,7 +34,8 @@ class LabelRule:
     """Which of the pixels' top classes are kept, and whether their probabilities are kept.
 
     Attributes:
-        kept: ids of the classes to keep, or None for all; pixels of other classes become background.
+        kept: ids of the classes to keep, or None for all; pixels of other classes become
+            background.
         threshold: a pixel with a lower top probability becomes background.
         keep_confidence: whether to keep every pixel's top probability.
     """
@@ -69,8 +73,9 @@ class Segmentation:
     Attributes:
         label_map: uint8 (H, W), the class id of every pixel.
         classes: the classes present, largest first.
-        confidence_map: uint8 (H, W), 255 times every pixel's top probability, rounded; None unless requested. It
-            belongs to the class that the network chose, even where the rule replaced the class with background.
+        confidence_map: uint8 (H, W), 255 times every pixel's top probability, rounded; None unless
+            requested. It belongs to the class that the network chose, even where the rule replaced
+            the class with background.
         quality: quality signals of the network's output for the image; independent of the rule.
     """
 
@@ -81,18 +86,23 @@ class Segmentation:
 
 
 def choose_labels(
-    logits: Tensor, height_px: int, width_px: int, rule: LabelRule = EVERY_PIXEL, *, temperature: float = 1.0
+    logits: Tensor,
+    height_px: int,
+    width_px: int,
+    rule: LabelRule = EVERY_PIXEL,
+    *,
+    temperature: float = 1.0,
 ) -> Segmentation:
     """Chooses the class of every pixel at the image's size.
 
-    The logits are resized to that size before the class is chosen. This is done for one strip of rows at a time, so the
-    logits of a large image never exist at once. In each strip, the classes that cannot win are merged into one, see
-    `rivals.py`.
+    The logits are resized to that size before the class is chosen. This is done for one strip of
+    rows at a time, so the logits of a large image never exist at once. In each strip, the classes
+    that cannot win are merged into one, see `candidates.py`.
 
     Args:
         logits: float32 (classes, h, w).
-        temperature: probabilities are the softmax of the logits divided by this (Guo et al., arXiv:1706.04599). The top
-            class does not depend on it.
+        temperature: probabilities are the softmax of the logits divided by this (Guo et al.,
+            arXiv:1706.04599). The top class does not depend on it.
     """
     if width_px <= _strip_pixels(logits.device):
         labelled = _label_strips(logits, height_px, width_px, rule, temperature)
@@ -113,12 +123,19 @@ class _Labelled:
 
     def turned(self) -> Self:
         """Transposes the maps."""
-        confidence_map = None if self.confidence_map is None else np.ascontiguousarray(self.confidence_map.T)
-        return type(self)(np.ascontiguousarray(self.label_map.T), confidence_map, self.pixels, self.confidence)
+        confidence_map = (
+            None if self.confidence_map is None else np.ascontiguousarray(self.confidence_map.T)
+        )
+        return type(self)(
+            np.ascontiguousarray(self.label_map.T), confidence_map, self.pixels, self.confidence
+        )
 
     def summaries(self) -> tuple[ClassSummary, ...]:
         pixels = self.pixels
-        present = sorted((class_id for class_id, count in enumerate(pixels) if count), key=lambda i: (-pixels[i], i))
+        present = sorted(
+            (class_id for class_id, count in enumerate(pixels) if count),
+            key=lambda i: (-pixels[i], i),
+        )
         return tuple(
             ClassSummary(
                 class_id=class_id,
@@ -131,48 +148,59 @@ class _Labelled:
         )
 
 
-def _label_strips(logits: Tensor, height_px: int, width_px: int, rule: LabelRule, temperature: float) -> _Labelled:
+def _label_strips(
+    logits: Tensor, height_px: int, width_px: int, rule: LabelRule, temperature: float
+) -> _Labelled:
     label_map = torch.empty((height_px, width_px), dtype=torch.uint8, device=logits.device)
     confidence_map = torch.empty_like(label_map) if rule.keep_confidence else None
     tally = _Tally(len(logits), logits.device)
-    contest = Contest.of(logits, temperature)
-    upsampling = Upsampling((logits.shape[1], logits.shape[2]), (height_px, width_px), logits.device)
+    candidate_map = CandidateMap.of(logits, temperature)
+    upsampling = Upsampling(
+        (logits.shape[1], logits.shape[2]), (height_px, width_px), logits.device
+    )
     rows_px = max(1, _strip_pixels(logits.device) // width_px)
     for top_px in range(0, height_px, rows_px):
         strip = slice(top_px, top_px + rows_px)
-        rivals = contest.rivals(upsampling.grid_rows(strip))
-        strip_logits = upsampling.strip(rivals.logits * _LOG2_E, strip)
-        labels, probabilities = _top_class(strip_logits, rivals.class_ids, temperature)
+        candidates = candidate_map.candidates(upsampling.grid_rows(strip))
+        strip_logits = upsampling.strip(candidates.logits * _LOG2_E, strip)
+        labels, probabilities = _top_class(strip_logits, candidates.class_ids, temperature)
         if rule.kept is None and rule.threshold == 0:
-            possible = set(rivals.class_ids)
+            possible = set(candidates.class_ids)
         else:
-            possible = {*rivals.class_ids, BACKGROUND}
-            labels = _ruled(labels, probabilities, rivals.class_ids, rule)
+            possible = {*candidates.class_ids, BACKGROUND}
+            labels = _ruled(labels, probabilities, candidates.class_ids, rule)
         tally.add(labels, probabilities, possible)
         label_map[strip] = labels
         if confidence_map is not None:
             confidence_map[strip] = (255 * probabilities).round_()
     # Whole maps are copied from a GPU at once. Only here does the CPU wait for the GPU.
     kept_map = None if confidence_map is None else confidence_map.cpu().numpy()
-    return _Labelled(label_map.cpu().numpy(), kept_map, tally.pixels.tolist(), tally.confidence.tolist())
+    return _Labelled(
+        label_map.cpu().numpy(), kept_map, tally.pixels.tolist(), tally.confidence.tolist()
+    )
 
 
 def _strip_pixels(device: torch.device) -> int:
     return _STRIP_PIXELS if device.type == "cpu" else _STRIP_PIXELS_ON_GPU
 
 
-def _top_class(logits: Tensor, class_ids: Sequence[int], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def _top_class(
+    logits: Tensor, class_ids: Sequence[int], temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """The top class, uint8 (H, W), and its softmax probability, float32 (H, W).
 
     Args:
-        logits: float32 (C, H, W), multiplied by log2(e): processors compute powers of 2 at a third of the cost.
+        logits: float32 (C, H, W), multiplied by log2(e): processors compute powers of 2 at a third
+            of the cost.
         class_ids: ids of the first logits, ascending; one of these classes wins at every pixel.
-        temperature: divides the differences of logits, not the logits: rounding could make two of the quotients equal.
+        temperature: divides the differences of logits, not the logits: rounding could make two of
+            the quotients equal.
     """
     top, labels = logits[0], torch.full_like(logits[0], class_ids[0], dtype=torch.uint8)
     beaten = list(logits[len(class_ids) :])
     for class_logits, class_id in zip(logits[1:], class_ids[1:], strict=False):
-        # A later class has a higher id, so the maximum is the last winner. This is far cheaper than filling by a mask.
+        # A later class has a higher id, so the maximum is the last winner. This is far cheaper than
+        # filling by a mask.
         labels = torch.maximum(labels, (class_logits > top).view(torch.uint8) * class_id)
         beaten.append(torch.minimum(top, class_logits))
         top = torch.maximum(top, class_logits)
@@ -182,7 +210,9 @@ def _top_class(logits: Tensor, class_ids: Sequence[int], temperature: float = 1.
     return labels, exponentials.reciprocal_()
 
 
-def _ruled(labels: Tensor, probabilities: Tensor, class_ids: Sequence[int], rule: LabelRule) -> Tensor:
+def _ruled(
+    labels: Tensor, probabilities: Tensor, class_ids: Sequence[int], rule: LabelRule
+) -> Tensor:
     """Replaces the labels that the rule does not keep with background."""
     if rule.kept is not None:
         for class_id in set(class_ids) - rule.kept:
@@ -205,13 +235,17 @@ class _Tally:
             self.confidence[class_id] += _sum(probabilities)
             return
         for class_id in possible:
-            has_class = labels.clone().eq_(class_id)  # bytes: on a CPU, bools take several times as long
+            has_class = labels.clone().eq_(
+                class_id
+            )  # bytes: on a CPU, bools take several times as long
             self.pixels[class_id] += has_class.sum(dtype=torch.int32)
             self.confidence[class_id] += _sum(probabilities * has_class.float())
 
 
 def _sum(values: Tensor) -> Tensor:
-    """Sums a part of an image, (H, W), row by row. The result does not depend on the number of threads."""
+    """Sums a part of an image, (H, W), row by row. The result does not depend on the number of
+    threads.
+    """
     return values.sum(dim=1).sum(dtype=torch.float64)
 
 

@@ -1,7 +1,9 @@
-"""Plans the inference on one image: its scales, mirror images and tiles. This module is geometry only.
+"""Plans the inference on one image: its scales, mirror images and tiles. This module is geometry
+only.
 
-A plan consists of views. A `View` is the image at one scale, either whole or cut into overlapping tiles of the
-network's own input size. Test-time augmentation (TTA) adds other scales, and the mirror image at each scale.
+A plan consists of scales. A `TiledScale` is the image at one scale, either whole or cut into
+overlapping tiles of the network's own input size. Test-time augmentation (TTA) adds other scales,
+and the mirror image at each scale.
 """
 
 from collections.abc import Iterator
@@ -15,15 +17,17 @@ from ..record import ResizeRule
 Mode = Literal["whole", "slide"]
 Tta = Literal["none", "flip", "multiscale"]
 
-# From DeepLab's evaluation: Chen et al., arXiv:1706.05587, section 4.1. The finest comes first, see `Plan.views`.
+# From DeepLab's evaluation: Chen et al., arXiv:1706.05587, section 4.1. The finest comes first, see
+# `Plan.scales`.
 SCALES = (1.75, 1.5, 1.25, 1.0, 0.75, 0.5)
 
-# No backbone has a larger stride. If tiles start at multiples of it, their logits are on the grid of the whole image.
+# No backbone has a larger stride. If tiles start at multiples of it, their logits are on the grid
+# of the whole image.
 _LARGEST_STRIDE_PX = 32
 
 
 @dataclass(frozen=True)
-class Axis:
+class TileAxis:
     """One side of the image at one scale, cut into tiles of `tile_px`.
 
     The first tile starts at the beginning of the side, and the last tile ends at its end.
@@ -38,15 +42,19 @@ class Axis:
     def origins_px(self) -> tuple[int, ...]:
         """Where the tiles start: spread evenly, at multiples of `step_px`."""
         steps = (self.length_px - self.tile_px) // self.step_px
-        return tuple(index * steps // max(1, self.tiles - 1) * self.step_px for index in range(self.tiles))
+        return tuple(
+            index * steps // max(1, self.tiles - 1) * self.step_px for index in range(self.tiles)
+        )
 
 
 @dataclass(frozen=True)
-class View:
-    """The image at one scale, cut into rows and columns of tiles. A single tile is the whole image."""
+class TiledScale:
+    """The image at one scale, cut into rows and columns of tiles. A single tile is the whole
+    image.
+    """
 
-    rows: Axis
-    columns: Axis
+    rows: TileAxis
+    columns: TileAxis
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -72,66 +80,73 @@ class Plan:
     """All inputs of the network for one image.
 
     Attributes:
-        views: the scales, the finest first.
+        scales: the scales, the finest first.
         mirrored: whether the network also computes each scale mirrored left to right.
-        cost: pixels that the network computes, in forward passes of the whole image at the resize rule's size.
+        cost: pixels that the network computes, in forward passes of the whole image at the resize
+            rule's size.
     """
 
-    views: tuple[View, ...]
+    scales: tuple[TiledScale, ...]
     mirrored: bool
     cost: float
 
 
-def plan_passes(rule: ResizeRule, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none") -> Plan:
+def plan_inference(
+    rule: ResizeRule, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
+) -> Plan:
     """Plans the inference on an image of this size.
 
-    `slide` cuts the image at its own resolution into tiles of `rule.size_px`. If the tiles would not be finer than the
-    whole image at the rule's size, the image is computed whole. Scales are relative to the rule's size or, with tiles,
-    to the image's own size. Scales that round to the same size are computed once.
+    `slide` cuts the image at its own resolution into tiles of `rule.size_px`. If the tiles would
+    not be finer than the whole image at the rule's size, the image is computed whole. Scales are
+    relative to the rule's size or, with tiles, to the image's own size. Scales that round to the
+    same size are computed once.
     """
     whole = _whole(rule, height_px, width_px, 1.0)
-    # Rounding up does not make an image finer. So the smaller of the own size and the rounded size is compared with the
-    # size at which the network sees the whole image.
+    # Rounding up does not make an image finer. So the smaller of the own size and the rounded size
+    # is compared with the size at which the network sees the whole image.
     own_hw, tiled_hw = (height_px, width_px), _tiled(rule, height_px, width_px, 1.0).size_hw
-    is_finer = any(min(own, tiled) > seen for own, tiled, seen in zip(own_hw, tiled_hw, whole.size_hw, strict=True))
-    view_at = _tiled if mode == "slide" and is_finer else _whole
-    scales = SCALES if tta == "multiscale" else (1.0,)
-    views = tuple(dict.fromkeys(view_at(rule, height_px, width_px, scale) for scale in scales))
+    is_finer = any(
+        min(own, tiled) > seen
+        for own, tiled, seen in zip(own_hw, tiled_hw, whole.size_hw, strict=True)
+    )
+    at_scale = _tiled if mode == "slide" and is_finer else _whole
+    factors = SCALES if tta == "multiscale" else (1.0,)
+    scales = tuple(dict.fromkeys(at_scale(rule, height_px, width_px, each) for each in factors))
     mirrored = tta != "none"
-    pixels = sum(view.network_pixels for view in views) * (2 if mirrored else 1)
-    return Plan(views, mirrored, pixels / whole.network_pixels)
+    pixels = sum(tiled.network_pixels for tiled in scales) * (2 if mirrored else 1)
+    return Plan(scales, mirrored, pixels / whole.network_pixels)
 
 
 def costs(rule: ResizeRule, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
     """`Plan.cost` of every mode and TTA for an image of this size."""
     return {
-        (mode, tta): plan_passes(rule, height_px, width_px, mode=mode, tta=tta).cost
+        (mode, tta): plan_inference(rule, height_px, width_px, mode=mode, tta=tta).cost
         for mode, tta in product(get_args(Mode), get_args(Tta))
     }
 
 
-def _whole(rule: ResizeRule, height_px: int, width_px: int, scale: float) -> View:
+def _whole(rule: ResizeRule, height_px: int, width_px: int, scale: float) -> TiledScale:
     scaled = rule.model_copy(update={"size_px": max(1, round(rule.size_px * scale))})
     rows_px, columns_px = scaled.size_for(height_px, width_px)
-    return View(Axis(rows_px, rows_px), Axis(columns_px, columns_px))
+    return TiledScale(TileAxis(rows_px, rows_px), TileAxis(columns_px, columns_px))
 
 
-def _tiled(rule: ResizeRule, height_px: int, width_px: int, scale: float) -> View:
+def _tiled(rule: ResizeRule, height_px: int, width_px: int, scale: float) -> TiledScale:
     step_px = lcm(_LARGEST_STRIDE_PX, rule.multiple_of)
-    return View(
+    return TiledScale(
         _cut(_rounded(height_px * scale, step_px), rule.size_px, step_px),
         _cut(_rounded(width_px * scale, step_px), rule.size_px, step_px),
     )
 
 
-def _cut(length_px: int, size_px: int, step_px: int) -> Axis:
+def _cut(length_px: int, size_px: int, step_px: int) -> TileAxis:
     """Cuts into the fewest tiles that overlap by at least a third.
 
     A tile has at least two steps, because tiles of one step cannot overlap.
     """
     tile_px = min(length_px, max(2 * step_px, _rounded(size_px, step_px)))
     apart_px = max(step_px, tile_px * 2 // 3 // step_px * step_px)
-    return Axis(length_px, tile_px, 1 + -(-(length_px - tile_px) // apart_px), step_px)
+    return TileAxis(length_px, tile_px, 1 + -(-(length_px - tile_px) // apart_px), step_px)
 
 
 def _rounded(length_px: float, step_px: int) -> int:

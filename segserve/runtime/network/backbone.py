@@ -1,6 +1,7 @@
 """Builds backbones: timm's, and torchvision's own for the checkpoints that torchvision publishes.
 
-Levels are numbered as in CoreNet: level n has stride 2**n, before dilation reduces it to the output stride.
+Levels are numbered as in CoreNet: level n has stride 2**n, before dilation reduces it to the output
+    stride.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,13 +24,17 @@ _MULTISCALE_LEVELS = (2, 3, 4, 5)
 
 
 def build_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
-    """Builds the backbone with randomly initialised weights. Returns it with the channels of its levels.
+    """Builds the backbone with randomly initialised weights. Returns it with the channels of its
+    levels.
 
-    Shape: (N, 3, H, W) -> list of levels, the shallowest first. The multi-scale head gets levels 2 to 5. The other
-    heads get the deepest level. With an auxiliary head, the level that it reads comes before the deepest.
+    Shape: (N, 3, H, W) -> list of levels, the shallowest first. The multi-scale head gets levels 2
+        to 5. The other
+    heads get the deepest level. With an auxiliary head, the level that it reads comes before the
+    deepest.
 
     Raises:
-        ModelError: the backbone does not exist, lacks a level, or does not support the output stride or the padding.
+        ModelError: the backbone does not exist, lacks a level, or does not support the output
+            stride or the padding.
     """
     name = architecture.backbone
     if not name.startswith(_TORCHVISION_PREFIX):
@@ -37,9 +42,13 @@ def build_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
     source = _TORCHVISION.get(name.removeprefix(_TORCHVISION_PREFIX))
     if source is None:
         known = ", ".join(f"{_TORCHVISION_PREFIX}{known}" for known in _TORCHVISION)
-        raise ModelError(f"backbone {name}: of torchvision's there are {known}; without the prefix it is timm's")
+        raise ModelError(
+            f"backbone {name}: of torchvision's there are {known}; without the prefix it is timm's"
+        )
     if architecture.padding != "default":
-        raise ModelError(f"backbone {name}: padding {architecture.padding} is for timm's backbones: leave it out")
+        raise ModelError(
+            f"backbone {name}: padding {architecture.padding} is for timm's backbones: leave it out"
+        )
     return source.build(architecture)
 
 
@@ -53,9 +62,15 @@ def _wanted_levels(architecture: Architecture, available: Collection[int]) -> li
     wanted = list(_MULTISCALE_LEVELS) if architecture.head == "multiscale" else deepest
     if set(wanted) <= set(available) and len(wanted) > architecture.aux_head:
         return wanted
-    need = "the levels 2, 3, 4 and 5" if architecture.head == "multiscale" else "a level before the last for aux_head"
+    need = (
+        "the levels 2, 3, 4 and 5"
+        if architecture.head == "multiscale"
+        else "a level before the last for aux_head"
+    )
     has = ", ".join(f"{level} (stride {2**level})" for level in sorted(available))
-    raise ModelError(f"backbone {architecture.backbone}: head {architecture.head} needs {need}, it has {has}")
+    raise ModelError(
+        f"backbone {architecture.backbone}: head {architecture.head} needs {need}, it has {has}"
+    )
 
 
 # timm
@@ -65,10 +80,14 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
     name, stride = architecture.backbone, architecture.output_stride
     info, is_nchw = _timm_preview(name)
     strides: list[int] = info.get("reduction", [*range(len(info))])
-    index_of = {own.bit_length() - 1: index for index, own in enumerate(strides)}  # if strides repeat, the last level
+    index_of = {
+        own.bit_length() - 1: index for index, own in enumerate(strides)
+    }  # if strides repeat, the last level
     indices = [index_of[level] for level in _wanted_levels(architecture, index_of.keys())]
     if stride > strides[-1]:
-        raise ModelError(f"backbone {name}: got output_stride {stride}, its last level has {strides[-1]}")
+        raise ModelError(
+            f"backbone {name}: got output_stride {stride}, its last level has {strides[-1]}"
+        )
     options: dict[str, Any] = {"output_stride": stride} if stride < strides[-1] else {}
     try:
         if architecture.use_l5_exp:
@@ -78,7 +97,8 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
         backbone: Any = timm.create_model(name, features_only=True, out_indices=indices, **options)
     except (TypeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
-            f"backbone {name}: timm cannot lower its stride to {stride}: set output_stride to {strides[-1]}"
+            f"backbone {name}: timm cannot lower its stride to {stride}: set output_stride to "
+            f"{strides[-1]}"
         ) from error
     if architecture.padding == "centered":
         _center_cells(backbone, name, stride)
@@ -86,23 +106,37 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
 
 
 def _center_cells(backbone: nn.Module, name: str, stride: int) -> None:
-    """Pads strided convolutions so that cell i of the last level is centred on pixel `stride * i + stride / 2 - 1`.
+    """Pads strided convolutions so that cell i of the last level is centred on pixel `stride * i +
+    stride / 2 - 1`.
 
-    A 3x3 convolution of stride 2 centres output i on input 2i if it pads both sides. It centres output i on input 2i+1
-    if it pads only the end, as TensorFlow does for inputs of even size. Here, all strided convolutions but the last pad
-    only the end. That gives the centre above. Bilinear resizing with `align_corners=False` expects half a pixel more.
+    A 3x3 convolution of stride 2 centres output i on input 2i if it pads both sides. It centres
+    output i on input 2i+1 if it pads only the end, as TensorFlow does for inputs of even size.
+    Here, all strided convolutions but the last pad only the end. That gives the centre above.
+    Bilinear resizing with `align_corners=False` expects half a pixel more.
 
     Raises:
         ModelError: the strides do not come from consecutive 3x3 convolutions.
     """
-    strided = [(path, module) for path, module in backbone.named_modules() if getattr(module, "stride", 1) == (2, 2)]
-    if not all(isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) for _, conv in strided) or (
-        2 ** len(strided) != stride
-    ):
-        raise ModelError(f"backbone {name}: padding centered needs 3x3 convolutions of stride 2, one after the other")
+    strided = [
+        (path, module)
+        for path, module in backbone.named_modules()
+        if getattr(module, "stride", 1) == (2, 2)
+    ]
+    if not all(
+        isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) for _, conv in strided
+    ) or (2 ** len(strided) != stride):
+        raise ModelError(
+            f"backbone {name}: padding centered needs 3x3 convolutions of stride 2, one after the "
+            "other"
+        )
     for path, conv in strided[:-1]:
         same = Conv2dSame(
-            conv.in_channels, conv.out_channels, 3, stride=2, groups=conv.groups, bias=conv.bias is not None
+            conv.in_channels,
+            conv.out_channels,
+            3,
+            stride=2,
+            groups=conv.groups,
+            bias=conv.bias is not None,
         )
         backbone.set_submodule(path, same)
     strided[-1][1].padding = (1, 1)
@@ -114,13 +148,26 @@ def _timm_preview(name: str) -> tuple[FeatureInfo, bool]:
         with torch.device("meta"):  # computes shapes only, which is fast
             backbone: Any = timm.create_model(name, features_only=True).eval()
             backbone(torch.empty(1, 3, 64, 96))  # some backbones accept only one size
-    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError, NotImplementedError) as error:
-        raise ModelError(f"backbone {name}: timm cannot give its levels: {' '.join(str(error).split())}") from error
+    except (
+        RuntimeError,
+        AssertionError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+    ) as error:
+        raise ModelError(
+            f"backbone {name}: timm cannot give its levels: {' '.join(str(error).split())}"
+        ) from error
     return backbone.feature_info, getattr(backbone, "output_fmt", "NCHW") == "NCHW"
 
 
-def _expanded_timm_backbone(name: str, indices: list[int], options: dict[str, Any]) -> tuple[nn.Module, list[int]]:
-    """The backbone with its final 1x1 convolution. The output of that convolution replaces the last level."""
+def _expanded_timm_backbone(
+    name: str, indices: list[int], options: dict[str, Any]
+) -> tuple[nn.Module, list[int]]:
+    """The backbone with its final 1x1 convolution. The output of that convolution replaces the last
+    level.
+    """
     model: Any = timm.create_model(name, num_classes=0, **options)
     channels: list[int] = [model.feature_info[index]["num_chs"] for index in indices]
     if model.num_features <= channels[-1]:
@@ -130,7 +177,8 @@ def _expanded_timm_backbone(name: str, indices: list[int], options: dict[str, An
 
 def _no_expansion(name: str, channels: int) -> ModelError:
     return ModelError(
-        f"backbone {name}: no convolution widens its last level, of {channels} channels: leave out use_l5_exp"
+        f"backbone {name}: no convolution widens its last level, of {channels} channels: leave out "
+        "use_l5_exp"
     )
 
 
@@ -150,13 +198,15 @@ class _ExpandedLevels(nn.Module):
 
 @dataclass(frozen=True)
 class _Torchvision:
-    """A torchvision classifier, used as a backbone in the same way as torchvision's DeepLabV3 models use it.
+    """A torchvision classifier, used as a backbone in the same way as torchvision's DeepLabV3
+    models use it.
 
     Attributes:
         bodies: by output stride, a function that builds the network.
         levels: by level, the name and the channels of the child module that ends the level.
         expansion: the name and the channels of the final 1x1 convolution, if there is one.
-        aux: the name and the channels of the level that the published checkpoint's auxiliary head reads.
+        aux: the name and the channels of the level that the published checkpoint's auxiliary head
+            reads.
     """
 
     bodies: Mapping[int, Callable[[], nn.Module]]
@@ -168,7 +218,9 @@ class _Torchvision:
         name, stride = architecture.backbone, architecture.output_stride
         if stride not in self.bodies:
             strides = " and ".join(map(str, self.bodies))
-            raise ModelError(f"backbone {name}: got output_stride {stride}, torchvision gives {strides}")
+            raise ModelError(
+                f"backbone {name}: got output_stride {stride}, torchvision gives {strides}"
+            )
         taps = [self.levels[level] for level in _wanted_levels(architecture, self.levels.keys())]
         if architecture.use_l5_exp:
             if self.expansion is None:
@@ -176,11 +228,15 @@ class _Torchvision:
             taps[-1] = self.expansion
         if architecture.aux_head and architecture.head != "multiscale":
             taps[0] = self.aux
-        return _Taps(self.bodies[stride](), [child for child, _ in taps]), [channels for _, channels in taps]
+        return _Taps(self.bodies[stride](), [child for child, _ in taps]), [
+            channels for _, channels in taps
+        ]
 
 
 class _Taps(nn.Module):
-    """Runs the children of `body` in order, up to the last one in `names`. Returns the outputs of those in `names`."""
+    """Runs the children of `body` in order, up to the last one in `names`. Returns the outputs of
+    those in `names`.
+    """
 
     def __init__(self, body: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -203,8 +259,17 @@ def _resnet(depth: int) -> _Torchvision:
     draw: Any = getattr(torchvision.models, f"resnet{depth}")
     dilated = {8: (False, True, True), 16: (False, False, True), 32: (False, False, False)}
     return _Torchvision(
-        bodies={stride: partial(draw, replace_stride_with_dilation=stages) for stride, stages in dilated.items()},
-        levels={1: ("relu", 64), 2: ("layer1", 256), 3: ("layer2", 512), 4: ("layer3", 1024), 5: ("layer4", 2048)},
+        bodies={
+            stride: partial(draw, replace_stride_with_dilation=stages)
+            for stride, stages in dilated.items()
+        },
+        levels={
+            1: ("relu", 64),
+            2: ("layer1", 256),
+            3: ("layer2", 512),
+            4: ("layer3", 1024),
+            5: ("layer4", 2048),
+        },
         aux=("layer3", 1024),
     )
 

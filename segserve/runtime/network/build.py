@@ -20,14 +20,17 @@ class SegmentationNetwork(nn.Module):
 
     The auxiliary head is never computed.
 
-    Shape: float (N, 3, H, W), RGB, normalised by the record's mean and std -> logits (N, classes, h, w). h and w are H
+    Shape: float (N, 3, H, W), RGB, normalised by the record's mean and std -> logits (N, classes,
+        h, w). h and w are H
     and W divided by the architecture's `logits_stride`, rounded up.
 
-    `ranges` holds the smallest and the largest input value of each convolution, by the convolution's name. It is empty
-    if the ranges were not measured.
+    `ranges` holds the smallest and the largest input value of each convolution, by the
+    convolution's name. It is empty if the ranges were not measured.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, aux_head: nn.Module | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, aux_head: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -46,14 +49,17 @@ def build_network(architecture: Architecture, num_classes: int) -> SegmentationN
     """Builds the network of this architecture with randomly initialised weights, in training mode.
 
     Raises:
-        ModelError: the backbone does not exist, lacks the levels or the stride, or its channels do not match the head.
+        ModelError: the backbone does not exist, lacks the levels or the stride, or its channels do
+            not match the head.
     """
     backbone, channels = build_backbone(architecture)
     try:
         head = _build_head(architecture, channels, num_classes)
         aux_head = FCNHead(channels[-2], num_classes) if architecture.aux_head else None
     except ValueError as error:
-        raise ModelError(f"head {architecture.head} on backbone {architecture.backbone}: {error}") from error
+        raise ModelError(
+            f"head {architecture.head} on backbone {architecture.backbone}: {error}"
+        ) from error
     return SegmentationNetwork(backbone, head, aux_head)
 
 

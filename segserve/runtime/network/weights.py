@@ -1,4 +1,6 @@
-"""Writes and loads a model's weights and the ranges of its activations. Loading checks them against the record."""
+"""Writes and loads a model's weights and the ranges of its activations. Loading checks them against
+the record.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -24,17 +26,20 @@ def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> Weights:
 
 
 def write_ranges(ranges: Ranges, folder: Path) -> Weights:
-    """Writes `folder/int8.safetensors`, float32 (2,) by name, atomically. Returns the entry for the record."""
+    """Writes `folder/int8.safetensors`, float32 (2,) by name, atomically. Returns the entry for the
+    record.
+    """
     return _write({name: tensor(values) for name, values in ranges.items()}, folder / RANGES_FILE)
 
 
 def load_network(record: ModelRecord, folder: Path) -> SegmentationNetwork:
-    """The record's network with its weights and ranges from `folder`, in evaluation mode, float32 on the CPU.
+    """The record's network with its weights and ranges from `folder`, in evaluation mode, float32
+    on the CPU.
 
     Raises:
-        ModelError: the record names no weights. A file is missing, its SHA-256 differs from the record's, or it is not
-            a safetensors file. Or the weights do not match the network; the message gives the first names or shapes
-            that differ.
+        ModelError: the record names no weights. A file is missing, its SHA-256 differs from the
+            record's, or it is not a safetensors file. Or the weights do not match the network; the
+            message gives the first names or shapes that differ.
     """
     network = build_network(record.architecture, len(record.classes))
     if record.weights is None:
@@ -42,7 +47,9 @@ def load_network(record: ModelRecord, folder: Path) -> SegmentationNetwork:
     state = _read(record.weights, folder, "weights")
     check_fit(state, network, record)
     expected = network.state_dict()
-    network.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in state.items()}, strict=True)
+    network.load_state_dict(
+        {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}, strict=True
+    )
     if record.int8:
         network.ranges = _ranges(_read(record.int8, folder, "ranges"))
     return network.eval()
@@ -71,7 +78,9 @@ def _ranges(tensors: Mapping[str, Tensor]) -> Ranges:
     ranges = {}
     for name, values in tensors.items():
         if values.shape != (2,) or not values.isfinite().all():
-            raise ModelError(f"{RANGES_FILE}: {name}: expected the least and the largest value, got {values}")
+            raise ModelError(
+                f"{RANGES_FILE}: {name}: expected the least and the largest value, got {values}"
+            )
         ranges[name] = (float(values[0]), float(values[1]))
     return ranges
 

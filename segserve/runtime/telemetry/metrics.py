@@ -1,8 +1,11 @@
-"""Declares every metric of a server: name, description, unit and labels. No other place declares them.
+"""Declares every metric of a server: name, description, unit and labels. No other place declares
+them.
 
-The handler reports the metrics in `OWN`, in the same way on every engine. The engine counts the metrics in `ENGINE`:
-TorchServe itself, or the gateway of Ray Serve. TorchServe's metrics file and the gateway's collectors derive from this
-module. Tests check docs/metrics.md, the dashboard and the alert rules against it.
+The handler reports the metrics in `OWN`, in the same way on every engine. The engine counts the
+metrics in `ENGINE`:
+TorchServe itself, or the gateway of Ray Serve. TorchServe's metrics file and the gateway's
+collectors derive from this module. Tests check docs/metrics.md, the dashboard and the alert rules
+against it.
 """
 
 from dataclasses import dataclass
@@ -34,8 +37,8 @@ class Metric:
     host_label: str = "Hostname"
 
 
-# Upper bounds of every histogram. They are TorchServe's and cannot be set. Hence the units are seconds, megapixels and
-# ratios.
+# Upper bounds of every histogram. They are TorchServe's and cannot be set. Hence the units are
+# seconds, megapixels and ratios.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
 _MODEL = ("model_name", "model_version")
@@ -53,7 +56,9 @@ def _histogram(name: str, unit: str, description: str, *labels: str) -> Metric:
     return Metric(name, Kind.HISTOGRAM, unit, description, (*_MODEL, *labels))
 
 
-WORKER_STARTS = _counter("segserve_worker_starts_total", "Count", "Workers that have loaded the model.")
+WORKER_STARTS = _counter(
+    "segserve_worker_starts_total", "Count", "Workers that have loaded the model."
+)
 REQUESTS = _counter(
     "segserve_requests_total",
     "Count",
@@ -61,18 +66,29 @@ REQUESTS = _counter(
     *("status", "encoding", "error"),
 )
 REQUEST_SECONDS = _histogram(
-    "segserve_request_seconds", "Seconds", "From when a worker has a batch until its requests are answered."
+    "segserve_request_seconds",
+    "Seconds",
+    "From when a worker has a batch until its requests are answered.",
 )
 STAGE_SECONDS = _histogram(
     "segserve_stage_seconds", "Seconds", "Time of a request in one stage of Server-Timing.", "stage"
 )
 BATCH_SIZE = _histogram("segserve_batch_size", "Count", "Requests that a worker got together.")
 IMAGE_MEGAPIXELS = _histogram("segserve_image_megapixels", "Megapixels", "Size of a decoded image.")
-IMAGE_BYTES = _counter("segserve_image_bytes_total", "Bytes", "Image files received, after base64 is decoded.")
-ANSWER_BYTES = _counter("segserve_answer_bytes_total", "Bytes", "Bodies of answers, errors included.")
-MEMORY_BYTES = _gauge("segserve_memory_bytes", "Bytes", "Resident memory of the worker that answered last.")
+IMAGE_BYTES = _counter(
+    "segserve_image_bytes_total", "Bytes", "Image files received, after base64 is decoded."
+)
+ANSWER_BYTES = _counter(
+    "segserve_answer_bytes_total", "Bytes", "Bodies of answers, errors included."
+)
+MEMORY_BYTES = _gauge(
+    "segserve_memory_bytes", "Bytes", "Resident memory of the worker that answered last."
+)
 GPU_MEMORY_BYTES = _gauge(
-    "segserve_gpu_memory_bytes", "Bytes", "GPU memory that PyTorch holds in the worker that answered last.", "gpu"
+    "segserve_gpu_memory_bytes",
+    "Bytes",
+    "GPU memory that PyTorch holds in the worker that answered last.",
+    "gpu",
 )
 CLASS_COVERAGE = _counter(
     "segserve_class_coverage_total",
@@ -80,12 +96,18 @@ CLASS_COVERAGE = _counter(
     "Sum over images of the share of pixels that the network gives this class.",
     "class",
 )
-CONFIDENCE = _histogram("segserve_confidence_ratio", "Ratio", "Mean over an image's pixels of the top probability.")
+CONFIDENCE = _histogram(
+    "segserve_confidence_ratio", "Ratio", "Mean over an image's pixels of the top probability."
+)
 ENTROPY = _histogram(
-    "segserve_entropy_ratio", "Ratio", "Mean over an image's pixels of the entropy, as a share of the largest possible."
+    "segserve_entropy_ratio",
+    "Ratio",
+    "Mean over an image's pixels of the entropy, as a share of the largest possible.",
 )
 BACKGROUND_ONLY = _counter(
-    "segserve_background_only_total", "Images", "Images in which the network sees nothing but background."
+    "segserve_background_only_total",
+    "Images",
+    "Images in which the network sees nothing but background.",
 )
 
 OWN = (
@@ -116,13 +138,25 @@ def _of_host(name: str, kind: Kind, unit: str, description: str, *labels: str) -
 
 ENGINE = (
     _of_requests("ts_inference_requests_total", "Count", "Requests for predictions."),
-    _of_requests("ts_inference_latency_microseconds", "Microseconds", "From request to answer, total."),
-    _of_requests("ts_queue_latency_microseconds", "Microseconds", "Until a worker had the request, total."),
-    _of_host("Requests2XX", Kind.COUNTER, "Count", "Answers with a status of 200 to 299, of any path."),
-    _of_host("Requests4XX", Kind.COUNTER, "Count", "Answers with a status of 400 to 499, of any path."),
-    _of_host("Requests5XX", Kind.COUNTER, "Count", "Answers with a status of 500 to 599, of any path."),
+    _of_requests(
+        "ts_inference_latency_microseconds", "Microseconds", "From request to answer, total."
+    ),
+    _of_requests(
+        "ts_queue_latency_microseconds", "Microseconds", "Until a worker had the request, total."
+    ),
+    _of_host(
+        "Requests2XX", Kind.COUNTER, "Count", "Answers with a status of 200 to 299, of any path."
+    ),
+    _of_host(
+        "Requests4XX", Kind.COUNTER, "Count", "Answers with a status of 400 to 499, of any path."
+    ),
+    _of_host(
+        "Requests5XX", Kind.COUNTER, "Count", "Answers with a status of 500 to 599, of any path."
+    ),
     _of_host("QueueTime", Kind.GAUGE, "Milliseconds", "Until a worker had the last request."),
-    _of_host("PredictionTime", Kind.GAUGE, "Milliseconds", "The last batch in the handler.", "ModelName"),
+    _of_host(
+        "PredictionTime", Kind.GAUGE, "Milliseconds", "The last batch in the handler.", "ModelName"
+    ),
     _of_host("CPUUtilization", Kind.GAUGE, "Percent", "Processor of the machine."),
     _of_host("MemoryUsed", Kind.GAUGE, "Megabytes", "Memory of the machine in use."),
     _of_host("MemoryAvailable", Kind.GAUGE, "Megabytes", "Memory of the machine that is free."),

@@ -1,7 +1,8 @@
 """Reports the statistics of requests to the server's metrics, and to traces if these are enabled.
 
-It uses only one part of TorchServe's context: `metrics.cache`, which holds the metrics of the server's metrics file by
-kind and name. Ray Serve's replacement offers the same. Metrics that the server does not declare are not reported.
+It uses only one part of TorchServe's context: `metrics.cache`, which holds the metrics of the
+server's metrics file by kind and name. Ray Serve's replacement offers the same. Metrics that the
+server does not declare are not reported.
 """
 
 import logging
@@ -15,7 +16,7 @@ import torch
 from ..encode.response import Answer
 from ..record import ModelRecord
 from . import metrics as m
-from .request_stats import Observed
+from .request_stats import RequestStats
 from .tracing import Tracing
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,11 @@ class Telemetry:
     """
 
     def __init__(
-        self, record: ModelRecord, device: torch.device, server: MetricsCache | None, tracing: Tracing | None = None
+        self,
+        record: ModelRecord,
+        device: torch.device,
+        server: MetricsCache | None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._record = record
         self._device = device
@@ -62,46 +67,52 @@ class Telemetry:
         self._process = psutil.Process()
 
     def loaded(self) -> None:
-        """Reports that the worker has started. Sets counters to 0 that would be missing until their first event."""
+        """Reports that the worker has started. Sets counters to 0 that would be missing until their
+        first event.
+        """
         if not self._sinks:
             logger.info("the server's metrics file names none of segserve's metrics: none are told")
         self._tell(m.WORKER_STARTS, 1)
         self._tell(m.BACKGROUND_ONLY, 0)
         for label in self._record.labels:
             self._tell(m.CLASS_COVERAGE, 0, label)
-        self._tell_memory()
+        self._report_memory()
 
-    def answered(self, answers: Sequence[Answer], headers: Sequence[Mapping[str, object]], *, seconds: float) -> None:
+    def answered(
+        self, answers: Sequence[Answer], headers: Sequence[Mapping[str, object]], *, seconds: float
+    ) -> None:
         """Reports the requests of one batch.
 
         Args:
             headers: those of each request, for traces.
             seconds: the duration of the batch.
         """
-        requests = [(answer, answer.observed, given) for answer, given in zip(answers, headers, strict=True)]
-        told = [(answer, observed, given) for answer, observed, given in requests if observed is not None]
+        requests = [
+            (answer, answer.stats, given) for answer, given in zip(answers, headers, strict=True)
+        ]
+        told = [(answer, stats, given) for answer, stats, given in requests if stats is not None]
         if told and self._sinks:
             self._tell(m.BATCH_SIZE, len(told))
-            self._tell_memory()
-            for answer, observed, _ in told:
-                self._tell_request(answer, observed, seconds)
+            self._report_memory()
+            for answer, stats, _ in told:
+                self._report_request(answer, stats, seconds)
         if self._tracing is not None:
-            for answer, observed, given in told:
-                self._tracing.trace(self._record, answer.status, observed, given)
+            for answer, stats, given in told:
+                self._tracing.trace(self._record, answer.status, stats, given)
 
-    def _tell_request(self, answer: Answer, observed: Observed, seconds: float) -> None:
-        self._tell(m.REQUESTS, 1, str(answer.status), observed.encoding, observed.error)
+    def _report_request(self, answer: Answer, stats: RequestStats, seconds: float) -> None:
+        self._tell(m.REQUESTS, 1, str(answer.status), stats.encoding, stats.error)
         self._tell(m.REQUEST_SECONDS, seconds)
-        for stage, stage_seconds in observed.timings.seconds.items():
+        for stage, stage_seconds in stats.timings.seconds.items():
             self._tell(m.STAGE_SECONDS, stage_seconds, stage)
         self._tell(m.ANSWER_BYTES, len(answer.body))
-        self._tell(m.IMAGE_BYTES, observed.image_bytes)
-        if observed.pixels:
-            self._tell(m.IMAGE_MEGAPIXELS, observed.pixels / 1e6)
-        self._tell_quality(observed)
+        self._tell(m.IMAGE_BYTES, stats.image_bytes)
+        if stats.pixels:
+            self._tell(m.IMAGE_MEGAPIXELS, stats.pixels / 1e6)
+        self._report_quality(stats)
 
-    def _tell_quality(self, observed: Observed) -> None:
-        quality = observed.quality
+    def _report_quality(self, stats: RequestStats) -> None:
+        quality = stats.quality
         if quality is None:
             return
         self._tell(m.CONFIDENCE, quality.confidence)
@@ -112,10 +123,14 @@ class Telemetry:
         if quality.is_background_only:
             self._tell(m.BACKGROUND_ONLY, 1)
 
-    def _tell_memory(self) -> None:
+    def _report_memory(self) -> None:
         self._tell(m.MEMORY_BYTES, self._process.memory_info().rss)
         if self._device.type == "cuda":
-            self._tell(m.GPU_MEMORY_BYTES, torch.cuda.memory_reserved(self._device), str(self._device.index or 0))
+            self._tell(
+                m.GPU_MEMORY_BYTES,
+                torch.cuda.memory_reserved(self._device),
+                str(self._device.index or 0),
+            )
 
     def _tell(self, metric: m.Metric, value: float, *labels: str) -> None:
         sink = self._sinks.get(metric.name)

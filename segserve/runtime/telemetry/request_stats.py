@@ -12,11 +12,12 @@ UNREAD = "unread"
 
 
 @dataclass
-class Observed:
+class RequestStats:
     """Statistics of one request, filled in as far as the request gets.
 
     Attributes:
-        encoding: of the label map in the response: a value of the option `mask`, or the media type if it is not JSON.
+        encoding: of the label map in the response: a value of the option `mask`, or the media type
+            if it is not JSON.
         image_bytes: size of the image file.
         pixels: number of pixels of the decoded image.
         error: code of the error that ended the request; empty if there was none.

@@ -17,14 +17,18 @@ class Interval(NamedTuple):
 
 @dataclass
 class Timings:
-    """The time intervals of a request's stages, in order, and a description of a stage where there is one."""
+    """The time intervals of a request's stages, in order, and a description of a stage where there
+    is one.
+    """
 
     intervals: list[Interval] = field(default_factory=list)
     descriptions: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measures the time inside the context. If the last interval is of the same stage, it is extended."""
+        """Measures the time inside the context. If the last interval is of the same stage, it is
+        extended.
+        """
         began_s = perf_counter()
         if self.intervals and self.intervals[-1].stage == name:
             began_s = self.intervals.pop().began_s

@@ -1,8 +1,8 @@
 """OpenTelemetry traces: one span per request, and one child span per stage. Off by default.
 
-OpenTelemetry is imported only if the environment enables traces, by OpenTelemetry's own variables: OTEL_TRACES_EXPORTER
-(`otlp` or `console`), or an address in OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT. All other
-variables have their usual meaning.
+OpenTelemetry is imported only if the environment enables traces, by OpenTelemetry's own variables:
+OTEL_TRACES_EXPORTER (`otlp` or `console`), or an address in OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or
+OTEL_EXPORTER_OTLP_ENDPOINT. All other variables have their usual meaning.
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from ..record import ModelRecord
-    from .request_stats import Observed
+    from .request_stats import RequestStats
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -47,7 +47,8 @@ class Tracing:
         """The tracing that the environment enables; None if it enables none.
 
         Raises:
-            ModelError: the exporter or the protocol is not supported, or OpenTelemetry is not installed.
+            ModelError: the exporter or the protocol is not supported, or OpenTelemetry is not
+                installed.
         """
         exporter = _wanted_exporter(environment)
         if exporter == "none":
@@ -60,8 +61,11 @@ class Tracing:
                 "install it with: pip install 'segserve[otel]', or set OTEL_TRACES_EXPORTER=none"
             ) from error
 
-    def trace(self, record: ModelRecord, status: int, observed: Observed, headers: Mapping[str, object]) -> None:
-        """Records a request that has just been completed. Its `traceparent` header names the parent span.
+    def trace(
+        self, record: ModelRecord, status: int, stats: RequestStats, headers: Mapping[str, object]
+    ) -> None:
+        """Records a request that has just been completed. Its `traceparent` header names the parent
+        span.
 
         Args:
             status: of the response.
@@ -69,7 +73,7 @@ class Tracing:
         """
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
-        intervals = observed.timings.intervals
+        intervals = stats.timings.intervals
         if not intervals:
             return
         epoch_ns = time_ns() - round(1e9 * perf_counter())
@@ -81,7 +85,7 @@ class Tracing:
             f"segment {record.name}",
             context=self._parent(headers),
             kind=SpanKind.SERVER,
-            attributes=_attributes(record, status, observed),
+            attributes=_attributes(record, status, stats),
             start_time=at(intervals[0].began_s),
         )
         if status >= 500:
@@ -92,7 +96,9 @@ class Tracing:
         span.end(at(intervals[-1].ended_s))
 
     def _parent(self, headers: Mapping[str, object]) -> Context:
-        return self._propagator.extract({name.lower(): str(value) for name, value in headers.items()})
+        return self._propagator.extract(
+            {name.lower(): str(value) for name, value in headers.items()}
+        )
 
 
 def _wanted_exporter(environment: Mapping[str, str]) -> str:
@@ -107,14 +113,21 @@ def _provider(exporter: str, environment: Mapping[str, str]) -> TracerProvider:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    is_named = "OTEL_SERVICE_NAME" in environment or SERVICE_NAME in environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
-    provider = TracerProvider(resource=Resource.create({} if is_named else {SERVICE_NAME: _SERVICE}))
+    is_named = "OTEL_SERVICE_NAME" in environment or SERVICE_NAME in environment.get(
+        "OTEL_RESOURCE_ATTRIBUTES", ""
+    )
+    provider = TracerProvider(
+        resource=Resource.create({} if is_named else {SERVICE_NAME: _SERVICE})
+    )
     provider.add_span_processor(BatchSpanProcessor(_exporter(exporter, environment)))
     return provider
 
 
 def _exporter(exporter: str, environment: Mapping[str, str]) -> SpanExporter:
-    protocol = next((environment[variable] for variable in _PROTOCOLS if environment.get(variable)), "http/protobuf")
+    protocol = next(
+        (environment[variable] for variable in _PROTOCOLS if environment.get(variable)),
+        "http/protobuf",
+    )
     if exporter == "otlp" and protocol == "http/protobuf":
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
@@ -125,20 +138,21 @@ def _exporter(exporter: str, environment: Mapping[str, str]) -> SpanExporter:
         return ConsoleSpanExporter()
     raise ModelError(
         f"the environment asks for traces through {exporter!r} by {protocol!r}; "
-        "OTEL_TRACES_EXPORTER is otlp, console or none, and OTEL_EXPORTER_OTLP_PROTOCOL is http/protobuf"
+        "OTEL_TRACES_EXPORTER is otlp, console or none, and OTEL_EXPORTER_OTLP_PROTOCOL is "
+        "http/protobuf"
     )
 
 
-def _attributes(record: ModelRecord, status: int, observed: Observed) -> dict[str, str | int]:
+def _attributes(record: ModelRecord, status: int, stats: RequestStats) -> dict[str, str | int]:
     """The attributes of a span, named by OpenTelemetry's conventions where a name exists."""
     attributes: dict[str, str | int] = {
         "http.response.status_code": status,
         "segserve.model": record.name,
         "segserve.model_version": record.version,
-        "segserve.encoding": observed.encoding,
-        "segserve.image_bytes": observed.image_bytes,
-        "segserve.image_pixels": observed.pixels,
+        "segserve.encoding": stats.encoding,
+        "segserve.image_bytes": stats.image_bytes,
+        "segserve.image_pixels": stats.pixels,
     }
-    if observed.error:
-        attributes["error.type"] = observed.error
+    if stats.error:
+        attributes["error.type"] = stats.error
     return attributes

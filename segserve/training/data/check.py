@@ -37,7 +37,9 @@ class _Finding(NamedTuple):
 
 
 def scan(
-    data: LabelledImages, classes: Sequence[ClassInfo], report: Callable[[int], None] = lambda _finished: None
+    data: LabelledImages,
+    classes: Sequence[ClassInfo],
+    report: Callable[[int], None] = lambda _finished: None,
 ) -> Scan:
     """Reads every image and label map of the split, each once and whole.
 
@@ -45,8 +47,9 @@ def scan(
         report: called after every image with the number of finished ones.
 
     Raises:
-        DataError: with all that is wrong: files that are missing, cannot be decoded or differ in size, labels that are
-            none of the classes, names that stand twice, a split without any label.
+        DataError: with all that is wrong: files that are missing, cannot be decoded or differ in
+            size, labels that are none of the classes, names that stand twice, a split without any
+            label.
     """
     presence = np.zeros((len(data.names), len(classes)), dtype=np.bool_)
     pixels, problems = np.zeros(len(classes), np.int64), [*data.problems(), *_repeated_names(data)]
@@ -58,7 +61,9 @@ def scan(
             problems += finding.problems
             report(index + 1)
     if not problems and not pixels.any():
-        problems.append(f"{data.source}: every pixel of the split is labelled {IGNORED}, to be ignored")
+        problems.append(
+            f"{data.source}: every pixel of the split is labelled {IGNORED}, to be ignored"
+        )
     if problems:
         raise DataError(*dict.fromkeys(problems))
     return Scan(presence, pixels, tuple(_notes(data, classes, pixels)))
@@ -87,13 +92,16 @@ def _look_at(data: LabelledImages, name: str, num_classes: int) -> _Finding:
     strange = np.flatnonzero(pixels[num_classes:IGNORED]) + num_classes
     if strange.size:
         problems.append(
-            f"{data.paths(name)[1]}: labels {strange.tolist()} are none of the {num_classes} classes: "
+            f"{data.paths(name)[1]}: labels {strange.tolist()} are none of the {num_classes} "
+            "classes: "
             f"expected 0 to {num_classes - 1}, and {IGNORED} for pixels to ignore"
         )
     return _Finding(pixels[:num_classes], problems)
 
 
-def _notes(data: LabelledImages, classes: Sequence[ClassInfo], pixels: NDArray[np.int64]) -> Iterable[str]:
+def _notes(
+    data: LabelledImages, classes: Sequence[ClassInfo], pixels: NDArray[np.int64]
+) -> Iterable[str]:
     absent = [info.label for info, count in zip(classes, pixels, strict=True) if not count]
     if absent:
         yield f"{data.source}: no pixel of {', '.join(absent)}"

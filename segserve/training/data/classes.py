@@ -1,4 +1,5 @@
-"""The class file: what the classes of a data set are called, their colours, and which COCO categories they take.
+"""The class file: what the classes of a data set are called, their colours, and which COCO
+categories they take.
 
 - background
 - label: cat
@@ -37,19 +38,25 @@ class ClassFile(Strict):
         ignore: COCO categories whose pixels belong to no class.
     """
 
-    listed: Annotated[tuple[ListedClass, ...], Field(alias="classes", min_length=2, max_length=IGNORED)]
+    listed: Annotated[
+        tuple[ListedClass, ...], Field(alias="classes", min_length=2, max_length=IGNORED)
+    ]
     ignore: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, content: object) -> object:
-        """A list alone is that of the classes, a text alone is a label, and colours may be left out."""
+        """A list alone is that of the classes, a text alone is a label, and colours may be left
+        out.
+        """
         document = {"classes": content} if isinstance(content, list) else content
         if not isinstance(document, dict):
             raise ValueError("expected a list of classes")
         if not isinstance(document.get("classes"), list):
             return document
-        entries = [{"label": entry} if isinstance(entry, str) else entry for entry in document["classes"]]
+        entries = [
+            {"label": entry} if isinstance(entry, str) else entry for entry in document["classes"]
+        ]
         colored = [
             {"color": voc_color(class_id), **entry} if isinstance(entry, dict) else entry
             for class_id, entry in enumerate(entries)
@@ -58,7 +65,10 @@ class ClassFile(Strict):
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
-        for kind, names in (("label", [entry.label for entry in self.listed]), ("category", self._category_names())):
+        for kind, names in (
+            ("label", [entry.label for entry in self.listed]),
+            ("category", self._category_names()),
+        ):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise ValueError(f"{kind} {', '.join(repeated)} stands more than once")
@@ -71,11 +81,18 @@ class ClassFile(Strict):
     @property
     def categories(self) -> dict[str, int]:
         """The class id of each COCO category by its name, 255 for those to ignore."""
-        taken = {name: class_id for class_id, names in enumerate(self._categories_by_class()) for name in names}
+        taken = {
+            name: class_id
+            for class_id, names in enumerate(self._categories_by_class())
+            for name in names
+        }
         return taken | dict.fromkeys(self.ignore, IGNORED)
 
     def _categories_by_class(self) -> list[tuple[str, ...]]:
-        return [(entry.label,) if entry.categories is None else entry.categories for entry in self.listed]
+        return [
+            (entry.label,) if entry.categories is None else entry.categories
+            for entry in self.listed
+        ]
 
     def _category_names(self) -> list[str]:
         return [*(name for names in self._categories_by_class() for name in names), *self.ignore]
@@ -104,8 +121,8 @@ def categories_of(classes: Sequence[ClassInfo]) -> Mapping[str, int]:
 
 
 def voc_color(class_id: int) -> tuple[int, int, int]:
-    """The colour of a class in PASCAL VOC's palette: from the lowest on, every three bits of the id are the next lower
-    bit of red, green and blue.
+    """The colour of a class in PASCAL VOC's palette: from the lowest on, every three bits of the id
+    are the next lower bit of red, green and blue.
 
     Source: VOClabelcolormap.m of the VOC development kit, http://host.robots.ox.ac.uk/pascal/VOC/voc2012/.
     """

@@ -20,7 +20,9 @@ _REACH = 2  # in image sides: coordinates further out are those of another image
 
 
 class InstanceEntry(AnnotationEntry):
-    """`segmentation` is looked at when it is drawn, so that what is wrong with it is told with the image's name."""
+    """`segmentation` is looked at when it is drawn, so that what is wrong with it is told with the
+    image's name.
+    """
 
     id: Id = "without id"
     category_id: int
@@ -48,8 +50,9 @@ class _Region(NamedTuple):
 class CocoInstances(CocoImages):
     """The split of an `instances_*.json`.
 
-    Pixels that no annotation covers are class 0. Where several cover a pixel, the smallest wins, and of two that are as
-    small the later one. Crowd regions are labelled 255 where nothing else is.
+    Pixels that no annotation covers are class 0. Where several cover a pixel, the smallest wins,
+    and of two that are as small the later one. Crowd regions are labelled 255 where nothing else
+    is.
 
     Args: as in `CocoImages`.
 
@@ -70,7 +73,9 @@ class CocoInstances(CocoImages):
         entries = _ENTRIES.validate_json(self._entries.get(image.id, b"[]"))
         regions = [self._region(image, entry) for entry in entries]
         columns = np.zeros(image.width * image.height, np.uint8)
-        for region in sorted(regions, key=lambda region: (not region.is_crowd, -area_px(region.runs))):
+        for region in sorted(
+            regions, key=lambda region: (not region.is_crowd, -area_px(region.runs))
+        ):
             columns[unrolled(region.runs)] = region.label
         return np.ascontiguousarray(columns.reshape(image.width, image.height).T)
 
@@ -79,13 +84,15 @@ class CocoInstances(CocoImages):
         try:
             runs = _runs(entry.segmentation, image)
         except ValueError as error:
-            raise DataError(f"{self.source}: {image.file_name}, annotation {entry.id}: {error}") from error
+            raise DataError(
+                f"{self.source}: {image.file_name}, annotation {entry.id}: {error}"
+            ) from error
         return _Region(IGNORED if entry.iscrowd else class_id, entry.iscrowd, runs)
 
 
 def _packed(document: InstancesDocument) -> dict[Id, bytes]:
-    """The annotations of each image as JSON: a fraction of the memory, and nothing that forked processes would copy by
-    counting references.
+    """The annotations of each image as JSON: a fraction of the memory, and nothing that forked
+    processes would copy by counting references.
     """
     by_image: dict[Id, list[InstanceEntry]] = defaultdict(list)
     for entry in document.annotations:
@@ -98,10 +105,15 @@ def _runs(segmentation: object, image: ImageEntry) -> Runs:
     if isinstance(segmentation, dict):
         size_hw, expected_hw = segmentation.get("size"), [image.height, image.width]
         if size_hw != expected_hw:
-            raise ValueError(f"expected a mask of `size` {expected_hw}, as the image has, got {size_hw}")
+            raise ValueError(
+                f"expected a mask of `size` {expected_hw}, as the image has, got {size_hw}"
+            )
         return read_runs(segmentation.get("counts"), height_px=image.height, width_px=image.width)
     if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError("expected polygons or run lengths, got no `segmentation`; a box alone says nothing of pixels")
+        raise ValueError(
+            "expected polygons or run lengths, got no `segmentation`; a box alone says nothing of "
+            "pixels"
+        )
     polygons = [_polygon(points, image).tolist() for points in segmentation]
     encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, image.height, image.width))
     return read_runs(encoded["counts"], height_px=image.height, width_px=image.width)
@@ -116,5 +128,7 @@ def _polygon(points: object, image: ImageEntry) -> NDArray[np.float64]:
     if xy.ndim != 1 or len(xy) < 6 or len(xy) % 2:
         raise ValueError(f"a polygon needs x and y of three points or more, got {xy.size} numbers")
     if not (np.abs(xy) <= _REACH * max(image.width, image.height)).all():
-        raise ValueError(f"a polygon leads far out of the image, which has {image.width} x {image.height} pixels")
+        raise ValueError(
+            f"a polygon leads far out of the image, which has {image.width} x {image.height} pixels"
+        )
     return xy

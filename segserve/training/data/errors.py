@@ -6,8 +6,8 @@ _LISTED = 50
 class DataError(ValueError):
     """A data set that cannot be used; every problem names the file it is about.
 
-    The message is the problem where there is one. Several stand on a line each below the first, which counts them; of
-    many, the first 50 stand there.
+    The message is the problem where there is one. Several stand on a line each below the first,
+    which counts them; of many, the first 50 stand there.
 
     Attributes:
         problems: all of them, one line each.

@@ -16,12 +16,22 @@ from ...runtime.errors import SegserveError
 from .errors import DataError
 
 MAX_PIXELS = 2**26
-"""Largest width times height of an image or a label map: above what cameras give, below what fills the memory."""
+"""Largest width times height of an image or a label map: above what cameras give, below what fills
+the memory.
+"""
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER = struct.Struct(">8x4x4sIIBB")  # of a PNG file: signature, length, IHDR, width, height, bit depth, colour type
+_HEADER = struct.Struct(
+    ">8x4x4sIIBB"
+)  # of a PNG file: signature, length, IHDR, width, height, bit depth, colour type
 _GREY, _RGB, _PALETTE = 0, 2, 3
-_COLOR_TYPES = {_GREY: "grey", _RGB: "RGB", _PALETTE: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_COLOR_TYPES = {
+    _GREY: "grey",
+    _RGB: "RGB",
+    _PALETTE: "palette",
+    4: "grey with alpha",
+    6: "RGB with alpha",
+}
 
 Read = TypeVar("Read")
 
@@ -65,11 +75,13 @@ def read_label_png(path: Path) -> LabelMap:
     """uint8 (H, W), the pixel values of a grey or palette PNG as they are stored.
 
     Raises:
-        DataError: the file is missing, cannot be decoded, or is a PNG whose values are not stored in one byte.
+        DataError: the file is missing, cannot be decoded, or is a PNG whose values are not stored
+            in one byte.
     """
     content = read_bytes(path)
     depth, color_type = _png_type(path, content)
-    # A palette's indices come out as they are at any depth. Grey of 2 or 4 bits does not: Pillow stretches it to 255.
+    # A palette's indices come out as they are at any depth. Grey of 2 or 4 bits does not: Pillow
+    # stretches it to 255.
     if color_type != _PALETTE and (color_type, depth) != (_GREY, 8):
         raise DataError(
             f"{path}: expected an 8-bit grey or palette PNG whose pixel values are class ids, "
@@ -83,7 +95,10 @@ def read_rgb_png(path: Path) -> NDArray[np.uint8]:
     content = read_bytes(path)
     depth, color_type = _png_type(path, content)
     if (color_type, depth) != (_RGB, 8):
-        raise DataError(f"{path}: expected an 8-bit RGB PNG, got {depth}-bit {_COLOR_TYPES.get(color_type, 'colours')}")
+        raise DataError(
+            f"{path}: expected an 8-bit RGB PNG, got {depth}-bit "
+            f"{_COLOR_TYPES.get(color_type, 'colours')}"
+        )
     return _png_pixels(path, content)
 
 

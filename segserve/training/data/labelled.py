@@ -39,7 +39,9 @@ class LabelledImages(ABC):
         """
 
     def problems(self) -> Sequence[str]:
-        """What is wrong with the split as a whole, beyond what reading its images and labels shows."""
+        """What is wrong with the split as a whole, beyond what reading its images and labels
+        shows.
+        """
         return ()
 
     def image(self, name: str) -> NDArray[np.uint8]:
@@ -65,12 +67,15 @@ class LabelledImages(ABC):
         return image_rgb, labels
 
     def require_same_size(self, name: str, image_hw: tuple[int, ...], labels: LabelMap) -> None:
-        """Raises DataError where the label map, uint8 (H, W), is not of the image's (height, width)."""
+        """Raises DataError where the label map, uint8 (H, W), is not of the image's (height,
+        width).
+        """
         if labels.shape == image_hw:
             return
         image_path, label_path = self.paths(name)
         raise DataError(
-            f"{label_path}: the label map has {_wh(labels.shape)} pixels, but {image_path} has {_wh(image_hw)}"
+            f"{label_path}: the label map has {_wh(labels.shape)} pixels, but {image_path} has "
+            f"{_wh(image_hw)}"
         )
 
 

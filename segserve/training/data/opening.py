@@ -23,16 +23,17 @@ def open_data(
     images: Path | None = None,
     categories: Mapping[str, int] | None = None,
 ) -> LabelledImages:
-    """Opens one split of a data set: COCO where there is such a JSON file, and otherwise PASCAL VOC.
+    """Opens one split of a data set: COCO where there is such a JSON file, and otherwise PASCAL
+    VOC.
 
     Args:
-        data: a folder with annotations/instances_SPLIT.json or annotations/panoptic_SPLIT.json, a folder in PASCAL VOC
-            layout, see `VocFolder`, or a COCO JSON file.
+        data: a folder with annotations/instances_SPLIT.json or annotations/panoptic_SPLIT.json, a
+            folder in PASCAL VOC layout, see `VocFolder`, or a COCO JSON file.
         split: a name, or the path of a COCO JSON file or of a .txt list in PASCAL VOC layout.
-        images: folder of the images of a COCO file: by default SPLIT/ or images/ in the data set's folder, or that of
-            the file where the file itself was named.
-        categories: the class id of each COCO category by its name, 255 for those to ignore; by default each class
-            takes the category that is called like it.
+        images: folder of the images of a COCO file: by default SPLIT/ or images/ in the data set's
+            folder, or that of the file where the file itself was named.
+        categories: the class id of each COCO category by its name, 255 for those to ignore; by
+            default each class takes the category that is called like it.
 
     Raises:
         DataError: there is no such data set, split or folder, or the split is empty.
@@ -43,7 +44,9 @@ def open_data(
     path = named or _annotations(data, split)
     if path is None:
         if images:
-            raise DataError(f"{data}: --images is for COCO JSON, and there is none for the split {split}")
+            raise DataError(
+                f"{data}: --images is for COCO JSON, and there is none for the split {split}"
+            )
         return VocFolder(data, split)
     folder = images or (named.parent if named else _images(data, split))
     kind = CocoPanoptic if path.name.startswith(_PANOPTIC) else CocoInstances
@@ -57,7 +60,9 @@ def _annotations(folder: Path, split: str) -> Path | None:
     expected = [f"{kind}_{split}.json" for kind in _KINDS]
     found = [name for name in expected if name in there]
     if there and not found:
-        raise DataError(f"{annotations}: expected {' or '.join(expected)}; there are {', '.join(there)}")
+        raise DataError(
+            f"{annotations}: expected {' or '.join(expected)}; there are {', '.join(there)}"
+        )
     return annotations / found[0] if found else None
 
 
@@ -66,4 +71,7 @@ def _images(data: Path, split: str) -> Path:
     for folder in candidates:
         if folder.is_dir():
             return folder
-    raise DataError(f"{data}: expected the images in {' or '.join(map(str, candidates))}; name their folder (--images)")
+    raise DataError(
+        f"{data}: expected the images in {' or '.join(map(str, candidates))}; name their folder "
+        "(--images)"
+    )

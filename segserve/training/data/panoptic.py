@@ -54,7 +54,9 @@ class CocoPanoptic(CocoImages):
 
     def paths(self, name: str) -> tuple[Path, Path]:
         entry = self._entries.get(self._images[name].id)
-        return self._folder / name, self.source.with_suffix("") / entry.file_name if entry else self.source
+        return self._folder / name, self.source.with_suffix(
+            ""
+        ) / entry.file_name if entry else self.source
 
     def labels(self, name: str) -> LabelMap:
         entry = self._entries.get(self._images[name].id)
@@ -65,7 +67,9 @@ class CocoPanoptic(CocoImages):
         labels = self._labels_by_segment(entry)
         strangers = [int(key) for key in ids if key not in labels]
         if strangers:
-            raise DataError(f"{path}: {self.source} does not say what the segments {strangers[:10]} are")
+            raise DataError(
+                f"{path}: {self.source} does not say what the segments {strangers[:10]} are"
+            )
         return np.array([labels[int(key)] for key in ids], np.uint8)[places]
 
     def _labels_by_segment(self, entry: PanopticEntry) -> dict[int, int]:

@@ -1,4 +1,6 @@
-"""Run-length encoded masks of COCO JSON: runs of 0 and 1 in turn, down the columns from left to right."""
+"""Run-length encoded masks of COCO JSON: runs of 0 and 1 in turn, down the columns from left to
+right.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +47,8 @@ def _listed(counts: object) -> Runs:
 
 
 def _uncompressed(text: str | bytes) -> Runs:
-    """Run lengths from characters of six bits: five of a number, the lowest first, and one for more to come.
+    """Run lengths from characters of six bits: five of a number, the lowest first, and one for more
+    to come.
 
     From the fourth on, a number is the difference to the run before the last.
     Source: `rleFrString` in maskApi.c, https://github.com/cocodataset/cocoapi.

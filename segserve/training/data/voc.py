@@ -4,7 +4,8 @@ DATA/images/NAME.jpg    or .jpeg, .png, .webp, .bmp, .tif, .tiff
 DATA/labels/NAME.png    8-bit grey or palette PNG: pixel value = class id, 255 for pixels to ignore
 DATA/SPLIT.txt          one NAME a line
 
-The folders may have the names of the original as well: JPEGImages, SegmentationClass and ImageSets/Segmentation.
+The folders may have the names of the original as well: JPEGImages, SegmentationClass and
+    ImageSets/Segmentation.
 """
 
 from pathlib import Path
@@ -27,7 +28,10 @@ class _Layout(NamedTuple):
     lists: str
 
 
-_LAYOUTS = _Layout("images", "labels", "."), _Layout("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+_LAYOUTS = (
+    _Layout("images", "labels", "."),
+    _Layout("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
+)
 
 
 class VocFolder(LabelledImages):
@@ -44,7 +48,9 @@ class VocFolder(LabelledImages):
     def __init__(self, folder: Path, split: str) -> None:
         self.folder = folder
         self._layout = _layout_of(folder)
-        self.source = Path(split) if split.endswith(".txt") else folder / self._layout.lists / f"{split}.txt"
+        self.source = (
+            Path(split) if split.endswith(".txt") else folder / self._layout.lists / f"{split}.txt"
+        )
         self.names = _read_names(self.source)
 
     def paths(self, name: str) -> tuple[Path, Path]:
@@ -62,9 +68,17 @@ def _layout_of(folder: Path) -> _Layout:
         if (folder / layout.images).is_dir():
             return layout
     expected = " or ".join(f"{layout.images}/ and {layout.labels}/" for layout in _LAYOUTS)
-    below = [path for path in sorted(folder.iterdir()) if any((path / layout.images).is_dir() for layout in _LAYOUTS)]
-    hint = f"; there is one in {', '.join(map(str, below))}" if below else ""  # VOCdevkit holds VOC2012
-    raise DataError(f"{folder}: is no data set in PASCAL VOC layout: expected {expected} in it{hint}")
+    below = [
+        path
+        for path in sorted(folder.iterdir())
+        if any((path / layout.images).is_dir() for layout in _LAYOUTS)
+    ]
+    hint = (
+        f"; there is one in {', '.join(map(str, below))}" if below else ""
+    )  # VOCdevkit holds VOC2012
+    raise DataError(
+        f"{folder}: is no data set in PASCAL VOC layout: expected {expected} in it{hint}"
+    )
 
 
 def _read_names(path: Path) -> list[str]:
@@ -77,5 +91,8 @@ def _read_names(path: Path) -> list[str]:
         raise DataError(f"{path}: is no UTF-8 text ({error.reason}, byte {error.start})") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
-        raise DataError(f"{path}: the split is empty; write one name a line, that of an image without its suffix")
+        raise DataError(
+            f"{path}: the split is empty; write one name a line, that of an image without its "
+            "suffix"
+        )
     return names

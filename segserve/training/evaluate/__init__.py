@@ -1,4 +1,5 @@
-"""Measures a model on labelled images at their own size, offline or through a running server, by the same code.
+"""Measures a model on labelled images at their own size, offline or through a running server, by
+the same code.
 
 metrics     pixel counts -> the figures
 boundary    label maps -> pixel counts along the contours

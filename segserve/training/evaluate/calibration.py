@@ -1,6 +1,7 @@
 """Temperature scaling: makes a model's confidences agree with how often it is right.
 
-Guo, Pleiss, Sun, Weinberger: "On Calibration of Modern Neural Networks", ICML 2017, arXiv:1706.04599. One number
+Guo, Pleiss, Sun, Weinberger: "On Calibration of Modern Neural Networks", ICML 2017,
+    arXiv:1706.04599. One number
 divides the logits. It is fitted on one half of a split and judged on the other.
 """
 
@@ -27,10 +28,14 @@ _BINS = 15
 _LEVELS = 256  # of a confidence map
 
 
-def calibrate_model(folder: Path, data: LabelledImages, report: Callable[[int], None], *, dataset: str) -> Calibration:
-    """Fits a model's temperature, measures the calibration error without and with it, and writes it into the record.
+def calibrate_model(
+    folder: Path, data: LabelledImages, report: Callable[[int], None], *, dataset: str
+) -> Calibration:
+    """Fits a model's temperature, measures the calibration error without and with it, and writes it
+    into the record.
 
-    Every second image of the split, beginning with the first, gives the temperature; the others give the errors.
+    Every second image of the split, beginning with the first, gives the temperature; the others
+    give the errors.
 
     Args:
         report: called after every image with the number of finished ones.
@@ -52,7 +57,9 @@ def calibrate_model(folder: Path, data: LabelledImages, report: Callable[[int], 
         sampled.append(_labelled_logits(plain, data, name))
         report(finished)
     temperature = fit_temperature(*map(torch.cat, zip(*sampled, strict=True)))
-    found = Calibration(temperature=temperature, dataset=dataset, images=len(names), ece_before=0, ece=0)
+    found = Calibration(
+        temperature=temperature, dataset=dataset, images=len(names), ece_before=0, ece=0
+    )
     scaled = Segmenter.of(network, record.model_copy(update={"calibration": found}))
     counts = np.zeros((2, 2, _LEVELS), np.int64)
     for finished, name in enumerate(names[1::2], start=len(sampled) + 1):
@@ -74,13 +81,16 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     if not len(labels):
         raise ValueError("no pixel is labelled: a temperature cannot be fitted")
     fitted = minimize_scalar(
-        lambda temperature: F.cross_entropy(logits / temperature, labels).item(), bounds=_TEMPERATURES, method="bounded"
+        lambda temperature: F.cross_entropy(logits / temperature, labels).item(),
+        bounds=_TEMPERATURES,
+        method="bounded",
     )
     return round(float(fitted.x), 4)
 
 
 def expected_calibration_error(pixels: NDArray[np.int64], right: NDArray[np.int64]) -> float:
-    """Mean distance between confidence and accuracy over 15 bins of equal width, each weighing by its pixels, in 0..1.
+    """Mean distance between confidence and accuracy over 15 bins of equal width, each weighing by
+    its pixels, in 0..1.
 
     Source: Naeini, Cooper, Hauskrecht, AAAI 2015.
 
@@ -100,23 +110,33 @@ def expected_calibration_error(pixels: NDArray[np.int64], right: NDArray[np.int6
     return float(np.abs(expected - got).sum() / pixels.sum())
 
 
-def _labelled_logits(segmenter: Segmenter, data: LabelledImages, name: str) -> tuple[Tensor, Tensor]:
-    """Logits, float32 (pixels, classes), and labels, int64 (pixels,), of some labelled pixels at the image's size."""
+def _labelled_logits(
+    segmenter: Segmenter, data: LabelledImages, name: str
+) -> tuple[Tensor, Tensor]:
+    """Logits, float32 (pixels, classes), and labels, int64 (pixels,), of some labelled pixels at
+    the image's size.
+    """
     image_rgb, truth = data.pair(name)
     height, width = truth.shape
     labelled = np.flatnonzero(truth != IGNORED)
-    drawn = np.random.default_rng(0).choice(labelled, min(len(labelled), _PIXELS_PER_IMAGE), replace=False)
+    drawn = np.random.default_rng(0).choice(
+        labelled, min(len(labelled), _PIXELS_PER_IMAGE), replace=False
+    )
     y, x = np.divmod(drawn, width)
     places = np.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], axis=1)[None, None]
     with torch.inference_mode():
         logits = segmenter.logits(image_rgb, segmenter.plan(height, width), Timings())
         grid = torch.from_numpy(places).float()
-        values = F.grid_sample(logits[None], grid, padding_mode="border", align_corners=False)[0, :, 0]
+        values = F.grid_sample(logits[None], grid, padding_mode="border", align_corners=False)[
+            0, :, 0
+        ]
     return values.T, torch.from_numpy(truth.ravel()[drawn].astype(np.int64))
 
 
 def _count_confidences(segmenter: Segmenter, data: LabelledImages, name: str) -> NDArray[np.int64]:
-    """(2, 256): by value of the served confidence map, the labelled pixels, and those of the right class."""
+    """(2, 256): by value of the served confidence map, the labelled pixels, and those of the right
+    class.
+    """
     image_rgb, truth = data.pair(name)
     segmentation = segmenter.segment(image_rgb, rule=LabelRule(keep_confidence=True))
     confidence_map = segmentation.confidence_map
@@ -124,4 +144,6 @@ def _count_confidences(segmenter: Segmenter, data: LabelledImages, name: str) ->
         raise TypeError("the segmenter kept no confidence map")
     labelled = truth != IGNORED
     right = labelled & (segmentation.label_map == truth)
-    return np.stack([np.bincount(confidence_map[chosen], minlength=_LEVELS) for chosen in (labelled, right)])
+    return np.stack(
+        [np.bincount(confidence_map[chosen], minlength=_LEVELS) for chosen in (labelled, right)]
+    )

@@ -1,6 +1,7 @@
 """Segments every image of a split and counts its pixels, several images at once.
 
-A thread takes an image the whole way: file, network or request, counts. Decoding and counting of one image then happen
+A thread takes an image the whole way: file, network or request, counts. Decoding and counting of
+    one image then happen
 while the network or the server works on another, and what is kept of an image is its counts alone.
 """
 
@@ -25,8 +26,8 @@ class Predictor:
     """A model that can be asked for label maps.
 
     Attributes:
-        label_map: from an image's name and its pixels, uint8 (H, W, 3), RGB, to class ids, uint8 (H, W). Called from
-            several threads. ValueError names the image.
+        label_map: from an image's name and its pixels, uint8 (H, W, 3), RGB, to class ids, uint8
+            (H, W). Called from several threads. ValueError names the image.
         at_once: how many images to ask for at once.
         options: what it is asked to do; those that were not set are the model's own affair.
         server: the address of the server that is asked, None where the model runs here.
@@ -47,15 +48,18 @@ class SegmentedImage(NamedTuple):
     predicted: LabelMap
 
 
-def measure(data: LabelledImages, predictor: Predictor, report: Callable[[int], None]) -> Evaluation:
+def measure(
+    data: LabelledImages, predictor: Predictor, report: Callable[[int], None]
+) -> Evaluation:
     """Measures a model on a split; pixels labelled 255 are left out.
 
     Args:
         report: called after every image with the number of finished ones.
 
     Raises:
-        ValueError: an image or its labels cannot be read, differ in size, or cannot be segmented, a label is none of
-            the model's classes, or no pixel is labelled at all. The image is named.
+        ValueError: an image or its labels cannot be read, differ in size, or cannot be segmented, a
+            label is none of the model's classes, or no pixel is labelled at all. The image is
+            named.
     """
     began_s, names = perf_counter(), data.names
     labels = predictor.record.labels

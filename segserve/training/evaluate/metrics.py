@@ -1,8 +1,10 @@
-"""From label maps to counted pixels, by torchmetrics, and from these to the figures: a pure computation.
+"""From label maps to counted pixels, by torchmetrics, and from these to the figures: a pure
+computation.
 
-Pixel accuracy, mean accuracy, mean IoU and frequency-weighted IoU are those of Long, Shelhamer, Darrell: "Fully
-Convolutional Networks for Semantic Segmentation", CVPR 2015, section 5. Counts are summed over the data set before
-anything is divided, as PASCAL VOC does, so that an image weighs by its pixels.
+Pixel accuracy, mean accuracy, mean IoU and frequency-weighted IoU are those of Long, Shelhamer,
+Darrell: "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 5. Counts are
+summed over the data set before anything is divided, as PASCAL VOC does, so that an image weighs by
+its pixels.
 """
 
 from dataclasses import dataclass
@@ -38,12 +40,17 @@ class PixelCounts:
 
     @classmethod
     def none(cls, num_classes: int) -> "PixelCounts":
-        zeros = [np.zeros(shape, np.int64) for shape in ((num_classes, num_classes), (2, num_classes), num_classes)]
+        zeros = [
+            np.zeros(shape, np.int64)
+            for shape in ((num_classes, num_classes), (2, num_classes), num_classes)
+        ]
         return cls(*zeros)
 
     def __add__(self, other: "PixelCounts") -> "PixelCounts":
         return PixelCounts(
-            self.confusion + other.confusion, self.boundary + other.boundary, self.images_with + other.images_with
+            self.confusion + other.confusion,
+            self.boundary + other.boundary,
+            self.images_with + other.images_with,
         )
 
     @property
@@ -65,7 +72,9 @@ class PixelCounts:
 
     @property
     def boundary_iou(self) -> Figures:
-        """Boundary IoU of the classes that the labels hold; none where all of a class's contour is ignored."""
+        """Boundary IoU of the classes that the labels hold; none where all of a class's contour is
+        ignored.
+        """
         agreed, either = self.boundary
         return _divided(agreed, either, where=(self.true > 0) & (either > 0))
 
@@ -86,14 +95,19 @@ def count_pixels(truth: LabelMap, predicted: LabelMap, num_classes: int) -> Pixe
     Raises:
         ValueError: a label is neither 255 nor one of the classes; all such labels are named.
     """
-    strange = np.flatnonzero(np.bincount(truth.ravel(), minlength=IGNORED + 1)[num_classes:IGNORED]) + num_classes
+    strange = (
+        np.flatnonzero(np.bincount(truth.ravel(), minlength=IGNORED + 1)[num_classes:IGNORED])
+        + num_classes
+    )
     if len(strange):
         raise ValueError(
             f"labels {strange.tolist()} are none of the model's {num_classes} classes: "
             f"expected 0 to {num_classes - 1}, and {IGNORED} for pixels to ignore"
         )
     maps = torch.tensor(predicted), torch.tensor(truth)
-    confusion = multiclass_confusion_matrix(*maps, num_classes, ignore_index=IGNORED, validate_args=False).numpy()
+    confusion = multiclass_confusion_matrix(
+        *maps, num_classes, ignore_index=IGNORED, validate_args=False
+    ).numpy()
     present = (confusion.sum(axis=1) > 0).astype(np.int64)
     return PixelCounts(confusion, count_boundaries(truth, predicted, num_classes), present)
 
@@ -125,11 +139,15 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if not self.counts.confusion.any():
-            raise ValueError(f"every pixel of the {self.images} images is labelled {IGNORED}, to be ignored")
+            raise ValueError(
+                f"every pixel of the {self.images} images is labelled {IGNORED}, to be ignored"
+            )
 
     @property
     def class_iou(self) -> dict[str, float]:
-        """By class that the labels hold. One that is only predicted has none of its own but costs the others."""
+        """By class that the labels hold. One that is only predicted has none of its own but costs
+        the others.
+        """
         return self._named(self.counts.iou)
 
     @property
@@ -143,15 +161,23 @@ class Evaluation:
 
     def covered(self, min_images: int) -> list[str]:
         """The classes that at least so many images hold; `min_images` is at least 1."""
-        return [label for label, count in zip(self.labels, self.counts.images_with, strict=True) if count >= min_images]
+        return [
+            label
+            for label, count in zip(self.labels, self.counts.images_with, strict=True)
+            if count >= min_images
+        ]
 
     def covered_mean(self, min_images: int) -> CoveredMean | None:
-        """Mean IoU over the classes that at least so many images hold; None where no class is in so many."""
+        """Mean IoU over the classes that at least so many images hold; None where no class is in so
+        many.
+        """
         class_iou = self.class_iou
         covered = [class_iou[label] for label in self.covered(min_images)]
         if not covered:
             return None
-        return CoveredMean(min_images=min_images, classes=len(covered), mean_iou=float(np.mean(covered)))
+        return CoveredMean(
+            min_images=min_images, classes=len(covered), mean_iou=float(np.mean(covered))
+        )
 
     @property
     def frequency_weighted_iou(self) -> float:
@@ -179,4 +205,8 @@ class Evaluation:
         return sorted(self.scores, key=lambda score: (score.mean_iou, score.name))[:number]
 
     def _named(self, figures: Figures) -> dict[str, float]:
-        return {label: float(value) for label, value in zip(self.labels, figures, strict=True) if not np.isnan(value)}
+        return {
+            label: float(value)
+            for label, value in zip(self.labels, figures, strict=True)
+            if not np.isnan(value)
+        }

@@ -17,7 +17,9 @@ from ...runtime.record import Architecture, ModelRecord, read_record
 from ...runtime.settings import Settings
 from .measure import Predictor
 
-_MOST_AT_ONCE = 8  # images: beyond that, memory and the interpreter's lock weigh more than threads gain
+_MOST_AT_ONCE = (
+    8  # images: beyond that, memory and the interpreter's lock weigh more than threads gain
+)
 NO_OPTIONS = Options()
 NO_SETTINGS = Settings()
 
@@ -66,19 +68,30 @@ def predictor_of(segmenter: Segmenter, options: Options = NO_OPTIONS) -> Iterato
 def at_output_stride(record: ModelRecord, output_stride: int | None) -> ModelRecord:
     """The record with the backbone at that output stride and the atrous rates scaled along.
 
-    Half the stride doubles the rates, so that the same weights look at the same places of the image (Chen et al.,
-    arXiv:1706.05587, section 4.1).
+    Half the stride doubles the rates, so that the same weights look at the same places of the image
+    (Chen et al., arXiv:1706.05587, section 4.1).
 
     Raises:
-        ModelError: the head does not work on the last level alone, or a rate would be no whole number.
+        ModelError: the head does not work on the last level alone, or a rate would be no whole
+            number.
     """
     architecture = record.architecture
     if output_stride in (None, architecture.output_stride):
         return record
     if architecture.head == "multiscale":
-        raise ModelError("output stride: the multiscale head works at stride 8 whatever the backbone's: leave it out")
+        raise ModelError(
+            "output stride: the multiscale head works at stride 8 whatever the backbone's: leave "
+            "it out"
+        )
     rates = [rate * architecture.output_stride / output_stride for rate in architecture.aspp_rates]
     if any(rate % 1 for rate in rates):
-        raise ModelError(f"output stride {output_stride}: the atrous rates would be {rates}, which are not all whole")
-    changed = {**architecture.model_dump(), "output_stride": output_stride, "aspp_rates": tuple(map(int, rates))}
+        raise ModelError(
+            f"output stride {output_stride}: the atrous rates would be {rates}, which are not all "
+            "whole"
+        )
+    changed = {
+        **architecture.model_dump(),
+        "output_stride": output_stride,
+        "aspp_rates": tuple(map(int, rates)),
+    }
     return record.model_copy(update={"architecture": Architecture.model_validate(changed)})

@@ -1,4 +1,6 @@
-"""The figures and the worst images as one HTML file, which needs nothing beside it and runs no script."""
+"""The figures and the worst images as one HTML file, which needs nothing beside it and runs no
+script.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +17,19 @@ from .report import EvaluationReport
 
 
 def write_page(
-    path: Path, report: EvaluationReport, scores: Sequence[ImageScore], data: LabelledImages, predictor: Predictor
+    path: Path,
+    report: EvaluationReport,
+    scores: Sequence[ImageScore],
+    data: LabelledImages,
+    predictor: Predictor,
 ) -> None:
-    """Writes the page with these images, each segmented once more; it appears under its name only when it is whole."""
-    views = [view_image(score, segmented(data, predictor, score.name), predictor.record) for score in scores]
+    """Writes the page with these images, each segmented once more; it appears under its name only
+    when it is whole.
+    """
+    views = [
+        view_image(score, segmented(data, predictor, score.name), predictor.record)
+        for score in scores
+    ]
     write_whole(path, render_page(report, predictor.record, views))
 
 
@@ -30,14 +41,21 @@ def render_page(report: EvaluationReport, record: ModelRecord, worst: Sequence[I
         worst: the images to show, in this order.
     """
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     environment.filters["figure"] = _figure
     return environment.get_template("page.html.j2").render(
         report=report,
         colors=["#{:02x}{:02x}{:02x}".format(*info.color) for info in record.classes],
         rows=report.present,
-        columns=[row for row in report.classes if row.images or any(true[row.id] for true in report.confusion)],
+        columns=[
+            row
+            for row in report.classes
+            if row.images or any(true[row.id] for true in report.confusion)
+        ],
         worst=worst,
     )
 

@@ -32,15 +32,23 @@ class ImageView:
 
 
 def view_image(score: ImageScore, image: SegmentedImage, record: ModelRecord) -> ImageView:
-    """Draws one image with the record's colours; pixels to ignore are dark in `truth` and white in `difference`."""
+    """Draws one image with the record's colours; pixels to ignore are dark in `truth` and white in
+    `difference`.
+    """
     iou = count_pixels(image.truth, image.predicted, len(record.classes)).iou
     small = reduced(image)
     return ImageView(
         score=score,
-        class_iou={label: float(value) for label, value in zip(record.labels, iou, strict=True) if not np.isnan(value)},
+        class_iou={
+            label: float(value)
+            for label, value in zip(record.labels, iou, strict=True)
+            if not np.isnan(value)
+        },
         picture=_data_uri(Image.fromarray(small.image_rgb)),
         truth=_data_uri(draw_overlay(small.image_rgb, small.truth, record.classes, shown=())),
-        prediction=_data_uri(draw_overlay(small.image_rgb, small.predicted, record.classes, shown=())),
+        prediction=_data_uri(
+            draw_overlay(small.image_rgb, small.predicted, record.classes, shown=())
+        ),
         difference=_data_uri(Image.fromarray(draw_difference(small))),
     )
 
@@ -61,7 +69,9 @@ def _thumbnail(pixels: NDArray[np.uint8], resampling: Resampling) -> NDArray[np.
 
 
 def draw_difference(image: SegmentedImage) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3), RGB: the picture in pale grey, wrong pixels in red, pixels to ignore in white."""
+    """uint8 (H, W, 3), RGB: the picture in pale grey, wrong pixels in red, pixels to ignore in
+    white.
+    """
     grey = np.array(Image.fromarray(image.image_rgb).convert("L"))[..., None].repeat(3, axis=2)
     drawn = 255 - _PALE * (255 - grey)
     wrong = (image.truth != image.predicted) & (image.truth != IGNORED)

@@ -1,4 +1,6 @@
-"""The figures as a document: JSON whose keys are versioned, and the part of it that a model's record keeps."""
+"""The figures as a document: JSON whose keys are versioned, and the part of it that a model's
+record keeps.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,11 +13,15 @@ from ...runtime.record import Accuracy, Calibration, CoveredMean, Strict, Unit
 from .measure import Predictor
 from .metrics import Evaluation
 
-Scores = Annotated[dict[str, Unit], Field(description="mean IoU of every image over the classes that it holds")]
+Scores = Annotated[
+    dict[str, Unit], Field(description="mean IoU of every image over the classes that it holds")
+]
 
 
 class ClassFigures(Strict):
-    """One class. A class that no label names has no figures but may be predicted: see the confusion matrix."""
+    """One class. A class that no label names has no figures but may be predicted: see the confusion
+    matrix.
+    """
 
     id: NonNegativeInt
     label: str
@@ -35,7 +41,8 @@ class EvaluationReport(Strict):
         pixels: labelled ones.
         seconds: from the first file to the last count.
         covered: the mean IoU over the classes that enough images hold.
-        calibration: as the model's record has it, see `segserve calibrate`; not measured by this run.
+        calibration: as the model's record has it, see `segserve calibrate`; not measured by this
+            run.
         confusion: pixels, a row for every true class, a column for every predicted one.
     """
 
@@ -126,10 +133,16 @@ def as_accuracy(report: EvaluationReport) -> Accuracy:
         mean_iou=round(report.mean_iou, 4),
         covered=covered and covered.model_copy(update={"mean_iou": round(covered.mean_iou, 4)}),
         frequency_weighted_iou=round(report.frequency_weighted_iou, 4),
-        mean_boundary_iou=None if report.mean_boundary_iou is None else round(report.mean_boundary_iou, 4),
+        mean_boundary_iou=None
+        if report.mean_boundary_iou is None
+        else round(report.mean_boundary_iou, 4),
         pixel_accuracy=round(report.pixel_accuracy, 4),
         mean_accuracy=round(report.mean_accuracy, 4),
-        class_iou={figures.label: round(figures.iou, 4) for figures in report.classes if figures.iou is not None},
+        class_iou={
+            figures.label: round(figures.iou, 4)
+            for figures in report.classes
+            if figures.iou is not None
+        },
         class_boundary_iou={
             figures.label: round(figures.boundary_iou, 4)
             for figures in report.classes

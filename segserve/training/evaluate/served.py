@@ -26,10 +26,11 @@ def served_model(
     name: str | None = None,
     token: str | None = None,
 ) -> Iterator[Predictor]:
-    """The model `name` of a server, by default the record's own name. Options that were not set are not sent.
+    """The model `name` of a server, by default the record's own name. Options that were not set are
+    not sent.
 
-    The inference port tells no class that an image does not hold: the record gives names and colours, and every
-    answer is checked against it.
+    The inference port tells no class that an image does not hold: the record gives names and
+    colours, and every answer is checked against it.
     """
     with SegmentationClient(url, token=token, model=name or record.name) as client:
         asked = options.model_dump(include={"mode", "tta"}, exclude_unset=True)
@@ -46,17 +47,24 @@ def served_model(
         yield Predictor(record, label_map, _REQUESTS_AT_ONCE, options, server=url)
 
 
-def _label_map(segmentation: Segmentation, image_rgb: NDArray[np.uint8], record: ModelRecord) -> LabelMap:
-    """The answer's label map, uint8 (H, W), if it is of this image and by a model with the record's classes."""
+def _label_map(
+    segmentation: Segmentation, image_rgb: NDArray[np.uint8], record: ModelRecord
+) -> LabelMap:
+    """The answer's label map, uint8 (H, W), if it is of this image and by a model with the record's
+    classes.
+    """
     labels = dict(enumerate(record.labels))
     for share in segmentation.classes:
         if labels.get(share.id) != share.label:
             raise ValueError(
-                f"the server calls class {share.id} {share.label!r:.80}, the record {labels.get(share.id)!r}: "
+                f"the server calls class {share.id} {share.label!r:.80}, the record "
+                f"{labels.get(share.id)!r}: "
                 "measure with the record of the model that is served"
             )
     label_map = segmentation.label_map
     if label_map.shape != image_rgb.shape[:2]:
-        expected, got = ("{1} x {0} pixels".format(*shape) for shape in (image_rgb.shape[:2], label_map.shape))
+        expected, got = (
+            "{1} x {0} pixels".format(*shape) for shape in (image_rgb.shape[:2], label_map.shape)
+        )
         raise ValueError(f"expected a mask of {expected}, got {got}")
     return label_map

@@ -1,4 +1,6 @@
-"""Averages of a network's weights: over the steps of a run, and of the end of a run with its start."""
+"""Averages of a network's weights: over the steps of a run, and of the end of a run with its
+start.
+"""
 
 from copy import deepcopy
 from typing import TypeVar
@@ -12,7 +14,8 @@ Network = TypeVar("Network", bound=nn.Module)
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
     """A copy of the network that follows it, step by step, as an exponential moving average.
 
-    Batch norms' running statistics follow as well. The first steps count less, so that a short run does not keep the
+    Batch norms' running statistics follow as well. The first steps count less, so that a short run
+    does not keep the
     untrained start in its average: the decay grows as (1 + step) / (10 + step) up to `decay`.
     """
 
@@ -26,7 +29,9 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
 
 
 def blended(network: Network, other: nn.Module, share: float) -> Network:
-    """Returns a copy of the network that mixes in `share` of the weights and running statistics of `other`."""
+    """Returns a copy of the network that mixes in `share` of the weights and running statistics of
+    `other`.
+    """
     copy, theirs = deepcopy(network), other.state_dict()
     copy.load_state_dict(
         {

@@ -5,13 +5,16 @@ from numpy.typing import NDArray
 
 
 def rare_classes(presence: NDArray[np.bool_], threshold: float) -> list[int]:
-    """The classes, background aside, that some images hold, but a smaller share of them than the threshold."""
+    """The classes, background aside, that some images hold, but a smaller share of them than the
+    threshold.
+    """
     share = presence.mean(axis=0)
     return [class_id for class_id in range(1, len(share)) if 0 < share[class_id] < threshold]
 
 
 def repeat_factors(presence: NDArray[np.bool_], threshold: float) -> NDArray[np.float64]:
-    """How often a pass shows each image, float64 (images,), at least 1: sqrt(threshold / share) of its rarest class.
+    """How often a pass shows each image, float64 (images,), at least 1: sqrt(threshold / share) of
+    its rarest class.
 
     Source: Gupta et al., LVIS, arXiv:1908.03195, section 3.2.
     """

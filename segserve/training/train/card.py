@@ -1,4 +1,6 @@
-"""The model card, `README.md` of a model folder: what the record and the recipe say, in words and a table."""
+"""The model card, `README.md` of a model folder: what the record and the recipe say, in words and a
+table.
+"""
 
 from pathlib import Path
 from string import Template
@@ -16,11 +18,13 @@ PICTURE_FILE = "predictions.jpg"
 _CARD = Template("""\
 # $summary
 
-Version $version. Written by `segserve train` or `segserve evaluate --write`; edit the files beside it instead.
+Version $version. Written by `segserve train` or `segserve evaluate --write`; edit the files beside
+it instead.
 
 | | |
 |---|---|
-| network | $backbone, output stride $stride, `$head` head, atrous rates $rates, $parameters million parameters |
+| network | $backbone, output stride $stride, `$head` head, atrous rates $rates, $parameters million
+parameters |
 | input | $side side at $size_px pixels, RGB |
 | classes | $classes |
 | weights | `$weights`, half precision, SHA-256 `$sha256` |
@@ -29,19 +33,17 @@ Version $version. Written by `segserve train` or `segserve evaluate --write`; ed
 
 ## Accuracy
 
-On $dataset ($images images) at the images' own size: mean IoU **$mean_iou** over the classes present, pixel
-accuracy $pixel_accuracy.
-$further_figures
-$calibration$class_figures
-$picture
-$notes
+On $dataset ($images images) at the images' own size: mean IoU **$mean_iou** over the classes
+present, pixel accuracy $pixel_accuracy. $further_figures $calibration$class_figures $picture $notes
 ## Recipe
 
 $recipes""")
 
 
 def write_card(folder: Path, accuracy: Accuracy) -> None:
-    """Puts the measured accuracy into the folder's record and writes the card; `NOTES.md` is taken in as it is."""
+    """Puts the measured accuracy into the folder's record and writes the card; `NOTES.md` is taken
+    in as it is.
+    """
     record = read_record(folder).model_copy(update={"accuracy": accuracy})
     write_record(record, folder)
     notes = folder / NOTES_FILE
@@ -90,7 +92,9 @@ def _further_figures(accuracy: Accuracy) -> str:
         "mean boundary IoU": accuracy.mean_boundary_iou,
     }
     if covered := accuracy.covered:
-        name = f"mean IoU over the {covered.classes} classes in at least {covered.min_images} images"
+        name = (
+            f"mean IoU over the {covered.classes} classes in at least {covered.min_images} images"
+        )
         figures = {name: covered.mean_iou, **figures}
     lines = [f"- {name}: {value:.3f}\n" for name, value in figures.items() if value is not None]
     return "".join(["\n", *lines]) if lines else ""
@@ -101,8 +105,10 @@ def _calibration(record: ModelRecord) -> str:
         return ""
     found = record.calibration
     return (
-        f"Confidences are calibrated with temperature {found.temperature:g}: their expected calibration error is "
-        f"{found.ece:.3f}, and {found.ece_before:.3f} without it, on every second of {found.images} images of "
+        f"Confidences are calibrated with temperature {found.temperature:g}: their expected "
+        "calibration error is "
+        f"{found.ece:.3f}, and {found.ece_before:.3f} without it, on every second of "
+        f"{found.images} images of "
         f"{found.dataset}.\n\n"
     )
 
@@ -111,7 +117,9 @@ def _class_figures(accuracy: Accuracy) -> str:
     """A table of the classes, the best first, with boundary IoU where the record has it."""
     boundary = accuracy.class_boundary_iou
     lines = (
-        ["| class | IoU |", "|---|---|"] if boundary is None else ["| class | IoU | boundary IoU |", "|---|---|---|"]
+        ["| class | IoU |", "|---|---|"]
+        if boundary is None
+        else ["| class | IoU | boundary IoU |", "|---|---|---|"]
     )
     for label, iou in sorted(accuracy.class_iou.items(), key=lambda item: -item[1]):
         cells = [label, f"{iou:.3f}"]
@@ -130,6 +138,12 @@ def _picture(folder: Path) -> str:
 
 def _recipes(folder: Path) -> str:
     """The folder's recipes as they stand, the first stage's first."""
-    others = (path for path in folder.glob("*.yaml") if path.name not in (RECORD_FILE, CONFIG_FILE, RECIPE_FILE))
+    others = (
+        path
+        for path in folder.glob("*.yaml")
+        if path.name not in (RECORD_FILE, CONFIG_FILE, RECIPE_FILE)
+    )
     recipes = [path for path in (folder / RECIPE_FILE, *sorted(others)) if path.exists()]
-    return "\n".join(f"`{path.name}`:\n\n```yaml\n{path.read_text(encoding='utf-8')}```\n" for path in recipes)
+    return "\n".join(
+        f"`{path.name}`:\n\n```yaml\n{path.read_text(encoding='utf-8')}```\n" for path in recipes
+    )

@@ -1,4 +1,5 @@
-"""Pastes objects of rare classes into crops (after Ghiasi et al., Simple Copy-Paste, arXiv:2012.07177).
+"""Pastes objects of rare classes into crops (after Ghiasi et al., Simple Copy-Paste,
+arXiv:2012.07177).
 
 Without instance masks, an object is all that one image shows of one class.
 """
@@ -26,19 +27,26 @@ class ObjectPaste:
     """
 
     def __init__(
-        self, data: LabelledImages, presence: NDArray[np.bool_], classes: Sequence[int], probability: float
+        self,
+        data: LabelledImages,
+        presence: NDArray[np.bool_],
+        classes: Sequence[int],
+        probability: float,
     ) -> None:
         self._data, self._names, self._probability = data, data.names, probability
         self._sources = [(class_id, np.flatnonzero(presence[:, class_id])) for class_id in classes]
 
     def __call__(self, crop: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Crop, uint8 (3, S, S), and label map, uint8 (S, S), with an object in them, or as they are."""
+        """Crop, uint8 (3, S, S), and label map, uint8 (S, S), with an object in them, or as they
+        are.
+        """
         if not self._sources or torch.rand(()) >= self._probability:
             return crop, labels
         class_id, images = self._sources[_drawn(len(self._sources))]
         image_rgb, object_labels = self._data.pair(self._names[int(images[_drawn(len(images))])])
         pixels, mask = _cut_out(
-            torch.from_numpy(image_rgb).permute(2, 0, 1), torch.from_numpy(object_labels) == class_id
+            torch.from_numpy(image_rgb).permute(2, 0, 1),
+            torch.from_numpy(object_labels) == class_id,
         )
         return _pasted(crop, labels, *_resized(pixels, mask, crop.shape[-1]), class_id)
 
@@ -60,11 +68,15 @@ def _resized(pixels: Tensor, mask: Tensor, crop_px: int) -> tuple[Tensor, Tensor
     longer_px = crop_px * (low + (high - low) * float(torch.rand(())))
     size = [max(1, round(side * longer_px / max(mask.shape))) for side in mask.shape]
     pixels = F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
-    mask = F.interpolate(mask[None, None].to(torch.uint8), size=size, mode="nearest-exact")[0, 0].bool()
+    mask = F.interpolate(mask[None, None].to(torch.uint8), size=size, mode="nearest-exact")[
+        0, 0
+    ].bool()
     return (pixels.flip(-1), mask.flip(-1)) if torch.rand(()) < 0.5 else (pixels, mask)
 
 
-def _pasted(crop: Tensor, labels: Tensor, pixels: Tensor, mask: Tensor, class_id: int) -> tuple[Tensor, Tensor]:
+def _pasted(
+    crop: Tensor, labels: Tensor, pixels: Tensor, mask: Tensor, class_id: int
+) -> tuple[Tensor, Tensor]:
     height, width = mask.shape
     top, left = _drawn(crop.shape[-2] - height + 1), _drawn(crop.shape[-1] - width + 1)
     window = slice(top, top + height), slice(left, left + width)

@@ -14,21 +14,31 @@ from ...runtime.record import InputRule
 from ..data import IGNORED, LabelledImages
 from .recipe import Recipe
 
-Paste = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # crop and label map, as TrainingCrops gives them
+Paste = Callable[
+    [Tensor, Tensor], tuple[Tensor, Tensor]
+]  # crop and label map, as TrainingCrops gives them
 
 
 class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
     """Augmented crops: uint8 image (3, crop, crop), RGB, and uint8 label map (crop, crop).
 
-    An item is asked for by (index, seed) and depends on nothing else, so that any step of a run can be made again.
+    An item is asked for by (index, seed) and depends on nothing else, so that any step of a run can
+    be made again.
     """
 
-    def __init__(self, data: LabelledImages, recipe: Recipe, rule: InputRule, paste: Paste | None = None) -> None:
+    def __init__(
+        self, data: LabelledImages, recipe: Recipe, rule: InputRule, paste: Paste | None = None
+    ) -> None:
         self._data, self._names, self._paste = data, data.names, paste
-        outside = {tv_tensors.Image: [round(255 * mean) for mean in rule.mean], tv_tensors.Mask: IGNORED}
+        outside = {
+            tv_tensors.Image: [round(255 * mean) for mean in rule.mean],
+            tv_tensors.Mask: IGNORED,
+        }
         self._augment = v2.Compose(
             [
-                v2.ScaleJitter(target_size=(recipe.image_px, recipe.image_px), scale_range=recipe.scales),
+                v2.ScaleJitter(
+                    target_size=(recipe.image_px, recipe.image_px), scale_range=recipe.scales
+                ),
                 v2.RandomCrop(recipe.crop_px, pad_if_needed=True, fill=outside),
                 v2.RandomHorizontalFlip(),
             ]
@@ -55,13 +65,20 @@ class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """The (index, seed) pairs of every step from `first_step` on.
 
-    Each pass visits every image as often as `repeats`, float64 (images,), says, shuffled: 1.3 is once, and a second
-    time in three passes of ten. Which images a step sees follows from (seed, step) alone, so a resumed run goes on with
-    the very same batches. Of several processes, each gets its share of every batch.
+    Each pass visits every image as often as `repeats`, float64 (images,), says, shuffled: 1.3 is
+    once, and a second time in three passes of ten. Which images a step sees follows from (seed,
+    step) alone, so a resumed run goes on with the very same batches. Of several processes, each
+    gets its share of every batch.
     """
 
     def __init__(
-        self, repeats: NDArray[np.float64], recipe: Recipe, first_step: int, *, rank: int = 0, processes: int = 1
+        self,
+        repeats: NDArray[np.float64],
+        recipe: Recipe,
+        first_step: int,
+        *,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         self._repeats, self._recipe, self._first_step = repeats, recipe, first_step
         self._share = slice(rank, None, processes)

@@ -10,7 +10,9 @@ from torch import distributed
 
 
 def leads() -> bool:
-    """Whether this process is the one that reports and writes: the only one, or `torchrun`'s first."""
+    """Whether this process is the one that reports and writes: the only one, or `torchrun`'s
+    first.
+    """
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -25,8 +27,13 @@ class World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Joins the processes that `torchrun` started, with NCCL on GPUs and Gloo on CPUs; leaves them at the end."""
-    size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    """Joins the processes that `torchrun` started, with NCCL on GPUs and Gloo on CPUs; leaves them
+    at the end.
+    """
+    size, local_rank = (
+        int(os.environ.get("WORLD_SIZE", "1")),
+        int(os.environ.get("LOCAL_RANK", "0")),
+    )
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if size == 1:
         yield World(0, 1, device)

@@ -1,4 +1,6 @@
-"""The end of a run: weights, record, and where there is a split to measure on, the card and a picture."""
+"""The end of a run: weights, record, and where there is a split to measure on, the card and a
+picture.
+"""
 
 from pathlib import Path
 
@@ -20,12 +22,18 @@ _PICTURE_ROWS, _MIN_IMAGES = 4, 20
 
 
 def write_model(network: SegmentationNetwork, folder: Path) -> None:
-    """Writes the weights into the model folder and their SHA-256 into its record; ValueError as in `export_weights`."""
+    """Writes the weights into the model folder and their SHA-256 into its record; ValueError as in
+    `export_weights`.
+    """
     export_weights(network, read_record(folder), folder)
 
 
-def measure_model(folder: Path, data: LabelledImages, *, dataset: str, split: str) -> EvaluationReport:
-    """Measures the folder's model as it will be served, and writes record, card and a picture of predictions."""
+def measure_model(
+    folder: Path, data: LabelledImages, *, dataset: str, split: str
+) -> EvaluationReport:
+    """Measures the folder's model as it will be served, and writes record, card and a picture of
+    predictions.
+    """
     with offline_model(folder) as predictor:
         evaluation = measure(data, predictor, lambda _finished: None)
         picture = _predictions(data, predictor)
@@ -41,13 +49,18 @@ def _predictions(data: LabelledImages, predictor: Predictor) -> Image.Image:
     rows = []
     for name in data.names[:_PICTURE_ROWS]:
         image = reduced(segmented(data, predictor, name))
-        labelled = [draw_overlay(image.image_rgb, labels, classes, shown=()) for labels in image[1:]]
+        labelled = [
+            draw_overlay(image.image_rgb, labels, classes, shown=()) for labels in image[1:]
+        ]
         rows.append(_joined([Image.fromarray(image.image_rgb), *labelled], across=True))
     return _joined(rows, across=False)
 
 
 def _joined(pictures: list[Image.Image], *, across: bool) -> Image.Image:
-    widths, heights = [picture.width for picture in pictures], [picture.height for picture in pictures]
+    widths, heights = (
+        [picture.width for picture in pictures],
+        [picture.height for picture in pictures],
+    )
     size = (sum(widths), max(heights)) if across else (max(widths), sum(heights))
     joined = Image.new("RGB", size, "white")
     for index, picture in enumerate(pictures):

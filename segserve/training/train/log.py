@@ -30,8 +30,8 @@ class StepReport:
 
 
 class RunLog:
-    """Appends to the log of a run, of which `finished` steps stand; rows of later steps, made before the run was
-    killed and to be made again, are dropped.
+    """Appends to the log of a run, of which `finished` steps stand; rows of later steps, made
+    before the run was killed and to be made again, are dropped.
     """
 
     def __init__(self, run: Path, finished: int) -> None:
@@ -47,11 +47,19 @@ class RunLog:
         if not self._path.exists():
             return []
         with self._path.open(newline="", encoding="utf-8") as file:
-            return [row for row in csv.reader(file) if len(row) == len(_COLUMNS) and row[0].isdigit()]
+            return [
+                row for row in csv.reader(file) if len(row) == len(_COLUMNS) and row[0].isdigit()
+            ]
 
     def add(self, report: StepReport) -> None:
         mean_iou = "" if report.mean_iou is None else f"{report.mean_iou:.4f}"
-        row = report.step, f"{report.loss:.4f}", f"{report.learning_rate:.6g}", f"{report.seconds:.3f}", mean_iou
+        row = (
+            report.step,
+            f"{report.loss:.4f}",
+            f"{report.learning_rate:.6g}",
+            f"{report.seconds:.3f}",
+            mean_iou,
+        )
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(row)
         for name in ("loss", "learning_rate", "seconds", "mean_iou"):

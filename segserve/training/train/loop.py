@@ -1,4 +1,6 @@
-"""The training loop. A run killed at any moment goes on from its last checkpoint with the same batches."""
+"""The training loop. A run killed at any moment goes on from its last checkpoint with the same
+batches.
+"""
 
 import logging
 import time
@@ -52,9 +54,11 @@ def train(
     validate: Validate | None = None,
     options: RunOptions = RunOptions(),
 ) -> SegmentationNetwork:
-    """Trains the network of a model folder, or goes on with the run that `run` holds, to the last step of the recipe.
+    """Trains the network of a model folder, or goes on with the run that `run` holds, to the last
+    step of the recipe.
 
-    Started by `torchrun`, every process computes its share of each batch, and the first one reports and writes.
+    Started by `torchrun`, every process computes its share of each batch, and the first one reports
+    and writes.
 
     Args:
         model: folder with the record, and with the weights to start from where the recipe says so.
@@ -66,7 +70,8 @@ def train(
         The trained network in evaluation mode.
 
     Raises:
-        ModelError: `run` holds another run, or the recipe's batches do not divide among the processes.
+        ModelError: `run` holds another run, or the recipe's batches do not divide among the
+            processes.
         DataError: the data set has problems; all are listed.
         FloatingPointError: the loss is no longer a number.
     """
@@ -97,7 +102,11 @@ def _lead(
     for images, labels in batches:
         learning_rate, loss = state.learning_rate, state.advance(images, labels)
         seconds = time.perf_counter() - began_s
-        mean_iou = validate(state.result()) if validate and state.step % options.validate_every == 0 else None
+        mean_iou = (
+            validate(state.result())
+            if validate and state.step % options.validate_every == 0
+            else None
+        )
         made = StepReport(state.step, loss, learning_rate, seconds, mean_iou)
         log.add(made)
         report(made)
@@ -109,13 +118,23 @@ def _lead(
 
 def _check_recipe(recipe: Recipe, world: World) -> None:
     if recipe.start_share > 0 and recipe.start != "model":
-        raise ModelError(f"start_share is {recipe.start_share}, but the run starts from a backbone: set start to model")
+        raise ModelError(
+            f"start_share is {recipe.start_share}, but the run starts from a backbone: set start "
+            "to model"
+        )
     if recipe.batch_size % world.size:
-        raise ModelError(f"batch_size is {recipe.batch_size}, which {world.size} processes cannot share evenly")
+        raise ModelError(
+            f"batch_size is {recipe.batch_size}, which {world.size} processes cannot share evenly"
+        )
 
 
 def _batches(
-    record: ModelRecord, recipe: Recipe, data: LabelledImages, first_step: int, world: World, workers: int
+    record: ModelRecord,
+    recipe: Recipe,
+    data: LabelledImages,
+    first_step: int,
+    world: World,
+    workers: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What falls to a process of the batches from `first_step` on, normalised and on its device."""
     scanned = scan(data, record.classes)
@@ -123,16 +142,22 @@ def _batches(
         logger.warning(note)
     presence = scanned.presence
     rare = rare_classes(presence, recipe.repeat_threshold)
-    crops = TrainingCrops(data, recipe, record.input, ObjectPaste(data, presence, rare, recipe.copy_paste))
+    crops = TrainingCrops(
+        data, recipe, record.input, ObjectPaste(data, presence, rare, recipe.copy_paste)
+    )
     repeats = repeat_factors(presence, recipe.repeat_threshold)
     sampler = StepSampler(repeats, recipe, first_step, rank=world.rank, processes=world.size)
     ahead = 4 if workers else None
-    for images, labels in DataLoader(crops, batch_sampler=sampler, num_workers=workers, prefetch_factor=ahead):
+    for images, labels in DataLoader(
+        crops, batch_sampler=sampler, num_workers=workers, prefetch_factor=ahead
+    ):
         yield normalized(images.to(world.device), record.input), labels.to(world.device)
 
 
 def normalized(images: Tensor, rule: InputRule) -> Tensor:
-    """uint8 (N, 3, H, W), RGB -> float32 in channels_last, normalised by the rule's mean and std."""
+    """uint8 (N, 3, H, W), RGB -> float32 in channels_last, normalised by the rule's mean and
+    std.
+    """
     mean = images.new_tensor(rule.mean, dtype=torch.float32).view(1, 3, 1, 1)
     std = images.new_tensor(rule.std, dtype=torch.float32).view(1, 3, 1, 1)
     return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

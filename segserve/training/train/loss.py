@@ -16,9 +16,11 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float3
 
 
 class SegmentationLoss(nn.Module):
-    """A network and the cross-entropy of its logits, one module with one forward pass, as data parallelism wants it.
+    """A network and the cross-entropy of its logits, one module with one forward pass, as data
+    parallelism wants it.
 
-    Shape: normalised images, float32 (N, 3, S, S), and label maps, uint8 (N, S, S) with 255 for pixels to ignore ->
+    Shape: normalised images, float32 (N, 3, S, S), and label maps, uint8 (N, S, S) with 255 for
+        pixels to ignore ->
     the loss, float32 (): 0 where every pixel is to be ignored.
     """
 
@@ -34,11 +36,16 @@ class SegmentationLoss(nn.Module):
         super().__init__()
         self.network, self.teacher = network, teacher
         self._recipe = recipe
-        self.register_buffer("_class_weights", _class_weights(recipe.class_weights, labels), persistent=False)
+        self.register_buffer(
+            "_class_weights", _class_weights(recipe.class_weights, labels), persistent=False
+        )
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         dtype = _AUTOCAST[self._recipe.precision]
-        with FastDepthwise(), torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        with (
+            FastDepthwise(),
+            torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32),
+        ):
             return self._taught(self.network(images), images, labels)
 
     def _taught(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -48,29 +55,41 @@ class SegmentationLoss(nn.Module):
             return loss
         with torch.no_grad():
             taught = self.teacher(images).float()
-            taught = F.interpolate(taught, size=logits.shape[-2:], mode="bilinear", align_corners=False).softmax(1)
-        return torch.lerp(loss, F.cross_entropy(logits.float(), taught), self._recipe.teacher_weight)
+            taught = F.interpolate(
+                taught, size=logits.shape[-2:], mode="bilinear", align_corners=False
+            ).softmax(1)
+        return torch.lerp(
+            loss, F.cross_entropy(logits.float(), taught), self._recipe.teacher_weight
+        )
 
     def _labelled(self, logits: Tensor, labels: Tensor) -> Tensor:
         """In float32, at every `loss_stride`th pixel of the crop."""
         recipe = self._recipe
         stride = recipe.loss_stride
         truth = labels[:, stride // 2 :: stride, stride // 2 :: stride].long()
-        logits = F.interpolate(logits.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
+        logits = F.interpolate(
+            logits.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False
+        )
         if not (truth != IGNORED).any():
             return logits.sum() * 0  # the mean over no pixel would be NaN
         if recipe.hard_share == 1:
             loss = F.cross_entropy(logits, truth, self._class_weights, ignore_index=IGNORED)
         else:
-            losses = F.cross_entropy(logits, truth, self._class_weights, ignore_index=IGNORED, reduction="none")
+            losses = F.cross_entropy(
+                logits, truth, self._class_weights, ignore_index=IGNORED, reduction="none"
+            )
             losses = losses[truth != IGNORED]
             loss = losses.topk(max(1, int(recipe.hard_share * len(losses)))).values.mean()
-        return torch.lerp(loss, lovasz_softmax(logits, truth), recipe.lovasz_weight) if recipe.lovasz_weight else loss
+        return (
+            torch.lerp(loss, lovasz_softmax(logits, truth), recipe.lovasz_weight)
+            if recipe.lovasz_weight
+            else loss
+        )
 
 
 def lovasz_softmax(logits: Tensor, truth: Tensor) -> Tensor:
-    """The Lovasz extension of 1 - IoU, the mean over the classes that the batch's labels hold (algorithm 1 of Berman et
-    al., arXiv:1705.08790).
+    """The Lovasz extension of 1 - IoU, the mean over the classes that the batch's labels hold
+    (algorithm 1 of Berman et al., arXiv:1705.08790).
 
     Args:
         logits: float32 (N, C, H, W).
@@ -86,13 +105,19 @@ def lovasz_softmax(logits: Tensor, truth: Tensor) -> Tensor:
         intersection = is_class.sum() - is_class.cumsum(0)
         union = is_class.sum() + (1 - is_class).cumsum(0)
         steps = (1 - intersection / union).diff(prepend=errors.new_zeros(1))
-        losses.append((errors * steps).sum())  # no product of matrices, which autocast would round to bf16
+        losses.append(
+            (errors * steps).sum()
+        )  # no product of matrices, which autocast would round to bf16
     return torch.stack(losses).mean()
 
 
 def _class_weights(given: Mapping[str, float], labels: Sequence[str]) -> Tensor | None:
-    """float32 (classes,), 1 for the classes that the recipe does not name, or None where it names none."""
+    """float32 (classes,), 1 for the classes that the recipe does not name, or None where it names
+    none.
+    """
     unknown = sorted(given.keys() - set(labels))
     if unknown:
-        raise ModelError(f"class_weights: {', '.join(unknown)} is none of the classes {', '.join(labels)}")
+        raise ModelError(
+            f"class_weights: {', '.join(unknown)} is none of the classes {', '.join(labels)}"
+        )
     return torch.tensor([given.get(label, 1.0) for label in labels]) if given else None

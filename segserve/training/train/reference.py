@@ -1,8 +1,9 @@
 """Starts a model from Google's quantized DeepLabV3-MobileNetV2, a TFLite file.
 
-The file is `deeplabv3_mnv2_pascal_quant.tflite` of google-coral/test_data (Apache-2.0). Its convolutions have weights
-of 8 bits, with a scale and a zero point for each tensor, and batch norms folded into weights and biases. Beside a
-MobileNetV2 backbone it has a 1x1 branch, an image branch, their projection and a classifier, but no atrous branches.
+The file is `deeplabv3_mnv2_pascal_quant.tflite` of google-coral/test_data (Apache-2.0). Its
+convolutions have weights of 8 bits, with a scale and a zero point for each tensor, and batch norms
+folded into weights and biases. Beside a MobileNetV2 backbone it has a 1x1 branch, an image branch,
+their projection and a classifier, but no atrous branches.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,7 +30,10 @@ from .export import export_weights
 REFERENCE_SHA256 = "350af47fd346ea6d74b58833a351f583ba860e9806ec5bd292ff8d8f1f249398"
 _WEIGHT, _BIASES = "/weights_quant/FakeQuantWithMinMaxVars", ("/BatchNorm_Fold/bias", "/biases")
 _IMAGES = 96  # enough for the means and variances of every norm
-_FITTING = "backbone mobilenetv2_100 with use_l5_exp false, head corenet, aspp_out_channels 256, 21 classes"
+_FITTING = (
+    "backbone mobilenetv2_100 with use_l5_exp false, head corenet, aspp_out_channels 256, 21 "
+    "classes"
+)
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,21 @@ class Convolution:
     bias: Tensor
 
 
-def import_reference(file: Path, folder: Path, data: LabelledImages, report: Callable[[int, int], None]) -> None:
-    """Writes the file's network, with new atrous branches that change nothing yet, as the weights of a model folder.
+def import_reference(
+    file: Path, folder: Path, data: LabelledImages, report: Callable[[int, int], None]
+) -> None:
+    """Writes the file's network, with new atrous branches that change nothing yet, as the weights
+    of a model folder.
 
     Args:
         folder: has the record of a network that the file fits.
-        data: some of its images, spread evenly, give the batch norms' statistics. Labels are not read.
+        data: some of its images, spread evenly, give the batch norms' statistics. Labels are not
+            read.
         report: called after every image with the number of finished ones and of all.
 
     Raises:
-        ModelError: the file is missing or another one, the record's network is of another shape, or the package
-            ai-edge-litert is not installed.
+        ModelError: the file is missing or another one, the record's network is of another shape, or
+            the package ai-edge-litert is not installed.
         DataError: an image cannot be read.
     """
     record = read_record(folder)
@@ -58,7 +66,9 @@ def import_reference(file: Path, folder: Path, data: LabelledImages, report: Cal
     torch.manual_seed(0)  # of the atrous branches
     network = build_network(record.architecture, len(record.classes)).eval()
     load_reference(network, convolutions)
-    segmenter = Segmenter(network, record, device=torch.device("cpu"), settings=Settings(precision="fp32"))
+    segmenter = Segmenter(
+        network, record, device=torch.device("cpu"), settings=Settings(precision="fp32")
+    )
     names = data.names[:: ceil(len(data.names) / _IMAGES)]
 
     def inputs() -> Iterator[Tensor]:
@@ -74,7 +84,8 @@ def read_reference(file: Path, *, sha256: str = REFERENCE_SHA256) -> dict[str, C
     """The convolutions by their TensorFlow scopes, in the order of the network.
 
     Raises:
-        ModelError: the file is missing or has another SHA-256, or the package ai-edge-litert is not installed.
+        ModelError: the file is missing or has another SHA-256, or the package ai-edge-litert is not
+            installed.
     """
     if not file.is_file():
         raise ModelError(f"{file}: no such file")
@@ -94,9 +105,13 @@ def _constants(file: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError as error:
-        raise ModelError("reading TFLite files needs a package: pip install 'segserve[tflite]'") from error
+        raise ModelError(
+            "reading TFLite files needs a package: pip install 'segserve[tflite]'"
+        ) from error
 
-    interpreter = Interpreter(str(file), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+    interpreter = Interpreter(
+        str(file), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
     interpreter.allocate_tensors()
     for detail in interpreter.get_tensor_details():
         name, is_bias = detail["name"].rsplit(";", 1)[-1], detail["dtype"] is np.int32
@@ -104,19 +119,26 @@ def _constants(file: Path) -> Iterator[tuple[str, Tensor]]:
             if name.endswith(suffix):
                 scale, zero_point = detail["quantization"]
                 values = interpreter.get_tensor(detail["index"]).astype(np.float64)
-                yield name.removesuffix(suffix), torch.from_numpy((values - zero_point) * scale).float()
+                yield (
+                    name.removesuffix(suffix),
+                    torch.from_numpy((values - zero_point) * scale).float(),
+                )
 
 
 def _in_torch_order(scope: str, weight: Tensor) -> Tensor:
-    """From (out, h, w, in), or (1, h, w, out) of a depthwise convolution, to (out, in / groups, h, w)."""
-    return weight.permute(3, 0, 1, 2) if scope.endswith("/depthwise") else weight.permute(0, 3, 1, 2)
+    """From (out, h, w, in), or (1, h, w, out) of a depthwise convolution, to (out, in / groups, h,
+    w).
+    """
+    return (
+        weight.permute(3, 0, 1, 2) if scope.endswith("/depthwise") else weight.permute(0, 3, 1, 2)
+    )
 
 
 def load_reference(network: SegmentationNetwork, convolutions: Mapping[str, Convolution]) -> None:
     """Loads the file's convolutions into a `mobilenetv2_100` with CoreNet's head, in place.
 
-    Atrous branches keep their weights, and the projection's weights for them are 0: the network then computes what the
-    file's network computes.
+    Atrous branches keep their weights, and the projection's weights for them are 0: the network
+    then computes what the file's network computes.
 
     Raises:
         ModelError: the network is of another shape.
@@ -124,14 +146,18 @@ def load_reference(network: SegmentationNetwork, convolutions: Mapping[str, Conv
     *backbone, aspp0, pooling, projection, classifier = convolutions.values()
     pairs = list(_convolutions_with_norms(network.backbone))
     if not _fits(network, pairs, backbone, classifier):
-        raise ModelError(f"the reference does not fit the model's architecture: it needs {_FITTING}")
+        raise ModelError(
+            f"the reference does not fit the model's architecture: it needs {_FITTING}"
+        )
     head: Any = network.head
     aspp, logits = head[0], head[1]
     for (conv, norm), read in zip(pairs, backbone, strict=True):
         _load(conv, norm, read)
     width = len(projection.bias)
     widened = torch.zeros_like(aspp.project[0].weight)
-    widened[:, :width] = projection.weight[:, width:]  # the file concatenates the image branch first
+    widened[:, :width] = projection.weight[
+        :, width:
+    ]  # the file concatenates the image branch first
     widened[:, -width:] = projection.weight[:, :width]
     _load(aspp.convs[0][0], aspp.convs[0][1], aspp0)
     _load(aspp.convs[-1][1], aspp.convs[-1][2], pooling)
@@ -174,10 +200,11 @@ def _load(conv: nn.Conv2d, norm: nn.BatchNorm2d, read: Convolution) -> None:
 
 
 def standardize_norms(network: SegmentationNetwork, images: Iterable[Tensor]) -> None:
-    """Brings the filters of every convolution to length 1 and gives its norm the statistics of these images, in place.
+    """Brings the filters of every convolution to length 1 and gives its norm the statistics of
+    these images, in place.
 
-    The network computes the same before and after, but can be trained: the file's norms are folded, and the lengths of
-    its filters differ by factors of a thousand.
+    The network computes the same before and after, but can be trained: the file's norms are folded,
+    and the lengths of its filters differ by factors of a thousand.
 
     Args:
         images: normalised, float32 (N, 3, H, W).
@@ -186,7 +213,9 @@ def standardize_norms(network: SegmentationNetwork, images: Iterable[Tensor]) ->
 
     def add_moments(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
         x = given[0].double()
-        moments.setdefault(norm, []).append(torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))]))
+        moments.setdefault(norm, []).append(
+            torch.stack([x.mean((0, 2, 3)), x.square().mean((0, 2, 3))])
+        )
 
     pairs = list(_convolutions_with_norms(network))
     hooks = [norm.register_forward_pre_hook(add_moments) for _, norm in pairs]
@@ -201,7 +230,9 @@ def standardize_norms(network: SegmentationNetwork, images: Iterable[Tensor]) ->
 
 
 def _standardize(conv: nn.Conv2d, norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Filters of length 1: what learning rate suits a filter before a norm goes with the square of its length."""
+    """Filters of length 1: what learning rate suits a filter before a norm goes with the square of
+    its length.
+    """
     running_mean, running_var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
     scale = norm.weight.double() / (running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - running_mean.double() * scale

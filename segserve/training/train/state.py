@@ -27,8 +27,15 @@ class TrainingState:
     def __init__(self, record: ModelRecord, recipe: Recipe, model: Path, world: World) -> None:
         self.step = 0
         self._recipe, self._world = recipe, world
-        self._origin = {"recipe": recipe.model_dump(), "architecture": record.architecture.model_dump()}
-        network = _starting_network(record, recipe, model).to(world.device).to(memory_format=torch.channels_last)
+        self._origin = {
+            "recipe": recipe.model_dump(),
+            "architecture": record.architecture.model_dump(),
+        }
+        network = (
+            _starting_network(record, recipe, model)
+            .to(world.device)
+            .to(memory_format=torch.channels_last)
+        )
         self._network, self._average = network, averaged(network, recipe.ema_decay)
         self._start = deepcopy(network) if recipe.start_share else None
         loss = SegmentationLoss(network, recipe, record.labels, _teacher(record, recipe))
@@ -38,12 +45,17 @@ class TrainingState:
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
 
     def result(self) -> SegmentationNetwork:
-        """The network that the run would give now: the moving average, blended with the start if the recipe says so.
+        """The network that the run would give now: the moving average, blended with the start if
+        the recipe says so.
 
         Do not change it: it may be the average itself.
         """
         average: SegmentationNetwork = self._average.module  # type: ignore[assignment]
-        return average if self._start is None else blended(average, self._start, self._recipe.start_share)
+        return (
+            average
+            if self._start is None
+            else blended(average, self._start, self._recipe.start_share)
+        )
 
     @property
     def is_finished(self) -> bool:
@@ -91,10 +103,13 @@ class TrainingState:
         checkpoint = Checkpoint.load(run)
         if checkpoint is None:
             return
-        differing = [name for name, value in self._origin.items() if checkpoint.origin.get(name) != value]
+        differing = [
+            name for name, value in self._origin.items() if checkpoint.origin.get(name) != value
+        ]
         if differing:
             raise ModelError(
-                f"{run}: holds a run of another {' and '.join(differing)}; remove it, or give another folder with --run"
+                f"{run}: holds a run of another {' and '.join(differing)}; remove it, or give "
+                "another folder with --run"
             )
         for name, part in self._parts().items():
             part.load_state_dict(checkpoint.states[name])
@@ -108,7 +123,8 @@ class TrainingState:
             "optimizer": self._optimizer,
             "scaler": self._scaler,
         }
-        # A finished run has replaced the weights in the model folder, so the start is kept in the checkpoint.
+        # A finished run has replaced the weights in the model folder, so the start is kept in the
+        # checkpoint.
         return parts if self._start is None else {**parts, "start": self._start}
 
 
@@ -139,7 +155,10 @@ def _teacher(record: ModelRecord, recipe: Recipe) -> SegmentationNetwork | None:
         ("std", record.input.std, teaching.input.std),
     ):
         if own != its:
-            raise ModelError(f"teacher {folder}: has other {what} than the model that it is to teach: {its}, not {own}")
+            raise ModelError(
+                f"teacher {folder}: has other {what} than the model that it is to teach: {its}, "
+                f"not {own}"
+            )
     teacher = load_network(teaching, folder).eval().requires_grad_(requires_grad=False)
     return teacher.to(memory_format=torch.channels_last)
 

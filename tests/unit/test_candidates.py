@@ -1,4 +1,6 @@
-"""Which classes are brought to the image's size, and that leaving the others out changes no label."""
+"""Which classes are brought to the image's size, and that leaving the others out changes no
+label.
+"""
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from segserve.runtime.inference.candidates import Contest, Rivals
+from segserve.runtime.inference.candidates import CandidateMap, Candidates
 from segserve.runtime.inference.labels import LabelRule, choose_labels
 
 sides = st.integers(1, 7)
@@ -20,7 +22,9 @@ def photograph_logits(seed: int, classes: int, h: int, w: int) -> torch.Tensor:
     return torch.from_numpy(logits.astype(np.float32))
 
 
-@given(st.integers(0, 10**6), st.integers(1, 12), sides, sides, st.integers(1, 40), st.integers(1, 40))
+@given(
+    st.integers(0, 10**6), st.integers(1, 12), sides, sides, st.integers(1, 40), st.integers(1, 40)
+)
 def test_choose_labels_gives_the_top_class_among_all(seed, classes, h, w, height_px, width_px):
     logits = photograph_logits(seed, classes, h, w)
     full = F.interpolate(logits[None].double(), size=(height_px, width_px), mode="bilinear")[0]
@@ -32,8 +36,8 @@ def test_choose_labels_gives_the_top_class_among_all(seed, classes, h, w, height
     assert np.abs(segmentation.confidence_map / 255 - expected).max() < 0.02
 
 
-def rivals_of(logits: torch.Tensor) -> Rivals:
-    return Contest.of(logits).rivals(slice(0, logits.shape[1] + 1))
+def rivals_of(logits: torch.Tensor) -> Candidates:
+    return CandidateMap.of(logits).candidates(slice(0, logits.shape[1] + 1))
 
 
 def test_rivals_class_that_wins_only_between_grid_points_is_one():
@@ -49,27 +53,31 @@ def test_rivals_class_that_is_probable_but_never_first_is_one():
 
 def test_rivals_probabilities_are_those_among_all_classes():
     logits = photograph_logits(0, 21, 5, 6)
-    rivals = rivals_of(logits)
-    assert len(rivals.class_ids) < 21
-    torch.testing.assert_close(rivals.logits.softmax(0)[:-1], logits.softmax(0)[rivals.class_ids])
+    candidates = rivals_of(logits)
+    assert len(candidates.class_ids) < 21
+    torch.testing.assert_close(
+        candidates.logits.softmax(0)[:-1], logits.softmax(0)[candidates.class_ids]
+    )
 
 
 def test_rivals_where_every_class_may_win_are_the_logits_themselves():
     logits = torch.zeros(3, 2, 2)
-    rivals = rivals_of(logits)
-    assert torch.equal(rivals.logits, logits)
-    assert rivals.logits.data_ptr() == logits.data_ptr()
-    assert rivals.class_ids == [0, 1, 2]
+    candidates = rivals_of(logits)
+    assert torch.equal(candidates.logits, logits)
+    assert candidates.logits.data_ptr() == logits.data_ptr()
+    assert candidates.class_ids == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("rows", "class_ids"), [((0, 2), [0]), ((1, 3), [0, 1]), ((2, 4), [1]), ((3, 5), [1]), ((0, 4), [0, 1])], ids=str
+    ("rows", "class_ids"),
+    [((0, 2), [0]), ((1, 3), [0, 1]), ((2, 4), [1]), ((3, 5), [1]), ((0, 4), [0, 1])],
+    ids=str,
 )
 def test_rivals_of_a_band_are_those_that_may_win_there(rows, class_ids):
     first_below = torch.tensor([9.0, 9.0, -9.0, -9.0]).view(1, 4, 1).expand(1, 4, 3)
-    rivals = Contest.of(torch.cat([first_below, -first_below])).rivals(slice(*rows))
-    assert rivals.class_ids == class_ids
-    assert rivals.logits.shape == (2, min(rows[1], 4) - rows[0], 3)
+    candidates = CandidateMap.of(torch.cat([first_below, -first_below])).candidates(slice(*rows))
+    assert candidates.class_ids == class_ids
+    assert candidates.logits.shape == (2, min(rows[1], 4) - rows[0], 3)
 
 
 @pytest.mark.parametrize("columns", [64, 65], ids=["matrix", "interpolate"])

@@ -24,7 +24,9 @@ from segserve.runtime.errors import (
 
 from .images import bmp_header, encoded, gif_of_size, grey_tiff, noise, png, smooth
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of broken metadata, which is made on purpose
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning:PIL"
+)  # of broken metadata, which is made on purpose
 
 MAX_PIXELS = 2**24
 LOSSY_LEVELS = 12  # of 255: what JPEG at quality 95 and WebP may change in smooth gradients
@@ -99,24 +101,30 @@ def test_decode_image_lossless_format_returns_every_pixel(file_format):
     assert np.array_equal(decode(encoded(noise(37, 53), file_format)), noise(37, 53))
 
 
-# What a camera stores for an upright picture, by orientation, out of the EXIF specification (the place of the stored
-# row 0 and column 0 in the upright picture), written without Pillow's table.
+# What a camera stores for an upright picture, by orientation, out of the EXIF specification (the
+# place of the stored row 0 and column 0 in the upright picture), written without Pillow's table.
 STORED = {
     1: lambda upright: upright,  # top, left
     2: lambda upright: upright[:, ::-1],  # top, right
     3: lambda upright: upright[::-1, ::-1],  # bottom, right
     4: lambda upright: upright[::-1],  # bottom, left
     5: lambda upright: upright.transpose(1, 0, 2),  # left, top
-    6: lambda upright: upright.transpose(1, 0, 2)[::-1],  # right, top: row 0 is the right column, from its top
+    6: lambda upright: upright.transpose(1, 0, 2)[
+        ::-1
+    ],  # right, top: row 0 is the right column, from its top
     7: lambda upright: upright.transpose(1, 0, 2)[::-1, ::-1],  # right, bottom
-    8: lambda upright: upright.transpose(1, 0, 2)[:, ::-1],  # left, bottom: row 0 is the left column, from its bottom
+    8: lambda upright: upright.transpose(1, 0, 2)[
+        :, ::-1
+    ],  # left, bottom: row 0 is the left column, from its bottom
 }
 
 
 def with_orientation(upright: np.ndarray, orientation: int, file_format: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(file_format, {})
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(
+        file_format, {}
+    )
     stored = np.ascontiguousarray(STORED[orientation](upright))
     return encoded(stored, file_format, exif=exif, **options)
 
@@ -127,7 +135,9 @@ def test_decode_image_exif_orientation_gives_upright_pixels(orientation, file_fo
     upright = smooth(24, 40)
     pixels = decode(with_orientation(upright, orientation, file_format))
     assert pixels.shape == upright.shape
-    assert np.abs(pixels.astype(int) - upright).max() <= (LOSSY_LEVELS if file_format == "JPEG" else 0)
+    assert np.abs(pixels.astype(int) - upright).max() <= (
+        LOSSY_LEVELS if file_format == "JPEG" else 0
+    )
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -139,7 +149,14 @@ def test_decode_image_undefined_orientation_leaves_pixels(orientation):
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize(
-    "exif", [b"Exif\0\0", b"Exif\0\0junk", b"Exif\0\0MM\0*\0\0\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"], ids=repr
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0junk",
+        b"Exif\0\0MM\0*\0\0\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
+    ],
+    ids=repr,
 )
 def test_decode_image_broken_exif_is_ignored(exif, file_format):
     assert decode(encoded(smooth(6, 9), file_format, exif=exif)).shape == (6, 9, 3)
@@ -156,7 +173,8 @@ def test_decode_image_exif_with_one_bad_tag_does_not_refuse_the_image(data):
 
 
 def test_decode_image_exif_that_pillow_cannot_write_again_still_turns():
-    # Tag 0x010F of type RATIONAL where text is expected: ImageOps.exif_transpose fails when it writes the tags anew.
+    # Tag 0x010F of type RATIONAL where text is expected: ImageOps.exif_transpose fails when it
+    # writes the tags anew.
     entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHII", 0x010F, 5, 1, 38)
     exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + struct.pack(">III", 0, 1, 1)
     assert decode(encoded(noise(5, 7), exif=exif)).shape == (7, 5, 3)
@@ -183,7 +201,9 @@ def test_decode_image_rgba_drops_alpha_and_keeps_colours(file_format):
     assert np.array_equal(decode(encoded(rgba, file_format, **options)), noise(9, 11))
 
 
-@pytest.mark.parametrize("transparency", [None, 2, bytes([0, 128, 255, 7])], ids=["opaque", "one index", "table"])
+@pytest.mark.parametrize(
+    "transparency", [None, 2, bytes([0, 128, 255, 7])], ids=["opaque", "one index", "table"]
+)
 def test_decode_image_palette_gives_its_colours(transparency):
     colors = noise(1, 4, seed=5)[0]
     ids = np.array([[0, 1, 2], [3, 2, 1]], np.uint8)
@@ -233,7 +253,9 @@ def test_decode_image_grey_of_16_bits_is_turned_upright():
 )
 def test_decode_image_png_of_16_bits_keeps_upper_8(color, values, expected):
     scanlines = b"\0" + struct.pack(f">{len(values)}H", *values)
-    assert decode(png(1, 1, bits=16, color=color, scanlines=scanlines)).tolist() == [[list(expected)]]
+    assert decode(png(1, 1, bits=16, color=color, scanlines=scanlines)).tolist() == [
+        [list(expected)]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +263,10 @@ def test_decode_image_png_of_16_bits_keeps_upper_8(color, values, expected):
     [
         (grey_tiff(b"\xab\xcd\xef", width_px=2, height_px=1, bits=12), [0xAB, 0xDE]),
         (grey_tiff(b"\x34\x12\xcd\xab", width_px=2, height_px=1, bits=16), [0x12, 0xAB]),
-        (grey_tiff(b"\x34\x12\xcd\xab", width_px=2, height_px=1, bits=16, white_is_zero=True), [0xED, 0x54]),
+        (
+            grey_tiff(b"\x34\x12\xcd\xab", width_px=2, height_px=1, bits=16, white_is_zero=True),
+            [0xED, 0x54],
+        ),
         (grey_tiff(b"\x12\xab", width_px=2, height_px=1, bits=8, white_is_zero=True), [0xED, 0x54]),
     ],
     ids=["12 bits", "16 bits", "16 bits, white is zero", "8 bits, white is zero"],
@@ -260,7 +285,12 @@ def test_decode_image_animation_gives_first_frame(file_format):
 
 
 def test_decode_image_mpo_gives_first_picture():
-    content = encoded(Image.new("RGB", (20, 10), "red"), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    content = encoded(
+        Image.new("RGB", (20, 10), "red"),
+        "MPO",
+        save_all=True,
+        append_images=[Image.new("RGB", (8, 8))],
+    )
     assert Image.open(BytesIO(content)).format == "MPO"
     assert np.abs(decode(content).astype(int) - (255, 0, 0)).max() <= LOSSY_LEVELS
 
@@ -291,10 +321,26 @@ def test_decode_image_tiff_of_32_bits_raises_unsupported(dtype):
         encoded(noise(8, 8), "TGA"),
         zipped(),
     ],
-    ids=["empty", "nul", "text", "text BM", "html", "pdf", "svg", "wave", "elf", "ppm", "ico", "tga", "zip"],
+    ids=[
+        "empty",
+        "nul",
+        "text",
+        "text BM",
+        "html",
+        "pdf",
+        "svg",
+        "wave",
+        "elf",
+        "ppm",
+        "ico",
+        "tga",
+        "zip",
+    ],
 )
 def test_decode_image_other_file_raises_unsupported(content):
-    with pytest.raises(UnsupportedImageError, match=r"not an image.*JPEG, PNG, WEBP, BMP, TIFF, GIF"):
+    with pytest.raises(
+        UnsupportedImageError, match=r"not an image.*JPEG, PNG, WEBP, BMP, TIFF, GIF"
+    ):
         decode(content)
 
 
@@ -344,7 +390,14 @@ def test_decode_image_corrupt_file_raises_segserve_error_or_gives_an_image(name,
 
 @pytest.mark.parametrize(
     "content",
-    [png(0, 5), png(5, 0), bmp_header(0, 5), bmp_header(5, 0), gif_of_size(0, 5), gif_of_size(5, 0)],
+    [
+        png(0, 5),
+        png(5, 0),
+        bmp_header(0, 5),
+        bmp_header(5, 0),
+        gif_of_size(0, 5),
+        gif_of_size(5, 0),
+    ],
     ids=["png width", "png height", "bmp width", "bmp height", "gif width", "gif height"],
 )
 def test_decode_image_zero_sized_raises_corrupt(content):
@@ -366,7 +419,9 @@ def test_decode_image_huge_declared_size_is_refused_before_decoding():
 
 
 def test_decode_image_above_the_limit_is_refused_before_decoding():
-    with pytest.raises(TooLargeError, match=re.escape("4097 x 4096 pixels, the limit is 16777216; scale it down")):
+    with pytest.raises(
+        TooLargeError, match=re.escape("4097 x 4096 pixels, the limit is 16777216; scale it down")
+    ):
         decode(png(4097, 4096))  # holds no pixel: decoding it would be another error
 
 
@@ -381,7 +436,9 @@ def test_decode_image_exactly_at_the_limit_is_decoded():
 
 
 def reduced(content: bytes, height_px: int, width_px: int):
-    return decode_reduced(content, max_pixels=MAX_PIXELS, needed=lambda _height, _width: (height_px, width_px))
+    return decode_reduced(
+        content, max_pixels=MAX_PIXELS, needed=lambda _height, _width: (height_px, width_px)
+    )
 
 
 @pytest.mark.parametrize(

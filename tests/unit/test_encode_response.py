@@ -14,13 +14,13 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from segserve.runtime.encode.json_response import JsonAnswer, json_bytes
-from segserve.runtime.encode.response import Answer, encode_answer, error_answer
-from segserve.runtime.errors import AnswerTooLargeError, SegserveError
+from segserve.runtime.encode.json_response import JsonResponse, json_bytes
+from segserve.runtime.encode.response import Answer, encode_response, error_response
+from segserve.runtime.errors import ResponseTooLargeError, SegserveError
 from segserve.runtime.inference.labels import ClassSummary, Segmentation
 from segserve.runtime.options import MaskEncoding, MediaType, Options
 from segserve.runtime.request import SegmentRequest
-from segserve.runtime.telemetry.request_stats import Observed
+from segserve.runtime.telemetry.request_stats import RequestStats
 from segserve.runtime.telemetry.timings import Interval, Timings
 
 from .test_polygons import redrawn
@@ -30,7 +30,9 @@ RECORD = tiny_record()
 NO_LIMIT = 2**40
 
 label_maps = hnp.arrays(
-    np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=24), elements=st.integers(0, len(CLASSES) - 1)
+    np.uint8,
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=24),
+    elements=st.integers(0, len(CLASSES) - 1),
 )
 
 
@@ -39,7 +41,9 @@ def segmentation_of(label_map: np.ndarray) -> Segmentation:
     for class_id, pixels in zip(*np.unique(label_map, return_counts=True), strict=True):
         ys, xs = np.nonzero(label_map == class_id)
         box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
-        summaries.append(ClassSummary(int(class_id), int(pixels), pixels / label_map.size, box, 2 / 3))
+        summaries.append(
+            ClassSummary(int(class_id), int(pixels), pixels / label_map.size, box, 2 / 3)
+        )
     classes = tuple(sorted(summaries, key=lambda summary: -summary.pixels))
     return Segmentation(label_map, classes, confidence_of(label_map))
 
@@ -50,11 +54,17 @@ def confidence_of(label_map: np.ndarray) -> np.ndarray:
 
 
 def encode(
-    label_map, *, mask="dense", confidence=False, media_type=MediaType.JSON, max_bytes=NO_LIMIT, record=RECORD
+    label_map,
+    *,
+    mask="dense",
+    confidence=False,
+    media_type=MediaType.JSON,
+    max_bytes=NO_LIMIT,
+    record=RECORD,
 ) -> bytes:
     image = np.zeros((*label_map.shape, 3), np.uint8)
     request = SegmentRequest(b"", Options(mask=mask, confidence=confidence), media_type)
-    return encode_answer(request, image, segmentation_of(label_map), record, max_bytes)
+    return encode_response(request, image, segmentation_of(label_map), record, max_bytes)
 
 
 def data_of(label_map: np.ndarray, mask: str) -> dict:
@@ -75,7 +85,9 @@ def masks_of(label_map: np.ndarray) -> list[np.ndarray]:
         np.array(dense),
         put_together(label_map.shape, data_of(label_map, "rle"), lambda rle: coco_mask.decode(rle)),
         put_together(
-            label_map.shape, data_of(label_map, "polygons"), lambda polygons: redrawn(polygons, label_map.shape)
+            label_map.shape,
+            data_of(label_map, "polygons"),
+            lambda polygons: redrawn(polygons, label_map.shape),
         ),
         np.array(Image.open(io.BytesIO(png))),
         np.array(Image.open(io.BytesIO(encode(label_map, media_type=MediaType.PNG)))),
@@ -115,7 +127,11 @@ def test_encode_answer_document_is_exactly_that_of_the_contract():
                 "box": box,
                 "confidence": 0.6667,
             }
-            for class_id, pixels, box in ((0, 8, [0, 0, 3, 3]), (2, 3, [2, 0, 4, 2]), (1, 1, [3, 2, 4, 3]))
+            for class_id, pixels, box in (
+                (0, 8, [0, 0, 3, 3]),
+                (2, 3, [2, 0, 4, 2]),
+                (1, 1, [3, 2, 4, 3]),
+            )
         ],
         "mask": {"encoding": "dense", "data": label_map.tolist()},
     }
@@ -134,14 +150,16 @@ def test_encode_answer_limit_is_exact(label_map, mask, confidence):
     size_bytes = len(encode(label_map, **asked))
     assert len(encode(label_map, **asked, max_bytes=size_bytes)) == size_bytes
     told = f"mask={mask} confidence=true" if confidence else f"mask={mask}"
-    expected = f"^the answer as {told} would take {size_bytes} bytes, the limit is {size_bytes - 1};"
-    with pytest.raises(AnswerTooLargeError, match=expected):
+    expected = (
+        f"^the answer as {told} would take {size_bytes} bytes, the limit is {size_bytes - 1};"
+    )
+    with pytest.raises(ResponseTooLargeError, match=expected):
         encode(label_map, **asked, max_bytes=size_bytes - 1)
 
 
 def test_encode_answer_dense_above_the_limit_is_never_made(monkeypatch):
-    monkeypatch.setattr(JsonAnswer, "body", lambda *_, **__: pytest.fail("the body was made"))
-    with pytest.raises(AnswerTooLargeError, match="mask=dense would take"):
+    monkeypatch.setattr(JsonResponse, "body", lambda *_, **__: pytest.fail("the body was made"))
+    with pytest.raises(ResponseTooLargeError, match="mask=dense would take"):
         encode(np.zeros((90, 90), np.uint8), max_bytes=1000)
 
 
@@ -150,7 +168,9 @@ def test_encode_answer_confidence_is_a_grey_png_beside_the_mask(mask):
     label_map = np.eye(20, dtype=np.uint8)
     document = json.loads(encode(label_map, mask=mask, confidence=True))
     assert document["confidence"].keys() == {"encoding", "data"}
-    picture = Image.open(io.BytesIO(base64.b64decode(document["confidence"].pop("data"), validate=True)))
+    picture = Image.open(
+        io.BytesIO(base64.b64decode(document["confidence"].pop("data"), validate=True))
+    )
     assert (picture.mode, document.pop("confidence")) == ("L", {"encoding": "png"})
     assert np.array_equal(np.array(picture), confidence_of(label_map))
     assert document == json.loads(encode(label_map, mask=mask))
@@ -159,15 +179,24 @@ def test_encode_answer_confidence_is_a_grey_png_beside_the_mask(mask):
 @pytest.mark.parametrize("mask", ["rle", "polygons"])
 def test_encode_answer_masks_have_the_classes_of_the_table(mask):
     document = json.loads(encode(np.array([[0, 0, 2]], np.uint8), mask=mask))
-    assert list(document["mask"]["data"]) == [str(entry["id"]) for entry in document["classes"]] == ["0", "2"]
+    assert (
+        list(document["mask"]["data"])
+        == [str(entry["id"]) for entry in document["classes"]]
+        == ["0", "2"]
+    )
 
 
-@pytest.mark.parametrize("media_type", [MediaType.PNG, MediaType.JPEG, MediaType.NPY], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "media_type", [MediaType.PNG, MediaType.JPEG, MediaType.NPY], ids=lambda kind: kind.name
+)
 def test_encode_answer_limit_of_other_types_is_exact(media_type):
     label_map = np.eye(40, dtype=np.uint8)
     size_bytes = len(encode(label_map, media_type=media_type))
     assert len(encode(label_map, media_type=media_type, max_bytes=size_bytes)) == size_bytes
-    with pytest.raises(AnswerTooLargeError, match=f"^the answer as Accept: {media_type} would take {size_bytes} bytes"):
+    with pytest.raises(
+        ResponseTooLargeError,
+        match=f"^the answer as Accept: {media_type} would take {size_bytes} bytes",
+    ):
         encode(label_map, media_type=media_type, max_bytes=size_bytes - 1)
 
 
@@ -177,7 +206,10 @@ WAYS = {
     "Accept: image/png": {"media_type": MediaType.PNG},
 }
 WAYS_WITH_CONFIDENCE = {
-    **{f"mask={mask} confidence=true": {"mask": mask, "confidence": True} for mask in get_args(MaskEncoding)},
+    **{
+        f"mask={mask} confidence=true": {"mask": mask, "confidence": True}
+        for mask in get_args(MaskEncoding)
+    },
     **WAYS,
 }
 
@@ -188,45 +220,59 @@ def test_encode_answer_above_the_limit_names_what_fits_with_true_sizes(label_map
     true_bytes = {name: len(encode(label_map, **way)) for name, way in ways.items()}
     limit_bytes = data.draw(st.sampled_from(sorted(set(true_bytes.values()))))
     assume(limit_bytes < true_bytes["mask=dense confidence=true" if confidence else "mask=dense"])
-    with pytest.raises(AnswerTooLargeError, match="these fit: ") as caught:
+    with pytest.raises(ResponseTooLargeError, match="these fit: ") as caught:
         encode(label_map, confidence=confidence, max_bytes=limit_bytes)
-    named = re.findall(r"((?:mask=|Accept: )[^,(]+) \((\d+) bytes\)", str(caught.value).partition("these fit: ")[2])
+    named = re.findall(
+        r"((?:mask=|Accept: )[^,(]+) \((\d+) bytes\)", str(caught.value).partition("these fit: ")[2]
+    )
     assert {name: int(size) for name, size in named} == {
         name: size for name, size in true_bytes.items() if size <= limit_bytes
     }
 
 
 def test_encode_answer_limit_below_everything_says_so():
-    with pytest.raises(AnswerTooLargeError, match="these fit: none, send a smaller image") as caught:
+    with pytest.raises(
+        ResponseTooLargeError, match="these fit: none, send a smaller image"
+    ) as caught:
         encode(np.eye(30, dtype=np.uint8), max_bytes=10)
     assert (caught.value.status, caught.value.code) == (413, "answer_too_large")
 
 
 @pytest.mark.parametrize("size_hw", [(1, 65_501), (65_501, 1)], ids=["wide", "tall"])
 def test_encode_answer_jpeg_above_the_format_limit_raises(size_hw):
-    with pytest.raises(AnswerTooLargeError, match="end at 65500 pixels; ask for image/png or application/json"):
+    with pytest.raises(
+        ResponseTooLargeError, match="end at 65500 pixels; ask for image/png or application/json"
+    ):
         encode(np.zeros(size_hw, np.uint8), media_type=MediaType.JPEG)
-    assert encode(np.zeros((1, 65_500), np.uint8), media_type=MediaType.JPEG).startswith(b"\xff\xd8")
+    assert encode(np.zeros((1, 65_500), np.uint8), media_type=MediaType.JPEG).startswith(
+        b"\xff\xd8"
+    )
 
 
 @pytest.mark.parametrize("text", ["plain", 'quote " and \\', "ä€\u2028", "line\nbreak"], ids=ascii)
 def test_error_answer_any_message_is_json(text):
-    answer = error_answer(SegserveError(text))
+    answer = error_response(SegserveError(text))
     assert json.loads(answer.body) == {"error": {"code": "internal_error", "message": text}}
     assert (answer.status, answer.media_type) == (500, "application/json")
 
 
 def test_server_timing_lists_stages_in_ms():
     timings = Timings(
-        [Interval("decode", 1.0, 1.0012), Interval("inference", 2.0, 3.0), Interval("inference", 4.0, 4.5)]
+        [
+            Interval("decode", 1.0, 1.0012),
+            Interval("inference", 2.0, 3.0),
+            Interval("inference", 4.0, 4.5),
+        ]
     )
-    answer = Answer(b"", MediaType.JSON, observed=Observed(timings))
+    answer = Answer(b"", MediaType.JSON, stats=RequestStats(timings))
     assert answer.server_timing == "decode;dur=1.20, inference;dur=1500.00"
 
 
 def test_server_timing_describes_a_stage_that_has_something_to_tell():
     intervals = [Interval("inference", 0, 1.5), Interval("encode", 2, 2.001)]
-    answer = Answer(b"", MediaType.JSON, observed=Observed(Timings(intervals, {"inference": "2.0 passes"})))
+    answer = Answer(
+        b"", MediaType.JSON, stats=RequestStats(Timings(intervals, {"inference": "2.0 passes"}))
+    )
     assert answer.server_timing == 'inference;dur=1500.00;desc="2.0 passes", encode;dur=1.00'
 
 

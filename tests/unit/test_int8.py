@@ -1,4 +1,6 @@
-"""The network in 8 bits: close to the one in float32, bytes between convolutions, and what takes its place."""
+"""The network in 8 bits: close to the one in float32, bytes between convolutions, and what takes
+its place.
+"""
 
 import logging
 from pathlib import Path
@@ -10,8 +12,14 @@ from torch import nn
 
 from segserve.archive import build_archive
 from segserve.local import LocalSegmenter
-from segserve.runtime.acceleration.int8 import Quantize, QuantizedConv2d, Scale, has_vnni, quantized_network
-from segserve.runtime.acceleration.verified import StandInError
+from segserve.runtime.acceleration.int8 import (
+    Quantize,
+    QuantizedConv2d,
+    Scale,
+    has_vnni,
+    quantized_network,
+)
+from segserve.runtime.acceleration.verified import OptimizationError
 from segserve.runtime.decode.image import decode_image
 from segserve.runtime.errors import ModelError
 from segserve.runtime.inference.segmenter import Segmenter
@@ -21,7 +29,7 @@ from segserve.runtime.record import Architecture, read_record
 from segserve.runtime.settings import Settings
 from segserve.training.quantize import measure_ranges, quantize_model
 from segserve.training.train.export import export_weights
-from tests.unit.test_fused import ARCHITECTURES, randomised
+from tests.unit.test_cpu_fusion import ARCHITECTURES, randomised
 from tests.unit.tiny import tiny_network, tiny_record, write_tiny_model
 
 CPU = torch.device("cpu")
@@ -61,7 +69,9 @@ def test_quantized_network_multiplies_nothing_but_bytes():
     result = in_8_bits(network, [clouds(0)])
     kinds = [type(module) for module in result.modules()]
     assert not {nn.Conv2d, nn.BatchNorm2d, nn.ReLU6} & set(kinds)
-    assert kinds.count(Quantize) < kinds.count(QuantizedConv2d) / 2  # bytes are handed on where they can be
+    assert (
+        kinds.count(Quantize) < kinds.count(QuantizedConv2d) / 2
+    )  # bytes are handed on where they can be
 
 
 class Residual(nn.Module):
@@ -69,7 +79,11 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.third = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.first, self.second, self.third = (
+            nn.Conv2d(3, 8, 1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 4, 1),
+        )
 
     def forward(self, x):
         convolved = self.first(x)
@@ -84,7 +98,9 @@ def test_quantized_network_gives_float32_to_those_that_are_no_convolutions():
     result = in_8_bits(network, [clouds(0)])
     gave = {}
     for name in ("first", "second", "third"):
-        getattr(result, name).register_forward_hook(lambda m, given, out, name=name: gave.update({name: out.dtype}))
+        getattr(result, name).register_forward_hook(
+            lambda m, given, out, name=name: gave.update({name: out.dtype})
+        )
     assert relative_error(result(clouds(1)), network(clouds(1))) < 0.05
     assert set(gave.values()) == {torch.float32}
 
@@ -143,7 +159,7 @@ def test_quantized_network_gives_the_same_digits_on_any_number_of_threads():
 def test_quantized_network_that_cannot_be_made_is_refused(architecture, ranges, message):
     network = randomised(build_network(ARCHITECTURES[architecture], 5))
     network.ranges = measure_ranges(network, [clouds(0)]) if ranges is None else ranges
-    with pytest.raises(StandInError, match=message):
+    with pytest.raises(OptimizationError, match=message):
         quantized_network(network, CPU)
 
 
@@ -151,8 +167,10 @@ def test_quantized_network_that_cannot_be_made_is_refused(architecture, ranges, 
 def test_quantized_network_with_the_ranges_of_other_weights_is_refused():
     network = randomised(build_network(ARCHITECTURES["timm, same padding"], 5))
     measured = measure_ranges(network, [clouds(0)])
-    network.ranges = {name: (least / 20, largest / 20) for name, (least, largest) in measured.items()}
-    with pytest.raises(StandInError, match="its logits differ by"):
+    network.ranges = {
+        name: (least / 20, largest / 20) for name, (least, largest) in measured.items()
+    }
+    with pytest.raises(OptimizationError, match="its logits differ by"):
         quantized_network(network, CPU)
 
 
@@ -164,7 +182,9 @@ def test_measure_ranges_span_what_each_convolution_was_given():
     with torch.inference_mode():
         convolved = network.first(given)
     assert ranges["first"] == pytest.approx((float(given.min()), float(given.max())))
-    assert ranges["second"] == pytest.approx((float(convolved.min()), float(convolved.max())), rel=1e-4)
+    assert ranges["second"] == pytest.approx(
+        (float(convolved.min()), float(convolved.max())), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("bounds", [(-1.0, 3.0), (0.0, 6.0), (0.5, 2.0), (-3.0, -1.0), (0.0, 0.0)])
@@ -202,11 +222,17 @@ def test_segmenter_in_int8_gives_nearly_the_labels_of_float32(quantized_model, p
     image_rgb = decode_image(photographs["chelsea"], max_pixels=2**24)
     in_int8 = Segmenter.load(quantized_model, settings=INT8)
     assert in_int8.precision == "int8"
-    expected = Segmenter.load(quantized_model, settings=Settings(precision="fp32")).segment(image_rgb).label_map
+    expected = (
+        Segmenter.load(quantized_model, settings=Settings(precision="fp32"))
+        .segment(image_rgb)
+        .label_map
+    )
     assert (in_int8.segment(image_rgb).label_map == expected).mean() > 0.9
 
 
-def test_segmenter_without_vnni_computes_as_auto_does_with_one_warning(quantized_model, monkeypatch, caplog):
+def test_segmenter_without_vnni_computes_as_auto_does_with_one_warning(
+    quantized_model, monkeypatch, caplog
+):
     monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
     image_rgb = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     with caplog.at_level(logging.WARNING):
@@ -219,7 +245,9 @@ def test_segmenter_without_vnni_computes_as_auto_does_with_one_warning(quantized
 
 
 def test_segmenter_in_int8_of_a_model_without_ranges_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="precision int8: tiny has no ranges: `segserve quantize MODEL IMAGES`"):
+    with pytest.raises(
+        ModelError, match="precision int8: tiny has no ranges: `segserve quantize MODEL IMAGES`"
+    ):
         Segmenter.load(write_tiny_model(tmp_path), settings=INT8)
 
 
@@ -250,7 +278,10 @@ def forget(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
-    [(damage, "int8.safetensors: SHA-256 is"), (forget, "int8.safetensors: the ranges are missing")],
+    [
+        (damage, "int8.safetensors: SHA-256 is"),
+        (forget, "int8.safetensors: the ranges are missing"),
+    ],
 )
 def test_model_with_broken_ranges_is_refused_in_any_precision(quantized_model, break_it, message):
     break_it(quantized_model)
@@ -271,7 +302,9 @@ def test_quantize_model_that_cannot_be_traced_writes_nothing(tmp_path, photograp
     folder = tmp_path / "multi"
     folder.mkdir()
     record = tiny_record(
-        architecture=Architecture(backbone="test_efficientnet", head="multiscale", aspp_out_channels=8)
+        architecture=Architecture(
+            backbone="test_efficientnet", head="multiscale", aspp_out_channels=8
+        )
     )
     torch.manual_seed(0)
     export_weights(build_network(record.architecture, 3), record, folder)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from segserve.runtime.acceleration import cpu_fusion as fused
-from segserve.runtime.acceleration.cpu_fusion import FusedConv2d, fused_network
-from segserve.runtime.acceleration.verified import StandInError, stand_in
+from segserve.runtime.acceleration.cpu_fusion import FusedConv2d, cpu_fused_network
+from segserve.runtime.acceleration.verified import OptimizationError, verified
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network.build import build_network
 from segserve.runtime.record import Architecture
@@ -18,11 +18,19 @@ from tests.unit.tiny import tiny_network, tiny_record
 
 ARCHITECTURES = {
     "timm, same padding": Architecture(backbone="tf_efficientnet_lite0", aspp_out_channels=16),
-    "timm, hard swish": Architecture(backbone="mobilenetv3_small_050", output_stride=32, aspp_out_channels=16),
+    "timm, hard swish": Architecture(
+        backbone="mobilenetv3_small_050", output_stride=32, aspp_out_channels=16
+    ),
     "timm, silu": Architecture(backbone="efficientnet_b0", output_stride=16, aspp_out_channels=16),
-    "torchvision resnet": Architecture(backbone="torchvision.resnet50", output_stride=8, aspp_out_channels=16),
-    "torchvision mobilenet": Architecture(backbone="torchvision.mobilenet_v3_large", aspp_out_channels=16),
-    "multiscale": Architecture(backbone="test_efficientnet", head="multiscale", aspp_out_channels=16),
+    "torchvision resnet": Architecture(
+        backbone="torchvision.resnet50", output_stride=8, aspp_out_channels=16
+    ),
+    "torchvision mobilenet": Architecture(
+        backbone="torchvision.mobilenet_v3_large", aspp_out_channels=16
+    ),
+    "multiscale": Architecture(
+        backbone="test_efficientnet", head="multiscale", aspp_out_channels=16
+    ),
     "corenet, separable": Architecture(
         backbone="test_efficientnet", head="corenet", aspp_out_channels=16, aspp_sep_conv=True
     ),
@@ -44,7 +52,7 @@ def randomised(network: nn.Module) -> nn.Module:
 @torch.inference_mode()
 def test_fused_network_of_any_architecture_gives_the_same_logits_at_any_size(architecture):
     network = randomised(build_network(architecture, num_classes=5))
-    result = fused_network(network, torch.float32)
+    result = cpu_fused_network(network, torch.float32)
     assert result is not network
     for height_px, width_px in ((96, 128), (160, 64)):
         image = torch.randn(2, 3, height_px, width_px)
@@ -52,7 +60,9 @@ def test_fused_network_of_any_architecture_gives_the_same_logits_at_any_size(arc
 
 
 def test_fused_network_has_no_convolution_norm_or_activation_left():
-    network = fused_network(randomised(build_network(ARCHITECTURES["timm, same padding"], 5)), torch.float32)
+    network = cpu_fused_network(
+        randomised(build_network(ARCHITECTURES["timm, same padding"], 5)), torch.float32
+    )
     kinds = {type(module) for module in network.modules()}
     assert FusedConv2d in kinds
     assert not kinds & {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6}
@@ -63,14 +73,14 @@ def test_fused_network_in_bf16_gives_the_labels_of_float32():
     record = tiny_record()
     network = tiny_network(record)
     image = torch.randn(1, 3, 256, 256)
-    labels = fused_network(network, torch.bfloat16)(image.bfloat16()).argmax(dim=1)
+    labels = cpu_fused_network(network, torch.bfloat16)(image.bfloat16()).argmax(dim=1)
     assert (labels == network(image).argmax(dim=1)).float().mean() > 0.98
 
 
 def test_fused_network_leaves_the_network_as_it_was():
     network = tiny_network(tiny_record())
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    fused_network(network, torch.bfloat16)
+    cpu_fused_network(network, torch.bfloat16)
     torch.testing.assert_close(dict(network.state_dict()), before, rtol=0, atol=0)
 
 
@@ -89,7 +99,7 @@ class Shared(nn.Module):
 @torch.inference_mode()
 def test_fused_network_with_modules_at_work_twice_gives_the_same_logits():
     network = randomised(Shared())
-    result = fused_network(network, torch.float32)
+    result = cpu_fused_network(network, torch.float32)
     assert isinstance(result.conv, FusedConv2d)
     assert isinstance(result.twice, nn.Conv2d)
     image = torch.randn(1, 3, 32, 32)
@@ -97,7 +107,9 @@ def test_fused_network_with_modules_at_work_twice_gives_the_same_logits():
 
 
 class ReadBeforeItsNorm(nn.Module):
-    """Something besides the norm reads the convolution, so that folding the norm into it is wrong."""
+    """Something besides the norm reads the convolution, so that folding the norm into it is
+    wrong.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +123,7 @@ class ReadBeforeItsNorm(nn.Module):
 def test_fused_network_that_would_be_wrong_is_not_used_and_warned_of(caplog):
     network = randomised(ReadBeforeItsNorm())
     with caplog.at_level(logging.WARNING):
-        assert fused_network(network, torch.float32) is network
+        assert cpu_fused_network(network, torch.float32) is network
     assert "unfused, which is slower: its logits differ by" in caplog.text
 
 
@@ -122,7 +134,7 @@ def test_fused_network_without_onednn_is_the_network_with_one_warning(caplog, mo
     monkeypatch.setattr(fused, "FusedConv2d", missing)
     network = tiny_network(tiny_record())
     with caplog.at_level(logging.WARNING):
-        assert fused_network(network, torch.float32) is network
+        assert cpu_fused_network(network, torch.float32) is network
     assert [record.message for record in caplog.records] == [
         "the network runs unfused, which is slower: NotImplementedError: no such operator here"
     ]
@@ -131,7 +143,8 @@ def test_fused_network_without_onednn_is_the_network_with_one_warning(caplog, mo
 def test_segmenter_that_may_not_fuse_gives_the_labels_of_one_that_does(tiny_model):
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     plain, quick = (
-        Segmenter.load(tiny_model, settings=Settings(precision="fp32", fuse=fuse)) for fuse in (False, True)
+        Segmenter.load(tiny_model, settings=Settings(precision="fp32", fuse=fuse))
+        for fuse in (False, True)
     )
     assert (plain.segment(image).label_map == quick.segment(image).label_map).mean() > 0.999
 
@@ -145,5 +158,5 @@ class NotANumber(nn.Module):
 
 def test_stand_in_that_gives_no_numbers_is_refused():
     network = nn.Conv2d(3, 5, 16, stride=16).eval()
-    with pytest.raises(StandInError, match="its logits differ by nan"):
-        stand_in(network, lambda copied, image: NotANumber(), torch.float32, 0.1)
+    with pytest.raises(OptimizationError, match="its logits differ by nan"):
+        verified(network, lambda copied, image: NotANumber(), torch.float32, 0.1)

@@ -24,7 +24,9 @@ def state_of(fields, classes=3):
 
 def refusal(state, **fields) -> str:
     record = tiny_record(architecture=Architecture(**fields))
-    with pytest.raises(ModelError, match=r"^weights do not fit the record in \d+ tensors; first: ") as caught:
+    with pytest.raises(
+        ModelError, match=r"^weights do not fit the record in \d+ tensors; first: "
+    ) as caught:
         check_fit(state, build_network(record.architecture, len(record.classes)), record)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -32,20 +34,40 @@ def refusal(state, **fields) -> str:
 
 def advised(message: str) -> Architecture:
     """The architecture as a user would paste it into a record."""
-    return Architecture(**yaml.safe_load(re.search(r"architecture: .*", message)[0])["architecture"])
+    return Architecture(
+        **yaml.safe_load(re.search(r"architecture: .*", message)[0])["architecture"]
+    )
 
 
 FITTING = {
-    "torchvision resnet50": {"backbone": "torchvision.resnet50", "output_stride": 8, "aux_head": True, **TORCHVISION},
-    "torchvision resnet101": {"backbone": "torchvision.resnet101", "output_stride": 8, **TORCHVISION},
-    "torchvision mobilenet": {"backbone": "torchvision.mobilenet_v3_large", "use_l5_exp": True, **TORCHVISION},
+    "torchvision resnet50": {
+        "backbone": "torchvision.resnet50",
+        "output_stride": 8,
+        "aux_head": True,
+        **TORCHVISION,
+    },
+    "torchvision resnet101": {
+        "backbone": "torchvision.resnet101",
+        "output_stride": 8,
+        **TORCHVISION,
+    },
+    "torchvision mobilenet": {
+        "backbone": "torchvision.mobilenet_v3_large",
+        "use_l5_exp": True,
+        **TORCHVISION,
+    },
     "corenet": {**TINY, "head": "corenet"},
     "separable": {**TINY, "aspp_sep_conv": True},
     "auxiliary head": {**TINY, "aux_head": True},
     "more rates": {**TINY, "aspp_rates": (1, 2, 3, 4)},
     "no rates": {**TINY, "aspp_rates": ()},
     "multiscale": {**TINY, "head": "multiscale", "aspp_in_channels": 12},
-    "multiscale expanded": {**TINY, "head": "multiscale", "aspp_in_channels": 12, "use_l5_exp": True},
+    "multiscale expanded": {
+        **TINY,
+        "head": "multiscale",
+        "aspp_in_channels": 12,
+        "use_l5_exp": True,
+    },
 }
 
 
@@ -63,7 +85,8 @@ def test_check_fit_differing_tensors_are_told_in_the_order_of_the_network():
     state["stray"] = torch.empty(2)
     assert re.search(
         r"in 3 tensors; first: backbone\.conv_stem\.weight: expected \(24, 3, 3, 3\), got none; "
-        r"head\.4\.bias: expected \(3,\), got \(5,\); stray: expected none, got \(2,\)\. They fit no head",
+        r"head\.4\.bias: expected \(3,\), got \(5,\); stray: expected none, got \(2,\)\. They fit "
+        r"no head",
         refusal(state, **TINY),
     )
 
@@ -74,13 +97,15 @@ def test_check_fit_differing_tensors_are_told_in_the_order_of_the_network():
         pytest.param({}, id="nothing"),
         pytest.param({"head.0.project.0.weight": torch.empty(3)}, id="a lone vector"),
         pytest.param(
-            {"head.0.project.0.weight": torch.empty(0, 8, 1, 1), "head.1.weight": torch.empty(3)}, id="no channels"
+            {"head.0.project.0.weight": torch.empty(0, 8, 1, 1), "head.1.weight": torch.empty(3)},
+            id="no channels",
         ),
     ],
 )
 def test_check_fit_of_no_network_says_that_nothing_fits(state):
-    assert "They fit no head of deeplabv3.py on test_efficientnet or on torchvision's backbones" in refusal(
-        state, **TINY
+    assert (
+        "They fit no head of deeplabv3.py on test_efficientnet or on torchvision's backbones"
+        in refusal(state, **TINY)
     )
 
 
