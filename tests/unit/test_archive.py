@@ -95,7 +95,7 @@ def test_build_archive_entries_are_sorted_stored_and_timeless(archive):
 
 def test_build_archive_holds_exactly_what_a_worker_needs(archive):
     runtime = {
-        f"segserve/runtime/{path.name}" for path in (PROJECT / "segserve" / "runtime").glob("*.py")
+        str(path.relative_to(PROJECT)) for path in (PROJECT / "segserve/runtime").rglob("*.py")
     }
     assert "segserve/runtime/inference/segmenter.py" in runtime
     with zipfile.ZipFile(archive) as content:
@@ -170,7 +170,7 @@ import pathlib
 import numpy, torch
 torch.set_num_threads(1)
 import deeplabv3, handler, segserve
-from segserve.runtime import segmenter
+from segserve.runtime.inference import segmenter
 from segserve.runtime.settings import Settings
 folder = pathlib.Path(sys.argv[1])
 loaded = segmenter.Segmenter.load(folder, settings=Settings(precision="fp32"))
@@ -193,8 +193,11 @@ print(deeplabv3.__file__, handler.__file__, segserve.__file__, segmenter.__file_
 def test_runtime_imports_no_server_and_no_network_client(tmp_path):
     code = """
 import pathlib
-for module in sorted(pathlib.Path(sys.argv[1]).glob("*.py")):
-    __import__("segserve.runtime." + module.stem)
+runtime = pathlib.Path(sys.argv[1])
+for module in sorted(runtime.rglob("*.py")):
+    if module.stem != "__init__":
+        name = module.relative_to(runtime).with_suffix("")
+        __import__("segserve.runtime." + str(name).replace("/", "."))
 print(*sys.modules)
 """
     runtime = PROJECT / "segserve" / "runtime"

@@ -169,7 +169,7 @@ def test_segment_multiscale_keeps_the_grid_of_the_finest_view(tiny_segmenter):
     plan = tiny_segmenter.plan(64, 64, tta="multiscale")
     with torch.inference_mode():
         logits = tiny_segmenter.logits(smooth(64, 64), plan, Timings())
-    assert plan.views[0].size_hw == (128, 128)
+    assert plan.scales[0].size_hw == (128, 128)
     assert logits.shape == (3, 8, 8)
 
 
@@ -410,7 +410,7 @@ def test_segment_gpu_agrees_with_cpu_and_survives_out_of_memory(tiny_model, tiny
 def test_needed_hw_is_more_than_any_view_and_no_more_than_the_image(tiny_segmenter, mode, tta):
     for height_px, width_px in ((1000, 2000), (64, 64), (10, 20), (1, 3000)):
         needed_hw = tiny_segmenter.needed_hw(height_px, width_px, mode=mode, tta=tta)
-        views = tiny_segmenter.plan(height_px, width_px, mode=mode, tta=tta).views
+        views = tiny_segmenter.plan(height_px, width_px, mode=mode, tta=tta).scales
         for needed_px, own_px, seen_px in zip(
             needed_hw,
             (height_px, width_px),

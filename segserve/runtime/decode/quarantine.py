@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _SLOTS = 64  # images that one process decodes at once; the next one waits
 _DIGEST_BYTES = 32
 # At most 5 s to decode (docs/hostile-input.md). The rest is for a new process on a busy machine.
-_TRIAL_S = 20
+_CHECK_S = 20
 _REFUSED_FOR_S = (
     24 * 3600
 )  # then it is checked again: decoders improve, and folders outlive upgrades
@@ -170,25 +170,25 @@ def _left_behind(notes: Path) -> list[bytes]:
 
 def _tried(content: bytes, max_pixels: int) -> str | None:
     """Why decoding this image in a separate process failed; None if it succeeded."""
-    root = str(Path(__file__).parents[2])  # in an archive, the archive's own copy of this package
+    root = str(Path(__file__).parents[3])  # in an archive, the archive's own copy of this package
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
     }
-    command = [sys.executable, "-P", "-m", f"{__package__}.trial", str(max_pixels)]
+    command = [sys.executable, "-P", "-m", f"{__package__}.check", str(max_pixels)]
     try:
         ended = subprocess.run(
             command,
             input=content,
             env=environment,
-            timeout=_TRIAL_S,
+            timeout=_CHECK_S,
             check=False,
             capture_output=True,
         )
     except subprocess.TimeoutExpired:
-        return f"decoding takes more than {_TRIAL_S} s"
+        return f"decoding takes more than {_CHECK_S} s"
     except OSError as error:  # reject the image if it cannot be checked
-        return f"it cannot be tried: {error.strerror}"
+        return f"it cannot be checked: {error.strerror}"
     return f"decoding ends with status {ended.returncode}" if ended.returncode else None
 
 

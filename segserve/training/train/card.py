@@ -18,13 +18,13 @@ PICTURE_FILE = "predictions.jpg"
 _CARD = Template("""\
 # $summary
 
-Version $version. Written by `segserve train` or `segserve evaluate --write`; edit the files beside
-it instead.
+Version $version. Written by `segserve train` or `segserve evaluate --write`; edit the files \
+beside it instead.
 
 | | |
 |---|---|
-| network | $backbone, output stride $stride, `$head` head, atrous rates $rates, $parameters million
-parameters |
+| network | $backbone, output stride $stride, `$head` head, atrous rates $rates, $parameters \
+million parameters |
 | input | $side side at $size_px pixels, RGB |
 | classes | $classes |
 | weights | `$weights`, half precision, SHA-256 `$sha256` |
@@ -33,8 +33,13 @@ parameters |
 
 ## Accuracy
 
-On $dataset ($images images) at the images' own size: mean IoU **$mean_iou** over the classes
-present, pixel accuracy $pixel_accuracy. $further_figures $calibration$class_figures $picture $notes
+On $dataset ($images images) at the images' own size: mean IoU **$mean_iou** over the classes \
+present, pixel
+accuracy $pixel_accuracy.
+$further_figures
+$calibration$class_figures
+$picture
+$notes
 ## Recipe
 
 $recipes""")
