@@ -18,8 +18,8 @@ from pathlib import Path
 from bench.images import photographs
 from segserve.archive import build_archive
 from segserve.client import SegmentationClient
+from segserve.engines.endpoint import ENGINES
 from segserve.resources import resource
-from segserve.server.endpoint import ENGINES
 
 CLIENTS = 8
 READY_S = 600

@@ -24,8 +24,8 @@ import requests
 
 from bench.images import photographs
 from segserve.archive import build_archive
+from segserve.engines.torchserve.process import TorchServe
 from segserve.resources import resource
-from segserve.server.process import TorchServe
 
 CLIENTS = 8
 

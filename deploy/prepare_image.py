@@ -48,8 +48,8 @@ def unpack_netty(libraries: Path) -> None:
 
 
 def compile_by_use(archive: Path) -> None:
-    import segserve.container.health
-    import segserve.container.serving  # noqa: F401
+    import segserve.gateway.health
+    import segserve.gateway.serve  # noqa: F401
     from segserve.runtime.inference.segmenter import Segmenter
     from segserve.runtime.pipeline import Pipeline
     from segserve.runtime.settings import Settings

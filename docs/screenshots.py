@@ -8,11 +8,11 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from segserve.archive import build_archive
+from segserve.engines.endpoint import SERVE_DIR
+from segserve.engines.torchserve.process import TorchServe
 from segserve.page.asking import Server
 from segserve.page.launch import page_served
 from segserve.resources import resource
-from segserve.server.endpoint import SERVE_DIR
-from segserve.server.process import TorchServe
 from tests.browser import open_browser
 
 _SIZES_PX = {"page.jpg": (1280, 820), "page-phone.jpg": (360, 780)}

@@ -17,9 +17,9 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from segserve.archive import build_archive
+from segserve.engines.endpoint import SERVE_DIR
+from segserve.engines.torchserve.process import TorchServe
 from segserve.resources import resource
-from segserve.server.endpoint import SERVE_DIR
-from segserve.server.process import TorchServe
 
 NOTEBOOKS = (Path(__file__).with_name("quickstart.ipynb"),)
 _CELL_TIMEOUT_S = 300

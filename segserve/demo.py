@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .client import SegmentationClient
-from .server.process import TorchServe
+from .engines.torchserve.process import TorchServe
 
 PHOTOGRAPHS = {"chelsea.png": "a cat", "astronaut.png": "a person"}
 

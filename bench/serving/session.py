@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from bench.memory import peak_python_bytes
+from segserve.engines.errors import ServerError
 from segserve.runtime.errors import ModelError
-from segserve.server.errors import ServerError
 
 from .contestant import Contestant, Opened
 from .errors import BenchError

@@ -18,10 +18,10 @@ from bench.serving.errors import BenchError
 from bench.serving.machine import facts
 from bench.serving.report import write_between_marks
 from segserve.archive import build_archive
+from segserve.engines.store import model_name
 from segserve.fetch import servable_folder
 from segserve.resources import resource
 from segserve.runtime.errors import ModelError
-from segserve.server.store import model_name
 
 from .load import Order, Outcome, send
 from .server import Running, Sample, Watch, container

@@ -47,7 +47,7 @@ class Running:
 
 @contextmanager
 def container(archive: Path, model: str, folder: Path) -> Iterator[Running]:
-    """Runs `python -m segserve.container` for one archive. The log is `folder/log`.
+    """Runs `python -m segserve.gateway` for one archive. The log is `folder/log`.
 
     Raises:
         BenchError: the server exited, or was not ready in time.
@@ -70,7 +70,7 @@ def container(archive: Path, model: str, folder: Path) -> Iterator[Running]:
     environment |= {f"SEGSERVE_{name}": str(value) for name, value in own.items()}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "segserve.container"], env=environment, stdout=log
+            [sys.executable, "-m", "segserve.gateway"], env=environment, stdout=log
         )
     try:
         running = Running(f"http://127.0.0.1:{ports['PORT']}", model, token, process)

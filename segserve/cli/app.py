@@ -48,9 +48,9 @@ def errors_in_one_line() -> Iterator[None]:
     status 1.
     """
     from ..client import ClientError
+    from ..engines.errors import ServerError
     from ..runtime.errors import ModelError, SegserveError
     from ..segment.errors import SegmentError
-    from ..server.errors import ServerError
 
     try:
         yield

@@ -241,7 +241,7 @@ def _read_stdin() -> bytes:
 
 def _served(url: str | None, token: str | None, model: str | None, jobs: int) -> _Computer:
     from ..client import SegmentationClient
-    from ..server.endpoint import find_endpoint
+    from ..engines.endpoint import find_endpoint
 
     endpoint = find_endpoint(url, token=token, model=model)
     client = SegmentationClient(
@@ -260,8 +260,8 @@ def _local(model: str | None) -> _Computer:
     """A model in this process, with two threads: one runs the network on all cores, the other reads
     or encodes.
     """
+    from ..engines.store import model_name
     from ..runtime.record import read_record
-    from ..server.store import model_name
 
     if model and Path(model).is_file():
         return _Computer(model_name(Path(model)), 2, _open_local(Path(model)))

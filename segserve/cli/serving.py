@@ -19,7 +19,7 @@ from .app import (
 from .trust import SignFlag, TrustFlag, sign_archive, trusted_keys
 
 if TYPE_CHECKING:
-    from ..server.running import RunningServer
+    from ..engines.running import RunningServer
 
 DEMO_DIR = Path(".run/demo")
 BUILD_DIR = Path("build")
@@ -59,7 +59,7 @@ def serve(
     """Start a server with a model, wait until it is ready, and leave it running in the
     background.
     """
-    from ..server.endpoint import ENGINES, SERVE_DIR
+    from ..engines.endpoint import ENGINES, SERVE_DIR
 
     with errors_in_one_line():
         trusted = trusted_keys(trust)
@@ -94,7 +94,7 @@ def _print_ready(server: "RunningServer", name: str) -> None:
 @app.command(rich_help_panel=USE)
 def stop() -> None:
     """Stop the server that `segserve serve` started from this folder."""
-    from ..server.endpoint import running_server
+    from ..engines.endpoint import running_server
 
     with errors_in_one_line():
         server = running_server()

@@ -39,8 +39,8 @@ def check_python(version: Sequence[int] = sys.version_info[:3]) -> Finding:
 
 
 def check_java() -> Finding:
-    from ..server.errors import ServerError
-    from ..server.java import find_java
+    from ..engines.errors import ServerError
+    from ..engines.torchserve.java import find_java
 
     try:
         return Finding("Java", Level.OK, f"works, in {find_java()}")

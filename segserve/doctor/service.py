@@ -16,8 +16,8 @@ from .findings import Finding, Level
 if TYPE_CHECKING:
     import requests
 
-    from ..server.endpoint import Endpoint
-    from ..server.running import RunningServer
+    from ..engines.endpoint import Endpoint
+    from ..engines.running import RunningServer
 
 BUILD_DIR = Path("build")
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -31,7 +31,7 @@ def check_ports() -> Finding:
     """Whether a server would get the ports of its settings; those of the server that runs here are
     its own.
     """
-    from ..server.endpoint import running_server
+    from ..engines.endpoint import running_server
 
     return judge_ports(list(_wanted_ports()), own=_own_ports(running_server()))
 
@@ -96,7 +96,7 @@ def archive_fault(path: Path) -> str:
 
 def check_server(url: str | None, token: str | None) -> Finding:
     """A worker that is READY where the management port can be asked, else an answer to `/ping`."""
-    from ..server.endpoint import find_endpoint
+    from ..engines.endpoint import find_endpoint
 
     endpoint = find_endpoint(url, token=token)
     if endpoint.running is not None:
@@ -122,7 +122,7 @@ def check_server(url: str | None, token: str | None) -> Finding:
 
 def check_token(url: str | None, token: str | None) -> Finding:
     """Whether the token opens the server: with authorization on, `/ping` needs one as well."""
-    from ..server.endpoint import TOKEN_VARIABLE, find_endpoint
+    from ..engines.endpoint import TOKEN_VARIABLE, find_endpoint
 
     endpoint = find_endpoint(url, token=token)
     answer = _ping(endpoint)
@@ -150,8 +150,8 @@ def check_token(url: str | None, token: str | None) -> Finding:
 
 def _wanted_ports() -> Iterator[tuple[str, int]]:
     """Host and port of every address that a server would listen at, were all of them free."""
+    from ..engines.torchserve.config import GRPC_PORTS, HTTP_PORTS, read_config
     from ..resources import resource
-    from ..server.config import GRPC_PORTS, HTTP_PORTS, read_config
 
     settings = read_config(resource("config.properties"))
     for key, variable, default in HTTP_PORTS:
@@ -166,7 +166,7 @@ def _wanted_ports() -> Iterator[tuple[str, int]]:
 
 
 def _own_ports(server: "RunningServer | None") -> set[int]:
-    from ..server.config import GRPC_PORTS, HTTP_PORTS, read_config
+    from ..engines.torchserve.config import GRPC_PORTS, HTTP_PORTS, read_config
 
     if server is None:
         return set()
@@ -212,7 +212,7 @@ def _sha256(archive: zipfile.ZipFile, name: str) -> str:
 
 
 def _own_server(server: "RunningServer") -> Finding:
-    from ..server.errors import ServerError
+    from ..engines.errors import ServerError
 
     where = f"{server.inference_url} with {', '.join(server.models)}"
     try:

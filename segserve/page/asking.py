@@ -9,9 +9,9 @@ from typing import Unpack
 
 from ..client import ClientError, SegmentationClient
 from ..client.request import SegmentOptions
+from ..engines.endpoint import Endpoint, find_endpoint
+from ..engines.errors import ServerError
 from ..runtime.errors import SegserveError
-from ..server.endpoint import Endpoint, find_endpoint
-from ..server.errors import ServerError
 from .catalogue import Catalogue, read_catalogue
 from .encodings import take_sample
 from .view import Answer, as_answer

@@ -5,7 +5,7 @@ from typing import Any
 
 import requests
 
-from ..server.endpoint import Endpoint
+from ..engines.endpoint import Endpoint
 
 _TIMEOUT_S = 5
 

@@ -12,9 +12,9 @@ import requests
 import yaml
 
 from segserve.archive import build_archive
+from segserve.engines.endpoint import ENGINES
+from segserve.engines.running import RunningServer
 from segserve.runtime.record import read_record, write_record
-from segserve.server.endpoint import ENGINES
-from segserve.server.running import RunningServer
 from tests.conftest import EMBEDDED
 
 NARROW = "narrow"

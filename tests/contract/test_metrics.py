@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 import requests
 
+from segserve.engines.running import RunningServer
 from segserve.runtime.telemetry.metrics import ENGINE, GPU_MEMORY_BYTES, OWN, Kind
-from segserve.server.running import RunningServer
 from tests.contract.conftest import Api
 from tests.contract.images import encoded, picture
 from tests.samples import sample_names

@@ -32,7 +32,7 @@ class Echo:
 
 
 class Command:
-    """`python -m segserve.container` with these variables and no others of segserve's."""
+    """`python -m segserve.gateway` with these variables and no others of segserve's."""
 
     def __init__(self, folder: Path, **variables: object) -> None:
         self._log = folder / "stdout"
@@ -41,7 +41,7 @@ class Command:
         }
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "segserve.container"],
+                [sys.executable, "-m", "segserve.gateway"],
                 cwd=PROJECT,
                 env=environment
                 | {f"SEGSERVE_{name}": str(value) for name, value in variables.items()},

@@ -18,7 +18,7 @@ import requests
 import yaml
 
 from bench.serving.rivals.proxy import make_secrets, write_proxy
-from segserve.container.settings import variables
+from segserve.gateway.settings import variables
 from tests.conftest import PROJECT
 from tests.packed import pack
 

@@ -63,7 +63,7 @@ def test_command_stopped_under_load_answers_what_it_accepted_and_ends_with_0(var
     told = [
         line
         for line in lines
-        if line["logger"] == "segserve.door" and line["path"] == "/predictions/echo"
+        if line["logger"] == "segserve.gateway" and line["path"] == "/predictions/echo"
     ]
     assert len(told) == load.outcomes["answered"]
     assert {(line["status"], line["request_bytes"]) for line in told} == {(200, 1)}
@@ -199,7 +199,7 @@ def test_command_that_cannot_serve_ends_soon_with_one_line(
         change = {name: value.format(**places) for name, value in change.items()}
         command = Command(tmp_path, **{**variables, **change})
         assert command.process.wait(SECONDS_TO_FAIL) == 1
-    [error] = [line for line in command.lines() if line["logger"] == "segserve.container"]
+    [error] = [line for line in command.lines() if line["logger"] == "segserve.gateway"]
     assert error["level"] == "error"
     assert re.search(message, error["message"]), error
     assert "\n" not in error["message"]

@@ -214,7 +214,8 @@ def test_autoscaler_s_metric_is_a_container_s_wait_at_the_door_and_behind_it(ser
         time.sleep(1)
     [at_the_door] = queried(
         prometheus,
-        "rate(segserve_door_wait_seconds_sum[2m]) / rate(segserve_door_wait_seconds_count[2m])",
+        "rate(segserve_gateway_wait_seconds_sum[2m]) / "
+        "rate(segserve_gateway_wait_seconds_count[2m])",
     )
     assert found[0]["metric"] == {"instance": server[1]}
     assert float(found[0]["value"][1]) > float(at_the_door["value"][1]) > 0

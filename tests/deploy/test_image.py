@@ -118,7 +118,7 @@ def test_container_starts_no_shell(server):
     command = json.loads(
         call_engine("image", "inspect", "--format", "{{json .Config.Entrypoint}}", IMAGE).stdout
     )
-    assert command == ["python", "-m", "segserve.container"]
+    assert command == ["python", "-m", "segserve.gateway"]
     assert (
         json.loads(call_engine("image", "inspect", "--format", HEALTHCHECK, IMAGE).stdout)[0]
         == "CMD"

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 
-from segserve.container.settings import Settings
+from segserve.gateway.settings import Settings
 from tests.conftest import PROJECT
 
 DEPLOY = PROJECT / "deploy"

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from segserve import __version__
-from segserve.container.settings import Settings, variables
-from segserve.ray_app import Arguments
+from segserve.engines.ray import Arguments
+from segserve.gateway.settings import Settings, variables
 from tests.conftest import PROJECT
 
 helm = pytest.importorskip(
@@ -269,7 +269,7 @@ def test_ray_service_application_is_one_that_ray_serve_takes(ray_service):
         yaml.safe_load(ray_service["spec"]["serveConfigV2"])
     )
     [application] = config.applications
-    assert application.import_path == "segserve.ray_app:app"
+    assert application.import_path == "segserve.engines.ray:app"
     arguments = Arguments.model_validate(application.args)
     assert (arguments.archive, arguments.threads) == ("/opt/segserve/model.mar", 2)
 

@@ -1,7 +1,7 @@
 import pytest
 
 from segserve.archive import build_archive
-from segserve.server.process import TorchServe
+from segserve.engines.torchserve.process import TorchServe
 from tests.conftest import EMBEDDED
 
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from segserve.archive import build_archive
-from segserve.server.errors import ServerError
-from segserve.server.process import TorchServe
+from segserve.engines.errors import ServerError
+from segserve.engines.torchserve.process import TorchServe
 from tests.conftest import EMBEDDED
 
 

@@ -19,9 +19,9 @@ from segserve.client import (
     TokenRefusedError,
     UnknownModelError,
 )
+from segserve.engines.running import KEY_FILE
+from segserve.engines.torchserve.process import TorchServe
 from segserve.local import LocalSegmenter
-from segserve.server.process import TorchServe
-from segserve.server.running import KEY_FILE
 from tests.conftest import EMBEDDED
 from tests.documents import blocks
 

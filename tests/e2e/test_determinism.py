@@ -18,9 +18,9 @@ import requests
 import yaml
 
 from segserve.archive import build_archive
+from segserve.engines.torchserve.process import TorchServe
 from segserve.local import LocalSegmenter
 from segserve.runtime.record import read_record, write_record
-from segserve.server.process import TorchServe
 from tests.conftest import EMBEDDED, PROJECT
 
 REPETITIONS = int(os.environ.get("SEGSERVE_REPETITIONS", "30"))

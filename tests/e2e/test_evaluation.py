@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from segserve.archive import build_archive
 from segserve.cli import app
 from segserve.demo import sample_photograph
+from segserve.engines.torchserve.process import TorchServe
 from segserve.runtime.decode.image import decode_image
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.server.process import TorchServe
 from segserve.training.data import IGNORED
 from segserve.training.evaluate.report import EvaluationReport
 from tests.conftest import EMBEDDED

@@ -7,8 +7,8 @@ import pytest
 
 from examples.execute import NOTEBOOKS, executed, tidied
 from segserve.archive import build_archive
-from segserve.server.endpoint import SERVE_DIR
-from segserve.server.process import TorchServe
+from segserve.engines.endpoint import SERVE_DIR
+from segserve.engines.torchserve.process import TorchServe
 from tests.conftest import EMBEDDED
 
 AGAIN = "; make it anew with: python -m examples.execute"

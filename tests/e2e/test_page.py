@@ -15,11 +15,11 @@ from pycocotools.coco import COCO
 
 from segserve.archive import build_archive
 from segserve.client import SegmentationClient
+from segserve.engines import endpoint
+from segserve.engines.endpoint import SERVE_DIR
+from segserve.engines.torchserve.process import TorchServe
 from segserve.page.asking import Server
 from segserve.page.launch import page_served
-from segserve.server import endpoint
-from segserve.server.endpoint import SERVE_DIR
-from segserve.server.process import TorchServe
 from tests.browser import NO_BROWSER, find_browser, open_browser
 from tests.conftest import EMBEDDED
 

@@ -13,8 +13,8 @@ from PIL import Image
 from bench.memory import peak_python_bytes
 from segserve.archive import build_archive
 from segserve.client import RefusedError, SegmentationClient
+from segserve.engines.torchserve.process import TorchServe
 from segserve.runtime.record import read_record
-from segserve.server.process import TorchServe
 from tests.conftest import EMBEDDED
 
 LABELS = read_record(EMBEDDED).labels

@@ -22,11 +22,11 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.transforms._presets import SemanticSegmentation
 
 from segserve.client import SegmentationClient
+from segserve.engines.torchserve.process import TorchServe
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import ResizeRule, read_record, sha256_of, write_record
 from segserve.runtime.settings import Settings
-from segserve.server.process import TorchServe
 from tests.conftest import PROJECT
 from tests.file_server import served
 

@@ -20,8 +20,8 @@ import yaml
 
 from segserve.archive import build_archive
 from segserve.client import RefusedError, SegmentationClient
+from segserve.engines.errors import ServerError
 from segserve.local import LocalSegmenter
-from segserve.server.errors import ServerError
 from tests.contract.images import encoded, picture
 from tests.documents import blocks
 from tests.unit.tiny import write_tiny_model
@@ -32,7 +32,7 @@ pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segs
 
 from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
-from segserve.ray_app.process import RayServe
+from segserve.engines.ray.process import RayServe
 
 IMAGE = encoded(picture())
 CONFIG = {

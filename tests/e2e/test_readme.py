@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 
+from segserve.engines.torchserve.process import TorchServe
 from segserve.runtime.record import read_record, sha256_of, write_record
-from segserve.server.process import TorchServe
 from tests.conftest import PROJECT
 from tests.documents import blocks
 from tests.file_server import served

@@ -19,9 +19,9 @@ from PIL import Image, PngImagePlugin
 
 from segserve.archive import build_archive
 from segserve.client import RefusedError, SegmentationClient
-from segserve.server.errors import ServerError
-from segserve.server.process import TorchServe
-from segserve.server.properties import read_properties
+from segserve.engines.errors import ServerError
+from segserve.engines.properties import read_properties
+from segserve.engines.torchserve.process import TorchServe
 from segserve.signing import SigningKey, TrustedKeys
 from tests.conftest import EMBEDDED, PROJECT
 from tests.e2e.user import segserve

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from segserve.client import SegmentationClient
-from segserve.server.process import TorchServe
+from segserve.engines.torchserve.process import TorchServe
 from tests.documents import blocks
 
 from .user import segserve, shell

@@ -15,8 +15,8 @@ import psutil
 import pytest
 import requests
 
-from segserve.server.errors import ServerError
-from segserve.server.process import TorchServe
+from segserve.engines.errors import ServerError
+from segserve.engines.torchserve.process import TorchServe
 from tests.conftest import PROJECT
 from tests.packed import BROKEN, pack
 
@@ -226,7 +226,7 @@ def test_stop_from_another_process_leaves_no_process_behind(neighbour):
     assert len(processes) >= 2
     began = time.monotonic()
     code = (
-        "from segserve.server.process import TorchServe; "
+        "from segserve.engines.torchserve.process import TorchServe; "
         "TorchServe.running(Path(sys.argv[1])).stop()"
     )
     command = [

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from segserve.client import SegmentationClient
-from segserve.server.process import TorchServe
+from segserve.engines.torchserve.process import TorchServe
 from tests.unit.voc import write_squares
 
 CLASSES = "- label: background\n- label: red\n- label: blue\n  color: [0, 0, 255]\n"

@@ -16,8 +16,8 @@ import yaml
 
 from bench.serving.machine import facts
 from segserve.archive import build_archive
-from segserve.server.config import read_config
-from segserve.server.properties import write_properties
+from segserve.engines.properties import write_properties
+from segserve.engines.torchserve.config import read_config
 from tests.conftest import PROJECT
 from tests.contract.images import encoded, picture
 from tests.hostile.poison import with_poison

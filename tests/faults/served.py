@@ -14,7 +14,7 @@ MAX_REQUEST_BYTES = 4_000_000
 
 
 class Served:
-    """`python -m segserve.container`, started anew at the same address as often as it is killed."""
+    """`python -m segserve.gateway`, started anew at the same address as often as it is killed."""
 
     def __init__(self, folder: Path, archive: Path, **variables: object) -> None:
         folder.mkdir(parents=True, exist_ok=True)

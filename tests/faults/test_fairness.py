@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from segserve.container.settings import Settings
+from segserve.gateway.settings import Settings
 from tests.deploy.served import ECHO, Load
 from tests.packed import pack
 

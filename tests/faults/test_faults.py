@@ -253,7 +253,7 @@ def test_served_whose_clock_jumps_neither_waits_nor_refuses(
     finally:
         assert served.stop() == 0
     table.add("the clock jumps by twenty hours every second", load)
-    told = [line for line in served.command.lines() if line["logger"] == "segserve.door"]
+    told = [line for line in served.command.lines() if line["logger"] == "segserve.gateway"]
     times = [datetime.fromisoformat(line["time"]) for line in told]
     assert max(times) - min(times) > timedelta(hours=19)
     assert all(0 < line["duration_ms"] < 60_000 for line in told)

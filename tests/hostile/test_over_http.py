@@ -17,7 +17,7 @@ import pytest
 
 from bench.memory import forget_peaks, python_peaks_bytes
 from segserve.archive import build_archive
-from segserve.server.endpoint import ENGINES
+from segserve.engines.endpoint import ENGINES
 from tests.faults.served import TOKEN as SERVED_TOKEN
 from tests.faults.served import Served
 from tests.unit.tiny import write_tiny_model

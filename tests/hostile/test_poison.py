@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from segserve.archive import build_archive
-from segserve.server.endpoint import ENGINES
+from segserve.engines.endpoint import ENGINES
 from tests.hostile.poison import POISON, with_poison, write_poisoned_start
 from tests.unit.images import encoded, noise
 from tests.unit.tiny import write_tiny_model

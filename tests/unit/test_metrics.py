@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segserve.container import metrics as container_metrics
-from segserve.container.metrics import WAIT_BUCKETS_S
+from segserve.engines.torchserve.launch import torchserve_home
+from segserve.engines.torchserve.metrics_file import by_kind, write_metrics_file
+from segserve.gateway import metrics as container_metrics
+from segserve.gateway.metrics import WAIT_BUCKETS_S
 from segserve.runtime.telemetry.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
-from segserve.server.launch import torchserve_home
-from segserve.server.metrics_file import by_kind, write_metrics_file
 from tests.samples import sample_names
 
 DOOR = tuple(value for value in vars(container_metrics).values() if isinstance(value, Metric))

@@ -4,7 +4,7 @@ import re
 
 import yaml
 
-from segserve.container.settings import Settings, variables
+from segserve.gateway.settings import Settings, variables
 from tests.conftest import PROJECT
 
 PAGE = (PROJECT / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ from tests.packed import pack
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'segserve[ray]'")
 
-from segserve.ray_app import Arguments
-from segserve.ray_app.build import cores_needed
-from segserve.ray_app.loading import load_handler
+from segserve.engines.ray import Arguments
+from segserve.engines.ray.build import cores_needed
+from segserve.engines.ray.loading import load_handler
 
 SOURCE = """
 class Echo:

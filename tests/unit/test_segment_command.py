@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from segserve.cli.app import model_names
+from segserve.engines.process_tree import creation_s
 from segserve.segment.folder import OPTIONS_FILE
 from segserve.segment.sources import Source
-from segserve.server.tree import creation_s
 
 from .canned import LABEL_MAP, Canned, canned_server
 from .pictures import IMAGE, PictureServer, command, environment, segserve, write_images

@@ -7,6 +7,8 @@ import pytest
 import torch
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
+from segserve.engines.torchserve.launch import torchserve_home
+from segserve.engines.torchserve.metrics_file import write_metrics_file
 from segserve.runtime.encode.response import Answer
 from segserve.runtime.inference.quality import Quality
 from segserve.runtime.options import MediaType
@@ -15,8 +17,6 @@ from segserve.runtime.telemetry.metrics import OWN
 from segserve.runtime.telemetry.reporter import Telemetry
 from segserve.runtime.telemetry.request_stats import RequestStats
 from segserve.runtime.telemetry.timings import Interval, Timings
-from segserve.server.launch import torchserve_home
-from segserve.server.metrics_file import write_metrics_file
 
 from .images import encoded, noise, smooth
 from .tiny import tiny_record

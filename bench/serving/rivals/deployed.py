@@ -39,7 +39,7 @@ def open_deployed(workload: Workload) -> Iterator[Opened]:
     proxy = write_proxy(
         folder / "proxy", secrets, port=tls_port, server=f"{HOST}:{port}", page=f"{HOST}:{port}"
     )
-    container = [sys.executable, "-m", "segserve.container"]
+    container = [sys.executable, "-m", "segserve.gateway"]
     plain, tls = f"http://{HOST}:{port}", f"https://{HOST}:{tls_port}"
     began_s = time.monotonic()
     with running(

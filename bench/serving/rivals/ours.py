@@ -12,9 +12,9 @@ import yaml
 
 from segserve.archive import build_archive, config_of
 from segserve.client.request import JSON, as_fields, http_headers
+from segserve.engines.torchserve.process import TorchServe
 from segserve.runtime.record import read_record
 from segserve.runtime.settings import CONFIG_FILE
-from segserve.server.process import TorchServe
 
 from ..contestant import Opened
 from ..errors import BenchError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import requests
 
-from segserve.server.tree import ProcessTree
+from segserve.engines.process_tree import ProcessTree
 
 from ..errors import BenchError
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import requests
 import torch
 
+from segserve.engines.torchserve.process import TorchServe
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import RECORD_FILE, read_record
-from segserve.server.process import TorchServe
 
 from ..contestant import Opened
 from ..errors import BenchError

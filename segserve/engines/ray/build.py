@@ -1,0 +1,134 @@
+"""Puts the application together: a door, and behind it the replicas of every model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import ray
+from ray.serve import Application
+
+from ...runtime.cores import available_cores
+from ...runtime.errors import ModelError
+from ...runtime.settings import ModelConfig
+from ...runtime.telemetry.metrics import OWN
+from ...signing import TrustedKeys
+from . import ARCHIVE_VARIABLE, Arguments
+from .archives import Archive, read_archive
+from .description import Served
+from .ingress import Door
+from .replica import Model
+from .tokens import Tokens
+
+_BATCHES_AHEAD = (
+    2  # one that is computed and one that waits beside it, so that the network never idles
+)
+_HEALTH_CHECK_PERIOD_S = 2.0  # a replica that is gone is noticed as soon
+_DOOR_REQUESTS = 256
+
+
+def build_app(arguments: Arguments) -> Application:
+    """The application; see `segserve.engines.ray.app`."""
+    trusted = _trusted(arguments)
+    archives = _archives(arguments)
+    key_file = None
+    if arguments.token_authorization:
+        key_file = Path(arguments.key_file).resolve()
+        Tokens(key_file, minutes=arguments.token_minutes)  # made here, once, and read by every door
+    queue = sum(archive.config.jobQueueSize for archive in archives)
+    door = Door.options(  # type: ignore[attr-defined]
+        num_replicas=arguments.doors,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=max(
+            _DOOR_REQUESTS, 2 * queue
+        ),  # the models' queues are full before the door is
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+    )
+    application: Application = door.bind(
+        {archive.name: _model(archive, arguments, trusted) for archive in archives},
+        {archive.name: Served.of(archive) for archive in archives},
+        key_file=str(key_file) if key_file else None,
+        token_minutes=arguments.token_minutes,
+        max_request_bytes=arguments.max_request_bytes,
+    )
+    return application
+
+
+def _trusted(arguments: Arguments) -> TrustedKeys | None:
+    return TrustedKeys.read(Path(arguments.trust)) if arguments.trust else None
+
+
+def _archives(arguments: Arguments) -> list[Archive]:
+    paths = [path.strip() for path in arguments.archive.split(",") if path.strip()]
+    if not paths:
+        raise ModelError(f"no archive was named: give archive=FILE.mar, or set {ARCHIVE_VARIABLE}")
+    trusted = _trusted(arguments)
+    archives = [read_archive(Path(path), trusted=trusted) for path in paths]
+    names = [archive.name for archive in archives]
+    if len(set(names)) < len(names):
+        raise ModelError(f"two archives have the same model name: {', '.join(sorted(names))}")
+    return archives
+
+
+def cores_needed(arguments: Arguments) -> int:
+    """The cores that Ray must be told of for all replicas to find room, whatever the machine has:
+    like TorchServe's workers, those of several models share its cores.
+    """
+    replicas = [Replicas.of(archive.config, arguments) for archive in _archives(arguments)]
+    return sum(each.most * each.threads for each in replicas)
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """How many of a model there are, and how many threads each has."""
+
+    least: int
+    most: int
+    threads: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, arguments: Arguments) -> Self:
+        most = arguments.max_replicas or max(config.maxWorkers, arguments.min_replicas or 1)
+        least = arguments.min_replicas or min(config.minWorkers, most)
+        threads = arguments.threads or config.handler.threads or max(1, available_cores() // most)
+        return cls(least, most, threads)
+
+    def scaling(self, target: int) -> dict[str, Any]:
+        """A fixed number, or as many as keep the requests under way at `target` a replica."""
+        if self.least == self.most:
+            return {"num_replicas": self.least}
+        limits = {"min_replicas": self.least, "max_replicas": self.most}
+        return {"autoscaling_config": {**limits, "target_ongoing_requests": target}}
+
+
+def _model(archive: Archive, arguments: Arguments, trusted: TrustedKeys | None) -> Application:
+    config = archive.config
+    replicas = Replicas.of(config, arguments)
+    model = Model.options(  # type: ignore[attr-defined]
+        name=archive.name,
+        ray_actor_options={"num_cpus": replicas.threads, "num_gpus": _gpus(config, replicas.most)},
+        max_ongoing_requests=_BATCHES_AHEAD * config.batchSize,
+        max_queued_requests=config.jobQueueSize,
+        health_check_period_s=_HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=config.responseTimeout,
+        max_constructor_retry_count=1,  # an archive that cannot be loaded stays one that cannot
+        **replicas.scaling(config.batchSize),
+    )
+    workers = {"minWorkers": replicas.least, "maxWorkers": replicas.most}
+    bound: Application = model.bind(
+        str(archive.path),
+        {**workers, "handler": {"threads": replicas.threads}},
+        batch_size=config.batchSize,
+        batch_delay_s=config.maxBatchDelay / 1000,
+        timeout_s=config.responseTimeout,
+        metrics={metric.name: metric.labels for metric in OWN},
+        trusted=trusted,
+    )
+    return bound
+
+
+def _gpus(config: ModelConfig, replicas: int) -> float:
+    """A GPU for a replica, or a share of one where there are fewer."""
+    if config.deviceType == "cpu" or not ray.is_initialized():
+        return 0.0
+    there = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    return float(min(1, there / replicas))
