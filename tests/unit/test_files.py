@@ -10,7 +10,7 @@ from segserve.runtime.files import whole_file, write_whole
 from ..conftest import PROJECT
 
 # Resumes a download from its partial file. Moves a verified copy within one folder.
-_OTHER_NEEDS = {"download.py", "server/store.py"}
+_OTHER_NEEDS = {"download.py", "engines/store.py"}
 
 
 @pytest.mark.parametrize(
