@@ -1,9 +1,14 @@
 """`segserve` and `python -m segserve`."""
 
+import os
 import sys
+
+from .runtime.cores import THREAD_SETTINGS
 
 
 def main() -> None:
+    for name, value in THREAD_SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         from .cli import app
     except ImportError as error:  # an installation that is not whole: what `segserve doctor` is for

@@ -9,6 +9,7 @@ pass, as secrets need not look like some: `DATABASE_URL`, a proxy's address with
 import re
 from collections.abc import Mapping
 
+from ..runtime.cores import THREAD_SETTINGS
 from .errors import ServerError
 
 HIDDEN_SETTING = "blacklist_env_vars"
@@ -32,7 +33,7 @@ _NAMES, _BEGINNINGS = frozenset(_KNOWN_NAMES.split()), tuple(_KNOWN_BEGINNINGS.s
 
 
 def handed_on(environment: Mapping[str, str], *, hidden: str = "") -> dict[str, str]:
-    """The part of an environment that a server gets.
+    """The part of an environment that a server gets, and `THREAD_SETTINGS` where it has none.
 
     Args:
         hidden: a regular expression; a name that it matches whole is left out in any case.
@@ -48,11 +49,12 @@ def handed_on(environment: Mapping[str, str], *, hidden: str = "") -> dict[str, 
         raise ServerError(
             f"{HIDDEN_SETTING}: {hidden!r} is not a regular expression: {error}"
         ) from error
-    return {
+    kept = {
         name: value
         for name, value in environment.items()
         if (name in extra or name in _NAMES or name.startswith(_BEGINNINGS)) and not is_hidden(name)
     }
+    return {**THREAD_SETTINGS, **kept}
 
 
 def _extra(listed: str) -> frozenset[str]:

@@ -1,10 +1,18 @@
-"""The number of CPU cores that this process may use."""
+"""The CPU cores that this process may use, and how its threads wait for each other."""
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+
+THREAD_SETTINGS: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive"}
+"""Environment for processes that compute, to set before they import torch.
+
+OpenMP's threads wait for each other many times per image. By default they spin: while another
+process has the core of one thread, the others waste theirs (`python -m bench.neighbour`).
+"""
 
 
 def available_cores(cgroup: Path = _CGROUP) -> int:

@@ -5,6 +5,7 @@ import pytest
 from segserve.engines.environment import handed_on
 from segserve.engines.errors import ServerError
 from segserve.engines.torchserve.config import read_config
+from segserve.runtime.cores import THREAD_SETTINGS
 from tests.conftest import PROJECT
 
 NEEDED = {
@@ -23,7 +24,12 @@ def hidden() -> str:
 
 
 def test_handed_on_environment_holds_what_servers_need():
-    assert handed_on(NEEDED, hidden=hidden()) == NEEDED
+    assert handed_on(NEEDED, hidden=hidden()) == {**THREAD_SETTINGS, **NEEDED}
+
+
+def test_handed_on_threads_wait_without_spinning_unless_the_user_wants_it():
+    assert handed_on({})["OMP_WAIT_POLICY"] == "passive"
+    assert handed_on({"OMP_WAIT_POLICY": "active"})["OMP_WAIT_POLICY"] == "active"
 
 
 @pytest.mark.parametrize(
@@ -42,13 +48,17 @@ def test_handed_on_environment_holds_what_servers_need():
     ],
 )
 def test_handed_on_environment_lacks_everything_else(name):
-    assert handed_on({**NEEDED, name: "value"}, hidden=hidden()) == NEEDED
+    assert handed_on({**NEEDED, name: "value"}, hidden=hidden()) == {**THREAD_SETTINGS, **NEEDED}
 
 
 def test_handed_on_environment_holds_what_is_named_save_what_is_hidden():
     environment = {"SEGSERVE_WORKER_ENV": "MY_MODE, MY_TOKEN,", "MY_MODE": "fast", "MY_TOKEN": "t"}
-    assert handed_on(environment, hidden=hidden()) == {"MY_MODE": "fast"}
-    assert handed_on(environment) == {"MY_MODE": "fast", "MY_TOKEN": "t"}
+    assert handed_on(environment, hidden=hidden()) == {**THREAD_SETTINGS, "MY_MODE": "fast"}
+    assert handed_on(environment) == {
+        **THREAD_SETTINGS,
+        "MY_MODE": "fast",
+        "MY_TOKEN": "t",
+    }
 
 
 @pytest.mark.parametrize(
