@@ -20,16 +20,15 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from segserve.recipe import RECIPE_FILE, Recipe, read_recipe
 from segserve.resources import resource
 from segserve.runtime.network.build import SegmentationNetwork
 from segserve.runtime.network.weights import WEIGHTS_FILE, load_network
 from segserve.runtime.record import Architecture, ModelRecord, read_record, validated, write_record
-from segserve.training.data import open_data
-from segserve.training.evaluate.measure import measure
-from segserve.training.evaluate.offline import offline_model
-from segserve.training.train.export import export_weights
+from segserve.training.data import check_split, open_data
+from segserve.training.evaluate.measure import measure, offline_model
 from segserve.training.train.loop import train
-from segserve.training.train.recipe import RECIPE_FILE, Recipe, read_recipe
+from segserve.training.train.model_folder import export_weights
 from segserve.training.train.reference import import_reference
 
 MIN_IMAGES = 20
@@ -159,9 +158,10 @@ def _trained(variant: Variant, arguments: argparse.Namespace) -> Path:
     if not (folder / WEIGHTS_FILE).exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_record(variant.record, folder)
-        data = open_data(arguments.data, arguments.split, variant.record.classes)
+        classes = variant.record.classes
+        data = check_split(open_data(arguments.data, arguments.split, classes), classes)
         if variant.recipe.start == "model":
-            import_reference(arguments.reference, folder, data, lambda _finished, _total: None)
+            import_reference(arguments.reference, folder, data.data, lambda _finished, _total: None)
         network = train(folder, variant.recipe, data, folder / "run", lambda _report: None)
         export_weights(network, variant.record, folder)
     return folder

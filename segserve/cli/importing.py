@@ -14,6 +14,7 @@ from .app import (
     print_plain,
     progress_bar,
 )
+from .datasets import DataOption, ImagesOption, TrainSplitOption, open_checked
 
 
 @app.command("import", rich_help_panel=MAKE)
@@ -22,30 +23,26 @@ def import_file(
         Path, typer.Argument(help="deeplabv3_mnv2_pascal_quant.tflite of google-coral/test_data")
     ],
     model: ModelArgument,
-    data: Annotated[
-        Path, typer.Option(help="data set, of whose images the norms' statistics are taken")
-    ],
-    images: Annotated[
-        Path | None, typer.Option(help="the images' folder, where the data's layout has none")
-    ] = None,
-    split: Annotated[str, typer.Option(help="a name, or the path of a .txt list")] = "train",
+    data: DataOption,
+    images: ImagesOption = None,
+    split: TrainSplitOption = None,
 ) -> None:
-    """Import the weights of Google's quantized DeepLabV3-MobileNetV2 into a model, to start a
-    training from them.
+    """Import the weights of Google's quantized DeepLabV3-MobileNetV2 into a model, as the start of
+    a training. The images of the data set give the statistics of the batch norms.
     """
     from ..runtime.record import read_record
-    from ..training.data import open_data
     from ..training.train.reference import import_reference
 
     with errors_in_one_line():
         folder = model_source(model)
-        labelled = open_data(data, split, read_record(folder).classes, images=images)
+        classes = read_record(folder).classes
+        checked = open_checked(data, split, classes, default_split="train", images=images)
         with progress_bar("image") as progress:
             task = progress.add_task("")
             import_reference(
                 file,
                 folder,
-                labelled,
+                checked.data,
                 lambda finished, total: progress.update(task, completed=finished, total=total),
             )
         print_plain(

@@ -25,7 +25,7 @@ def quantize(
         list[str],
         typer.Argument(help="photographs: files, folders, quoted globs such as 'in/**/*.jpg'"),
     ],
-    most: Annotated[int, typer.Option(min=1, help="so many of them at most, spread evenly")] = 64,
+    most: Annotated[int, typer.Option(min=1, help="maximum number of images, spread evenly")] = 64,
 ) -> None:
     """Measure a model's activation ranges on photographs, for int8 inference (precision: int8 in
     model-config.yaml).
@@ -38,4 +38,4 @@ def quantize(
         with progress_bar("image") as progress:
             task = progress.add_task("", total=len(paths))
             quantize_model(folder, paths, lambda count: progress.update(task, completed=count))
-        print_plain(f"{folder} can compute in 8 bits: set precision: int8 in its model-config.yaml")
+        print_plain(f"{folder} supports int8: set precision: int8 in its model-config.yaml")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segserve.training.data import IGNORED
-from segserve.training.evaluate.boundary import count_boundaries, near_contour, reach_px
+from segserve.training.evaluate.metrics import count_boundaries, near_contour, reach_px
 
 
 def eroded(mask: np.ndarray) -> np.ndarray:
@@ -45,13 +45,13 @@ def square(top: int, left: int, side: int, image_px: int = 100) -> np.ndarray:
     [(1, 1, 1), (300, 400, 10), (375, 500, 12), (500, 375, 12), (30, 40, 1)],
     ids=["one pixel", "diagonal of 500", "VOC", "VOC upright", "small"],
 )
-def test_reach_is_a_fiftieth_of_the_diagonal(height_px, width_px, expected):
+def test_reach_is_2_percent_of_the_diagonal(height_px, width_px, expected):
     assert reach_px(height_px, width_px) == expected
     assert expected == max(1, round(0.02 * math.hypot(height_px, width_px)))
 
 
 @given(seed=st.integers(0, 10_000), reach=st.integers(1, 9))
-def test_near_contour_is_what_erosion_takes_from_every_mask(seed, reach):
+def test_near_contour_is_the_part_of_every_mask_that_erosion_removes(seed, reach):
     label_map = blobs(seed)
     expected = np.logical_or.reduce(
         [boundary_of(label_map == class_id, reach) for class_id in range(3)]

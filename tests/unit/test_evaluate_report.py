@@ -14,8 +14,13 @@ from segserve.runtime.record import ClassInfo
 from segserve.training.data import IGNORED
 from segserve.training.evaluate.measure import SegmentedImage, measure
 from segserve.training.evaluate.metrics import ImageScore
-from segserve.training.evaluate.page import render_page, write_page
-from segserve.training.evaluate.pictures import draw_difference, reduced, view_image
+from segserve.training.evaluate.page import (
+    draw_difference,
+    reduced,
+    render_page,
+    view_image,
+    write_page,
+)
 from segserve.training.evaluate.report import (
     EvaluationReport,
     as_accuracy,

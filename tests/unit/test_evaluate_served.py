@@ -13,9 +13,7 @@ from PIL import Image
 
 from segserve.client import UnreachableError
 from segserve.runtime.options import Options
-from segserve.training.evaluate.measure import measure
-from segserve.training.evaluate.offline import NO_OPTIONS
-from segserve.training.evaluate.served import served_model
+from segserve.training.evaluate.measure import NO_OPTIONS, measure, served_model
 
 from .canned import answer_document
 from .evaluated import color_predictor, write_noisy

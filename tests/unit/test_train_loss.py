@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from segserve.recipe import Recipe
 from segserve.runtime.errors import ModelError
-from segserve.training.train.average import averaged
 from segserve.training.train.loss import SegmentationLoss, lovasz_softmax
-from segserve.training.train.recipe import Recipe
+from segserve.training.train.optimizer import averaged
 
 LABELS = ("background", "cat", "dog")
 

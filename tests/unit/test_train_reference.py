@@ -232,7 +232,7 @@ def test_read_reference_dequantizes_and_brings_axes_to_torchs_order(tmp_path):
     np.testing.assert_allclose(read["net/depthwise"].bias, 0.5 * 6 / 255 * biases[1], rtol=1e-5)
 
 
-def test_read_reference_of_another_file_is_refused(tmp_path):
+def test_read_reference_of_another_file_raises(tmp_path):
     file = tmp_path / "other.tflite"
     file.write_bytes(b"other")
     with pytest.raises(
@@ -262,7 +262,7 @@ def model(tmp_path):
     )
     for n in range(3):
         pixels = np.random.default_rng(n).integers(0, 256, (40, 60, 3), np.uint8)
-        write_pair(tmp_path / "data", f"p{n}", pixels, np.zeros((40, 60), np.uint8))
+        write_pair(tmp_path / "data", f"p{n}", pixels, np.ones((40, 60), np.uint8))
     write_split(tmp_path / "data", "train", ["p0", "p1", "p2"])
     return folder
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from segserve.training.data import VocFolder
-from segserve.training.train.balance import rare_classes, repeat_factors
-from segserve.training.train.copy_paste import ObjectPaste
+from segserve.training.train.crops import ObjectPaste, rare_classes, repeat_factors
 
 from .voc import write_pair, write_split
 

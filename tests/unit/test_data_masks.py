@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 
-from segserve.training.data.rle import area_px, read_runs, unrolled
+from segserve.training.data.masks import area_px, read_runs, unrolled
 
 from .coco import rle
 
