@@ -1,7 +1,8 @@
-"""The command `segserve train`."""
+"""The commands that make models: `segserve import`, `quantize` and `train`."""
 
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +11,79 @@ from rich.progress import Progress
 
 from ..recipe import Recipe
 from ..runtime.record import Architecture
-from .app import MAKE, app, console, errors_in_one_line, progress_bar
+from ..segment.sources import find_sources
+from .app import (
+    MAKE,
+    ModelArgument,
+    app,
+    console,
+    errors_in_one_line,
+    model_folder,
+    model_source,
+    print_plain,
+    progress_bar,
+)
 from .datasets import DataOption, ImagesOption, TrainSplitOption, open_checked
 from .flags import flags_of, given_for
 
 if TYPE_CHECKING:
     from ..training.train.log import StepReport
+
+
+@app.command("import", rich_help_panel=MAKE)
+def import_file(
+    file: Annotated[
+        Path, typer.Argument(help="deeplabv3_mnv2_pascal_quant.tflite of google-coral/test_data")
+    ],
+    model: ModelArgument,
+    data: DataOption,
+    images: ImagesOption = None,
+    split: TrainSplitOption = None,
+) -> None:
+    """Import the weights of Google's quantized DeepLabV3-MobileNetV2 into a model, as the start of
+    a training. The images of the data set give the statistics of the batch norms.
+    """
+    from ..runtime.record import read_record
+    from ..training.train.reference import import_reference
+
+    with errors_in_one_line():
+        folder = model_source(model)
+        classes = read_record(folder).classes
+        checked = open_checked(data, split, classes, default_split="train", images=images)
+        with progress_bar("image") as progress:
+            task = progress.add_task("")
+            import_reference(
+                file,
+                folder,
+                checked.data,
+                lambda finished, total: progress.update(task, completed=finished, total=total),
+            )
+        print_plain(
+            f"{folder} starts from {file.name}: segserve train {folder} --data {data} --start model"
+        )
+
+
+@app.command(rich_help_panel=MAKE)
+def quantize(
+    model: ModelArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(help="photographs: files, folders, quoted globs such as 'in/**/*.jpg'"),
+    ],
+    most: Annotated[int, typer.Option(min=1, help="maximum number of images, spread evenly")] = 64,
+) -> None:
+    """Measure a model's activation ranges on photographs, for int8 inference (precision: int8 in
+    model-config.yaml).
+    """
+    from ..training.quantize import quantize_model
+
+    with errors_in_one_line():
+        folder, sources = model_folder(model), find_sources(images)
+        paths = [Path(source.path) for source in sources[:: ceil(len(sources) / most)]]
+        with progress_bar("image") as progress:
+            task = progress.add_task("", total=len(paths))
+            quantize_model(folder, paths, lambda count: progress.update(task, completed=count))
+        print_plain(f"{folder} supports int8: set precision: int8 in its model-config.yaml")
 
 
 @app.command(rich_help_panel=MAKE)
