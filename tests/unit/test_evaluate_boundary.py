@@ -60,7 +60,7 @@ def test_near_contour_is_the_part_of_every_mask_that_erosion_removes(seed, reach
 
 
 @given(seed=st.integers(0, 10_000))
-def test_count_boundaries_without_ignored_pixels_is_the_paper_s(seed):
+def test_count_boundaries_without_ignored_pixels_is_that_of_the_paper(seed):
     truth = blobs(seed)
     predicted = np.roll(truth, 2, axis=1)
     reach = reach_px(*truth.shape)
@@ -93,7 +93,7 @@ def test_count_boundaries_shifted_outline_costs_more_than_the_area():
     assert agreed[1] / either[1] < 0.5 < 0.85 < area_iou
 
 
-def test_count_boundaries_right_prediction_is_perfect_whatever_it_says_about_ignored_pixels():
+def test_count_boundaries_correct_prediction_is_1_for_any_prediction_of_ignored_pixels():
     known = square(20, 20, 60)
     truth = known.copy()
     truth[(square(17, 17, 66) == 1) & (square(23, 23, 54) == 0)] = (

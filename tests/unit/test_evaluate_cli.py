@@ -52,7 +52,7 @@ def test_evaluate_prints_figures_and_writes_document_and_page(data, tiny_model, 
     assert page.read_text().count("<article>") == 3
 
 
-def test_evaluate_reads_pascal_voc_as_it_is_published(tiny_model, tmp_path):
+def test_evaluate_reads_the_published_layout_of_pascal_voc(tiny_model, tmp_path):
     folder = tmp_path / "VOCdevkit" / "VOC2012"
     squares = write_squares(tmp_path / "squares", images=3)
     (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
@@ -82,7 +82,7 @@ def test_evaluate_takes_the_model_as_an_argument_too(data, tiny_model):
     assert as_argument.exit_code == as_option.exit_code == 0
     assert (
         as_argument.stdout.splitlines()[:-1] == as_option.stdout.splitlines()[:-1]
-    )  # the last tells the seconds
+    )  # the last line has the seconds
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_measure_predicts_several_images_at_once(data):
     names = replace_names(data, data.names[:2])
 
     def label_map(name, image_rgb):
-        both.wait()  # neither thread passes alone
+        both.wait()  # waits for the other thread
         return color_predictor().label_map(name, image_rgb)
 
     assert measure(names, replace(color_predictor(), label_map=label_map), ignore).images == 2

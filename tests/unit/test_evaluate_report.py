@@ -172,7 +172,7 @@ def test_page_shows_the_worst_first_with_four_pictures_each(tmp_path, evaluation
     )
 
 
-def test_page_shows_the_figures_and_needs_nothing_beside_it(report):
+def test_page_shows_the_metrics_and_needs_no_other_file(report):
     text = render_page(report, tiny_record(), [])
     page = Page(text)
     figures = [report.mean_iou, report.covered.mean_iou, report.frequency_weighted_iou]

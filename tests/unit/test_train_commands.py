@@ -183,7 +183,7 @@ def test_train_json_files_for_split_and_val_measures_on_val(coco, tmp_path, monk
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     card = (model / "README.md").read_text()
-    assert "On annotations dev (1 images)" in card
+    assert "On coco dev (1 images)" in card
     assert "| dog |" in card
     assert "| cat |" not in card
     assert "Written by `segserve train`; edit" in card

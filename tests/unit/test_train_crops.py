@@ -1,4 +1,4 @@
-"""Class balance: which images are seen more often, and what is pasted into crops."""
+"""The balance of rare classes: repeated images, and objects pasted into crops."""
 
 import numpy as np
 import pytest

@@ -8,7 +8,7 @@ from .coco import CocoInstances, CocoPanoptic
 from .files import DataError, LabelledImages
 from .voc import VocFolder
 
-_PANOPTIC = "panoptic"
+_PANOPTIC, _ANNOTATIONS = "panoptic", "annotations"
 _KINDS = "instances", _PANOPTIC  # the names of COCO's JSON files start with one of these
 
 
@@ -55,9 +55,14 @@ def open_data(
 
 
 def dataset_name(data: Path) -> str:
-    """A name for people: of the data set's folder, or of the folder that its file is in."""
-    path = data.resolve()
-    return path.parent.name if path.is_file() else path.name
+    """The name of the data set's folder, for people. The file of a split is in it or in
+    annotations/.
+    """
+    folder = data.resolve()
+    if folder.is_file():
+        folder = folder.parent
+        folder = folder.parent if folder.name == _ANNOTATIONS else folder
+    return folder.name
 
 
 def _named_file(data: Path, split: str | None) -> Path | None:
@@ -80,7 +85,7 @@ def _named_file(data: Path, split: str | None) -> Path | None:
 
 def _annotations(folder: Path, split: str) -> Path | None:
     """The COCO JSON file of the split, or None if the folder has no such file for any split."""
-    annotations = folder / "annotations"
+    annotations = folder / _ANNOTATIONS
     existing = sorted(path.name for kind in _KINDS for path in annotations.glob(f"{kind}_*.json"))
     expected = [f"{kind}_{split}.json" for kind in _KINDS]
     found = [name for name in expected if name in existing]
