@@ -123,11 +123,11 @@ def _thumbnail(pixels: NDArray[np.uint8], resampling: Resampling) -> NDArray[np.
 def draw_difference(image: SegmentedImage) -> NDArray[np.uint8]:
     """uint8 (H, W, 3), RGB: the image in pale grey, wrong pixels red, ignored pixels white."""
     grey = np.array(Image.fromarray(image.image_rgb).convert("L"))[..., None].repeat(3, axis=2)
-    drawn = 255 - _PALE * (255 - grey)
+    pixels = 255 - _PALE * (255 - grey)
     wrong = (image.truth != image.predicted) & (image.truth != IGNORED)
-    drawn[wrong] = (1 - _WRONG_OPACITY) * grey[wrong] + _WRONG_OPACITY * np.array(_WRONG_RGB)
-    drawn[image.truth == IGNORED] = 255
-    return drawn.astype(np.uint8)
+    pixels[wrong] = (1 - _WRONG_OPACITY) * grey[wrong] + _WRONG_OPACITY * np.array(_WRONG_RGB)
+    pixels[image.truth == IGNORED] = 255
+    return pixels.astype(np.uint8)
 
 
 def _data_uri(picture: Image.Image) -> str:
