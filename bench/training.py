@@ -1,8 +1,8 @@
 """Trains variants of one model and prints a table: `python -m bench.training levers|heads --data
 DATA`.
 
-    levers   the effect of single changes to the embedded model's recipe, with a fraction of its
-    steps heads    the three heads with the same backbone, schedule and seed
+    levers   single changes of the embedded model's recipe, with a fraction of its steps
+    heads    the three heads with the same backbone, schedule and seed
 
 If the recipe starts from a model, `--reference` names the TFLite file for `segserve import`.
 
@@ -74,13 +74,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model", default="embedded", help="name of the model in model/ whose recipe is varied"
     )
-    parser.add_argument("--backbone", help="in place of the model's")
-    parser.add_argument("--backbone-weights", help="in place of the recipe's")
+    parser.add_argument("--backbone", help="instead of the model's")
+    parser.add_argument("--backbone-weights", help="instead of the recipe's")
     parser.add_argument("--reference", type=Path, help="deeplabv3_mnv2_pascal_quant.tflite")
     parser.add_argument("--only", nargs="*", help="names of the variants; all without it")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument(
-        "--crop-px", type=int, help="in place of the recipe's; images and input shrink alike"
+        "--crop-px", type=int, help="instead of the recipe's; images and input shrink in proportion"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     return parser.parse_args()
