@@ -23,8 +23,7 @@ from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import read_record
 from segserve.runtime.settings import Settings
 from segserve.training.data import LabelledImages, open_data
-from segserve.training.evaluate.measure import measure
-from segserve.training.evaluate.offline import predictor_of
+from segserve.training.evaluate.measure import measure, predictor_of
 from segserve.training.evaluate.report import build_report
 
 REFERENCE = "fp32, module by module"

@@ -1,8 +1,8 @@
 """Trains variants of one model and prints a table: `python -m bench.training levers|heads --data
 DATA`.
 
-    levers   the effect of single changes to the embedded model's recipe, with a fraction of its
-    steps heads    the three heads with the same backbone, schedule and seed
+    levers   single changes of the embedded model's recipe, with a fraction of its steps
+    heads    the three heads with the same backbone, schedule and seed
 
 If the recipe starts from a model, `--reference` names the TFLite file for `segserve import`.
 
@@ -20,16 +20,15 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from segserve.recipe import RECIPE_FILE, Recipe, read_recipe
 from segserve.resources import resource
 from segserve.runtime.network.build import SegmentationNetwork
 from segserve.runtime.network.weights import WEIGHTS_FILE, load_network
 from segserve.runtime.record import Architecture, ModelRecord, read_record, validated, write_record
-from segserve.training.data import open_data
-from segserve.training.evaluate.measure import measure
-from segserve.training.evaluate.offline import offline_model
-from segserve.training.train.export import export_weights
+from segserve.training.data import check_split, open_data
+from segserve.training.evaluate.measure import measure, offline_model
 from segserve.training.train.loop import train
-from segserve.training.train.recipe import RECIPE_FILE, Recipe, read_recipe
+from segserve.training.train.model_folder import export_weights
 from segserve.training.train.reference import import_reference
 
 MIN_IMAGES = 20
@@ -75,13 +74,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model", default="embedded", help="name of the model in model/ whose recipe is varied"
     )
-    parser.add_argument("--backbone", help="in place of the model's")
-    parser.add_argument("--backbone-weights", help="in place of the recipe's")
+    parser.add_argument("--backbone", help="instead of the model's")
+    parser.add_argument("--backbone-weights", help="instead of the recipe's")
     parser.add_argument("--reference", type=Path, help="deeplabv3_mnv2_pascal_quant.tflite")
     parser.add_argument("--only", nargs="*", help="names of the variants; all without it")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument(
-        "--crop-px", type=int, help="in place of the recipe's; images and input shrink alike"
+        "--crop-px", type=int, help="instead of the recipe's; images and input shrink in proportion"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     return parser.parse_args()
@@ -159,9 +158,10 @@ def _trained(variant: Variant, arguments: argparse.Namespace) -> Path:
     if not (folder / WEIGHTS_FILE).exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_record(variant.record, folder)
-        data = open_data(arguments.data, arguments.split, variant.record.classes)
+        classes = variant.record.classes
+        data = check_split(open_data(arguments.data, arguments.split, classes), classes)
         if variant.recipe.start == "model":
-            import_reference(arguments.reference, folder, data, lambda _finished, _total: None)
+            import_reference(arguments.reference, folder, data.data, lambda _finished, _total: None)
         network = train(folder, variant.recipe, data, folder / "run", lambda _report: None)
         export_weights(network, variant.record, folder)
     return folder

@@ -1,4 +1,4 @@
-"""The command `segserve evaluate`."""
+"""The commands that measure models: `segserve evaluate` and `calibrate`."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ from rich.table import Table
 from ..runtime.inference.plan import Mode, Tta
 from .app import (
     MAKE,
+    ModelArgument,
     app,
     console,
     errors_in_one_line,
@@ -19,6 +20,7 @@ from .app import (
     print_plain,
     progress_bar,
 )
+from .datasets import DataOption, DevSplitOption, ImagesOption, open_checked
 
 if TYPE_CHECKING:
     from ..training.data import LabelledImages
@@ -32,9 +34,7 @@ _PANEL = "Through a server"
 
 @app.command(rich_help_panel=MAKE)
 def evaluate(
-    data: Annotated[
-        Path, typer.Option(help="folder in PASCAL VOC or COCO layout, or a COCO JSON file")
-    ],
+    data: DataOption,
     model_argument: Annotated[
         str | None,
         typer.Argument(metavar="[MODEL]", help="the same as --model", autocompletion=model_names),
@@ -46,39 +46,34 @@ def evaluate(
             autocompletion=model_names,
         ),
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="the images' folder, where the data's layout has none")
-    ] = None,
-    split: Annotated[
-        str, typer.Option(help="split to measure on: a name, or the path of a .txt list")
-    ] = "dev",
+    images: ImagesOption = None,
+    split: DevSplitOption = None,
     mode: Annotated[Mode | None, typer.Option(help="as in a request")] = None,
     tta: Annotated[Tta | None, typer.Option(help="as in a request")] = None,
     output_stride: Annotated[
         Literal[8, 16, 32] | None,
-        typer.Option(help="the same weights at this stride, atrous rates scaled along"),
+        typer.Option(help="the same weights at this stride, with scaled atrous rates"),
     ] = None,
     precision: Annotated[
         Literal["auto", "bf16", "fp32", "int8"], typer.Option(help="as in model-config.yaml")
     ] = "auto",
     min_images: Annotated[
         int,
-        typer.Option(
-            min=1, help="a second mean over the classes that at least so many images hold"
-        ),
+        typer.Option(min=1, help="a second mean over the classes that occur in at least N images"),
     ] = 20,
-    json: Annotated[Path | None, typer.Option(help="write the figures to this file")] = None,
+    json: Annotated[Path | None, typer.Option(help="write the report to this file")] = None,
     page: Annotated[
-        Path | None, typer.Option(help="write figures and worst images to this HTML file")
+        Path | None, typer.Option(help="write metrics and worst images to this HTML file")
     ] = None,
-    worst: Annotated[int, typer.Option(min=0, help="how many images the page shows")] = 20,
+    worst: Annotated[int, typer.Option(min=0, help="number of images on the page")] = 20,
     write: Annotated[
-        bool, typer.Option("--write", help="write the figures into the model's record and card")
+        bool, typer.Option("--write", help="write the accuracy into the model's record and card")
     ] = False,
     server: Annotated[
         str | None,
         typer.Option(
-            help="its address; class names and colours are those of --model", rich_help_panel=_PANEL
+            help="address of the server; --model gives class names and colours",
+            rich_help_panel=_PANEL,
         ),
     ] = None,
     token: Annotated[
@@ -98,34 +93,34 @@ def evaluate(
     from ..runtime.options import Options
     from ..runtime.record import read_record
     from ..runtime.settings import Settings
-    from ..training.data import open_data, scan
-    from ..training.evaluate.offline import offline_model
+    from ..training.data import dataset_name
+    from ..training.evaluate.measure import offline_model, served_model
     from ..training.evaluate.page import write_page
     from ..training.evaluate.report import as_accuracy, build_report, write_report
-    from ..training.evaluate.served import served_model
-    from ..training.train.card import write_card
+    from ..training.train.card import EVALUATE_COMMAND, write_card
 
-    asked = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
+    given = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
     with errors_in_one_line():
         _check_alternatives("MODEL", model_argument, {"--model": model})
         _check_alternatives("--output-stride", output_stride, {"--server": server})
         chosen = precision if precision != "auto" else None
         _check_alternatives("--precision", chosen, {"--server": server})
-        not_as_it_is = {
+        changes = {
             "--server": server,
             "--output-stride": output_stride,
             "--mode": mode,
             "--tta": tta,
         }
-        _check_alternatives("--write", write, {**not_as_it_is, "--precision": chosen})
-        _make_room(path for path in (json, page) if path)
+        _check_alternatives("--write", write, {**changes, "--precision": chosen})
+        _create_parents(path for path in (json, page) if path)
 
         folder = (model_source if server else model_folder)(
             model or model_argument or _DEFAULT_MODEL
         )
-        record, options = read_record(folder), Options.model_validate(asked)
-        labelled = open_data(data, split, record.classes, images=images)
-        scan(labelled, record.classes)  # reports errors in the data before minutes of work
+        record, options = read_record(folder), Options.model_validate(given)
+        labelled = open_checked(
+            data, split, record.classes, default_split="dev", images=images
+        ).data
         opened = (
             served_model(server, record, labelled, options, name=name, token=token)
             if server
@@ -135,15 +130,50 @@ def evaluate(
         )
         with opened as predictor:
             evaluation = _measure(labelled, predictor)
-            names = {"data": data.resolve().name, "split": Path(split).stem}
-            report = build_report(evaluation, predictor, **names, min_images=min_images)
+            report = build_report(
+                evaluation,
+                predictor,
+                data=dataset_name(data),
+                split=labelled.split,
+                min_images=min_images,
+            )
             _print_report(report)
             if json:
                 write_report(json, report)
             if page:
                 write_page(page, report, evaluation.worst(worst), labelled, predictor)
         if write:
-            write_card(folder, as_accuracy(report))
+            write_card(folder, as_accuracy(report), EVALUATE_COMMAND)
+
+
+@app.command(rich_help_panel=MAKE)
+def calibrate(
+    model: ModelArgument,
+    data: DataOption,
+    images: ImagesOption = None,
+    split: DevSplitOption = None,
+) -> None:
+    """Calibrate a model: fit the temperature that makes its confidence match its accuracy."""
+    from ..runtime.record import read_record
+    from ..training.data import dataset_name
+    from ..training.evaluate.calibration import calibrate_model
+
+    with errors_in_one_line():
+        folder = model_folder(model)
+        classes = read_record(folder).classes
+        labelled = open_checked(data, split, classes, default_split="dev", images=images).data
+        with progress_bar("image") as progress:
+            task = progress.add_task("", total=len(labelled.names))
+            found = calibrate_model(
+                folder,
+                labelled,
+                lambda count: progress.update(task, completed=count),
+                dataset=f"{dataset_name(data)} {labelled.split}",
+            )
+        print_plain(
+            f"temperature {found.temperature:g}; expected calibration error {found.ece_before:.4f} "
+            f"without it, {found.ece:.4f} with it, on every second of {found.images} images"
+        )
 
 
 def _check_alternatives(option: str, value: object, others: Mapping[str, object]) -> None:
@@ -152,7 +182,7 @@ def _check_alternatives(option: str, value: object, others: Mapping[str, object]
             raise ValueError(f"{option} and {other} do not go together: leave one out")
 
 
-def _make_room(paths: Iterable[Path]) -> None:
+def _create_parents(paths: Iterable[Path]) -> None:
     """Creates the output folders first, so that an error is reported before minutes of work."""
     for path in paths:
         if path.is_dir():
@@ -185,16 +215,15 @@ def _print_report(report: "EvaluationReport") -> None:
     covered = report.covered
     means = [f"mean IoU {report.mean_iou:.4f} over the {len(report.present)} classes present"]
     if covered:
-        means += [
+        means.append(
             f"{covered.mean_iou:.4f} over the {covered.classes} in at least {covered.min_images} "
             "images"
-        ]
+        )
     print_plain(", ".join(means))
     print_plain(
         f"frequency-weighted IoU {report.frequency_weighted_iou:.4f}, "
-        f"mean boundary IoU {_figure(report.mean_boundary_iou, digits=4)}, pixel accuracy "
-        f"{report.pixel_accuracy:.4f}, "
-        f"mean accuracy {report.mean_accuracy:.4f}"
+        f"mean boundary IoU {_figure(report.mean_boundary_iou, digits=4)}, "
+        f"pixel accuracy {report.pixel_accuracy:.4f}, mean accuracy {report.mean_accuracy:.4f}"
     )
     print_plain(f"{report.images} images in {report.seconds:.1f} s")
 

@@ -1,46 +1,110 @@
-"""The command `segserve train`."""
+"""The commands that make models: `segserve import`, `quantize` and `train`."""
 
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
 
+from ..recipe import Recipe
 from ..runtime.record import Architecture
-from ..training.train.recipe import Recipe
-from .app import MAKE, app, console, errors_in_one_line, progress_bar
+from ..segment.sources import find_sources
+from .app import (
+    MAKE,
+    ModelArgument,
+    app,
+    console,
+    errors_in_one_line,
+    model_folder,
+    model_source,
+    print_plain,
+    progress_bar,
+)
+from .datasets import DataOption, ImagesOption, TrainSplitOption, open_checked
 from .flags import flags_of, given_for
 
 if TYPE_CHECKING:
     from ..training.train.log import StepReport
 
 
+@app.command("import", rich_help_panel=MAKE)
+def import_file(
+    file: Annotated[
+        Path, typer.Argument(help="deeplabv3_mnv2_pascal_quant.tflite of google-coral/test_data")
+    ],
+    model: ModelArgument,
+    data: DataOption,
+    images: ImagesOption = None,
+    split: TrainSplitOption = None,
+) -> None:
+    """Import the weights of Google's quantized DeepLabV3-MobileNetV2 into a model, as the start of
+    a training. The images of the data set give the statistics of the batch norms.
+    """
+    from ..runtime.record import read_record
+    from ..training.train.reference import import_reference
+
+    with errors_in_one_line():
+        folder = model_source(model)
+        classes = read_record(folder).classes
+        checked = open_checked(data, split, classes, default_split="train", images=images)
+        with progress_bar("image") as progress:
+            task = progress.add_task("")
+            import_reference(
+                file,
+                folder,
+                checked.data,
+                lambda finished, total: progress.update(task, completed=finished, total=total),
+            )
+        print_plain(
+            f"{folder} starts from {file.name}: segserve train {folder} --data {data} --start model"
+        )
+
+
+@app.command(rich_help_panel=MAKE)
+def quantize(
+    model: ModelArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(help="photographs: files, folders, quoted globs such as 'in/**/*.jpg'"),
+    ],
+    most: Annotated[int, typer.Option(min=1, help="maximum number of images, spread evenly")] = 64,
+) -> None:
+    """Measure a model's activation ranges on photographs, for int8 inference (precision: int8 in
+    model-config.yaml).
+    """
+    from ..training.quantize import quantize_model
+
+    with errors_in_one_line():
+        folder, sources = model_folder(model), find_sources(images)
+        paths = [Path(source.path) for source in sources[:: ceil(len(sources) / most)]]
+        with progress_bar("image") as progress:
+            task = progress.add_task("", total=len(paths))
+            quantize_model(folder, paths, lambda count: progress.update(task, completed=count))
+        print_plain(f"{folder} supports int8: set precision: int8 in its model-config.yaml")
+
+
 @app.command(rich_help_panel=MAKE)
 @flags_of(Architecture, Recipe)
 def train(
     model: Annotated[
-        Path, typer.Argument(help="model folder; one without model.yaml is made from the flags")
+        Path, typer.Argument(help="model folder; a new one is created from the flags")
     ],
     *,
-    data: Annotated[
-        Path, typer.Option(help="folder in PASCAL VOC or COCO layout, or a COCO JSON file")
-    ],
-    images: Annotated[
-        Path | None, typer.Option(help="the images' folder, where the data's layout has none")
-    ] = None,
-    split: Annotated[
-        str, typer.Option(help="split to train on: a name, or the path of a .txt list")
-    ] = "train",
+    data: DataOption,
+    images: ImagesOption = None,
+    split: TrainSplitOption = None,
     val: Annotated[
-        str | None, typer.Option(help="split to measure on, now and then and at the end")
+        str | None,
+        typer.Option(help="split to measure on during training and at the end, as for --split"),
     ] = None,
     classes: Annotated[Path | None, typer.Option(help="class file of a new model")] = None,
     size_px: Annotated[int, typer.Option(min=32, help="longer side of a new model's input")] = 448,
-    licence: Annotated[str, typer.Option(help="of a new model's weights")] = "not stated",
+    licence: Annotated[str, typer.Option(help="licence of a new model's weights")] = "not stated",
     recipe: Annotated[
-        str, typer.Option(help="file in the model folder; flags come before it")
+        str, typer.Option(help="file in the model folder; flags override it")
     ] = "recipe.yaml",
     run: Annotated[
         Path | None, typer.Option(help="folder of checkpoint and logs; default: runs/MODEL/RECIPE")
@@ -55,26 +119,33 @@ def train(
 
     On several GPUs: torchrun --standalone --nproc-per-node 4 -m segserve train ...
     """
-    from ..training.data import open_data, read_class_file, scan
+    from ..recipe import recipe_with, write_recipe
+    from ..runtime.record import read_record
+    from ..training.data import dataset_name, read_class_file
+    from ..training.train.card import measure_model
     from ..training.train.distributed import leads
-    from ..training.train.finish import measure_model, write_model
-    from ..training.train.loop import RunOptions
+    from ..training.train.loop import RunOptions, Validation
     from ..training.train.loop import train as train_network
-    from ..training.train.new_model import prepare_model
-    from ..training.train.recipe import prepare_recipe
-    from ..training.train.validate import Validation
+    from ..training.train.model_folder import export_weights, record_for, write_new_record
 
     with errors_in_one_line():
         listed = read_class_file(classes) if classes else None
-        asked = given_for(Architecture, given)
         labels, categories = (listed.classes, listed.categories) if listed else (None, None)
-        record = prepare_model(model, asked, labels, size_px=size_px, licence=licence)
-        opened = partial(open_data, data, images=images, categories=categories)
-        steps = prepare_recipe(model / recipe, given_for(Recipe, given))
-        training = opened(split, record.classes)
-        measured = opened(val, record.classes) if val else None
-        if measured:
-            scan(measured, record.classes)
+        fields = given_for(Architecture, given)
+        record = record_for(model, fields, labels, size_px=size_px, licence=licence)
+        steps = recipe_with(model / recipe, given_for(Recipe, given))
+        opened = partial(
+            open_checked,
+            data,
+            classes=record.classes,
+            default_split="train",
+            images=images,
+            categories=categories,
+        )
+        training, measured = opened(split), opened(val) if val else None
+        # The model folder is written only now that classes, data and splits are known to be good.
+        write_new_record(record, model)
+        write_recipe(steps, model / recipe)
         with progress_bar("step", shown=leads()) as progress:
             network = train_network(
                 model,
@@ -82,14 +153,14 @@ def train(
                 training,
                 run or Path("runs") / model.resolve().name / Path(recipe).stem,
                 _shown_in(progress, steps.steps),
-                validate=Validation(record, measured) if measured else None,
+                validate=Validation(record, measured.data) if measured else None,
                 options=RunOptions(checkpoint_every, validate_every, workers),
             )
         if not leads():
             return
-        write_model(network, model)
+        export_weights(network, read_record(model), model)
         if measured:
-            report = measure_model(model, measured, dataset=data.resolve().name, split=str(val))
+            report = measure_model(model, measured.data, dataset=dataset_name(data))
             console.print(f"mean IoU {report.mean_iou:.4f} on {val}", highlight=False)
         console.print(
             f"{model} is ready: segserve archive {model}", highlight=False, soft_wrap=True
@@ -97,7 +168,7 @@ def train(
 
 
 def _shown_in(progress: Progress, steps: int) -> "Callable[[StepReport], None]":
-    """A function that shows each step's loss and the latest mean IoU in the progress bar."""
+    """Returns a function that shows loss and latest mean IoU in the progress bar."""
     task = progress.add_task("", total=steps)
     mean_iou = ""
 

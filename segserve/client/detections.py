@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from ..runtime.decode.image import decoded_size
 from ..runtime.encode.mask import LabelMap
-from ..runtime.record import BACKGROUND
-from ..training.data.classes import voc_color
+from ..runtime.record import BACKGROUND, voc_color
 from .images import ImageInput, as_image_file
 from .share import ClassShare
 

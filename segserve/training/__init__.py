@@ -1,3 +1,1 @@
-"""Everything about making a model: data, training, evaluation, quantization. Servers never import
-it.
-"""
+"""Data sets, training, evaluation and quantization. The serving packages do not import it."""

@@ -1,6 +1,4 @@
-"""Makes a model ready for 8 bits: measures on photographs which values its convolutions are
-given.
-"""
+"""Prepares a model for int8 inference: measures the input ranges of its convolutions."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,18 +21,18 @@ _FLOAT32 = Settings(precision="fp32")
 
 
 def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int], None]) -> None:
-    """Measures the ranges of a model's activations, and writes them into its folder and its record.
+    """Measures the ranges of a model's activations and writes them into its folder and its record.
 
-    Where the processor can, the network is tried in 8 bits before anything is written. The weights
-    stay as they are.
+    On a CPU with VNNI, the int8 network is verified before anything is written. The weights do not
+    change.
 
     Args:
-        images: photographs as the model will see them; a few dozen are enough.
+        images: a few dozen photographs like those that the model will segment.
         report: called after every image with the number of finished ones.
 
     Raises:
-        ModelError: the model cannot be loaded, or not computed in 8 bits.
-        SegserveError: an image cannot be read; it is named.
+        ModelError: the model cannot be loaded, or does not support int8.
+        SegserveError: an image cannot be read. The message names it.
     """
     record = read_record(folder)
     network = load_network(record, folder)
@@ -42,20 +40,22 @@ def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int],
     network.ranges = measure_ranges(network, _inputs(segmenter, images, report))
     if not network.ranges:
         raise ModelError(
-            f"{record.name} cannot be computed in 8 bits: oneDNN does not compute its convolutions "
-            "here"
+            f"{record.name} does not support int8: oneDNN does not compute its convolutions on "
+            "this machine"
         )
     if has_vnni():
         try:
             quantized_network(network, segmenter.device)
         except OptimizationError as error:
-            raise ModelError(f"{record.name} cannot be computed in 8 bits: {error}") from error
+            raise ModelError(f"{record.name} does not support int8: {error}") from error
     write_record(record.model_copy(update={"int8": write_ranges(network.ranges, folder)}), folder)
 
 
 def measure_ranges(network: nn.Module, images: Iterable[Tensor]) -> Ranges:
-    """What the network's convolutions are given for these images, normalised float32 (1, 3, H,
-    W).
+    """The input ranges of the network's convolutions for these images.
+
+    Args:
+        images: float32 (1, 3, H, W), normalised.
     """
     ranges: dict[str, tuple[float, float]] = {}
 

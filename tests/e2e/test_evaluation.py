@@ -1,4 +1,4 @@
-"""The same files measured offline and through a real server: the figures agree."""
+"""The same files measured offline and through a real server: the metrics agree."""
 
 import io
 from pathlib import Path
@@ -19,21 +19,17 @@ from segserve.training.evaluate.report import EvaluationReport
 from tests.conftest import EMBEDDED
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
-ORIENTATION, TURNED_RIGHT = (
-    0x0112,
-    6,
-)  # EXIF: the picture is to be turned by a quarter before it is shown
+ORIENTATION, TURNED_RIGHT = 0x0112, 6  # EXIF: turn the picture by 90 degrees to show it
 SHIFT_PX = 12
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Two data sets of the same files: `same` holds the labels that the model gives offline,
-    `shifted` those labels 12 pixels aside.
+    """Two data sets of the same files: `same` has the labels that the model predicts offline,
+    `shifted` has them moved by 12 pixels.
 
-    Against the first the model is perfect: every pixel that the server answers otherwise shows, be
-        it by a colour
-    order, a turn or a size. Against the second it is not, and every figure has something to say.
+    On the first, the model is perfect, so that every other pixel of the server shows. On the
+    second, no metric is 0 or 1.
     """
     folder, segmenter = tmp_path_factory.mktemp("photographs"), Segmenter.load(EMBEDDED)
     files = {name: sample_photograph(name).read_bytes() for name in PHOTOGRAPHS} | {
@@ -49,7 +45,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def turned_cat() -> bytes:
-    """A JPEG that lies on its side and says so."""
+    """A JPEG that is stored turned by 90 degrees, with its EXIF orientation."""
     exif, file = Image.Exif(), io.BytesIO()
     exif[ORIENTATION] = TURNED_RIGHT
     with Image.open(sample_photograph("chelsea.png")) as picture:
@@ -93,7 +89,7 @@ def evaluated(data: Path, output: Path, *arguments: str) -> EvaluationReport:
 
 @pytest.mark.parametrize("truth", ["same", "shifted"])
 @pytest.mark.parametrize("options", [(), ("--tta", "flip")], ids=["plain", "flip"])
-def test_evaluation_through_the_server_agrees_with_the_one_offline(
+def test_evaluation_through_the_server_agrees_with_the_offline_one(
     data, server, tmp_path, truth, options
 ):
     offline = evaluated(data / truth, tmp_path / "offline.json", *options)
@@ -112,7 +108,7 @@ def test_evaluation_through_the_server_agrees_with_the_one_offline(
         assert offline.mean_iou == 1
 
 
-def test_evaluation_with_a_wrong_token_says_what_the_server_said(data, server):
+def test_evaluation_with_a_wrong_token_reports_the_error_of_the_server(data, server):
     arguments = (
         "evaluate",
         "--data",
@@ -120,14 +116,14 @@ def test_evaluation_with_a_wrong_token_says_what_the_server_said(data, server):
         "--server",
         server.inference_url,
         "--token",
-        "made up",
+        "wrong",
     )
     result = CliRunner().invoke(app, [*arguments])
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("segserve: astronaut: 400 InvalidKeyException")
 
 
-def test_evaluation_of_a_model_that_is_not_served_says_so(data, server):
+def test_evaluation_of_a_model_that_is_not_served_is_an_error(data, server):
     address = "--server", server.inference_url, "--token", server.inference_token, "--name", "other"
     result = CliRunner().invoke(app, ["evaluate", "--data", str(data / "same"), *address])
     assert result.exit_code == 1

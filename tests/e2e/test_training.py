@@ -1,5 +1,5 @@
-"""The way from a data set to an answer over HTTP, by commands: train, pack, serve, ask. And
-training that is killed, shared among processes, or given what cannot be trained on.
+"""The commands from a data set to a response over HTTP: train, archive, serve, request. Also
+interrupted and distributed training, and bad input.
 """
 
 import csv
@@ -90,7 +90,7 @@ def digest(model):
     return hashlib.sha256((model / "weights.safetensors").read_bytes()).hexdigest()
 
 
-def test_train_archive_serve_and_ask_for_a_mask(squares, tmp_path):
+def test_train_archive_serve_and_request_a_mask(squares, tmp_path):
     model = tmp_path / "squares"
     trained = segserve(
         *training(
@@ -130,7 +130,7 @@ def test_train_archive_serve_and_ask_for_a_mask(squares, tmp_path):
     assert ((mask == 1) & (truth == 1)).sum() / ((mask == 1) | (truth == 1)).sum() > 0.7
 
 
-def test_train_killed_and_started_again_ends_with_the_same_weights(squares, tmp_path):
+def test_train_killed_and_resumed_ends_with_the_same_weights(squares, tmp_path):
     flags = [
         "--steps",
         40,
@@ -190,13 +190,13 @@ def test_train_two_processes_share_the_batches(squares, tmp_path):
     )  # each process has batch norms of its own half
 
 
-def test_train_batch_that_processes_cannot_share_is_refused(squares, tmp_path):
+def test_train_batch_that_processes_cannot_share_is_an_error(squares, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m")
-    refused = segserve(
+    failed = segserve(
         *training(squares, tmp_path / "model", "--steps", 1), cwd=tmp_path, launcher=launcher
     )
-    assert refused.returncode != 0
-    assert "batch_size is 4, which 3 processes cannot share evenly" in refused.stderr
+    assert failed.returncode != 0
+    assert "batch_size is 4, which 3 processes cannot share evenly" in failed.stderr
 
 
 @pytest.mark.parametrize(
@@ -213,24 +213,24 @@ def test_train_batch_that_processes_cannot_share_is_refused(squares, tmp_path):
     ],
     ids=["backbone", "dropout", "rate", "class weight", "steps"],
 )
-def test_train_bad_flag_is_told_before_training(squares, tmp_path, flags, message):
-    refused = segserve(*training(squares, tmp_path / "model", "--steps", 1, *flags), cwd=tmp_path)
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert message in refused.stderr
-    assert refused.stderr.strip().splitlines()[-1].startswith("segserve: ")
-    assert "Traceback" not in refused.stderr
+def test_train_bad_flag_is_reported_before_training(squares, tmp_path, flags, message):
+    failed = segserve(*training(squares, tmp_path / "model", "--steps", 1, *flags), cwd=tmp_path)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert message in failed.stderr
+    assert failed.stderr.strip().splitlines()[-1].startswith("segserve: ")
+    assert "Traceback" not in failed.stderr
     assert not (tmp_path / "model" / "weights.safetensors").exists()
 
 
-def test_train_architecture_other_than_the_folders_record_is_refused(squares, tmp_path):
+def test_train_architecture_that_disagrees_with_the_record_is_an_error(squares, tmp_path):
     assert (
         segserve(*training(squares, tmp_path / "model", "--steps", 1), cwd=tmp_path).returncode == 0
     )
-    refused = segserve(*training(squares, tmp_path / "model", "--head", "corenet"), cwd=tmp_path)
-    assert refused.returncode == 1
+    failed = segserve(*training(squares, tmp_path / "model", "--head", "corenet"), cwd=tmp_path)
+    assert failed.returncode == 1
     assert (
-        "model.yaml says otherwise than --head: leave that out, or give a new folder"
-        in refused.stderr
+        "model.yaml does not agree with --head: leave that out, or give a new folder"
+        in failed.stderr
     )
 
 
@@ -239,13 +239,13 @@ def test_train_data_with_problems_lists_them_all_and_trains_nothing(squares, tmp
     (data / "labels" / "square1.png").unlink()
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(data / "labels" / "square2.png")
     Image.fromarray(np.zeros((10, 10), np.uint8)).save(data / "labels" / "square3.png")
-    refused = segserve(*training(data, tmp_path / "model", "--steps", 1), cwd=tmp_path)
-    assert refused.returncode == 1
-    assert "3 problems with the data" in refused.stderr
+    failed = segserve(*training(data, tmp_path / "model", "--steps", 1), cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "3 problems with the data" in failed.stderr
     for line in (
         "square1.png: is missing",
         "square2.png: labels [9] are none of the 3",
         "square3.png: the label map has",
     ):
-        assert line in refused.stderr
-    assert "Traceback" not in refused.stderr
+        assert line in failed.stderr
+    assert "Traceback" not in failed.stderr

@@ -1,6 +1,4 @@
-"""A data set whose truth differs from what a tiny model sees by known noise, for the tests of
-evaluation.
-"""
+"""A data set whose labels are a tiny model's predictions with known noise, to test evaluation."""
 
 from pathlib import Path
 
@@ -11,8 +9,7 @@ from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import InputRule, ResizeRule
 from segserve.runtime.settings import Settings
 from segserve.training.data import IGNORED, VocFolder
-from segserve.training.evaluate.measure import Predictor
-from segserve.training.evaluate.offline import NO_OPTIONS
+from segserve.training.evaluate.measure import NO_OPTIONS, Predictor
 
 from .tiny import tiny_record
 from .voc import write_pair, write_split
@@ -51,7 +48,7 @@ def color_predictor(at_once: int = 2) -> Predictor:
 
 
 def predictions(seed: int) -> np.ndarray:
-    """Blocks of 16 pixels, which a JPEG keeps apart."""
+    """Blocks of 16 pixels, which stay separate in a JPEG."""
     blocks = np.random.default_rng(seed).integers(0, 3, (4, 4)).astype(np.uint8)
     return blocks.repeat(16, axis=0).repeat(16, axis=1)
 
@@ -72,9 +69,7 @@ def truths(seed: int) -> np.ndarray:
 
 
 def write_images(folder: Path, truth_by_name: dict[str, np.ndarray]) -> VocFolder:
-    """A split `dev` of these names; the image of index i is the one that is segmented as
-    `predictions(i)`.
-    """
+    """A split `dev` of these names. The prediction for the image of index i is `predictions(i)`."""
     for seed, (name, truth) in enumerate(truth_by_name.items()):
         write_pair(folder, name, COLORS[predictions(seed)], truth)
     write_split(folder, "dev", list(truth_by_name))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from segserve.training.data import DataError, read_class_file, read_classes
-from segserve.training.data.classes import voc_color
+from segserve.runtime.record import voc_color
+from segserve.training.data import DataError, read_class_file
 
 
 def written(tmp_path, text):
@@ -32,10 +32,10 @@ def test_voc_color_differs_for_every_id():
     assert len({voc_color(class_id) for class_id in range(256)}) == 256
 
 
-def test_read_classes_labels_alone_get_the_colours_of_pascal_voc(tmp_path):
-    classes = read_classes(
+def test_read_class_file_labels_alone_get_the_colours_of_pascal_voc(tmp_path):
+    classes = read_class_file(
         written(tmp_path, "- background\n- label: cat\n- label: dog\n  color: [1, 2, 3]\n")
-    )
+    ).classes
     assert [info.label for info in classes] == ["background", "cat", "dog"]
     assert [info.color for info in classes] == [(0, 0, 0), (128, 0, 0), (1, 2, 3)]
 
@@ -59,12 +59,12 @@ def test_class_file_categories_follow_from_and_ignore(tmp_path):
             "- a\n" + "".join(f"- c{number}\n" for number in range(255)),
             "classes: Tuple should have at most 255 items",
         ),
-        ("- a\n- b\n- a\n", "label a stands more than once"),
+        ("- a\n- b\n- a\n", "label a is listed more than once"),
         (
             "- a\n- {label: b, from: [x]}\n- {label: c, from: [x]}\n",
-            "category x stands more than once",
+            "category x is listed more than once",
         ),
-        ("classes: [a, b]\nignore: [b]\n", "category b stands more than once"),
+        ("classes: [a, b]\nignore: [b]\n", "category b is listed more than once"),
         ("- a\n- {label: b, colour: [0, 0, 0]}\n", r"classes\.1\.colour: unknown key"),
         (
             "- a\n- {label: b, color: [0, 0, 256]}\n",
@@ -83,8 +83,8 @@ def test_class_file_categories_follow_from_and_ignore(tmp_path):
             "one",
             "too many",
             "repeated",
-            "taken twice",
-            "taken and ignored",
+            "used twice",
+            "used and ignored",
             "unknown key",
             "no colour",
             "boolean",
@@ -92,11 +92,11 @@ def test_class_file_categories_follow_from_and_ignore(tmp_path):
         *("labels", "list in list", "other keys", "text", "empty", "no YAML"),
     ],
 )
-def test_read_classes_broken_rule_raises_and_is_named(tmp_path, text, message):
+def test_read_class_file_broken_rule_raises_and_is_named(tmp_path, text, message):
     with pytest.raises(DataError, match=rf"^classes\.yaml: (.*{message}|{message})"):
-        read_classes(written(tmp_path, text))
+        read_class_file(written(tmp_path, text))
 
 
-def test_read_classes_missing_file_raises(tmp_path):
+def test_read_class_file_missing_file_raises(tmp_path):
     with pytest.raises(DataError, match=r"classes\.yaml: cannot be read"):
-        read_classes(tmp_path / "classes.yaml")
+        read_class_file(tmp_path / "classes.yaml")

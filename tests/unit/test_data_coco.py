@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from segserve.runtime.record import ClassInfo
-from segserve.training.data import IGNORED, DataError, scan
-from segserve.training.data.coco import CocoInstances
-from segserve.training.data.panoptic import CocoPanoptic
+from segserve.training.data import IGNORED, DataError, check_split
+from segserve.training.data.coco import CocoInstances, CocoPanoptic
 
 from .coco import (
     CAT,
@@ -140,11 +139,11 @@ def test_coco_instances_category_in_no_class_is_named_once(tmp_path):
     with pytest.raises(DataError, match=message):
         data.labels("img1.jpg")
     with pytest.raises(DataError, match=message) as caught:
-        scan(data, CLASSES)
+        check_split(data, CLASSES)
     assert len(caught.value.problems) == 1
 
 
-def test_scan_of_coco_lists_ids_images_and_sizes(tmp_path):
+def test_check_split_of_coco_lists_ids_images_and_sizes(tmp_path):
     path = write_coco(
         tmp_path, [annotation(square(0, 0, 9)), annotation(square(0, 0, 9), image_id=7)], count=3
     )
@@ -154,7 +153,7 @@ def test_scan_of_coco_lists_ids_images_and_sizes(tmp_path):
     path.write_text(json.dumps(document))
     (tmp_path / "train" / "img3.jpg").unlink()
     with pytest.raises(DataError, match=r"^4 problems with the data:\n") as caught:
-        scan(CocoInstances(path, tmp_path / "train", IDS), CLASSES)
+        check_split(CocoInstances(path, tmp_path / "train", IDS), CLASSES)
     problems = "\n".join(caught.value.problems)
     assert "several images have the id 1" in problems
     assert "1 annotations are of images that it does not list" in problems
@@ -235,7 +234,7 @@ def test_coco_panoptic_segments_become_classes_and_void_and_crowds_are_ignored(t
 def test_coco_panoptic_segment_without_info_raises(tmp_path):
     data = panoptic(tmp_path, np.full((SIDE_PX, SIDE_PX), 9), [])
     with pytest.raises(
-        DataError, match=r"panoptic_train/img1\.png: .* does not say what the segments \[9\] are"
+        DataError, match=r"panoptic_train/img1\.png: .* does not list the segments \[9\]"
     ):
         data.labels("img1.jpg")
 

@@ -1,12 +1,12 @@
-"""Image and label files: what is read, and how what cannot be read is told."""
+"""Image and label files: their content, and the errors of unreadable files."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.training.data.errors import DataError
 from segserve.training.data.files import (
     MAX_PIXELS,
+    DataError,
     image_size,
     read_image,
     read_label_png,

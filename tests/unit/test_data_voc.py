@@ -66,7 +66,9 @@ def test_voc_folder_missing_split_raises_and_names_those_there(squares):
 )
 def test_voc_folder_empty_split_raises(squares, content):
     (squares / "train.txt").write_bytes(content)
-    with pytest.raises(DataError, match=r"train\.txt: the split is empty; write one name a line"):
+    with pytest.raises(
+        DataError, match=r"train\.txt: the split is empty; write one image name per"
+    ):
         VocFolder(squares, "train")
 
 
@@ -85,7 +87,7 @@ def test_voc_folder_of_another_layout_raises(tmp_path):
         VocFolder(tmp_path, "train")
 
 
-def test_voc_folder_above_the_data_set_is_told_where_it_is(squares):
+def test_voc_folder_above_the_data_set_raises_and_names_it(squares):
     with pytest.raises(
         DataError, match=rf"{squares.parent}: is no data set .*; there is one in {squares}$"
     ):

@@ -18,7 +18,7 @@ from segserve.training.evaluate.calibration import (
     expected_calibration_error,
     fit_temperature,
 )
-from segserve.training.train.export import export_weights
+from segserve.training.train.model_folder import export_weights
 
 from .evaluated import write_noisy
 from .tiny import write_tiny_model

@@ -1,4 +1,4 @@
-"""`segserve evaluate` as it is typed."""
+"""The command `segserve evaluate`."""
 
 import json
 import shutil
@@ -27,8 +27,8 @@ def evaluate(*arguments: object):
     return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
 
 
-def refusal(*arguments: object) -> str:
-    """The one line that a command that fails prints."""
+def error_line(*arguments: object) -> str:
+    """The single error line of a command that fails."""
     result = evaluate(*arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     lines = [line for line in result.stderr.splitlines() if line.startswith("segserve: ")]
@@ -52,7 +52,7 @@ def test_evaluate_prints_figures_and_writes_document_and_page(data, tiny_model, 
     assert page.read_text().count("<article>") == 3
 
 
-def test_evaluate_reads_pascal_voc_as_it_is_published(tiny_model, tmp_path):
+def test_evaluate_reads_the_published_layout_of_pascal_voc(tiny_model, tmp_path):
     folder = tmp_path / "VOCdevkit" / "VOC2012"
     squares = write_squares(tmp_path / "squares", images=3)
     (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
@@ -70,8 +70,8 @@ def test_evaluate_reads_pascal_voc_as_it_is_published(tiny_model, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert "over the 3 classes present" in result.stdout
     assert "3 images in" in result.stdout
-    assert "lists in that folder: val" in refusal(tiny_model, "--data", folder)
-    assert f"there is one in {folder}" in refusal(
+    assert "lists in that folder: val" in error_line(tiny_model, "--data", folder)
+    assert f"there is one in {folder}" in error_line(
         tiny_model, "--data", folder.parent, "--split", "val"
     ).replace("\n", "")
 
@@ -82,7 +82,7 @@ def test_evaluate_takes_the_model_as_an_argument_too(data, tiny_model):
     assert as_argument.exit_code == as_option.exit_code == 0
     assert (
         as_argument.stdout.splitlines()[:-1] == as_option.stdout.splitlines()[:-1]
-    )  # the last tells the seconds
+    )  # the last line has the seconds
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_evaluate_takes_the_model_as_an_argument_too(data, tiny_model):
     ],
     ids=["tta", "output stride"],
 )
-def test_evaluate_option_changes_figures_and_is_told(
+def test_evaluate_option_changes_figures_and_is_reported(
     data, tiny_model, tmp_path, arguments, changes
 ):
     for path, given in ((tmp_path / "plain.json", ()), (tmp_path / "changed.json", arguments)):
@@ -113,7 +113,9 @@ def test_evaluate_write_puts_the_figures_into_record_and_card(data, tmp_path):
     )
     report = EvaluationReport.model_validate_json((tmp_path / "figures.json").read_text())
     assert read_record(model).accuracy == as_accuracy(report)
-    assert f"mean boundary IoU: {report.mean_boundary_iou:.3f}" in (model / "README.md").read_text()
+    card = (model / "README.md").read_text()
+    assert f"mean boundary IoU: {report.mean_boundary_iou:.3f}" in card
+    assert "Written by `segserve evaluate --write`; edit" in card
 
 
 @pytest.mark.parametrize(
@@ -134,28 +136,28 @@ def test_evaluate_write_puts_the_figures_into_record_and_card(data, tmp_path):
         "folder as file", "unknown model", "unknown split",
     ],
 )  # fmt: skip
-def test_evaluate_that_cannot_be_is_told_in_one_line(data, tiny_model, arguments, message):
+def test_evaluate_bad_arguments_are_reported_in_one_line(data, tiny_model, arguments, message):
     model = () if "MODEL" in message or "model" in message else ("--model", tiny_model)
-    assert message in refusal("--data", data, *model, *arguments)
+    assert message in error_line("--data", data, *model, *arguments)
 
 
-def test_evaluate_missing_data_is_told_in_one_line(tiny_model, tmp_path):
-    assert "nowhere" in refusal(tiny_model, "--data", tmp_path / "nowhere")
+def test_evaluate_missing_data_is_reported_in_one_line(tiny_model, tmp_path):
+    assert "nowhere" in error_line(tiny_model, "--data", tmp_path / "nowhere")
 
 
-def test_evaluate_strange_label_is_told_in_one_line_and_nothing_is_written(
+def test_evaluate_unknown_label_is_reported_in_one_line_and_nothing_is_written(
     data, tiny_model, tmp_path
 ):
     odd = shutil.copytree(data, tmp_path / "odd")
     write_pair(odd, "square2", np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 7, np.uint8))
     outputs = "--json", tmp_path / "figures.json", "--page", tmp_path / "page.html"
-    line = refusal(tiny_model, "--data", odd, *outputs)
+    line = error_line(tiny_model, "--data", odd, *outputs)
     assert "square2" in line
     assert "7" in line
     assert [path.name for path in tmp_path.iterdir()] == ["odd"]
 
 
-def test_evaluate_server_that_is_not_there_is_told_in_one_line(silent_url, data, tiny_model):
-    assert f"{silent_url}: no server answers there" in refusal(
+def test_evaluate_unreachable_server_is_reported_in_one_line(silent_url, data, tiny_model):
+    assert f"{silent_url}: no server answers there" in error_line(
         tiny_model, "--data", data, "--server", silent_url
     )

@@ -1,4 +1,4 @@
-"""A data set and a model to counts: images, threads, output strides and errors."""
+"""Measuring a model on a data set: images, threads, output strides and errors."""
 
 import threading
 import time
@@ -12,8 +12,13 @@ from segserve.runtime.errors import ModelError
 from segserve.runtime.options import Options
 from segserve.runtime.record import Architecture, read_record
 from segserve.training.data import IGNORED, VocFolder
-from segserve.training.evaluate.measure import measure, segmented
-from segserve.training.evaluate.offline import at_output_stride, offline_model, predictor_of
+from segserve.training.evaluate.measure import (
+    at_output_stride,
+    measure,
+    offline_model,
+    predictor_of,
+    segmented,
+)
 
 from .evaluated import (
     SIDE_PX,
@@ -78,12 +83,12 @@ def test_measure_with_more_threads_counts_the_same(data):
     assert one.scores == four.scores
 
 
-def test_measure_asks_for_several_images_at_once(data):
+def test_measure_predicts_several_images_at_once(data):
     both = threading.Barrier(2, timeout=30)
     names = replace_names(data, data.names[:2])
 
     def label_map(name, image_rgb):
-        both.wait()  # neither thread passes alone
+        both.wait()  # waits for the other thread
         return color_predictor().label_map(name, image_rgb)
 
     assert measure(names, replace(color_predictor(), label_map=label_map), ignore).images == 2
@@ -107,7 +112,7 @@ def test_measure_perfect_prediction_is_one_in_every_figure(tmp_path):
     assert result.counts.confusion.sum() == labels.size - 10 * SIDE_PX
 
 
-def test_measure_strange_label_raises_and_names_image_and_label(tmp_path):
+def test_measure_unknown_label_raises_and_names_image_and_label(tmp_path):
     labels = np.zeros((SIDE_PX, SIDE_PX), np.uint8)
     labels[0, 0], labels[1, 1] = 3, 254
     data = write_images(tmp_path, {"odd": labels})
@@ -131,18 +136,18 @@ def test_measure_label_map_cut_short_raises_and_names_the_image(tmp_path):
         measure(data, color_predictor(), ignore)
 
 
-def test_measure_stops_asking_after_an_error(tmp_path):
+def test_measure_stops_after_an_error(tmp_path):
     data = write_noisy(tmp_path, images=40)
-    asked = []
+    requested = []
 
     def label_map(name, _image_rgb):
-        asked.append(name)
+        requested.append(name)
         time.sleep(0.05)  # 2 s for all of them: an error is noticed long before
-        raise ValueError(f"{name}: refused")
+        raise ValueError(f"{name}: rejected")
 
-    with pytest.raises(ValueError, match=r"^p0: refused"):
+    with pytest.raises(ValueError, match=r"^p0: rejected"):
         measure(data, replace(color_predictor(at_once=1), label_map=label_map), ignore)
-    assert len(asked) < len(data.names)
+    assert len(requested) < len(data.names)
 
 
 def test_offline_model_gives_what_the_segmenter_gives(data, tiny_model, tiny_segmenter):
@@ -161,7 +166,7 @@ def test_predictor_of_passes_the_options_on(data, tiny_segmenter):
     assert not np.array_equal(predicted, tiny_segmenter.segment(image_rgb).label_map)
 
 
-def test_predictor_of_gives_torch_its_threads_back():
+def test_predictor_of_restores_the_threads_of_torch():
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:

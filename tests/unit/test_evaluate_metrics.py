@@ -119,11 +119,11 @@ def test_figures_of_summed_counts_equal_those_of_all_pixels(seed):
     assert result.frequency_weighted_iou == pytest.approx(np.dot(weights, iou))
 
 
-@pytest.mark.parametrize("strange", [3, 254], ids=["first beyond the classes", "last below 255"])
-def test_count_pixels_strange_label_raises_and_names_it(strange):
-    truth = np.array([[0, strange]], np.uint8)
+@pytest.mark.parametrize("unknown", [3, 254], ids=["first beyond the classes", "last below 255"])
+def test_count_pixels_unknown_label_raises_and_names_it(unknown):
+    truth = np.array([[0, unknown]], np.uint8)
     with pytest.raises(
         ValueError,
-        match=rf"^labels \[{strange}\] are none of the model's 3 classes: expected 0 to 2",
+        match=rf"^labels \[{unknown}\] are none of the model's 3 classes: expected 0 to 2",
     ):
         count_pixels(truth, np.zeros_like(truth), 3)

@@ -14,8 +14,13 @@ from segserve.runtime.record import ClassInfo
 from segserve.training.data import IGNORED
 from segserve.training.evaluate.measure import SegmentedImage, measure
 from segserve.training.evaluate.metrics import ImageScore
-from segserve.training.evaluate.page import render_page, write_page
-from segserve.training.evaluate.pictures import draw_difference, reduced, view_image
+from segserve.training.evaluate.page import (
+    draw_difference,
+    reduced,
+    render_page,
+    view_image,
+    write_page,
+)
 from segserve.training.evaluate.report import (
     EvaluationReport,
     as_accuracy,
@@ -167,7 +172,7 @@ def test_page_shows_the_worst_first_with_four_pictures_each(tmp_path, evaluation
     )
 
 
-def test_page_shows_the_figures_and_needs_nothing_beside_it(report):
+def test_page_shows_the_metrics_and_needs_no_other_file(report):
     text = render_page(report, tiny_record(), [])
     page = Page(text)
     figures = [report.mean_iou, report.covered.mean_iou, report.frequency_weighted_iou]

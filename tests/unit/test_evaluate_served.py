@@ -1,6 +1,4 @@
-"""A server as a predictor, against real sockets: what is sent, what agrees with offline, what is
-refused.
-"""
+"""Measuring a served model over real sockets: requests, agreement with offline, errors."""
 
 import io
 import json
@@ -13,9 +11,7 @@ from PIL import Image
 
 from segserve.client import UnreachableError
 from segserve.runtime.options import Options
-from segserve.training.evaluate.measure import measure
-from segserve.training.evaluate.offline import NO_OPTIONS
-from segserve.training.evaluate.served import served_model
+from segserve.training.evaluate.measure import NO_OPTIONS, measure, served_model
 
 from .canned import answer_document
 from .evaluated import color_predictor, write_noisy
@@ -24,10 +20,8 @@ from .tiny import tiny_record
 RECORD = tiny_record()
 
 
-def answer_to(image_file: bytes) -> dict:
-    """What a server with the record's classes answers: here a pixel's class is its strongest
-    colour.
-    """
+def response_to(image_file: bytes) -> dict:
+    """The response of a server with the record's classes: the class is the strongest colour."""
     with Image.open(io.BytesIO(image_file)) as picture:
         label_map = np.array(picture.convert("RGB")).argmax(axis=2).astype(np.uint8)
     return answer_document(label_map)
@@ -35,8 +29,8 @@ def answer_to(image_file: bytes) -> dict:
 
 class Server(ThreadingHTTPServer):
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Door)
-        self.answer = lambda content: (200, json.dumps(answer_to(content)).encode())
+        super().__init__(("127.0.0.1", 0), RequestHandler)
+        self.respond = lambda content: (200, json.dumps(response_to(content)).encode())
         self.received = []
 
     @property
@@ -44,13 +38,13 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class Door(BaseHTTPRequestHandler):
+class RequestHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
         content = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.received.append((self.path, dict(self.headers), content))
-        status, body = self.server.answer(content)
+        status, body = self.server.respond(content)
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -121,9 +115,9 @@ def test_served_model_sends_the_options_that_were_set(server, data, options, exp
         } == expected
 
 
-def test_served_model_refusal_raises_and_names_the_image(server, data):
+def test_served_model_error_response_raises_and_names_the_image(server, data):
     body = json.dumps({"error": {"code": "image_corrupt", "message": "no image"}}).encode()
-    server.answer = lambda _: (422, body)
+    server.respond = lambda _: (422, body)
     with pytest.raises(ValueError, match=r"^p0: 422 image_corrupt: no image$"):
         measured(server.url, data)
 
@@ -145,7 +139,7 @@ SHARE = BACKGROUND["classes"][0]
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("response", "message"),
     [
         (
             answer_document(np.zeros((64, 65), np.uint8)),
@@ -164,13 +158,13 @@ SHARE = BACKGROUND["classes"][0]
     ],
     ids=["other size", "other label", "class beyond the record's", "no classes", "another service"],
 )
-def test_served_model_answer_that_is_none_raises_and_names_the_image(server, data, answer, message):
-    server.answer = lambda _: (200, json.dumps(answer).encode())
+def test_served_model_invalid_response_raises_and_names_the_image(server, data, response, message):
+    server.respond = lambda _: (200, json.dumps(response).encode())
     with pytest.raises(ValueError, match=f"^p0: {message}"):
         measured(server.url, data)
 
 
-def test_served_model_answer_that_is_no_json_raises_and_names_the_image(server, data):
-    server.answer = lambda _: (200, b"<html>")
+def test_served_model_response_that_is_no_json_raises_and_names_the_image(server, data):
+    server.respond = lambda _: (200, b"<html>")
     with pytest.raises(ValueError, match=r"^p0: "):
         measured(server.url, data)

@@ -25,7 +25,7 @@ from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.record import RECORD_FILE, Architecture, sha256_of
 from segserve.runtime.settings import Settings
 from segserve.runtime.telemetry.metrics import OWN
-from segserve.training.train.export import export_weights
+from segserve.training.train.model_folder import export_weights
 
 from .images import encoded, noise, png, smooth
 from .tiny import tiny_network, tiny_record

@@ -28,7 +28,7 @@ from segserve.runtime.network.weights import RANGES_FILE
 from segserve.runtime.record import Architecture, read_record
 from segserve.runtime.settings import Settings
 from segserve.training.quantize import measure_ranges, quantize_model
-from segserve.training.train.export import export_weights
+from segserve.training.train.model_folder import export_weights
 from tests.unit.test_cpu_fusion import ARCHITECTURES, randomised
 from tests.unit.tiny import tiny_network, tiny_record, write_tiny_model
 
@@ -309,7 +309,7 @@ def test_quantize_model_that_cannot_be_traced_writes_nothing(tmp_path, photograp
     torch.manual_seed(0)
     export_weights(build_network(record.architecture, 3), record, folder)
     if has_vnni():
-        with pytest.raises(ModelError, match="tiny cannot be computed in 8 bits: "):
+        with pytest.raises(ModelError, match="tiny does not support int8: "):
             quantize_model(folder, [image], lambda _finished: None)
         assert read_record(folder).int8 is None
         assert not (folder / RANGES_FILE).exists()

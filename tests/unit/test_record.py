@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.functional import _compute_resized_output_size
 
+from segserve.recipe import read_recipe
 from segserve.runtime.errors import ModelError
 from segserve.runtime.record import (
     RECORD_FILE,
@@ -28,7 +29,6 @@ from segserve.runtime.record import (
     write_record,
 )
 from segserve.runtime.settings import CONFIG_FILE
-from segserve.training.train.recipe import read_recipe
 
 from ..conftest import EMBEDDED, PROJECT
 from .tiny import tiny_record

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
 from segserve.runtime.encode.rle import encode_rle
-from segserve.training.data.rle import area_px, read_runs
+from segserve.training.data.masks import area_px, read_runs
 
 label_maps = hnp.arrays(
     np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=30), elements=st.integers(0, 3)

@@ -12,19 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from segserve.recipe import Recipe, read_recipe
 from segserve.runtime.errors import ModelError
 from segserve.runtime.network.backbone import build_backbone
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import Accuracy, Architecture, read_record, write_record
-from segserve.training.data import IGNORED, VocFolder
-from segserve.training.train.backbone import load_backbone
-from segserve.training.train.checkpoint import CHECKPOINT_FILE, Checkpoint
+from segserve.training.data import IGNORED, VocFolder, check_split
 from segserve.training.train.crops import StepSampler, TrainingCrops
-from segserve.training.train.export import export_weights
 from segserve.training.train.log import LOG_FILE, RunLog, StepReport
 from segserve.training.train.loop import RunOptions, train
+from segserve.training.train.model_folder import export_weights, load_backbone
 from segserve.training.train.optimizer import build_optimizer, build_schedule
-from segserve.training.train.recipe import Recipe, read_recipe
+from segserve.training.train.state import CHECKPOINT_FILE, RunCheckpoint
 
 from .tiny import tiny_network, tiny_record, write_tiny_model
 from .voc import write_squares
@@ -45,7 +44,8 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):
-    return VocFolder(write_squares(tmp_path_factory.mktemp("squares"), images=6), "train")
+    data = VocFolder(write_squares(tmp_path_factory.mktemp("squares"), images=6), "train")
+    return check_split(data, tiny_record().classes)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def ignore(*_):
 @pytest.mark.parametrize("crop_px", [32, 64, 200], ids=["within", "as large", "padded"])
 def test_training_crops_give_image_and_labels_of_the_crop_size(squares, crop_px):
     crops = TrainingCrops(
-        squares, RECIPE.model_copy(update={"crop_px": crop_px}), tiny_record().input
+        squares.data, RECIPE.model_copy(update={"crop_px": crop_px}), tiny_record().input
     )
     image, labels = crops[(3, 7)]
     assert (image.shape, image.dtype) == ((3, crop_px, crop_px), torch.uint8)
@@ -76,7 +76,7 @@ def test_training_crops_give_image_and_labels_of_the_crop_size(squares, crop_px)
 
 
 def test_training_crops_depend_on_index_and_seed_alone(squares):
-    crops = TrainingCrops(squares, RECIPE, tiny_record().input)
+    crops = TrainingCrops(squares.data, RECIPE, tiny_record().input)
     image, labels = crops[(3, 7)]
     crops[(1, 8)]
     torch.manual_seed(99)
@@ -87,11 +87,18 @@ def test_training_crops_depend_on_index_and_seed_alone(squares):
 
 
 def test_training_crops_keep_labels_on_their_pixels(squares):
-    crops = TrainingCrops(squares, RECIPE, tiny_record().input)
+    crops = TrainingCrops(squares.data, RECIPE, tiny_record().input)
     for seed in range(8):
         image, labels = crops[(0, seed)]  # a red square, class 1
         red = (image[0].int() - image[2].int()) > 90
         assert ((labels == 1) == red).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("key", ["momentum", "poly_power", "weight_decay"])
+def test_read_recipe_removed_key_is_an_error(tmp_path, key):
+    (tmp_path / "recipe.yaml").write_text(f"steps: 1\n{key}: 0.5\n")
+    with pytest.raises(ModelError, match=rf"^recipe\.yaml: {key}: unknown key$"):
+        read_recipe(tmp_path / "recipe.yaml")
 
 
 # The sampler
@@ -109,14 +116,14 @@ def test_step_sampler_restarts_at_any_step(images, batch_size, steps, first_step
 
 
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(0, 3))
-def test_step_sampler_visits_every_image_once_a_pass(images, batch_size, seed):
+def test_step_sampler_visits_every_image_once_per_epoch(images, batch_size, seed):
     recipe = RECIPE.model_copy(update={"steps": 3 * images, "batch_size": batch_size, "seed": seed})
     indices = [index for batch in StepSampler(np.ones(images), recipe, 0) for index, _ in batch]
     for begin in range(0, len(indices) - images + 1, images):
         assert sorted(indices[begin : begin + images]) == list(range(images))
 
 
-def test_step_sampler_seeds_and_orders_differ_between_passes_and_runs():
+def test_step_sampler_seeds_and_orders_differ_between_epochs_and_runs():
     recipe = RECIPE.model_copy(update={"steps": 20})
     pairs = [pair for batch in StepSampler(np.ones(20), recipe, 0) for pair in batch]
     assert len({seed for _, seed in pairs}) == len(pairs)
@@ -125,7 +132,7 @@ def test_step_sampler_seeds_and_orders_differ_between_passes_and_runs():
     assert [pair for batch in other for pair in batch] != pairs
 
 
-def test_step_sampler_repeats_images_as_often_as_told():
+def test_step_sampler_repeats_images_as_often_as_given():
     repeats = np.array([1.0, 2.5, 1.0, 1.25])
     recipe = RECIPE.model_copy(update={"steps": 2000, "batch_size": 4})
     indices = [index for batch in StepSampler(repeats, recipe, 0) for index, _ in batch]
@@ -198,7 +205,8 @@ def test_train_interrupted_and_resumed_ends_with_the_same_weights(
 
 
 def test_train_class_without_a_pixel_is_named(model, tmp_path, caplog):
-    reds = VocFolder(write_squares(tmp_path / "data", images=1), "train")
+    data = VocFolder(write_squares(tmp_path / "data", images=1), "train")
+    reds = check_split(data, tiny_record().classes)
     train(
         model,
         RECIPE.model_copy(update={"steps": 1, "batch_size": 1}),
@@ -214,7 +222,7 @@ def test_train_class_without_a_pixel_is_named(model, tmp_path, caplog):
     assert note.endswith(f"train.txt: no pixel of {read_record(model).labels[2]}")
 
 
-def test_train_finished_run_is_not_trained_again(model, squares, tmp_path):
+def test_train_finished_run_makes_no_step(model, squares, tmp_path):
     recipe = RECIPE.model_copy(update={"steps": 2})
     first = train(model, recipe, squares, tmp_path, ignore).state_dict()
     again = train(
@@ -309,11 +317,9 @@ def test_train_teacher_alone_pulls_the_network_towards_it(model, tiny_model, squ
     ],
     ids=["classes", "mean"],
 )
-def test_train_teacher_that_sees_otherwise_raises(model, squares, tmp_path, changes, what):
+def test_train_teacher_with_another_input_or_output_raises(model, squares, tmp_path, changes, what):
     recipe = RECIPE.model_copy(update={"teacher": str(write_tiny_model(tmp_path, **changes))})
-    with pytest.raises(
-        ModelError, match=rf"teacher .*: has other {what} than the model that it is to teach"
-    ):
+    with pytest.raises(ModelError, match=rf"teacher .*: has other {what} than the model to train"):
         train(model, recipe, squares, tmp_path / "run", ignore)
 
 
@@ -371,43 +377,43 @@ def test_build_schedule_follows_warm_up_and_poly_from_any_step(finished):
 
 
 def test_checkpoint_comes_back_as_it_was_saved(tmp_path):
-    saved = Checkpoint(
+    saved = RunCheckpoint(
         3, {"recipe": RECIPE.model_dump()}, {"network": {"weight": torch.arange(4.0)}}
     )
     saved.save(tmp_path / "new folder")
-    loaded = Checkpoint.load(tmp_path / "new folder")
+    loaded = RunCheckpoint.load(tmp_path / "new folder")
     assert (loaded.step, loaded.origin) == (3, {"recipe": RECIPE.model_dump()})
     assert torch.equal(loaded.states["network"]["weight"], torch.arange(4.0))
 
 
 def test_checkpoint_of_an_empty_folder_is_none(tmp_path):
-    assert Checkpoint.load(tmp_path) is None
+    assert RunCheckpoint.load(tmp_path) is None
 
 
 FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from segserve.training.train.checkpoint import Checkpoint
+from segserve.training.train.state import RunCheckpoint
 folder = Path(sys.argv[1])
-Checkpoint(1, {}, {"network": {"weight": torch.ones(1000)}}).save(folder)
+RunCheckpoint(1, {}, {"network": {"weight": torch.ones(1000)}}).save(folder)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-Checkpoint(2, {}, {"network": {"weight": torch.ones(1_000_000)}}).save(folder)
+RunCheckpoint(2, {}, {"network": {"weight": torch.ones(1_000_000)}}).save(folder)
 """
 
 
-def test_checkpoint_that_the_disk_has_no_room_for_keeps_the_former(tmp_path):
+def test_checkpoint_on_a_full_disk_keeps_the_previous_one(tmp_path):
     failed = subprocess.run(
         [sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True
     )
     assert failed.returncode == 1
     assert "File too large" in failed.stderr
-    assert Checkpoint.load(tmp_path).step == 1
-    Checkpoint(3, {}, {}).save(tmp_path)
-    assert Checkpoint.load(tmp_path).step == 3
+    assert RunCheckpoint.load(tmp_path).step == 1
+    RunCheckpoint(3, {}, {}).save(tmp_path)
+    assert RunCheckpoint.load(tmp_path).step == 3
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
 
 
-def test_run_log_drops_rows_of_steps_that_are_made_again(tmp_path):
+def test_run_log_removes_rows_of_steps_that_are_repeated(tmp_path):
     log = RunLog(tmp_path, 0)
     for step in range(1, 6):
         log.add(StepReport(step, 1.0, 0.1, 2.0, 0.5 if step == 2 else None))
@@ -435,7 +441,7 @@ def test_run_log_drops_rows_of_steps_that_are_made_again(tmp_path):
     [
         ("steps: 0", "steps: .*greater than 0"),
         ("seed: -1", "seed: .*greater than or equal to 0"),
-        ("momentum: 0", "momentum: .*greater than 0"),
+        ("batch_norm_momentum: -1", "batch_norm_momentum: .*greater than or equal to 0"),
         ("lr: 1", "lr: unknown key"),
         ("scales: [0.5]", "scales.1: is missing"),
         ("precision: fp8", "precision: .*'bf16', 'fp16' or 'fp32'"),
@@ -472,7 +478,7 @@ def test_load_backbone_from_a_file_loads_every_tensor(tmp_path):
     ],
     ids=["stages lifted to the top", "wrapped"],
 )
-def test_load_backbone_named_otherwise_than_the_classifier_loads_every_tensor(
+def test_load_backbone_from_a_classifier_with_other_names_loads_every_tensor(
     tmp_path, architecture
 ):
     classifier = timm.create_model(architecture.backbone)
@@ -505,7 +511,7 @@ def test_export_weights_then_load_network_gives_the_same_logits(tmp_path):
     assert [path.name for path in files] == ["model.yaml", "weights.safetensors"]
     assert (
         len({path.stat().st_mode for path in files}) == 1
-    )  # whoever may read the record may read the weights
+    )  # record and weights have the same permissions
     stored = load_file(tmp_path / "weights.safetensors")
     assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {
         torch.float16

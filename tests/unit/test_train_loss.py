@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from segserve.recipe import Recipe
 from segserve.runtime.errors import ModelError
-from segserve.training.train.average import averaged
 from segserve.training.train.loss import SegmentationLoss, lovasz_softmax
-from segserve.training.train.recipe import Recipe
+from segserve.training.train.optimizer import averaged
 
 LABELS = ("background", "cat", "dog")
 
@@ -36,9 +36,9 @@ def logits():
 
 @pytest.fixture
 def labels():
-    drawn = torch.randint(3, (2, 8, 8), generator=torch.Generator().manual_seed(1))
-    drawn[0, :4] = 255
-    return drawn.to(torch.uint8)
+    labels = torch.randint(3, (2, 8, 8), generator=torch.Generator().manual_seed(1))
+    labels[0, :4] = 255
+    return labels.to(torch.uint8)
 
 
 def upsampled(logits, size):
@@ -54,7 +54,7 @@ def test_loss_is_the_mean_over_the_labelled_pixels(logits, labels):
     torch.testing.assert_close(loss_of(Fixed(logits), labels), by_hand)
 
 
-def test_loss_at_a_stride_looks_at_every_so_manieth_pixel(logits, labels):
+def test_loss_at_a_stride_uses_every_nth_pixel(logits, labels):
     expected = F.cross_entropy(logits, labels[:, 1::2, 1::2].long(), ignore_index=255)
     torch.testing.assert_close(loss_of(Fixed(logits), labels, loss_stride=2), expected)
 

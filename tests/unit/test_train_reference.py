@@ -34,20 +34,20 @@ from segserve.training.train.reference import (
 from .tiny import tiny_record
 from .voc import write_pair, write_split
 
-FITTING = Architecture(backbone="mobilenetv2_100", padding="centered", head="corenet")
+ARCHITECTURE = Architecture(backbone="mobilenetv2_100", padding="centered", head="corenet")
 CLASSES = tuple(ClassInfo(label=f"class {n}", color=(n, n, n)) for n in range(21))
 
 
 @pytest.fixture(scope="module")
 def convolutions():
-    """As the file has them, but drawn: every convolution with a bias."""
-    network = build_network(FITTING, 21)
-    drawn = torch.Generator().manual_seed(0)
+    """Those of the file with random values: every convolution has a bias."""
+    network = build_network(ARCHITECTURE, 21)
+    generator = torch.Generator().manual_seed(0)
 
     def convolution(weight):
         scale = (2 / weight[0].numel()) ** 0.5
-        bias = torch.randn(len(weight), generator=drawn) / 10
-        return Convolution(torch.randn(weight.shape, generator=drawn) * scale, bias)
+        bias = torch.randn(len(weight), generator=generator) / 10
+        return Convolution(torch.randn(weight.shape, generator=generator) * scale, bias)
 
     shapes = [
         module.weight for module in network.backbone.modules() if isinstance(module, nn.Conv2d)
@@ -77,7 +77,7 @@ def features_by_hand(convolutions, network, image):
 
 @torch.inference_mode()
 def test_load_reference_computes_what_the_files_network_computes(convolutions):
-    network = build_network(FITTING, 21).eval()
+    network = build_network(ARCHITECTURE, 21).eval()
     load_reference(network, convolutions)
     image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     stem = next(iter(convolutions.values()))
@@ -97,8 +97,8 @@ def test_load_reference_computes_what_the_files_network_computes(convolutions):
         pytest.param({"aspp_out_channels": 128}, id="width"),
     ],
 )
-def test_load_reference_of_another_architecture_says_which_fits(convolutions, fields):
-    architecture = Architecture.model_validate({**FITTING.model_dump(), **fields})
+def test_load_reference_of_another_architecture_names_the_expected_one(convolutions, fields):
+    architecture = Architecture.model_validate({**ARCHITECTURE.model_dump(), **fields})
     with pytest.raises(
         ModelError, match=r"it needs backbone mobilenetv2_100 .* head corenet, .* 21 classes"
     ):
@@ -106,7 +106,7 @@ def test_load_reference_of_another_architecture_says_which_fits(convolutions, fi
 
 
 def test_standardize_norms_changes_no_logits_and_brings_filters_to_length_1(convolutions):
-    network = build_network(FITTING, 21).eval()
+    network = build_network(ARCHITECTURE, 21).eval()
     load_reference(network, convolutions)
     with torch.no_grad():
         network.backbone.conv_stem.weight[3] = 0  # some filters of the file are 0
@@ -136,7 +136,7 @@ def write_tflite(path):
     """
     schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
     flatbuffers = pytest.importorskip("flatbuffers")
-    drawn = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     model, graph = schema.ModelT(), schema.SubGraphT()
     model.version, model.buffers = 3, [schema.BufferT()]
     graph.tensors, graph.operators = [], []
@@ -164,9 +164,9 @@ def write_tflite(path):
 
     byte, int32 = schema.TensorType.UINT8, schema.TensorType.INT32
     kernel, depthwise = (
-        drawn.integers(0, 256, shape).astype(np.uint8) for shape in ((4, 3, 3, 3), (1, 3, 3, 4))
+        generator.integers(0, 256, shape).astype(np.uint8) for shape in ((4, 3, 3, 3), (1, 3, 3, 4))
     )
-    biases = [drawn.integers(-999, 999, 4).astype(np.int32) for _ in range(2)]
+    biases = [generator.integers(-999, 999, 4).astype(np.int32) for _ in range(2)]
     image = tensor("net/input", (1, 8, 8, 3), byte, 1 / 128, 128)
     fold = "net/Conv/Conv2D_Fold"
     first = [
@@ -232,7 +232,7 @@ def test_read_reference_dequantizes_and_brings_axes_to_torchs_order(tmp_path):
     np.testing.assert_allclose(read["net/depthwise"].bias, 0.5 * 6 / 255 * biases[1], rtol=1e-5)
 
 
-def test_read_reference_of_another_file_is_refused(tmp_path):
+def test_read_reference_of_another_file_raises(tmp_path):
     file = tmp_path / "other.tflite"
     file.write_bytes(b"other")
     with pytest.raises(
@@ -258,11 +258,11 @@ def model(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     write_record(
-        tiny_record(architecture=FITTING, classes=CLASSES, input=rule, weights=None), folder
+        tiny_record(architecture=ARCHITECTURE, classes=CLASSES, input=rule, weights=None), folder
     )
     for n in range(3):
         pixels = np.random.default_rng(n).integers(0, 256, (40, 60, 3), np.uint8)
-        write_pair(tmp_path / "data", f"p{n}", pixels, np.zeros((40, 60), np.uint8))
+        write_pair(tmp_path / "data", f"p{n}", pixels, np.ones((40, 60), np.uint8))
     write_split(tmp_path / "data", "train", ["p0", "p1", "p2"])
     return folder
 
@@ -284,7 +284,7 @@ def test_import_writes_weights_that_can_be_loaded(model, convolutions, tmp_path,
         )
 
 
-def test_import_of_a_missing_file_leaves_the_folder_as_it_is(model, tmp_path):
+def test_import_of_a_missing_file_does_not_change_the_folder(model, tmp_path):
     before = sorted(path.name for path in model.iterdir())
     result = CliRunner().invoke(
         app, ["import", str(tmp_path / "no"), str(model), "--data", str(tmp_path / "data")]

@@ -6,7 +6,7 @@ import torch
 
 from segserve.runtime.network.build import build_network
 from segserve.runtime.record import Architecture, ClassInfo, InputRule, ModelRecord, ResizeRule
-from segserve.training.train.export import export_weights
+from segserve.training.train.model_folder import export_weights
 
 CLASSES = (("background", (0, 0, 0)), ("cat", (64, 0, 0)), ("dog", (64, 0, 128)))
 

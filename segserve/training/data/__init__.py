@@ -1,20 +1,20 @@
 """Data sets of images and label maps, for training and evaluation."""
 
-from .check import Scan, scan
-from .classes import read_class_file, read_classes
-from .errors import DataError
-from .labelled import IGNORED, LabelledImages
-from .opening import open_data
+from .check import CheckedSplit, check_split
+from .classes import ClassFile, read_class_file
+from .files import IGNORED, DataError, LabelledImages
+from .opening import dataset_name, open_data
 from .voc import VocFolder
 
 __all__ = [
     "IGNORED",
+    "CheckedSplit",
+    "ClassFile",
     "DataError",
     "LabelledImages",
-    "Scan",
     "VocFolder",
+    "check_split",
+    "dataset_name",
     "open_data",
     "read_class_file",
-    "read_classes",
-    "scan",
 ]

@@ -1,4 +1,4 @@
-"""One look at every image and label map of a split before anything is computed."""
+"""Checks every image and label map of a split before anything is computed from it."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -9,73 +9,80 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.record import ClassInfo
-from .errors import DataError
-from .labelled import IGNORED, LabelledImages
+from ...runtime.record import BACKGROUND, ClassInfo
+from .files import IGNORED, DataError, LabelledImages
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What a split holds.
+class CheckedSplit:
+    """A split without problems, and what it holds.
 
     Attributes:
-        presence: bool (images, classes), which image holds which class.
-        pixels: int64 (classes,), how many pixels each class has.
-        notes: what is odd and yet no error, for people to read.
+        presence: bool (images, classes): which image holds which class.
+        pixels: int64 (classes,): the number of pixels of each class.
+        notes: unusual facts that are no errors, as lines of text.
     """
 
+    data: LabelledImages
     presence: NDArray[np.bool_]
     pixels: NDArray[np.int64]
     notes: tuple[str, ...]
 
 
 class _Finding(NamedTuple):
-    """Of one image: pixels by class, int64 (classes,), and what is wrong."""
+    """Of one image: the pixels of each class, int64 (classes,), and the problems."""
 
     pixels: NDArray[np.int64]
     problems: list[str]
 
 
-def scan(
+def check_split(
     data: LabelledImages,
     classes: Sequence[ClassInfo],
     report: Callable[[int], None] = lambda _finished: None,
-) -> Scan:
-    """Reads every image and label map of the split, each once and whole.
+) -> CheckedSplit:
+    """Reads every image and label map of the split once and completely.
 
     Args:
         report: called after every image with the number of finished ones.
 
     Raises:
-        DataError: with all that is wrong: files that are missing, cannot be decoded or differ in
-            size, labels that are none of the classes, names that stand twice, a split without any
-            label.
+        DataError: lists all problems: files that are missing, cannot be decoded or differ in size,
+            labels that are no class id, duplicate names, a split without a labelled pixel or
+            without a pixel of a foreground class.
     """
     presence = np.zeros((len(data.names), len(classes)), dtype=np.bool_)
     pixels, problems = np.zeros(len(classes), np.int64), [*data.problems(), *_repeated_names(data)]
     with ThreadPoolExecutor() as pool:
-        findings = pool.map(lambda name: _look_at(data, name, len(classes)), data.names)
+        findings = pool.map(lambda name: _check_image(data, name, len(classes)), data.names)
         for index, finding in enumerate(findings):
             presence[index] = finding.pixels > 0
             pixels += finding.pixels
             problems += finding.problems
             report(index + 1)
-    if not problems and not pixels.any():
-        problems.append(
-            f"{data.source}: every pixel of the split is labelled {IGNORED}, to be ignored"
-        )
+    problems = problems or [*_without_foreground(data, pixels)]
     if problems:
         raise DataError(*dict.fromkeys(problems))
-    return Scan(presence, pixels, tuple(_notes(data, classes, pixels)))
+    return CheckedSplit(data, presence, pixels, tuple(_notes(data, classes, pixels)))
 
 
 def _repeated_names(data: LabelledImages) -> Iterable[str]:
     repeated = (name for name, count in Counter(data.names).items() if count > 1)
-    return (f"{data.source}: {name} stands more than once" for name in repeated)
+    return (f"{data.source}: {name} is listed more than once" for name in repeated)
 
 
-def _look_at(data: LabelledImages, name: str, num_classes: int) -> _Finding:
-    """Image and label map are both looked at, whatever is wrong with the other."""
+def _without_foreground(data: LabelledImages, pixels: NDArray[np.int64]) -> Iterable[str]:
+    if not pixels.any():
+        yield f"{data.source}: every pixel of the split is labelled {IGNORED}, to be ignored"
+    elif not pixels[BACKGROUND + 1 :].any():
+        yield (
+            f"{data.source}: the split has no foreground pixel: every label is {BACKGROUND}, the "
+            f"background, or {IGNORED}, to be ignored"
+        )
+
+
+def _check_image(data: LabelledImages, name: str, num_classes: int) -> _Finding:
+    """Checks the image and the label map, each even if the other has a problem."""
     problems: list[str] = []
     size_hw, pixels = None, np.zeros(256, np.int64)
     try:
@@ -89,12 +96,11 @@ def _look_at(data: LabelledImages, name: str, num_classes: int) -> _Finding:
             data.require_same_size(name, size_hw, labels)
     except DataError as error:
         problems += error.problems
-    strange = np.flatnonzero(pixels[num_classes:IGNORED]) + num_classes
-    if strange.size:
+    unknown = np.flatnonzero(pixels[num_classes:IGNORED]) + num_classes
+    if unknown.size:
         problems.append(
-            f"{data.paths(name)[1]}: labels {strange.tolist()} are none of the {num_classes} "
-            "classes: "
-            f"expected 0 to {num_classes - 1}, and {IGNORED} for pixels to ignore"
+            f"{data.paths(name)[1]}: labels {unknown.tolist()} are none of the {num_classes} "
+            f"classes: expected 0 to {num_classes - 1}, and {IGNORED} for pixels to ignore"
         )
     return _Finding(pixels[:num_classes], problems)
 

@@ -1,30 +1,25 @@
-"""The class file: what the classes of a data set are called, their colours, and which COCO
-categories they take.
+"""The class file: the names and colours of the classes of a data set, and their COCO categories.
 
 - background
 - label: cat
-  color: [64, 0, 0]         # by default PASCAL VOC's colour of that id
+  color: [64, 0, 0]         # default: the PASCAL VOC colour of that id
 - label: vehicle
-  from: [car, bus]          # COCO categories; by default the one that is called like the class
+  from: [car, bus]          # COCO categories; default: the category with the label of the class
 
-Where categories are to be left out, their pixels labelled 255, the list stands below a key:
+To ignore the pixels of some categories (label 255), write the list under a key:
 
 classes: [...]
 ignore: [kite, frisbee]
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from ...runtime.errors import ModelError
-from ...runtime.record import ClassInfo, Strict, read_document
-from .errors import DataError
-from .labelled import IGNORED
-
-_COLOR_BITS = 8
+from ...runtime.record import ClassInfo, Strict, read_document, voc_color
+from .files import IGNORED, DataError
 
 
 class ListedClass(ClassInfo):
@@ -32,7 +27,7 @@ class ListedClass(ClassInfo):
 
 
 class ClassFile(Strict):
-    """A class's id is its place in the list; class 0 also takes what no COCO annotation covers.
+    """The id of a class is its index in the list. Pixels without a COCO annotation are class 0.
 
     Attributes:
         ignore: COCO categories whose pixels belong to no class.
@@ -46,9 +41,7 @@ class ClassFile(Strict):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, content: object) -> object:
-        """A list alone is that of the classes, a text alone is a label, and colours may be left
-        out.
-        """
+        """Accepts a plain list of classes, plain labels, and classes without a colour."""
         document = {"classes": content} if isinstance(content, list) else content
         if not isinstance(document, dict):
             raise ValueError("expected a list of classes")
@@ -71,7 +64,7 @@ class ClassFile(Strict):
         ):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
-                raise ValueError(f"{kind} {', '.join(repeated)} stands more than once")
+                raise ValueError(f"{kind} {', '.join(repeated)} is listed more than once")
         return self
 
     @property
@@ -80,13 +73,13 @@ class ClassFile(Strict):
 
     @property
     def categories(self) -> dict[str, int]:
-        """The class id of each COCO category by its name, 255 for those to ignore."""
-        taken = {
+        """COCO category -> class id, 255 for categories to ignore."""
+        class_ids = {
             name: class_id
             for class_id, names in enumerate(self._categories_by_class())
             for name in names
         }
-        return taken | dict.fromkeys(self.ignore, IGNORED)
+        return class_ids | dict.fromkeys(self.ignore, IGNORED)
 
     def _categories_by_class(self) -> list[tuple[str, ...]]:
         return [
@@ -99,36 +92,12 @@ class ClassFile(Strict):
 
 
 def read_class_file(path: Path) -> ClassFile:
-    """Reads and checks a class file.
+    """Reads and validates a class file.
 
     Raises:
-        DataError: the file is missing, is not YAML, or breaks a rule; all broken rules are named.
+        DataError: the file is missing, is not YAML, or breaks rules. The error lists all of them.
     """
     try:
         return read_document(path, ClassFile)
     except ModelError as error:
         raise DataError(str(error)) from error
-
-
-def read_classes(path: Path) -> tuple[ClassInfo, ...]:
-    """The classes alone; errors as in `read_class_file`."""
-    return read_class_file(path).classes
-
-
-def categories_of(classes: Sequence[ClassInfo]) -> Mapping[str, int]:
-    """Without a class file: each class takes the COCO category that is called like it."""
-    return {info.label: class_id for class_id, info in enumerate(classes)}
-
-
-def voc_color(class_id: int) -> tuple[int, int, int]:
-    """The colour of a class in PASCAL VOC's palette: from the lowest on, every three bits of the id
-    are the next lower bit of red, green and blue.
-
-    Source: VOClabelcolormap.m of the VOC development kit, http://host.robots.ox.ac.uk/pascal/VOC/voc2012/.
-    """
-    color = [0, 0, 0]
-    for bit in range(3 * _COLOR_BITS):
-        place, channel = divmod(bit, 3)
-        color[channel] |= (class_id >> bit & 1) << (_COLOR_BITS - 1 - place)
-    red, green, blue = color
-    return red, green, blue

@@ -1,28 +1,169 @@
-"""COCO instances: polygons and run-length encoded masks, drawn into label maps."""
+"""Data sets in COCO's JSON: instances, with polygons and run lengths, and panoptic annotations,
+with PNGs of segment ids.
 
-from collections import defaultdict
+Source: https://cocodataset.org/#format-data
+"""
+
+from abc import abstractmethod
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
-from pydantic import TypeAdapter
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from ...runtime.encode.mask import LabelMap
-from .coco_json import AnnotationEntry, CocoDocument, CocoImages, Id, ImageEntry, read_coco
-from .errors import DataError
-from .labelled import IGNORED
-from .rle import Runs, area_px, read_runs, unrolled
+from .files import IGNORED, MAX_PIXELS, DataError, LabelledImages, read_bytes, read_rgb_png
+from .masks import Runs, area_px, read_mask, unrolled
 
-_REACH = 2  # in image sides: coordinates further out are those of another image, and costly to draw
+_PNG_NAME = r"^[^/\\]+\.png$"
+Id = int | str
+
+
+class Entry(BaseModel):
+    """Frozen. Unknown keys are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ImageEntry(Entry):
+    id: Id
+    file_name: Annotated[str, Field(min_length=1)]
+    width: PositiveInt
+    height: PositiveInt
+
+    @model_validator(mode="after")
+    def _is_within_bounds(self) -> Self:
+        path = PurePosixPath(self.file_name)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{self.file_name} leads out of the images' folder")
+        if self.width * self.height > MAX_PIXELS:
+            raise ValueError(
+                f"{self.file_name} has {self.width} x {self.height} pixels, the limit is "
+                f"{MAX_PIXELS}"
+            )
+        return self
+
+
+class CategoryEntry(Entry):
+    id: int
+    name: str
+
+
+class AnnotationEntry(Entry):
+    image_id: Id
+
+    @property
+    @abstractmethod
+    def category_ids(self) -> Sequence[int]: ...
+
+
+class CocoDocument(Entry):
+    images: tuple[ImageEntry, ...]
+    categories: tuple[CategoryEntry, ...]
+    annotations: tuple[AnnotationEntry, ...]
+
+
+CocoKind = TypeVar("CocoKind", bound=CocoDocument)
+
+
+def _read_coco(path: Path, kind: type[CocoKind]) -> CocoKind:
+    """Reads and validates a COCO JSON file.
+
+    Raises:
+        DataError: the file is missing, is not JSON, lacks a key or lists no image. The error lists
+            every broken rule.
+    """
+    try:
+        document = kind.model_validate_json(read_bytes(path))
+    except ValidationError as error:
+        rules = [
+            (".".join(map(str, detail["loc"])), detail["msg"])
+            for detail in error.errors(include_input=False)
+        ]
+        raise DataError(
+            *(f"{path}: {f'{key}: ' if key else ''}{message}" for key, message in rules)
+        ) from error
+    if not document.images:
+        raise DataError(f"{path}: the split is empty: it lists no image")
+    return document
+
+
+class CocoImages(LabelledImages):
+    """The images of a COCO JSON file. Their names are its `file_name`s.
+
+    Args:
+        path: the JSON file.
+        images: the folder that the file names are relative to.
+        categories: category name -> class id, 255 for categories to ignore.
+    """
+
+    def __init__(
+        self, path: Path, images: Path, document: CocoDocument, categories: Mapping[str, int]
+    ) -> None:
+        self.source = path
+        self.names = [image.file_name for image in document.images]
+        self._folder = images
+        self._images = {image.file_name: image for image in document.images}
+        names = {category.id: category.name for category in document.categories}
+        self._class_ids = {
+            key: categories[name] for key, name in names.items() if name in categories
+        }
+        used = {key for annotation in document.annotations for key in annotation.category_ids}
+        self._without_class = sorted(
+            names.get(key, f"number {key}, which has no name") for key in used - {*self._class_ids}
+        )
+        self._problems = [*self._category_problems(), *self._id_problems(document)]
+
+    @property
+    def split(self) -> str:
+        return self.source.stem.removeprefix("instances_").removeprefix("panoptic_")
+
+    def problems(self) -> Sequence[str]:
+        return self._problems
+
+    def _category_problems(self) -> Sequence[str]:
+        if not self._without_class:
+            return []
+        listed = ", ".join(self._without_class)
+        return [
+            f"{self.source}: in no class: {listed}; name these categories in the class file by "
+            "`from` or `ignore`"
+        ]
+
+    def _id_problems(self, document: CocoDocument) -> Sequence[str]:
+        ids = Counter(image.id for image in document.images)
+        repeated = ", ".join(str(key) for key, count in ids.items() if count > 1)
+        unknown = sum(annotation.image_id not in ids for annotation in document.annotations)
+        problems = [f"{self.source}: several images have the id {repeated}"] if repeated else []
+        if unknown:
+            problems.append(
+                f"{self.source}: {unknown} annotations are of images that it does not list"
+            )
+        return problems
+
+    def _class_of(self, category_id: int) -> int:
+        """Raises DataError, with the message of `problems`, for a category without a class."""
+        if category_id not in self._class_ids:
+            raise DataError(*self._category_problems())
+        return self._class_ids[category_id]
+
+
+# Instances
 
 
 class InstanceEntry(AnnotationEntry):
-    """`segmentation` is looked at when it is drawn, so that what is wrong with it is told with the
-    image's name.
-    """
+    """`segmentation` is validated when it is drawn, so that the error can name the image."""
 
     id: Id = "without id"
     category_id: int
@@ -50,18 +191,17 @@ class _Region(NamedTuple):
 class CocoInstances(CocoImages):
     """The split of an `instances_*.json`.
 
-    Pixels that no annotation covers are class 0. Where several cover a pixel, the smallest wins,
-    and of two that are as small the later one. Crowd regions are labelled 255 where nothing else
-    is.
+    Pixels without an annotation are class 0. Where annotations overlap, the smallest wins; of two
+    of equal size, the later one wins. Crowd regions are labelled 255 where there is no object.
 
-    Args: as in `CocoImages`.
+    Args: as of `CocoImages`.
 
     Raises:
-        DataError: the JSON file is missing, or is none of instances.
+        DataError: the JSON file is missing, or does not hold instances.
     """
 
     def __init__(self, path: Path, images: Path, categories: Mapping[str, int]) -> None:
-        document = read_coco(path, InstancesDocument)
+        document = _read_coco(path, InstancesDocument)
         super().__init__(path, images, document, categories)
         self._entries = _packed(document)
 
@@ -82,7 +222,7 @@ class CocoInstances(CocoImages):
     def _region(self, image: ImageEntry, entry: InstanceEntry) -> _Region:
         class_id = self._class_of(entry.category_id)
         try:
-            runs = _runs(entry.segmentation, image)
+            runs = read_mask(entry.segmentation, height_px=image.height, width_px=image.width)
         except ValueError as error:
             raise DataError(
                 f"{self.source}: {image.file_name}, annotation {entry.id}: {error}"
@@ -91,8 +231,10 @@ class CocoInstances(CocoImages):
 
 
 def _packed(document: InstancesDocument) -> dict[Id, bytes]:
-    """The annotations of each image as JSON: a fraction of the memory, and nothing that forked
-    processes would copy by counting references.
+    """The annotations of each image as JSON bytes.
+
+    They need a fraction of the memory, and forked processes do not copy them by counting
+    references.
     """
     by_image: dict[Id, list[InstanceEntry]] = defaultdict(list)
     for entry in document.annotations:
@@ -100,35 +242,66 @@ def _packed(document: InstancesDocument) -> dict[Id, bytes]:
     return {image_id: _ENTRIES.dump_json(tuple(entries)) for image_id, entries in by_image.items()}
 
 
-def _runs(segmentation: object, image: ImageEntry) -> Runs:
-    """Raises ValueError where the segmentation is none, or is not one of that image."""
-    if isinstance(segmentation, dict):
-        size_hw, expected_hw = segmentation.get("size"), [image.height, image.width]
-        if size_hw != expected_hw:
-            raise ValueError(
-                f"expected a mask of `size` {expected_hw}, as the image has, got {size_hw}"
-            )
-        return read_runs(segmentation.get("counts"), height_px=image.height, width_px=image.width)
-    if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError(
-            "expected polygons or run lengths, got no `segmentation`; a box alone says nothing of "
-            "pixels"
-        )
-    polygons = [_polygon(points, image).tolist() for points in segmentation]
-    encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, image.height, image.width))
-    return read_runs(encoded["counts"], height_px=image.height, width_px=image.width)
+# Panoptic annotations
 
 
-def _polygon(points: object, image: ImageEntry) -> NDArray[np.float64]:
-    """float64 (2 * points,): x and y in turn, in pixels."""
-    try:
-        xy = np.array(points, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError("a polygon is no list of numbers") from error
-    if xy.ndim != 1 or len(xy) < 6 or len(xy) % 2:
-        raise ValueError(f"a polygon needs x and y of three points or more, got {xy.size} numbers")
-    if not (np.abs(xy) <= _REACH * max(image.width, image.height)).all():
-        raise ValueError(
-            f"a polygon leads far out of the image, which has {image.width} x {image.height} pixels"
-        )
-    return xy
+class SegmentEntry(Entry):
+    id: Annotated[int, Field(ge=0, lt=2**24)]
+    category_id: int
+    iscrowd: bool = False
+
+
+class PanopticEntry(AnnotationEntry):
+    file_name: Annotated[str, StringConstraints(pattern=_PNG_NAME)]
+    segments_info: tuple[SegmentEntry, ...]
+
+    @property
+    def category_ids(self) -> Sequence[int]:
+        return tuple(segment.category_id for segment in self.segments_info)
+
+
+class PanopticDocument(CocoDocument):
+    annotations: tuple[PanopticEntry, ...]
+
+
+class CocoPanoptic(CocoImages):
+    """The split of a `panoptic_*.json`. Its PNGs are next to it, in a folder of the same name.
+
+    Pixels without a segment and crowd segments are labelled 255.
+
+    Args: as of `CocoImages`.
+
+    Raises:
+        DataError: the JSON file is missing, or does not hold panoptic annotations.
+    """
+
+    def __init__(self, path: Path, images: Path, categories: Mapping[str, int]) -> None:
+        document = _read_coco(path, PanopticDocument)
+        super().__init__(path, images, document, categories)
+        self._entries = {entry.image_id: entry for entry in document.annotations}
+
+    def paths(self, name: str) -> tuple[Path, Path]:
+        entry = self._entries.get(self._images[name].id)
+        segments = self.source.with_suffix("") / entry.file_name if entry else self.source
+        return self._folder / name, segments
+
+    def labels(self, name: str) -> LabelMap:
+        entry = self._entries.get(self._images[name].id)
+        if entry is None:
+            raise DataError(f"{self.source}: {name}: has no annotation")
+        _, path = self.paths(name)
+        # R + 256 G + 256^2 B is the segment's id.
+        segment_ids = read_rgb_png(path).astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
+        ids, indices = np.unique(segment_ids, return_inverse=True)
+        labels = self._labels_by_segment(entry)
+        unknown = [int(key) for key in ids if key not in labels]
+        if unknown:
+            raise DataError(f"{path}: {self.source} does not list the segments {unknown[:10]}")
+        return np.array([labels[int(key)] for key in ids], np.uint8)[indices]
+
+    def _labels_by_segment(self, entry: PanopticEntry) -> dict[int, int]:
+        labels = {
+            segment.id: IGNORED if segment.iscrowd else self._class_of(segment.category_id)
+            for segment in entry.segments_info
+        }
+        return {0: IGNORED} | labels

@@ -1,8 +1,11 @@
-"""Image and label files, read with errors that name the file."""
+"""Images and label maps read from files, with errors that name the file, and the interface of one
+split of a data set.
+"""
 
 import io
 import struct
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,17 +16,17 @@ from PIL import Image
 from ...runtime.decode.image import decode_image, decoded_size
 from ...runtime.encode.mask import LabelMap
 from ...runtime.errors import SegserveError
-from .errors import DataError
+
+IGNORED = 255
+"""The label of pixels that belong to no class. Training and evaluation leave them out."""
 
 MAX_PIXELS = 2**26
-"""Largest width times height of an image or a label map: above what cameras give, below what fills
-the memory.
-"""
+"""The largest width times height of an image or a label map. Cameras give less."""
 
+_LISTED_PROBLEMS = 50
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER = struct.Struct(
-    ">8x4x4sIIBB"
-)  # of a PNG file: signature, length, IHDR, width, height, bit depth, colour type
+# Of a PNG file: signature, length, IHDR, width, height, bit depth, colour type.
+_HEADER = struct.Struct(">8x4x4sIIBB")
 _GREY, _RGB, _PALETTE = 0, 2, 3
 _COLOR_TYPES = {
     _GREY: "grey",
@@ -36,11 +39,103 @@ _COLOR_TYPES = {
 Read = TypeVar("Read")
 
 
+class DataError(ValueError):
+    """A data set cannot be used. Every problem names its file.
+
+    A single problem is the whole message. Several problems follow a line that counts them, one per
+    line; the message lists the first 50.
+
+    Attributes:
+        problems: all problems, one line each.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(problems[0] if len(problems) == 1 else _listed(problems))
+        self.problems = problems
+
+
+def _listed(problems: tuple[str, ...]) -> str:
+    lines = [f"{len(problems)} problems with the data:", *problems[:_LISTED_PROBLEMS]]
+    if len(problems) > _LISTED_PROBLEMS:
+        lines.append(f"and {len(problems) - _LISTED_PROBLEMS} more")
+    return "\n  ".join(lines)
+
+
+class LabelledImages(ABC):
+    """One split of a data set. Several threads and processes may read it at once.
+
+    Attributes:
+        names: one name per image, in the order of the split.
+        source: the file that lists the names.
+    """
+
+    names: Sequence[str]
+    source: Path
+
+    @property
+    def split(self) -> str:
+        """The name of the split, for people."""
+        return self.source.stem
+
+    @abstractmethod
+    def paths(self, name: str) -> tuple[Path, Path]:
+        """The file of the image and the file of its labels. They may be missing."""
+
+    @abstractmethod
+    def labels(self, name: str) -> LabelMap:
+        """uint8 (H, W): the class id of every pixel, 255 for ignored pixels.
+
+        Raises:
+            DataError: the labels are missing or unreadable.
+        """
+
+    def problems(self) -> Sequence[str]:
+        """Problems of the split as a whole, which no single image or label map shows."""
+        return ()
+
+    def image(self, name: str) -> NDArray[np.uint8]:
+        """uint8 (H, W, 3), RGB, upright as when it is served.
+
+        Raises:
+            DataError: the image is missing or cannot be decoded completely.
+        """
+        return read_image(self.paths(name)[0])
+
+    def image_size(self, name: str) -> tuple[int, int]:
+        """(height, width) of the image. Raises as `image` does; faster."""
+        return image_size(self.paths(name)[0])
+
+    def pair(self, name: str) -> tuple[NDArray[np.uint8], LabelMap]:
+        """The image and its label map.
+
+        Raises:
+            DataError: as of `image` and `labels`, or the sizes differ.
+        """
+        image_rgb, labels = self.image(name), self.labels(name)
+        self.require_same_size(name, image_rgb.shape[:2], labels)
+        return image_rgb, labels
+
+    def require_same_size(self, name: str, image_hw: tuple[int, ...], labels: LabelMap) -> None:
+        """Raises DataError if the label map, uint8 (H, W), has not the image's (height, width)."""
+        if labels.shape == image_hw:
+            return
+        image_path, label_path = self.paths(name)
+        raise DataError(
+            f"{label_path}: the label map has {_wh(labels.shape)} pixels, but {image_path} has "
+            f"{_wh(image_hw)}"
+        )
+
+
+def _wh(shape_hw: tuple[int, ...]) -> str:
+    height_px, width_px = shape_hw
+    return f"{width_px} x {height_px}"
+
+
 def read_bytes(path: Path) -> bytes:
-    """The file's content.
+    """The content of a file.
 
     Raises:
-        DataError: the file is missing or cannot be read.
+        DataError: the file is missing or unreadable.
     """
     try:
         return path.read_bytes()
@@ -54,13 +149,13 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """uint8 (H, W, 3), RGB, upright as when it is served.
 
     Raises:
-        DataError: the image is missing, or cannot be decoded whole.
+        DataError: the image is missing or cannot be decoded completely.
     """
     return _decoded(path, lambda content: decode_image(content, max_pixels=MAX_PIXELS))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the upright image; errors as in `read_image`, which does more work."""
+    """(height, width) of the upright image. Raises as `read_image` does; faster."""
     return _decoded(path, lambda content: decoded_size(content, max_pixels=MAX_PIXELS))
 
 
@@ -72,16 +167,14 @@ def _decoded(path: Path, decode: Callable[[bytes], Read]) -> Read:
 
 
 def read_label_png(path: Path) -> LabelMap:
-    """uint8 (H, W), the pixel values of a grey or palette PNG as they are stored.
+    """uint8 (H, W): the stored pixel values of a grey or palette PNG.
 
     Raises:
-        DataError: the file is missing, cannot be decoded, or is a PNG whose values are not stored
-            in one byte.
+        DataError: the file is missing, cannot be decoded, or does not store values in one byte.
     """
     content = read_bytes(path)
     depth, color_type = _png_type(path, content)
-    # A palette's indices come out as they are at any depth. Grey of 2 or 4 bits does not: Pillow
-    # stretches it to 255.
+    # Pillow keeps palette indices at any bit depth, but scales grey of 2 or 4 bits to 255.
     if color_type != _PALETTE and (color_type, depth) != (_GREY, 8):
         raise DataError(
             f"{path}: expected an 8-bit grey or palette PNG whose pixel values are class ids, "
@@ -91,7 +184,7 @@ def read_label_png(path: Path) -> LabelMap:
 
 
 def read_rgb_png(path: Path) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) of an RGB PNG; errors as in `read_label_png`."""
+    """uint8 (H, W, 3) of an RGB PNG. Raises as `read_label_png` does."""
     content = read_bytes(path)
     depth, color_type = _png_type(path, content)
     if (color_type, depth) != (_RGB, 8):
@@ -116,5 +209,5 @@ def _png_pixels(path: Path, content: bytes) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
             return np.array(picture, dtype=np.uint8)
-    except Exception as error:  # Pillow raises about anything on broken files
+    except Exception as error:  # Pillow raises many types for broken files
         raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error

@@ -2,25 +2,23 @@
 
 DATA/images/NAME.jpg    or .jpeg, .png, .webp, .bmp, .tif, .tiff
 DATA/labels/NAME.png    8-bit grey or palette PNG: pixel value = class id, 255 for pixels to ignore
-DATA/SPLIT.txt          one NAME a line
+DATA/SPLIT.txt          one NAME per line
 
-The folders may have the names of the original as well: JPEGImages, SegmentationClass and
-    ImageSets/Segmentation.
+The folders may also have the original names: JPEGImages, SegmentationClass and
+ImageSets/Segmentation.
 """
 
 from pathlib import Path
 from typing import NamedTuple
 
 from ...runtime.encode.mask import LabelMap
-from .errors import DataError
-from .files import read_bytes, read_label_png
-from .labelled import LabelledImages
+from .files import DataError, LabelledImages, read_bytes, read_label_png
 
 _LOWER = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _SUFFIXES = (*_LOWER, *(suffix.upper() for suffix in _LOWER))
 
 
-class _Layout(NamedTuple):
+class _VocLayout(NamedTuple):
     """Folders within the data set."""
 
     images: str
@@ -29,8 +27,8 @@ class _Layout(NamedTuple):
 
 
 _LAYOUTS = (
-    _Layout("images", "labels", "."),
-    _Layout("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
+    _VocLayout("images", "labels", "."),
+    _VocLayout("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
 )
 
 
@@ -39,10 +37,10 @@ class VocFolder(LabelledImages):
 
     Args:
         folder: the data set.
-        split: the name of a list in the folder, or the path of any .txt list.
+        split: the name of a list in the folder, or the path of a .txt list.
 
     Raises:
-        DataError: the folder has another layout, the list is missing or names no image.
+        DataError: the folder has another layout, or the list is missing or empty.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -63,7 +61,7 @@ class VocFolder(LabelledImages):
         return read_label_png(self.folder / self._layout.labels / f"{name}.png")
 
 
-def _layout_of(folder: Path) -> _Layout:
+def _layout_of(folder: Path) -> _VocLayout:
     for layout in _LAYOUTS:
         if (folder / layout.images).is_dir():
             return layout
@@ -73,9 +71,8 @@ def _layout_of(folder: Path) -> _Layout:
         for path in sorted(folder.iterdir())
         if any((path / layout.images).is_dir() for layout in _LAYOUTS)
     ]
-    hint = (
-        f"; there is one in {', '.join(map(str, below))}" if below else ""
-    )  # VOCdevkit holds VOC2012
+    # The published archive is VOCdevkit/VOC2012.
+    hint = f"; there is one in {', '.join(map(str, below))}" if below else ""
     raise DataError(
         f"{folder}: is no data set in PASCAL VOC layout: expected {expected} in it{hint}"
     )
@@ -83,8 +80,8 @@ def _layout_of(folder: Path) -> _Layout:
 
 def _read_names(path: Path) -> list[str]:
     if not path.is_file():
-        there = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
-        raise DataError(f"{path}: there is no such split list; lists in that folder: {there}")
+        lists = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
+        raise DataError(f"{path}: there is no such split list; lists in that folder: {lists}")
     try:
         lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -92,7 +89,6 @@ def _read_names(path: Path) -> list[str]:
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise DataError(
-            f"{path}: the split is empty; write one name a line, that of an image without its "
-            "suffix"
+            f"{path}: the split is empty; write one image name per line, without the suffix"
         )
     return names

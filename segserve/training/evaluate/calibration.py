@@ -1,8 +1,7 @@
-"""Temperature scaling: makes a model's confidences agree with how often it is right.
+"""Temperature scaling: one number divides the logits, so that confidences match the accuracy.
 
-Guo, Pleiss, Sun, Weinberger: "On Calibration of Modern Neural Networks", ICML 2017,
-    arXiv:1706.04599. One number
-divides the logits. It is fitted on one half of a split and judged on the other.
+Source: Guo, Pleiss, Sun, Weinberger: "On Calibration of Modern Neural Networks", ICML 2017,
+arXiv:1706.04599. One half of a split gives the temperature, the other half measures its effect.
 """
 
 from collections.abc import Callable
@@ -31,11 +30,10 @@ _LEVELS = 256  # of a confidence map
 def calibrate_model(
     folder: Path, data: LabelledImages, report: Callable[[int], None], *, dataset: str
 ) -> Calibration:
-    """Fits a model's temperature, measures the calibration error without and with it, and writes it
-    into the record.
+    """Fits a model's temperature, measures the calibration error, and writes both into the record.
 
-    Every second image of the split, beginning with the first, gives the temperature; the others
-    give the errors.
+    Every second image of the split, from the first on, gives the temperature. The others give the
+    error without and with it.
 
     Args:
         report: called after every image with the number of finished ones.
@@ -44,7 +42,7 @@ def calibrate_model(
     Raises:
         ModelError: the model cannot be loaded.
         DataError: an image or its labels cannot be read.
-        ValueError: the split has a single image, or one of its halves has no labelled pixel.
+        ValueError: the split has only one image, or one half has no labelled pixel.
     """
     record = read_record(folder).model_copy(update={"calibration": None})
     names = data.names
@@ -72,7 +70,7 @@ def calibrate_model(
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature of the least cross-entropy, within 0.1 to 10, to four digits.
+    """The temperature in 0.1..10 with the lowest cross-entropy, with four digits.
 
     Args:
         logits: float32 (pixels, classes).
@@ -89,14 +87,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def expected_calibration_error(pixels: NDArray[np.int64], right: NDArray[np.int64]) -> float:
-    """Mean distance between confidence and accuracy over 15 bins of equal width, each weighing by
-    its pixels, in 0..1.
+    """Mean distance between confidence and accuracy over 15 bins of equal width, in 0..1.
 
-    Source: Naeini, Cooper, Hauskrecht, AAAI 2015.
+    A bin weighs by its pixels. Source: Naeini, Cooper, Hauskrecht, AAAI 2015.
 
     Args:
-        pixels: (256,), how many pixels have each value of a confidence map.
-        right: (256,), how many of them have the right class.
+        pixels: (256,): the number of pixels with each value of a confidence map.
+        right: (256,): the number of them with the right class.
 
     Raises:
         ValueError: there is no pixel.
@@ -113,30 +110,26 @@ def expected_calibration_error(pixels: NDArray[np.int64], right: NDArray[np.int6
 def _labelled_logits(
     segmenter: Segmenter, data: LabelledImages, name: str
 ) -> tuple[Tensor, Tensor]:
-    """Logits, float32 (pixels, classes), and labels, int64 (pixels,), of some labelled pixels at
-    the image's size.
-    """
+    """Logits, float32 (pixels, classes), and labels, int64 (pixels,), of random labelled pixels."""
     image_rgb, truth = data.pair(name)
     height, width = truth.shape
     labelled = np.flatnonzero(truth != IGNORED)
-    drawn = np.random.default_rng(0).choice(
+    sampled = np.random.default_rng(0).choice(
         labelled, min(len(labelled), _PIXELS_PER_IMAGE), replace=False
     )
-    y, x = np.divmod(drawn, width)
-    places = np.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], axis=1)[None, None]
+    y, x = np.divmod(sampled, width)
+    positions = np.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], axis=1)[None, None]
     with torch.inference_mode():
         logits = segmenter.logits(image_rgb, segmenter.plan(height, width), Timings())
-        grid = torch.from_numpy(places).float()
+        grid = torch.from_numpy(positions).float()
         values = F.grid_sample(logits[None], grid, padding_mode="border", align_corners=False)[
             0, :, 0
         ]
-    return values.T, torch.from_numpy(truth.ravel()[drawn].astype(np.int64))
+    return values.T, torch.from_numpy(truth.ravel()[sampled].astype(np.int64))
 
 
 def _count_confidences(segmenter: Segmenter, data: LabelledImages, name: str) -> NDArray[np.int64]:
-    """(2, 256): by value of the served confidence map, the labelled pixels, and those of the right
-    class.
-    """
+    """(2, 256): labelled pixels, and those of the right class, per value of the confidence map."""
     image_rgb, truth = data.pair(name)
     segmentation = segmenter.segment(image_rgb, rule=LabelRule(keep_confidence=True))
     confidence_map = segmentation.confidence_map

@@ -1,5 +1,5 @@
-"""The figures as a document: JSON whose keys are versioned, and the part of it that a model's
-record keeps.
+"""The report of an evaluation: a JSON document with a format version, and the accuracy for a
+model's record.
 """
 
 from pathlib import Path
@@ -14,14 +14,12 @@ from .measure import Predictor
 from .metrics import Evaluation
 
 Scores = Annotated[
-    dict[str, Unit], Field(description="mean IoU of every image over the classes that it holds")
+    dict[str, Unit], Field(description="mean IoU of every image over the classes of its labels")
 ]
 
 
 class ClassFigures(Strict):
-    """One class. A class that no label names has no figures but may be predicted: see the confusion
-    matrix.
-    """
+    """One class. A class that does not occur in the labels has no figures, but may be predicted."""
 
     id: NonNegativeInt
     label: str
@@ -33,17 +31,16 @@ class ClassFigures(Strict):
 
 
 class EvaluationReport(Strict):
-    """What one run of `segserve evaluate` found.
+    """The result of one run of `segserve evaluate`.
 
     Attributes:
-        options: those that were set; the others are the model's or the server's own.
-        server: address of the server, where it was one that was measured.
-        pixels: labelled ones.
-        seconds: from the first file to the last count.
-        covered: the mean IoU over the classes that enough images hold.
-        calibration: as the model's record has it, see `segserve calibrate`; not measured by this
-            run.
-        confusion: pixels, a row for every true class, a column for every predicted one.
+        options: the options that were set; the model or the server decides about the others.
+        server: the address of the measured server, if there was one.
+        pixels: the number of labelled pixels.
+        seconds: duration, from the first file to the last count.
+        covered: the mean IoU over the classes that occur in enough images.
+        calibration: a copy from the model's record (`segserve calibrate`), not a measurement.
+        confusion: pixels, a row for every true class, a column for every predicted class.
     """
 
     format: Literal["segserve-evaluation"] = "segserve-evaluation"
@@ -71,14 +68,14 @@ class EvaluationReport(Strict):
 
     @property
     def present(self) -> list[ClassFigures]:
-        """The classes that the labels hold."""
+        """The classes that occur in the labels."""
         return [figures for figures in self.classes if figures.images]
 
 
 def build_report(
     evaluation: Evaluation, predictor: Predictor, *, data: str, split: str, min_images: int
 ) -> EvaluationReport:
-    """The document of an evaluation of this predictor; `data` and `split` are names for people."""
+    """The report of an evaluation of this predictor. `data` and `split` are names for people."""
     record = predictor.record
     return EvaluationReport(
         model=record.name,
@@ -125,7 +122,7 @@ def _figure(value: np.float64) -> float | None:
 
 
 def as_accuracy(report: EvaluationReport) -> Accuracy:
-    """For the model's record, to four digits."""
+    """The accuracy for the model's record, with four digits."""
     covered = report.covered
     return Accuracy(
         dataset=f"{report.data} {report.split}",
@@ -152,5 +149,5 @@ def as_accuracy(report: EvaluationReport) -> Accuracy:
 
 
 def write_report(path: Path, report: EvaluationReport) -> None:
-    """Writes the document as JSON; it appears under its name only when it is whole."""
+    """Writes the report as JSON. The file appears when it is complete."""
     write_whole(path, report.model_dump_json(indent=1) + "\n")

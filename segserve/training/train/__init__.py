@@ -1,3 +1,1 @@
-"""How a model's weights are made: data set, recipe, loop, checkpoints and the finished model
-folder.
-"""
+"""Training: recipe, batches, loss, loop, checkpoints and the finished model folder."""

@@ -1,25 +1,34 @@
-"""The model card, `README.md` of a model folder: what the record and the recipe say, in words and a
-table.
-"""
+"""The model card, `README.md` of a model folder: record, accuracy, notes and recipes as text."""
 
 from pathlib import Path
 from string import Template
 
+from PIL import Image
+
+from ...recipe import RECIPE_FILE
+from ...runtime.encode.mask import encode_jpeg
+from ...runtime.encode.overlay import draw_overlay
 from ...runtime.files import write_whole
 from ...runtime.network.build import build_network
 from ...runtime.record import RECORD_FILE, Accuracy, ModelRecord, read_record, write_record
 from ...runtime.settings import CONFIG_FILE
-from .recipe import RECIPE_FILE
+from ..data import LabelledImages
+from ..evaluate.measure import Predictor, measure, offline_model, segmented
+from ..evaluate.page import reduced
+from ..evaluate.report import EvaluationReport, as_accuracy, build_report
 
 CARD_FILE = "README.md"
 NOTES_FILE = "NOTES.md"
 PICTURE_FILE = "predictions.jpg"
 
+TRAIN_COMMAND, EVALUATE_COMMAND = "segserve train", "segserve evaluate --write"
+
+_PICTURE_ROWS, _MIN_IMAGES = 4, 20
+
 _CARD = Template("""\
 # $summary
 
-Version $version. Written by `segserve train` or `segserve evaluate --write`; edit the files \
-beside it instead.
+Version $version. Written by `$command`; edit the files beside it instead.
 
 | | |
 |---|---|
@@ -45,15 +54,34 @@ $notes
 $recipes""")
 
 
-def write_card(folder: Path, accuracy: Accuracy) -> None:
-    """Puts the measured accuracy into the folder's record and writes the card; `NOTES.md` is taken
-    in as it is.
+def measure_model(folder: Path, data: LabelledImages, *, dataset: str) -> EvaluationReport:
+    """Measures the folder's model after training, as it will be served.
+
+    Writes the accuracy into the record, a picture of predictions and the card.
+    """
+    with offline_model(folder) as predictor:
+        evaluation = measure(data, predictor, lambda _finished: None)
+        picture = _predictions(data, predictor)
+    report = build_report(
+        evaluation, predictor, data=dataset, split=data.split, min_images=_MIN_IMAGES
+    )
+    write_whole(folder / PICTURE_FILE, encode_jpeg(picture))
+    write_card(folder, as_accuracy(report), TRAIN_COMMAND)
+    return report
+
+
+def write_card(folder: Path, accuracy: Accuracy, command: str) -> None:
+    """Writes the accuracy into the folder's record, and the card. The card contains `NOTES.md`.
+
+    Args:
+        command: the command that writes the card, named in it.
     """
     record = read_record(folder).model_copy(update={"accuracy": accuracy})
     write_record(record, folder)
     notes = folder / NOTES_FILE
     text = _CARD.substitute(
         _facts(record, accuracy),
+        command=command,
         picture=_picture(folder),
         notes=notes.read_text(encoding="utf-8") if notes.exists() else "",
         recipes=_recipes(folder),
@@ -90,7 +118,7 @@ def _facts(record: ModelRecord, accuracy: Accuracy) -> dict[str, object]:
 
 
 def _further_figures(accuracy: Accuracy) -> str:
-    """A list of the figures that not every record has; nothing where it has none of them."""
+    """A list of the figures that are optional in a record; empty if it has none of them."""
     figures = {
         "frequency-weighted IoU": accuracy.frequency_weighted_iou,
         "mean accuracy": accuracy.mean_accuracy,
@@ -111,15 +139,13 @@ def _calibration(record: ModelRecord) -> str:
     found = record.calibration
     return (
         f"Confidences are calibrated with temperature {found.temperature:g}: their expected "
-        "calibration error is "
-        f"{found.ece:.3f}, and {found.ece_before:.3f} without it, on every second of "
-        f"{found.images} images of "
-        f"{found.dataset}.\n\n"
+        f"calibration error is {found.ece:.3f}, and {found.ece_before:.3f} without it, on every "
+        f"second of {found.images} images of {found.dataset}.\n\n"
     )
 
 
 def _class_figures(accuracy: Accuracy) -> str:
-    """A table of the classes, the best first, with boundary IoU where the record has it."""
+    """A table of the classes, the best first, with boundary IoU if the record has it."""
     boundary = accuracy.class_boundary_iou
     lines = (
         ["| class | IoU |", "|---|---|"]
@@ -135,14 +161,14 @@ def _class_figures(accuracy: Accuracy) -> str:
 
 
 def _picture(folder: Path) -> str:
-    """The folder's picture of predictions, where it has one."""
+    """The folder's picture of predictions, if there is one."""
     if not (folder / PICTURE_FILE).exists():
         return ""
     return f"\n![Pictures, their true classes and the predicted ones]({PICTURE_FILE})\n"
 
 
 def _recipes(folder: Path) -> str:
-    """The folder's recipes as they stand, the first stage's first."""
+    """The text of the folder's recipes, that of the first stage first."""
     others = (
         path
         for path in folder.glob("*.yaml")
@@ -152,3 +178,28 @@ def _recipes(folder: Path) -> str:
     return "\n".join(
         f"`{path.name}`:\n\n```yaml\n{path.read_text(encoding='utf-8')}```\n" for path in recipes
     )
+
+
+def _predictions(data: LabelledImages, predictor: Predictor) -> Image.Image:
+    """The split's first images in rows: picture, true classes, predicted classes."""
+    classes = predictor.record.classes
+    rows = []
+    for name in data.names[:_PICTURE_ROWS]:
+        image = reduced(segmented(data, predictor, name))
+        labelled = [
+            draw_overlay(image.image_rgb, labels, classes, shown=()) for labels in image[1:]
+        ]
+        rows.append(_joined([Image.fromarray(image.image_rgb), *labelled], across=True))
+    return _joined(rows, across=False)
+
+
+def _joined(pictures: list[Image.Image], *, across: bool) -> Image.Image:
+    widths, heights = (
+        [picture.width for picture in pictures],
+        [picture.height for picture in pictures],
+    )
+    size = (sum(widths), max(heights)) if across else (max(widths), sum(heights))
+    joined = Image.new("RGB", size, "white")
+    for index, picture in enumerate(pictures):
+        joined.paste(picture, (sum(widths[:index]), 0) if across else (0, sum(heights[:index])))
+    return joined

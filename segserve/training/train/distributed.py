@@ -1,4 +1,4 @@
-"""One process or several: which share of the work is this process's, and on which device."""
+"""One or several processes: the rank and the device of this process."""
 
 import os
 from collections.abc import Iterator
@@ -10,15 +10,13 @@ from torch import distributed
 
 
 def leads() -> bool:
-    """Whether this process is the one that reports and writes: the only one, or `torchrun`'s
-    first.
-    """
+    """Whether this process reports and writes: the only process, or the first of `torchrun`."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)
 class World:
-    """A process among those of the run, as `torchrun` counts them; alone without it."""
+    """The rank of this process among the `size` processes of `torchrun`; 0 of 1 without it."""
 
     rank: int
     size: int
@@ -27,9 +25,7 @@ class World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Joins the processes that `torchrun` started, with NCCL on GPUs and Gloo on CPUs; leaves them
-    at the end.
-    """
+    """Joins the processes that `torchrun` started, with NCCL on GPUs and Gloo on CPUs."""
     size, local_rank = (
         int(os.environ.get("WORLD_SIZE", "1")),
         int(os.environ.get("LOCAL_RANK", "0")),

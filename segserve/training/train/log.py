@@ -1,4 +1,4 @@
-"""What a run leaves to look at: `log.csv` and TensorBoard's event files."""
+"""The log of a run: `log.csv` and TensorBoard's event files."""
 
 import csv
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ class StepReport:
     """One finished step.
 
     Attributes:
-        step: how many steps are finished with it.
+        step: the number of finished steps.
         learning_rate: of the heads.
-        seconds: that it took, waiting for its batch included.
-        mean_iou: of the validation that followed it, in 0..1; None where none did.
+        seconds: duration of the step, with the wait for its batch.
+        mean_iou: of the validation after the step, in 0..1; None if there was none.
     """
 
     step: int
@@ -30,8 +30,9 @@ class StepReport:
 
 
 class RunLog:
-    """Appends to the log of a run, of which `finished` steps stand; rows of later steps, made
-    before the run was killed and to be made again, are dropped.
+    """Appends to the log of a run that has `finished` steps.
+
+    Rows of later steps are removed: a resumed run repeats these steps.
     """
 
     def __init__(self, run: Path, finished: int) -> None:
@@ -43,7 +44,7 @@ class RunLog:
             csv.writer(file).writerows([_COLUMNS, *rows])
 
     def _rows(self) -> list[list[str]]:
-        """The rows that were written whole."""
+        """The complete rows. A killed run may leave part of a row."""
         if not self._path.exists():
             return []
         with self._path.open(newline="", encoding="utf-8") as file:

@@ -1,10 +1,9 @@
-"""The training loop. A run killed at any moment goes on from its last checkpoint with the same
-batches.
-"""
+"""The training loop. An interrupted run continues with the same batches."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ...recipe import Recipe
 from ...runtime.errors import ModelError
+from ...runtime.inference.segmenter import Segmenter
 from ...runtime.network.build import SegmentationNetwork
 from ...runtime.record import InputRule, ModelRecord, read_record
-from ..data import LabelledImages, scan
-from .balance import rare_classes, repeat_factors
-from .copy_paste import ObjectPaste
-from .crops import StepSampler, TrainingCrops
+from ...runtime.settings import Settings
+from ..data import CheckedSplit, LabelledImages
+from ..evaluate.measure import measure, predictor_of
+from .crops import ObjectPaste, StepSampler, TrainingCrops, rare_classes, repeat_factors
 from .distributed import World, joined, leads
 from .log import RunLog, StepReport
-from .recipe import Recipe
 from .state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -31,12 +31,12 @@ Validate = Callable[[SegmentationNetwork], float]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What does not change the weights that come out.
+    """Options that do not change the trained weights.
 
     Attributes:
-        checkpoint_every: steps from one checkpoint to the next.
-        validate_every: steps from one validation to the next.
-        workers: processes that load data for this one.
+        checkpoint_every: steps between checkpoints.
+        validate_every: steps between validations.
+        workers: processes that load data for this process.
     """
 
     checkpoint_every: int = 50
@@ -44,36 +44,50 @@ class RunOptions:
     workers: int = 1
 
 
+@dataclass(frozen=True)
+class Validation:
+    """Measures a network on a split with the code that serves it."""
+
+    record: ModelRecord
+    data: LabelledImages
+
+    def __call__(self, network: SegmentationNetwork) -> float:
+        """Mean IoU in 0..1 over the classes of the split. The network is not changed."""
+        device = next(network.parameters()).device
+        # A copy, because the segmenter converts its network to the precision of inference.
+        segmenter = Segmenter(deepcopy(network), self.record, device=device, settings=Settings())
+        with predictor_of(segmenter) as predictor:
+            return measure(self.data, predictor, lambda _finished: None).mean_iou
+
+
 def train(
     model: Path,
     recipe: Recipe,
-    data: LabelledImages,
+    data: CheckedSplit,
     run: Path,
     report: Callable[[StepReport], None],
     *,
     validate: Validate | None = None,
     options: RunOptions = RunOptions(),
 ) -> SegmentationNetwork:
-    """Trains the network of a model folder, or goes on with the run that `run` holds, to the last
-    step of the recipe.
+    """Trains the network of a model folder to the last step of the recipe, or resumes the run.
 
-    Started by `torchrun`, every process computes its share of each batch, and the first one reports
-    and writes.
+    With `torchrun`, every process computes its share of each batch. The first process reports and
+    writes.
 
     Args:
-        model: folder with the record, and with the weights to start from where the recipe says so.
+        model: folder with the record, and with the weights if the recipe starts from the model.
         run: folder of the checkpoint, `log.csv` and the TensorBoard files.
         report: called after every step.
-        validate: gives the mean IoU, in 0..1, of a network, and leaves the network as it is.
+        validate: returns the mean IoU of a network, in 0..1, and does not change the network.
 
     Returns:
         The trained network in evaluation mode.
 
     Raises:
-        ModelError: `run` holds another run, or the recipe's batches do not divide among the
+        ModelError: `run` holds another run, or the batch size is not a multiple of the number of
             processes.
-        DataError: the data set has problems; all are listed.
-        FloatingPointError: the loss is no longer a number.
+        FloatingPointError: the loss is not finite.
     """
     record = read_record(model)
     with joined() as world:
@@ -82,14 +96,14 @@ def train(
         state.resume(run)
         batches = _batches(record, recipe, data, state.step, world, options.workers)
         if leads():
-            _lead(state, batches, run, report, validate, options)
+            _advance_and_report(state, batches, run, report, validate, options)
         else:
             for images, labels in batches:
                 state.advance(images, labels)
     return state.result().eval()
 
 
-def _lead(
+def _advance_and_report(
     state: TrainingState,
     batches: Iterator[tuple[Tensor, Tensor]],
     run: Path,
@@ -107,9 +121,9 @@ def _lead(
             if validate and state.step % options.validate_every == 0
             else None
         )
-        made = StepReport(state.step, loss, learning_rate, seconds, mean_iou)
-        log.add(made)
-        report(made)
+        finished = StepReport(state.step, loss, learning_rate, seconds, mean_iou)
+        log.add(finished)
+        report(finished)
         if state.is_finished or state.step % options.checkpoint_every == 0:
             state.save(run)
         began_s = time.perf_counter()
@@ -131,16 +145,15 @@ def _check_recipe(recipe: Recipe, world: World) -> None:
 def _batches(
     record: ModelRecord,
     recipe: Recipe,
-    data: LabelledImages,
+    split: CheckedSplit,
     first_step: int,
     world: World,
     workers: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What falls to a process of the batches from `first_step` on, normalised and on its device."""
-    scanned = scan(data, record.classes)
-    for note in scanned.notes if leads() else ():
+    """The share of this process in the batches from `first_step` on, normalised, on its device."""
+    for note in split.notes if leads() else ():
         logger.warning(note)
-    presence = scanned.presence
+    data, presence = split.data, split.presence
     rare = rare_classes(presence, recipe.repeat_threshold)
     crops = TrainingCrops(
         data, recipe, record.input, ObjectPaste(data, presence, rare, recipe.copy_paste)

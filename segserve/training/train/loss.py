@@ -6,22 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from ...recipe import Recipe
 from ...runtime.errors import ModelError
 from ...runtime.network.build import SegmentationNetwork
 from ..data import IGNORED
-from .depthwise import FastDepthwise
-from .recipe import Recipe
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class SegmentationLoss(nn.Module):
-    """A network and the cross-entropy of its logits, one module with one forward pass, as data
-    parallelism wants it.
+    """A network and the loss of its logits in one module, as data parallelism needs it.
 
-    Shape: normalised images, float32 (N, 3, S, S), and label maps, uint8 (N, S, S) with 255 for
-        pixels to ignore ->
-    the loss, float32 (): 0 where every pixel is to be ignored.
+    Shape: normalised images, float32 (N, 3, S, S), and label maps, uint8 (N, S, S), 255 for ignored
+    pixels -> the loss, float32 (): 0 if every pixel is ignored.
     """
 
     _class_weights: Tensor | None
@@ -42,28 +39,25 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         dtype = _AUTOCAST[self._recipe.precision]
-        with (
-            FastDepthwise(),
-            torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32),
-        ):
-            return self._taught(self.network(images), images, labels)
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            return self._with_teacher(self.network(images), images, labels)
 
-    def _taught(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss against the labels, and where there is a teacher, against its probabilities."""
-        loss = self._labelled(logits, labels)
+    def _with_teacher(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss against the labels, and against the teacher's probabilities if there is one."""
+        loss = self._label_loss(logits, labels)
         if self.teacher is None:
             return loss
         with torch.no_grad():
-            taught = self.teacher(images).float()
-            taught = F.interpolate(
-                taught, size=logits.shape[-2:], mode="bilinear", align_corners=False
+            target = self.teacher(images).float()
+            target = F.interpolate(
+                target, size=logits.shape[-2:], mode="bilinear", align_corners=False
             ).softmax(1)
         return torch.lerp(
-            loss, F.cross_entropy(logits.float(), taught), self._recipe.teacher_weight
+            loss, F.cross_entropy(logits.float(), target), self._recipe.teacher_weight
         )
 
-    def _labelled(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """In float32, at every `loss_stride`th pixel of the crop."""
+    def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss against the labels, in float32, at every `loss_stride`th pixel of the crop."""
         recipe = self._recipe
         stride = recipe.loss_stride
         truth = labels[:, stride // 2 :: stride, stride // 2 :: stride].long()
@@ -88,12 +82,13 @@ class SegmentationLoss(nn.Module):
 
 
 def lovasz_softmax(logits: Tensor, truth: Tensor) -> Tensor:
-    """The Lovasz extension of 1 - IoU, the mean over the classes that the batch's labels hold
-    (algorithm 1 of Berman et al., arXiv:1705.08790).
+    """The Lovasz extension of 1 - IoU, as the mean over the classes of the batch's labels.
+
+    Source: algorithm 1 of Berman et al., arXiv:1705.08790.
 
     Args:
         logits: float32 (N, C, H, W).
-        truth: int64 (N, H, W), 255 for pixels to ignore.
+        truth: int64 (N, H, W), 255 for ignored pixels.
     """
     labelled = truth != IGNORED
     probabilities, truth = logits.softmax(1).movedim(1, 0)[:, labelled], truth[labelled]
@@ -105,16 +100,13 @@ def lovasz_softmax(logits: Tensor, truth: Tensor) -> Tensor:
         intersection = is_class.sum() - is_class.cumsum(0)
         union = is_class.sum() + (1 - is_class).cumsum(0)
         steps = (1 - intersection / union).diff(prepend=errors.new_zeros(1))
-        losses.append(
-            (errors * steps).sum()
-        )  # no product of matrices, which autocast would round to bf16
+        # Not a matrix product, which autocast would round to bf16.
+        losses.append((errors * steps).sum())
     return torch.stack(losses).mean()
 
 
 def _class_weights(given: Mapping[str, float], labels: Sequence[str]) -> Tensor | None:
-    """float32 (classes,), 1 for the classes that the recipe does not name, or None where it names
-    none.
-    """
+    """float32 (classes,), 1 for classes that the recipe does not name. None if it names none."""
     unknown = sorted(given.keys() - set(labels))
     if unknown:
         raise ModelError(

@@ -1,9 +1,9 @@
 """Starts a model from Google's quantized DeepLabV3-MobileNetV2, a TFLite file.
 
 The file is `deeplabv3_mnv2_pascal_quant.tflite` of google-coral/test_data (Apache-2.0). Its
-convolutions have weights of 8 bits, with a scale and a zero point for each tensor, and batch norms
-folded into weights and biases. Beside a MobileNetV2 backbone it has a 1x1 branch, an image branch,
-their projection and a classifier, but no atrous branches.
+convolutions have int8 weights, with a scale and a zero point for each tensor; batch norms are fused
+into weights and biases. On a MobileNetV2 backbone it has a 1x1 branch, an image branch, their
+projection and a classifier, but no atrous branches.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,12 +25,12 @@ from ...runtime.network.build import SegmentationNetwork, build_network
 from ...runtime.record import read_record, sha256_of
 from ...runtime.settings import Settings
 from ..data import LabelledImages
-from .export import export_weights
+from .model_folder import export_weights
 
 REFERENCE_SHA256 = "350af47fd346ea6d74b58833a351f583ba860e9806ec5bd292ff8d8f1f249398"
 _WEIGHT, _BIASES = "/weights_quant/FakeQuantWithMinMaxVars", ("/BatchNorm_Fold/bias", "/biases")
-_IMAGES = 96  # enough for the means and variances of every norm
-_FITTING = (
+_IMAGES = 96  # for the means and variances of all norms
+_EXPECTED = (
     "backbone mobilenetv2_100 with use_l5_exp false, head corenet, aspp_out_channels 256, 21 "
     "classes"
 )
@@ -47,23 +47,24 @@ class Convolution:
 def import_reference(
     file: Path, folder: Path, data: LabelledImages, report: Callable[[int, int], None]
 ) -> None:
-    """Writes the file's network, with new atrous branches that change nothing yet, as the weights
-    of a model folder.
+    """Writes the file's network into a model folder, with new atrous branches.
+
+    The projection's weights for the new branches are 0, so that the result stays the same.
 
     Args:
-        folder: has the record of a network that the file fits.
-        data: some of its images, spread evenly, give the batch norms' statistics. Labels are not
+        folder: has the record of a network of the same shape.
+        data: 96 of its images, spread evenly, give the batch norms' statistics. Labels are not
             read.
-        report: called after every image with the number of finished ones and of all.
+        report: called after every image with the number of finished images and of all images.
 
     Raises:
-        ModelError: the file is missing or another one, the record's network is of another shape, or
-            the package ai-edge-litert is not installed.
+        ModelError: the file is missing or has another SHA-256, the record's network has another
+            shape, or the package ai-edge-litert is not installed.
         DataError: an image cannot be read.
     """
     record = read_record(folder)
     convolutions = read_reference(file)
-    torch.manual_seed(0)  # of the atrous branches
+    torch.manual_seed(0)  # for the atrous branches
     network = build_network(record.architecture, len(record.classes)).eval()
     load_reference(network, convolutions)
     segmenter = Segmenter(
@@ -81,7 +82,7 @@ def import_reference(
 
 
 def read_reference(file: Path, *, sha256: str = REFERENCE_SHA256) -> dict[str, Convolution]:
-    """The convolutions by their TensorFlow scopes, in the order of the network.
+    """TensorFlow scope -> convolution, in the order of the network.
 
     Raises:
         ModelError: the file is missing or has another SHA-256, or the package ai-edge-litert is not
@@ -101,7 +102,7 @@ def read_reference(file: Path, *, sha256: str = REFERENCE_SHA256) -> dict[str, C
 
 
 def _constants(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Weights and biases with their scopes, dequantized to float32."""
+    """(scope, weight or bias), dequantized to float32."""
     try:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError as error:
@@ -115,7 +116,7 @@ def _constants(file: Path) -> Iterator[tuple[str, Tensor]]:
     interpreter.allocate_tensors()
     for detail in interpreter.get_tensor_details():
         name, is_bias = detail["name"].rsplit(";", 1)[-1], detail["dtype"] is np.int32
-        for suffix in _BIASES if is_bias else (_WEIGHT,):  # activations have names of biases, too
+        for suffix in _BIASES if is_bias else (_WEIGHT,):  # activations have such names too
             if name.endswith(suffix):
                 scale, zero_point = detail["quantization"]
                 values = interpreter.get_tensor(detail["index"]).astype(np.float64)
@@ -126,9 +127,7 @@ def _constants(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _in_torch_order(scope: str, weight: Tensor) -> Tensor:
-    """From (out, h, w, in), or (1, h, w, out) of a depthwise convolution, to (out, in / groups, h,
-    w).
-    """
+    """(out, h, w, in), or (1, h, w, out) if depthwise -> (out, in / groups, h, w)."""
     return (
         weight.permute(3, 0, 1, 2) if scope.endswith("/depthwise") else weight.permute(0, 3, 1, 2)
     )
@@ -137,17 +136,17 @@ def _in_torch_order(scope: str, weight: Tensor) -> Tensor:
 def load_reference(network: SegmentationNetwork, convolutions: Mapping[str, Convolution]) -> None:
     """Loads the file's convolutions into a `mobilenetv2_100` with CoreNet's head, in place.
 
-    Atrous branches keep their weights, and the projection's weights for them are 0: the network
-    then computes what the file's network computes.
+    Atrous branches keep their weights. The projection's weights for them are 0, so that the network
+    computes the same as the file's network.
 
     Raises:
-        ModelError: the network is of another shape.
+        ModelError: the network has another shape.
     """
     *backbone, aspp0, pooling, projection, classifier = convolutions.values()
     pairs = list(_convolutions_with_norms(network.backbone))
-    if not _fits(network, pairs, backbone, classifier):
+    if not _has_same_shape(network, pairs, backbone, classifier):
         raise ModelError(
-            f"the reference does not fit the model's architecture: it needs {_FITTING}"
+            f"the reference does not match the model's architecture: it needs {_EXPECTED}"
         )
     head: Any = network.head
     aspp, logits = head[0], head[1]
@@ -155,9 +154,8 @@ def load_reference(network: SegmentationNetwork, convolutions: Mapping[str, Conv
         _load(conv, norm, read)
     width = len(projection.bias)
     widened = torch.zeros_like(aspp.project[0].weight)
-    widened[:, :width] = projection.weight[
-        :, width:
-    ]  # the file concatenates the image branch first
+    # The file concatenates the image branch first.
+    widened[:, :width] = projection.weight[:, width:]
     widened[:, -width:] = projection.weight[:, :width]
     _load(aspp.convs[0][0], aspp.convs[0][1], aspp0)
     _load(aspp.convs[-1][1], aspp.convs[-1][2], pooling)
@@ -167,7 +165,7 @@ def load_reference(network: SegmentationNetwork, convolutions: Mapping[str, Conv
         logits.bias.copy_(classifier.bias)
 
 
-def _fits(
+def _has_same_shape(
     network: SegmentationNetwork,
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]],
     backbone: list[Convolution],
@@ -182,7 +180,7 @@ def _fits(
 
 
 def _convolutions_with_norms(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions that a norm follows, each with its norm."""
+    """(convolution, the norm directly after it)."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
     for layer, following in pairwise(layers):
         if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
@@ -190,7 +188,7 @@ def _convolutions_with_norms(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.
 
 
 def _load(conv: nn.Conv2d, norm: nn.BatchNorm2d, read: Convolution) -> None:
-    """The norm then adds the bias and changes nothing else."""
+    """Loads weight and bias. The norm adds the bias and changes nothing else."""
     with torch.no_grad():
         conv.weight.copy_(read.weight)
         norm.get_buffer("running_mean").zero_()
@@ -200,10 +198,10 @@ def _load(conv: nn.Conv2d, norm: nn.BatchNorm2d, read: Convolution) -> None:
 
 
 def standardize_norms(network: SegmentationNetwork, images: Iterable[Tensor]) -> None:
-    """Brings the filters of every convolution to length 1 and gives its norm the statistics of
-    these images, in place.
+    """Scales the filters of every convolution to length 1, in place, and sets the statistics of its
+    norm to those of the images.
 
-    The network computes the same before and after, but can be trained: the file's norms are folded,
+    The network computes the same before and after, but can be trained: the file's norms are fused,
     and the lengths of its filters differ by factors of a thousand.
 
     Args:
@@ -230,8 +228,9 @@ def standardize_norms(network: SegmentationNetwork, images: Iterable[Tensor]) ->
 
 
 def _standardize(conv: nn.Conv2d, norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Filters of length 1: what learning rate suits a filter before a norm goes with the square of
-    its length.
+    """Scales the filters to length 1.
+
+    The right learning rate of a filter before a norm is proportional to its squared length.
     """
     running_mean, running_var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
     scale = norm.weight.double() / (running_var.double() + norm.eps).sqrt()

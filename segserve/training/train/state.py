@@ -1,24 +1,58 @@
-"""All that changes while a network is trained."""
+"""The state of a training run, and the checkpoints from which an interrupted run continues."""
 
+import os
 from copy import deepcopy
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...recipe import Recipe
 from ...runtime.errors import ModelError
+from ...runtime.files import whole_file
 from ...runtime.network.build import SegmentationNetwork, build_network
 from ...runtime.network.weights import load_network
 from ...runtime.record import ModelRecord, read_record
-from .average import averaged, blended
-from .backbone import load_backbone
-from .checkpoint import Checkpoint
+from .depthwise import use_fast_depthwise
 from .distributed import World
 from .loss import SegmentationLoss
-from .optimizer import build_optimizer, build_schedule
-from .recipe import Recipe
+from .model_folder import load_backbone
+from .optimizer import averaged, blended, build_optimizer, build_schedule
+
+CHECKPOINT_FILE = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """The state of a run after `step` finished steps.
+
+    Attributes:
+        origin: recipe and architecture of the run. Only a run with the same ones continues.
+        states: part (network, average, optimizer, scaler) -> state dict.
+    """
+
+    step: int
+    origin: dict[str, Any]
+    states: dict[str, dict[str, Any]]
+
+    def save(self, folder: Path) -> None:
+        """Replaces the checkpoint of the folder once the new one is complete on the disk."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / CHECKPOINT_FILE) as file:
+            torch.save(asdict(self), file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self | None:
+        """The checkpoint of the folder, or None if there is none."""
+        path = folder / CHECKPOINT_FILE
+        if not path.exists():
+            return None
+        return cls(**torch.load(path, map_location="cpu", weights_only=True))
 
 
 class TrainingState:
@@ -38,6 +72,8 @@ class TrainingState:
         )
         self._network, self._average = network, averaged(network, recipe.ema_decay)
         self._start = deepcopy(network) if recipe.start_share else None
+        if world.device.type == "cpu":
+            use_fast_depthwise(network)
         loss = SegmentationLoss(network, recipe, record.labels, _teacher(record, recipe))
         self._loss = _distributed(loss.to(world.device), world)
         self._optimizer = build_optimizer(network, recipe)
@@ -45,8 +81,7 @@ class TrainingState:
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
 
     def result(self) -> SegmentationNetwork:
-        """The network that the run would give now: the moving average, blended with the start if
-        the recipe says so.
+        """The network after the steps so far: the moving average, with `start_share` of the start.
 
         Do not change it: it may be the average itself.
         """
@@ -63,19 +98,19 @@ class TrainingState:
 
     @property
     def learning_rate(self) -> float:
-        """Of the heads."""
+        """The current learning rate of the heads."""
         rate: float = self._optimizer.param_groups[-1]["lr"]
         return rate
 
     def advance(self, images: Tensor, labels: Tensor) -> float:
-        """Makes one step and gives its loss.
+        """Makes one step and returns its loss.
 
         Args:
-            images: normalised, float32 (N, 3, S, S), on the device.
-            labels: uint8 (N, S, S), 255 for pixels to ignore, on the device.
+            images: float32 (N, 3, S, S), normalised, on the device.
+            labels: uint8 (N, S, S), 255 for ignored pixels, on the device.
 
         Raises:
-            FloatingPointError: the loss is no longer a number.
+            FloatingPointError: the loss is not finite.
         """
         torch.manual_seed(self._recipe.seed + self.step + (self._world.rank << 32))  # for dropout
         loss: Tensor = self._loss(images, labels)
@@ -92,15 +127,15 @@ class TrainingState:
 
     def save(self, run: Path) -> None:
         states = {name: part.state_dict() for name, part in self._parts().items()}
-        Checkpoint(self.step, self._origin, states).save(run)
+        RunCheckpoint(self.step, self._origin, states).save(run)
 
     def resume(self, run: Path) -> None:
-        """Goes on from the run's last checkpoint, where it has one.
+        """Continues from the run's last checkpoint, if there is one.
 
         Raises:
             ModelError: the checkpoint is of another recipe or architecture.
         """
-        checkpoint = Checkpoint.load(run)
+        checkpoint = RunCheckpoint.load(run)
         if checkpoint is None:
             return
         differing = [
@@ -123,8 +158,7 @@ class TrainingState:
             "optimizer": self._optimizer,
             "scaler": self._scaler,
         }
-        # A finished run has replaced the weights in the model folder, so the start is kept in the
-        # checkpoint.
+        # The checkpoint keeps the start: a finished run replaces the weights in the model folder.
         return parts if self._start is None else {**parts, "start": self._start}
 
 
@@ -144,7 +178,7 @@ def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> Segme
 
 
 def _teacher(record: ModelRecord, recipe: Recipe) -> SegmentationNetwork | None:
-    """The recipe's teacher, which stays as it is."""
+    """The frozen network of the recipe's teacher."""
     if recipe.teacher is None:
         return None
     folder = Path(recipe.teacher)
@@ -156,15 +190,14 @@ def _teacher(record: ModelRecord, recipe: Recipe) -> SegmentationNetwork | None:
     ):
         if own != its:
             raise ModelError(
-                f"teacher {folder}: has other {what} than the model that it is to teach: {its}, "
-                f"not {own}"
+                f"teacher {folder}: has other {what} than the model to train: {its}, not {own}"
             )
     teacher = load_network(teaching, folder).eval().requires_grad_(requires_grad=False)
     return teacher.to(memory_format=torch.channels_last)
 
 
 def _distributed(loss: nn.Module, world: World) -> nn.Module:
-    """Gradients are averaged over the processes; on GPUs, batch norms see the whole batch."""
+    """Averages gradients over the processes. On GPUs, batch norms see the whole batch."""
     if world.size == 1:
         return loss
     if world.device.type == "cuda":

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 
-from segserve.training.data.rle import area_px, read_runs, unrolled
+from segserve.training.data.masks import area_px, read_runs, unrolled
 
 from .coco import rle
 
@@ -53,13 +53,13 @@ def test_read_runs_of_a_large_mask_keep_long_runs():
     ],
     ids=str,
 )
-def test_read_runs_that_are_none_of_the_image_raise(counts, message):
+def test_read_runs_of_another_image_raise(counts, message):
     with pytest.raises(ValueError, match=message):
         read_runs(counts, height_px=10, width_px=10)
 
 
 @given(st.binary(max_size=30) | st.lists(st.integers(-(2**70), 2**70), max_size=5))
-def test_read_runs_of_anything_give_runs_of_the_image_or_raise(counts):
+def test_read_runs_of_any_input_give_runs_of_the_image_or_raise(counts):
     try:
         runs = read_runs(counts, height_px=4, width_px=5)
     except ValueError:

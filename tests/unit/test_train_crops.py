@@ -1,12 +1,11 @@
-"""Class balance: which images are seen more often, and what is pasted into crops."""
+"""The balance of rare classes: repeated images, and objects pasted into crops."""
 
 import numpy as np
 import pytest
 import torch
 
 from segserve.training.data import VocFolder
-from segserve.training.train.balance import rare_classes, repeat_factors
-from segserve.training.train.copy_paste import ObjectPaste
+from segserve.training.train.crops import ObjectPaste, rare_classes, repeat_factors
 
 from .voc import write_pair, write_split
 
