@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ServerError
+from .local.process import LocalServer
 from .ray.process import RayServe
 from .running import RunningServer
 from .torchserve.process import TorchServe
@@ -17,7 +18,9 @@ SERVE_DIR = Path(".run/serve")
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 DEFAULT_MODEL = "deeplabv3"
-ENGINES: Mapping[str, type[RunningServer]] = {kind.engine: kind for kind in (TorchServe, RayServe)}
+ENGINES: Mapping[str, type[RunningServer]] = {
+    kind.engine: kind for kind in (TorchServe, LocalServer, RayServe)
+}
 TOKEN_VARIABLE = "SEGSERVE_TOKEN"  # noqa: S105 - the name of a variable
 TOKEN_FILE_VARIABLE = "SEGSERVE_TOKEN_FILE"  # noqa: S105
 """Names a file that holds the token, as secrets are handed to containers."""
