@@ -1,6 +1,4 @@
-"""Where predictions are asked for: the address that was named, else the server that was left
-running here.
-"""
+"""The address for predictions: the one that was given, else the running server of this folder."""
 
 import os
 from collections.abc import Mapping

@@ -206,7 +206,7 @@ class LocalWorker:
             raise
         if result is None:
             for pending in batch:
-                _fail(pending, InternalError("the server failed at this request; see its log"))
+                _fail(pending, InternalError("the server failed at this request; its log says why"))
             return
         for pending, handled in zip(batch, result, strict=True):
             if not pending.response.done():
@@ -216,7 +216,7 @@ class LocalWorker:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
     def _start(self) -> None:
-        ours, theirs = _SPAWN.Pipe()
+        connection, worker_end = _SPAWN.Pipe()
         config = self._archive.config
         metrics = {metric.name: metric.labels for metric in OWN}
         on_gpu = config.deviceType != "cpu"
@@ -224,7 +224,7 @@ class LocalWorker:
         process = _SPAWN.Process(
             target=run_worker,
             args=(
-                theirs,
+                worker_end,
                 str(self._archive.path),
                 self._folder.name,
                 self._index,
@@ -233,8 +233,8 @@ class LocalWorker:
             ),
         )
         process.start()
-        theirs.close()  # so that the end of the process ends the connection
-        self._process, self._connection = process, ours
+        worker_end.close()  # so that the end of the process ends the connection
+        self._process, self._connection = process, connection
         loaded = self._receive("startupTimeout", config.startupTimeout)
         if loaded.error is not None:
             raise WorkerLostError(loaded.error)

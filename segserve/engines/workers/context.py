@@ -1,4 +1,4 @@
-"""What a handler gets in place of TorchServe's `Context` and metrics cache.
+"""What a handler gets instead of TorchServe's `Context` and metrics cache.
 
 Nothing here imports `segserve.runtime`, for the reason given in `loading`.
 """

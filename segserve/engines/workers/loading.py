@@ -79,9 +79,9 @@ def load_handler(
 
 
 def _unpack(archive: Path, folder: Path, trusted: TrustedKeys | None) -> None:
-    with TemporaryDirectory(prefix="segserve-verified-") as place:
+    with TemporaryDirectory(prefix="segserve-verified-") as folder_of_copy:
         if trusted is not None:
-            verified = Path(place) / archive.name
+            verified = Path(folder_of_copy) / archive.name
             trusted.copy(archive, verified)
             archive = verified
         with zipfile.ZipFile(archive) as packed:
