@@ -30,6 +30,7 @@ class Engine(StrEnum):
     """The server that runs an archive."""
 
     TORCHSERVE = "torchserve"
+    LOCAL = "local"
     RAY = "ray"
 
 

@@ -1,1 +1,3 @@
-"""Runs an archive: TorchServe or Ray Serve. Each engine starts, watches and stops workers."""
+"""Runs an archive: TorchServe, local worker processes or Ray Serve. Each engine starts and stops
+a server.
+"""

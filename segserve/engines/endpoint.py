@@ -1,6 +1,4 @@
-"""Where predictions are asked for: the address that was named, else the server that was left
-running here.
-"""
+"""The address for predictions: the one that was given, else the running server of this folder."""
 
 import os
 from collections.abc import Mapping
@@ -8,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ServerError
+from .local.process import LocalServer
 from .ray.process import RayServe
 from .running import RunningServer
 from .torchserve.process import TorchServe
@@ -17,7 +16,9 @@ SERVE_DIR = Path(".run/serve")
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 DEFAULT_MODEL = "deeplabv3"
-ENGINES: Mapping[str, type[RunningServer]] = {kind.engine: kind for kind in (TorchServe, RayServe)}
+ENGINES: Mapping[str, type[RunningServer]] = {
+    kind.engine: kind for kind in (TorchServe, LocalServer, RayServe)
+}
 TOKEN_VARIABLE = "SEGSERVE_TOKEN"  # noqa: S105 - the name of a variable
 TOKEN_FILE_VARIABLE = "SEGSERVE_TOKEN_FILE"  # noqa: S105
 """Names a file that holds the token, as secrets are handed to containers."""

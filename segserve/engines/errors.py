@@ -2,6 +2,4 @@
 
 
 class ServerError(Exception):
-    """A TorchServe that cannot be configured, started or stopped. The message is one line for
-    people.
-    """
+    """A server cannot be configured, started or stopped. The message is one line for people."""

@@ -1,6 +1,4 @@
-"""A server as a child process that may outlive its parent: found again, watched until it answers,
-stopped.
-"""
+"""A server as a child process that may outlive its parent: find it, wait for it, stop it."""
 
 import contextlib
 import json
@@ -131,14 +129,12 @@ class RunningServer(ABC):
 
     @property
     def inference_url(self) -> str:
-        """Where predictions are asked for: http://HOST:PORT."""
+        """The address for predictions: http://HOST:PORT."""
         return self._state.inference_url
 
     @property
     def grpc_address(self) -> str:
-        """Where predictions are asked for over gRPC: HOST:PORT; empty where the engine speaks
-        none.
-        """
+        """The address for predictions over gRPC: HOST:PORT; empty if the engine has no gRPC."""
         return self._state.grpc_address
 
     @property
@@ -153,15 +149,15 @@ class RunningServer(ABC):
 
     @property
     def inference_token(self) -> str | None:
-        """The bearer token for `inference_url`, read anew each time; None where authorization is
-        off.
+        """The bearer token for `inference_url`, read from the file each time; None if
+        authorization is off.
         """
         return self._token("inference")
 
     @property
     def management_token(self) -> str | None:
-        """The bearer token for `management_url`, read anew each time; None where authorization is
-        off.
+        """The bearer token for `management_url`, read from the file each time; None if
+        authorization is off.
         """
         return self._token("management")
 
@@ -236,24 +232,24 @@ class RunningServer(ABC):
     def _obstacle(self, model: str) -> str | None:
         """What keeps a model from answering, or None where a worker is READY."""
         if not self._tree.alive():
-            return "the server does not run"  # whoever answers at its address is not ours
+            return "the server does not run"  # another server may use its address
         token = self.management_token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             with requests.Session() as session:
-                session.trust_env = False  # no proxy stands between us and our own server
-                answer = session.get(
+                session.trust_env = False  # no proxy for our own server
+                response = session.get(
                     f"{self.management_url}/models/{model}",
                     headers=headers,
                     timeout=_HTTP_TIMEOUT_S,
                 )
-            if not answer.ok:
-                return f"the server says {answer.status_code}: {answer.json()['message']}"
+            if not response.ok:
+                return f"the server says {response.status_code}: {response.json()['message']}"
             states = [
-                worker["status"] for version in answer.json() for worker in version["workers"]
+                worker["status"] for version in response.json() for worker in version["workers"]
             ]
         except (requests.RequestException, ValueError, TypeError, KeyError):
-            return "the server does not answer yet"
+            return "the server does not respond yet"
         return (
             None if "READY" in states else f"its workers are {', '.join(states) or 'not there yet'}"
         )

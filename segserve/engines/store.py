@@ -34,8 +34,8 @@ def fill_store(
     store.mkdir(parents=True)
     if trusted is not None:
         archives = [
-            _verified(archive, store / f"{place}.verified", trusted)
-            for place, archive in enumerate(archives)
+            _verified(archive, store / f"{index}.verified", trusted)
+            for index, archive in enumerate(archives)
         ]
     names = tuple(model_name(archive) for archive in archives)
     if len(set(names)) < len(names):

@@ -1,5 +1,5 @@
 """A real server with two models, the shipped one and a copy of it with narrow limits; all tests run
-on both engines.
+on every engine.
 """
 
 import shutil

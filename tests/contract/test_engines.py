@@ -1,6 +1,4 @@
-"""What every engine answers is what the archive answers without any, byte for byte: hence all of
-them the same.
-"""
+"""The response of every engine is that of the archive without an engine, byte for byte."""
 
 import pytest
 import requests

@@ -22,8 +22,13 @@ from ts.metrics.caching_metric import CachingMetric
 
 from segserve.archive import build_archive
 from segserve.engines.ray import Arguments
-from segserve.engines.ray.collected import CollectedMetrics, Observation, Sink
-from segserve.engines.ray.context import Context, Worker
+from segserve.engines.workers.context import (
+    CollectedMetric,
+    CollectedMetrics,
+    HandlerContext,
+    HandlerProcess,
+    Observation,
+)
 from segserve.runtime import cores
 from segserve.runtime.errors import BadRequestError, ModelError, TooLargeError
 from segserve.runtime.telemetry.metrics import BUCKETS, ENGINE, OWN
@@ -38,17 +43,17 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'segserve[r
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 
-from segserve.engines.ray.archives import read_archive
 from segserve.engines.ray.build import Replicas, cores_needed
-from segserve.engines.ray.ingress import Door
-from segserve.engines.ray.metrics import Metrics
-from segserve.engines.ray.process import _environment
-from segserve.engines.ray.rows import as_headers, as_row, read_body
-from segserve.engines.ray.tokens import Tokens
+from segserve.engines.ray.process import RayServe
+from segserve.engines.workers.application import HandlerApplication
+from segserve.engines.workers.archives import read_archive
+from segserve.engines.workers.metrics import ServerMetrics
+from segserve.engines.workers.request import as_headers, as_row, read_body
+from segserve.engines.workers.tokens import KeyFile
 from segserve.gateway.torchserve_errors import RefusalError, unknown_version
 
 HEADERS = [{"accept": "image/png"}, {"x-segment-mask": "rle"}]
-WORKER = Worker("tiny", "/model", {"model": {}}, {"batchSize": 2}, 2, None)
+WORKER = HandlerProcess("tiny", "/model", {"model": {}}, {"batchSize": 2}, 2, None)
 
 
 # The context
@@ -68,7 +73,9 @@ def theirs() -> TorchServeContext:
     return context
 
 
-@pytest.fixture(params=[theirs, lambda: Context(WORKER, HEADERS)], ids=["TorchServe's", "ours"])
+@pytest.fixture(
+    params=[theirs, lambda: HandlerContext(WORKER, HEADERS)], ids=["TorchServe's", "ours"]
+)
 def context(request):
     return request.param()
 
@@ -76,7 +83,7 @@ def context(request):
 def test_context_methods_have_the_parameters_of_torchserve_s():
     ours = {
         name: member
-        for name, member in inspect.getmembers(Context, inspect.isfunction)
+        for name, member in inspect.getmembers(HandlerContext, inspect.isfunction)
         if name[0] != "_"
     }
     assert ours
@@ -126,8 +133,8 @@ def archive(tmp_path_factory):
 LOAD = """
 import json, sys
 from pathlib import Path
-from segserve.engines.ray.context import Context
-from segserve.engines.ray.loading import load_handler
+from segserve.engines.workers.context import HandlerContext
+from segserve.engines.workers.loading import load_handler
 archive, folder, image = map(Path, sys.argv[1:])
 MODEL = ["model_name", "model_version"]
 handler, worker = load_handler(archive, folder, overrides={"handler": {"threads": 1}, "maxWorkers":
@@ -136,7 +143,7 @@ handler, worker = load_handler(archive, folder, overrides={"handler": {"threads"
                                "error"],
                                         "segserve_worker_starts_total": MODEL,
                                         "segserve_batch_size": ["other"]})
-context = Context(worker, [{}, {"accept": "image/png"}])
+context = HandlerContext(worker, [{}, {"accept": "image/png"}])
 bodies = handler.handle([{"body": image.read_bytes()}] * 2, context)
 homes = {Path(sys.modules[name].__file__).is_relative_to(folder)
          for name in ("handler", "deeplabv3", "segserve.runtime", "segserve.runtime.pipeline")}
@@ -172,7 +179,7 @@ def test_load_handler_runs_the_code_of_the_archive(archive, tmp_path):
 
 
 def test_load_handler_beside_another_runtime_is_refused(archive, tmp_path):
-    from segserve.engines.ray.loading import load_handler
+    from segserve.engines.workers.loading import load_handler
 
     with pytest.raises(RuntimeError, match=r"segserve\.runtime is imported already"):
         load_handler(archive, tmp_path, overrides={}, gpu_id=None)
@@ -271,11 +278,11 @@ def test_arguments_of_the_documentation_are_those_that_are_known():
     assert set(Arguments.model_fields) <= named
 
 
-def test_environment_of_the_server_has_no_secrets_and_no_other_ray(monkeypatch):
+def test_environment_of_the_server_has_no_secrets_and_no_other_ray(monkeypatch, tmp_path):
     names = {"PYTORCH_TOKEN", "RAY_ADDRESS", "DATABASE_URL", "OMP_WAIT_POLICY"}
     for name in names:
         monkeypatch.setenv(name, "value")
-    told = _environment("(?i).*(TOKEN|SECRET).*")
+    told = RayServe.environment("(?i).*(TOKEN|SECRET).*", tmp_path)
     assert told.keys() & names == {"OMP_WAIT_POLICY"}
     assert (told["RAY_USAGE_STATS_ENABLED"], told["RAY_AUTH_MODE"]) == ("0", "token")
 
@@ -301,21 +308,35 @@ def test_read_body_that_is_too_large_is_refused_after_its_end():
     assert asyncio.run(anext(chunks, "its end")) == "its end"
 
 
-def test_door_keeps_nothing_of_a_body_that_comes_without_the_token(tmp_path):
+class NoWorkers:
+    """A pool that no request may reach."""
+
+    async def submit(self, model, received):
+        raise AssertionError
+
+    async def worker_states(self, model):
+        return []
+
+
+def test_application_keeps_nothing_of_a_body_that_comes_without_the_token(tmp_path):
     told = iter(range(32, -1, -1))
 
     async def receive():
         return {"type": "http.request", "body": bytes(1 << 20), "more_body": next(told) > 0}
 
-    door = Door.func_or_class(
-        {}, {}, key_file=str(tmp_path / "keys"), token_minutes=60, max_request_bytes=1 << 26
+    application = HandlerApplication(
+        NoWorkers(),
+        {},
+        key_file=str(tmp_path / "keys"),
+        token_minutes=60,
+        max_request_bytes=1 << 26,
     )
     request = Request(
         {"type": "http", "method": "POST", "path": "/predictions/tiny", "headers": []}, receive
     )
     tracemalloc.start()
     try:
-        response = asyncio.run(door(request))
+        response = asyncio.run(application.respond(request))
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -415,7 +436,7 @@ def bearer(key_file, kind: str) -> str:
 
 
 def test_tokens_file_is_of_torchserve_s_form_and_private(key_file):
-    Tokens(key_file, minutes=60)
+    KeyFile(key_file, minutes=60)
     entries = json.loads(key_file.read_text())
     assert {kind: set(entry) for kind, entry in entries.items()} == {
         "inference": {"key", "expiration time"},
@@ -429,7 +450,7 @@ def test_tokens_file_is_of_torchserve_s_form_and_private(key_file):
 
 
 def test_tokens_check_lets_the_right_one_in(key_file):
-    tokens = Tokens(key_file, minutes=60)
+    tokens = KeyFile(key_file, minutes=60)
     tokens.check(bearer(key_file, "inference"), "inference")
     tokens.check(bearer(key_file, "management"), "management")
 
@@ -447,7 +468,7 @@ def test_tokens_check_lets_the_right_one_in(key_file):
     ids=["none", "wrong", "empty", "of another kind", "not as bearer", "not ASCII"],
 )
 def test_tokens_check_refuses_in_torchserve_s_words(key_file, given):
-    tokens = Tokens(key_file, minutes=60)
+    tokens = KeyFile(key_file, minutes=60)
     with pytest.raises(RefusalError, match="Token Authorization failed") as caught:
         tokens.check(given(key_file), "inference")
     assert caught.value.status == 400
@@ -458,7 +479,7 @@ def test_tokens_check_refuses_in_torchserve_s_words(key_file, given):
 
 
 def test_tokens_check_of_an_expired_one_refuses(key_file):
-    tokens = Tokens(key_file, minutes=60)
+    tokens = KeyFile(key_file, minutes=60)
     entries = json.loads(key_file.read_text())
     entries["inference"]["expiration time"] = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
     key_file.write_text(json.dumps(entries))
@@ -467,7 +488,7 @@ def test_tokens_check_of_an_expired_one_refuses(key_file):
 
 
 def test_tokens_renewed_elsewhere_are_known(key_file):
-    here, there = Tokens(key_file, minutes=60), Tokens(key_file, minutes=60)
+    here, there = KeyFile(key_file, minutes=60), KeyFile(key_file, minutes=60)
     old = bearer(key_file, "inference")
     here.check(old, "inference")
     there.renew(bearer(key_file, "API"), "inference")
@@ -480,7 +501,7 @@ def test_tokens_renewed_elsewhere_are_known(key_file):
     ("key", "kind"), [("inference", "inference"), ("API", "other")], ids=["key", "kind"]
 )
 def test_tokens_renew_with_another_key_or_kind_refuses(key_file, key, kind):
-    tokens = Tokens(key_file, minutes=60)
+    tokens = KeyFile(key_file, minutes=60)
     before = key_file.read_text()
     with pytest.raises(RefusalError, match="Token Authentication failed"):
         tokens.renew(bearer(key_file, key), kind)
@@ -488,7 +509,7 @@ def test_tokens_renew_with_another_key_or_kind_refuses(key_file, key, kind):
 
 
 def test_tokens_check_without_the_file_refuses_everyone(key_file):
-    tokens = Tokens(key_file, minutes=60)
+    tokens = KeyFile(key_file, minutes=60)
     authorization = bearer(key_file, "inference")
     key_file.unlink()
     with pytest.raises(RefusalError, match="Token Authorization failed"):
@@ -506,11 +527,11 @@ def test_refusal_of_a_version_is_torchserve_s():
 
 
 def test_metrics_count_under_torchserve_s_names():
-    metrics = Metrics()
+    metrics = ServerMetrics()
     metrics.count_prediction("tiny", None, seconds=0.5, handler_seconds=0.25)
     metrics.count_prediction("tiny", "1.0", seconds=0.25, handler_seconds=0.5)
-    metrics.count_answer(200)
-    metrics.count_answer(503)
+    metrics.count_response(200)
+    metrics.count_response(503)
     families = text_string_to_metric_families(metrics.exposed().decode())
     told = {
         (sample.name, sample.labels.get("model_version")): sample.value
@@ -527,7 +548,7 @@ def test_metrics_count_under_torchserve_s_names():
 
 
 def test_metrics_expose_all_that_is_declared_under_its_labels():
-    metrics = Metrics()
+    metrics = ServerMetrics()
     metrics.count_prediction("tiny", None, seconds=0.5, handler_seconds=0.25)
     metrics.count_observations(
         Observation(metric.name, 0.25, ("x",) * len(metric.labels)) for metric in OWN
@@ -549,7 +570,7 @@ def test_metrics_expose_all_that_is_declared_under_its_labels():
 
 
 def test_metrics_count_observations_add_observe_and_set():
-    metrics = Metrics()
+    metrics = ServerMetrics()
     for value in (0.25, 0.5):
         metrics.count_observations(
             [
@@ -568,9 +589,9 @@ def test_metrics_count_observations_add_observe_and_set():
         assert re.search(rf"^{name}\{{.*\}} {expected}$", text, re.MULTILINE)
 
 
-def test_sink_takes_what_torchserve_s_takes():
+def test_collected_metric_has_the_parameters_of_torchserve_s():
     ours, theirs = (
-        inspect.signature(Sink.add_or_update),
+        inspect.signature(CollectedMetric.add_or_update),
         inspect.signature(CachingMetric.add_or_update),
     )
     assert list(ours.parameters) == list(theirs.parameters)[: len(ours.parameters)]

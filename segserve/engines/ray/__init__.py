@@ -39,7 +39,7 @@ class Arguments(BaseModel):
             and `maxWorkers` of its model-config.yaml.
         threads: CPU threads of a replica, and the cores that Ray reserves for it; by default the
             cores of a machine divided by `max_replicas`.
-        doors: gateway processes, which read requests and write responses.
+        doors: ingress processes, which read requests and write responses.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -20,9 +20,9 @@ from ray import serve
 from ...runtime.errors import ModelError
 from ..properties import read_properties
 from ..torchserve.launch import CONFIG_FILE
+from ..workers.process import FAILED
 from . import Arguments, app
 from .build import cores_needed
-from .process import FAILED
 
 _NAME = "segserve"
 _LOOPBACK = "127.0.0.1"
@@ -94,8 +94,8 @@ def _replica_error() -> str:
     deployments = serve.status().applications[_NAME].deployments.values()
     lines = "\n".join(deployment.message for deployment in deployments).splitlines()
     errors = [line.partition("Error: ")[2].strip() for line in lines if "Error: " in line]
-    told = [error for error in errors if not error.startswith("Traceback")]
-    return told[-1] if told else ""
+    reported = [error for error in errors if not error.startswith("Traceback")]
+    return reported[-1] if reported else ""
 
 
 if __name__ == "__main__":

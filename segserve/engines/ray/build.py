@@ -1,4 +1,4 @@
-"""Puts the application together: a door, and behind it the replicas of every model."""
+"""Builds the application: the ingress, and the replicas of every model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +12,15 @@ from ...runtime.errors import ModelError
 from ...runtime.settings import ModelConfig
 from ...runtime.telemetry.metrics import OWN
 from ...signing import TrustedKeys
+from ..workers.archives import ServedArchive, ServedModel, read_archives
+from ..workers.tokens import KeyFile
 from . import ARCHIVE_VARIABLE, Arguments
-from .archives import Archive, read_archive
-from .description import Served
-from .ingress import Door
-from .replica import Model
-from .tokens import Tokens
+from .ingress import RayIngress
+from .replica import RayReplica
 
-_BATCHES_AHEAD = (
-    2  # one that is computed and one that waits beside it, so that the network never idles
-)
+_BATCHES_AHEAD = 2  # one that is computed and one that waits, so that the network never idles
 _HEALTH_CHECK_PERIOD_S = 2.0  # a replica that is gone is noticed as soon
-_DOOR_REQUESTS = 256
+_INGRESS_REQUESTS = 256
 
 
 def build_app(arguments: Arguments) -> Application:
@@ -33,19 +30,19 @@ def build_app(arguments: Arguments) -> Application:
     key_file = None
     if arguments.token_authorization:
         key_file = Path(arguments.key_file).resolve()
-        Tokens(key_file, minutes=arguments.token_minutes)  # made here, once, and read by every door
+        KeyFile(key_file, minutes=arguments.token_minutes)  # created once, read by every ingress
     queue = sum(archive.config.jobQueueSize for archive in archives)
-    door = Door.options(  # type: ignore[attr-defined]
+    ingress = RayIngress.options(  # type: ignore[attr-defined]
         num_replicas=arguments.doors,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=max(
-            _DOOR_REQUESTS, 2 * queue
-        ),  # the models' queues are full before the door is
+            _INGRESS_REQUESTS, 2 * queue
+        ),  # the models' queues are full before the ingress is
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
     )
-    application: Application = door.bind(
+    application: Application = ingress.bind(
         {archive.name: _model(archive, arguments, trusted) for archive in archives},
-        {archive.name: Served.of(archive) for archive in archives},
+        {archive.name: ServedModel.of(archive) for archive in archives},
         key_file=str(key_file) if key_file else None,
         token_minutes=arguments.token_minutes,
         max_request_bytes=arguments.max_request_bytes,
@@ -57,21 +54,16 @@ def _trusted(arguments: Arguments) -> TrustedKeys | None:
     return TrustedKeys.read(Path(arguments.trust)) if arguments.trust else None
 
 
-def _archives(arguments: Arguments) -> list[Archive]:
+def _archives(arguments: Arguments) -> list[ServedArchive]:
     paths = [path.strip() for path in arguments.archive.split(",") if path.strip()]
     if not paths:
         raise ModelError(f"no archive was named: give archive=FILE.mar, or set {ARCHIVE_VARIABLE}")
-    trusted = _trusted(arguments)
-    archives = [read_archive(Path(path), trusted=trusted) for path in paths]
-    names = [archive.name for archive in archives]
-    if len(set(names)) < len(names):
-        raise ModelError(f"two archives have the same model name: {', '.join(sorted(names))}")
-    return archives
+    return read_archives(paths, trusted=_trusted(arguments))
 
 
 def cores_needed(arguments: Arguments) -> int:
-    """The cores that Ray must be told of for all replicas to find room, whatever the machine has:
-    like TorchServe's workers, those of several models share its cores.
+    """The cores that Ray needs to start all replicas, whatever the machine has: like TorchServe's
+    workers, the replicas of several models share its cores.
     """
     replicas = [Replicas.of(archive.config, arguments) for archive in _archives(arguments)]
     return sum(each.most * each.threads for each in replicas)
@@ -100,10 +92,12 @@ class Replicas:
         return {"autoscaling_config": {**limits, "target_ongoing_requests": target}}
 
 
-def _model(archive: Archive, arguments: Arguments, trusted: TrustedKeys | None) -> Application:
+def _model(
+    archive: ServedArchive, arguments: Arguments, trusted: TrustedKeys | None
+) -> Application:
     config = archive.config
     replicas = Replicas.of(config, arguments)
-    model = Model.options(  # type: ignore[attr-defined]
+    model = RayReplica.options(  # type: ignore[attr-defined]
         name=archive.name,
         ray_actor_options={"num_cpus": replicas.threads, "num_gpus": _gpus(config, replicas.most)},
         max_ongoing_requests=_BATCHES_AHEAD * config.batchSize,

@@ -14,13 +14,12 @@ import ray
 from ray import serve
 
 from ...signing import TrustedKeys
-from .context import Context
-from .exchange import Handled, Received
-from .loading import load_handler
+from ..workers.batch import BatchHandler
+from ..workers.messages import Handled, Received
 
 
 @serve.deployment
-class Model:
+class RayReplica:
     """The handler of an archive, as an actor of Ray Serve.
 
     Args:
@@ -49,49 +48,35 @@ class Model:
         self._folder = TemporaryDirectory(prefix="segserve-model-")
         # The network runs in one thread only. So there is only one pool of PyTorch threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
-        gpu_id = 0 if ray.get_gpu_ids() else None  # Ray shows a replica only its own GPU
-        self._handler, self._worker = self._thread.submit(
-            load_handler,
+        self._handler = self._thread.submit(
+            BatchHandler,
             Path(archive),
             Path(self._folder.name),
             overrides=overrides,
-            gpu_id=gpu_id,
+            gpu_id=0 if ray.get_gpu_ids() else None,  # Ray shows a replica only its own GPU
             metrics=metrics,
             trusted=trusted,
         ).result()
-        together: Any = self._together  # the type lacks the decorator's own methods
-        together.set_max_batch_size(batch_size)
-        together.set_batch_wait_timeout_s(batch_delay_s)
+        batched: Any = self._batched  # the type lacks the decorator's own methods
+        batched.set_max_batch_size(batch_size)
+        batched.set_batch_wait_timeout_s(batch_delay_s)
 
     async def predict(self, request: Received) -> Handled:
-        handled: Handled = await self._together(request)
+        handled: Handled = await self._batched(request)
         return handled
 
     @serve.batch
-    async def _together(self, requests: list[Received]) -> list[Handled]:
+    async def _batched(self, requests: list[Received]) -> list[Handled]:
         return await asyncio.get_running_loop().run_in_executor(
             self._thread, self._handle, requests
         )
 
     def _handle(self, requests: list[Received]) -> list[Handled]:
-        context = Context(self._worker, [request.headers for request in requests])
-        self._began_s = began_s = time.monotonic()
+        self._began_s = time.monotonic()
         try:
-            bodies = self._handler.handle([request.row for request in requests], context)
+            return self._handler.handle(requests)
         finally:
             self._began_s = None
-        seconds = time.monotonic() - began_s
-        observations = self._worker.metrics.drain()
-        return [
-            Handled(
-                context.get_response_status(place)[0],
-                body,
-                context.get_response_headers(place),
-                seconds,
-                () if place else observations,
-            )
-            for place, body in enumerate(bodies)
-        ]
 
     def check_health(self) -> None:
         """Ray Serve calls this regularly, and replaces a replica that raises.

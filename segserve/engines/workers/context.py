@@ -1,15 +1,59 @@
-"""Replaces TorchServe's `Context` for a handler. It has the same names, for one worker or one
-batch.
+"""What a handler gets instead of TorchServe's `Context` and metrics cache.
+
+Nothing here imports `segserve.runtime`, for the reason given in `loading`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from .collected import CollectedMetrics
+
+class Observation(NamedTuple):
+    """One value of a metric, with the values of its labels in the declared order."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Worker:
+class CollectedMetric:
+    """A metric with the methods of `ts.metrics.caching_metric.CachingMetric`. A handler reports
+    values to it.
+    """
+
+    name: str
+    dimension_names: Sequence[str]
+    observations: list[Observation]
+
+    def add_or_update(self, value: float, dimension_values: Sequence[str]) -> None:
+        self.observations.append(Observation(self.name, value, tuple(dimension_values)))
+
+
+class CollectedMetrics:
+    """The metrics of one replica.
+
+    Args:
+        declared: by the name of each metric that the gateway knows, the names of its labels.
+    """
+
+    def __init__(self, declared: Mapping[str, Sequence[str]]) -> None:
+        self._observations: list[Observation] = []
+        sinks = {
+            name: CollectedMetric(name, labels, self._observations)
+            for name, labels in declared.items()
+        }
+        self.cache: Mapping[object, Mapping[str, CollectedMetric]] = {"declared": sinks}
+
+    def drain(self) -> tuple[Observation, ...]:
+        """The values that were reported since the last call."""
+        taken = tuple(self._observations)
+        self._observations.clear()
+        return taken
+
+
+@dataclass(frozen=True)
+class HandlerProcess:
     """What a handler may know about its process.
 
     `model_yaml_config` is the content of the archive's model-config.yaml, with the overrides
@@ -25,7 +69,7 @@ class Worker:
     metrics: CollectedMetrics = field(default_factory=lambda: CollectedMetrics({}))
 
 
-class Context:
+class HandlerContext:
     """The headers of requests, and the statuses and headers of responses.
 
     Args:
@@ -34,7 +78,9 @@ class Context:
             initialised.
     """
 
-    def __init__(self, worker: Worker, request_headers: Sequence[Mapping[str, str]] = ()) -> None:
+    def __init__(
+        self, worker: HandlerProcess, request_headers: Sequence[Mapping[str, str]] = ()
+    ) -> None:
         self.model_name = worker.model_name
         self.manifest = worker.manifest
         self.model_yaml_config = worker.model_yaml_config

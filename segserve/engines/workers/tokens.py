@@ -7,16 +7,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from ...gateway.bearer import carries
-from ...gateway.torchserve_errors import bad_token
 from ...runtime.files import write_whole
+from .torchserve_http import bad_token, carries
 
-Kind = Literal["inference", "management"]
-_KINDS: tuple[Kind, ...] = ("inference", "management")
+TokenKind = Literal["inference", "management"]
+_KINDS: tuple[TokenKind, ...] = ("inference", "management")
 _EXPIRES = "expiration time"  # TorchServe's key
 
 
-class Tokens:
+class KeyFile:
     """The tokens in a file. The file is read again when it has changed.
 
     Args:
@@ -35,7 +34,7 @@ class Tokens:
         if not path.exists():
             self._write({kind: self._new() for kind in _KINDS} | {"API": {"key": _random_key()}})
 
-    def check(self, authorization: str | None, kind: Kind) -> None:
+    def check(self, authorization: str | None, kind: TokenKind) -> None:
         """Checks that the header `Authorization` carries a valid token of this kind.
 
         Raises:

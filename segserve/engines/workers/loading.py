@@ -20,19 +20,20 @@ import yaml
 import segserve
 
 from ...signing import TrustedKeys
-from .collected import CollectedMetrics
-from .context import Context, Worker
+from .context import CollectedMetrics, HandlerContext, HandlerProcess
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 CONFIG_FILE = "model-config.yaml"
 
 
-class Handler(Protocol):
+class LoadedHandler(Protocol):
     """The interface of TorchServe's handlers."""
 
-    def initialize(self, context: Context) -> None: ...
+    def initialize(self, context: HandlerContext) -> None: ...
 
-    def handle(self, data: Sequence[Mapping[str, bytes]], context: Context) -> list[bytes]: ...
+    def handle(
+        self, data: Sequence[Mapping[str, bytes]], context: HandlerContext
+    ) -> list[bytes]: ...
 
 
 def load_handler(
@@ -43,7 +44,7 @@ def load_handler(
     gpu_id: int | None,
     metrics: Mapping[str, Sequence[str]] | None = None,
     trusted: TrustedKeys | None = None,
-) -> tuple[Handler, Worker]:
+) -> tuple[LoadedHandler, HandlerProcess]:
     """Unpacks an archive into an empty folder and loads its handler class. The folder must be kept.
 
     Args:
@@ -63,7 +64,7 @@ def load_handler(
     config = _overridden(
         yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")) or {}, overrides
     )
-    worker = Worker(
+    worker = HandlerProcess(
         model_name=manifest["model"]["modelName"],
         model_dir=str(folder),
         manifest=manifest,
@@ -73,14 +74,14 @@ def load_handler(
         metrics=CollectedMetrics(metrics or {}),
     )
     handler = _handler_class(_imported(folder, manifest["model"]["handler"]))()
-    handler.initialize(Context(worker))
+    handler.initialize(HandlerContext(worker))
     return handler, worker
 
 
 def _unpack(archive: Path, folder: Path, trusted: TrustedKeys | None) -> None:
-    with TemporaryDirectory(prefix="segserve-verified-") as place:
+    with TemporaryDirectory(prefix="segserve-verified-") as folder_of_copy:
         if trusted is not None:
-            verified = Path(place) / archive.name
+            verified = Path(folder_of_copy) / archive.name
             trusted.copy(archive, verified)
             archive = verified
         with zipfile.ZipFile(archive) as packed:
@@ -107,7 +108,7 @@ def _imported(folder: Path, file_name: str) -> ModuleType:
     return importlib.import_module(Path(file_name).stem)
 
 
-def _handler_class(module: ModuleType) -> type[Handler]:
+def _handler_class(module: ModuleType) -> type[LoadedHandler]:
     """The only class that is defined in the module. TorchServe has the same rule."""
     classes: list[Any] = [
         member
@@ -118,5 +119,5 @@ def _handler_class(module: ModuleType) -> type[Handler]:
         raise RuntimeError(
             f"{module.__name__}.py: expected one class, the handler, got {len(classes)}"
         )
-    handler: type[Handler] = classes[0]
+    handler: type[LoadedHandler] = classes[0]
     return handler

@@ -17,7 +17,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric as Family
 
 from ...runtime.telemetry.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
-from .collected import Observation
+from .context import Observation
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -34,7 +34,7 @@ class _Total(Gauge):
     _type = "unknown"
 
 
-class Metrics:
+class ServerMetrics:
     """The metrics of one gateway. The figures of its host are measured when the metrics are
     requested.
     """
@@ -52,7 +52,7 @@ class Metrics:
             self._add(f"Requests{hundred}XX", 0, "Host")
         registry.register(_Host(self._hostname))
 
-    def count_answer(self, status: int) -> None:
+    def count_response(self, status: int) -> None:
         """Counts any response."""
         if status // 100 in _HUNDREDS:
             self._add(f"Requests{status // 100}XX", 1, "Host")

@@ -1,9 +1,9 @@
-"""The messages between the gateway and the replicas of a model."""
+"""The messages between the HTTP application and the workers of a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .collected import Observation
+from .context import Observation
 
 
 @dataclass(frozen=True)
