@@ -67,7 +67,7 @@ def _client(engine: str, archive: Path, run_dir: Path, stack: ExitStack) -> Segm
 def _images_a_second(client: SegmentationClient, images: Sequence[bytes]) -> float:
     began_s = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as threads:
-        list(threads.map(lambda image: client.answer(image, mask="png"), images))
+        list(threads.map(lambda image: client.segment_raw(image, mask="png"), images))
     return len(images) / (time.perf_counter() - began_s)
 
 

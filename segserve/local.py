@@ -12,28 +12,31 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self, Unpack
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .archive import config_of
-from .client import ImageInput, Segmentation
+from .client import ClassShare, ImageInput, Segmentation
 from .client.images import as_image_file
-from .client.reading import read_segmentation
 from .client.reply import Reply, raise_for_error
 from .client.request import JSON, AnswerOptions, ClassNames, as_fields, http_headers
+from .runtime.encode.response import error_response
 from .runtime.errors import ModelError
 from .runtime.inference.failover import load_segmenter
-from .runtime.pipeline import Pipeline
-from .runtime.record import read_yaml
+from .runtime.inference.labels import ClassSummary
+from .runtime.pipeline import Pipeline, request_error
+from .runtime.record import ModelRecord, read_yaml
 from .runtime.settings import CONFIG_FILE, read_config
+from .runtime.telemetry.request_stats import RequestStats
 
 
 class LocalSegmenter:
-    """Segments images like a server of the same model, byte for byte: with the same limits,
-    defaults and errors.
+    """Segments images like a server of the same model: the same results, limits, defaults and
+    errors.
 
     Thread-safe: it processes one image at a time, because the network already uses every core. It
-        runs this package's
-    code, not the archive's copy, so code from an archive is never executed.
+    runs this package's code, not the archive's copy, so code from an archive is never executed.
 
     Args:
         model: an archive (`.mar`), or a model folder.
@@ -51,7 +54,7 @@ class LocalSegmenter:
             self._pipeline = Pipeline(
                 load_segmenter(folder, device=on, settings=settings), settings
             )
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def segment(
         self,
@@ -70,7 +73,7 @@ class LocalSegmenter:
             TypeError: the input is not an `ImageInput`.
             ValueError: the array or the PIL image is not a supported image.
             RefusedError: a server would send this error response, with this status, code and
-                message.
+                message. The limit of a response's size does not apply: there is no response body.
         """
         fields = as_fields(
             mask="png",
@@ -81,24 +84,43 @@ class LocalSegmenter:
             confidence=confidence,
         )
         image_file = as_image_file(image)
-        return read_segmentation(self._ask(image_file, JSON, fields), image_file)
+        stats = RequestStats()
+        with _server_errors(), self._lock:
+            _, _, segmentation = self._pipeline.segment(
+                {"body": image_file}, http_headers(JSON, fields), stats
+            )
+        record = self._pipeline.segmenter.record
+        with stats.timings.stage("encode"):
+            shares = tuple(_share(summary, record) for summary in segmentation.classes)
+        return Segmentation(
+            label_map=_read_only(segmentation.label_map),
+            classes=shares,
+            model=record.name,
+            model_version=record.version,
+            palette=record.palette,
+            image_file=image_file,
+            confidence_map=(
+                None
+                if segmentation.confidence_map is None
+                else _read_only(segmentation.confidence_map)
+            ),
+            timings_ms={
+                stage: round(1000 * seconds, 2) for stage, seconds in stats.timings.seconds.items()
+            },
+        )
 
-    def answer(
+    def segment_raw(
         self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]
     ) -> bytes:
         """Returns the response body of a server, in any media type and encoding. Raises as
-        `segment`.
+        `segment`, and if the body is larger than the model's limit.
         """
-        reply = self._ask(as_image_file(image), accept, as_fields(**options))
-        raise_for_error(reply)
-        return reply.body
-
-    def _ask(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
-        with self._turn:
-            answer = self._pipeline.answer({"body": image_file}, http_headers(accept, fields))
-        return Reply(
-            answer.status, answer.phrase, answer.body, {"server-timing": answer.server_timing}
-        )
+        headers = http_headers(accept, as_fields(**options))
+        image_file = as_image_file(image)
+        with self._lock:
+            response = self._pipeline.answer({"body": image_file}, headers)
+        raise_for_error(Reply(response.status, response.phrase, response.body))
+        return response.body
 
     def close(self) -> None:
         """Does nothing; exists for compatibility with the clients. Memory is freed with the
@@ -115,6 +137,36 @@ class LocalSegmenter:
         at: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _share(summary: ClassSummary, record: ModelRecord) -> ClassShare:
+    """The same values as in a server's JSON response."""
+    info = record.classes[summary.class_id]
+    return ClassShare(
+        summary.class_id,
+        info.label,
+        info.color,
+        summary.pixels,
+        round(summary.fraction, 6),
+        summary.box_xyxy,
+        round(summary.confidence, 4),
+    )
+
+
+def _read_only(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    pixels.flags.writeable = False
+    return pixels
+
+
+@contextmanager
+def _server_errors() -> Iterator[None]:
+    """Raises every error as a client of a server would raise it."""
+    try:
+        yield
+    except Exception as error:
+        response = error_response(request_error(error))
+        raise_for_error(Reply(response.status, response.phrase, response.body))
+        raise
 
 
 @contextmanager

@@ -68,10 +68,10 @@ class AsyncSegmentationClient:
         image_file = await asyncio.to_thread(as_image_file, image)  # may read or encode a file
         return read_segmentation(await self._ask(image_file, JSON, fields), image_file)
 
-    async def answer(
+    async def segment_raw(
         self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]
     ) -> bytes:
-        """Returns the response body unchanged; see `SegmentationClient.answer`."""
+        """Returns the response body unchanged; see `SegmentationClient.segment_raw`."""
         fields = as_fields(**options)
         image_file = await asyncio.to_thread(as_image_file, image)
         return (await self._ask(image_file, accept, fields)).body

@@ -111,7 +111,7 @@ class SegmentationClient:
         image_file = as_image_file(image)
         return read_segmentation(self._ask(image_file, JSON, fields), image_file)
 
-    def answer(
+    def segment_raw(
         self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]
     ) -> bytes:
         """Returns the response body unchanged, in any media type and encoding. Raises as `segment`.

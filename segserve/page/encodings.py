@@ -41,10 +41,12 @@ class Sample(TypedDict):
 def take_sample(
     client: SegmentationClient, image_file: bytes, encoding: str, **options: Unpack[SegmentOptions]
 ) -> Sample:
-    """Requests the image again, in the given encoding. Raises as `SegmentationClient.answer`."""
+    """Requests the image again, in the given encoding. Raises as
+    `SegmentationClient.segment_raw`.
+    """
     accept, mask = ENCODINGS[encoding]
     began = time.perf_counter()
-    body = client.answer(image_file, accept, mask=mask, **options)
+    body = client.segment_raw(image_file, accept, mask=mask, **options)
     ms = 1000 * (time.perf_counter() - began)
     return {"encoding": encoding, "bytes": len(body), "ms": ms, "excerpt": _excerpt(body, accept)}
 

@@ -9,6 +9,7 @@ from functools import partial
 from io import BytesIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from .classes import class_ids
@@ -25,7 +26,7 @@ from .errors import (
     TooCostlyError,
 )
 from .inference.failover import AnySegmenter
-from .inference.labels import LabelRule
+from .inference.labels import LabelRule, Segmentation
 from .options import MediaType, Options
 from .request import SegmentRequest, read_request
 from .settings import CONFIG_FILE, Settings
@@ -67,27 +68,30 @@ class Pipeline:
         """
         stats = RequestStats()
         try:
-            body, media_type = self._segment(row, headers, stats)
-        except SegserveError as error:
-            return error_response(error, stats)
-        except MemoryError:
-            logger.exception("no memory left for a request")
-            return error_response(
-                OutOfMemoryError(
-                    "no memory left for this image; send it smaller, or try again later"
-                ),
-                stats,
-            )
-        except Exception:
-            logger.exception("a request failed")
-            return error_response(
-                InternalError("the server failed at this image; its log says why"), stats
-            )
-        return Answer(body, media_type, stats=stats)
+            request, image_rgb, segmentation = self.segment(row, headers, stats)
+            with stats.timings.stage("encode"):
+                body = encode_response(
+                    request,
+                    image_rgb,
+                    segmentation,
+                    self.segmenter.record,
+                    self.settings.max_response_bytes,
+                )
+        except Exception as error:
+            return error_response(request_error(error), stats)
+        return Answer(body, request.media_type, stats=stats)
 
-    def _segment(
+    def segment(
         self, row: Mapping[str, object], headers: Mapping[str, object], stats: RequestStats
-    ) -> tuple[bytes, MediaType]:
+    ) -> tuple[SegmentRequest, NDArray[np.uint8], Segmentation]:
+        """Processes one request up to its segmentation, without encoding a response.
+
+        Returns:
+            The request, the decoded image (see `_decode`), and its segmentation.
+
+        Raises:
+            Exception: any error; `request_error` converts it.
+        """
         timings = stats.timings
         with timings.stage("decode"):
             request = read_request(row, headers, self.settings.defaults)
@@ -101,15 +105,7 @@ class Pipeline:
             image_rgb, timings, mode=options.mode, tta=options.tta, rule=rule, size_hw=size_hw
         )
         stats.quality = segmentation.quality
-        with timings.stage("encode"):
-            body = encode_response(
-                request,
-                image_rgb,
-                segmentation,
-                self.segmenter.record,
-                self.settings.max_response_bytes,
-            )
-        return body, request.media_type
+        return request, image_rgb, segmentation
 
     def _decode(self, request: SegmentRequest) -> Decoded:
         """Decodes the image, reduced to what the network needs. If the response shows the image, it
@@ -182,3 +178,18 @@ class Pipeline:
             file = BytesIO()
             Image.fromarray(grey).save(file, file_format)
             self.answer({"body": file.getvalue()}, {})
+
+
+def request_error(error: Exception) -> SegserveError:
+    """The error that a client receives for an exception of its request. Logs faults of the
+    server.
+    """
+    if isinstance(error, SegserveError):
+        return error
+    if isinstance(error, MemoryError):
+        logger.error("no memory left for a request", exc_info=error)
+        return OutOfMemoryError(
+            "no memory left for this image; send it smaller, or try again later"
+        )
+    logger.error("a request failed", exc_info=error)
+    return InternalError("the server failed at this image; its log says why")

@@ -18,7 +18,7 @@ def local(archives) -> LocalSegmenter:
 @pytest.mark.parametrize("mask", ["dense", "rle", "png", "polygons", "none"])
 def test_predictions_answer_is_the_archive_s_byte_for_byte(api: Api, local, photographs, mask):
     response = api.post(data=photographs["chelsea"], headers={"X-Segment-Mask": mask})
-    assert response.content == local.answer(photographs["chelsea"], mask=mask)
+    assert response.content == local.segment_raw(photographs["chelsea"], mask=mask)
 
 
 @pytest.mark.parametrize("accept", ["image/png", "image/jpeg", "application/x-npy"])
@@ -26,7 +26,7 @@ def test_predictions_media_type_is_the_archive_s_byte_for_byte(
     api: Api, local, photographs, accept
 ):
     response = api.post(data=photographs["chelsea"], headers={"Accept": accept})
-    assert response.content == local.answer(photographs["chelsea"], accept)
+    assert response.content == local.segment_raw(photographs["chelsea"], accept)
 
 
 REFUSALS = {

@@ -88,21 +88,23 @@ def test_clients_and_local_give_the_same_segmentation(
 
 @transports
 @pytest.mark.parametrize("mask", ["dense", "rle", "png", "polygons", "none"])
-def test_answer_is_the_local_one_byte_for_byte(
+def test_segment_raw_equals_the_local_response_byte_for_byte(
     server, address_of, local, photographs, transport, mask
 ):
     with SegmentationClient(
         address_of[transport], token=server.inference_token, transport=transport
     ) as client:
-        assert client.answer(photographs["chelsea"], mask=mask) == local.answer(
+        assert client.segment_raw(photographs["chelsea"], mask=mask) == local.segment_raw(
             photographs["chelsea"], mask=mask
         )
 
 
 @pytest.mark.parametrize("accept", ["image/png", "image/jpeg", "application/x-npy"])
-def test_answer_of_every_media_type_is_the_local_one(server, local, photographs, accept):
+def test_segment_raw_of_every_media_type_equals_the_local_response(
+    server, local, photographs, accept
+):
     with SegmentationClient(server.inference_url, token=server.inference_token) as client:
-        assert client.answer(photographs["chelsea"], accept) == local.answer(
+        assert client.segment_raw(photographs["chelsea"], accept) == local.segment_raw(
             photographs["chelsea"], accept
         )
 

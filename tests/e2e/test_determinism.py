@@ -119,7 +119,7 @@ def test_same_image_in_8_bits_under_load_gives_the_bytes_that_it_gives_without_a
 ):
     in_8_bits = LocalSegmenter(next(archive for archive in archives if archive.stem == "int8"))
     alone = {
-        name: digest_of(in_8_bits.answer(image, mask="png", confidence=True), "int8")
+        name: digest_of(in_8_bits.segment_raw(image, mask="png", confidence=True), "int8")
         for name, image in images.items()
     }
     assert under_load(server, "int8", images) == {name: {digest} for name, digest in alone.items()}

@@ -141,7 +141,7 @@ def test_predictions_unknown_option_in_the_query_is_400(ask):
 @pytest.mark.parametrize("mask", ["dense", "rle", "png", "polygons", "none"])
 def test_predictions_answer_is_the_archive_s_byte_for_byte(ask, folder, mask):
     local = LocalSegmenter(folder / "build" / "deeplabv3.mar", device="cpu")
-    assert ask(**{"X-Segment-Mask": mask}).content == local.answer(IMAGE, mask=mask)
+    assert ask(**{"X-Segment-Mask": mask}).content == local.segment_raw(IMAGE, mask=mask)
 
 
 def test_other_commands_find_the_server(server, folder):

@@ -69,7 +69,7 @@ def test_worker_label_maps_are_those_of_the_server(archive, source, tmp_path):
     job, _ = worked(archive, source, tmp_path / "out")
     with LocalSegmenter(archive, device="cpu") as segmenter:
         for name in ("a.png", "deep/b.jpg"):
-            expected = segmenter.answer(source / name, accept="image/png")
+            expected = segmenter.segment_raw(source / name, accept="image/png")
             assert job.storage.read(f"labels/{name.rpartition('.')[0]}.png") == expected
 
 
@@ -138,7 +138,7 @@ def test_worker_format_rle_writes_no_label_maps(archive, source, tmp_path):
 def test_worker_options_are_those_of_a_request(archive, source, tmp_path):
     job, _ = worked(archive, source, tmp_path / "out", classes="cat", threshold=0.4)
     with LocalSegmenter(archive, device="cpu") as segmenter:
-        expected = segmenter.answer(
+        expected = segmenter.segment_raw(
             source / "a.png", accept="image/png", classes="cat", threshold=0.4
         )
     assert job.storage.read("labels/a.png") == expected

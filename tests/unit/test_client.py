@@ -146,15 +146,15 @@ def test_client_of_many_threads_uses_no_more_connections_than_its_pool(server):
     assert len({received.connection for received in server.received}) <= 3
 
 
-def test_answer_gives_the_body_as_it_came(server, client):
+def test_segment_raw_returns_the_body_unchanged(server, client):
     server.answer = Canned(b"\x89picture")
-    assert client.answer(IMAGE, "image/png") == b"\x89picture"
+    assert client.segment_raw(IMAGE, "image/png") == b"\x89picture"
     assert server.received[0].headers["Accept"] == "image/png"
     assert "X-Segment-Mask" not in server.received[0].headers
 
 
-def test_answer_sends_the_encoding(server, client):
-    assert client.answer(IMAGE, mask="rle") == ANSWER
+def test_segment_raw_sends_the_encoding(server, client):
+    assert client.segment_raw(IMAGE, mask="rle") == ANSWER
     assert server.received[0].headers["X-Segment-Mask"] == "rle"
 
 

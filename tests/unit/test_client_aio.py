@@ -85,12 +85,12 @@ def test_segment_sends_what_the_waiting_client_sends(server):
     assert awaited_headers == waited_headers
 
 
-def test_answer_gives_the_body_as_it_came(server):
+def test_segment_raw_returns_the_body_unchanged(server):
     server.answer = Canned(b"\x89picture")
 
     async def run():
         async with AsyncSegmentationClient(server.url) as client:
-            return await client.answer(IMAGE, "image/png")
+            return await client.segment_raw(IMAGE, "image/png")
 
     assert asyncio.run(run()) == b"\x89picture"
     assert server.received[0].headers["Accept"] == "image/png"

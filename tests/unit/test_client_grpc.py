@@ -190,7 +190,7 @@ def test_answer_of_another_media_type_raises(served):
             ValueError, match="over gRPC every answer is application/json, got accept='image/png'"
         ),
     ):
-        client.answer(IMAGE, "image/png")
+        client.segment_raw(IMAGE, "image/png")
 
 
 @pytest.mark.parametrize("prefix", ["", "grpc://", "http://"], ids=["bare", "grpc", "http"])
