@@ -18,7 +18,7 @@ import torch
 from segserve.runtime import errors
 from segserve.runtime.cores import available_cores
 from segserve.runtime.decode.quarantine import Quarantine
-from segserve.runtime.encode.response import Answer
+from segserve.runtime.encode.response import Response
 from segserve.runtime.inference.failover import load_segmenter
 from segserve.runtime.parallel import ParallelExecutor
 from segserve.runtime.pipeline import Pipeline
@@ -86,7 +86,7 @@ class DeepLabHandler:
         telemetry.answered(answers, headers, seconds=perf_counter() - began_s)
         return [answer.body for answer in answers]
 
-    def _answer(self, request: tuple[Mapping[str, object], Mapping[str, object]]) -> Answer:
+    def _answer(self, request: tuple[Mapping[str, object], Mapping[str, object]]) -> Response:
         row, headers = request
         return (
             self._pipeline.describe()
@@ -100,7 +100,7 @@ def _device(gpu_id: int | None) -> torch.device:
     return torch.device("cpu") if gpu_id is None or gpu_id < 0 else torch.device("cuda", gpu_id)
 
 
-def _lacks_memory(answer: Answer) -> bool:
+def _lacks_memory(answer: Response) -> bool:
     return answer.status == errors.OutOfMemoryError.status
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from .archive import config_of
 from .client import ClassShare, ImageInput, Segmentation
 from .client.images import as_image_file
-from .client.reply import Reply, raise_for_error
-from .client.request import JSON, AnswerOptions, ClassNames, as_fields, http_headers
+from .client.reply import HttpResponse, raise_for_error
+from .client.request import JSON, ClassNames, ResponseOptions, as_fields, http_headers
 from .runtime.encode.response import error_response
 from .runtime.errors import ModelError
 from .runtime.inference.failover import load_segmenter
@@ -72,7 +72,7 @@ class LocalSegmenter:
             OSError: the image file cannot be read.
             TypeError: the input is not an `ImageInput`.
             ValueError: the array or the PIL image is not a supported image.
-            RefusedError: a server would send this error response, with this status, code and
+            ResponseError: a server would send this error response, with this status, code and
                 message. The limit of a response's size does not apply: there is no response body.
         """
         fields = as_fields(
@@ -110,7 +110,7 @@ class LocalSegmenter:
         )
 
     def segment_raw(
-        self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]
+        self, image: ImageInput, accept: str = JSON, **options: Unpack[ResponseOptions]
     ) -> bytes:
         """Returns the response body of a server, in any media type and encoding. Raises as
         `segment`, and if the body is larger than the model's limit.
@@ -119,7 +119,7 @@ class LocalSegmenter:
         image_file = as_image_file(image)
         with self._lock:
             response = self._pipeline.answer({"body": image_file}, headers)
-        raise_for_error(Reply(response.status, response.phrase, response.body))
+        raise_for_error(HttpResponse(response.status, response.phrase, response.body))
         return response.body
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ def _server_errors() -> Iterator[None]:
         yield
     except Exception as error:
         response = error_response(request_error(error))
-        raise_for_error(Reply(response.status, response.phrase, response.body))
+        raise_for_error(HttpResponse(response.status, response.phrase, response.body))
         raise
 
 

@@ -59,7 +59,7 @@ def profile_image(
             chrome://tracing show.
 
     Raises:
-        RefusedError: the image or the options are refused.
+        ResponseError: the image or the options are refused.
         OSError: the trace cannot be written.
     """
 

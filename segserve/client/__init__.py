@@ -6,11 +6,11 @@
 
 from .aio import AsyncSegmentationClient
 from .errors import (
+    AuthenticationError,
     ClientError,
     MalformedResponseError,
-    RefusedError,
+    ResponseError,
     TimedOutError,
-    TokenRefusedError,
     UnknownModelError,
     UnreachableError,
 )
@@ -21,15 +21,15 @@ from .sync import SegmentationClient
 
 __all__ = [
     "AsyncSegmentationClient",
+    "AuthenticationError",
     "ClassShare",
     "ClientError",
     "ImageInput",
     "MalformedResponseError",
-    "RefusedError",
+    "ResponseError",
     "Segmentation",
     "SegmentationClient",
     "TimedOutError",
-    "TokenRefusedError",
     "UnknownModelError",
     "UnreachableError",
 ]

@@ -8,8 +8,8 @@ from tenacity import AsyncRetrying
 
 from .images import ImageInput, as_image_file
 from .reading import read_segmentation
-from .reply import Reply, raise_for_error
-from .request import JSON, AnswerOptions, ClassNames, Target, as_fields
+from .reply import HttpResponse, raise_for_error
+from .request import JSON, ClassNames, ResponseOptions, Target, as_fields
 from .retry import policy
 from .segmentation import Segmentation
 
@@ -17,7 +17,9 @@ from .segmentation import Segmentation
 class AsyncTransport(Protocol):
     """Sends requests asynchronously; see `Transport`."""
 
-    async def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply: ...
+    async def send(
+        self, image_file: bytes, accept: str, fields: dict[str, str]
+    ) -> HttpResponse: ...
 
     async def close(self) -> None: ...
 
@@ -69,20 +71,20 @@ class AsyncSegmentationClient:
         return read_segmentation(await self._ask(image_file, JSON, fields), image_file)
 
     async def segment_raw(
-        self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]
+        self, image: ImageInput, accept: str = JSON, **options: Unpack[ResponseOptions]
     ) -> bytes:
         """Returns the response body unchanged; see `SegmentationClient.segment_raw`."""
         fields = as_fields(**options)
         image_file = await asyncio.to_thread(as_image_file, image)
         return (await self._ask(image_file, accept, fields)).body
 
-    async def _ask(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
+    async def _ask(self, image_file: bytes, accept: str, fields: dict[str, str]) -> HttpResponse:
         return await AsyncRetrying(**self._policy)(self._once, image_file, accept, fields)
 
-    async def _once(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
-        reply = await self._transport.send(image_file, accept, fields)
-        raise_for_error(reply)
-        return reply
+    async def _once(self, image_file: bytes, accept: str, fields: dict[str, str]) -> HttpResponse:
+        response = await self._transport.send(image_file, accept, fields)
+        raise_for_error(response)
+        return response
 
     async def close(self) -> None:
         """Closes the connections."""

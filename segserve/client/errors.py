@@ -19,7 +19,7 @@ class MalformedResponseError(ClientError):
     """The response reports success but is not a segmentation of this image."""
 
 
-class RefusedError(ClientError):
+class ResponseError(ClientError):
     """The server sent an error response.
 
     Attributes:
@@ -41,9 +41,9 @@ class RefusedError(ClientError):
         self.retry_after_s = retry_after_s
 
 
-class TokenRefusedError(RefusedError):
+class AuthenticationError(ResponseError):
     """The token is missing, wrong or expired. TorchServe does not report which."""
 
 
-class UnknownModelError(RefusedError):
+class UnknownModelError(ResponseError):
     """The server does not have this model, or not this version of it."""

@@ -8,14 +8,14 @@ from .request import Target
 
 def unreachable(target: Target, reason: str) -> UnreachableError:
     return UnreachableError(
-        f"{target.url}: no server answers there ({' '.join(reason.split())[:200]}); "
+        f"{target.url}: no server responds there ({' '.join(reason.split())[:200]}); "
         "start one with `segserve serve`, or see the log of the one that runs"
     )
 
 
 def timed_out(target: Target) -> TimedOutError:
     return TimedOutError(
-        f"{target.url}: no answer within {target.timeout_s:g} s; allow more by timeout_s, or send "
+        f"{target.url}: no response within {target.timeout_s:g} s; raise timeout_s, or send "
         "a smaller image"
     )
 

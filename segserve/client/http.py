@@ -9,7 +9,7 @@ from urllib3.exceptions import ReadTimeoutError
 
 from .. import __version__
 from .failures import reason_of, timed_out, unreachable
-from .reply import Reply
+from .reply import HttpResponse
 from .request import Target, http_headers
 
 
@@ -42,7 +42,7 @@ class HttpTransport:
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
-    def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
+    def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> HttpResponse:
         try:
             response = self._session.post(
                 self._endpoint,
@@ -61,7 +61,7 @@ class HttpTransport:
                 raise timed_out(self._target) from error
             raise unreachable(self._target, reason_of(error)) from error
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return Reply(response.status_code, response.reason or "", response.content, headers)
+        return HttpResponse(response.status_code, response.reason or "", response.content, headers)
 
     def close(self) -> None:
         self._session.close()

@@ -2,7 +2,7 @@
 
 from .. import __version__
 from .failures import reason_of, timed_out, unreachable
-from .reply import Reply
+from .reply import HttpResponse
 from .request import Target, http_headers
 
 try:
@@ -32,16 +32,17 @@ class AsyncHttpTransport:
             ),
         )
 
-    async def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
-        headers = http_headers(accept, fields)
+    async def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> HttpResponse:
         try:
-            response = await self._client.post(self._endpoint, content=image_file, headers=headers)
+            response = await self._client.post(
+                self._endpoint, content=image_file, headers=http_headers(accept, fields)
+            )
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
             raise timed_out(self._target) from error
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise unreachable(self._target, reason_of(error)) from error
-        reply_headers = {name.lower(): value for name, value in response.headers.items()}
-        return Reply(response.status_code, response.reason_phrase, response.content, reply_headers)
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return HttpResponse(response.status_code, response.reason_phrase, response.content, headers)
 
     async def close(self) -> None:
         await self._client.aclose()

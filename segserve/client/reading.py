@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import MalformedResponseError
-from .reply import Reply, raise_for_error
+from .reply import HttpResponse, raise_for_error
 from .segmentation import Segmentation
 from .share import ClassShare
 
@@ -53,19 +53,19 @@ class _Answer(_Part):
     confidence: _Picture | None = None
 
 
-def read_segmentation(reply: Reply, image_file: bytes) -> Segmentation:
+def read_segmentation(response: HttpResponse, image_file: bytes) -> Segmentation:
     """Reads the segmentation from the JSON response to a request with `mask=png`.
 
     Raises:
-        RefusedError: the server sent an error response.
+        ResponseError: the server sent an error response.
         MalformedResponseError: the response is not a segmentation, or its parts contradict each
             other.
     """
-    raise_for_error(reply)
+    raise_for_error(response)
     try:
-        answer = _Answer.model_validate_json(reply.body)
+        answer = _Answer.model_validate_json(response.body)
     except ValidationError as error:
-        raise MalformedResponseError(_what_is_wrong(reply, error)) from error
+        raise MalformedResponseError(_what_is_wrong(response, error)) from error
     size_wh = answer.width, answer.height
     mask = _decoded(answer.mask, size_wh, "mask", modes=("P", "L"))
     _check_counts(mask, answer.classes)
@@ -80,7 +80,7 @@ def read_segmentation(reply: Reply, image_file: bytes) -> Segmentation:
         palette=bytes(mask.getpalette("RGB") or ()),
         image_file=image_file,
         confidence_map=_pixels(confidence) if confidence else None,
-        timings_ms=reply.timings_ms,
+        timings_ms=response.timings_ms,
     )
 
 
@@ -141,10 +141,12 @@ def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
     return pixels
 
 
-def _what_is_wrong(reply: Reply, error: ValidationError) -> str:
+def _what_is_wrong(response: HttpResponse, error: ValidationError) -> str:
     detail: Any = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, detail["loc"])) or reply.headers.get("content-type", "unknown type")
+    where = ".".join(map(str, detail["loc"])) or response.headers.get(
+        "content-type", "unknown type"
+    )
     return (
-        f"the server's answer is no segmentation ({where}: {detail['msg'].lower()}): "
+        f"the response is not a segmentation ({where}: {detail['msg'].lower()}): "
         "is the address that of its inference port?"
     )

@@ -10,23 +10,23 @@ from email.utils import parsedate_to_datetime
 
 import orjson
 
-from .errors import RefusedError, TokenRefusedError, UnknownModelError
+from .errors import AuthenticationError, ResponseError, UnknownModelError
 
 _TIMING = re.compile(r"([\w-]+);dur=([0-9.]+)")
 _LONGEST_MESSAGE = 1000  # characters; a proxy may send a long page
 
 # By the type of TorchServe's own error: the exception, and advice that TorchServe's message lacks.
-_ADVICE: Mapping[str, tuple[type[RefusedError], str]] = {
-    "InvalidKeyException": (TokenRefusedError, "`segserve serve` prints a new one"),
+_ADVICE: Mapping[str, tuple[type[ResponseError], str]] = {
+    "InvalidKeyException": (AuthenticationError, "`segserve serve` prints a new one"),
     "ModelNotFoundException": (UnknownModelError, "name the model that is served"),
     "ModelVersionNotFoundException": (
         UnknownModelError,
         "leave the version out for the one that is served",
     ),
-    "ServiceUnavailableException": (RefusedError, "send fewer requests at once"),
-    "ResourceNotFoundException": (RefusedError, "name the address of the inference port"),
+    "ServiceUnavailableException": (ResponseError, "send fewer requests at once"),
+    "ResourceNotFoundException": (ResponseError, "name the address of the inference port"),
 }
-_NOT_OURS = "something else than a segmentation server answers there: check the address"
+_NOT_OURS = "this is not a segmentation server: check the address"
 _UNKNOWN = "unknown"  # for an error without a code, such as a proxy's or another server's
 _TOO_LARGE = (
     "the server takes no request of so many bytes; send a smaller image, or raise its "
@@ -35,7 +35,7 @@ _TOO_LARGE = (
 
 
 @dataclass(frozen=True)
-class Reply:
+class HttpResponse:
     """A server's response. Header names are lower case."""
 
     status: int
@@ -51,43 +51,46 @@ class Reply:
         }
 
 
-def raise_for_error(reply: Reply) -> None:
+def raise_for_error(response: HttpResponse) -> None:
     """Raises an exception if the response is an error.
 
     Raises:
-        RefusedError: the response is an error; the exception has the server's code and message.
+        ResponseError: the response is an error; the exception has the server's code and message.
     """
-    if reply.status == 200:
+    if response.status == 200:
         return
-    code, message = _code_and_message(reply)
-    kind, advice = _ADVICE.get(code, (RefusedError, ""))
-    if reply.status == 413 and not reply.body:  # TorchServe's own, sent before the handler runs
+    code, message = _code_and_message(response)
+    kind, advice = _ADVICE.get(code, (ResponseError, ""))
+    if (
+        response.status == 413 and not response.body
+    ):  # TorchServe's own, sent before the handler runs
         code, message = "request_too_large", _TOO_LARGE
-    if code == _UNKNOWN and reply.status in (401, 403, 404, 405):
+    if code == _UNKNOWN and response.status in (401, 403, 404, 405):
         advice = _NOT_OURS
-    if 300 <= reply.status < 400:
-        advice = f"ask {reply.headers.get('location', 'where it points')!r:.200} instead"
+    if 300 <= response.status < 400:
+        location = response.headers.get("location", "an unknown address")
+        advice = f"the server redirects to {location!r:.200}; use that address"
     message = f"{message.rstrip('.')}; {advice}" if advice else message
     raise kind(
-        reply.status,
+        response.status,
         code,
         message,
-        retry_after_s=_retry_after_s(reply.headers.get("retry-after", "")),
+        retry_after_s=_retry_after_s(response.headers.get("retry-after", "")),
     )
 
 
-def _code_and_message(reply: Reply) -> tuple[str, str]:
+def _code_and_message(response: HttpResponse) -> tuple[str, str]:
     """Reads an error of the handler, of TorchServe or of a proxy. Their formats differ; a proxy may
     send no JSON.
     """
     try:
-        document = orjson.loads(reply.body)
+        document = orjson.loads(response.body)
     except orjson.JSONDecodeError:
         document = {}
     error = document.get("error", document) if isinstance(document, dict) else {}
     error = error if isinstance(error, dict) else {"message": error}
     code = error.get("type") or error.get("code") or _UNKNOWN
-    message = " ".join(str(error.get("message") or reply.phrase).split())
+    message = " ".join(str(error.get("message") or response.phrase).split())
     return str(code), message[:_LONGEST_MESSAGE]
 
 

@@ -24,7 +24,7 @@ class SegmentOptions(TypedDict, total=False):
     confidence: bool
 
 
-class AnswerOptions(SegmentOptions, total=False):
+class ResponseOptions(SegmentOptions, total=False):
     """`SegmentOptions` and `mask`, the mask's encoding in JSON: `dense`, `rle`, `png`, `polygons`
     or `none`.
     """
@@ -121,7 +121,7 @@ def _fault_of_address(url: str) -> str:
     return "" if host else "no host"
 
 
-def as_fields(**options: Unpack[AnswerOptions]) -> dict[str, str]:
+def as_fields(**options: Unpack[ResponseOptions]) -> dict[str, str]:
     """Converts the given options to strings that are valid in a header."""
     fields = {name: str(value) for name, value in options.items() if value is not None}
     if (classes := options.get("classes")) is not None:

@@ -10,7 +10,7 @@ from tenacity import (
     wait_random,
 )
 
-from .errors import RefusedError, UnreachableError
+from .errors import ResponseError, UnreachableError
 
 _TRANSIENT = (503, 507)  # 503: the queue is full or a worker restarts; 507: out of memory
 # TorchServe's type, with status 500 or 507. The handler's errors have other codes.
@@ -40,13 +40,13 @@ def policy(retries: int) -> dict[str, Any]:
 
 
 def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, RefusedError):
+    if isinstance(error, ResponseError):
         return error.status in _TRANSIENT or error.code == _WORKER_DIED
     return isinstance(error, UnreachableError)
 
 
 def _wait_s(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, RefusedError) and error.retry_after_s is not None:
+    if isinstance(error, ResponseError) and error.retry_after_s is not None:
         return min(error.retry_after_s, _LONGEST_WAIT_S)
     return _backoff(state)

@@ -12,7 +12,7 @@ import orjson
 
 from ..runtime.errors import error_classes
 from .failures import timed_out, unreachable
-from .reply import Reply
+from .reply import HttpResponse
 from .request import JSON, Target, is_this_machine
 
 try:
@@ -41,7 +41,7 @@ class GrpcTransport:
         self._channel = _open(grpc, target)
         self._stub = _stub(self._channel)
 
-    def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
+    def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> HttpResponse:
         request = _request(self._target, image_file, accept, fields)
         try:
             response = self._stub.Predictions(
@@ -65,7 +65,7 @@ class AsyncGrpcTransport:
         self._channel = _open(grpc.aio, target)
         self._stub = _stub(self._channel)
 
-    async def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
+    async def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> HttpResponse:
         request = _request(self._target, image_file, accept, fields)
         call = self._stub.Predictions(
             request, timeout=self._target.timeout_s, metadata=_metadata(self._target)
@@ -119,15 +119,15 @@ def _metadata(target: Target) -> Sequence[tuple[str, str]]:
     return [("authorization", target.authorization)] if target.authorization else []
 
 
-def _reply(body: bytes) -> Reply:
+def _reply(body: bytes) -> HttpResponse:
     if not body.startswith(b'{"error"'):
-        return Reply(200, "OK", body)
+        return HttpResponse(200, "OK", body)
     code = orjson.loads(body)["error"]["code"]
     statuses = {kind.code: kind.status for kind in error_classes()}
-    return Reply(statuses.get(code, 500), "", body)
+    return HttpResponse(statuses.get(code, 500), "", body)
 
 
-def _refusal(target: Target, error: Any) -> Reply:  # noqa: ANN401
+def _refusal(target: Target, error: Any) -> HttpResponse:  # noqa: ANN401
     """Converts TorchServe's own error to its HTTP form. Some messages end with a line that names
     the Java class.
 
@@ -147,4 +147,6 @@ def _refusal(target: Target, error: Any) -> Reply:  # noqa: ANN401
     if code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED):
         message, details = _BROKEN_OFF, ""
     status = _STATUS_BY_TYPE.get(kind) or _STATUS.get(code, 500)
-    return Reply(status, code.name, orjson.dumps({"type": kind, "message": message or details}))
+    return HttpResponse(
+        status, code.name, orjson.dumps({"type": kind, "message": message or details})
+    )

@@ -7,8 +7,8 @@ from tenacity import Retrying
 
 from .images import ImageInput, as_image_file
 from .reading import read_segmentation
-from .reply import Reply, raise_for_error
-from .request import JSON, AnswerOptions, ClassNames, Target, as_fields
+from .reply import HttpResponse, raise_for_error
+from .request import JSON, ClassNames, ResponseOptions, Target, as_fields
 from .retry import policy
 from .segmentation import Segmentation
 
@@ -16,7 +16,7 @@ from .segmentation import Segmentation
 class Transport(Protocol):
     """Sends requests. Thread-safe."""
 
-    def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
+    def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> HttpResponse:
         """Sends one request.
 
         Raises:
@@ -95,7 +95,7 @@ class SegmentationClient:
             OSError: the image file cannot be read.
             TypeError: the input is not an `ImageInput`.
             ValueError: the array or the PIL image is not a supported image.
-            RefusedError: the server sent an error response; the message says what to do.
+            ResponseError: the server sent an error response; the message says what to do.
             UnreachableError: there is no server.
             TimedOutError: the server did not respond in time.
             MalformedResponseError: the response is not from a segmentation server.
@@ -112,7 +112,7 @@ class SegmentationClient:
         return read_segmentation(self._ask(image_file, JSON, fields), image_file)
 
     def segment_raw(
-        self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]
+        self, image: ImageInput, accept: str = JSON, **options: Unpack[ResponseOptions]
     ) -> bytes:
         """Returns the response body unchanged, in any media type and encoding. Raises as `segment`.
 
@@ -124,13 +124,13 @@ class SegmentationClient:
         """
         return self._ask(as_image_file(image), accept, as_fields(**options)).body
 
-    def _ask(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
+    def _ask(self, image_file: bytes, accept: str, fields: dict[str, str]) -> HttpResponse:
         return Retrying(**self._policy)(self._once, image_file, accept, fields)
 
-    def _once(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
-        reply = self._transport.send(image_file, accept, fields)
-        raise_for_error(reply)
-        return reply
+    def _once(self, image_file: bytes, accept: str, fields: dict[str, str]) -> HttpResponse:
+        response = self._transport.send(image_file, accept, fields)
+        raise_for_error(response)
+        return response
 
     def close(self) -> None:
         """Closes the connections."""

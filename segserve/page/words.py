@@ -3,10 +3,10 @@
 from typing import NamedTuple, TypedDict
 
 from ..client import (
+    AuthenticationError,
     MalformedResponseError,
-    RefusedError,
+    ResponseError,
     TimedOutError,
-    TokenRefusedError,
     UnknownModelError,
     UnreachableError,
 )
@@ -31,7 +31,7 @@ _BY_KIND: tuple[tuple[type[Exception], _Words], ...] = (
     ),
     (TimedOutError, _Words("The server took too long", "Try a smaller picture, or fewer passes.")),
     (
-        TokenRefusedError,
+        AuthenticationError,
         _Words(
             "The server refuses the token", "Start the page again with --token or $SEGSERVE_TOKEN."
         ),
@@ -107,7 +107,7 @@ def in_plain_words(error: Exception) -> Problem:
     title, advice = _words(error)
     message = (
         error.message
-        if isinstance(error, RefusedError)
+        if isinstance(error, ResponseError)
         else ""
         if isinstance(error, OSError)
         else str(error)
@@ -120,4 +120,4 @@ def _words(error: Exception) -> _Words:
     for kind, words in _BY_KIND:
         if isinstance(error, kind):
             return words
-    return _BY_CODE.get(error.code, _OTHERWISE) if isinstance(error, RefusedError) else _OTHERWISE
+    return _BY_CODE.get(error.code, _OTHERWISE) if isinstance(error, ResponseError) else _OTHERWISE

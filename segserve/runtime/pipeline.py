@@ -16,7 +16,7 @@ from .classes import class_ids
 from .decode.image import FORMATS, Decoded, decode_reduced
 from .decode.quarantine import Quarantine
 from .encode.json_response import json_bytes
-from .encode.response import Answer, encode_response, error_response
+from .encode.response import Response, encode_response, error_response
 from .errors import (
     BadOptionError,
     InternalError,
@@ -62,7 +62,7 @@ class Pipeline:
         except BadOptionError as error:
             raise ModelError(f"{CONFIG_FILE}: handler.defaults: {error}") from error
 
-    def answer(self, row: Mapping[str, object], headers: Mapping[str, object]) -> Answer:
+    def answer(self, row: Mapping[str, object], headers: Mapping[str, object]) -> Response:
         """Processes one request. Converts exceptions to error responses. See `read_request` for the
         arguments.
         """
@@ -79,7 +79,7 @@ class Pipeline:
                 )
         except Exception as error:
             return error_response(request_error(error), stats)
-        return Answer(body, request.media_type, stats=stats)
+        return Response(body, request.media_type, stats=stats)
 
     def segment(
         self, row: Mapping[str, object], headers: Mapping[str, object], stats: RequestStats
@@ -145,7 +145,7 @@ class Pipeline:
             f"{', '.join(fitting)}"
         )
 
-    def describe(self) -> Answer:
+    def describe(self) -> Response:
         """Describes the model, its classes, its options and its limits as JSON."""
         record = self.segmenter.record
         document = {
@@ -161,7 +161,7 @@ class Pipeline:
             "device": str(self.segmenter.device),
             "precision": self.segmenter.precision,
         }
-        return Answer(json_bytes(document), MediaType.JSON)
+        return Response(json_bytes(document), MediaType.JSON)
 
     def warm_up(self) -> None:
         """Prepares for the first request: segments grey images of common shapes, then processes two

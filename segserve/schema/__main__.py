@@ -8,9 +8,9 @@ from pathlib import Path
 import orjson
 
 from ..runtime.files import write_whole
-from .openapi import answer_schema, openapi
+from .openapi import openapi, response_schema
 
-DOCUMENTS = {"openapi.json": openapi, "answer.schema.json": answer_schema}
+DOCUMENTS = {"openapi.json": openapi, "response.schema.json": response_schema}
 
 
 def document_text(name: str) -> str:

@@ -13,7 +13,7 @@ from ..runtime.decode.image import FORMATS
 from ..runtime.errors import error_classes
 from ..runtime.options import MediaType, Options
 from ..runtime.record import ModelRecord
-from .response import Answer, Base64, Description, Error, ServerError
+from .response import Base64, Description, Error, SegmentationResponse, ServerError
 
 Json = dict[str, Any]
 
@@ -33,11 +33,11 @@ class FormRequest(Options):
     data: bytes
 
 
-def answer_schema() -> Json:
+def response_schema() -> Json:
     """The JSON Schema of an answer to an image."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Answer.model_json_schema(mode="serialization"),
+        **SegmentationResponse.model_json_schema(mode="serialization"),
     }
 
 
@@ -63,7 +63,7 @@ def openapi() -> Json:
 
 
 def _schemas() -> Json:
-    models: list[type[BaseModel]] = [Answer, Description, Error, ServerError]
+    models: list[type[BaseModel]] = [SegmentationResponse, Description, Error, ServerError]
     _, answers = models_json_schema(
         [(model, "serialization") for model in models], ref_template="#/components/schemas/{model}"
     )
@@ -140,7 +140,7 @@ def _request_content() -> Json:
 
 def _segmented() -> Json:
     binary = {"schema": {"type": "string", "format": "binary"}}
-    content = {MediaType.JSON.value: {"schema": _reference("Answer")}}
+    content = {MediaType.JSON.value: {"schema": _reference("SegmentationResponse")}}
     content |= {
         media_type.value: binary for media_type in MediaType if media_type is not MediaType.JSON
     }

@@ -102,7 +102,7 @@ class ConfidenceMap(Strict):
     ]
 
 
-class Answer(Strict):
+class SegmentationResponse(Strict):
     """What is in an image: the classes, and the class of every pixel in the encoding that was asked
     for.
     """

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..client import (
+    AuthenticationError,
     ClassShare,
     ClientError,
     MalformedResponseError,
-    RefusedError,
+    ResponseError,
     Segmentation,
     TimedOutError,
-    TokenRefusedError,
     UnknownModelError,
     UnreachableError,
 )
@@ -202,7 +202,7 @@ def read_source(source: Source) -> bytes:
 
 def _is_outage(error: Exception) -> bool:
     """Whether the server caused the error. Such an error may be temporary."""
-    if isinstance(error, RefusedError):
+    if isinstance(error, ResponseError):
         return error.status in _OUTAGE_STATUS
     return isinstance(error, UnreachableError | TimedOutError | MalformedResponseError)
 
@@ -210,17 +210,17 @@ def _is_outage(error: Exception) -> bool:
 def _meets_all(error: Exception) -> bool:
     """Whether every other image would fail for the same reason."""
     if (
-        isinstance(error, TokenRefusedError | UnknownModelError)
+        isinstance(error, AuthenticationError | UnknownModelError)
         or _code(error) == BadOptionError.code
     ):
         return True
-    return isinstance(error, RefusedError) and (
+    return isinstance(error, ResponseError) and (
         error.status in _NOT_OUR_SERVER or 300 <= error.status < 400
     )
 
 
 def _code(error: Exception) -> str:
-    if isinstance(error, RefusedError | SegserveError):
+    if isinstance(error, ResponseError | SegserveError):
         return error.code
     if isinstance(error, OSError):
         return "file"
@@ -228,7 +228,7 @@ def _code(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, RefusedError):
+    if isinstance(error, ResponseError):
         return error.message
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"

@@ -19,7 +19,7 @@ from tests.contract.conftest import NARROW, Api
 from tests.contract.images import as_base64, encoded, picture
 
 RECORD = read_record(EMBEDDED)
-SCHEMA = json.loads((PROJECT / "docs" / "answer.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((PROJECT / "docs" / "response.schema.json").read_text(encoding="utf-8"))
 
 
 def segmented(api: Api, image: bytes, model: str = RECORD.name, **options: object) -> dict:

@@ -14,9 +14,9 @@ import requests
 from segserve.archive import build_archive
 from segserve.client import (
     AsyncSegmentationClient,
-    RefusedError,
+    AuthenticationError,
+    ResponseError,
     SegmentationClient,
-    TokenRefusedError,
     UnknownModelError,
 )
 from segserve.engines.running import KEY_FILE
@@ -138,12 +138,12 @@ def test_eight_threads_get_their_own_answers(server, address_of, local, photogra
     [
         (
             {"token": "wrong"},
-            TokenRefusedError,
+            AuthenticationError,
             "^400 InvalidKeyException: .*; `segserve serve` prints a new one$",
         ),
         (
             {"token": None},
-            TokenRefusedError,
+            AuthenticationError,
             "^400 InvalidKeyException: .*; `segserve serve` prints a new one$",
         ),
         (
@@ -183,7 +183,7 @@ def test_segment_token_that_is_no_longer_valid_says_what_to_do(server, photograp
     with (
         SegmentationClient(server.inference_url, token=old) as client,
         pytest.raises(
-            TokenRefusedError, match=r"incorrect, expired, .*; `segserve serve` prints a new one$"
+            AuthenticationError, match=r"incorrect, expired, .*; `segserve serve` prints a new one$"
         ),
     ):
         client.segment(photographs["chelsea"])
@@ -210,7 +210,7 @@ def test_segment_refusal_is_the_server_s(
     image = photographs["chelsea"] if image is None else image
     arguments = {"token": server.inference_token, "transport": transport}
     with SegmentationClient(address_of[transport], **arguments) as client:
-        with pytest.raises(RefusedError, match=message):
+        with pytest.raises(ResponseError, match=message):
             client.segment(image, **options)
         assert (
             client.segment(photographs["chelsea"]).mask_of("cat").any()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bench.memory import peak_python_bytes
 from segserve.archive import build_archive
-from segserve.client import RefusedError, SegmentationClient
+from segserve.client import ResponseError, SegmentationClient
 from segserve.engines.torchserve.process import TorchServe
 from segserve.runtime.record import read_record
 from tests.conftest import EMBEDDED
@@ -86,5 +86,5 @@ def test_server_16_megapixels_stay_within_memory(
 
 
 def test_server_refusal_reaches_the_client_with_its_code(client):
-    with pytest.raises(RefusedError, match="415 image_unsupported: not an image"):
+    with pytest.raises(ResponseError, match="415 image_unsupported: not an image"):
         client.segment(b"no image at all")

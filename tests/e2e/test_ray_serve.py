@@ -19,7 +19,7 @@ import requests
 import yaml
 
 from segserve.archive import build_archive
-from segserve.client import RefusedError, SegmentationClient
+from segserve.client import ResponseError, SegmentationClient
 from segserve.engines.errors import ServerError
 from segserve.local import LocalSegmenter
 from tests.contract.images import encoded, picture
@@ -259,7 +259,7 @@ def test_predictions_while_a_replica_is_killed_fail_no_more_than_those_it_had(se
     def asked(client: SegmentationClient) -> str:
         try:
             return client.segment(IMAGE).model
-        except RefusedError as error:
+        except ResponseError as error:
             return error.code
 
     def stream(retries: int, count: int) -> Counter[str]:

@@ -18,7 +18,7 @@ import requests
 from PIL import Image, PngImagePlugin
 
 from segserve.archive import build_archive
-from segserve.client import RefusedError, SegmentationClient
+from segserve.client import ResponseError, SegmentationClient
 from segserve.engines.errors import ServerError
 from segserve.engines.properties import read_properties
 from segserve.engines.torchserve.process import TorchServe
@@ -170,7 +170,7 @@ def test_grpc_prediction_without_the_token_is_refused(server):
             model="tiny",
             retries=0,
         ) as client,
-        pytest.raises(RefusedError, match="Token"),
+        pytest.raises(ResponseError, match="Token"),
     ):
         client.segment(image_with_comment())
 

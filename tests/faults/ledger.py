@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
-from segserve.client.errors import ClientError, RefusedError, UnreachableError
+from segserve.client.errors import ClientError, ResponseError, UnreachableError
 
 _REFUSALS = frozenset(
     {400, 406, 408, 413, 415, 422, 507}
@@ -50,7 +50,7 @@ class Ledger:
 
     def fail(self, error: ClientError) -> None:
         """What the client says of a request that has no segmentation."""
-        if isinstance(error, RefusedError):
+        if isinstance(error, ResponseError):
             self.refuse(error.status, error.code, error.retry_after_s)
             return
         turned_away = isinstance(error, UnreachableError) and "Connection refused" in str(error)

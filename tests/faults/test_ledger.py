@@ -4,7 +4,7 @@ import pytest
 
 from segserve.client.errors import (
     MalformedResponseError,
-    RefusedError,
+    ResponseError,
     TimedOutError,
     UnreachableError,
 )
@@ -16,36 +16,36 @@ from .ledger import Ledger
     ("error", "refused", "lost", "turned_away"),
     [
         pytest.param(
-            RefusedError(503, "overloaded", "later", retry_after_s=2.0),
+            ResponseError(503, "overloaded", "later", retry_after_s=2.0),
             1,
             0,
             0,
             id="503-that-says-when",
         ),
         pytest.param(
-            RefusedError(503, "ServiceUnavailableException", "later"),
+            ResponseError(503, "ServiceUnavailableException", "later"),
             0,
             1,
             0,
             id="503-that-does-not",
         ),
-        pytest.param(RefusedError(422, "image_corrupt", "corrupt"), 1, 0, 0, id="422"),
-        pytest.param(RefusedError(500, "internal_error", "fault"), 0, 1, 0, id="500"),
+        pytest.param(ResponseError(422, "image_corrupt", "corrupt"), 1, 0, 0, id="422"),
+        pytest.param(ResponseError(500, "internal_error", "fault"), 0, 1, 0, id="500"),
         pytest.param(
-            UnreachableError("no server answers there (Connection refused)"),
+            UnreachableError("no server responds there (Connection refused)"),
             0,
             0,
             1,
             id="nobody-listens",
         ),
         pytest.param(
-            UnreachableError("no server answers there (Connection reset by peer)"),
+            UnreachableError("no server responds there (Connection reset by peer)"),
             0,
             1,
             0,
             id="broken",
         ),
-        pytest.param(TimedOutError("no answer within 60 s"), 0, 1, 0, id="late"),
+        pytest.param(TimedOutError("no response within 60 s"), 0, 1, 0, id="late"),
         pytest.param(MalformedResponseError("no JSON"), 0, 1, 0, id="malformed"),
     ],
 )

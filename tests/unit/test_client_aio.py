@@ -12,11 +12,11 @@ import pytest
 
 from segserve.client import (
     AsyncSegmentationClient,
+    AuthenticationError,
     MalformedResponseError,
-    RefusedError,
+    ResponseError,
     SegmentationClient,
     TimedOutError,
-    TokenRefusedError,
     UnreachableError,
 )
 
@@ -123,15 +123,15 @@ def test_segment_transient_failure_is_asked_again(server, failure):
     [
         (
             TOKEN_REFUSED,
-            TokenRefusedError,
+            AuthenticationError,
             "400 InvalidKeyException: Not so; `segserve serve` prints a new one",
         ),
         (
             Canned(b"", 301, {"Location": "https://elsewhere/"}),
-            RefusedError,
-            "ask 'https://elsewhere/' instead",
+            ResponseError,
+            "the server redirects to 'https://elsewhere/'",
         ),
-        (Canned(b"<html>"), MalformedResponseError, "no segmentation"),
+        (Canned(b"<html>"), MalformedResponseError, "not a segmentation"),
     ],
     ids=["token", "redirect", "html"],
 )
@@ -144,14 +144,14 @@ def test_segment_failure_that_stays_is_raised_at_once(server, answer, error, mes
 
 def test_segment_answer_too_late_is_not_asked_again(server):
     server.answer = Canned(ANSWER, pause_s=1.5)
-    with pytest.raises(TimedOutError, match=r"no answer within 0.5 s"):
+    with pytest.raises(TimedOutError, match=r"no response within 0.5 s"):
         segmented(server.url, IMAGE, timeout_s=0.5)
     assert len(server.received) == 1
 
 
 def test_segment_no_server_raises_unreachable_and_names_the_address(silent_url):
     with pytest.raises(
-        UnreachableError, match=rf"^{silent_url}: no server answers there \(Connection refused\)"
+        UnreachableError, match=rf"^{silent_url}: no server responds there \(Connection refused\)"
     ):
         segmented(silent_url, IMAGE, retries=0)
 

@@ -11,10 +11,10 @@ import pytest
 
 from segserve.client import (
     AsyncSegmentationClient,
-    RefusedError,
+    AuthenticationError,
+    ResponseError,
     SegmentationClient,
     TimedOutError,
-    TokenRefusedError,
     UnknownModelError,
     UnreachableError,
 )
@@ -101,7 +101,7 @@ def test_segment_gives_the_label_map_and_sends_image_options_and_token(served, s
 def test_segment_error_in_the_body_has_its_status(served, segment):
     servicer, address = served
     servicer.body = b'{"error":{"code":"image_truncated","message":"send it whole"}}'
-    with pytest.raises(RefusedError, match=r"^422 image_truncated: send it whole$"):
+    with pytest.raises(ResponseError, match=r"^422 image_truncated: send it whole$"):
         segment(address)
     assert len(servicer.received) == 1
 
@@ -113,7 +113,7 @@ def test_segment_error_in_the_body_has_its_status(served, segment):
         (
             grpc.StatusCode.PERMISSION_DENIED,
             "Token Authorization failed.",
-            TokenRefusedError,
+            AuthenticationError,
             "^400 InvalidKeyException: Token Authorization failed; `segserve serve` prints a new "
             "one$",
         ),
@@ -123,17 +123,17 @@ def test_segment_error_in_the_body_has_its_status(served, segment):
             UnknownModelError,
             "^404 ModelNotFoundException: Model not found: x; name the model that is served$",
         ),
-        (grpc.StatusCode.INTERNAL, "it broke", RefusedError, "^500 internal: it broke$"),
+        (grpc.StatusCode.INTERNAL, "it broke", ResponseError, "^500 internal: it broke$"),
         (
             grpc.StatusCode.UNIMPLEMENTED,
             "no such method",
-            RefusedError,
+            ResponseError,
             "^500 unimplemented: no such method$",
         ),
         (
             grpc.StatusCode.CANCELLED,
             "RST_STREAM",
-            RefusedError,
+            ResponseError,
             "cancelled: .*larger than its max_request_size",
         ),
     ],
@@ -161,7 +161,7 @@ def test_segment_unavailable_server_is_asked_again(served, segment):
 def test_segment_answer_too_late_is_not_asked_again(served, segment):
     servicer, address = served
     servicer.pause_s = 1.5
-    with pytest.raises(TimedOutError, match=r"no answer within 0.5 s"):
+    with pytest.raises(TimedOutError, match=r"no response within 0.5 s"):
         segment(address, timeout_s=0.5)
     assert len(servicer.received) == 1
 
@@ -169,7 +169,7 @@ def test_segment_answer_too_late_is_not_asked_again(served, segment):
 @both_clients
 def test_segment_no_server_raises_unreachable(segment):
     with pytest.raises(
-        UnreachableError, match=r"^127.0.0.1:1: no server answers there \(.*refused.*\)"
+        UnreachableError, match=r"^127.0.0.1:1: no server responds there \(.*refused.*\)"
     ):
         segment("127.0.0.1:1", retries=0)
 

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from segserve.client import Segmentation
 from segserve.client.reading import read_segmentation
-from segserve.client.reply import Reply
+from segserve.client.reply import HttpResponse
 from segserve.runtime.decode.image import decode_image
 
 from .canned import IMAGE_RGB, LABEL_MAP, answer_document, as_file
@@ -28,7 +28,8 @@ LARGE_RGB = np.kron(IMAGE_RGB, np.ones((40, 40, 1), np.uint8))
 
 def segmentation_of(label_map: np.ndarray, image_file: bytes, **changes) -> Segmentation:
     return read_segmentation(
-        Reply(200, "OK", json.dumps(answer_document(label_map, **changes)).encode()), image_file
+        HttpResponse(200, "OK", json.dumps(answer_document(label_map, **changes)).encode()),
+        image_file,
     )
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from segserve.runtime.encode.json_response import JsonResponse, json_bytes
-from segserve.runtime.encode.response import Answer, encode_response, error_response
+from segserve.runtime.encode.response import Response, encode_response, error_response
 from segserve.runtime.errors import ResponseTooLargeError, SegserveError
 from segserve.runtime.inference.labels import ClassSummary, Segmentation
 from segserve.runtime.options import MaskEncoding, MediaType, Options
@@ -264,13 +264,13 @@ def test_server_timing_lists_stages_in_ms():
             Interval("inference", 4.0, 4.5),
         ]
     )
-    answer = Answer(b"", MediaType.JSON, stats=RequestStats(timings))
+    answer = Response(b"", MediaType.JSON, stats=RequestStats(timings))
     assert answer.server_timing == "decode;dur=1.20, inference;dur=1500.00"
 
 
 def test_server_timing_describes_a_stage_that_has_something_to_tell():
     intervals = [Interval("inference", 0, 1.5), Interval("encode", 2, 2.001)]
-    answer = Answer(
+    answer = Response(
         b"", MediaType.JSON, stats=RequestStats(Timings(intervals, {"inference": "2.0 passes"}))
     )
     assert answer.server_timing == 'inference;dur=1500.00;desc="2.0 passes", encode;dur=1.00'

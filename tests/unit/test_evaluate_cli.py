@@ -156,6 +156,6 @@ def test_evaluate_strange_label_is_told_in_one_line_and_nothing_is_written(
 
 
 def test_evaluate_server_that_is_not_there_is_told_in_one_line(silent_url, data, tiny_model):
-    assert f"{silent_url}: no server answers there" in refusal(
+    assert f"{silent_url}: no server responds there" in refusal(
         tiny_model, "--data", data, "--server", silent_url
     )

@@ -129,7 +129,7 @@ def test_served_model_refusal_raises_and_names_the_image(server, data):
 
 
 def test_served_model_without_a_server_raises_and_names_the_address(silent_url, data):
-    with pytest.raises(UnreachableError, match=rf"^{silent_url}: no server answers there"):
+    with pytest.raises(UnreachableError, match=rf"^{silent_url}: no server responds there"):
         measured(silent_url, data)
 
 
@@ -160,7 +160,7 @@ SHARE = BACKGROUND["classes"][0]
             "the server calls class 3 'bird', the record None",
         ),
         ({**BACKGROUND, "classes": []}, "the server's mask and its classes disagree"),
-        ({"status": "Healthy"}, "the server's answer is no segmentation"),
+        ({"status": "Healthy"}, "the response is not a segmentation"),
     ],
     ids=["other size", "other label", "class beyond the record's", "no classes", "another service"],
 )

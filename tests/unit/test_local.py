@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from segserve.archive import build_archive
-from segserve.client import AsyncSegmentationClient, RefusedError, Segmentation, SegmentationClient
+from segserve.client import AsyncSegmentationClient, ResponseError, Segmentation, SegmentationClient
 from segserve.client.reading import read_segmentation
-from segserve.client.reply import Reply
+from segserve.client.reply import HttpResponse
 from segserve.local import LocalSegmenter
 from segserve.runtime.errors import ModelError
 from segserve.runtime.inference.segmenter import Segmenter
@@ -67,7 +67,7 @@ def test_segment_applies_the_options(segmenter):
 def test_segment_equals_the_result_read_from_the_response_of_a_server(segmenter, options):
     image_file = as_file(IMAGE_RGB)
     body = segmenter.segment_raw(image_file, mask="png", **options)
-    expected = read_segmentation(Reply(200, "OK", body), image_file)
+    expected = read_segmentation(HttpResponse(200, "OK", body), image_file)
     result = segmenter.segment(image_file, **options)
     assert np.array_equal(result.label_map, expected.label_map)
     assert np.array_equal(result.confidence_map, expected.confidence_map)
@@ -79,7 +79,7 @@ def test_segment_equals_the_result_read_from_the_response_of_a_server(segmenter,
 def test_segment_failure_of_the_network_raises_an_internal_error(folder, monkeypatch):
     segmenter = LocalSegmenter(folder, device="cpu")
     monkeypatch.setattr(Segmenter, "segment", lambda *_, **__: 1 / 0)
-    with pytest.raises(RefusedError, match=r"^500 internal_error: the server failed"):
+    with pytest.raises(ResponseError, match=r"^500 internal_error: the server failed"):
         segmenter.segment(IMAGE_RGB)
 
 
@@ -107,7 +107,7 @@ def test_clients_and_local_segmenter_have_the_same_signature(method):
     ids=["text", "empty", "unknown mode", "unknown class"],
 )
 def test_segment_invalid_request_raises_the_error_of_a_server(segmenter, image, options, message):
-    with pytest.raises(RefusedError, match=message):
+    with pytest.raises(ResponseError, match=message):
         segmenter.segment(image, **options)
 
 
@@ -118,7 +118,7 @@ def test_segmenter_applies_the_limits_of_the_archive(folder, tmp_path):
         yaml.safe_dump({"handler": {"max_image_pixels": 100}})
     )
     local = LocalSegmenter(build_archive(model, tmp_path / "out"))
-    with pytest.raises(RefusedError, match=r"^413 image_too_large"):
+    with pytest.raises(ResponseError, match=r"^413 image_too_large"):
         local.segment(IMAGE_RGB)
 
 

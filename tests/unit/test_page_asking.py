@@ -5,10 +5,10 @@ import json
 import pytest
 
 from segserve.client import (
+    AuthenticationError,
     MalformedResponseError,
-    RefusedError,
+    ResponseError,
     TimedOutError,
-    TokenRefusedError,
     UnreachableError,
 )
 from segserve.page.asking import Server
@@ -123,20 +123,22 @@ def test_catalogue_of_a_server_elsewhere_has_the_model_that_was_named(server):
             MalformedResponseError("x"), "This is not a segmentation server", id="malformed"
         ),
         pytest.param(
-            TokenRefusedError(400, "InvalidKeyException", "x"),
+            AuthenticationError(400, "InvalidKeyException", "x"),
             "The server refuses the token",
             id="token",
         ),
         pytest.param(
-            RefusedError(413, "image_too_large", "x"), "The picture is too large", id="too-large"
+            ResponseError(413, "image_too_large", "x"), "The picture is too large", id="too-large"
         ),
         pytest.param(
-            RefusedError(413, "cost_too_high", "x"), "This would take too long", id="cost"
+            ResponseError(413, "cost_too_high", "x"), "This would take too long", id="cost"
         ),
         pytest.param(
-            RefusedError(503, "ServiceUnavailableException", "x"), "The server is busy", id="busy"
+            ResponseError(503, "ServiceUnavailableException", "x"), "The server is busy", id="busy"
         ),
-        pytest.param(RefusedError(500, "internal_error", "x"), "This did not work", id="any-other"),
+        pytest.param(
+            ResponseError(500, "internal_error", "x"), "This did not work", id="any-other"
+        ),
         pytest.param(PermissionError(13, "Permission denied"), "This did not work", id="file"),
     ],
 )

@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from segserve.client.reading import read_segmentation
-from segserve.client.reply import Reply
+from segserve.client.reply import HttpResponse
 from segserve.page.view import as_answer, data_url, steps
 
 from .canned import IMAGE_RGB, LABEL_MAP, answer_document, as_file
@@ -20,7 +20,7 @@ from .canned import IMAGE_RGB, LABEL_MAP, answer_document, as_file
 def segmentation():
     headers = {"server-timing": "decode;dur=1.5, inference;dur=40.25"}
     return read_segmentation(
-        Reply(200, "OK", json.dumps(answer_document()).encode(), headers), as_file(IMAGE_RGB)
+        HttpResponse(200, "OK", json.dumps(answer_document()).encode(), headers), as_file(IMAGE_RGB)
     )
 
 

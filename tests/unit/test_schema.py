@@ -10,12 +10,12 @@ import pytest
 from segserve.runtime.errors import SegserveError, error_classes
 from segserve.runtime.options import MediaType, Options
 from segserve.schema.__main__ import DOCUMENTS, document_text
-from segserve.schema.openapi import answer_schema, openapi
+from segserve.schema.openapi import openapi, response_schema
 
 from ..conftest import PROJECT
 from .images import encoded, smooth
 
-ANSWERS = jsonschema.Draft202012Validator(answer_schema())
+ANSWERS = jsonschema.Draft202012Validator(response_schema())
 OPENAPI = openapi()
 
 
@@ -27,7 +27,7 @@ def test_document_in_docs_is_the_one_that_the_code_makes(name):
 
 
 def test_answer_schema_is_a_schema():
-    jsonschema.Draft202012Validator.check_schema(answer_schema())
+    jsonschema.Draft202012Validator.check_schema(response_schema())
 
 
 @pytest.mark.parametrize("confidence", ["true", "false"])

@@ -284,7 +284,7 @@ def test_segment_with_no_server_says_what_to_do_in_one_line(tmp_path):
     done = segserve("segment", "a.jpg", "--server", gone.url, folder=tmp_path)
     assert done.returncode == 1
     [line] = done.stderr.decode().splitlines()
-    assert "no server answers there" in line
+    assert "no server responds there" in line
     assert line.endswith("0 segmented, 1 left; the same command goes on where it stopped")
 
 

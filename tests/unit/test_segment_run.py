@@ -189,7 +189,7 @@ def test_run_with_nobody_at_the_address_tells_it_once(server, images, out):
     with canned_server() as gone:
         pass
     started = Started(gone, images, Layout(out))
-    assert "no server answers there" in started.stopped
+    assert "no server responds there" in started.stopped
     assert started.outcomes == []
 
 

@@ -9,7 +9,7 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
 from segserve.engines.torchserve.launch import torchserve_home
 from segserve.engines.torchserve.metrics_file import write_metrics_file
-from segserve.runtime.encode.response import Answer
+from segserve.runtime.encode.response import Response
 from segserve.runtime.inference.quality import Quality
 from segserve.runtime.options import MediaType
 from segserve.runtime.record import ClassInfo
@@ -91,7 +91,7 @@ def test_answered_tells_everything_of_a_request(server, told):
     )
     stats = RequestStats(timings, "rle", 1000, 2_500_000, Quality((0.75, 0.0, 0.25), 0.875, 0.5))
     telemetry(server).answered(
-        [Answer(b"12345", MediaType.JSON, stats=stats)], [{}], seconds=0.8125
+        [Response(b"12345", MediaType.JSON, stats=stats)], [{}], seconds=0.8125
     )
     values = told()
     assert values.pop(("segserve_memory_bytes",))
@@ -169,13 +169,13 @@ def test_answered_batch_is_told_once_and_descriptions_are_not_counted(tiny_pipel
 
 def test_answered_all_background_is_counted(server, told):
     stats = RequestStats(quality=Quality((1.0, 0.0, 0.0), 0.9, 0.1))
-    telemetry(server).answered([Answer(b"", MediaType.JSON, stats=stats)], [{}], seconds=0.1)
+    telemetry(server).answered([Response(b"", MediaType.JSON, stats=stats)], [{}], seconds=0.1)
     assert told()[("segserve_background_only_total",)] == [1]
 
 
 def test_answered_values_without_a_number_are_left_out(server, told):
     stats = RequestStats(quality=Quality((1.0, 0.0, 0.0), float("nan"), float("inf")))
-    telemetry(server).answered([Answer(b"", MediaType.JSON, stats=stats)], [{}], seconds=0.1)
+    telemetry(server).answered([Response(b"", MediaType.JSON, stats=stats)], [{}], seconds=0.1)
     assert not {("segserve_confidence_ratio",), ("segserve_entropy_ratio",)} & told().keys()
 
 
@@ -207,7 +207,7 @@ def test_server_that_knows_a_metric_under_other_labels_is_not_told_it(server, to
             of_a_kind["segserve_stage_seconds"].dimension_names = ["model_name", "stage"]
     timings = Timings([Interval("decode", 0.0, 0.25)])
     telemetry(server).answered(
-        [Answer(b"", MediaType.JSON, stats=RequestStats(timings))], [{}], seconds=0.1
+        [Response(b"", MediaType.JSON, stats=RequestStats(timings))], [{}], seconds=0.1
     )
     assert "segserve_stage_seconds" not in {name for name, *_ in told()}
 

@@ -23,7 +23,7 @@ JPEG_MAX_SIDE_PX = 65_500  # libjpeg's limit; the format itself allows 65,535
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """The response to one client, with the statistics of its request."""
 
     body: bytes
@@ -47,11 +47,11 @@ class Answer:
         )
 
 
-def error_response(error: SegserveError, stats: RequestStats | None = None) -> Answer:
+def error_response(error: SegserveError, stats: RequestStats | None = None) -> Response:
     """The response to a request that failed with `error`. Stores the error code in `stats`."""
     if stats is not None:
         stats.error = error.code
-    return Answer(
+    return Response(
         json_bytes(error.as_document()), MediaType.JSON, error.status, error.phrase, stats
     )
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import psutil
 import torch
 
-from ..encode.response import Answer
+from ..encode.response import Response
 from ..record import ModelRecord
 from . import metrics as m
 from .request_stats import RequestStats
@@ -79,7 +79,11 @@ class Telemetry:
         self._report_memory()
 
     def answered(
-        self, answers: Sequence[Answer], headers: Sequence[Mapping[str, object]], *, seconds: float
+        self,
+        answers: Sequence[Response],
+        headers: Sequence[Mapping[str, object]],
+        *,
+        seconds: float,
     ) -> None:
         """Reports the requests of one batch.
 
@@ -100,7 +104,7 @@ class Telemetry:
             for answer, stats, given in told:
                 self._tracing.trace(self._record, answer.status, stats, given)
 
-    def _report_request(self, answer: Answer, stats: RequestStats, seconds: float) -> None:
+    def _report_request(self, answer: Response, stats: RequestStats, seconds: float) -> None:
         self._tell(m.REQUESTS, 1, str(answer.status), stats.encoding, stats.error)
         self._tell(m.REQUEST_SECONDS, seconds)
         for stage, stage_seconds in stats.timings.seconds.items():
