@@ -18,9 +18,15 @@ from numpy.typing import NDArray
 
 from .archive import config_of
 from .client import ClassShare, ImageInput, Segmentation
-from .client.images import as_image_file
-from .client.reply import HttpResponse, raise_for_error
-from .client.request import JSON, ClassNames, ResponseOptions, as_fields, http_headers
+from .client.request import (
+    JSON,
+    ResponseOptions,
+    SegmentOptions,
+    as_fields,
+    as_image_file,
+    http_headers,
+)
+from .client.response import HttpResponse, raise_for_error
 from .runtime.encode.response import error_response
 from .runtime.errors import ModelError
 from .runtime.inference.failover import load_segmenter
@@ -56,39 +62,21 @@ class LocalSegmenter:
             )
         self._lock = threading.Lock()
 
-    def segment(
-        self,
-        image: ImageInput,
-        *,
-        mode: str | None = None,
-        tta: str | None = None,
-        classes: ClassNames | None = None,
-        threshold: float | None = None,
-        confidence: bool = False,
-    ) -> Segmentation:
+    def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
         """Segments an image; see `SegmentationClient.segment` for the options.
 
         Raises:
             OSError: the image file cannot be read.
-            TypeError: the input is not an `ImageInput`.
+            TypeError: the input is not an `ImageInput`, or there is no such option.
             ValueError: the array or the PIL image is not a supported image.
             ResponseError: a server would send this error response, with this status, code and
                 message. The limit of a response's size does not apply: there is no response body.
         """
-        fields = as_fields(
-            mask="png",
-            mode=mode,
-            tta=tta,
-            classes=classes,
-            threshold=threshold,
-            confidence=confidence,
-        )
+        headers = http_headers(JSON, as_fields(mask="png", **options))
         image_file = as_image_file(image)
         stats = RequestStats()
         with _server_errors(), self._lock:
-            _, _, segmentation = self._pipeline.segment(
-                {"body": image_file}, http_headers(JSON, fields), stats
-            )
+            _, _, segmentation = self._pipeline.segment({"body": image_file}, headers, stats)
         record = self._pipeline.segmenter.record
         with stats.timings.stage("encode"):
             shares = tuple(_share(summary, record) for summary in segmentation.classes)

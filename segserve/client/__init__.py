@@ -14,9 +14,8 @@ from .errors import (
     UnknownModelError,
     UnreachableError,
 )
-from .images import ImageInput
-from .segmentation import Segmentation
-from .share import ClassShare
+from .request import ImageInput
+from .segmentation import ClassShare, Segmentation
 from .sync import SegmentationClient
 
 __all__ = [

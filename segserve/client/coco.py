@@ -6,7 +6,7 @@ from typing import Any
 from ..runtime.encode.mask import LabelMap
 from ..runtime.encode.rle import Rle, encode_rle
 from ..runtime.record import BACKGROUND
-from .share import ClassShare
+from .segmentation import ClassShare
 
 
 def as_annotations(

@@ -1,5 +1,7 @@
 """The exceptions of the clients. Every message is one line of text for people."""
 
+import os
+
 
 class ClientError(Exception):
     """Base class of the clients' errors, except errors in the caller's own arguments and files."""
@@ -23,7 +25,7 @@ class ResponseError(ClientError):
     """The server sent an error response.
 
     Attributes:
-        status: the HTTP status. Over gRPC, the status that HTTP would have.
+        status: the HTTP status.
         code: the error's code, for programs: `image_truncated`, or TorchServe's
             `ServiceUnavailableException`.
         message: the server's message, for people.
@@ -47,3 +49,32 @@ class AuthenticationError(ResponseError):
 
 class UnknownModelError(ResponseError):
     """The server does not have this model, or not this version of it."""
+
+
+def unreachable(url: str, error: Exception) -> UnreachableError:
+    """The client's error for a connection error of an HTTP library."""
+    return UnreachableError(
+        f"{url}: no server responds there ({' '.join(_reason(error).split())[:200]}); "
+        "start one with `segserve serve`, or see the log of the one that runs"
+    )
+
+
+def timed_out(url: str, timeout_s: float) -> TimedOutError:
+    """The client's error for a response that takes too long."""
+    return TimedOutError(
+        f"{url}: no response within {timeout_s:g} s; raise timeout_s, or send a smaller image"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The operating system's message, if there is one. HTTP libraries wrap it in several
+    exceptions.
+    """
+    reason, cause = str(error), error
+    while cause := cause.__cause__ or cause.__context__:  # type: ignore[assignment]
+        if isinstance(cause, OSError) and cause.strerror:
+            reason = cause.strerror
+            # asyncio replaces the message of a connection error
+            if isinstance(cause, ConnectionError) and cause.errno is not None:
+                reason = os.strerror(cause.errno)
+    return reason or type(error).__name__

@@ -10,14 +10,38 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.decode.image import decode_image
+from ..runtime.decode.image import decode_image, decoded_size
 from ..runtime.encode.overlay import DEFAULT_OPACITY, draw_overlay
-from .share import ClassShare
+from ..runtime.record import BACKGROUND
+from ..training.data.classes import voc_color
+from .request import ImageInput, as_image_file
 
 if TYPE_CHECKING:
     import supervision
 
-    from .images import ImageInput
+_COLORS = 256
+_ANY_NUMBER = 2**31  # pixels; no real limit, because the image is the caller's own
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """One class in an image.
+
+    Attributes:
+        color: RGB, 0..255 each.
+        pixels: the number of pixels of this class.
+        fraction: the fraction of the image's pixels, 0..1.
+        box_xyxy: the bounding box x_min, y_min, x_max, y_max in pixels; the maxima are exclusive.
+        confidence: the mean of the pixels' top probability, 0..1.
+    """
+
+    id: int
+    label: str
+    color: tuple[int, int, int]
+    pixels: int
+    fraction: float
+    box_xyxy: tuple[int, int, int, int]
+    confidence: float
 
 
 class _Painted(NamedTuple):
@@ -38,8 +62,8 @@ class Segmentation:
         image_file: the image file that was sent.
         confidence_map: uint8 (H, W), read-only: each pixel's top probability times 255; None if not
             requested.
-        timings_ms: the server's time per stage: decode, preprocess, inference, encode. Empty over
-            gRPC.
+        timings_ms: the server's time per stage: decode, preprocess, inference, encode. Empty if
+            it sends none.
     """
 
     label_map: NDArray[np.uint8]
@@ -148,12 +172,24 @@ class Segmentation:
         Raises:
             ImportError: supervision is not installed; the message says how to install it.
         """
-        from .detections import as_detections
-
-        return as_detections(self.label_map, self.classes)
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise ImportError(
+                "supervision is not installed; install it with: pip install supervision"
+            ) from error
+        shares = [share for share in self.classes if share.id != BACKGROUND]
+        class_ids = np.array([share.id for share in shares], np.int64)
+        return Detections(
+            xyxy=np.array([share.box_xyxy for share in shares], np.float32).reshape(-1, 4),
+            mask=self.label_map == class_ids[:, None, None],
+            class_id=class_ids,
+            confidence=np.array([share.confidence for share in shares], np.float32),
+            data={"class_name": np.array([share.label for share in shares], np.str_)},
+        )
 
     @classmethod
-    def from_detections(cls, detections: "supervision.Detections", image: "ImageInput") -> Self:
+    def from_detections(cls, detections: "supervision.Detections", image: ImageInput) -> Self:
         """Converts the masks of detections to a segmentation.
 
         Pixels outside all masks become background. Where masks overlap, the later mask wins.
@@ -167,9 +203,30 @@ class Segmentation:
             ValueError: the detections have no masks or no class ids, a class id is outside 1..255,
                 or a mask's size is not the image's size.
         """
-        from .detections import from_detections
-
-        return cls(model="", model_version="", **from_detections(detections, image))
+        image_file = as_image_file(image)
+        size_hw = decoded_size(image_file, max_pixels=_ANY_NUMBER)
+        class_ids = _class_ids(detections)
+        confidences = (
+            np.ones(len(class_ids)) if detections.confidence is None else detections.confidence
+        )
+        label_map, confidence = np.zeros(size_hw, np.uint8), np.ones(size_hw, np.float32)
+        for index, class_id in enumerate(class_ids):
+            mask = _mask(detections, index, size_hw)
+            label_map[mask], confidence[mask] = class_id, confidences[index]
+        label_map.flags.writeable = False
+        labels = {BACKGROUND: "background", **_labels(detections, class_ids)}
+        shares = [
+            _share(class_id, labels[class_id], label_map, confidence)
+            for class_id in np.unique(label_map).tolist()
+        ]
+        return cls(
+            label_map=label_map,
+            classes=tuple(sorted(shares, key=lambda share: -share.pixels)),
+            model="",
+            model_version="",
+            palette=bytes(value for class_id in range(_COLORS) for value in voc_color(class_id)),
+            image_file=image_file,
+        )
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -191,3 +248,55 @@ class Segmentation:
                 return share
         present = ", ".join(f"{share.label!r} ({share.id})" for share in self.classes)
         raise KeyError(f"the image has no {label_or_id!r}; it has: {present}")
+
+
+def _class_ids(detections: "supervision.Detections") -> list[int]:
+    class_ids: Any = detections.class_id
+    if len(detections) and (detections.mask is None or class_ids is None):
+        raise ValueError("expected detections with masks and class ids, got some without")
+    beyond = [
+        class_id
+        for class_id in (() if class_ids is None else class_ids.tolist())
+        if not 0 < class_id < _COLORS
+    ]
+    if beyond:
+        raise ValueError(
+            f"class ids must be from 1 to {_COLORS - 1}, 0 being background, got {beyond[:8]}"
+        )
+    return [] if class_ids is None else [int(class_id) for class_id in class_ids]
+
+
+def _labels(detections: "supervision.Detections", class_ids: list[int]) -> dict[int, str]:
+    names: Any = detections.data.get("class_name")
+    return {
+        class_id: f"class {class_id}" if names is None else str(names[index])
+        for index, class_id in enumerate(class_ids)
+    }
+
+
+def _mask(
+    detections: "supervision.Detections", index: int, size_hw: tuple[int, int]
+) -> NDArray[np.bool_]:
+    masks: Any = detections.mask
+    mask = np.asarray(masks[index], dtype=bool)
+    if mask.shape != size_hw:
+        raise ValueError(f"expected masks of the image's size, {size_hw} (H, W), got {mask.shape}")
+    return mask
+
+
+def _share(
+    class_id: int, label: str, label_map: NDArray[np.uint8], confidence: NDArray[np.float32]
+) -> ClassShare:
+    mask = label_map == class_id
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box_xyxy = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    pixels = int(mask.sum())
+    return ClassShare(
+        class_id,
+        label,
+        voc_color(class_id),
+        pixels,
+        pixels / mask.size,
+        box_xyxy,
+        float(confidence[mask].mean()),
+    )

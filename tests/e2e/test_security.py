@@ -18,7 +18,6 @@ import requests
 from PIL import Image, PngImagePlugin
 
 from segserve.archive import build_archive
-from segserve.client import ResponseError, SegmentationClient
 from segserve.engines.errors import ServerError
 from segserve.engines.properties import read_properties
 from segserve.engines.torchserve.process import TorchServe
@@ -163,16 +162,13 @@ def test_request_without_the_token_is_refused(server, method, port, path, author
 
 def test_grpc_prediction_without_the_token_is_refused(server):
     with (
-        SegmentationClient(
-            server.grpc_address,
-            transport="grpc",
-            token="wrong",  # noqa: S106
-            model="tiny",
-            retries=0,
-        ) as client,
-        pytest.raises(ResponseError, match="Token"),
+        grpc.insecure_channel(server.grpc_address) as channel,
+        pytest.raises(grpc.RpcError) as caught,
     ):
-        client.segment(image_with_comment())
+        channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")(
+            b"", timeout=30, metadata=[("authorization", "Bearer wrong")]
+        )
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize("call", ["ListModels", "RegisterModel", "UnregisterModel"])

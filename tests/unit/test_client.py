@@ -111,6 +111,12 @@ def test_segment_option_that_no_header_holds_raises(server, client):
     assert server.received == []
 
 
+def test_segment_option_that_does_not_exist_raises(server, client):
+    with pytest.raises(TypeError, match="unexpected options: quality"):
+        client.segment(IMAGE, quality=9)
+    assert server.received == []
+
+
 def test_client_without_token_sends_none_and_takes_a_trailing_slash(server, monkeypatch, tmp_path):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login someone password else\n")
@@ -217,7 +223,7 @@ def test_segment_refusal_of_something_else_than_a_server_says_to_check_the_addre
 def test_segment_redirect_is_refused_and_named(server, client):
     server.answer = Canned(b"", 301, {"Location": "https://elsewhere/"})
     with pytest.raises(
-        ResponseError, match="301 unknown: Moved Permanently; .* redirects to 'https://elsewhere/'"
+        ResponseError, match=r"301 unknown: Moved Permanently; .* redirects to 'https://elsewhere/'"
     ):
         client.segment(IMAGE)
 
@@ -307,17 +313,10 @@ def test_segment_no_server_raises_unreachable_and_names_the_address(silent_url):
         ({"url": "http://"}, "expected a server's address .*: no host"),
         ({"url": "http://127.0.0.1:99999"}, "expected a server's address .*: Port out of range"),
         ({"url": "http://[::1"}, "expected a server's address .*: Invalid IPv6 URL"),
-        (
-            {"token": "s3cr\net"},
-            "^the token holds a line break or a letter beyond ASCII, as none does",
-        ),
-        (
-            {"token": "s3crét"},
-            "^the token holds a line break or a letter beyond ASCII, as none does",
-        ),
+        ({"token": "s3cr\net"}, "^the token contains a line break or a non-ASCII character"),
+        ({"token": "s3crét"}, "^the token contains a line break or a non-ASCII character"),
         ({"retries": -1}, "retries is how often"),
         ({"pool_size": 0}, "pool_size is the number of connections"),
-        ({"transport": "pigeon"}, "expected the transport http or grpc, got 'pigeon'"),
     ],
     ids=[
         "no scheme",
@@ -329,7 +328,6 @@ def test_segment_no_server_raises_unreachable_and_names_the_address(silent_url):
         "accent",
         "retries",
         "pool",
-        "transport",
     ],
 )
 def test_client_argument_that_makes_no_sense_raises(changes, message):
@@ -373,8 +371,8 @@ def test_segment_malformed_answer_is_an_error(server, client, body, message):
 
 def test_import_of_the_client_imports_no_torch():
     code = (
-        "import sys, segserve.client; print(sorted({'torch', 'timm', 'torchvision', 'httpx', "
-        "'grpc'} & {*sys.modules}))"
+        "import sys, segserve.client; print(sorted({'torch', 'timm', 'torchvision', 'httpx'} "
+        "& {*sys.modules}))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True

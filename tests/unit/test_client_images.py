@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.client.images import as_image_file
+from segserve.client.request import as_image_file
 from segserve.runtime.decode.image import decode_image
 
 from .canned import IMAGE_RGB, as_file

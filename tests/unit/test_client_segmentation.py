@@ -14,8 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from segserve.client import Segmentation
-from segserve.client.reading import read_segmentation
-from segserve.client.reply import HttpResponse
+from segserve.client.response import HttpResponse, read_segmentation
 from segserve.runtime.decode.image import decode_image
 
 from .canned import IMAGE_RGB, LABEL_MAP, answer_document, as_file

@@ -9,8 +9,7 @@ import yaml
 
 from segserve.archive import build_archive
 from segserve.client import AsyncSegmentationClient, ResponseError, Segmentation, SegmentationClient
-from segserve.client.reading import read_segmentation
-from segserve.client.reply import HttpResponse
+from segserve.client.response import HttpResponse, read_segmentation
 from segserve.local import LocalSegmenter
 from segserve.runtime.errors import ModelError
 from segserve.runtime.inference.segmenter import Segmenter

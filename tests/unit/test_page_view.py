@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from segserve.client.reading import read_segmentation
-from segserve.client.reply import HttpResponse
+from segserve.client.response import HttpResponse, read_segmentation
 from segserve.page.view import as_answer, data_url, steps
 
 from .canned import IMAGE_RGB, LABEL_MAP, answer_document, as_file

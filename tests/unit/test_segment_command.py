@@ -273,7 +273,7 @@ def test_segment_with_token_that_no_header_holds_sends_nothing_and_does_not_tell
     )
     assert (done.returncode, server.received) == (1, [])
     [line] = done.stderr.decode().splitlines()
-    assert line.startswith("segserve: the token holds a line break")
+    assert line.startswith("segserve: the token contains a line break")
     assert "s3cr" not in line
 
 
