@@ -132,7 +132,7 @@ def draw(segmenter: Segmenter) -> Image.Image:
     for name in DRAWN:
         image_rgb = decode_image(sample_photograph(name).read_bytes(), max_pixels=2**24)
         segmentation = segmenter.segment(image_rgb)
-        shown = [summary.class_id for summary in segmentation.classes]
+        shown = [area.id for area in segmentation.classes]
         overlay = draw_overlay(image_rgb, segmentation.label_map, segmenter.record.classes, shown)
         overlay.thumbnail((CELL_PX, CELL_PX))
         cells.append(overlay)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
-from . import runtime
+from . import runtime, schema
 from .resources import resource
 from .runtime.errors import ModelError
 from .runtime.files import whole_file
@@ -24,6 +24,8 @@ from .runtime.record import RECORD_FILE, ModelRecord, read_record, read_yaml
 from .runtime.settings import CONFIG_FILE, check_precision, read_config
 
 MANIFEST = "MAR-INF/MANIFEST.json"
+# What the handler does not need: openapi.py and the command that writes its documents.
+_NOT_PACKED = ("__pycache__", "openapi.py", "__main__.py")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
 
 
@@ -100,14 +102,15 @@ def _packed(record: ModelRecord, model: Path, config: Path, workspace: Path) -> 
 
 
 def _stage(record: ModelRecord, model: Path, extra: Path) -> None:
-    """What goes into the archive besides network, weights and handler: the record, ranges, the
-    card, the runtime.
+    """Copies the files of the archive besides network, weights and handler: the record, int8
+    ranges, model card, runtime and schema.
     """
-    package = Path(runtime.__file__).parent
-    shutil.copytree(
-        package, extra / "segserve" / package.name, ignore=shutil.ignore_patterns("__pycache__")
-    )
-    shutil.copy(package.parent / "__init__.py", extra / "segserve")
+    for package in (runtime, schema):
+        folder = Path(str(package.__file__)).parent
+        shutil.copytree(
+            folder, extra / "segserve" / folder.name, ignore=shutil.ignore_patterns(*_NOT_PACKED)
+        )
+    shutil.copy(Path(runtime.__file__).parents[1] / "__init__.py", extra / "segserve")
     shutil.copy(model / RECORD_FILE, extra)
     if record.int8:
         shutil.copy(model / record.int8.file, extra)

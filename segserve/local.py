@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from .archive import config_of
-from .client import ClassShare, ImageInput, Segmentation
+from .client import ImageInput, Segmentation
 from .client.request import (
     JSON,
     ResponseOptions,
@@ -27,12 +27,12 @@ from .client.request import (
     http_headers,
 )
 from .client.response import HttpResponse, raise_for_error
+from .runtime.encode.json_response import class_rows
 from .runtime.encode.response import error_response
 from .runtime.errors import ModelError
 from .runtime.inference.failover import load_segmenter
-from .runtime.inference.labels import ClassSummary
 from .runtime.pipeline import Pipeline, request_error
-from .runtime.record import ModelRecord, read_yaml
+from .runtime.record import read_yaml
 from .runtime.settings import CONFIG_FILE, read_config
 from .runtime.telemetry.request_stats import RequestStats
 
@@ -79,10 +79,10 @@ class LocalSegmenter:
             _, _, segmentation = self._pipeline.segment({"body": image_file}, headers, stats)
         record = self._pipeline.segmenter.record
         with stats.timings.stage("encode"):
-            shares = tuple(_share(summary, record) for summary in segmentation.classes)
+            classes = class_rows(segmentation, record)
         return Segmentation(
             label_map=_read_only(segmentation.label_map),
-            classes=shares,
+            classes=classes,
             model=record.name,
             model_version=record.version,
             palette=record.palette,
@@ -125,20 +125,6 @@ class LocalSegmenter:
         at: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _share(summary: ClassSummary, record: ModelRecord) -> ClassShare:
-    """The same values as in a server's JSON response."""
-    info = record.classes[summary.class_id]
-    return ClassShare(
-        summary.class_id,
-        info.label,
-        info.color,
-        summary.pixels,
-        round(summary.fraction, 6),
-        summary.box_xyxy,
-        round(summary.confidence, 4),
-    )
 
 
 def _read_only(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -59,13 +59,11 @@ def row_of(record: ModelRecord, path: str) -> Row:
 
 def segmented_columns(segmentation: Segmentation, record: ModelRecord) -> Row:
     height_px, width_px = segmentation.label_map.shape
-    masks = encode_rle(
-        segmentation.label_map, [summary.class_id for summary in segmentation.classes]
-    )
+    masks = encode_rle(segmentation.label_map, [summary.id for summary in segmentation.classes])
     classes = [
         {
-            "id": summary.class_id,
-            "label": record.labels[summary.class_id],
+            "id": summary.id,
+            "label": record.labels[summary.id],
             "pixels": summary.pixels,
             "fraction": summary.fraction,
             "confidence": summary.confidence,

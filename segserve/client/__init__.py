@@ -4,6 +4,7 @@
 `Segmentation`. `segserve.local.LocalSegmenter` returns the same type without a server.
 """
 
+from ..schema.response import ClassRow
 from .aio import AsyncSegmentationClient
 from .errors import (
     AuthenticationError,
@@ -15,13 +16,13 @@ from .errors import (
     UnreachableError,
 )
 from .request import ImageInput
-from .segmentation import ClassShare, Segmentation
+from .segmentation import Segmentation
 from .sync import SegmentationClient
 
 __all__ = [
     "AsyncSegmentationClient",
     "AuthenticationError",
-    "ClassShare",
+    "ClassRow",
     "ClientError",
     "ImageInput",
     "MalformedResponseError",

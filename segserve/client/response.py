@@ -10,13 +10,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from tenacity import (
     RetryCallState,
     retry_if_exception,
@@ -25,6 +25,7 @@ from tenacity import (
     wait_random,
 )
 
+from ..schema.response import ClassRow, ConfidenceMap, PngMask, PngResponse
 from .errors import (
     AuthenticationError,
     MalformedResponseError,
@@ -32,7 +33,7 @@ from .errors import (
     UnknownModelError,
     UnreachableError,
 )
-from .segmentation import ClassShare, Segmentation
+from .segmentation import Segmentation
 
 _TIMING = re.compile(r"([\w-]+);dur=([0-9.]+)")
 _LONGEST_MESSAGE = 1000  # characters; a proxy may send a long page
@@ -169,44 +170,6 @@ def _wait_s(state: RetryCallState) -> float:
     return _backoff(state)
 
 
-Byte = Annotated[int, Field(ge=0, le=255)]
-
-
-class _Part(BaseModel):
-    """A part of a response. Unknown members are ignored, because a newer server may send more."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Class(_Part):
-    id: Byte
-    label: str
-    color: tuple[Byte, Byte, Byte]
-    pixels: Annotated[int, Field(ge=1)]
-    fraction: float
-    box: tuple[int, int, int, int]
-    confidence: float
-
-
-class _Picture(_Part):
-    encoding: str
-    data: str
-
-
-class _Model(_Part):
-    name: str
-    version: str
-
-
-class _Answer(_Part):
-    model: _Model
-    width: Annotated[int, Field(ge=1)]
-    height: Annotated[int, Field(ge=1)]
-    classes: tuple[_Class, ...]
-    mask: _Picture
-    confidence: _Picture | None = None
-
-
 def read_segmentation(response: HttpResponse, image_file: bytes) -> Segmentation:
     """Reads the segmentation from the JSON response to a request with `mask=png`.
 
@@ -217,20 +180,20 @@ def read_segmentation(response: HttpResponse, image_file: bytes) -> Segmentation
     """
     raise_for_error(response)
     try:
-        answer = _Answer.model_validate_json(response.body)
+        document = PngResponse.model_validate_json(response.body)
     except ValidationError as error:
         raise MalformedResponseError(_what_is_wrong(response, error)) from error
-    size_wh = answer.width, answer.height
-    mask = _decoded(answer.mask, size_wh, "mask", modes=("P", "L"))
-    _check_counts(mask, answer.classes)
-    confidence = answer.confidence and _decoded(
-        answer.confidence, size_wh, "confidence", modes=("L",)
+    size_wh = document.width, document.height
+    mask = _decoded(document.mask, size_wh, "mask", modes=("P", "L"))
+    _check_counts(mask, document.classes)
+    confidence = document.confidence and _decoded(
+        document.confidence, size_wh, "confidence", modes=("L",)
     )
     return Segmentation(
         label_map=_pixels(mask),
-        classes=tuple(_share(entry) for entry in answer.classes),
-        model=answer.model.name,
-        model_version=answer.model.version,
+        classes=document.classes,
+        model=document.model.name,
+        model_version=document.model.version,
         palette=bytes(mask.getpalette("RGB") or ()),
         image_file=image_file,
         confidence_map=_pixels(confidence) if confidence else None,
@@ -238,28 +201,12 @@ def read_segmentation(response: HttpResponse, image_file: bytes) -> Segmentation
     )
 
 
-def _share(entry: _Class) -> ClassShare:
-    return ClassShare(
-        entry.id,
-        entry.label,
-        entry.color,
-        entry.pixels,
-        entry.fraction,
-        entry.box,
-        entry.confidence,
-    )
-
-
 def _decoded(
-    picture: _Picture, size_wh: tuple[int, int], name: str, *, modes: tuple[str, ...]
+    part: PngMask | ConfidenceMap, size_wh: tuple[int, int], name: str, *, modes: tuple[str, ...]
 ) -> Image.Image:
     """Decodes the base64 PNG of a response. Raises an error if its size or its mode is wrong."""
-    if picture.encoding != "png":
-        raise MalformedResponseError(
-            f"expected a {name} encoded as png, got {picture.encoding!r:.40}"
-        )
     try:
-        content = base64.b64decode(picture.data, validate=True)
+        content = base64.b64decode(part.data, validate=True)
     except binascii.Error as error:
         raise MalformedResponseError(f"the server's {name} is not base64: {error}") from error
     try:
@@ -270,27 +217,23 @@ def _decoded(
                 f"expected a {name} of {expected} and mode {modes[0]}, got {got} and {decoded.mode}"
             )
         decoded.load()
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:  # SyntaxError: invalid chunk
+    # SyntaxError: an invalid chunk
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MalformedResponseError(f"the server's {name} cannot be decoded: {error}") from error
     return decoded
 
 
-def _check_counts(mask: Image.Image, classes: tuple[_Class, ...]) -> None:
+def _check_counts(mask: Image.Image, classes: tuple[ClassRow, ...]) -> None:
     counted = {class_id: pixels for class_id, pixels in enumerate(mask.histogram()) if pixels}
-    told = {entry.id: entry.pixels for entry in classes}
-    if counted != told or len(told) != len(classes):
+    reported = {row.id: row.pixels for row in classes}
+    if counted != reported or len(reported) != len(classes):
         raise MalformedResponseError(
-            f"the server's mask and its classes disagree: pixels {counted} and {told}"[:300]
+            f"the server's mask and its classes disagree: pixels {counted} and {reported}"[:300]
         )
 
 
-def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = np.asarray(picture)
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = np.asarray(image)
     pixels.flags.writeable = False
     return pixels
 

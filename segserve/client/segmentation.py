@@ -13,6 +13,7 @@ from PIL import Image
 from ..runtime.decode.image import decode_image, decoded_size
 from ..runtime.encode.overlay import DEFAULT_OPACITY, draw_overlay
 from ..runtime.record import BACKGROUND
+from ..schema.response import ClassRow
 from ..training.data.classes import voc_color
 from .request import ImageInput, as_image_file
 
@@ -21,27 +22,6 @@ if TYPE_CHECKING:
 
 _COLORS = 256
 _ANY_NUMBER = 2**31  # pixels; no real limit, because the image is the caller's own
-
-
-@dataclass(frozen=True)
-class ClassShare:
-    """One class in an image.
-
-    Attributes:
-        color: RGB, 0..255 each.
-        pixels: the number of pixels of this class.
-        fraction: the fraction of the image's pixels, 0..1.
-        box_xyxy: the bounding box x_min, y_min, x_max, y_max in pixels; the maxima are exclusive.
-        confidence: the mean of the pixels' top probability, 0..1.
-    """
-
-    id: int
-    label: str
-    color: tuple[int, int, int]
-    pixels: int
-    fraction: float
-    box_xyxy: tuple[int, int, int, int]
-    confidence: float
 
 
 class _Painted(NamedTuple):
@@ -67,7 +47,7 @@ class Segmentation:
     """
 
     label_map: NDArray[np.uint8]
-    classes: tuple[ClassShare, ...]
+    classes: tuple[ClassRow, ...]
     model: str
     model_version: str
     palette: bytes = field(repr=False)
@@ -77,10 +57,9 @@ class Segmentation:
 
     def __repr__(self) -> str:
         height_px, width_px = self.label_map.shape
-        shares = ", ".join(f"{share.label} {share.fraction:.1%}" for share in self.classes)
+        rows = ", ".join(f"{row.label} {row.fraction:.1%}" for row in self.classes)
         return (
-            f"<Segmentation {width_px} x {height_px} by {self.model} {self.model_version}: "
-            f"{shares}>"
+            f"<Segmentation {width_px} x {height_px} by {self.model} {self.model_version}: {rows}>"
         )
 
     @cached_property
@@ -110,7 +89,7 @@ class Segmentation:
             ValueError: the opacity is outside 0..1.
             SegserveError: as in `image`.
         """
-        shown = [share.id for share in self.classes]
+        shown = [row.id for row in self.classes]
         return draw_overlay(
             np.asarray(self.image), self.label_map, self._painted(), shown, opacity=opacity
         )
@@ -121,7 +100,7 @@ class Segmentation:
         Raises:
             KeyError: the class is not in the image; the message names the classes that are.
         """
-        mask: NDArray[np.bool_] = self.label_map == self._share_of(label_or_id).id
+        mask: NDArray[np.bool_] = self.label_map == self._row_of(label_or_id).id
         return mask
 
     def polygons(self) -> dict[int, list[list[int]]]:
@@ -130,7 +109,7 @@ class Segmentation:
         """
         from ..runtime.encode.polygons import encode_polygons
 
-        return encode_polygons(self.label_map, [share.id for share in self.classes])
+        return encode_polygons(self.label_map, [row.id for row in self.classes])
 
     def to_coco(
         self,
@@ -178,14 +157,14 @@ class Segmentation:
             raise ImportError(
                 "supervision is not installed; install it with: pip install supervision"
             ) from error
-        shares = [share for share in self.classes if share.id != BACKGROUND]
-        class_ids = np.array([share.id for share in shares], np.int64)
+        rows = [row for row in self.classes if row.id != BACKGROUND]
+        class_ids = np.array([row.id for row in rows], np.int64)
         return Detections(
-            xyxy=np.array([share.box_xyxy for share in shares], np.float32).reshape(-1, 4),
+            xyxy=np.array([row.box_xyxy for row in rows], np.float32).reshape(-1, 4),
             mask=self.label_map == class_ids[:, None, None],
             class_id=class_ids,
-            confidence=np.array([share.confidence for share in shares], np.float32),
-            data={"class_name": np.array([share.label for share in shares], np.str_)},
+            confidence=np.array([row.confidence for row in rows], np.float32),
+            data={"class_name": np.array([row.label for row in rows], np.str_)},
         )
 
     @classmethod
@@ -215,13 +194,13 @@ class Segmentation:
             label_map[mask], confidence[mask] = class_id, confidences[index]
         label_map.flags.writeable = False
         labels = {BACKGROUND: "background", **_labels(detections, class_ids)}
-        shares = [
-            _share(class_id, labels[class_id], label_map, confidence)
+        rows = [
+            _class_row(class_id, labels[class_id], label_map, confidence)
             for class_id in np.unique(label_map).tolist()
         ]
         return cls(
             label_map=label_map,
-            classes=tuple(sorted(shares, key=lambda share: -share.pixels)),
+            classes=tuple(sorted(rows, key=lambda row: -row.pixels)),
             model="",
             model_version="",
             palette=bytes(value for class_id in range(_COLORS) for value in voc_color(class_id)),
@@ -235,18 +214,18 @@ class Segmentation:
 
     def _painted(self) -> list[_Painted]:
         """Every class of the palette, in order of id. Only classes present have a label."""
-        labels = {share.id: share.label for share in self.classes}
+        labels = {row.id: row.label for row in self.classes}
         colors = np.frombuffer(self.palette, np.uint8).reshape(-1, 3).tolist()
         return [
             _Painted(labels.get(class_id, ""), (red, green, blue))
             for class_id, (red, green, blue) in enumerate(colors)
         ]
 
-    def _share_of(self, label_or_id: str | int) -> ClassShare:
-        for share in self.classes:
-            if label_or_id in (share.label, share.id):
-                return share
-        present = ", ".join(f"{share.label!r} ({share.id})" for share in self.classes)
+    def _row_of(self, label_or_id: str | int) -> ClassRow:
+        for row in self.classes:
+            if label_or_id in (row.label, row.id):
+                return row
+        present = ", ".join(f"{row.label!r} ({row.id})" for row in self.classes)
         raise KeyError(f"the image has no {label_or_id!r}; it has: {present}")
 
 
@@ -284,19 +263,19 @@ def _mask(
     return mask
 
 
-def _share(
+def _class_row(
     class_id: int, label: str, label_map: NDArray[np.uint8], confidence: NDArray[np.float32]
-) -> ClassShare:
+) -> ClassRow:
     mask = label_map == class_id
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box_xyxy = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     pixels = int(mask.sum())
-    return ClassShare(
-        class_id,
-        label,
-        voc_color(class_id),
-        pixels,
-        pixels / mask.size,
-        box_xyxy,
-        float(confidence[mask].mean()),
+    return ClassRow(
+        id=class_id,
+        label=label,
+        color=voc_color(class_id),
+        pixels=pixels,
+        fraction=pixels / mask.size,
+        box_xyxy=box_xyxy,
+        confidence=float(confidence[mask].mean()),
     )

@@ -6,6 +6,8 @@ or a path.
 
 from typing import ClassVar
 
+from ..schema.response import ErrorBody, ErrorDetail
+
 
 class SegserveError(Exception):
     """Base of every error that a client receives. `str(error)` is the message, `code` is for
@@ -17,18 +19,16 @@ class SegserveError(Exception):
     code: ClassVar[str] = "internal_error"
 
     def as_document(self) -> dict[str, dict[str, str]]:
-        """The JSON body of the answer: `{"error": {"code": ..., "message": ...}}`."""
-        return {"error": {"code": self.code, "message": str(self)}}
+        """The JSON body of the error response."""
+        return ErrorBody(error=ErrorDetail(code=self.code, message=str(self))).model_dump()
 
 
 class InternalError(SegserveError):
-    """A fault of ours, whose details are in the server's log and not in the answer."""
+    """An internal fault. Its details are only in the server's log."""
 
 
 class BadRequestError(SegserveError):
-    """The request itself makes no sense: no image, an unknown option or value, JSON that does not
-    parse.
-    """
+    """The request is invalid: no image, an unknown option or value, JSON that does not parse."""
 
     status = 400
     phrase = "Bad Request"
@@ -52,7 +52,7 @@ class BadBase64Error(BadRequestError):
 
 
 class NotAcceptableError(SegserveError):
-    """The client accepts none of the media types that can be answered."""
+    """The client accepts none of the available media types."""
 
     status = 406
     phrase = "Not Acceptable"
@@ -80,7 +80,7 @@ class ResponseTooLargeError(TooLargeError):
 
 
 class TooCostlyError(TooLargeError):
-    """More passes through the network than one request may take."""
+    """More forward passes than one request may take."""
 
     code = "cost_too_high"
 
@@ -114,7 +114,7 @@ class OutOfMemoryError(SegserveError):
 
 
 class UnavailableError(SegserveError):
-    """Nobody can take the request now; the same request may well be answered a little later."""
+    """The server cannot process the request now, but may be able to a little later."""
 
     status = 503
     phrase = "Service Unavailable"
@@ -122,7 +122,7 @@ class UnavailableError(SegserveError):
 
 
 class OverloadedError(UnavailableError):
-    """More requests wait already than may."""
+    """The queue is full."""
 
     code = "overloaded"
 
@@ -137,10 +137,10 @@ def error_classes() -> list[type[SegserveError]]:
 
 
 class ModelError(Exception):
-    """A model folder, record or archive that cannot be served; raised at load, never while
-    answering.
+    """A model folder, record or archive that cannot be served. Raised at load, never by a
+    request.
     """
 
 
 class FetchError(ModelError):
-    """The checkpoint of a published model cannot be had, or is not the one that was published."""
+    """The checkpoint of a published model is unavailable, or not the published one."""

@@ -13,8 +13,6 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -22,6 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from ..schema.base import Byte as Byte
+from ..schema.base import Strict as Strict
+from ..schema.base import Unit as Unit
 from .errors import ModelError
 from .files import write_whole
 
@@ -30,18 +31,9 @@ _ROUNDINGS: dict[str, Callable[[Fraction], int]] = {"nearest": round, "down": fl
 # Class id of a pixel whose class is not requested or not certain enough. Has no colour in overlays.
 BACKGROUND = 0
 
-Unit = Annotated[float, Field(ge=0, le=1)]
 PositiveUnit = Annotated[float, Field(gt=0, le=1)]
 # No control characters and no line breaks, including Unicode's: these texts are cells of a table.
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
-Byte = Annotated[int, Field(ge=0, le=255)]
-
-
-class Strict(BaseModel):
-    """A frozen model that rejects unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
 
 Document = TypeVar("Document", bound=Strict)
 
@@ -212,7 +204,7 @@ class Accuracy(Strict):
     mean_boundary_iou: Unit | None = None
     pixel_accuracy: Unit
     mean_accuracy: Unit | None = None
-    class_iou: dict[str, Unit] = {}
+    class_iou: dict[str, Unit] = Field(default={})
     class_boundary_iou: dict[str, Unit] | None = None
 
 

@@ -1,5 +1,7 @@
-"""The HTTP contract as data: requests, responses, and the OpenAPI document that describes both.
+"""The HTTP contract as data: the only definition of a class row, of a segmentation response and of
+an error response.
 
-`python -m segserve.schema` writes the documents in `docs/`. The contract's tests check live
-responses against them.
+The archive carries this package too. Only `openapi`, which the archive does not carry, needs the
+rest of segserve. `python -m segserve.schema` writes the documents in `docs/`. The contract's tests
+check live responses against them.
 """

@@ -1,11 +1,11 @@
-"""The OpenAPI 3.1 document of the HTTP contract, made from the models that requests and answers
-follow.
+"""The OpenAPI 3.1 document of the HTTP contract, generated from the models of requests and
+responses.
 """
 
 from collections import defaultdict
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, JsonValue, PositiveInt
 from pydantic.json_schema import models_json_schema
 
 from .. import __version__
@@ -13,7 +13,8 @@ from ..runtime.decode.image import FORMATS
 from ..runtime.errors import error_classes
 from ..runtime.options import MediaType, Options
 from ..runtime.record import ModelRecord
-from .response import Base64, Description, Error, SegmentationResponse, ServerError
+from .base import Base64, Strict
+from .response import ErrorBody, SegmentationResponse, TorchServeError
 
 Json = dict[str, Any]
 
@@ -22,19 +23,38 @@ _MANAGEMENT = {"url": "http://127.0.0.1:8081", "description": "management"}
 
 
 class JsonRequest(Options):
-    """An image as base64, and options beside it."""
+    """An image as base64, and options."""
 
     data: Base64
 
 
 class FormRequest(Options):
-    """An image as a file, and options as fields beside it."""
+    """An image as a file, and options as fields."""
 
     data: bytes
 
 
+class RequestLimits(Strict):
+    max_image_pixels: PositiveInt
+    max_response_bytes: PositiveInt
+    max_cost: Annotated[
+        PositiveInt, Field(description="Maximum number of forward passes per request.")
+    ]
+
+
+class Description(ModelRecord):
+    """The model's record, options, limits and device."""
+
+    options: dict[str, JsonValue]
+    media_types: list[str]
+    image_formats: list[str]
+    limits: RequestLimits
+    device: str
+    precision: str
+
+
 def response_schema() -> Json:
-    """The JSON Schema of an answer to an image."""
+    """The JSON Schema of the response to an image."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **SegmentationResponse.model_json_schema(mode="serialization"),
@@ -48,8 +68,8 @@ def openapi() -> Json:
         "info": {
             "title": "segserve",
             "version": __version__,
-            "summary": "Semantic segmentation over HTTP: an image goes in, "
-            "the class of every pixel comes back.",
+            "summary": "Semantic segmentation over HTTP: an image in the request, "
+            "the class of every pixel in the response.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [_INFERENCE],
@@ -63,15 +83,17 @@ def openapi() -> Json:
 
 
 def _schemas() -> Json:
-    models: list[type[BaseModel]] = [SegmentationResponse, Description, Error, ServerError]
-    _, answers = models_json_schema(
+    models: list[type[BaseModel]] = [SegmentationResponse, Description, ErrorBody, TorchServeError]
+    _, responses = models_json_schema(
         [(model, "serialization") for model in models], ref_template="#/components/schemas/{model}"
     )
     _, requests = models_json_schema(
         [(model, "validation") for model in (JsonRequest, FormRequest)],
         ref_template="#/components/schemas/{model}",
     )
-    return {**requests["$defs"], **answers["$defs"]}
+    codes = list(dict.fromkeys(kind.code for kind in error_classes()))
+    responses["$defs"]["ErrorDetail"]["properties"]["code"]["enum"] = codes
+    return {**requests["$defs"], **responses["$defs"]}
 
 
 def _paths() -> Json:
@@ -98,11 +120,11 @@ def _model_parameter() -> Json:
 
 
 def _prediction(parameters: list[Json], suffix: str = "") -> Json:
-    """`PUT` is what `curl -T` sends; it does the same."""
+    """`POST` and `PUT` do the same; `curl -T` sends `PUT`."""
     shared = {
         "summary": "The class of every pixel of an image",
         "requestBody": {"required": True, "content": _request_content()},
-        "responses": {"200": _segmented(), **_refusals()},
+        "responses": {"200": _segmented(), **_errors()},
     }
     return {
         "parameters": [_model_parameter(), *parameters, *_option_headers()],
@@ -112,19 +134,21 @@ def _prediction(parameters: list[Json], suffix: str = "") -> Json:
 
 
 def _option_headers() -> list[Json]:
-    """Options as headers, which are text: there a list is separated by commas."""
+    """Options as headers. A header is text, so a list is separated by commas."""
     return [
         {
             "name": f"X-Segment-{name.title()}",
             "in": "header",
             "description": schema["description"],
-            "schema": {"type": "string", "minLength": 1} if name == "classes" else _bare(schema),
+            "schema": {"type": "string", "minLength": 1}
+            if name == "classes"
+            else _without_names(schema),
         }
         for name, schema in Options.model_json_schema()["properties"].items()
     ]
 
 
-def _bare(schema: Json) -> Json:
+def _without_names(schema: Json) -> Json:
     return {key: value for key, value in schema.items() if key not in ("title", "description")}
 
 
@@ -152,33 +176,31 @@ def _segmented() -> Json:
     }
 
 
-def _refusals() -> Json:
-    """By status, the handler's errors, and those of TorchServe, which come in its own form."""
+def _errors() -> Json:
+    """The error responses of the handler and of TorchServe, by status."""
     codes: dict[int, list[str]] = defaultdict(list)
     for kind in error_classes():
         codes[kind.status].append(kind.code)
-    refusals = {
-        str(status): _refusal(
-            ", ".join(dict.fromkeys(names)), Error, *([ServerError] if status == 400 else [])
+    errors = {
+        str(status): _error_response(
+            ", ".join(dict.fromkeys(names)),
+            ErrorBody,
+            *([TorchServeError] if status == 400 else []),
         )
         for status, names in codes.items()
     }
-    refusals["400"]["description"] += "; a missing or wrong token (TorchServe)"
-    refusals["413"] = {
-        **refusals["413"],
-        "description": f"{refusals['413']['description']}; empty where TorchServe refused the body",
-    }
-    refusals["404"] = _refusal("no such model or version (TorchServe)", ServerError)
-    refusals["503"] = _refusal(
-        f"{', '.join(codes[503])}: the queue is full, or no worker is ready; TorchServe has its "
-        "own form for it",
-        Error,
-        ServerError,
+    errors["400"]["description"] += "; a missing or wrong token (TorchServe)"
+    errors["413"]["description"] += "; an empty body if TorchServe rejected the request"
+    errors["404"] = _error_response("no such model or version (TorchServe)", TorchServeError)
+    errors["503"] = _error_response(
+        f"{', '.join(codes[503])}: the queue is full, or no worker is ready (TorchServe)",
+        ErrorBody,
+        TorchServeError,
     )
-    return dict(sorted(refusals.items()))
+    return dict(sorted(errors.items()))
 
 
-def _refusal(description: str, *models: type[BaseModel]) -> Json:
+def _error_response(description: str, *models: type[BaseModel]) -> Json:
     schemas = [_reference(model.__name__) for model in models]
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
@@ -192,10 +214,13 @@ def _ping() -> Json:
     }
     return {
         "operationId": "ping",
-        "summary": "Whether the server is up; it says so before its models are loaded, too",
+        "summary": "Whether the server is up; true before its models are loaded, too",
         "responses": {
-            "200": {"description": "It is.", "content": {"application/json": {"schema": healthy}}},
-            "400": _refusal("a missing or wrong token", ServerError),
+            "200": {
+                "description": "The server is up.",
+                "content": {"application/json": {"schema": healthy}},
+            },
+            "400": _error_response("a missing or wrong token", TorchServeError),
         },
     }
 
@@ -213,15 +238,15 @@ def _describe() -> Json:
     described = {"type": "array", "minItems": 1, "items": entry}
     return {
         "operationId": "describe",
-        "summary": "What the model is, knows and accepts; asks for the management token",
+        "summary": "Describes the model; needs the management token",
         "parameters": [_model_parameter(), customized],
         "responses": {
             "200": {
                 "description": "The model.",
                 "content": {"application/json": {"schema": described}},
             },
-            "400": _refusal("a missing or wrong token", ServerError),
-            "404": _refusal("no such model", ServerError),
+            "400": _error_response("a missing or wrong token", TorchServeError),
+            "404": _error_response("no such model", TorchServeError),
         },
     }
 

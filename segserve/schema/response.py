@@ -1,18 +1,16 @@
-"""Models of the server's responses: the source of the JSON Schema. `docs/api.md` describes how to
-decode a mask.
+"""Models of the server's responses. Clients validate responses with them; the server writes its
+masks without them, because they are large. `docs/api.md` describes how to decode a mask.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 from pydantic.json_schema import SkipJsonSchema
 
-from ..runtime.errors import error_classes
-from ..runtime.record import Byte, ModelRecord, Strict, Unit
+from .base import Byte, Part, Unit
 
 ClassId = Byte
 ClassKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,2})$")]
-Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 PngBase64 = Annotated[
     str, Field(json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"})
 ]
@@ -24,34 +22,59 @@ def _optional(schema: dict[str, Any]) -> None:
     schema.pop("default")  # the member is absent, not null
 
 
-class Model(Strict):
-    """The model that answered."""
+class ServedModel(Part):
+    """The model that created the response."""
 
     name: str
     version: str
 
 
-class ClassEntry(Strict):
-    """One class of the image."""
-
+class _ClassName(Part):
     id: ClassId
     label: str
     color: Annotated[tuple[Byte, Byte, Byte], Field(description="Red, green, blue.")]
-    pixels: Annotated[PositiveInt, Field(description="How many pixels have this class.")]
-    fraction: Annotated[Unit, Field(description="Their share of the image.")]
-    box: Annotated[
+
+
+class ClassArea(Part):
+    """The pixels of one class in an image."""
+
+    id: ClassId
+    pixels: Annotated[PositiveInt, Field(description="The number of pixels of this class.")]
+    fraction: Annotated[Unit, Field(description="These pixels as a fraction of the image.")]
+    box_xyxy: Annotated[
         tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt],
-        Field(description="x_min, y_min, x_max, y_max in pixels, maxima exclusive."),
+        Field(alias="box", description="x_min, y_min, x_max, y_max in pixels, maxima exclusive."),
     ]
     confidence: Annotated[Unit, Field(description="Mean of the top probability of these pixels.")]
 
 
-class DenseMask(Strict):
+class ClassRow(ClassArea, _ClassName):
+    """One class of an image."""
+
+    @classmethod
+    def of(cls, area: ClassArea, label: str, color: tuple[int, int, int]) -> Self:
+        """The row of a response: the class's name, and its numbers rounded."""
+        return cls(
+            id=area.id,
+            label=label,
+            color=color,
+            pixels=area.pixels,
+            fraction=round(area.fraction, 6),
+            box_xyxy=area.box_xyxy,
+            confidence=round(area.confidence, 4),
+        )
+
+    def as_document(self) -> dict[str, Any]:
+        """The row as a member of `classes` in JSON."""
+        return self.model_dump(by_alias=True)
+
+
+class DenseMask(Part):
     encoding: Literal["dense"]
     data: Annotated[list[list[ClassId]], Field(description="`height` rows of `width` class ids.")]
 
 
-class PngMask(Strict):
+class PngMask(Part):
     encoding: Literal["png"]
     data: Annotated[
         PngBase64,
@@ -59,17 +82,17 @@ class PngMask(Strict):
     ]
 
 
-class Rle(Strict):
+class RunLengths(Part):
     size: Annotated[tuple[PositiveInt, PositiveInt], Field(description="Height, width.")]
     counts: Annotated[
         str, Field(min_length=1, description="COCO's compressed run lengths, down the columns.")
     ]
 
 
-class RleMask(Strict):
+class RleMask(Part):
     encoding: Literal["rle"]
     data: Annotated[
-        dict[ClassKey, Rle],
+        dict[ClassKey, RunLengths],
         Field(json_schema_extra=_CLOSED, description="By class id, for every entry of `classes`."),
     ]
 
@@ -79,7 +102,7 @@ Polygon = Annotated[
 ]
 
 
-class PolygonsMask(Strict):
+class PolygonsMask(Part):
     encoding: Literal["polygons"]
     data: Annotated[
         dict[ClassKey, Annotated[list[Polygon], Field(min_length=1)]],
@@ -94,20 +117,18 @@ class PolygonsMask(Strict):
 Mask = Annotated[DenseMask | RleMask | PngMask | PolygonsMask, Field(discriminator="encoding")]
 
 
-class ConfidenceMap(Strict):
+class ConfidenceMap(Part):
     encoding: Literal["png"]
     data: Annotated[
         PngBase64,
-        Field(description="A grey PNG of 8 bits: the pixel's top probability is value / 255."),
+        Field(description="A grey PNG with 8 bits per pixel: top probability = value / 255."),
     ]
 
 
-class SegmentationResponse(Strict):
-    """What is in an image: the classes, and the class of every pixel in the encoding that was asked
-    for.
-    """
+class SegmentationResponse(Part):
+    """The classes of an image, and the class of every pixel in the requested encoding."""
 
-    model: Model
+    model: ServedModel
     width: Annotated[
         PositiveInt, Field(description="Pixels, after the image's EXIF orientation is applied.")
     ]
@@ -115,8 +136,8 @@ class SegmentationResponse(Strict):
         PositiveInt, Field(description="Pixels, after the image's EXIF orientation is applied.")
     ]
     classes: Annotated[
-        tuple[ClassEntry, ...],
-        Field(min_length=1, description="All that are present, largest first."),
+        tuple[ClassRow, ...],
+        Field(min_length=1, description="All classes present, largest first."),
     ]
     mask: Annotated[
         Mask | SkipJsonSchema[None],
@@ -124,53 +145,32 @@ class SegmentationResponse(Strict):
     ] = None
     confidence: Annotated[
         ConfidenceMap | SkipJsonSchema[None],
-        Field(json_schema_extra=_optional, description="There with `confidence=true`."),
+        Field(json_schema_extra=_optional, description="Present with `confidence=true`."),
     ] = None
 
 
-class ErrorDetail(Strict):
-    code: Annotated[
-        str,
-        Field(
-            description="For programs.",
-            json_schema_extra=lambda schema: schema.update(
-                enum=list(dict.fromkeys(k.code for k in error_classes()))
-            ),
-        ),
-    ]
+class ErrorDetail(Part):
+    code: Annotated[str, Field(description="For programs.")]
     message: Annotated[
         str, Field(description="For people: what is wrong, what was expected, what to do.")
     ]
 
 
-class Error(Strict):
-    """A refusal by the model's handler."""
+class ErrorBody(Part):
+    """The body of an error response of the model's handler."""
 
     error: ErrorDetail
 
 
-class ServerError(Strict):
-    """A refusal by TorchServe, before any handler sees the request."""
+class TorchServeError(Part):
+    """The body of an error response of TorchServe, sent before any handler runs."""
 
     code: int
     type: str
     message: str
 
 
-class Limits(Strict):
-    max_image_pixels: PositiveInt
-    max_response_bytes: PositiveInt
-    max_cost: Annotated[
-        PositiveInt, Field(description="Passes through the network that one request may take.")
-    ]
+class PngResponse(SegmentationResponse):
+    """The response to `mask=png`, which clients request."""
 
-
-class Description(ModelRecord):
-    """What the model is, knows and accepts: its record, and what the server adds."""
-
-    options: dict[str, JsonValue]
-    media_types: list[str]
-    image_formats: list[str]
-    limits: Limits
-    device: str
-    precision: str
+    mask: PngMask

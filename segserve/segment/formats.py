@@ -2,7 +2,7 @@
 
 import orjson
 
-from ..client import ClassShare, Segmentation
+from ..client import ClassRow, Segmentation
 from ..runtime.encode.mask import encode_jpeg, encode_npy, encode_png
 from .coco import as_coco
 from .layout import Format
@@ -44,17 +44,6 @@ def as_answer(segmentation: Segmentation) -> dict[str, object]:
     }
 
 
-def class_table(classes: tuple[ClassShare, ...]) -> list[dict[str, object]]:
+def class_table(classes: tuple[ClassRow, ...]) -> list[dict[str, object]]:
     """The classes in the format of the server's JSON response."""
-    return [
-        {
-            "id": share.id,
-            "label": share.label,
-            "color": share.color,
-            "pixels": share.pixels,
-            "fraction": share.fraction,
-            "box": share.box_xyxy,
-            "confidence": share.confidence,
-        }
-        for share in classes
-    ]
+    return [row.as_document() for row in classes]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ..client import (
     AuthenticationError,
-    ClassShare,
+    ClassRow,
     ClientError,
     MalformedResponseError,
     ResponseError,
@@ -43,7 +43,7 @@ class Done:
 
     source: Source
     files: tuple[str, ...]
-    classes: tuple[ClassShare, ...]
+    classes: tuple[ClassRow, ...]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class _Answered:
     """The contents of one image's files, not yet written."""
 
     contents: dict[str, bytes]
-    classes: tuple[ClassShare, ...]
+    classes: tuple[ClassRow, ...]
 
 
 @dataclass

@@ -94,12 +94,15 @@ def test_build_archive_entries_are_sorted_stored_and_timeless(archive):
 
 
 def test_build_archive_holds_exactly_what_a_worker_needs(archive):
-    runtime = {
-        str(path.relative_to(PROJECT)) for path in (PROJECT / "segserve/runtime").rglob("*.py")
-    }
-    assert "segserve/runtime/inference/segmenter.py" in runtime
+    packages = {
+        str(path.relative_to(PROJECT))
+        for package in ("runtime", "schema")
+        for path in (PROJECT / "segserve" / package).rglob("*.py")
+    } - {"segserve/schema/openapi.py", "segserve/schema/__main__.py"}
+    assert "segserve/runtime/inference/segmenter.py" in packages
+    assert "segserve/schema/response.py" in packages
     with zipfile.ZipFile(archive) as content:
-        assert set(content.namelist()) == runtime | {
+        assert set(content.namelist()) == packages | {
             "MAR-INF/MANIFEST.json",
             "deeplabv3.py",
             "handler.py",
@@ -203,11 +206,12 @@ print(*sys.modules)
     runtime = PROJECT / "segserve" / "runtime"
     modules = isolated(code, runtime, path=[str(PROJECT), SITE_PACKAGES], cwd=tmp_path).split()
     assert "segserve.runtime.pipeline" in modules
-    assert not {"ts", "ray", "requests", "typer", "rich"} & set(modules)
+    assert not {"ts", "ray", "requests", "typer", "rich", "segserve.schema.openapi"} & set(modules)
     assert not [
         name
         for name in modules
-        if name.startswith("segserve.") and not name.startswith("segserve.runtime")
+        if name.startswith("segserve.")
+        and not name.startswith(("segserve.runtime", "segserve.schema"))
     ]
 
 

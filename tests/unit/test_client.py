@@ -349,9 +349,9 @@ OTHER = answer_document(np.zeros((4, 6), np.uint8))["mask"]
         (b"", "not a segmentation"),
         (answer_document(mask=WIDER), "expected a mask of 6 x 4 pixels and mode P, got 7 x 4 pixels"),  # noqa: E501
         (answer_document(mask=OTHER), "mask and its classes disagree"),
-        (answer_document(classes=[]), "mask and its classes disagree"),
+        (answer_document(classes=[]), r"not a segmentation \(classes: .*at least 1 item"),
         (answer_document(width=0), r"not a segmentation \(width"),
-        (answer_document(mask={"encoding": "dense", "data": "0"}), "expected a mask encoded as png, got 'dense'"),  # noqa: E501
+        (answer_document(mask={"encoding": "dense", "data": "0"}), r"not a segmentation \(mask.encoding: .*'png'"),  # noqa: E501
         (answer_document(mask={"encoding": "png", "data": "*"}), "mask is not base64"),
         (answer_document(mask={"encoding": "png", "data": "R0lGODlh"}), "mask cannot be decoded"),
         (answer_document(mask={**OTHER, "data": OTHER["data"][:80]}), "mask cannot be decoded"),

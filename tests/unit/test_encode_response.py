@@ -17,11 +17,12 @@ from pycocotools import mask as coco_mask
 from segserve.runtime.encode.json_response import JsonResponse, json_bytes
 from segserve.runtime.encode.response import Response, encode_response, error_response
 from segserve.runtime.errors import ResponseTooLargeError, SegserveError
-from segserve.runtime.inference.labels import ClassSummary, Segmentation
+from segserve.runtime.inference.labels import Segmentation
 from segserve.runtime.options import MaskEncoding, MediaType, Options
 from segserve.runtime.request import SegmentRequest
 from segserve.runtime.telemetry.request_stats import RequestStats
 from segserve.runtime.telemetry.timings import Interval, Timings
+from segserve.schema.response import ClassArea
 
 from .test_polygons import redrawn
 from .tiny import CLASSES, tiny_record
@@ -42,7 +43,13 @@ def segmentation_of(label_map: np.ndarray) -> Segmentation:
         ys, xs = np.nonzero(label_map == class_id)
         box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
         summaries.append(
-            ClassSummary(int(class_id), int(pixels), pixels / label_map.size, box, 2 / 3)
+            ClassArea(
+                id=int(class_id),
+                pixels=int(pixels),
+                fraction=pixels / label_map.size,
+                box_xyxy=box,
+                confidence=2 / 3,
+            )
         )
     classes = tuple(sorted(summaries, key=lambda summary: -summary.pixels))
     return Segmentation(label_map, classes, confidence_of(label_map))
@@ -151,7 +158,7 @@ def test_encode_answer_limit_is_exact(label_map, mask, confidence):
     assert len(encode(label_map, **asked, max_bytes=size_bytes)) == size_bytes
     told = f"mask={mask} confidence=true" if confidence else f"mask={mask}"
     expected = (
-        f"^the answer as {told} would take {size_bytes} bytes, the limit is {size_bytes - 1};"
+        f"^the response as {told} would take {size_bytes} bytes, the limit is {size_bytes - 1};"
     )
     with pytest.raises(ResponseTooLargeError, match=expected):
         encode(label_map, **asked, max_bytes=size_bytes - 1)
@@ -195,7 +202,7 @@ def test_encode_answer_limit_of_other_types_is_exact(media_type):
     assert len(encode(label_map, media_type=media_type, max_bytes=size_bytes)) == size_bytes
     with pytest.raises(
         ResponseTooLargeError,
-        match=f"^the answer as Accept: {media_type} would take {size_bytes} bytes",
+        match=f"^the response as Accept: {media_type} would take {size_bytes} bytes",
     ):
         encode(label_map, media_type=media_type, max_bytes=size_bytes - 1)
 
@@ -241,7 +248,7 @@ def test_encode_answer_limit_below_everything_says_so():
 @pytest.mark.parametrize("size_hw", [(1, 65_501), (65_501, 1)], ids=["wide", "tall"])
 def test_encode_answer_jpeg_above_the_format_limit_raises(size_hw):
     with pytest.raises(
-        ResponseTooLargeError, match="end at 65500 pixels; ask for image/png or application/json"
+        ResponseTooLargeError, match="end at 65500 pixels; request image/png or application/json"
     ):
         encode(np.zeros(size_hw, np.uint8), media_type=MediaType.JPEG)
     assert encode(np.zeros((1, 65_500), np.uint8), media_type=MediaType.JPEG).startswith(

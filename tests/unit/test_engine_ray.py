@@ -139,7 +139,8 @@ handler, worker = load_handler(archive, folder, overrides={"handler": {"threads"
 context = Context(worker, [{}, {"accept": "image/png"}])
 bodies = handler.handle([{"body": image.read_bytes()}] * 2, context)
 homes = {Path(sys.modules[name].__file__).is_relative_to(folder)
-         for name in ("handler", "deeplabv3", "segserve.runtime", "segserve.runtime.pipeline")}
+         for name in ("handler", "deeplabv3", "segserve.runtime", "segserve.runtime.pipeline",
+                      "segserve.schema")}
 import torch
 print(json.dumps([json.loads(bodies[0])["width"], context.get_response_content_type(1),
 worker.model_yaml_config,

@@ -27,9 +27,7 @@ def chosen(**rule) -> Segmentation:
 
 
 def assert_table_fits(segmentation: Segmentation) -> None:
-    found = [
-        (s.class_id, s.pixels, s.fraction, s.box_xyxy, s.confidence) for s in segmentation.classes
-    ]
+    found = [(s.id, s.pixels, s.fraction, s.box_xyxy, s.confidence) for s in segmentation.classes]
     expected = summarised(segmentation.label_map, top_probabilities())
     assert [row[:4] for row in found] == [row[:4] for row in expected]
     assert [row[4] for row in found] == pytest.approx([row[4] for row in expected], abs=1e-4)
@@ -115,6 +113,4 @@ def test_choose_labels_on_a_gpu_gives_the_labels_of_the_cpu(size_hw):
     expected, got = (choose_labels(LOGITS.to(device), *size_hw, rule) for device in ("cpu", "cuda"))
     assert (got.label_map == expected.label_map).mean() > 0.9999
     assert np.abs(got.confidence_map.astype(int) - expected.confidence_map).max() <= 1
-    assert [summary.class_id for summary in got.classes] == [
-        summary.class_id for summary in expected.classes
-    ]
+    assert [summary.id for summary in got.classes] == [summary.id for summary in expected.classes]

@@ -221,7 +221,7 @@ def test_answer_classes_threshold_and_confidence_reach_the_segmenter(tiny_pipeli
     document = json.loads(tiny_pipeline.answer(row, {}).body)
     assert np.array_equal(document["mask"]["data"], expected.label_map)
     assert {entry["id"]: entry["pixels"] for entry in document["classes"]} == {
-        summary.class_id: summary.pixels for summary in expected.classes
+        summary.id: summary.pixels for summary in expected.classes
     }
     confidence = Image.open(io.BytesIO(base64.b64decode(document["confidence"]["data"])))
     assert np.array_equal(np.array(confidence), expected.confidence_map)

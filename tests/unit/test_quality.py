@@ -61,5 +61,5 @@ def test_choose_labels_quality_is_that_of_the_network_whatever_the_rule():
     logits = torch.randn(3, 8, 8, generator=torch.manual_seed(1))
     everything = choose_labels(logits, 20, 30)
     nothing = choose_labels(logits, 20, 30, LabelRule(kept=frozenset(), threshold=1.0))
-    assert [summary.class_id for summary in nothing.classes] == [0]
+    assert [summary.id for summary in nothing.classes] == [0]
     assert everything.quality == nothing.quality == measure_quality(logits)

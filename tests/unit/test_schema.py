@@ -1,38 +1,38 @@
-"""The documents of the HTTP contract: current, valid, and in agreement with what validates and
-answers.
-"""
+"""The documents of the HTTP contract: current, valid, and in agreement with live responses."""
 
 import json
 
 import jsonschema
 import pytest
 
+from segserve.client.request import ResponseOptions
 from segserve.runtime.errors import SegserveError, error_classes
 from segserve.runtime.options import MediaType, Options
 from segserve.schema.__main__ import DOCUMENTS, document_text
 from segserve.schema.openapi import openapi, response_schema
+from segserve.schema.response import SegmentationResponse
 
 from ..conftest import PROJECT
 from .images import encoded, smooth
 
-ANSWERS = jsonschema.Draft202012Validator(response_schema())
+RESPONSES = jsonschema.Draft202012Validator(response_schema())
 OPENAPI = openapi()
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_document_in_docs_is_the_one_that_the_code_makes(name):
+def test_document_in_docs_is_current(name):
     assert (PROJECT / "docs" / name).read_text(encoding="utf-8") == document_text(name), (
         "run `python -m segserve.schema`"
     )
 
 
-def test_answer_schema_is_a_schema():
+def test_response_schema_is_a_schema():
     jsonschema.Draft202012Validator.check_schema(response_schema())
 
 
 @pytest.mark.parametrize("confidence", ["true", "false"])
 @pytest.mark.parametrize("mask", ["dense", "rle", "png", "polygons", "none"])
-def test_answer_schema_admits_what_the_pipeline_answers(tiny_pipeline, mask, confidence):
+def test_response_schema_accepts_the_responses_of_the_pipeline(tiny_pipeline, mask, confidence):
     row = {
         "data": encoded(smooth(50, 80)),
         "mask": mask.encode(),
@@ -40,11 +40,11 @@ def test_answer_schema_admits_what_the_pipeline_answers(tiny_pipeline, mask, con
     }
     document = json.loads(tiny_pipeline.answer(row, {}).body)
     assert ("mask" in document, "confidence" in document) == (mask != "none", confidence == "true")
-    ANSWERS.validate(document)
+    RESPONSES.validate(document)
 
 
 @pytest.fixture(scope="module")
-def good_answer(tiny_pipeline) -> dict:
+def good_response(tiny_pipeline) -> dict:
     return json.loads(
         tiny_pipeline.answer({"data": encoded(smooth(50, 80)), "mask": b"rle"}, {}).body
     )
@@ -76,26 +76,26 @@ def good_answer(tiny_pipeline) -> dict:
         "bare text",
     ],
 )
-def test_answer_schema_refuses_what_is_no_answer(good_answer, change, message):
+def test_response_schema_rejects_an_invalid_response(good_response, change, message):
     with pytest.raises(jsonschema.ValidationError, match=message):
-        ANSWERS.validate({**good_answer, **change})
+        RESPONSES.validate({**good_response, **change})
 
 
-def test_openapi_describes_every_option_in_every_way():
+def test_openapi_describes_every_option_of_every_request():
     operation = OPENAPI["paths"]["/predictions/{model}"]
     headers = {entry["name"] for entry in operation["parameters"] if entry["in"] == "header"}
     assert headers == {f"X-Segment-{name.title()}" for name in Options.model_fields}
-    for way in ("FormRequest", "JsonRequest"):
-        assert set(OPENAPI["components"]["schemas"][way]["properties"]) == {
+    for request in ("FormRequest", "JsonRequest"):
+        assert set(OPENAPI["components"]["schemas"][request]["properties"]) == {
             "data",
             *Options.model_fields,
         }
 
 
 def test_openapi_describes_every_status_and_code():
-    refusals = OPENAPI["paths"]["/predictions/{model}"]["post"]["responses"]
+    errors = OPENAPI["paths"]["/predictions/{model}"]["post"]["responses"]
     for kind in error_classes():
-        assert kind.code in refusals[str(kind.status)]["description"]
+        assert kind.code in errors[str(kind.status)]["description"]
     codes = OPENAPI["components"]["schemas"]["ErrorDetail"]["properties"]["code"]["enum"]
     assert (
         set(codes)
@@ -110,13 +110,35 @@ def test_openapi_describes_every_media_type():
     ) == set(MediaType)
 
 
-def test_openapi_references_lead_somewhere():
+def test_openapi_references_exist():
     text = document_text("openapi.json")
     named = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
     assert named
     assert named <= set(OPENAPI["components"]["schemas"])
 
 
-def test_describe_answer_follows_its_schema(tiny_pipeline):
+def test_describe_response_follows_its_schema(tiny_pipeline):
     schema = {"$ref": "#/components/schemas/Description", "components": OPENAPI["components"]}
     jsonschema.Draft202012Validator(schema).validate(json.loads(tiny_pipeline.describe().body))
+
+
+def test_response_models_accept_unknown_members_and_the_schema_does_not(good_response):
+    """A client must read the responses of a newer server."""
+    newer = {**good_response, "more": 1, "classes": [{**good_response["classes"][0], "more": 1}]}
+    response = SegmentationResponse.model_validate_json(json.dumps(newer))
+    assert response.classes[0].as_document() == {
+        **good_response["classes"][0],
+        "color": tuple(good_response["classes"][0]["color"]),
+        "box": tuple(good_response["classes"][0]["box"]),
+    }
+    with pytest.raises(jsonschema.ValidationError, match="'more' was unexpected"):
+        RESPONSES.validate(newer)
+
+
+def test_error_body_is_that_of_every_error():
+    for kind in error_classes():
+        assert kind("text").as_document() == {"error": {"code": kind.code, "message": "text"}}
+
+
+def test_client_options_are_those_of_the_contract():
+    assert ResponseOptions.__annotations__.keys() == Options.model_fields.keys()

@@ -229,8 +229,8 @@ def test_choose_labels_result_does_not_depend_on_the_strip_size(monkeypatch, str
     monkeypatch.setattr(labels_module, "_STRIP_PIXELS", strip_pixels)
     segmentation = choose_labels(logits, 37, 41)
     assert np.array_equal(segmentation.label_map, expected.label_map)
-    assert [(s.class_id, s.pixels, s.box_xyxy) for s in segmentation.classes] == [
-        (s.class_id, s.pixels, s.box_xyxy) for s in expected.classes
+    assert [(s.id, s.pixels, s.box_xyxy) for s in segmentation.classes] == [
+        (s.id, s.pixels, s.box_xyxy) for s in expected.classes
     ]
 
 
@@ -246,9 +246,7 @@ def test_choose_labels_summaries_agree_with_plain_computation(height_px, width_p
     full = F.interpolate(logits[None], size=(height_px, width_px), mode="bilinear")[0]
     probabilities = full.double().softmax(0).numpy().max(axis=0)
     expected = summarised(segmentation.label_map, probabilities)
-    found = [
-        (s.class_id, s.pixels, s.fraction, s.box_xyxy, s.confidence) for s in segmentation.classes
-    ]
+    found = [(s.id, s.pixels, s.fraction, s.box_xyxy, s.confidence) for s in segmentation.classes]
     assert [row[:4] for row in found] == [row[:4] for row in expected]
     assert [row[4] for row in found] == pytest.approx([row[4] for row in expected], abs=1e-4)
 
@@ -256,14 +254,14 @@ def test_choose_labels_summaries_agree_with_plain_computation(height_px, width_p
 def test_choose_labels_equally_large_classes_are_ordered_by_id():
     logits = torch.zeros(3, 1, 4)
     logits[2, 0, :2] = logits[1, 0, 2:] = 9
-    assert [s.class_id for s in choose_labels(logits, 1, 4).classes] == [1, 2]
+    assert [s.id for s in choose_labels(logits, 1, 4).classes] == [1, 2]
 
 
 def test_choose_labels_one_certain_class_fills_the_image():
     logits = torch.full((3, 2, 2), -50.0)
     logits[1] = 50
     (summary,) = choose_labels(logits, 5, 7).classes
-    assert (summary.class_id, summary.pixels, summary.fraction, summary.box_xyxy) == (
+    assert (summary.id, summary.pixels, summary.fraction, summary.box_xyxy) == (
         1,
         35,
         1.0,

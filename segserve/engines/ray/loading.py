@@ -97,7 +97,7 @@ def _overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict
 
 def _imported(folder: Path, file_name: str) -> ModuleType:
     """Imports the handler's module. The module and its imports come from the folder."""
-    if "segserve.runtime" in sys.modules:
+    if {"segserve.runtime", "segserve.schema"} & sys.modules.keys():
         raise RuntimeError(
             "segserve.runtime is imported already: an archive's own copy needs a process of its own"
         )

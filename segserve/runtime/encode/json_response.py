@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ..inference.labels import ClassSummary, Segmentation
+from ...schema.response import ClassRow
+from ..inference.labels import Segmentation
 from ..options import MaskEncoding
 from ..record import ModelRecord
 from .mask import dense_json_bytes, encode_grey_png, encode_png
@@ -19,6 +20,12 @@ from .rle import encode_rle
 
 def json_bytes(document: object) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+
+
+def class_rows(segmentation: Segmentation, record: ModelRecord) -> tuple[ClassRow, ...]:
+    """The classes of an image, with the record's labels and colours."""
+    named = ((area, record.classes[area.id]) for area in segmentation.classes)
+    return tuple(ClassRow.of(area, info.label, info.color) for area, info in named)
 
 
 class JsonResponse:
@@ -50,11 +57,11 @@ class JsonResponse:
     ) -> dict[str, Any]:
         """The document. Its members with pixels hold the JSON of `texts`, or are empty."""
         document = dict(self._head)
-        for name, encoding, asked in (
+        for name, encoding, requested in (
             ("mask", mask, mask != "none"),
             ("confidence", "png", confidence),
         ):
-            if asked:
+            if requested:
                 document[name] = {
                     "encoding": encoding,
                     "data": orjson.Fragment(texts.get(name, b"")),
@@ -68,19 +75,7 @@ class JsonResponse:
             "model": {"name": self._record.name, "version": self._record.version},
             "width": width_px,
             "height": height_px,
-            "classes": [self._class_entry(summary) for summary in self._segmentation.classes],
-        }
-
-    def _class_entry(self, summary: ClassSummary) -> dict[str, Any]:
-        info = self._record.classes[summary.class_id]
-        return {
-            "id": summary.class_id,
-            "label": info.label,
-            "color": info.color,
-            "pixels": summary.pixels,
-            "fraction": round(summary.fraction, 6),
-            "box": summary.box_xyxy,
-            "confidence": round(summary.confidence, 4),
+            "classes": [row.as_document() for row in class_rows(self._segmentation, self._record)],
         }
 
     def _mask_text(self, mask: MaskEncoding) -> bytes:
@@ -91,7 +86,7 @@ class JsonResponse:
 
     def _encoded(self, mask: MaskEncoding) -> bytes:
         label_map = self._segmentation.label_map
-        ids = [summary.class_id for summary in self._segmentation.classes]
+        ids = [area.id for area in self._segmentation.classes]
         match mask:
             case "dense":
                 return json_bytes(np.ascontiguousarray(label_map))
@@ -106,9 +101,7 @@ class JsonResponse:
 
     @property
     def _dense_bytes(self) -> int:
-        pixels_by_class = {
-            summary.class_id: summary.pixels for summary in self._segmentation.classes
-        }
+        pixels_by_class = {area.id: area.pixels for area in self._segmentation.classes}
         return dense_json_bytes(pixels_by_class, self._segmentation.label_map.shape[0])
 
     @cached_property

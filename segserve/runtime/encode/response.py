@@ -90,10 +90,10 @@ def _overlay_jpeg(
 ) -> bytes:
     if max(image_rgb.shape[:2]) > JPEG_MAX_SIDE_PX:
         raise ResponseTooLargeError(
-            f"a JPEG's sides end at {JPEG_MAX_SIDE_PX} pixels; ask for {MediaType.PNG} or "
+            f"a JPEG's sides end at {JPEG_MAX_SIDE_PX} pixels; request {MediaType.PNG} or "
             f"{MediaType.JSON}"
         )
-    shown = [summary.class_id for summary in segmentation.classes]
+    shown = [area.id for area in segmentation.classes]
     return encode_jpeg(draw_overlay(image_rgb, segmentation.label_map, record.classes, shown))
 
 
@@ -139,6 +139,6 @@ def _too_large(
 ) -> ResponseTooLargeError:
     fitting = [f"{name} ({size} bytes)" for name, size in sizes.items() if size <= max_bytes]
     return ResponseTooLargeError(
-        f"the answer as {what} would take {size_bytes} bytes, the limit is {max_bytes}; "
+        f"the response as {what} would take {size_bytes} bytes, the limit is {max_bytes}; "
         f"these fit: {', '.join(fitting) or 'none, send a smaller image'}"
     )

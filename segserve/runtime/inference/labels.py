@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...schema.response import ClassArea
 from ..encode.mask import LabelMap
 from ..record import BACKGROUND
 from .candidates import CandidateMap
@@ -49,24 +50,6 @@ EVERY_PIXEL = LabelRule()
 
 
 @dataclass(frozen=True)
-class ClassSummary:
-    """One class of an image.
-
-    Attributes:
-        pixels: the number of pixels of this class.
-        fraction: these pixels as a fraction of the image, in 0..1.
-        box_xyxy: x_min, y_min, x_max, y_max in pixels, maxima exclusive.
-        confidence: mean of the pixels' top probability, in 0..1.
-    """
-
-    class_id: int
-    pixels: int
-    fraction: float
-    box_xyxy: tuple[int, int, int, int]
-    confidence: float
-
-
-@dataclass(frozen=True)
 class Segmentation:
     """The classes of an image's pixels.
 
@@ -80,7 +63,7 @@ class Segmentation:
     """
 
     label_map: LabelMap
-    classes: tuple[ClassSummary, ...]
+    classes: tuple[ClassArea, ...]
     confidence_map: NDArray[np.uint8] | None = None
     quality: Quality | None = None
 
@@ -109,7 +92,7 @@ def choose_labels(
     else:  # one row is larger than a strip: use strips of columns
         labelled = _label_strips(logits.mT, width_px, height_px, rule, temperature).turned()
     quality = measure_quality(logits / temperature)
-    return Segmentation(labelled.label_map, labelled.summaries(), labelled.confidence_map, quality)
+    return Segmentation(labelled.label_map, labelled.areas(), labelled.confidence_map, quality)
 
 
 @dataclass(frozen=True)
@@ -130,15 +113,15 @@ class _Labelled:
             np.ascontiguousarray(self.label_map.T), confidence_map, self.pixels, self.confidence
         )
 
-    def summaries(self) -> tuple[ClassSummary, ...]:
+    def areas(self) -> tuple[ClassArea, ...]:
         pixels = self.pixels
         present = sorted(
             (class_id for class_id, count in enumerate(pixels) if count),
             key=lambda i: (-pixels[i], i),
         )
         return tuple(
-            ClassSummary(
-                class_id=class_id,
+            ClassArea(
+                id=class_id,
                 pixels=pixels[class_id],
                 fraction=pixels[class_id] / self.label_map.size,
                 box_xyxy=_box_xyxy(self.label_map == class_id),
