@@ -25,7 +25,7 @@ from segserve.doctor.torch_facts import TorchBrokenError
 from segserve.fetch import servable_folder
 from segserve.resources import resource
 from segserve.runtime.errors import ModelError
-from segserve.runtime.options import MaskEncoding
+from segserve.schema.request import MaskEncoding
 
 ENCODINGS = get_args(MaskEncoding)
 

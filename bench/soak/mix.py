@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from segserve.runtime.options import MaskEncoding, MediaType
+from segserve.schema.request import MaskEncoding, MediaType
 
 BAD_SHARE = 0.01
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..runtime.inference.plan import Mode, Tta
+from ..schema.request import Mode, Tta
 
 _PANEL = "Options of a request"
 

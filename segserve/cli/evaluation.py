@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from ..runtime.inference.plan import Mode, Tta
+from ..schema.request import Mode, Tta
 from .app import (
     MAKE,
     app,
@@ -95,9 +95,9 @@ def evaluate(
     """Measure a model's accuracy on labelled images at their original size, offline or through a
     running server.
     """
-    from ..runtime.options import Options
     from ..runtime.record import read_record
     from ..runtime.settings import Settings
+    from ..schema.request import Options
     from ..training.data import open_data, scan
     from ..training.evaluate.offline import offline_model
     from ..training.evaluate.page import write_page

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ..runtime.inference.plan import Mode, Tta
+from ..schema.request import Mode, Tta
 from .app import MAKE, app, console, errors_in_one_line, model_folder, model_names, print_plain
 
 if TYPE_CHECKING:

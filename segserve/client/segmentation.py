@@ -12,9 +12,8 @@ from PIL import Image
 
 from ..runtime.decode.image import decode_image, decoded_size
 from ..runtime.encode.overlay import DEFAULT_OPACITY, draw_overlay
-from ..runtime.record import BACKGROUND
+from ..runtime.record import BACKGROUND, voc_color
 from ..schema.response import ClassRow
-from ..training.data.classes import voc_color
 from .request import ImageInput, as_image_file
 
 if TYPE_CHECKING:

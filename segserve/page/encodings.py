@@ -5,7 +5,7 @@ from typing import NamedTuple, TypedDict, Unpack
 
 from ..client import SegmentationClient
 from ..client.request import SegmentOptions
-from ..runtime.options import MediaType
+from ..schema.request import MediaType
 
 _EXCERPT_BYTES = 600
 

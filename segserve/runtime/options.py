@@ -1,101 +1,11 @@
-"""The options of a request, and the media type of its response."""
+"""Validates the options of a request, and negotiates the media type of its response."""
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
-from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
+from pydantic import ValidationError
 
-from .classes import ClassName, split_names
+from ..schema.request import MediaType, Options
 from .errors import BadOptionError, NotAcceptableError
-from .inference.plan import Mode, Tta
-from .record import Strict
-
-
-def _not_a_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("expected a number from 0 to 1")
-    return value
-
-
-MaskEncoding = Literal["dense", "rle", "png", "polygons", "none"]
-
-_CLASSES_SCHEMA = {
-    "anyOf": [
-        {
-            "type": "array",
-            "minItems": 1,
-            "items": {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 0}]},
-        },
-        {"type": "string", "minLength": 1},
-        {"type": "null"},
-    ]
-}
-
-
-class Options(Strict):
-    """The options of one request. The descriptions of the fields are those of the HTTP contract."""
-
-    mask: Annotated[
-        MaskEncoding,
-        Field(
-            description=(
-                "How the JSON answer holds the class of every pixel; other answers hold it their "
-                "own way."
-            )
-        ),
-    ] = "dense"
-    classes: Annotated[
-        tuple[ClassName, ...] | None,
-        BeforeValidator(split_names),
-        WithJsonSchema(_CLASSES_SCHEMA),
-        Field(
-            description=(
-                "Labels or ids to keep, a list or separated by commas; pixels of others become "
-                "background."
-            )
-        ),
-    ] = None
-    threshold: Annotated[
-        float,
-        BeforeValidator(_not_a_bool),
-        Field(ge=0, le=1, description="A pixel whose top probability is lower becomes background."),
-    ] = 0.0
-    confidence: Annotated[
-        bool,
-        Field(
-            description=(
-                "Whether a JSON answer holds the top probability of every pixel, as a grey PNG."
-            )
-        ),
-    ] = False
-    mode: Annotated[
-        Mode,
-        Field(
-            description=(
-                "The image whole, or in overlapping tiles at its own resolution where that is the "
-                "finer."
-            )
-        ),
-    ] = "whole"
-    tta: Annotated[
-        Tta,
-        Field(
-            description=(
-                "Test-time augmentation: an average over mirror images, or over these at several "
-                "sizes too."
-            )
-        ),
-    ] = "none"
-
-
-class MediaType(StrEnum):
-    """The media types of responses, the default first."""
-
-    JSON = "application/json"
-    PNG = "image/png"
-    JPEG = "image/jpeg"
-    NPY = "application/x-npy"
 
 
 def parse_options(given: Mapping[str, object], defaults: Options) -> Options:
@@ -137,7 +47,7 @@ def negotiate(accept: str | None) -> MediaType:
     media_type = max(MediaType, key=lambda offered: _rank(offered, ranges))
     if _rank(media_type, ranges)[0] == 0:
         raise NotAcceptableError(
-            f"Accept: {accept!r:.80} admits none of the types on offer: {', '.join(MediaType)}"
+            f"Accept: {accept!r:.80} accepts none of the available types: {', '.join(MediaType)}"
         )
     return media_type
 
@@ -156,7 +66,7 @@ def _media_range(part: str) -> tuple[str, float]:
 def _rank(media_type: MediaType, ranges: Sequence[tuple[str, float]]) -> tuple[float, int]:
     """The quality of a type, and minus the position in the header of the range that sets it."""
     for pattern in (media_type.value, f"{media_type.split('/')[0]}/*", "*/*"):
-        for place, (given, quality) in enumerate(ranges):
+        for position, (given, quality) in enumerate(ranges):
             if given == pattern:
-                return quality, -place
+                return quality, -position
     return 0.0, 0

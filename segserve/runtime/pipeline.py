@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..schema.request import MediaType, Options
 from .classes import class_ids
 from .decode.image import FORMATS, Decoded, decode_reduced
 from .decode.quarantine import Quarantine
@@ -27,7 +28,6 @@ from .errors import (
 )
 from .inference.failover import AnySegmenter
 from .inference.labels import LabelRule, Segmentation
-from .options import MediaType, Options
 from .request import SegmentRequest, read_request
 from .settings import CONFIG_FILE, Settings
 from .telemetry.request_stats import RequestStats

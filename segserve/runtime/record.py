@@ -158,6 +158,20 @@ class ClassInfo(Strict):
     color: tuple[Byte, Byte, Byte]
 
 
+def voc_color(class_id: int) -> tuple[int, int, int]:
+    """The colour of a class in the palette of PASCAL VOC.
+
+    Every three bits of the id, from the lowest on, are the next lower bits of red, green and blue.
+    Source: VOClabelcolormap.m of the development kit of PASCAL VOC 2012.
+    """
+    color = [0, 0, 0]
+    for bit in range(24):
+        shift, channel = divmod(bit, 3)
+        color[channel] |= (class_id >> bit & 1) << (7 - shift)
+    red, green, blue = color
+    return red, green, blue
+
+
 class Weights(Strict):
     """A safetensors file beside the record, and the SHA-256 it must have."""
 

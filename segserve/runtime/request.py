@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import orjson
 
+from ..schema.request import MediaType, Options
 from .errors import BadBase64Error, BadJSONError, BadOptionError, NoImageError
-from .options import MediaType, Options, negotiate, parse_options
+from .options import negotiate, parse_options
 
 IMAGE_PARTS = ("data", "body")
 OPTION_HEADER_PREFIX = "x-segment-"

@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from ..schema.request import Options
 from .errors import ModelError
-from .options import Options
 from .record import ModelRecord, ResizeRule, Strict, validated
 
 CONFIG_FILE = "model-config.yaml"

@@ -11,9 +11,9 @@ from pydantic.json_schema import models_json_schema
 from .. import __version__
 from ..runtime.decode.image import FORMATS
 from ..runtime.errors import error_classes
-from ..runtime.options import MediaType, Options
 from ..runtime.record import ModelRecord
 from .base import Base64, Strict
+from .request import MediaType, Options
 from .response import ErrorBody, SegmentationResponse, TorchServeError
 
 Json = dict[str, Any]

@@ -8,7 +8,7 @@ import pytest
 
 from segserve.runtime.errors import error_classes
 from segserve.runtime.inference.labels import LabelRule
-from segserve.runtime.options import MediaType, Options
+from segserve.schema.request import MediaType, Options
 
 from ..conftest import PROJECT
 from .images import encoded, smooth

@@ -18,10 +18,10 @@ from segserve.runtime.encode.json_response import JsonResponse, json_bytes
 from segserve.runtime.encode.response import Response, encode_response, error_response
 from segserve.runtime.errors import ResponseTooLargeError, SegserveError
 from segserve.runtime.inference.labels import Segmentation
-from segserve.runtime.options import MaskEncoding, MediaType, Options
 from segserve.runtime.request import SegmentRequest
 from segserve.runtime.telemetry.request_stats import RequestStats
 from segserve.runtime.telemetry.timings import Interval, Timings
+from segserve.schema.request import MaskEncoding, MediaType, Options
 from segserve.schema.response import ClassArea
 
 from .test_polygons import redrawn

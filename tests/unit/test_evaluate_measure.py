@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from segserve.runtime.errors import ModelError
-from segserve.runtime.options import Options
 from segserve.runtime.record import Architecture, read_record
+from segserve.schema.request import Options
 from segserve.training.data import IGNORED, VocFolder
 from segserve.training.evaluate.measure import measure, segmented
 from segserve.training.evaluate.offline import at_output_stride, offline_model, predictor_of

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from segserve.client import UnreachableError
-from segserve.runtime.options import Options
+from segserve.schema.request import Options
 from segserve.training.evaluate.measure import measure
 from segserve.training.evaluate.offline import NO_OPTIONS
 from segserve.training.evaluate.served import served_model
@@ -159,7 +159,7 @@ SHARE = BACKGROUND["classes"][0]
             answer_document(np.full((64, 64), 3, np.uint8)),
             "the server calls class 3 'bird', the record None",
         ),
-        ({**BACKGROUND, "classes": []}, "the server's mask and its classes disagree"),
+        ({**BACKGROUND, "classes": []}, "the response is not a segmentation"),
         ({"status": "Healthy"}, "the response is not a segmentation"),
     ],
     ids=["other size", "other label", "class beyond the record's", "no classes", "another service"],

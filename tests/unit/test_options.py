@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from segserve.runtime.classes import class_ids
 from segserve.runtime.errors import BadOptionError, NotAcceptableError
-from segserve.runtime.options import MediaType, Options, negotiate, parse_options
+from segserve.runtime.options import negotiate, parse_options
 from segserve.runtime.record import ClassInfo
+from segserve.schema.request import MediaType, Options
 
 from .tiny import tiny_record
 
@@ -83,7 +84,7 @@ def test_negotiate_header_gives_the_type_it_prefers(accept, expected):
 def test_negotiate_header_that_admits_nothing_raises_and_names_the_offer(accept):
     with pytest.raises(
         NotAcceptableError,
-        match="on offer: application/json, image/png, image/jpeg, application/x-npy",
+        match="available types: application/json, image/png, image/jpeg, application/x-npy",
     ) as caught:
         negotiate(accept)
     assert caught.value.status == 406
@@ -123,7 +124,7 @@ def test_negotiate_choice_has_the_highest_quality_by_its_most_specific_range(ran
     if best:
         assert quality(negotiate(accept)) == best
     else:
-        with pytest.raises(NotAcceptableError, match="admits none"):
+        with pytest.raises(NotAcceptableError, match="accepts none"):
             negotiate(accept)
 
 
@@ -215,7 +216,7 @@ def test_parse_options_classes_that_are_no_names_raise(value):
 def test_parse_options_classes_of_broken_json_raise():
     with pytest.raises(
         BadOptionError,
-        match=r"^option classes: got .*; expected a list in JSON, as it begins with a br",
+        match=r"^option classes: got .*; expected a JSON list, because the text starts with a br",
     ):
         parse_options({"classes": '["dog"'}, Options())
 

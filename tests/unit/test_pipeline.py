@@ -20,10 +20,10 @@ from segserve.runtime import pipeline as pipeline_module
 from segserve.runtime.errors import ModelError
 from segserve.runtime.inference.labels import LabelRule
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.runtime.options import Options
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.record import InferenceRule, InputRule, ResizeRule
 from segserve.runtime.settings import Settings
+from segserve.schema.request import Options
 
 from .images import encoded, noise, png, smooth
 from .tiny import CLASSES, tiny_network, tiny_record

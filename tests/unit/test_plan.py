@@ -7,16 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.runtime.inference.plan import (
-    SCALES,
-    Mode,
-    TileAxis,
-    TiledScale,
-    Tta,
-    costs,
-    plan_inference,
-)
+from segserve.runtime.inference.plan import SCALES, TileAxis, TiledScale, costs, plan_inference
 from segserve.runtime.record import ResizeRule
+from segserve.schema.request import Mode, Tta
 
 EMBEDDED = ResizeRule(size_px=448, multiple_of=32)
 

@@ -18,8 +18,8 @@ from segserve.runtime.errors import (
     NotAcceptableError,
     SegserveError,
 )
-from segserve.runtime.options import MediaType, Options
 from segserve.runtime.request import SegmentRequest, read_request
+from segserve.schema.request import MediaType, Options
 
 from .torchserve import Part, Request, form, raw, received
 

@@ -7,9 +7,9 @@ import pytest
 
 from segserve.client.request import ResponseOptions
 from segserve.runtime.errors import SegserveError, error_classes
-from segserve.runtime.options import MediaType, Options
 from segserve.schema.__main__ import DOCUMENTS, document_text
 from segserve.schema.openapi import openapi, response_schema
+from segserve.schema.request import MediaType, Options
 from segserve.schema.response import SegmentationResponse
 
 from ..conftest import PROJECT

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from segserve.runtime.errors import ModelError
-from segserve.runtime.options import Options
 from segserve.runtime.record import ResizeRule
 from segserve.runtime.settings import ModelConfig, Settings, read_config
+from segserve.schema.request import Options
 
 from ..conftest import PROJECT
 

@@ -11,12 +11,12 @@ from segserve.engines.torchserve.launch import torchserve_home
 from segserve.engines.torchserve.metrics_file import write_metrics_file
 from segserve.runtime.encode.response import Response
 from segserve.runtime.inference.quality import Quality
-from segserve.runtime.options import MediaType
 from segserve.runtime.record import ClassInfo
 from segserve.runtime.telemetry.metrics import OWN
 from segserve.runtime.telemetry.reporter import Telemetry
 from segserve.runtime.telemetry.request_stats import RequestStats
 from segserve.runtime.telemetry.timings import Interval, Timings
+from segserve.schema.request import MediaType
 
 from .images import encoded, noise, smooth
 from .tiny import tiny_record

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import orjson
 
+from ...schema.request import MaskEncoding
 from ...schema.response import ClassRow
 from ..inference.labels import Segmentation
-from ..options import MaskEncoding
 from ..record import ModelRecord
 from .mask import dense_json_bytes, encode_grey_png, encode_png
 from .polygons import encode_polygons

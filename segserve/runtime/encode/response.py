@@ -9,9 +9,9 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ...schema.request import MaskEncoding, MediaType
 from ..errors import ResponseTooLargeError, SegserveError
 from ..inference.labels import Segmentation
-from ..options import MaskEncoding, MediaType
 from ..record import ModelRecord
 from ..request import SegmentRequest
 from ..telemetry.request_stats import RequestStats

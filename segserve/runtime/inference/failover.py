@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...schema.request import Mode, Tta
 from ..acceleration.device import is_device_failure, reason
 from ..errors import OutOfMemoryError
 from ..network.weights import load_network
@@ -23,7 +24,7 @@ from ..record import ModelRecord, read_record
 from ..settings import Settings
 from ..telemetry.timings import Timings
 from .labels import EVERY_PIXEL, LabelRule, Segmentation
-from .plan import Mode, Plan, Tta
+from .plan import Plan
 from .segmenter import Segmenter
 
 logger = logging.getLogger(__name__)

@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import lcm
-from typing import Literal, get_args
+from typing import get_args
 
+from ...schema.request import Mode, Tta
 from ..record import ResizeRule
-
-Mode = Literal["whole", "slide"]
-Tta = Literal["none", "flip", "multiscale"]
 
 # From DeepLab's evaluation: Chen et al., arXiv:1706.05587, section 4.1. The finest comes first, see
 # `Plan.scales`.

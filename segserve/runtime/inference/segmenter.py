@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from ...schema.request import Mode, Tta
 from ..acceleration.cpu_fusion import cpu_fused_network
 from ..acceleration.cuda_graphs import CudaRecorder, GraphedNetwork
 from ..acceleration.cuda_streams import CudaStreams, uploaded
@@ -31,7 +32,7 @@ from ..settings import Settings, check_precision
 from ..telemetry.timings import Timings
 from .blend import average_scales, blend_tiles
 from .labels import EVERY_PIXEL, LabelRule, Segmentation, choose_labels
-from .plan import Mode, Plan, TiledScale, Tta, costs, plan_inference
+from .plan import Plan, TiledScale, costs, plan_inference
 
 logger = logging.getLogger(__name__)
 

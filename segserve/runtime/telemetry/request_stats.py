@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ...schema.request import MediaType
 from ..inference.quality import Quality
-from ..options import MediaType
 from ..request import SegmentRequest
 from .timings import Timings
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.encode.mask import LabelMap
-from ...runtime.options import Options
 from ...runtime.record import ModelRecord
+from ...schema.request import Options
 from ..data import LabelledImages
 from .metrics import Evaluation, ImageScore, PixelCounts, count_pixels
 

@@ -12,9 +12,9 @@ from ...runtime.encode.mask import LabelMap
 from ...runtime.errors import ModelError, SegserveError
 from ...runtime.inference.segmenter import Segmenter
 from ...runtime.network.weights import load_network
-from ...runtime.options import Options
 from ...runtime.record import Architecture, ModelRecord, read_record
 from ...runtime.settings import Settings
+from ...schema.request import Options
 from .measure import Predictor
 
 _MOST_AT_ONCE = (

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from ...client import ClientError, Segmentation, SegmentationClient, UnreachableError
 from ...runtime.encode.mask import LabelMap
-from ...runtime.options import Options
 from ...runtime.record import ModelRecord
+from ...schema.request import Options
 from ..data import LabelledImages
 from .measure import Predictor
 
