@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that answers as it is told, and a whole answer for it to give."""
+"""A server on 127.0.0.1 that sends prepared responses, and a complete response."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ def as_file(pixels: np.ndarray, file_format: str = "PNG", **options) -> bytes:
 
 
 def answer_document(label_map: np.ndarray = LABEL_MAP, **changes) -> dict:
-    """What the tiny model's server would say of that label map."""
+    """The JSON response of the tiny model's server for this label map."""
     palette = tiny_record().palette
     mask = {"encoding": "png", "data": base64.b64encode(encode_png(label_map, palette)).decode()}
     height_px, width_px = label_map.shape
@@ -65,8 +65,8 @@ def _entry(class_id: int, label_map: np.ndarray) -> dict:
 
 @dataclass(frozen=True)
 class Canned:
-    """One answer: `pause_s` passes before it, and where it `breaks` the connection ends half way
-    through the body.
+    """One response, sent after `pause_s`. If it `breaks`, the connection ends halfway through the
+    body.
     """
 
     body: bytes = b""
@@ -85,14 +85,12 @@ class Received:
 
 
 class CannedServer(ThreadingHTTPServer):
-    """Gives the answers of `script` one after the other, and then `answer` for good; keeps what it
-    was sent.
-    """
+    """Sends the responses of `script` in order, then always `answer`. Records the requests."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Door)
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.answer = Canned(
             json.dumps(answer_document()).encode(), headers={"Content-Type": "application/json"}
         )
@@ -103,14 +101,14 @@ class CannedServer(ThreadingHTTPServer):
         return self.script.pop(0) if self.script else self.answer
 
     def handle_error(self, request, client_address) -> None:
-        """A client that has not waited for its answer is no error of ours."""
+        """A client that closes its connection early is not an error."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class _Door(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: CannedServer

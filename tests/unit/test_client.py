@@ -1,6 +1,4 @@
-"""The client against real sockets: what it sends, what it makes of the answers, and when it asks
-again.
-"""
+"""The synchronous client against real sockets: its requests, results, errors and retries."""
 
 import json
 import subprocess
@@ -26,7 +24,7 @@ from segserve.client import (
 from .canned import IMAGE_RGB, LABEL_MAP, Canned, answer_document, as_file, canned_server
 
 IMAGE = as_file(IMAGE_RGB)
-ANSWER = json.dumps(answer_document()).encode()
+RESPONSE = json.dumps(answer_document()).encode()
 
 
 @pytest.fixture
@@ -41,25 +39,26 @@ def client(server):
         yield client
 
 
-def refusal(code: str, status: int = 400, **headers) -> Canned:
+def error_of_handler(code: str, status: int = 400, **headers) -> Canned:
     return Canned(
         json.dumps({"error": {"code": code, "message": "so it is"}}).encode(), status, headers
     )
 
 
-def torchserve(kind: str, status: int) -> Canned:
+def error_of_torchserve(kind: str, status: int) -> Canned:
     return Canned(json.dumps({"code": status, "type": kind, "message": "Not so."}).encode(), status)
 
 
-def test_segment_gives_label_map_classes_and_timings(server, client):
+def test_segment_returns_label_map_classes_and_timings(server, client):
     server.answer = Canned(
-        ANSWER, headers={"Server-Timing": 'decode;dur=1.25, inference;dur=70.00;desc="2.0 passes"'}
+        RESPONSE,
+        headers={"Server-Timing": 'decode;dur=1.25, inference;dur=70.00;desc="2.0 passes"'},
     )
     segmentation = client.segment(IMAGE)
     assert segmentation.label_map.dtype == np.uint8
     assert np.array_equal(segmentation.label_map, LABEL_MAP)
     assert not segmentation.label_map.flags.writeable
-    assert [(share.id, share.label, share.pixels) for share in segmentation.classes] == [
+    assert [(row.id, row.label, row.pixels) for row in segmentation.classes] == [
         (0, "background", 17), (2, "dog", 6), (1, "cat", 1)
     ]  # fmt: skip
     assert segmentation.classes[1].box_xyxy == (2, 1, 5, 3)
@@ -100,12 +99,12 @@ def test_segment_sends_file_options_and_token(server, client):
     ],
     ids=["commas", "one id", "array", "comma and accent in a label"],
 )
-def test_segment_classes_travel_as_ascii_json(server, client, classes, sent):
+def test_segment_sends_classes_as_ascii_json(server, client, classes, sent):
     client.segment(IMAGE, classes=classes)
     assert server.received[0].headers["X-Segment-Classes"] == sent
 
 
-def test_segment_option_that_no_header_holds_raises(server, client):
+def test_segment_option_with_invalid_characters_raises(server, client):
     with pytest.raises(ValueError, match="option mode: expected plain ASCII"):
         client.segment(IMAGE, mode="whole\r\nAuthorization: x")
     assert server.received == []
@@ -117,7 +116,9 @@ def test_segment_option_that_does_not_exist_raises(server, client):
     assert server.received == []
 
 
-def test_client_without_token_sends_none_and_takes_a_trailing_slash(server, monkeypatch, tmp_path):
+def test_client_without_token_sends_none_and_accepts_a_trailing_slash(
+    server, monkeypatch, tmp_path
+):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login someone password else\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -128,7 +129,7 @@ def test_client_without_token_sends_none_and_takes_a_trailing_slash(server, monk
     assert "Authorization" not in received.headers
 
 
-def test_client_of_a_server_on_this_machine_tells_no_proxy_its_token(server, monkeypatch):
+def test_client_of_a_loopback_server_does_not_use_the_proxy(server, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -138,17 +139,17 @@ def test_client_of_a_server_on_this_machine_tells_no_proxy_its_token(server, mon
     assert len(server.received) == 1
 
 
-def test_client_keeps_one_connection(server, client):
+def test_client_reuses_one_connection(server, client):
     for _ in range(3):
         client.segment(IMAGE)
     assert len({received.connection for received in server.received}) == 1
 
 
-def test_client_of_many_threads_uses_no_more_connections_than_its_pool(server):
-    server.answer = Canned(ANSWER, pause_s=0.02)
+def test_client_of_many_threads_opens_at_most_pool_size_connections(server):
+    server.answer = Canned(RESPONSE, pause_s=0.02)
     with SegmentationClient(server.url, pool_size=3) as client, ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(client.segment, [IMAGE] * 24))
-    assert all(np.array_equal(answer.label_map, LABEL_MAP) for answer in answers)
+        results = list(threads.map(client.segment, [IMAGE] * 24))
+    assert all(np.array_equal(result.label_map, LABEL_MAP) for result in results)
     assert len({received.connection for received in server.received}) <= 3
 
 
@@ -160,7 +161,7 @@ def test_segment_raw_returns_the_body_unchanged(server, client):
 
 
 def test_segment_raw_sends_the_encoding(server, client):
-    assert client.segment_raw(IMAGE, mask="rle") == ANSWER
+    assert client.segment_raw(IMAGE, mask="rle") == RESPONSE
     assert server.received[0].headers["X-Segment-Mask"] == "rle"
 
 
@@ -180,7 +181,9 @@ def test_segment_raw_sends_the_encoding(server, client):
     ],
     ids=["handler", "html", "too large", "text", "null", "empty", "list", "string", "no utf-8", "no content"],  # noqa: E501
 )  # fmt: skip
-def test_segment_refusal_has_status_code_and_message(server, client, status, body, code, message):
+def test_segment_error_response_has_status_code_and_message(
+    server, client, status, body, code, message
+):
     server.answer = Canned(body, status)
     with pytest.raises(ResponseError, match=f"^{status} {code}: {message}$") as caught:
         client.segment(IMAGE)
@@ -202,16 +205,14 @@ def test_segment_refusal_has_status_code_and_message(server, client, status, bod
     ],
     ids=["token", "model", "version"],
 )
-def test_segment_refusal_of_torchserve_says_what_to_do(server, client, kind, status, error, advice):
-    server.answer = torchserve(kind, status)
+def test_segment_error_of_torchserve_says_what_to_do(server, client, kind, status, error, advice):
+    server.answer = error_of_torchserve(kind, status)
     with pytest.raises(error, match=f"^{status} {kind}: {advice}"):
         client.segment(IMAGE)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405])
-def test_segment_refusal_of_something_else_than_a_server_says_to_check_the_address(
-    server, client, status
-):
+def test_segment_error_of_another_server_says_to_check_the_address(server, client, status):
     server.answer = Canned(b"<html>nginx</html>", status)
     with pytest.raises(
         ResponseError,
@@ -220,7 +221,7 @@ def test_segment_refusal_of_something_else_than_a_server_says_to_check_the_addre
         client.segment(IMAGE)
 
 
-def test_segment_redirect_is_refused_and_named(server, client):
+def test_segment_redirect_raises_and_names_the_location(server, client):
     server.answer = Canned(b"", 301, {"Location": "https://elsewhere/"})
     with pytest.raises(
         ResponseError, match=r"301 unknown: Moved Permanently; .* redirects to 'https://elsewhere/'"
@@ -231,21 +232,21 @@ def test_segment_redirect_is_refused_and_named(server, client):
 @pytest.mark.parametrize(
     "failure",
     [
-        refusal("busy", 503),
-        refusal("out_of_memory", 507),
-        torchserve("InternalServerException", 500),
-        Canned(ANSWER, breaks=True),
+        error_of_handler("busy", 503),
+        error_of_handler("out_of_memory", 507),
+        error_of_torchserve("InternalServerException", 500),
+        Canned(RESPONSE, breaks=True),
     ],
     ids=["503", "507", "worker died", "broken connection"],
 )
-def test_segment_transient_failure_is_asked_again(server, client, failure):
+def test_segment_retries_transient_failures(server, client, failure):
     server.script = [failure]
     assert np.array_equal(client.segment(IMAGE).label_map, LABEL_MAP)
     assert [received.body for received in server.received] == [IMAGE, IMAGE]
 
 
-def test_segment_failure_that_stays_is_raised_after_the_retries(server):
-    server.answer = refusal("busy", 503)
+def test_segment_raises_a_permanent_failure_after_the_retries(server):
+    server.answer = error_of_handler("busy", 503)
     with (
         SegmentationClient(server.url, retries=2) as client,
         pytest.raises(ResponseError, match="503 busy"),
@@ -255,11 +256,11 @@ def test_segment_failure_that_stays_is_raised_after_the_retries(server):
 
 
 @pytest.mark.parametrize("is_date", [False, True], ids=["seconds", "date"])
-def test_segment_waits_as_long_as_the_server_asks(server, client, is_date):
+def test_segment_waits_for_the_time_in_retry_after(server, client, is_date):
     until = format_datetime(
         datetime.now(UTC) + timedelta(seconds=2), usegmt=True
     )  # which has no fractions
-    server.script = [refusal("busy", 503, **{"Retry-After": until if is_date else "1"})]
+    server.script = [error_of_handler("busy", 503, **{"Retry-After": until if is_date else "1"})]
     began_s = time.monotonic()
     client.segment(IMAGE)
     assert 0.9 <= time.monotonic() - began_s < 5
@@ -268,14 +269,14 @@ def test_segment_waits_as_long_as_the_server_asks(server, client, is_date):
 @pytest.mark.parametrize(
     "value", ["soon", "", "-3", "Sat, 99 Nov"], ids=["word", "empty", "negative", "no date"]
 )
-def test_segment_retry_after_that_says_nothing_leaves_the_usual_pause(server, client, value):
-    server.script = [refusal("busy", 503, **{"Retry-After": value})]
+def test_segment_invalid_retry_after_uses_the_default_delay(server, client, value):
+    server.script = [error_of_handler("busy", 503, **{"Retry-After": value})]
     client.segment(IMAGE)
     assert len(server.received) == 2
 
 
-def test_segment_answer_too_late_is_not_asked_again(server):
-    server.answer = Canned(ANSWER, pause_s=1.5)
+def test_segment_does_not_retry_after_a_timeout(server):
+    server.answer = Canned(RESPONSE, pause_s=1.5)
     with (
         SegmentationClient(server.url, timeout_s=0.5) as client,
         pytest.raises(TimedOutError, match=r"no response within 0.5 s; raise timeout_s"),
@@ -284,8 +285,8 @@ def test_segment_answer_too_late_is_not_asked_again(server):
     assert len(server.received) == 1
 
 
-def test_segment_connection_that_stays_broken_raises_unreachable(server):
-    server.answer = Canned(ANSWER, breaks=True)
+def test_segment_broken_connection_raises_unreachable(server):
+    server.answer = Canned(RESPONSE, breaks=True)
     with (
         SegmentationClient(server.url, retries=0) as client,
         pytest.raises(UnreachableError, match=server.url),
@@ -293,11 +294,11 @@ def test_segment_connection_that_stays_broken_raises_unreachable(server):
         client.segment(IMAGE)
 
 
-def test_segment_no_server_raises_unreachable_and_names_the_address(silent_url):
-    told = rf"^{silent_url}: no server responds there \(Connection refused\); start one"
+def test_segment_without_a_server_raises_unreachable_and_names_the_address(silent_url):
+    message = rf"^{silent_url}: no server responds there \(Connection refused\); start one"
     with (
         SegmentationClient(silent_url, retries=1) as client,
-        pytest.raises(UnreachableError, match=told),
+        pytest.raises(UnreachableError, match=message),
     ):
         client.segment(IMAGE)
 
@@ -330,7 +331,7 @@ def test_segment_no_server_raises_unreachable_and_names_the_address(silent_url):
         "pool",
     ],
 )
-def test_client_argument_that_makes_no_sense_raises(changes, message):
+def test_client_invalid_argument_raises(changes, message):
     with pytest.raises(ValueError, match=message):
         SegmentationClient(**{"url": "http://127.0.0.1:8080", **changes})
 
@@ -343,7 +344,7 @@ OTHER = answer_document(np.zeros((4, 6), np.uint8))["mask"]
     ("body", "message"),
     [
         (b"<html>Welcome</html>", "not a segmentation .*invalid json.*inference port"),
-        (ANSWER[:-40], "not a segmentation .*invalid json"),
+        (RESPONSE[:-40], "not a segmentation .*invalid json"),
         (b'{"status": "Healthy"}', r"not a segmentation \(model: field required\)"),
         (b"[1, 2]", "not a segmentation"),
         (b"", "not a segmentation"),
@@ -362,7 +363,7 @@ OTHER = answer_document(np.zeros((4, 6), np.uint8))["mask"]
         "no classes", "no width", "other encoding", "no base64", "no PNG", "PNG cut short", "other confidence",  # noqa: E501
     ],
 )  # fmt: skip
-def test_segment_malformed_answer_is_an_error(server, client, body, message):
+def test_segment_malformed_response_raises(server, client, body, message):
     server.answer = Canned(body if isinstance(body, bytes) else json.dumps(body).encode())
     with pytest.raises(MalformedResponseError, match=message) as caught:
         client.segment(IMAGE)
