@@ -20,9 +20,9 @@ from pydantic import (
     model_validator,
 )
 
-from ..schema.base import Byte as Byte
-from ..schema.base import Strict as Strict
-from ..schema.base import Unit as Unit
+from ..schema import Byte as Byte
+from ..schema import Strict as Strict
+from ..schema import Unit as Unit
 from .errors import ModelError
 from .files import write_whole
 

@@ -12,7 +12,7 @@ from .. import __version__
 from ..runtime.decode.image import FORMATS
 from ..runtime.errors import error_classes
 from ..runtime.record import ModelRecord
-from .base import Base64, Strict
+from . import Base64, Strict
 from .request import MediaType, Options
 from .response import ErrorBody, SegmentationResponse, TorchServeError
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import from_json
 
-from .base import Strict
+from . import Strict
 
 MaskEncoding = Literal["dense", "rle", "png", "polygons", "none"]
 Mode = Literal["whole", "slide"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 from pydantic.json_schema import SkipJsonSchema
 
-from .base import Byte, Part, Unit
+from . import Byte, Part, Unit
 
 ClassId = Byte
 ClassKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,2})$")]

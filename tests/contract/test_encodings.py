@@ -155,7 +155,7 @@ REFUSALS = {
     ),
     "unknown id": ({"classes": "21"}, "got '21'; the classes are: 0 background"),
     "no class": ({"classes": ","}, "expected at least one class"),
-    "broken list": ({"classes": '["cat"'}, "expected a list in JSON"),
+    "broken list": ({"classes": '["cat"'}, "expected a JSON list"),
     "threshold above 1": (
         {"threshold": "1.5"},
         "got '1.5'; input should be less than or equal to 1",
