@@ -1,6 +1,6 @@
 """Every error response, as one hierarchy: a stable code, an HTTP status and a message for people.
 
-A message says what is wrong, what was expected and what to do about it. It never holds a traceback
+A message says what is wrong, what was expected and what to do about it. It never contains a traceback
 or a path.
 """
 

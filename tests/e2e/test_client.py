@@ -156,7 +156,7 @@ def test_segment_wrong_token_or_model_says_what_to_do(
 
 
 def test_segment_token_that_is_no_longer_valid_says_what_to_do(server, photographs):
-    """An expired token is refused in the same words, but expires after a minute at the soonest."""
+    """An expired token gives the same error, but expires after one minute at the earliest."""
     old = server.inference_token
     api_key = json.loads((server.run_dir / KEY_FILE).read_text())["API"]["key"]
     authorization = {"Authorization": f"Bearer {api_key}"}
@@ -186,7 +186,7 @@ def test_segment_token_that_is_no_longer_valid_says_what_to_do(server, photograp
     ],
     ids=["text", "cut image", "too many bytes", "unknown mode", "unknown class", "threshold"],
 )
-def test_segment_refusal_is_the_server_s(server, photographs, image, options, message):
+def test_segment_error_is_that_of_the_server(server, photographs, image, options, message):
     image = photographs["chelsea"] if image is None else image
     arguments = {"token": server.inference_token}
     with SegmentationClient(server.inference_url, **arguments) as client:

@@ -73,7 +73,7 @@ def good_response(tiny_pipeline) -> dict:
         "no class",
         "no width",
         "unknown member",
-        "bare text",
+        "text",
     ],
 )
 def test_response_schema_rejects_an_invalid_response(good_response, change, message):
