@@ -1,7 +1,7 @@
 """Every error response, as one hierarchy: a stable code, an HTTP status and a message for people.
 
-A message says what is wrong, what was expected and what to do about it. It never contains a traceback
-or a path.
+A message says what is wrong, what was expected and what to do. It never contains a traceback or a
+path.
 """
 
 from typing import ClassVar
