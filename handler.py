@@ -1,6 +1,8 @@
-"""The TorchServe door: requests in, answers out. The work is done by `segserve.runtime`, which the archive carries.
+"""TorchServe's adapter: requests in, responses out. `segserve.runtime` does the work, which the
+archive carries.
 
-TorchServe looks for exactly one class here, whose `initialize` it calls once a worker and `handle` once a batch.
+TorchServe looks for exactly one class here, whose `initialize` it calls once a worker and `handle`
+once a batch.
 """
 
 import logging
@@ -14,15 +16,15 @@ from typing import Any
 import torch
 
 from segserve.runtime import errors
-from segserve.runtime.answer import Answer
 from segserve.runtime.cores import available_cores
-from segserve.runtime.failover import load_segmenter
+from segserve.runtime.decode.quarantine import Quarantine
+from segserve.runtime.encode.response import Response
+from segserve.runtime.inference.failover import load_segmenter
+from segserve.runtime.parallel import ParallelExecutor
 from segserve.runtime.pipeline import Pipeline
-from segserve.runtime.quarantine import Quarantine
 from segserve.runtime.settings import read_config
-from segserve.runtime.side_by_side import SideBySide
-from segserve.runtime.telemetry import Telemetry
-from segserve.runtime.tracing import Tracing
+from segserve.runtime.telemetry.reporter import Telemetry
+from segserve.runtime.telemetry.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -31,49 +33,66 @@ class DeepLabHandler:
     """Serves the model of the archive that it lies in."""
 
     def initialize(self, context: Any) -> None:  # noqa: ANN401 - TorchServe's Context: nothing else of it is used
-        """Loads the model onto the GPU that TorchServe assigned to this worker, else onto the CPU, and warms up.
+        """Loads the model onto the GPU that TorchServe assigned to this worker, else onto the CPU,
+        and warms up.
 
         A GPU that cannot be used, now or later, gives way to the CPU with a warning.
 
         Raises:
-            RuntimeError: the archive cannot be served. TorchServe reports a failed load only for this type.
+            RuntimeError: the archive cannot be served. TorchServe reports a failed load only for
+                this type.
         """
         properties = context.system_properties
         try:
             config = read_config(context.model_yaml_config)
             threads = config.handler.threads or max(1, available_cores() // config.maxWorkers)
-            self._side_by_side = SideBySide(threads)
+            self._executor = ParallelExecutor(threads)
             segmenter = load_segmenter(
-                Path(properties["model_dir"]), device=_device(properties.get("gpu_id")), settings=config.handler
+                Path(properties["model_dir"]),
+                device=_device(properties.get("gpu_id")),
+                settings=config.handler,
             )
             self._pipeline = Pipeline(segmenter, config.handler, Quarantine.in_temporary_folder())
             tracing = Tracing.from_environment(os.environ)
         except errors.ModelError as error:
             raise RuntimeError(f"cannot serve this archive: {error}") from None
         self._pipeline.warm_up()
-        # Of a device each, as the one that computes may change: a GPU that failed is asked for nothing any more.
-        self._telemetry = cache(partial(Telemetry, segmenter.record, server=context.metrics, tracing=tracing))
+        # One for each device, because failover changes it: a failed GPU is not
+        # queried any more.
+        self._telemetry = cache(
+            partial(Telemetry, segmenter.record, server=context.metrics, tracing=tracing)
+        )
         self._telemetry(segmenter.device).loaded()
-        logger.info("serving %s on %s in %s", segmenter.record.name, segmenter.device, segmenter.precision)
+        logger.info(
+            "serving %s on %s in %s", segmenter.record.name, segmenter.device, segmenter.precision
+        )
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:  # noqa: ANN401
-        """Answers every request of a batch on its own: its body, status, type and timing, in order."""
+        """Handles every request of a batch separately: its body, status, type and timing, in
+        order.
+        """
         began_s = perf_counter()
         headers = [context.get_all_request_header(index) for index in range(len(data))]
-        answers = self._side_by_side.map(self._answer, list(zip(data, headers, strict=True)), again=_lacks_memory)
-        for index, answer in enumerate(answers):
-            context.set_response_status(answer.status, answer.phrase, index)
-            context.set_response_content_type(index, answer.media_type)
+        responses = self._executor.map(
+            self._respond, list(zip(data, headers, strict=True)), again=_lacks_memory
+        )
+        for index, reply in enumerate(responses):
+            context.set_response_status(reply.status, reply.phrase, index)
+            context.set_response_content_type(index, reply.media_type)
             context.set_response_header(index, "X-Content-Type-Options", "nosniff")
-            if answer.observed is not None:
-                context.set_response_header(index, "Server-Timing", answer.server_timing)
+            if reply.stats is not None:
+                context.set_response_header(index, "Server-Timing", reply.server_timing)
         telemetry = self._telemetry(self._pipeline.segmenter.device)
-        telemetry.answered(answers, headers, seconds=perf_counter() - began_s)
-        return [answer.body for answer in answers]
+        telemetry.responded(responses, headers, seconds=perf_counter() - began_s)
+        return [reply.body for reply in responses]
 
-    def _answer(self, request: tuple[Mapping[str, object], Mapping[str, object]]) -> Answer:
+    def _respond(self, request: tuple[Mapping[str, object], Mapping[str, object]]) -> Response:
         row, headers = request
-        return self._pipeline.describe() if _asks_for_description(row, headers) else self._pipeline.answer(row, headers)
+        return (
+            self._pipeline.describe()
+            if _sends_for_description(row, headers)
+            else self._pipeline.respond(row, headers)
+        )
 
 
 def _device(gpu_id: int | None) -> torch.device:
@@ -81,10 +100,12 @@ def _device(gpu_id: int | None) -> torch.device:
     return torch.device("cpu") if gpu_id is None or gpu_id < 0 else torch.device("cuda", gpu_id)
 
 
-def _lacks_memory(answer: Answer) -> bool:
-    return answer.status == errors.OutOfMemoryError.status
+def _lacks_memory(reply: Response) -> bool:
+    return reply.status == errors.OutOfMemoryError.status
 
 
-def _asks_for_description(row: Mapping[str, object], headers: Mapping[str, object]) -> bool:
-    """TorchServe marks a describe request by a header, which a client can send as well; only it sends no body."""
+def _sends_for_description(row: Mapping[str, object], headers: Mapping[str, object]) -> bool:
+    """TorchServe marks a describe request by a header, which a client can send as well; only it
+    sends no body.
+    """
     return not row and str(headers.get("describe", "")).lower() == "true"

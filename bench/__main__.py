@@ -1,7 +1,9 @@
-"""Compares the served model with the network alone and with other servers, in one run and in alternating rounds.
+"""Compares the served model with the network alone and with other servers, in one run and in
+alternating rounds.
 
-The table goes to standard output. A folder receives the table, a plot, and all results as JSON. An interrupt stops all
-servers and reports the complete rounds. docs/performance.md explains every row of the table.
+The table goes to standard output. A folder receives the table, a plot, and all results as JSON. An
+interrupt stops all servers and reports the complete rounds. docs/performance.md explains every row
+of the table.
 """
 
 import argparse
@@ -15,22 +17,24 @@ from bench.serving.errors import BenchError
 from bench.serving.figures import rows
 from bench.serving.machine import facts
 from bench.serving.plot import draw
-from bench.serving.registry import RIVALS
+from bench.serving.registry import PEERS
 from bench.serving.report import Report, write_between_marks
-from bench.serving.session import measure, tell
+from bench.serving.session import measure, report_progress
 from bench.serving.workload import Workload, mixed_workload
 from segserve.doctor.torch_facts import TorchBrokenError
 from segserve.fetch import servable_folder
 from segserve.resources import resource
 from segserve.runtime.errors import ModelError
-from segserve.runtime.options import MaskEncoding
+from segserve.schema.request import MaskEncoding
 
 ENCODINGS = get_args(MaskEncoding)
 
 
 def main() -> None:
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops the servers as Ctrl-C does
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # SIGTERM stops the servers as Ctrl-C does
     try:
         report = _measured(arguments)
         _write(report, arguments)
@@ -43,18 +47,40 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--model", default="embedded", help="a model of model/")
     parser.add_argument(
-        "--rivals", nargs="+", choices=RIVALS, default=list(RIVALS), metavar="RIVAL", help=f"of {', '.join(RIVALS)}"
+        "--peers",
+        nargs="+",
+        choices=PEERS,
+        default=list(PEERS),
+        metavar="PEER",
+        help=f"of {', '.join(PEERS)}",
     )
-    parser.add_argument("--encodings", nargs="+", choices=ENCODINGS, default=list(ENCODINGS), help="of our answers")
+    parser.add_argument(
+        "--encodings",
+        nargs="+",
+        choices=ENCODINGS,
+        default=list(ENCODINGS),
+        help="of our responses",
+    )
     parser.add_argument("--clients", nargs="+", type=_positive, default=[1, 8, 32])
     parser.add_argument("--rounds", type=_positive, default=5)
     parser.add_argument("--images", type=_positive, default=300, help="requests of one measurement")
-    parser.add_argument("--seconds", type=_positive, default=20, help="no measurement sends for longer")
-    parser.add_argument("--output", type=Path, default=Path("build/bench"), help="folder of results and servers' logs")
-    parser.add_argument("--document", type=Path, help="put table and plot between the marks of this document, too")
+    parser.add_argument(
+        "--seconds", type=_positive, default=20, help="no measurement sends for longer"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("build/bench"),
+        help="folder of results and servers' logs",
+    )
+    parser.add_argument(
+        "--document", type=Path, help="put table and plot between the marks of this document, too"
+    )
     return parser.parse_args()
 
 
@@ -66,11 +92,15 @@ def _positive(text: str) -> int:
 
 def _measured(arguments: argparse.Namespace) -> Report:
     workload, machine = _workload(arguments), facts()
-    outcome = measure(workload, arguments.rivals, dict.fromkeys(arguments.clients), arguments.rounds)
+    outcome = measure(workload, arguments.peers, dict.fromkeys(arguments.clients), arguments.rounds)
     if not outcome.rounds:
-        raise BenchError(f"no round is whole: {outcome.ended_by or 'nobody could be started'}")
+        raise BenchError(f"no round is whole: {outcome.ended_by or 'nothing could be started'}")
     images = f"{arguments.images} a measurement, or as many as {arguments.seconds} s allow"
-    return Report(machine, {"model": arguments.model, "images": images, "rounds": len(outcome.rounds)}, outcome)
+    return Report(
+        machine,
+        {"model": arguments.model, "images": images, "rounds": len(outcome.rounds)},
+        outcome,
+    )
 
 
 def _workload(arguments: argparse.Namespace) -> Workload:
@@ -94,13 +124,15 @@ def _write(report: Report, arguments: argparse.Namespace) -> None:
     plots = [arguments.output / "results.png"]
     if arguments.document:
         plots.append(arguments.document.with_suffix(".png"))
-        write_between_marks(arguments.document, f"![Images a second of everybody]({plots[-1].name})\n\n{text}")
+        write_between_marks(
+            arguments.document, f"![Images a second of everybody]({plots[-1].name})\n\n{text}"
+        )
     try:
         for plot in plots:
             draw(found, plot)
     except ImportError:
-        tell("no plot, as matplotlib is not installed: pip install 'segserve[bench]'")
-    tell(f"results: {arguments.output}")
+        report_progress("no plot, as matplotlib is not installed: pip install 'segserve[bench]'")
+    report_progress(f"results: {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Measures the throughput of `segserve batch` relative to the network alone, or its memory: `python -m bench.batch`.
+"""Measures the throughput of `segserve batch` relative to the network alone, or its memory: `python
+-m bench.batch`.
 
-The baseline runs only the network on prepared tensors of the same photographs, in one process per worker, with one
-thread each. The job reads, decodes, resizes, computes, encodes and writes the images. Its time excludes the start of
-Ray and of the workers, because this start is short compared to a long job. The time with this start is reported too.
+The baseline runs only the network on prepared tensors of the same photographs, in one process per
+worker, with one thread each. The job reads, decodes, resizes, computes, encodes and writes the
+images. Its time excludes the start of Ray and of the workers, because this start is short compared
+to a long job. The time with this start is reported too.
 
-`--memory` measures the largest resident set of driver, Ray and workers together instead. It compares two jobs; the
-second has four times the images.
+`--memory` measures the largest resident set of driver, Ray and workers together instead. It
+compares two jobs; the second has four times the images.
 """
 
 import argparse
@@ -28,8 +30,8 @@ import torch
 from bench.images import photographs
 from segserve.archive import build_archive
 from segserve.resources import resource
-from segserve.runtime.image import decode_image
-from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.inference.segmenter import Segmenter
 
 MAX_PIXELS = 2**24
 
@@ -40,7 +42,9 @@ def main() -> None:
         folder = Path(name)
         build_archive(resource(f"model/{arguments.model}"), folder)
         archive = next(folder.glob("*.mar"))
-        counts = (arguments.images, 4 * arguments.images) if arguments.memory else (arguments.images,)
+        counts = (
+            (arguments.images, 4 * arguments.images) if arguments.memory else (arguments.images,)
+        )
         jobs = [_job(folder, archive, count, arguments.workers) for count in counts]
     if arguments.memory:
         _report_memory(counts, [peak_bytes for *_, peak_bytes in jobs])
@@ -51,21 +55,35 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.batch", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.batch", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--memory", action="store_true", help="compare N images with 4 N; N of 1000 takes long")
+    parser.add_argument(
+        "--memory", action="store_true", help="compare N images with 4 N; N of 1000 takes long"
+    )
     return parser.parse_args()
 
 
 def _job(folder: Path, archive: Path, count: int, workers: int) -> tuple[float, float, int]:
-    """The seconds of the work and of the whole command, and the largest resident set of all processes in bytes."""
+    """The seconds of the work and of the whole command, and the largest resident set of all
+    processes in bytes.
+    """
     source = folder / f"in{count}"
     source.mkdir()
     for number, content in enumerate(islice(cycle(photographs()), count)):
         (source / f"{number:06}.jpg").write_bytes(content)
-    command = [sys.executable, "-m", "segserve", "batch", str(source), str(folder / f"out{count}"), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "segserve",
+        "batch",
+        str(source),
+        str(folder / f"out{count}"),
+        "--json",
+    ]
     command += ["--archive", str(archive), "--workers", str(workers)]
     began_s = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -77,7 +95,9 @@ def _job(folder: Path, archive: Path, count: int, workers: int) -> tuple[float, 
 
 
 class _MemoryWatch:
-    """Samples the memory of a process tree every second. An upper bound: shared pages count repeatedly."""
+    """Samples the memory of a process tree every second. An upper bound: shared pages count
+    repeatedly.
+    """
 
     def __init__(self, pid: int) -> None:
         self.peak_bytes = 0
@@ -110,7 +130,10 @@ def _network_s(model: str, count: int) -> float:
     torch.set_num_threads(1)
     segmenter = Segmenter.load(resource(f"model/{model}"))
     with torch.inference_mode():
-        ready = [segmenter.preprocess(decode_image(image, max_pixels=MAX_PIXELS)) for image in photographs()]
+        ready = [
+            segmenter.preprocess(decode_image(image, max_pixels=MAX_PIXELS))
+            for image in photographs()
+        ]
         for inputs in ready:
             segmenter.infer(inputs)
         began_s = time.perf_counter()
@@ -119,11 +142,18 @@ def _network_s(model: str, count: int) -> float:
         return time.perf_counter() - began_s
 
 
-def _report_speed(arguments: argparse.Namespace, seconds: float, whole_s: float, bare_s: float) -> None:
+def _report_speed(
+    arguments: argparse.Namespace, seconds: float, whole_s: float, bare_s: float
+) -> None:
     images = arguments.images
-    print(f"model {arguments.model}, {images} images, {arguments.workers} workers, torch {torch.__version__}")
+    print(
+        f"model {arguments.model}, {images} images, {arguments.workers} workers, torch "
+        f"{torch.__version__}"
+    )
     print(f"bare loop of the network: {images / bare_s:.1f} images/s")
-    print(f"segserve batch:           {images / seconds:.1f} images/s; ratio {bare_s / seconds:.2f}")
+    print(
+        f"segserve batch:           {images / seconds:.1f} images/s; ratio {bare_s / seconds:.2f}"
+    )
     print(f"with the start of Ray:    {images / whole_s:.1f} images/s ({whole_s:.0f} s)")
 
 

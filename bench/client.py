@@ -1,8 +1,9 @@
 """Measures the client's overhead per request: `python -m bench.client`.
 
-A server in another process immediately sends a prepared response: the label map of a photograph of 640 x 480 pixels, as
-PNG in JSON. The benchmark measures the CPU time of this process alone, and the duration of the whole exchange. The
-baseline sends the same bytes with `http.client` and does not parse the response.
+A server in another process immediately sends a prepared response: the label map of a photograph of
+640 x 480 pixels, as PNG in JSON. The benchmark measures the CPU time of this process alone, and the
+duration of the whole exchange. The baseline sends the same bytes with `http.client` and does not
+parse the response.
 """
 
 import base64
@@ -22,7 +23,7 @@ from PIL import Image, ImageFilter
 from segserve.client import SegmentationClient
 from segserve.demo import sample_photograph
 from segserve.resources import resource
-from segserve.runtime.mask import encode_png
+from segserve.runtime.encode.mask import encode_png
 from segserve.runtime.record import ModelRecord, read_record
 
 SIZE_WH = 640, 480
@@ -37,7 +38,7 @@ def main() -> None:
     jpeg = file.getvalue()
     ours, theirs = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(
-        target=_serve, args=(theirs, _answer(_label_map(picture), record)), daemon=True
+        target=_serve, args=(theirs, _respond(_label_map(picture), record)), daemon=True
     )
     server.start()
     port = ours.recv()
@@ -60,7 +61,7 @@ def _label_map(picture: Image.Image) -> np.ndarray:
     return np.array([0, 8, 15, 12, 20], np.uint8)[np.minimum(levels, 4)]
 
 
-def _answer(label_map: np.ndarray, record: ModelRecord) -> bytes:
+def _respond(label_map: np.ndarray, record: ModelRecord) -> bytes:
     ids, counts = np.unique(label_map, return_counts=True)
     classes = [
         {
@@ -74,7 +75,10 @@ def _answer(label_map: np.ndarray, record: ModelRecord) -> bytes:
         }
         for class_id, pixels in zip(ids, counts, strict=True)
     ]
-    mask = {"encoding": "png", "data": base64.b64encode(encode_png(label_map, record.palette)).decode()}
+    mask = {
+        "encoding": "png",
+        "data": base64.b64encode(encode_png(label_map, record.palette)).decode(),
+    }
     model = {"name": record.name, "version": record.version}
     width_px, height_px = SIZE_WH
     return json.dumps(
@@ -82,8 +86,8 @@ def _answer(label_map: np.ndarray, record: ModelRecord) -> bytes:
     ).encode()
 
 
-def _serve(port: Connection, answer: bytes) -> None:
-    class Door(BaseHTTPRequestHandler):
+def _serve(port: Connection, response: bytes) -> None:
+    class Gateway(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
         wbufsize = -1
@@ -91,17 +95,18 @@ def _serve(port: Connection, answer: bytes) -> None:
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(200)
-            self.send_header("Content-Length", str(len(answer)))
+            self.send_header("Content-Length", str(len(response)))
             self.send_header(
-                "Server-Timing", "decode;dur=1.25, preprocess;dur=1.00, inference;dur=50.00, encode;dur=1.00"
+                "Server-Timing",
+                "decode;dur=1.25, preprocess;dur=1.00, inference;dur=50.00, encode;dur=1.00",
             )
             self.end_headers()
-            self.wfile.write(answer)
+            self.wfile.write(response)
 
         def log_message(self, *_: object) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Door)
+    server = HTTPServer(("127.0.0.1", 0), Gateway)
     port.send(server.server_address[1])
     server.serve_forever()
 
@@ -124,7 +129,10 @@ def _report(name: str, work: Callable[[], object]) -> None:
         work()
         wall_ms.append(1000 * (time.perf_counter() - began_s))
         cpu_ms.append(1000 * (time.process_time() - cpu_began_s))
-    print(f"{name:36} {statistics.median(cpu_ms):6.2f} ms of this process, {statistics.median(wall_ms):6.2f} ms in all")
+    print(
+        f"{name:36} {statistics.median(cpu_ms):6.2f} ms of this process, "
+        f"{statistics.median(wall_ms):6.2f} ms in all"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Measures the time of every label map encoding on one core, in milliseconds, and its size in bytes.
+"""Measures the time of every label map encoding on one core, in milliseconds, and its size in
+bytes.
 
-The label maps are those of photographs, resized to 640 x 480 pixels and to 16 megapixels. Each time is the median of
-the runs over all photographs, with the fastest run in parentheses. On a busy machine, the fastest run is the better
-estimate of the code's own cost.
+The label maps are those of photographs, resized to 640 x 480 pixels and to 16 megapixels. Each time
+is the median of the runs over all photographs, with the fastest run in parentheses. On a busy
+machine, the fastest run is the better estimate of the code's own cost.
 """
 
 import argparse
@@ -18,10 +19,10 @@ from PIL import Image
 from bench.images import NAMES
 from segserve.demo import sample_photograph
 from segserve.resources import resource
-from segserve.runtime.json_answer import JsonAnswer
-from segserve.runtime.labels import LabelRule, Segmentation
-from segserve.runtime.mask import encode_npy, encode_png
-from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.encode.mask import encode_npy, encode_png
+from segserve.runtime.encode.response import JsonResponse
+from segserve.runtime.inference.labels import LabelRule, Segmentation
+from segserve.runtime.inference.segmenter import Segmenter
 
 SIZES_WH = {"640 x 480": (640, 480), "4096 x 4096": (4096, 4096)}
 
@@ -33,15 +34,22 @@ def main() -> None:
     for title, size_wh in SIZES_WH.items():
         segmentations = [_segmented(segmenter, name, size_wh) for name in NAMES]
         runs = max(3, arguments.runs * 640 * 480 // (size_wh[0] * size_wh[1]))
-        print(f"{title}, {len(NAMES)} photographs, {runs} runs of each: median (fastest) ms, largest answer")
+        print(
+            f"{title}, {len(NAMES)} photographs, {runs} runs of each: median (fastest) ms, largest "
+            "response"
+        )
         for name, encode in _encoders(segmenter).items():
             print(f"  {name:24} {_cost(encode, segmentations, runs)}")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.encodings", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.encodings", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--runs", type=int, default=40, help="of each photograph at 640 x 480; fewer of larger ones")
+    parser.add_argument(
+        "--runs", type=int, default=40, help="of each photograph at 640 x 480; fewer of larger ones"
+    )
     return parser.parse_args()
 
 
@@ -52,23 +60,32 @@ def _segmented(segmenter: Segmenter, name: str, size_wh: tuple[int, int]) -> Seg
 
 
 def _encoders(segmenter: Segmenter) -> dict[str, Callable[[Segmentation], bytes]]:
-    """Functions that encode a segmentation as the server does: they compute the size first, then the response body."""
+    """Functions that encode a segmentation as the server does: they compute the size first, then
+    the response body.
+    """
     record = segmenter.record
 
     def in_json(segmentation: Segmentation, *, mask: str, confidence: bool = False) -> bytes:
-        answer = JsonAnswer(segmentation, record)
-        answer.size_bytes(mask, confidence=confidence)
-        return answer.body(mask, confidence=confidence)
+        reply = JsonResponse(segmentation, record)
+        reply.size_bytes(mask, confidence=confidence)
+        return reply.body(mask, confidence=confidence)
 
     return {
-        **{f"mask={mask}": partial(in_json, mask=mask) for mask in ("png", "rle", "dense", "polygons", "none")},
+        **{
+            f"mask={mask}": partial(in_json, mask=mask)
+            for mask in ("png", "rle", "dense", "polygons", "none")
+        },
         "mask=none confidence=true": partial(in_json, mask="none", confidence=True),
-        "Accept: image/png": lambda segmentation: encode_png(segmentation.label_map, record.palette),
+        "Accept: image/png": lambda segmentation: encode_png(
+            segmentation.label_map, record.palette
+        ),
         "Accept: application/x-npy": lambda segmentation: encode_npy(segmentation.label_map),
     }
 
 
-def _cost(encode: Callable[[Segmentation], bytes], segmentations: Sequence[Segmentation], runs: int) -> str:
+def _cost(
+    encode: Callable[[Segmentation], bytes], segmentations: Sequence[Segmentation], runs: int
+) -> str:
     times_ms, sizes = [], []
     for segmentation in list(segmentations) * runs:
         began_s = time.perf_counter()

@@ -1,8 +1,8 @@
 """Compares the throughput of Ray Serve and TorchServe over HTTP: `python -m bench.engines`.
 
-Both serve the same archive on this machine. Eight clients send requests to one server and then to the other, in
-alternating rounds, so that a drift of the machine's speed affects both equally. The ratio is the median of the rounds'
-ratios. The idle server computes nothing.
+Both serve the same archive on this machine. Eight clients send requests to one server and then to
+the other, in alternating rounds, so that a drift of the machine's speed affects both equally. The
+ratio is the median of the rounds' ratios. The idle server computes nothing.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from pathlib import Path
 from bench.images import photographs
 from segserve.archive import build_archive
 from segserve.client import SegmentationClient
+from segserve.engines import EngineName
+from segserve.gateway.background import Server
 from segserve.resources import resource
-from segserve.server.endpoint import ENGINES
 
 CLIENTS = 8
 READY_S = 600
@@ -31,7 +32,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         archive = build_archive(resource(f"model/{arguments.model}"), folder)
-        clients = {engine: _client(engine, archive, folder / engine, stack) for engine in ENGINES}
+        clients = {
+            engine: _client(engine, archive, folder / engine, stack) for engine in EngineName
+        }
         for client in clients.values():
             _images_a_second(client, images[:CLIENTS])  # warm-up
         rounds = [
@@ -51,11 +54,15 @@ def _arguments() -> argparse.Namespace:
 
 def _client(engine: str, archive: Path, run_dir: Path, stack: ExitStack) -> SegmentationClient:
     """Starts a server and returns its client. The stack ends both."""
-    server = stack.enter_context(ENGINES[engine].start([archive], run_dir))
+    server = stack.enter_context(Server.start([archive], run_dir, engine=engine))
     server.wait_ready(READY_S)
     return stack.enter_context(
         SegmentationClient(
-            server.inference_url, token=server.inference_token, model=server.models[0], pool_size=CLIENTS, timeout_s=600
+            server.inference_url,
+            token=server.inference_token,
+            model=server.models[0],
+            pool_size=CLIENTS,
+            timeout_s=600,
         )
     )
 
@@ -63,13 +70,13 @@ def _client(engine: str, archive: Path, run_dir: Path, stack: ExitStack) -> Segm
 def _images_a_second(client: SegmentationClient, images: Sequence[bytes]) -> float:
     began_s = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as threads:
-        list(threads.map(lambda image: client.answer(image, mask="png"), images))
+        list(threads.map(lambda image: client.segment_raw(image, mask="png"), images))
     return len(images) / (time.perf_counter() - began_s)
 
 
 def _report(rounds: Sequence[dict[str, float]], images: int) -> None:
     print(f"{images} images a round, {CLIENTS} clients, {len(rounds)} rounds")
-    for engine in ENGINES:
+    for engine in EngineName:
         print(f"{engine:12}{statistics.median(each[engine] for each in rounds):6.1f} images/s")
     ratio = statistics.median(each["ray"] / each["torchserve"] for each in rounds)
     print(f"Ray Serve to TorchServe: {ratio:.2f}")

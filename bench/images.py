@@ -20,7 +20,8 @@ def photographs() -> list[bytes]:
 
 
 def mixed_photographs() -> dict[str, bytes]:
-    """JPEG files by name: every photograph (landscape, square or portrait) at every size, with cycling qualities.
+    """JPEG files by name: every photograph (landscape, square or portrait) at every size, with
+    cycling qualities.
 
     The smallest size of all photographs comes first.
     """
@@ -28,7 +29,9 @@ def mixed_photographs() -> dict[str, bytes]:
     pictures["coffee-portrait"] = pictures["coffee"].transpose(Image.Transpose.ROTATE_90)
     qualities = cycle(QUALITIES)
     return {
-        f"{name}-{side_px}.jpg": _as_jpeg(ImageOps.contain(picture, (side_px, side_px)), next(qualities))
+        f"{name}-{side_px}.jpg": _as_jpeg(
+            ImageOps.contain(picture, (side_px, side_px)), next(qualities)
+        )
         for side_px in LONGER_SIDES_PX
         for name, picture in pictures.items()
     }

@@ -8,7 +8,8 @@ import psutil
 
 
 def peak_python_bytes(pid: int) -> int:
-    """The largest peak resident set (Linux's VmHWM) of any single Python process in a process tree, in bytes.
+    """The largest peak resident set (Linux's VmHWM) of any single Python process in a process tree,
+    in bytes.
 
     A server's Java frontend is excluded, because it is small compared to the network.
     """
@@ -42,5 +43,7 @@ def _python_processes(pid: int) -> Iterator[psutil.Process]:
 
 def _peak_bytes(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
-    kilobytes = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")), "0")
+    kilobytes = next(
+        (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")), "0"
+    )
     return int(kilobytes) * 1024

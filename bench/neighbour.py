@@ -1,7 +1,10 @@
 """Measures the latency of one image while other processes use the CPU: `python -m bench.neighbour`.
 
-A separate process segments a photograph repeatedly, for every number of threads and every OpenMP wait policy, while 0,
-1 and 2 other processes compute continuously. The output has the medians in ms, and their ratios to the idle machine.
+    python -m bench.neighbour             one process, by number of threads and wait policy
+    python -m bench.neighbour --server    requests to a server: one client, and 8 clients
+
+A photograph is segmented repeatedly, while 0, 1 and 2 other processes compute continuously. The
+output has the medians in ms, and their ratios to the idle machine.
 """
 
 import argparse
@@ -10,26 +13,33 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from segserve.archive import build_archive
+from segserve.client import SegmentationClient
 from segserve.demo import sample_photograph
+from segserve.gateway.background import Server
 from segserve.resources import resource
 
 WAITING = {
     "as libgomp has it": {},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
-    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
+    "GOMP_SPINCOUNT=2000": {"GOMP_SPINCOUNT": "2000"},
     "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
     "GOMP_SPINCOUNT=100000": {"GOMP_SPINCOUNT": "100000"},
 }
 NEIGHBOURS = (0, 1, 2)
+CLIENTS = 8
 MEASURE = """
 import json, sys, time, torch
 from pathlib import Path
-from segserve.runtime.image import decode_image
-from segserve.runtime.segmenter import Segmenter
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.inference.segmenter import Segmenter
 model, photograph, threads, rounds = sys.argv[1:]
 torch.set_num_threads(int(threads))
 segmenter = Segmenter.load(Path(model))
@@ -44,13 +54,19 @@ print(json.dumps(times_ms[5:]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="embedded", help="a name in model/, or a folder")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--server", action="store_true", help="measure a server")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, os.cpu_count() or 1])
     arguments = parser.parse_args()
     folder = Path(arguments.model)
     folder = folder if folder.is_dir() else resource(f"model/{arguments.model}")
+    if arguments.server:
+        measure_server(folder, arguments.rounds)
+        return
     print(f"| threads | waiting | {' | '.join(f'{count} neighbours' for count in NEIGHBOURS)} |")
     print("|---:|---|" + "---:|" * len(NEIGHBOURS))
     for threads in arguments.threads:
@@ -58,7 +74,9 @@ def main() -> None:
             cells, quiet_ms = [], 0.0
             for count in NEIGHBOURS:
                 with neighbours(count):
-                    median_ms = statistics.median(measure(folder, threads, environment, arguments.rounds))
+                    median_ms = statistics.median(
+                        measure(folder, threads, environment, arguments.rounds)
+                    )
                 quiet_ms = quiet_ms or median_ms
                 cells.append(f"{median_ms:.0f} ms ({median_ms / quiet_ms:.1f} x)")
             print(f"| {threads} | {name} | {' | '.join(cells)} |", flush=True)
@@ -76,11 +94,64 @@ def neighbours(count: int) -> Iterator[None]:
             process.wait()
 
 
+def measure_server(folder: Path, requests: int) -> None:
+    """Prints, for each number of neighbours: the median of one client in ms; images a second and
+    the 99th percentile in ms of 8 clients. `requests` of one client; 4 times as many of 8.
+    """
+    image = sample_photograph("chelsea.png").read_bytes()
+    with tempfile.TemporaryDirectory() as name:
+        archive = build_archive(folder, Path(name))
+        with Server.start([archive], Path(name) / "run") as server:
+            server.wait_ready(300)
+            client = SegmentationClient(
+                server.inference_url, token=server.inference_token, pool_size=CLIENTS
+            )
+
+            def seconds(_number: int) -> float:
+                began_s = time.perf_counter()
+                client.segment_raw(image, mask="png")
+                return time.perf_counter() - began_s
+
+            _durations(seconds, 40)  # warm-up
+            quiet: list[float] = []
+            for count in NEIGHBOURS:
+                with neighbours(count):
+                    median_ms = 1000 * statistics.median(seconds(n) for n in range(requests))
+                    began_s = time.perf_counter()
+                    durations_s = _durations(seconds, 4 * requests)
+                    rate = 4 * requests / (time.perf_counter() - began_s)
+                p99_ms = 1000 * statistics.quantiles(durations_s, n=100)[98]
+                figures = [median_ms, rate, p99_ms]
+                quiet = quiet or figures
+                ratios = [own / alone for own, alone in zip(figures, quiet, strict=True)]
+                print(
+                    f"{count} neighbours: one client {median_ms:.0f} ms ({ratios[0]:.2f} x), "
+                    f"{CLIENTS} clients {rate:.1f} images/s ({ratios[1]:.2f} x), "
+                    f"p99 {p99_ms:.0f} ms ({ratios[2]:.2f} x)",
+                    flush=True,
+                )
+
+
+def _durations(seconds: Callable[[int], float], requests: int) -> list[float]:
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        return list(pool.map(seconds, range(requests)))
+
+
 def measure(folder: Path, threads: int, environment: dict[str, str], rounds: int) -> list[float]:
     """The latency of each segmentation in milliseconds, after 5 warm-up runs."""
     photograph = sample_photograph("chelsea.png")
-    command = [sys.executable, "-c", MEASURE, str(folder), str(photograph), str(threads), str(rounds)]
-    finished = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True)
+    command = [
+        sys.executable,
+        "-c",
+        MEASURE,
+        str(folder),
+        str(photograph),
+        str(threads),
+        str(rounds),
+    ]
+    finished = subprocess.run(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True
+    )
     times_ms: list[float] = json.loads(finished.stdout.splitlines()[-1])
     return times_ms
 

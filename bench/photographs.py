@@ -1,8 +1,8 @@
 """Counts a model's false classes: `python -m bench.photographs --data DATA [--picture FILE]`.
 
-An image counts if more than 5 % of its pixels have one class that does not occur in the image, with a confidence of at
-least 0.5. The images are those of a labelled split and the photographs of scikit-image. `--picture` writes an image of
-some of these photographs with their predicted classes.
+An image counts if more than 5 % of its pixels have one class that does not occur in the image, with
+a confidence of at least 0.5. The images are those of a labelled split and the photographs of
+scikit-image. `--picture` writes an image of some of these photographs with their predicted classes.
 """
 
 import argparse
@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segserve.data import IGNORED, open_data
 from segserve.demo import sample_photograph
 from segserve.resources import resource
-from segserve.runtime.image import decode_image
-from segserve.runtime.labels import LabelRule, Segmentation
-from segserve.runtime.overlay import draw_overlay
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.encode.overlay import draw_overlay
+from segserve.runtime.inference.labels import LabelRule, Segmentation
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import BACKGROUND
-from segserve.runtime.segmenter import Segmenter
+from segserve.training.data import IGNORED, open_data
 
 LEAST_SHARE, LEAST_CONFIDENCE = 0.05, 0.5
 
@@ -46,12 +46,21 @@ PHOTOGRAPHS: Mapping[str, tuple[str, ...]] = {
     "rocket.jpg": (),
     "text.png": (),
 }
-DRAWN = ("astronaut.png", "chelsea.png", "motorcycle_left.png", "coffee.png", "rocket.jpg", "camera.png")
+DRAWN = (
+    "astronaut.png",
+    "chelsea.png",
+    "motorcycle_left.png",
+    "coffee.png",
+    "rocket.jpg",
+    "camera.png",
+)
 CELL_PX = 300
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, help="labelled images in any layout of docs/data.md")
     parser.add_argument("--split", default="dev")
     parser.add_argument("--model", default="embedded", help="a name in model/, or a folder")
@@ -61,7 +70,9 @@ def main() -> None:
     segmenter = Segmenter.load(folder if folder.is_dir() else resource(f"model/{arguments.model}"))
     print_table("scikit-image", segmenter, photographs(segmenter))
     if arguments.data:
-        print_table(arguments.split, segmenter, labelled(segmenter, arguments.data, arguments.split))
+        print_table(
+            arguments.split, segmenter, labelled(segmenter, arguments.data, arguments.split)
+        )
     if arguments.picture:
         draw(segmenter).save(arguments.picture, quality=90)
 
@@ -72,20 +83,29 @@ def photographs(segmenter: Segmenter) -> Iterator[tuple[str, np.ndarray, set[int
         yield name, image_rgb, {segmenter.record.labels.index(label) for label in held}
 
 
-def labelled(segmenter: Segmenter, folder: Path, split: str) -> Iterator[tuple[str, np.ndarray, set[int]]]:
+def labelled(
+    segmenter: Segmenter, folder: Path, split: str
+) -> Iterator[tuple[str, np.ndarray, set[int]]]:
     data = open_data(folder, split, segmenter.record.classes)
     for name in data.names:
         image_rgb, labels = data.pair(name)
         yield name, image_rgb, set(np.unique(labels).tolist()) - {IGNORED}
 
 
-def print_table(source: str, segmenter: Segmenter, images: Iterator[tuple[str, np.ndarray, set[int]]]) -> None:
+def print_table(
+    source: str, segmenter: Segmenter, images: Iterator[tuple[str, np.ndarray, set[int]]]
+) -> None:
     count, mistaken = 0, []
     for name, image_rgb, held in images:
         count += 1
-        found = wrong_shares(segmenter.segment(image_rgb, rule=LabelRule(keep_confidence=True)), held)
+        found = wrong_shares(
+            segmenter.segment(image_rgb, rule=LabelRule(keep_confidence=True)), held
+        )
         if found:
-            shares = ", ".join(f"{segmenter.record.labels[class_id]} {share:.0%}" for class_id, share in found.items())
+            shares = ", ".join(
+                f"{segmenter.record.labels[class_id]} {share:.0%}"
+                for class_id, share in found.items()
+            )
             mistaken.append(f"{name}: {shares}")
     print(f"{source}: {len(mistaken)} of {count} images ({len(mistaken) / count:.1%})")
     for line in mistaken:
@@ -93,11 +113,17 @@ def print_table(source: str, segmenter: Segmenter, images: Iterator[tuple[str, n
 
 
 def wrong_shares(segmentation: Segmentation, held: set[int]) -> dict[int, float]:
-    """The share of confident pixels of every class that is not in the image, by class id; only large shares."""
+    """The share of confident pixels of every class that is not in the image, by class id; only
+    large shares.
+    """
     confident = segmentation.confidence_map >= 255 * LEAST_CONFIDENCE
-    counts = np.bincount(segmentation.label_map[confident], minlength=256) / segmentation.label_map.size
+    counts = (
+        np.bincount(segmentation.label_map[confident], minlength=256) / segmentation.label_map.size
+    )
     wrong = {class_id: float(share) for class_id, share in enumerate(counts) if share > LEAST_SHARE}
-    return {class_id: share for class_id, share in wrong.items() if class_id not in held | {BACKGROUND}}
+    return {
+        class_id: share for class_id, share in wrong.items() if class_id not in held | {BACKGROUND}
+    }
 
 
 def draw(segmenter: Segmenter) -> Image.Image:
@@ -106,7 +132,7 @@ def draw(segmenter: Segmenter) -> Image.Image:
     for name in DRAWN:
         image_rgb = decode_image(sample_photograph(name).read_bytes(), max_pixels=2**24)
         segmentation = segmenter.segment(image_rgb)
-        shown = [summary.class_id for summary in segmentation.classes]
+        shown = [area.id for area in segmentation.classes]
         overlay = draw_overlay(image_rgb, segmentation.label_map, segmenter.record.classes, shown)
         overlay.thumbnail((CELL_PX, CELL_PX))
         cells.append(overlay)

@@ -1,7 +1,9 @@
-"""Measures the cost of lower precision: accuracy on labelled images, and the share of pixels with float32's class.
+"""Measures the cost of lower precision: accuracy on labelled images, and the share of pixels with
+float32's class.
 
-`python -m bench.precision --data DATA` prints a table with one row per precision. The network's time is the median CPU
-time of one image of the resize rule's size, on one thread, over alternating rounds.
+`python -m bench.precision --data DATA` prints a table with one row per precision. The network's
+time is the median CPU time of one image of the resize rule's size, on one thread, over alternating
+rounds.
 """
 
 import argparse
@@ -14,16 +16,15 @@ from time import thread_time
 import numpy as np
 import torch
 
-from segserve.data import LabelledImages, open_data
-from segserve.evaluate.measure import measure
-from segserve.evaluate.offline import predictor_of
-from segserve.evaluate.report import build_report
 from segserve.fetch import servable_folder
 from segserve.resources import resource
-from segserve.runtime.mask import LabelMap
+from segserve.runtime.encode.mask import LabelMap
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import read_record
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
+from segserve.training.data import LabelledImages, open_data
+from segserve.training.evaluate.measure import measure, predictor_of
+from segserve.training.evaluate.report import build_report
 
 REFERENCE = "fp32, module by module"
 SETTINGS: Mapping[str, Settings] = {
@@ -39,15 +40,22 @@ def main() -> None:
     arguments = _arguments()
     folder = servable_folder(resource(f"model/{arguments.model}"))
     data = open_data(arguments.data, arguments.split, read_record(folder).classes)
-    segmenters = {name: Segmenter.load(folder, settings=settings) for name, settings in SETTINGS.items()}
+    segmenters = {
+        name: Segmenter.load(folder, settings=settings) for name, settings in SETTINGS.items()
+    }
     times_ms = _network_ms(segmenters)
     reference: dict[str, LabelMap] = {}
-    print("| precision | mean IoU, all classes | those in 20 images | pixel accuracy | as float32 | network, ms |")
+    print(
+        "| precision | mean IoU, all classes | those in 20 images | pixel accuracy | as float32 | "
+        "network, ms |"
+    )
     print("|---|---:|---:|---:|---:|---:|")
     for name, segmenter in segmenters.items():
         label_maps, figures = _measured(segmenter, data)
         reference = reference or label_maps
-        same = statistics.mean(float(np.mean(label_maps[image] == reference[image])) for image in data.names)
+        same = statistics.mean(
+            float(np.mean(label_maps[image] == reference[image])) for image in data.names
+        )
         print(f"| {name} | {' | '.join(figures)} | {same:.1%} | {times_ms[name]:.0f} |", flush=True)
 
 
@@ -84,7 +92,9 @@ def _network_ms(segmenters: Mapping[str, Segmenter]) -> dict[str, float]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.precision", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.precision", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--model", default="embedded", help="a model of model/")
     parser.add_argument("--data", type=Path, required=True, help="as for `segserve evaluate`")
     parser.add_argument("--split", default="dev")

@@ -1,8 +1,10 @@
-"""Compares the throughput of `segserve segment` with the server's own throughput: `python -m bench.segment`.
+"""Compares the throughput of `segserve segment` with the server's own throughput: `python -m
+bench.segment`.
 
-The baseline is the server's throughput: eight threads send prepared requests and discard the responses. The command
-also reads, checks, encodes and writes files. Rounds of both alternate on the same images, so that a drift of the
-machine's speed affects both equally. Each figure is the median of the rounds.
+The baseline is the server's throughput: eight threads send prepared requests and discard the
+responses. The command also reads, checks, encodes and writes files. Rounds of both alternate on the
+same images, so that a drift of the machine's speed affects both equally. Each figure is the median
+of the rounds.
 """
 
 import argparse
@@ -22,8 +24,8 @@ import requests
 
 from bench.images import photographs
 from segserve.archive import build_archive
+from segserve.gateway.background import Server
 from segserve.resources import resource
-from segserve.server.process import TorchServe
 
 CLIENTS = 8
 
@@ -34,10 +36,13 @@ def main() -> None:
         folder = Path(name)
         paths = _write_images(folder / "in", arguments.images)
         archive = build_archive(resource(f"model/{arguments.model}"), folder)
-        with TorchServe.start([archive], folder / ".run" / "serve") as server:
+        with Server.start([archive], folder / ".run" / "serve") as server:
             server.wait_ready()
             _bare_s(server, paths[:CLIENTS])  # warm-up
-            rounds = [(_bare_s(server, paths), *_command_s(folder, f"out{n}")) for n in range(arguments.rounds)]
+            rounds = [
+                (_bare_s(server, paths), *_command_s(folder, f"out{n}"))
+                for n in range(arguments.rounds)
+            ]
     _report(rounds, len(paths))
 
 
@@ -57,7 +62,7 @@ def _write_images(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def _bare_s(server: TorchServe, paths: Sequence[Path]) -> float:
+def _bare_s(server: Server, paths: Sequence[Path]) -> float:
     """The baseline: the server's seconds for all images, with eight requests in flight."""
     contents = [path.read_bytes() for path in paths]
     url = f"{server.inference_url}/predictions/{server.models[0]}"
@@ -76,7 +81,9 @@ def _bare_s(server: TorchServe, paths: Sequence[Path]) -> float:
 
 
 def _command_s(folder: Path, output: str) -> tuple[float, float]:
-    """The command's seconds as it reports them, and from its start to its end, including imports."""
+    """The command's seconds as it reports them, and from its start to its end, including
+    imports.
+    """
     command = [sys.executable, "-m", "segserve", "segment", "in", "--output", output, "--json"]
     began_s = time.perf_counter()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
@@ -85,7 +92,9 @@ def _command_s(folder: Path, output: str) -> tuple[float, float]:
 
 
 def _report(rounds: Sequence[tuple[float, float, float]], images: int) -> None:
-    bare, own, whole = (statistics.median(images / round_s[place] for round_s in rounds) for place in range(3))
+    bare, own, whole = (
+        statistics.median(images / round_s[place] for round_s in rounds) for place in range(3)
+    )
     ratio = statistics.median(bare_s / own_s for bare_s, own_s, _ in rounds)
     print(f"{images} images, {CLIENTS} in flight, {len(rounds)} rounds")
     print(f"bare loop of ready requests:        {bare:.1f} images/s")

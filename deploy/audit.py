@@ -1,8 +1,10 @@
-"""Checks pinned packages against PyPI's database of known vulnerabilities, with pip-audit: `make audit`.
+"""Checks pinned packages against PyPI's database of known vulnerabilities, with pip-audit: `make
+audit`.
 
     python audit.py CONSTRAINTS.txt
 
-Exit status: 0 if all packages were found and none has a known vulnerability, 1 if a package has one, 2 if a package was
+Exit status: 0 if all packages were found and none has a known vulnerability, 1 if a package has
+    one, 2 if a package was
 not found. pip-audit skips packages that it does not find. With a mirror of PyPI, it finds none.
 """
 
@@ -18,21 +20,35 @@ VULNERABLE, UNKNOWN = 1, 2
 
 
 def main(constraints: Path) -> int:
-    lines = [line for line in constraints.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-    for asked in (lines[:1], lines):  # if the first one is not found, skip the others
-        status, told = verdict(report(asked))
+    lines = [
+        line
+        for line in constraints.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+    for requested in (lines[:1], lines):  # if the first one is not found, skip the others
+        status, reported = verdict(report(requested))
         if status == UNKNOWN:
             break
-    sys.stdout.writelines(f"{line}\n" for line in told)
+    sys.stdout.writelines(f"{line}\n" for line in reported)
     return status
 
 
 def report(requirements: Sequence[str]) -> Mapping[str, Any]:
-    """pip-audit's report in its own format. The list of dependencies is empty if pip-audit failed."""
+    """pip-audit's report in its own format. The list of dependencies is empty if pip-audit
+    failed.
+    """
     with TemporaryDirectory() as folder:
         listed = Path(folder, "requirements.txt")
         listed.write_text("\n".join(requirements), encoding="utf-8")
-        command = [sys.executable, "-m", "pip_audit", "--requirement", str(listed), "--no-deps", "--disable-pip"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip_audit",
+            "--requirement",
+            str(listed),
+            "--no-deps",
+            "--disable-pip",
+        ]
         command += ["--format", "json", "--progress-spinner", "off"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not done.stdout.strip():
@@ -47,15 +63,20 @@ def verdict(found: Mapping[str, Any]) -> tuple[int, list[str]]:
     packages = found["dependencies"]
     unknown = [package["name"] for package in packages if "skip_reason" in package]
     lines = [
-        f"{package['name']} {package['version']}: {entry['id']}, mended in {', '.join(entry['fix_versions']) or 'none'}"
+        f"{package['name']} {package['version']}: {entry['id']}, mended in "
+        f"{', '.join(entry['fix_versions']) or 'none'}"
         for package in packages
         for entry in package.get("vulns", [])
     ]
     if len(unknown) == len(packages):
-        return UNKNOWN, ["nothing was audited: PyPI's database of known vulnerabilities cannot be reached from here"]
+        return UNKNOWN, [
+            "nothing was audited: PyPI's database of known vulnerabilities cannot be reached from "
+            "here"
+        ]
     status = VULNERABLE if lines else UNKNOWN if unknown else 0
     lines.append(
-        f"{len(packages) - len(unknown)} of {len(packages)} packages audited, {len(lines)} known vulnerabilities"
+        f"{len(packages) - len(unknown)} of {len(packages)} packages audited, {len(lines)} known "
+        "vulnerabilities"
     )
     if unknown:
         lines.append(f"not in the database: {', '.join(unknown)}")

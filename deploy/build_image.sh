@@ -11,8 +11,8 @@ for engine in docker podman none; do
   if "$engine" info >/dev/null 2>&1; then break; fi
 done
 if [ "$engine" = none ]; then
-  echo "skipped: neither docker nor podman can run here, so no image is built"
-  exit 0
+  echo "neither docker nor podman runs here: install or start one of them" >&2
+  exit 1
 fi
 
 arguments=(--build-arg "VERSION=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' segserve/__init__.py)")

@@ -2,7 +2,8 @@
 
     python lock.py          (`make lock` installs uv first)
 
-PyTorch and its dependencies have a separate lock, because its wheels without CUDA are other files from another index.
+PyTorch and its dependencies have a separate lock, because its wheels without CUDA are other files
+from another index.
 """
 
 import re
@@ -17,17 +18,26 @@ HERE = Path(__file__).parent
 PROJECT = HERE.parent
 LOCKS = HERE / "locks"
 
-# The server's image needs no command line and packs no archives. The page's image needs no model.
-_WITHOUT = {
-    "container": {"rich", "tenacity", "torch-model-archiver", "typer"},
-    "page": {"safetensors", "timm", "torch", "torch-model-archiver", "torchserve", "torchvision"},
-}
-_COMMAND = ("-m", "uv", "pip", "compile", "-", "--quiet", "--universal", "--python-version=3.11", "--generate-hashes")
+# The server's image needs no command line and packs no archives.
+_WITHOUT = frozenset({"rich", "tenacity", "torch-model-archiver", "typer"})
+_COMMAND = (
+    "-m",
+    "uv",
+    "pip",
+    "compile",
+    "-",
+    "--quiet",
+    "--universal",
+    "--python-version=3.11",
+    "--generate-hashes",
+)
 _PLAIN = ("--no-header", "--no-annotate")
 
 
 class Lock(NamedTuple):
-    """The requirements of a lock. It omits packages of the locks `beside`, which the image installs too."""
+    """The requirements of a lock. It omits packages of the locks `beside`, which the image installs
+    too.
+    """
 
     requirements: Sequence[str]
     beside: Sequence[str] = ()
@@ -37,23 +47,25 @@ def locks() -> Mapping[str, Lock]:
     """The locks by name, in the order of their dependencies."""
     return {
         "torch": Lock(["torch", "torchvision"]),
-        "container": Lock(_of_extras("container"), beside=["torch"]),
-        "ray": Lock(_of_extras("container", "ray"), beside=["torch", "container"]),
-        "otel": Lock(_of_extras("container", "otel"), beside=["torch", "container"]),
+        "container": Lock(_requirements("serve", but=_WITHOUT), beside=["torch"]),
+        "ray": Lock(_requirements("serve", "ray", but=_WITHOUT), beside=["torch", "container"]),
+        "otel": Lock(_requirements("serve", "otel", but=_WITHOUT), beside=["torch", "container"]),
         "archiver": Lock(["torch-model-archiver"]),
-        "page": Lock(_of_extras("page", "demo")),
+        "page": Lock(_requirements("page")),
     }
 
 
-def _of_extras(*extras: str) -> list[str]:
+def _requirements(*extras: str, but: frozenset[str] = frozenset()) -> list[str]:
+    """The project's dependencies and those of the extras, except the packages `but`."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     requirements = [*project["dependencies"]]
     for extra in extras:
         requirements += project["optional-dependencies"][extra]
-    without = _WITHOUT[extras[0]]
-    if missing := without - set(map(name_of, requirements)):
-        sys.exit(f"pyproject.toml has no dependency {', '.join(sorted(missing))}: mend deploy/lock.py")
-    return [each for each in requirements if name_of(each) not in {*without, project["name"]}]
+    if missing := but - set(map(name_of, requirements)):
+        sys.exit(
+            f"pyproject.toml has no dependency {', '.join(sorted(missing))}: mend deploy/lock.py"
+        )
+    return [each for each in requirements if name_of(each) not in {*but, project["name"]}]
 
 
 def name_of(requirement: str) -> str:
@@ -68,8 +80,16 @@ def names_in(lock: str) -> list[str]:
 def _locked(requirements: Iterable[str], but: Iterable[str]) -> str:
     """Locks the requirements with all of their dependencies, except the packages `but`."""
     left_out = [f"--no-emit-package={name}" for name in but]
-    command = [sys.executable, *_COMMAND, *_PLAIN, *left_out, f"--constraint={PROJECT / 'constraints.txt'}"]
-    done = subprocess.run(command, input="\n".join(requirements), capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        *_COMMAND,
+        *_PLAIN,
+        *left_out,
+        f"--constraint={PROJECT / 'constraints.txt'}",
+    ]
+    done = subprocess.run(
+        command, input="\n".join(requirements), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"uv could not lock: {done.stderr.strip()}")
     return done.stdout

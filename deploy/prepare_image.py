@@ -2,9 +2,10 @@
 
     python prepare_image.py ARCHIVE LIBRARIES
 
-It removes unused files. It copies Netty's native library to the folder LIBRARIES, because Netty would extract it to a
-folder that forbids execution. It segments one image with the archive, so that Python compiles exactly the modules that
-serving imports. A read-only image cannot store compiled modules later.
+It removes unused files. It copies Netty's native library to the folder LIBRARIES, because Netty
+would extract it to a folder that forbids execution. It segments one image with the archive, so that
+Python compiles exactly the modules that serving imports. A read-only image cannot store compiled
+modules later.
 """
 
 import contextlib
@@ -21,7 +22,10 @@ import torch
 from PIL import Image
 
 SITE = Path(sysconfig.get_path("purelib"))
-UNUSED = ("hf_xet*", *(f"{package}/**/tests" for package in ("mpmath", "networkx", "numpy", "sympy")))
+UNUSED = (
+    "hf_xet*",
+    *(f"{package}/**/tests" for package in ("mpmath", "networkx", "numpy", "sympy")),
+)
 NETTY = "META-INF/native/libnetty_transport_native_epoll_{}.so"
 ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "aarch_64"}  # Python's name, Netty's
 
@@ -44,10 +48,11 @@ def unpack_netty(libraries: Path) -> None:
 
 
 def compile_by_use(archive: Path) -> None:
-    import segserve.container.health
-    import segserve.container.serving  # noqa: F401
+    import segserve.engines.torchserve.engine
+    import segserve.gateway.health
+    import segserve.gateway.serve  # noqa: F401
+    from segserve.runtime.inference.segmenter import Segmenter
     from segserve.runtime.pipeline import Pipeline
-    from segserve.runtime.segmenter import Segmenter
     from segserve.runtime.settings import Settings
 
     with contextlib.suppress(SystemExit):  # the module parses the command line
@@ -56,11 +61,15 @@ def compile_by_use(archive: Path) -> None:
     Image.new("RGB", (96, 64)).save(picture, "PNG")
     with TemporaryDirectory() as model, zipfile.ZipFile(archive) as content:
         content.extractall(model)
-        pipeline = Pipeline(Segmenter.load(Path(model), device=torch.device("cpu"), settings=Settings()), Settings())
+        pipeline = Pipeline(
+            Segmenter.load(Path(model), device=torch.device("cpu"), settings=Settings()), Settings()
+        )
     for mask in ("dense", "rle", "png", "polygons"):
-        answer = pipeline.answer({"data": picture.getvalue(), "mask": mask.encode(), "confidence": b"true"}, {})
-        if answer.status != 200:
-            sys.exit(f"the archive does not answer: {answer.body.decode()}")
+        response = pipeline.respond(
+            {"data": picture.getvalue(), "mask": mask.encode(), "confidence": b"true"}, {}
+        )
+        if response.status != 200:
+            sys.exit(f"the archive fails: {response.body.decode()}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Writes an image's SBOM to stdout as a CycloneDX 1.5 document: Python, Java, Python packages and Debian packages."""
+"""Writes an image's SBOM to stdout as a CycloneDX 1.5 document: Python, Java, Python packages and
+Debian packages.
+"""
 
 import json
 import os
@@ -17,7 +19,8 @@ DPKG_FORMAT = "${Package}\t${Version}\t${Architecture}\n"
 
 def document() -> dict[str, object]:
     components = sorted(
-        (*runtimes(), *python_components(), *debian_components()), key=lambda component: component["purl"]
+        (*runtimes(), *python_components(), *debian_components()),
+        key=lambda component: component["purl"],
     )
     return {
         "bomFormat": "CycloneDX",
@@ -29,15 +32,24 @@ def document() -> dict[str, object]:
 
 
 def runtimes() -> Iterator[dict[str, object]]:
-    """The runtimes that belong to no package: the base image's Python, and the Java of JAVA_HOME."""
+    """The runtimes that belong to no package: the base image's Python, and the Java of
+    JAVA_HOME.
+    """
     python = platform.python_version()
     yield component("cpython", python, f"pkg:generic/cpython@{quote(python)}", "PSF-2.0")
     release = Path(os.environ.get("JAVA_HOME") or "nowhere", "release")
     if release.is_file():
-        java = re.search(r'^JAVA_VERSION="(.+)"$', release.read_text(encoding="utf-8"), re.MULTILINE)
+        java = re.search(
+            r'^JAVA_VERSION="(.+)"$', release.read_text(encoding="utf-8"), re.MULTILINE
+        )
         if java is None:
             sys.exit(f"{release} names no JAVA_VERSION")
-        yield component("openjdk", java[1], f"pkg:generic/openjdk@{quote(java[1])}", "GPL-2.0 with Classpath exception")
+        yield component(
+            "openjdk",
+            java[1],
+            f"pkg:generic/openjdk@{quote(java[1])}",
+            "GPL-2.0 with Classpath exception",
+        )
 
 
 def python_components() -> Iterator[dict[str, object]]:
@@ -54,18 +66,31 @@ def debian_components() -> Iterator[dict[str, object]]:
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for line in listed.splitlines():
         name, version, architecture = line.split("\t")
-        yield component(name, version, f"pkg:deb/debian/{quote(name)}@{quote(version)}?arch={architecture}", None)
+        yield component(
+            name,
+            version,
+            f"pkg:deb/debian/{quote(name)}@{quote(version)}?arch={architecture}",
+            None,
+        )
 
 
 def component(name: str, version: str, purl: str, licence: str | None) -> dict[str, object]:
-    entry: dict[str, object] = {"type": "library", "name": name, "version": version, "purl": purl, "bom-ref": purl}
+    entry: dict[str, object] = {
+        "type": "library",
+        "name": name,
+        "version": version,
+        "purl": purl,
+        "bom-ref": purl,
+    }
     return {**entry, "licenses": [{"license": {"name": licence}}]} if licence else entry
 
 
 def licence_of(distribution: Distribution) -> str | None:
     """The SPDX licence expression, else the first line of the older field `License`."""
-    told = distribution.metadata.get("License-Expression") or distribution.metadata.get("License")
-    return told.splitlines()[0].strip() or None if told else None
+    reported = distribution.metadata.get("License-Expression") or distribution.metadata.get(
+        "License"
+    )
+    return reported.splitlines()[0].strip() or None if reported else None
 
 
 if __name__ == "__main__":

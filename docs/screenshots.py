@@ -8,11 +8,11 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from segserve.archive import build_archive
-from segserve.page.asking import Server
+from segserve.gateway.background import Server
+from segserve.gateway.endpoint import SERVE_DIR
 from segserve.page.launch import page_served
+from segserve.page.server import PageServer
 from segserve.resources import resource
-from segserve.server.endpoint import SERVE_DIR
-from segserve.server.process import TorchServe
 from tests.browser import open_browser
 
 _SIZES_PX = {"page.jpg": (1280, 820), "page-phone.jpg": (360, 780)}
@@ -25,21 +25,25 @@ def main() -> None:
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         archive = build_archive(resource("model/embedded"), Path(folder))
-        with chdir(folder), TorchServe.start([archive], SERVE_DIR) as server:
+        with chdir(folder), Server.start([archive], SERVE_DIR) as server:
             server.wait_ready()
-            with page_served(Server()) as url, open_browser() as browser:
+            with page_served(PageServer()) as url, open_browser() as browser:
                 for name, (width_px, height_px) in _SIZES_PX.items():
                     page = browser.new_page()
                     page.set_viewport_size({"width": width_px, "height": height_px})
                     page.goto(url)
                     _segment(page)
                     page.screenshot(path=here / name, type="jpeg", quality=_QUALITY, full_page=True)
-                    sys.stdout.write(f"{here / name}  {(here / name).stat().st_size / 1000:.0f} kB\n")
+                    sys.stdout.write(
+                        f"{here / name}  {(here / name).stat().st_size / 1000:.0f} kB\n"
+                    )
                     page.close()
 
 
 def _segment(page: Page) -> None:
-    """Twice, as the first answer after a start takes longer than those that people see; then points at the picture."""
+    """Twice, as the first response after a start takes longer than later ones; then points
+    at the picture.
+    """
     page.get_by_role("button", name="A person").click()
     stage, steps = page.locator("[data-part=stage]"), page.locator("[data-part=steps]")
     stage.wait_for(timeout=_WAIT_MS)

@@ -17,9 +17,9 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from segserve.archive import build_archive
+from segserve.gateway.background import Server
+from segserve.gateway.endpoint import SERVE_DIR
 from segserve.resources import resource
-from segserve.server.endpoint import SERVE_DIR
-from segserve.server.process import TorchServe
 
 NOTEBOOKS = (Path(__file__).with_name("quickstart.ipynb"),)
 _CELL_TIMEOUT_S = 300
@@ -28,7 +28,7 @@ _CELL_TIMEOUT_S = 300
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         archive = build_archive(resource("model/embedded"), Path(folder))
-        with chdir(folder), TorchServe.start([archive], SERVE_DIR) as server:
+        with chdir(folder), Server.start([archive], SERVE_DIR) as server:
             server.wait_ready()
             for path in NOTEBOOKS:
                 nbformat.write(executed(path, Path(folder)), path)
@@ -36,7 +36,8 @@ def main() -> None:
 
 
 def executed(path: Path, folder: Path) -> NotebookNode:
-    """Runs the notebook in `folder`/examples and returns it with its outputs. A server must run in `folder`.
+    """Runs the notebook in `folder`/examples and returns it with its outputs. A server must run in
+    `folder`.
 
     Raises:
         CellExecutionError: a cell fails.
@@ -44,12 +45,16 @@ def executed(path: Path, folder: Path) -> NotebookNode:
     (folder / "examples").mkdir(exist_ok=True)
     copy = Path(shutil.copy(path, folder / "examples"))
     notebook = nbformat.read(copy, as_version=4)
-    NotebookClient(notebook, timeout=_CELL_TIMEOUT_S, resources={"metadata": {"path": str(copy.parent)}}).execute()
+    NotebookClient(
+        notebook, timeout=_CELL_TIMEOUT_S, resources={"metadata": {"path": str(copy.parent)}}
+    ).execute()
     return tidied(notebook)
 
 
 def tidied(notebook: NotebookNode) -> NotebookNode:
-    """The notebook with only the outputs and their order, without other traces of a run. Idempotent."""
+    """The notebook with only the outputs and their order, without other traces of a run.
+    Idempotent.
+    """
     notebook = nbformat.from_dict(notebook)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -1,7 +1,8 @@
-"""Packs a model folder with the handler, the network and the runtime into a self-contained TorchServe archive.
+"""Packs a model folder with the handler, the network and the runtime into a self-contained
+TorchServe archive.
 
-torch-model-archiver does the packing; its zip is then written again with fixed names, order and times, so that
-the same inputs give the same bytes.
+torch-model-archiver does the packing; its zip is then written again with fixed names, order and
+times, so that the same inputs give the same bytes.
 """
 
 import json
@@ -10,33 +11,54 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
-from . import runtime
-from .resources import resource
+from . import runtime, schema
+from .resources import require_packages, resource
 from .runtime.errors import ModelError
 from .runtime.files import whole_file
-from .runtime.record import RECORD_FILE, ModelRecord, read_record, read_yaml
+from .runtime.record import (
+    RECORD_FILE,
+    ModelRecord,
+    named_weights,
+    read_record,
+    read_yaml,
+    verified_file,
+)
 from .runtime.settings import CONFIG_FILE, check_precision, read_config
-from .runtime.weights import load_network
 
 MANIFEST = "MAR-INF/MANIFEST.json"
+# What the handler does not need: openapi.py and the command that writes its documents.
+_NOT_PACKED = ("__pycache__", "openapi.py", "__main__.py")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
 
 
-def build_archive(model: Path, output: Path) -> Path:
-    """Packs the model folder `model` into `output/NAME.mar`, NAME being the record's, and returns its path.
+def build_archive(model: Path, output: Path, *, load: bool = True) -> Path:
+    """Packs the model folder `model` into `output/NAME.mar`, NAME being the record's, and returns
+    its path.
 
-    The record, the weights and `model-config.yaml` (the folder's own, or else `model/model-config.yaml`) are
-    checked before anything is written; the archive appears under its name only when it is whole.
+    The record, the weights and `model-config.yaml` (the folder's own, or else
+    `model/model-config.yaml`) are checked before anything is written; the archive appears under its
+    name only when it is whole.
+
+    Args:
+        load: whether to load the network too, which takes seconds. Otherwise only the SHA-256 of
+            the weights is checked.
 
     Raises:
         ModelError: the model cannot be served as it is, or torch-model-archiver failed.
     """
+    require_packages("torch", "model_archiver")
     record = read_record(model)
-    load_network(record, model)
+    if load:
+        from .runtime.network.weights import load_network
+
+        load_network(record, model)
+    else:
+        verified_file(named_weights(record), model, "weights")
     config = config_of(model)
     check_precision(read_config(read_yaml(config)).handler, record)
 
@@ -48,46 +70,68 @@ def build_archive(model: Path, output: Path) -> Path:
     return archive
 
 
+def _head_file() -> Path:
+    """The file of `deeplabv3`, found without importing it: it imports torch."""
+    spec = find_spec("deeplabv3")
+    if spec is None or spec.origin is None:
+        raise ModelError("deeplabv3.py is not installed")
+    return Path(spec.origin)
+
+
 def config_of(model: Path) -> Path:
-    """The `model-config.yaml` that goes with a model folder: its own, else its neighbours', else the project's."""
-    own = next((path for path in (model / CONFIG_FILE, model.parent / CONFIG_FILE) if path.exists()), None)
+    """The `model-config.yaml` that goes with a model folder: its own, else its neighbours', else
+    the project's.
+    """
+    own = next(
+        (path for path in (model / CONFIG_FILE, model.parent / CONFIG_FILE) if path.exists()), None
+    )
     return own or resource(f"model/{CONFIG_FILE}")
 
 
 def _packed(record: ModelRecord, model: Path, config: Path, workspace: Path) -> Path:
     """The archive as torch-model-archiver makes it."""
-    assert record.weights is not None  # noqa: S101 - load_network has refused a record without
+    assert record.weights is not None  # noqa: S101 - load_network has rejected a record without
     extra, scratch, export = (workspace / name for name in ("extra", "scratch", "export"))
     _stage(record, model, extra)
     scratch.mkdir()
     export.mkdir()
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--force"]
     command += ["--model-name", record.name, "--version", record.version]
-    command += ["--handler", str(resource("handler.py")), "--model-file", str(resource("deeplabv3.py"))]
-    command += [
-        "--serialized-file",
-        str(model / record.weights.file),
-        "--config-file",
-        str(_copy(config, workspace)),
-    ]
-    command += ["--extra-files", str(extra), "--export-path", str(export)]
+    files = {
+        "--handler": resource("handler.py"),
+        "--model-file": _head_file(),
+        "--serialized-file": model / record.weights.file,
+        "--config-file": _copy(config, workspace),
+        "--extra-files": extra,
+        "--export-path": export,
+    }
+    command += [str(part) for flag in files.items() for part in flag]
     # The archiver empties $TMPDIR/NAME: it gets one of its own.
     result = subprocess.run(
-        command, env={**os.environ, "TMPDIR": str(scratch)}, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, "TMPDIR": str(scratch)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if result.returncode:
-        raise ModelError(f"torch-model-archiver failed: {' '.join((result.stderr or result.stdout).split())[-500:]}")
+        raise ModelError(
+            "torch-model-archiver failed: "
+            f"{' '.join((result.stderr or result.stdout).split())[-500:]}"
+        )
     return export / f"{record.name}.mar"
 
 
 def _stage(record: ModelRecord, model: Path, extra: Path) -> None:
-    """What goes into the archive besides network, weights and handler: the record, ranges, the card, the runtime."""
-    package = Path(runtime.__file__).parent
-    carried = extra / "segserve" / package.name
-    carried.mkdir(parents=True)
-    shutil.copy(package.parent / "__init__.py", extra / "segserve")
-    for module in package.glob("*.py"):
-        shutil.copy(module, carried)
+    """Copies the files of the archive besides network, weights and handler: the record, int8
+    ranges, model card, runtime and schema.
+    """
+    for package in (runtime, schema):
+        folder = Path(str(package.__file__)).parent
+        shutil.copytree(
+            folder, extra / "segserve" / folder.name, ignore=shutil.ignore_patterns(*_NOT_PACKED)
+        )
+    shutil.copy(Path(runtime.__file__).parents[1] / "__init__.py", extra / "segserve")
     shutil.copy(model / RECORD_FILE, extra)
     if record.int8:
         shutil.copy(model / record.int8.file, extra)
@@ -101,7 +145,10 @@ def _copy(config: Path, workspace: Path) -> Path:
 
 def _repack(archive: Path, file: BinaryIO) -> None:
     """Writes the same files sorted by name, uncompressed, with fixed times and permissions."""
-    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:
+    with (
+        zipfile.ZipFile(archive) as source,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target,
+    ):
         for name in sorted(name for name in source.namelist() if not name.endswith("/")):
             entry = zipfile.ZipInfo(name, date_time=_EPOCH)
             entry.external_attr = 0o644 << 16

@@ -4,10 +4,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
+from .cli.bulk import image_table
 from .client import SegmentationClient
-from .server.process import TorchServe
+from .gateway.background import Server
 
 PHOTOGRAPHS = {"chelsea.png": "a cat", "astronaut.png": "a person"}
 
@@ -20,39 +20,43 @@ def sample_photograph(name: str) -> Path:
     """
     package = find_spec("skimage")
     if package is None or package.origin is None:
-        raise FileNotFoundError("the photographs come with scikit-image: pip install 'segserve[demo]'")
+        raise FileNotFoundError(
+            "the photographs come with scikit-image: pip install 'segserve[demo]'"
+        )
     return Path(package.origin).parent / "data" / name
 
 
 def run_demo(archive: Path, run_dir: Path, pictures: Path, console: Console) -> None:
-    """Starts a server for the archive, segments the photographs, saves label maps and overlays, stops the server.
+    """Starts a server for the archive, segments the photographs, saves label maps and overlays,
+    stops the server.
 
     Raises:
         ServerError: the server does not start.
-        ClientError: it does not answer with a segmentation.
+        ClientError: its response is not a segmentation.
     """
     pictures.mkdir(parents=True, exist_ok=True)
-    with TorchServe.start([archive], run_dir) as server:
-        console.print(f"TorchServe is starting at {server.inference_url} ...")
+    with Server.start([archive], run_dir) as server:
+        console.print(f"a server is starting at {server.inference_url} ...")
         server.wait_ready()
-        with SegmentationClient(server.inference_url, token=server.inference_token, model=archive.stem) as client:
+        with SegmentationClient(
+            server.inference_url, token=server.inference_token, model=archive.stem
+        ) as client:
             for name in PHOTOGRAPHS:
                 _segment(client, sample_photograph(name), pictures, console)
     console.print("The server is stopped. `make serve` starts one that stays.")
 
 
-def _segment(client: SegmentationClient, photograph: Path, pictures: Path, console: Console) -> None:
+def _segment(
+    client: SegmentationClient, photograph: Path, pictures: Path, console: Console
+) -> None:
     segmentation = client.segment(photograph)
     height_px, width_px = segmentation.label_map.shape
-    labels, overlay = (pictures / f"{photograph.stem}-{name}" for name in ("labels.png", "overlay.jpg"))
+    labels, overlay = (
+        pictures / f"{photograph.stem}-{name}" for name in ("labels.png", "overlay.jpg")
+    )
     segmentation.to_image().save(labels)
     segmentation.overlay().save(overlay, quality=90)
 
     title = f"{photograph.name} ({PHOTOGRAPHS[photograph.name]}), {width_px} x {height_px} pixels"
-    table = Table(title=title, title_justify="left")
-    for heading in ("class", "share of the picture", "confidence"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
-    for share in segmentation.classes:
-        table.add_row(share.label, f"{share.fraction:.1%}", f"{share.confidence:.2f}")
-    console.print(table)
+    console.print(image_table(segmentation.classes, title))
     console.print(f"label map: {labels}\noverlay:   {overlay}\n", soft_wrap=True)

@@ -1,4 +1,6 @@
-"""Downloads a file of a known SHA-256: goes on where it broke off, and gives the file its name when it is whole."""
+"""Downloads a file of a known SHA-256: goes on where it broke off, and gives the file its name when
+it is whole.
+"""
 
 import fcntl
 import re
@@ -21,16 +23,18 @@ _TIMEOUT_S = (10, 60)  # to connect, and from one byte to the next
 def download(url: str, target: Path, *, sha256: str, max_bytes: int, report: Report) -> None:
     """Downloads `url` to `target`, whose folder is made where it is missing.
 
-    What has arrived is kept in `target` + `.part`, also by a killed process, and the next call goes on from there. The
-    hash alone decides whether the parts belong together, so that they may come from different mirrors.
+    What has arrived is kept in `target` + `.part`, also by a killed process, and the next call goes
+    on from there. The hash alone decides whether the parts belong together, so that they may come
+    from different mirrors.
 
     Args:
         max_bytes: a server that sends more is not heard out.
-        report: called with the number of bytes that are there and, where the server tells it, of all.
+        report: called with the number of bytes that are there and, if the server reports it, of
+            all.
 
     Raises:
-        FetchError: the server cannot be reached, refuses, or breaks off again and again; the file cannot be written;
-            it has another SHA-256, in which case what arrived is deleted.
+        FetchError: the server cannot be reached, rejects the request, or breaks off repeatedly;
+            the file cannot be written, or has another SHA-256 and is deleted.
         OSError: the folder cannot be written to.
     """
     part = target.with_name(f"{target.name}.part")
@@ -41,7 +45,9 @@ def download(url: str, target: Path, *, sha256: str, max_bytes: int, report: Rep
         digest = sha256_of(part)
         if digest != sha256:
             part.unlink()
-            raise FetchError(f"{url}: SHA-256 is {digest}, the record says {sha256}; what arrived is deleted")
+            raise FetchError(
+                f"{url}: SHA-256 is {digest}, the record says {sha256}; what arrived is deleted"
+            )
         part.replace(target)
 
 
@@ -49,18 +55,24 @@ def _lock(file: BinaryIO, part: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise FetchError(f"{part}: another process is downloading it: wait for it to end") from error
+        raise FetchError(
+            f"{part}: another process is downloading it: wait for it to end"
+        ) from error
 
 
 def _receive_all(url: str, file: BinaryIO, max_bytes: int, report: Report) -> None:
-    """Receives the rest of the file; a broken connection is taken up again as long as each brings something."""
+    """Receives the rest of the file; a broken connection is taken up again as long as each brings
+    something.
+    """
     for attempt in range(_ATTEMPTS):
         before_bytes = file.tell()
         try:
             _receive(url, file, max_bytes, report)
         except requests.RequestException as error:
             if file.tell() == before_bytes or attempt == _ATTEMPTS - 1:
-                kept = f"; {file.tell() / 1e6:.1f} MB are kept for the next try" if file.tell() else ""
+                kept = (
+                    f"; {file.tell() / 1e6:.1f} MB are kept for the next try" if file.tell() else ""
+                )
                 raise FetchError(f"{url}: {_reason(error)}{kept}") from error
         else:
             return
@@ -82,21 +94,29 @@ def _receive(url: str, file: BinaryIO, max_bytes: int, report: Report) -> None:
         for block in response.iter_content(_BLOCK_BYTES):
             present_bytes += len(block)
             if max(present_bytes, total_bytes or 0) > max_bytes:
-                raise FetchError(f"{url}: sends more than {max_bytes} bytes, which the file does not have")
+                raise FetchError(
+                    f"{url}: sends more than {max_bytes} bytes, which the file does not have"
+                )
             _write(file, block)
             report(present_bytes, total_bytes)
 
 
-def _start(response: requests.Response, asked: int) -> int:
-    """The byte that the answer begins with: 0 where the server sends the whole file all the same."""
+def _start(response: requests.Response, requested: int) -> int:
+    """The first byte of the response: 0 if the server sends the whole file all the
+    same.
+    """
     if response.status_code == requests.codes.ok:
         return 0
     content_range = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     if response.status_code != requests.codes.partial_content or content_range is None:
-        raise FetchError(f"{response.url}: the server answered {response.status_code} {response.reason}")
+        raise FetchError(
+            f"{response.url}: the server returned {response.status_code} {response.reason}"
+        )
     start = int(content_range[1])
-    if start > asked:
-        raise FetchError(f"{response.url}: asked for the bytes from {asked} on, got those from {start} on")
+    if start > requested:
+        raise FetchError(
+            f"{response.url}: requested the bytes from {requested} on, got those from {start} on"
+        )
     return start
 
 

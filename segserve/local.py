@@ -1,4 +1,6 @@
-"""Runs an archive's model in this process, without a server and without Java, and with the same results."""
+"""Runs an archive's model in this process, without a server and without Java, and with the same
+results.
+"""
 
 import os
 import threading
@@ -10,31 +12,41 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self, Unpack
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .archive import config_of
 from .client import ImageInput, Segmentation
-from .client.images import as_image_file
-from .client.reading import read_segmentation
-from .client.reply import Reply, raise_for_refusal
-from .client.request import JSON, AnswerOptions, ClassNames, as_fields, http_headers
+from .client.request import (
+    JSON,
+    ResponseOptions,
+    SegmentOptions,
+    as_fields,
+    as_image_file,
+    http_headers,
+)
+from .client.response import HttpResponse, raise_for_error
+from .runtime.encode.response import class_rows, error_response
 from .runtime.errors import ModelError
-from .runtime.failover import load_segmenter
-from .runtime.pipeline import Pipeline
+from .runtime.inference.failover import load_segmenter
+from .runtime.pipeline import Pipeline, request_error
 from .runtime.record import read_yaml
 from .runtime.settings import CONFIG_FILE, read_config
+from .runtime.telemetry.request_stats import RequestStats
 
 
 class LocalSegmenter:
-    """Segments images like a server of the same model, byte for byte: with the same limits, defaults and errors.
+    """Segments images like a server of the same model: the same results, limits, defaults and
+    errors.
 
-    Thread-safe: it processes one image at a time, because the network already uses every core. It runs this package's
-    code, not the archive's copy, so code from an archive is never executed.
+    Thread-safe: it processes one image at a time, because the network already uses every core. It
+    runs this package's code, not the archive's copy, so code from an archive is never executed.
 
     Args:
         model: an archive (`.mar`), or a model folder.
-        device: for example `cpu` or `cuda:0`; by default the first GPU, else the CPU. If the GPU fails, the CPU
-            replaces it, with a warning.
+        device: for example `cpu` or `cuda:0`; by default the first GPU, else the CPU. If the GPU
+            fails, the CPU replaces it, with a warning.
 
     Raises:
         ModelError: the model is missing or broken, or cannot be served.
@@ -44,57 +56,98 @@ class LocalSegmenter:
         with opened_model(Path(model)) as (folder, config_file):
             settings = read_config(read_yaml(config_file)).handler
             on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            self._pipeline = Pipeline(load_segmenter(folder, device=on, settings=settings), settings)
-        self._turn = threading.Lock()
+            self._pipeline = Pipeline(
+                load_segmenter(folder, device=on, settings=settings), settings
+            )
+        self._lock = threading.Lock()
 
-    def segment(
-        self,
-        image: ImageInput,
-        *,
-        mode: str | None = None,
-        tta: str | None = None,
-        classes: ClassNames | None = None,
-        threshold: float | None = None,
-        confidence: bool = False,
-    ) -> Segmentation:
+    def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
         """Segments an image; see `SegmentationClient.segment` for the options.
 
         Raises:
             OSError: the image file cannot be read.
-            TypeError: the input is not an `ImageInput`.
+            TypeError: the input is not an `ImageInput`, or there is no such option.
             ValueError: the array or the PIL image is not a supported image.
-            RefusedError: a server would send this error response, with this status, code and message.
+            ResponseError: a server would send this error response, with this status, code and
+                message. The limit of a response's size does not apply: there is no response body.
         """
-        fields = as_fields(mask="png", mode=mode, tta=tta, classes=classes, threshold=threshold, confidence=confidence)
+        headers = http_headers(JSON, as_fields(mask="png", **options))
         image_file = as_image_file(image)
-        return read_segmentation(self._ask(image_file, JSON, fields), image_file)
+        stats = RequestStats()
+        with _server_errors(), self._lock:
+            _, _, segmentation = self._pipeline.segment({"body": image_file}, headers, stats)
+        record = self._pipeline.segmenter.record
+        with stats.timings.stage("encode"):
+            classes = class_rows(segmentation, record)
+        return Segmentation(
+            label_map=_read_only(segmentation.label_map),
+            classes=classes,
+            model=record.name,
+            model_version=record.version,
+            palette=record.palette,
+            image_file=image_file,
+            confidence_map=(
+                None
+                if segmentation.confidence_map is None
+                else _read_only(segmentation.confidence_map)
+            ),
+            timings_ms={
+                stage: round(1000 * seconds, 2) for stage, seconds in stats.timings.seconds.items()
+            },
+        )
 
-    def answer(self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]) -> bytes:
-        """Returns the response body of a server, in any media type and encoding. Raises as `segment`."""
-        reply = self._ask(as_image_file(image), accept, as_fields(**options))
-        raise_for_refusal(reply)
-        return reply.body
-
-    def _ask(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
-        with self._turn:
-            answer = self._pipeline.answer({"body": image_file}, http_headers(accept, fields))
-        return Reply(answer.status, answer.phrase, answer.body, {"server-timing": answer.server_timing})
+    def segment_raw(
+        self, image: ImageInput, accept: str = JSON, **options: Unpack[ResponseOptions]
+    ) -> bytes:
+        """Returns the response body of a server, in any media type and encoding. Raises as
+        `segment`, and if the body is larger than the model's limit.
+        """
+        headers = http_headers(accept, as_fields(**options))
+        image_file = as_image_file(image)
+        with self._lock:
+            response = self._pipeline.respond({"body": image_file}, headers)
+        raise_for_error(HttpResponse(response.status, response.phrase, response.body))
+        return response.body
 
     def close(self) -> None:
-        """Does nothing; exists for compatibility with the clients. Memory is freed with the object."""
+        """Does nothing; exists for compatibility with the clients. Memory is freed with the
+        object.
+        """
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
+
+
+def _read_only(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    pixels.flags.writeable = False
+    return pixels
+
+
+@contextmanager
+def _server_errors() -> Iterator[None]:
+    """Raises every error as a client of a server would raise it."""
+    try:
+        yield
+    except Exception as error:
+        response = error_response(request_error(error))
+        raise_for_error(HttpResponse(response.status, response.phrase, response.body))
+        raise
 
 
 @contextmanager
 def opened_model(model: Path) -> Iterator[tuple[Path, Path]]:
     """Yields the model folder and the configuration file of an archive or a model folder.
 
-    The files of an archive are extracted to a temporary folder, which exists only within this context.
+    The files of an archive are extracted to a temporary folder, which exists only within this
+    context.
 
     Raises:
         ModelError: `model` is neither an archive nor a model folder.
@@ -108,5 +161,7 @@ def opened_model(model: Path) -> Iterator[tuple[Path, Path]]:
             with zipfile.ZipFile(model) as archive:
                 archive.extractall(folder)
         except (OSError, zipfile.BadZipFile) as error:
-            raise ModelError(f"{model}: expected an archive (.mar) or a model folder: {error}") from error
+            raise ModelError(
+                f"{model}: expected an archive (.mar) or a model folder: {error}"
+            ) from error
         yield folder, folder / CONFIG_FILE

@@ -1,4 +1,6 @@
-"""Where the time of one image goes: by stage, as a server's `Server-Timing` tells it, and by operator of PyTorch."""
+"""Where the time of one image goes: by stage, as a server's `Server-Timing` reports it, and by
+operator of PyTorch.
+"""
 
 import statistics
 from collections.abc import Mapping
@@ -28,9 +30,10 @@ class ImageProfile:
     """Milliseconds of one image.
 
     Attributes:
-        total_ms: median from the file's bytes to the answer's.
+        total_ms: median from the file's bytes to the response's.
         stages_ms: median of every stage of `Server-Timing`, in their order.
-        operators: those of the network and around it, the costliest first; those of a GPU by what they took there.
+        operators: those of the network and around it, the costliest first; those of a GPU by what
+            they took there.
     """
 
     total_ms: float
@@ -47,14 +50,16 @@ def profile_image(
     mode: str | None = None,
     tta: str | None = None,
 ) -> ImageProfile:
-    """Segments an image `repeat` times by the clock, and once more under PyTorch's profiler, which slows it down.
+    """Segments an image `repeat` times by the clock, and once more under PyTorch's profiler, which
+    slows it down.
 
     Args:
         image: the content of an image file.
-        trace: where the profiler's trace goes, as JSON that https://ui.perfetto.dev and chrome://tracing show.
+        trace: where the profiler's trace goes, as JSON that https://ui.perfetto.dev and
+            chrome://tracing show.
 
     Raises:
-        RefusedError: the image or the options are refused.
+        ResponseError: the image or the options are rejected.
         OSError: the trace cannot be written.
     """
 

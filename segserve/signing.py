@@ -1,7 +1,8 @@
-"""Signed archives, in the files of minisign, whose own tool makes and verifies the same: a signature stands beside its
-archive as `NAME.mar.minisig`.
+"""Signed archives, in the files of minisign, whose own tool makes and verifies the same: a
+signature stands beside its archive as `NAME.mar.minisig`.
 
-It is Ed25519 over the BLAKE2b-512 hash of the archive, and a second time over that signature and the comment shown as
+It is Ed25519 over the BLAKE2b-512 hash of the archive, and a second time over that signature and
+the comment shown as
 trusted. The format: https://jedisct1.github.io/minisign/, "Signature format".
 """
 
@@ -24,7 +25,9 @@ SECRET_SUFFIX, PUBLIC_SUFFIX = ".key", ".pub"
 _KEY, _HASHED, _UNHASHED = b"Ed", b"ED", b"Ed"
 _NO_PASSWORD, _CHECKSUM = b"\0\0", b"B2"
 _UNTRUSTED, _TRUSTED = "untrusted comment: ", "trusted comment: "
-_KDF_BYTES = 32 + 8 + 8  # salt and limits of the key derivation, all zero where there is no password
+_KDF_BYTES = (
+    32 + 8 + 8
+)  # salt and limits of the key derivation, all zero where there is no password
 _PUBLIC_BYTES = 2 + 8 + 32
 _SECRET_BYTES = 2 + 2 + 2 + _KDF_BYTES + 8 + 64 + 32
 _SIGNATURE_BYTES = 2 + 8 + 64
@@ -33,14 +36,17 @@ _OTHERS = 0o077
 
 
 class SignatureError(ValueError):
-    """An archive that nobody trusted has signed, or a key that cannot be used. The message is one line for people."""
+    """An archive that no trusted key has signed, or a key that cannot be used. The message is one
+    line for people.
+    """
 
 
 @dataclass(frozen=True)
 class TrustedKeys:
-    """The public keys whose archives are trusted: Ed25519 keys of 32 bytes by minisign's ids for them.
+    """The public keys whose archives are trusted: Ed25519 keys of 32 bytes by minisign's ids for
+    them.
 
-    `source` is the file that they stand in, for messages.
+    `source` is the file that contains them, for messages.
     """
 
     keys: Mapping[bytes, bytes]
@@ -48,7 +54,8 @@ class TrustedKeys:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The keys of a file: one as minisign writes it, or several, one below the other, while keys change hands.
+        """The keys of a file: one as minisign writes it, or several, one below the other, while
+        keys change hands.
 
         Raises:
             SignatureError: it cannot be read, or holds none.
@@ -58,7 +65,9 @@ class TrustedKeys:
         for line in lines:
             key = _decoded(line, _PUBLIC_BYTES)
             if key is None or not key.startswith(_KEY):
-                raise SignatureError(f"{path}: expected public keys as `segserve keygen` and minisign write them")
+                raise SignatureError(
+                    f"{path}: expected public keys as `segserve keygen` and minisign write them"
+                )
             keys[key[2:10]] = key[10:]
         if not keys:
             raise SignatureError(f"{path}: holds no public key; `segserve keygen` makes one")
@@ -74,8 +83,9 @@ class TrustedKeys:
             self._check(archive, _hashed(file))
 
     def copy(self, archive: Path, target: Path) -> None:
-        """Copies an archive while it is verified: what lies at `target` is what was signed, whatever becomes of the
-        original; nothing lies there where it is refused. Errors as in `verify`.
+        """Copies an archive while it is verified: what lies at `target` is what was signed,
+        whatever happens to the original; nothing is written if it is rejected. Errors as in
+        `verify`.
         """
         try:
             with _opened(archive) as file, target.open("xb") as copied:
@@ -90,20 +100,26 @@ class TrustedKeys:
         signature = _Signature.read(place, archive)
         key = self.keys.get(signature.key_id)
         if key is None:
-            trusted = ", ".join(map(_told_id, self.keys))
+            trusted = ", ".join(map(_key_id_text, self.keys))
             raise SignatureError(
-                f"{archive}: signed by the key {_told_id(signature.key_id)}, and {self.source} trusts {trusted}; "
-                "get it from whoever holds a trusted key"
+                f"{archive}: signed by the key {_key_id_text(signature.key_id)}, and {self.source} "
+                f"trusts {trusted}; "
+                "get it from the owner of a trusted key"
             )
         public = Ed25519PublicKey.from_public_bytes(key)
         if not _holds(public, signature.of_file, digest):
-            raise SignatureError(f"{archive}: is not the file that was signed; get it and its signature anew")
+            raise SignatureError(
+                f"{archive}: is not the file that was signed; get it and its signature again"
+            )
         if not _holds(public, signature.of_comment, signature.of_file + signature.trusted_comment):
-            raise SignatureError(f"{place}: its trusted comment is not the one that was signed; get the signature anew")
+            raise SignatureError(
+                f"{place}: its trusted comment is not the one that was signed; get the signature "
+                "again"
+            )
 
 
 class SigningKey:
-    """A secret key that is used without a password: its file is for nobody but its owner."""
+    """A secret key without a password: only its owner may read its file."""
 
     def __init__(self, key: Ed25519PrivateKey, key_id: bytes) -> None:
         self._key = key
@@ -123,27 +139,37 @@ class SigningKey:
         text = _lines(path)
         content = _decoded(text[1], _SECRET_BYTES) if len(text) > 1 else None
         if content is None or not content.startswith(_KEY):
-            raise SignatureError(f"{path}: expected a secret key as `segserve keygen` and minisign write them")
+            raise SignatureError(
+                f"{path}: expected a secret key as `segserve keygen` and minisign write them"
+            )
         if content[2:4] != _NO_PASSWORD:
             raise SignatureError(
-                f"{path}: this key has a password, which only minisign asks for: minisign -S -s {path} -m ARCHIVE"
+                f"{path}: this key has a password, which only minisign can use: minisign -S -s "
+                f"{path} -m ARCHIVE"
             )
         mode = path.stat().st_mode & 0o777
         if mode & _OTHERS:
-            raise SignatureError(f"{path}: others may read this key (mode {mode:04o}): chmod 600 {path}")
-        key_id, seed, public, _ = _parts(content[6 + _KDF_BYTES :], 8, 32, 32, 32)  # minisign leaves the checksum empty
+            raise SignatureError(
+                f"{path}: others may read this key (mode {mode:04o}): chmod 600 {path}"
+            )
+        key_id, seed, public, _ = _parts(
+            content[6 + _KDF_BYTES :], 8, 32, 32, 32
+        )  # minisign leaves the checksum empty
         key = Ed25519PrivateKey.from_private_bytes(seed)
         if public != key.public_key().public_bytes_raw():
             raise SignatureError(f"{path}: this key is damaged; take it from your backup")
         return cls(key, key_id)
 
     def write(self, path: Path) -> tuple[Path, Path]:
-        """Writes `PATH.key`, for nobody but its owner, and `PATH.pub`, for all who shall trust it; returns both.
+        """Writes `PATH.key`, readable only by its owner, and `PATH.pub`, for others to trust;
+        returns both.
 
         Raises:
             SignatureError: there is such a file already, or it cannot be written.
         """
-        secret, public = (path.with_name(f"{path.name}{suffix}") for suffix in (SECRET_SUFFIX, PUBLIC_SUFFIX))
+        secret, public = (
+            path.with_name(f"{path.name}{suffix}") for suffix in (SECRET_SUFFIX, PUBLIC_SUFFIX)
+        )
         shown = self._key.public_key().public_bytes_raw()
         pair = self._id + self._key.private_bytes_raw() + shown
         checksum = hashlib.blake2b(_KEY + pair, digest_size=32).digest()
@@ -162,7 +188,9 @@ class SigningKey:
         Raises:
             SignatureError: the archive cannot be read, or the signature not be written.
         """
-        from .runtime.files import write_whole  # not at the top: workers of Ray import the archive's `segserve.runtime`
+        from .runtime.files import (
+            write_whole,
+        )  # not at the top: workers of Ray import the archive's `segserve.runtime`
 
         with _opened(archive) as file:
             of_file = self._key.sign(_hashed(file))
@@ -170,7 +198,7 @@ class SigningKey:
         comment = f"file:{shown_name}\thashed"
         of_comment = self._key.sign(of_file + comment.encode())
         lines = (
-            f"{_UNTRUSTED}signature by the key {_told_id(self._id)}",
+            f"{_UNTRUSTED}signature by the key {_key_id_text(self._id)}",
             _encoded(_HASHED + self._id + of_file),
             f"{_TRUSTED}{comment}",
             _encoded(of_comment),
@@ -198,7 +226,8 @@ class _Signature(NamedTuple):
     def read(cls, path: Path, archive: Path) -> "_Signature":
         if not path.exists():
             raise SignatureError(
-                f"{archive}: there is no signature {path.name} beside it; whoever packed the archive makes one with: "
+                f"{archive}: there is no signature {path.name} beside it; the one who packed the "
+                "archive makes one with: "
                 f"segserve sign {archive.name} KEY"
             )
         lines = _lines(path)
@@ -207,10 +236,16 @@ class _Signature(NamedTuple):
             if of_file is not None and of_comment is not None:
                 algorithm, key_id, signature = _parts(of_file, 2, 8, 64)
                 if algorithm == _HASHED:
-                    return cls(key_id, signature, lines[2].removeprefix(_TRUSTED).encode(), of_comment)
+                    return cls(
+                        key_id, signature, lines[2].removeprefix(_TRUSTED).encode(), of_comment
+                    )
                 if algorithm == _UNHASHED:
-                    raise SignatureError(f"{path}: in minisign's old format; sign again with minisign 0.10 or newer")
-        raise SignatureError(f"{path}: expected a signature as `segserve sign` and minisign write them")
+                    raise SignatureError(
+                        f"{path}: in minisign's old format; sign again with minisign 0.10 or newer"
+                    )
+        raise SignatureError(
+            f"{path}: expected a signature as `segserve sign` and minisign write them"
+        )
 
 
 def _hashed(source: BinaryIO, target: BinaryIO | None = None) -> bytes:
@@ -231,8 +266,8 @@ def _holds(key: Ed25519PublicKey, signature: bytes, content: bytes) -> bool:
     return True
 
 
-def _told_id(key_id: bytes) -> str:
-    """As minisign tells it: a little-endian number in hexadecimal digits."""
+def _key_id_text(key_id: bytes) -> str:
+    """As minisign shows it: a little-endian number in hexadecimal digits."""
     return key_id[::-1].hex().upper()
 
 
@@ -269,11 +304,16 @@ def _lines(path: Path) -> list[str]:
 
 
 def _write_new(path: Path, what: str, key_id: bytes, content: bytes, *, mode: int) -> None:
-    text = f"{_UNTRUSTED}minisign {what} {_told_id(key_id)}\n{_encoded(content)}\n"
+    text = f"{_UNTRUSTED}minisign {what} {_key_id_text(key_id)}\n{_encoded(content)}\n"
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8"
+        ) as file:
             file.write(text)
     except FileExistsError as error:
-        raise SignatureError(f"{path} exists already; keys are never overwritten: name another") from error
+        raise SignatureError(
+            f"{path} exists already; keys are never overwritten: name another"
+        ) from error
     except OSError as error:
         raise SignatureError(f"cannot write {path}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""A real browser, which asks nobody but who it is told to ask."""
+"""A real browser that requests only the pages under test."""
 
 import os
 import shutil
@@ -30,7 +30,8 @@ def find_browser() -> str | None:
 def open_browser(
     *, width_px: int = 1280, height_px: int = 900, switches: Sequence[str] = (), **context
 ) -> Iterator[BrowserContext]:
-    """A browser with a new profile, in a window of that size, started with these switches of Chromium besides.
+    """A browser with a new profile, in a window of that size, started with these switches of
+    Chromium besides.
 
     Raises:
         RuntimeError: there is none on this machine.

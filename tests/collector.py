@@ -20,13 +20,21 @@ class Collector:
     @property
     def spans(self) -> list[Span]:
         resources = [resource for request in self.received for resource in request.resource_spans]
-        return [span for resource in resources for scope in resource.scope_spans for span in scope.spans]
+        return [
+            span for resource in resources for scope in resource.scope_spans for span in scope.spans
+        ]
 
     @property
     def services(self) -> set[str]:
         resources = [resource for request in self.received for resource in request.resource_spans]
-        attributes = [attribute for resource in resources for attribute in resource.resource.attributes]
-        return {attribute.value.string_value for attribute in attributes if attribute.key == "service.name"}
+        attributes = [
+            attribute for resource in resources for attribute in resource.resource.attributes
+        ]
+        return {
+            attribute.value.string_value
+            for attribute in attributes
+            if attribute.key == "service.name"
+        }
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One file over HTTP on 127.0.0.1, by a server that can be told to misbehave."""
+"""Serves one file over HTTP on 127.0.0.1, with faults on demand."""
 
 import re
 import threading
@@ -10,7 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class FileServer:
-    """`drops` holds, for one request after the other, how many bytes are sent before the connection breaks."""
+    """`drops` holds, for one request after the other, how many bytes are sent before the connection
+    breaks.
+    """
 
     content: bytes
     path: str
@@ -19,7 +21,7 @@ class FileServer:
     url: str = ""
     ranges: list[str | None] = field(default_factory=list)
 
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
+    def respond(self, request: BaseHTTPRequestHandler) -> None:
         wanted = request.headers.get("Range")
         self.ranges.append(wanted)
         if request.path != self.path:
@@ -31,7 +33,9 @@ class FileServer:
             return
         request.send_response(206 if start else 200)
         if start:
-            request.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+            request.send_header(
+                "Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
+            )
         request.send_header("Content-Length", str(len(self.content) - start))
         request.end_headers()
         end = start + self.drops.pop(0) if self.drops else None
@@ -45,7 +49,7 @@ def served(content: bytes, path: str = "/file.bin", **behaviour) -> Iterator[Fil
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            file.answer(self)
+            file.respond(self)
 
         def log_message(self, *_):
             pass

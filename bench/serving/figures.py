@@ -1,4 +1,5 @@
-"""Computes the figures: each is the median of the rounds, and each ratio is the median of the rounds' ratios.
+"""Computes the figures: each is the median of the rounds, and each ratio is the median of the
+rounds' ratios.
 
 So a drift of the machine's speed, or a short load, has little influence on them.
 """
@@ -16,7 +17,7 @@ PLAIN_LOOP = "plain loop"
 
 @dataclass(frozen=True)
 class Run:
-    """The result of one contestant in one round.
+    """The result of one peer in one round.
 
     Attributes:
         latencies_s: latency of every successful request, in seconds.
@@ -48,7 +49,7 @@ class Run:
 
 
 Key = tuple[str, int]
-"""A contestant and the number of its clients."""
+"""A peer and the number of its clients."""
 
 Round = Mapping[Key, Run]
 Figure = Callable[[Run], float]
@@ -56,23 +57,23 @@ Figure = Callable[[Run], float]
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant with one number of clients.
+    """One peer with one number of clients.
 
     Attributes:
-        ours_to_it: ratio of the throughput of `OURS` to this contestant's throughput. None if one of the two was not
-            measured or had no successful request.
-        answered: number of successful requests in all rounds.
+        ours_to_it: ratio of the throughput of `OURS` to this peer's throughput. None if one
+            of the two was not measured or had no successful request.
+        completed: number of successful requests in all rounds.
         failures: number of failed requests in all rounds.
         reason: reason of the first failure.
     """
 
-    contestant: str
+    peer: str
     clients: int
     images_a_second: float
     median_ms: float
     p99_ms: float
     ours_to_it: float | None
-    answered: int
+    responded: int
     failures: int
     reason: str
 
@@ -83,19 +84,20 @@ def rows(rounds: Sequence[Round]) -> list[Row]:
 
 
 def _row(rounds: Sequence[Round], key: Key) -> Row:
-    contestant, clients = key
+    peer, clients = key
     runs = [each[key] for each in rounds]
     images_a_second, median_ms, p99_ms = (
-        statistics.median(figure(run) for run in runs) for figure in (throughput, median_ms_of, p99_ms_of)
+        statistics.median(figure(run) for run in runs)
+        for figure in (throughput, median_ms_of, p99_ms_of)
     )
     return Row(
-        contestant,
+        peer,
         clients,
         images_a_second,
         median_ms,
         p99_ms,
         ours_to_it=ratio(rounds, throughput, (OURS, clients), key),
-        answered=sum(len(run.latencies_s) for run in runs),
+        responded=sum(len(run.latencies_s) for run in runs),
         failures=sum(run.failures for run in runs),
         reason=next((run.reason for run in runs if run.reason), ""),
     )
@@ -116,7 +118,9 @@ def p99_ms_of(run: Run) -> float:
 def ratio(
     rounds: Sequence[Round], figure: Figure, of: Key, to: Key, *, to_figure: Figure | None = None
 ) -> float | None:
-    """The median of the rounds' ratios. None if one of the two is missing or has no success in any round."""
+    """The median of the rounds' ratios. None if one of the two is missing or has no success in any
+    round.
+    """
     if any(key not in each or not each[key].latencies_s for each in rounds for key in (of, to)):
         return None
     return statistics.median(figure(each[of]) / (to_figure or figure)(each[to]) for each in rounds)
@@ -125,18 +129,32 @@ def ratio(
 def headlines(rounds: Sequence[Round]) -> Iterator[tuple[str, float]]:
     """The most important ratios with their titles. Ratios that were not measured are omitted."""
     found = {
-        "one client: median latency, ours to the limit": ratio(rounds, median_ms_of, (OURS, 1), (LIMIT, 1)),
-        "one client: median latency, ours to the plain loop": ratio(rounds, median_ms_of, (OURS, 1), (PLAIN_LOOP, 1)),
-        "8 clients: images a second, ours to the limit": ratio(rounds, throughput, (OURS, 8), (LIMIT, 8)),
-        "8 clients: images a second, ours to the plain loop": ratio(rounds, throughput, (OURS, 8), (PLAIN_LOOP, 8)),
+        "one client: median latency, ours to the limit": ratio(
+            rounds, median_ms_of, (OURS, 1), (LIMIT, 1)
+        ),
+        "one client: median latency, ours to the plain loop": ratio(
+            rounds, median_ms_of, (OURS, 1), (PLAIN_LOOP, 1)
+        ),
+        "8 clients: images a second, ours to the limit": ratio(
+            rounds, throughput, (OURS, 8), (LIMIT, 8)
+        ),
+        "8 clients: images a second, ours to the plain loop": ratio(
+            rounds, throughput, (OURS, 8), (PLAIN_LOOP, 8)
+        ),
         "8 clients: p99 of ours to 8 x the limit's median": _p99_to_limit(rounds, clients=8),
-        "8 clients: images a second, dense to png": ratio(rounds, throughput, (DENSE, 8), (OURS, 8)),
-        "images a second of ours, 32 clients to 8": ratio(rounds, throughput, (OURS, 32), (OURS, 8)),
+        "8 clients: images a second, dense to png": ratio(
+            rounds, throughput, (DENSE, 8), (OURS, 8)
+        ),
+        "images a second of ours, 32 clients to 8": ratio(
+            rounds, throughput, (OURS, 32), (OURS, 8)
+        ),
     }
     return ((title, value) for title, value in found.items() if value is not None)
 
 
 def _p99_to_limit(rounds: Sequence[Round], *, clients: int) -> float | None:
-    """With n clients in a queue, each waits for n images. So a server's minimum is n times the limit's latency."""
+    """With n clients in a queue, each waits for n images. So a server's minimum is n times the
+    limit's latency.
+    """
     key, limit = (OURS, clients), (LIMIT, clients)
     return ratio(rounds, p99_ms_of, key, limit, to_figure=lambda run: clients * run.median_ms)

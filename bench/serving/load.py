@@ -1,8 +1,9 @@
-"""The process that sends the requests: a closed loop, in which each client sends its next request after the response.
+"""The process that sends the requests: a closed loop, in which each client sends its next request
+after the response.
 
-It reads its order as JSON from standard input, and writes its results as JSON to standard output. `over_http` starts
-it. The clients are threads with `http.client`, which need the least CPU time. On one machine, the clients' CPU time is
-lost for the server.
+It reads its order as JSON from standard input, and writes its results as JSON to standard output.
+`over_http` starts it. The clients are threads with `http.client`, which need the least CPU time. On
+one machine, the clients' CPU time is lost for the server.
 """
 
 import base64
@@ -26,11 +27,12 @@ BodyKind = Literal["file", "form", "json"]
 
 
 @dataclass(frozen=True)
-class Door:
+class Gateway:
     """A server's endpoint for images, and its request format.
 
     Attributes:
-        body: `file`: the image's bytes. `form`: a multipart form with one part. `json`: an object with a base64 member.
+        body: `file`: the image's bytes. `form`: a multipart form with one part. `json`: an object
+            with a base64 member.
         part: name of the part or the member.
         ca_file: the CA certificate for an https URL.
     """
@@ -53,7 +55,7 @@ class Order:
         timeout_s: time limit of a response, in seconds.
     """
 
-    door: Door
+    gateway: Gateway
     images: tuple[str, ...]
     clients: int
     max_s: float
@@ -65,7 +67,9 @@ class ClosedLoop:
 
     def __init__(self, order: Order) -> None:
         self._order = order
-        requests = {image: _request(order.door, Path(image).read_bytes()) for image in set(order.images)}
+        requests = {
+            image: _request(order.gateway, Path(image).read_bytes()) for image in set(order.images)
+        }
         self._queue = iter([requests[image] for image in order.images])
         self._turn = threading.Lock()
         self._latencies_s: list[float] = []
@@ -80,10 +84,15 @@ class ClosedLoop:
         for client in clients:
             client.join()
         wall_s = time.perf_counter() - self._began_s
-        return Run(tuple(self._latencies_s), wall_s, len(self._failures), next(iter(self._failures), ""))
+        return Run(
+            tuple(self._latencies_s), wall_s, len(self._failures), next(iter(self._failures), "")
+        )
 
     def _client(self) -> None:
-        connection, path = _connection(self._order.door, self._order.timeout_s), urlsplit(self._order.door.url).path
+        connection, path = (
+            _connection(self._order.gateway, self._order.timeout_s),
+            urlsplit(self._order.gateway.url).path,
+        )
         for body, headers in self._mine():
             began_s = time.perf_counter()
             failure = _exchange(connection, path, body, headers)
@@ -103,27 +112,34 @@ class ClosedLoop:
             yield request
 
 
-def _connection(door: Door, timeout_s: float) -> http.client.HTTPConnection:
-    parts = urlsplit(door.url)
+def _connection(gateway: Gateway, timeout_s: float) -> http.client.HTTPConnection:
+    parts = urlsplit(gateway.url)
     host, port = parts.hostname or "", parts.port
     if parts.scheme == "https":
-        context = ssl.create_default_context(cafile=door.ca_file)
+        context = ssl.create_default_context(cafile=gateway.ca_file)
         return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
     return http.client.HTTPConnection(host, port, timeout=timeout_s)
 
 
-def _request(door: Door, content: bytes) -> tuple[bytes, dict[str, str]]:
+def _request(gateway: Gateway, content: bytes) -> tuple[bytes, dict[str, str]]:
     """The body and the headers of the request for one image file."""
-    if door.body == "form":
-        body, content_type = encode_multipart_formdata({door.part: ("image.jpg", content, "image/jpeg")})
-    elif door.body == "json":
-        body, content_type = json.dumps({door.part: base64.b64encode(content).decode()}).encode(), "application/json"
+    if gateway.body == "form":
+        body, content_type = encode_multipart_formdata(
+            {gateway.part: ("image.jpg", content, "image/jpeg")}
+        )
+    elif gateway.body == "json":
+        body, content_type = (
+            json.dumps({gateway.part: base64.b64encode(content).decode()}).encode(),
+            "application/json",
+        )
     else:
         body, content_type = content, "application/octet-stream"
-    return body, {"Content-Type": content_type, **door.headers}
+    return body, {"Content-Type": content_type, **gateway.headers}
 
 
-def _exchange(connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> str | None:
+def _exchange(
+    connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict[str, str]
+) -> str | None:
     """Sends one request and reads the response. Returns the reason of a failure, or None."""
     try:
         connection.request("POST", path, body, headers)
@@ -133,13 +149,15 @@ def _exchange(connection: http.client.HTTPConnection, path: str, body: bytes, he
         connection.close()  # the next request reopens it
         return f"{type(error).__name__}: {error}"
     if response.status != http.HTTPStatus.OK:
-        return f"status {response.status}: {' '.join(content[:200].decode(errors='replace').split())}"
-    return None if content else "an empty answer"
+        return (
+            f"status {response.status}: {' '.join(content[:200].decode(errors='replace').split())}"
+        )
+    return None if content else "an empty response"
 
 
 def main() -> None:
     fields = json.load(sys.stdin)
-    order = Order(**{**fields, "door": Door(**fields["door"])})
+    order = Order(**{**fields, "gateway": Gateway(**fields["gateway"])})
     json.dump(asdict(ClosedLoop(order).run()), sys.stdout)
 
 

@@ -1,7 +1,8 @@
-"""Measures code without a server: one caller in a separate process, which has the whole machine like a server.
+"""Measures code without a server: one caller in a separate process, which has the whole machine
+like a server.
 
-The number of clients does not affect it. It is measured again for every number of clients, so that a ratio compares
-measurements of nearly the same time.
+The number of clients does not affect it. It is measured again for every number of clients, so that
+a ratio compares measurements of nearly the same time.
 """
 
 import multiprocessing
@@ -12,9 +13,9 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from .contestant import Opened
 from .errors import BenchError
 from .figures import Run
+from .peer import Opened
 from .workload import Workload
 
 Work = Callable[[Path], object]
@@ -26,18 +27,18 @@ Prepare = Callable[[Workload], Work]
 _END_S = 5
 
 
-class LoopContestant:
+class LoopPeer:
     def __init__(self, workload: Workload, pipe: Connection) -> None:
         self._workload = workload
         self._pipe = pipe
 
     def warm_up(self) -> None:
-        self._ask(self._workload.warm_up * 2, float("inf"))
+        self._send(self._workload.warm_up * 2, float("inf"))
 
     def run(self, clients: int) -> Run:
-        return self._ask(self._workload.requests, self._workload.max_s)
+        return self._send(self._workload.requests, self._workload.max_s)
 
-    def _ask(self, images: Sequence[Path], max_s: float) -> Run:
+    def _send(self, images: Sequence[Path], max_s: float) -> Run:
         self._pipe.send((images, max_s))
         return _received(self._pipe)
 
@@ -57,8 +58,8 @@ def open_loop(workload: Workload, *, title: str, prepare: Prepare) -> Iterator[O
     theirs.close()
     try:
         _received(ours)
-        contestant = LoopContestant(workload, ours)
-        yield Opened({title: contestant}, process.pid or 0, time.perf_counter() - began_s)
+        peer = LoopPeer(workload, ours)
+        yield Opened({title: peer}, process.pid or 0, time.perf_counter() - began_s)
     finally:
         ours.close()  # the process then ends, unless it is busy
         process.join(_END_S)
@@ -68,17 +69,21 @@ def open_loop(workload: Workload, *, title: str, prepare: Prepare) -> Iterator[O
 
 def _received(pipe: Connection) -> Run:
     try:
-        answer: Run | BenchError = pipe.recv()
+        response: Run | BenchError = pipe.recv()
     except EOFError as error:
         raise BenchError("the process of the loop has ended") from error
-    if isinstance(answer, BenchError):
-        raise answer
-    return answer
+    if isinstance(response, BenchError):
+        raise response
+    return response
 
 
 def _serve(pipe: Connection, prepare: Prepare, workload: Workload) -> None:
-    """The separate process: prepares, then processes lists of images and returns each run, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark receives it too, and ends this process
+    """The separate process: prepares, then processes lists of images and returns each run, until
+    the pipe closes.
+    """
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the benchmark receives it too, and ends this process
     try:
         work = prepare(workload)
         pipe.send(Run((), 1.0))
@@ -87,7 +92,7 @@ def _serve(pipe: Connection, prepare: Prepare, workload: Workload) -> None:
             pipe.send(looped(work, images, max_s))
     except EOFError:
         return
-    except Exception as error:  # the benchmark reports any error and continues without this contestant
+    except Exception as error:  # the benchmark reports any error and continues without this peer
         pipe.send(BenchError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
 
 

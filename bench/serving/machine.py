@@ -8,9 +8,18 @@ from pathlib import Path
 
 import psutil
 
-from segserve.doctor.torch_facts import ask_torch
+from segserve.doctor.torch_facts import send_torch
 
-PACKAGES = ("torchserve", "litserve", "fastapi", "uvicorn", "transformers", "timm", "pillow", "numpy")
+PACKAGES = (
+    "torchserve",
+    "litserve",
+    "fastapi",
+    "uvicorn",
+    "transformers",
+    "timm",
+    "pillow",
+    "numpy",
+)
 
 
 def facts() -> Mapping[str, str]:
@@ -19,7 +28,7 @@ def facts() -> Mapping[str, str]:
     Raises:
         TorchBrokenError: torch cannot be imported.
     """
-    torch = ask_torch()
+    torch = send_torch()
     precision = "with bf16" if torch.bf16 else "without bf16"
     cores = len(os.sched_getaffinity(0))
     busy = os.getloadavg()[0]
@@ -29,7 +38,9 @@ def facts() -> Mapping[str, str]:
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
         "GPU": torch.gpu or "none",
         "load before": f"{busy:.1f} of {cores} cores",
-        "versions": ", ".join([f"torch {torch.torch}", f"torchvision {torch.torchvision}", *_versions()]),
+        "versions": ", ".join(
+            [f"torch {torch.torch}", f"torchvision {torch.torchvision}", *_versions()]
+        ),
     }
 
 
@@ -38,7 +49,10 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "a processor")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        "a processor",
+    )
 
 
 def _versions() -> list[str]:

@@ -1,4 +1,4 @@
-"""A contestant with an HTTP server. The clients run in a separate process."""
+"""A peer with an HTTP server. The clients run in a separate process."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import BenchError
 from .figures import Run
-from .load import Door, Order
+from .load import Gateway, Order
 from .workload import Workload
 
 TIMEOUT_S = 300.0
@@ -18,31 +18,44 @@ _WARM_UP_REPEATS = 2
 
 
 @dataclass(frozen=True)
-class HttpContestant:
-    door: Door
+class HttpPeer:
+    gateway: Gateway
     workload: Workload
 
     def warm_up(self) -> None:
-        run = send_requests(self.door, self.workload.warm_up * _WARM_UP_REPEATS, clients=_WARM_UP_CLIENTS)
+        run = send_requests(
+            self.gateway, self.workload.warm_up * _WARM_UP_REPEATS, clients=_WARM_UP_CLIENTS
+        )
         if run.failures:
-            raise BenchError(f"{run.failures} of the first images were not answered: {run.reason}")
+            raise BenchError(f"{run.failures} of the first images failed: {run.reason}")
 
     def run(self, clients: int) -> Run:
-        return send_requests(self.door, self.workload.requests, clients=clients, max_s=self.workload.max_s)
+        return send_requests(
+            self.gateway, self.workload.requests, clients=clients, max_s=self.workload.max_s
+        )
 
 
 def send_requests(
-    door: Door, images: Sequence[Path], *, clients: int, max_s: float = TIMEOUT_S, timeout_s: float = TIMEOUT_S
+    gateway: Gateway,
+    images: Sequence[Path],
+    *,
+    clients: int,
+    max_s: float = TIMEOUT_S,
+    timeout_s: float = TIMEOUT_S,
 ) -> Run:
     """Sends image files in order from a separate process; see `Order`.
 
     Raises:
         BenchError: the process failed. No response of a server causes this.
     """
-    order = Order(door, tuple(map(str, images)), clients, max_s, timeout_s)
+    order = Order(gateway, tuple(map(str, images)), clients, max_s, timeout_s)
     command = [sys.executable, "-m", "bench.serving.load"]
-    done = subprocess.run(command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise BenchError(f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}")
-    answer = json.loads(done.stdout)
-    return Run(**{**answer, "latencies_s": tuple(answer["latencies_s"])})
+        raise BenchError(
+            f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}"
+        )
+    response = json.loads(done.stdout)
+    return Run(**{**response, "latencies_s": tuple(response["latencies_s"])})

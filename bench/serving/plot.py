@@ -1,4 +1,4 @@
-"""Plots the throughput of all contestants in images/s, with one panel per number of clients."""
+"""Plots the throughput of all peers in images/s, with one panel per number of clients."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +32,10 @@ def draw(found: Sequence[Row], path: Path) -> None:
 
 
 def _draw_panel(panel: "Axes", found: Sequence[Row]) -> None:
-    names = [row.contestant for row in found]
-    bars = panel.barh(names, [row.images_a_second for row in found], color=[_color(name) for name in names])
+    names = [row.peer for row in found]
+    bars = panel.barh(
+        names, [row.images_a_second for row in found], color=[_color(name) for name in names]
+    )
     panel.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     panel.margins(x=0.2)
     panel.spines[["top", "right"]].set_visible(False)

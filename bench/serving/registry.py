@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
-from .contestant import Opened
 from .errors import BenchError
 from .figures import LIMIT, PLAIN_LOOP
 from .loop import Prepare, open_loop
-from .rivals import huggingface, limit, plain_loop
-from .rivals.deployed import open_deployed
-from .rivals.ours import open_ours, open_ours_in_int8
-from .rivals.python_server import open_python_server
-from .rivals.stock import open_stock
+from .peer import Opened
+from .peers import huggingface, limit, plain_loop
+from .peers.deployed import open_deployed
+from .peers.ours import open_ours, open_ours_in_int8
+from .peers.python_server import open_python_server
+from .peers.stock import open_stock
 from .workload import Workload
 
 Open = Callable[[Workload], AbstractContextManager[Opened]]
 
 
 @dataclass(frozen=True)
-class Rival:
+class Peer:
     """A system to measure.
 
     Attributes:
@@ -41,36 +41,44 @@ class Rival:
         """
         missing = [package for package in self.needs if find_spec(package) is None]
         if missing:
-            raise BenchError(f"{', '.join(missing)} is not installed: pip install 'segserve[bench]'")
+            raise BenchError(
+                f"{', '.join(missing)} is not installed: pip install 'segserve[bench]'"
+            )
         return self.open(workload)
 
 
-def _loop(name: str, title: str, prepare: Prepare, *needs: str) -> Rival:
-    return Rival(name, partial(open_loop, title=title, prepare=prepare), needs)
+def _loop(name: str, title: str, prepare: Prepare, *needs: str) -> Peer:
+    return Peer(name, partial(open_loop, title=title, prepare=prepare), needs)
 
 
-def _stock(name: str, title: str, *, same_size: bool) -> Rival:
-    return Rival(name, partial(open_stock, title=title, same_size=same_size), ("captum",))
+def _stock(name: str, title: str, *, same_size: bool) -> Peer:
+    return Peer(name, partial(open_stock, title=title, same_size=same_size), ("captum",))
 
 
-def _server(name: str, title: str, module: str, network: str, *needs: str) -> Rival:
-    return Rival(name, partial(open_python_server, title=title, module=module, network=network), needs)
+def _server(name: str, title: str, module: str, network: str, *needs: str) -> Peer:
+    return Peer(
+        name, partial(open_python_server, title=title, module=module, network=network), needs
+    )
 
 
-RIVALS: Mapping[str, Rival] = {
-    rival.name: rival
-    for rival in (
+PEERS: Mapping[str, Peer] = {
+    peer.name: peer
+    for peer in (
         _loop("limit", LIMIT, limit.prepare),
         _loop("loop", PLAIN_LOOP, plain_loop.prepare),
-        Rival("ours", open_ours),
-        Rival("ours-int8", open_ours_in_int8),
-        Rival("deployed", open_deployed),
+        Peer("ours", open_ours),
+        Peer("ours-int8", open_ours_in_int8),
+        Peer("deployed", open_deployed),
         _stock("stock", "image_segmenter, as shipped", same_size=False),
         _stock("stock-same-size", "image_segmenter, our input size", same_size=True),
         _server("litserve", "LitServe, as documented", "litserve_server", "eager", "litserve"),
         _server("litserve-ours", "LitServe, our network", "litserve_server", "ours", "litserve"),
-        _server("fastapi", "FastAPI, as documented", "fastapi_server", "eager", "fastapi", "uvicorn"),
-        _server("fastapi-ours", "FastAPI, our network", "fastapi_server", "ours", "fastapi", "uvicorn"),
+        _server(
+            "fastapi", "FastAPI, as documented", "fastapi_server", "eager", "fastapi", "uvicorn"
+        ),
+        _server(
+            "fastapi-ours", "FastAPI, our network", "fastapi_server", "ours", "fastapi", "uvicorn"
+        ),
         _loop("huggingface", "Hugging Face pipeline", huggingface.prepare, "transformers"),
     )
 }

@@ -44,11 +44,15 @@ class Report:
         return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
     def as_markdown(self) -> str:
-        """The headlines, one table per number of clients, the start time and memory of each system, and the machine."""
+        """The headlines, one table per number of clients, the start time and memory of each system,
+        and the machine.
+        """
         found = rows(self.outcome.rounds)
         clients = dict.fromkeys(row.clients for row in found)
         blocks = [_headline_table(self.outcome.rounds)]
-        blocks += [_table(count, [row for row in found if row.clients == count]) for count in clients]
+        blocks += [
+            _table(count, [row for row in found if row.clients == count]) for count in clients
+        ]
         blocks += [_costs(self.outcome), "\n".join(_circumstances(self))]
         return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -88,9 +92,9 @@ def _table(clients: int, found: Sequence[Row]) -> str:
 
 def _line(row: Row) -> str:
     times = "-" if row.ours_to_it is None else f"{row.ours_to_it:.2f}"
-    failed = f"{row.failures} of {row.failures + row.answered}" if row.failures else "0"
+    failed = f"{row.failures} of {row.failures + row.responded}" if row.failures else "0"
     latencies = f"{_number(row.median_ms)} | {_number(row.p99_ms)}"
-    return f"| {row.contestant} | {row.images_a_second:.1f} | {latencies} | {times} | {failed} |"
+    return f"| {row.peer} | {row.images_a_second:.1f} | {latencies} | {times} | {failed} |"
 
 
 def _number(value: float) -> str:
@@ -102,24 +106,28 @@ def _costs(outcome: Outcome) -> str:
         f"| {name} | {outcome.peaks_bytes.get(name, 0) / 1e9:.2f} | {start_s:.0f} |"
         for name, start_s in outcome.starts_s.items()
     ]
-    return "\n".join(["| rival | largest process, GB | ready after, s |", "|---|---:|---:|", *found])
+    return "\n".join(["| peer | largest process, GB | ready after, s |", "|---|---:|---:|", *found])
 
 
 def _circumstances(report: Report) -> Iterator[str]:
-    yield from (f"- {name}: {value}" for name, value in {**report.machine, **report.setting}.items())
+    yield from (
+        f"- {name}: {value}" for name, value in {**report.machine, **report.setting}.items()
+    )
     yield from (f"- skipped: {name}: {reason}" for name, reason in report.outcome.skipped.items())
     if report.outcome.ended_by:
         yield f"- ended early: {report.outcome.ended_by}"
-    yield from dict.fromkeys(f"- {row.contestant}: {row.reason}" for row in rows(report.outcome.rounds) if row.reason)
+    yield from dict.fromkeys(
+        f"- {row.peer}: {row.reason}" for row in rows(report.outcome.rounds) if row.reason
+    )
 
 
 def _round(runs: Round) -> list[dict[str, object]]:
     return [
         _without_nan(
             {
-                "contestant": contestant,
+                "peer": peer,
                 "clients": clients,
-                "answered": len(run.latencies_s),
+                "completed": len(run.latencies_s),
                 "failures": run.failures,
                 "wall_s": run.wall_s,
                 "images_a_second": run.images_a_second,
@@ -127,10 +135,13 @@ def _round(runs: Round) -> list[dict[str, object]]:
                 "p99_ms": run.p99_ms,
             }
         )
-        for (contestant, clients), run in runs.items()
+        for (peer, clients), run in runs.items()
     ]
 
 
 def _without_nan(figures: Mapping[str, object]) -> dict[str, object]:
     """Replaces NaN, because JSON does not support it."""
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in figures.items()}
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in figures.items()
+    }

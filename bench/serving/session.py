@@ -1,4 +1,6 @@
-"""One run of the benchmark: starts all systems, warms them up, measures them in rounds, and always stops them."""
+"""One run of the benchmark: starts all systems, warms them up, measures them in rounds, and always
+stops them.
+"""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,13 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from bench.memory import peak_python_bytes
+from segserve.engines.errors import ServerError
 from segserve.runtime.errors import ModelError
-from segserve.server.errors import ServerError
 
-from .contestant import Contestant, Opened
 from .errors import BenchError
 from .figures import Key, Round, Run
-from .registry import RIVALS
+from .peer import Opened, Peer
+from .registry import PEERS
 from .rounds import measured_rounds
 from .workload import Workload
 
@@ -36,52 +38,65 @@ class Outcome:
     ended_by: str = ""
 
 
-def measure(workload: Workload, rivals: Sequence[str], clients: Iterable[int], rounds: int) -> Outcome:
-    """Measures the named systems. A system that does not start is skipped. An interrupt keeps the complete rounds."""
+def measure(
+    workload: Workload, peers: Sequence[str], clients: Iterable[int], rounds: int
+) -> Outcome:
+    """Measures the named systems. A system that does not start is skipped. An interrupt keeps the
+    complete rounds.
+    """
     outcome = Outcome()
     try:
         with ExitStack() as stack:
-            opened = _started(rivals, workload, outcome, stack)
-            contestants = {title: each for rival in opened.values() for title, each in rival.contestants.items()}
-            for number, whole in enumerate(measured_rounds(contestants, clients, rounds, _tell_run), start=1):
+            opened = _started(peers, workload, outcome, stack)
+            peers = {title: each for peer in opened.values() for title, each in peer.peers.items()}
+            for number, whole in enumerate(
+                measured_rounds(peers, clients, rounds, _report_run), start=1
+            ):
                 outcome.rounds.append(whole)
-                outcome.peaks_bytes = {name: peak_python_bytes(rival.pid) for name, rival in opened.items()}
-                tell(f"round {number} of {rounds} is whole")
+                outcome.peaks_bytes = {
+                    name: peak_python_bytes(peer.pid) for name, peer in opened.items()
+                }
+                report_progress(f"round {number} of {rounds} is complete")
     except (BenchError, KeyboardInterrupt) as error:
         outcome.ended_by = str(error) or "interrupted"
     return outcome
 
 
-def _started(rivals: Sequence[str], workload: Workload, outcome: Outcome, stack: ExitStack) -> Mapping[str, Opened]:
+def _started(
+    peers: Sequence[str], workload: Workload, outcome: Outcome, stack: ExitStack
+) -> Mapping[str, Opened]:
     """Starts the systems and returns those that respond. They stop with the stack."""
     opened = {}
-    for name in rivals:
-        tell(f"starting {name}")
+    for name in peers:
+        report_progress(f"starting {name}")
         with ExitStack() as own:
             try:
-                rival = own.enter_context(RIVALS[name].opened(workload))
-                _warm_up(rival.contestants)
+                peer = own.enter_context(PEERS[name].opened(workload))
+                _warm_up(peer.peers)
             except (BenchError, ServerError, ModelError) as error:
                 outcome.skipped[name] = str(error)
-                tell(f"skipped {name}: {error}")
+                report_progress(f"skipped {name}: {error}")
                 continue
             stack.enter_context(own.pop_all())
-        opened[name] = rival
-        outcome.starts_s[name] = rival.start_s
+        opened[name] = peer
+        outcome.starts_s[name] = peer.start_s
     return opened
 
 
-def _warm_up(contestants: Mapping[str, Contestant]) -> None:
-    for contestant in contestants.values():
-        contestant.warm_up()
+def _warm_up(peers: Mapping[str, Peer]) -> None:
+    for peer in peers.values():
+        peer.warm_up()
 
 
-def _tell_run(number: int, key: Key, run: Run) -> None:
+def _report_run(number: int, key: Key, run: Run) -> None:
     name, clients = key
     failed = f", {run.failures} failed: {run.reason}" if run.failures else ""
-    tell(f"round {number + 1}, {clients:2} clients, {name:32} {run.images_a_second:6.1f} images/s{failed}")
+    report_progress(
+        f"round {number + 1}, {clients:2} clients, {name:32} {run.images_a_second:6.1f} "
+        f"images/s{failed}"
+    )
 
 
-def tell(line: str) -> None:
+def report_progress(line: str) -> None:
     """Prints progress to standard error. Standard output is for the result."""
     print(line, file=sys.stderr, flush=True)

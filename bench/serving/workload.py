@@ -1,4 +1,4 @@
-"""The images that all contestants receive, in the same order."""
+"""The images that all peers receive, in the same order."""
 
 import random
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ class Workload:
     Attributes:
         model: a model folder.
         requests: the image files, in order.
-        warm_up: every photograph once, to process every shape of the network's input before the measurement.
+        warm_up: every photograph once, to process every shape of the network's input before the
+            measurement.
         max_s: no request starts later than this many seconds after the first.
         encodings: the mask encodings to request from the served model.
         scratch: an existing folder for the systems' files.
@@ -32,8 +33,12 @@ class Workload:
     scratch: Path
 
 
-def mixed_workload(model: Path, count: int, *, max_s: float, encodings: Sequence[str], scratch: Path) -> Workload:
-    """A workload of `count` photographs at mixed sizes. The files are written to `scratch/images`."""
+def mixed_workload(
+    model: Path, count: int, *, max_s: float, encodings: Sequence[str], scratch: Path
+) -> Workload:
+    """A workload of `count` photographs at mixed sizes. The files are written to
+    `scratch/images`.
+    """
     folder = scratch / "images"
     folder.mkdir()
     paths = []
@@ -42,4 +47,6 @@ def mixed_workload(model: Path, count: int, *, max_s: float, encodings: Sequence
         paths[-1].write_bytes(content)
     warm_up = tuple(paths[: len(paths) // len({path.stem.rpartition("-")[2] for path in paths})])
     random.Random(0).shuffle(paths)  # noqa: S311 - a reproducible order
-    return Workload(model, tuple(islice(cycle(paths), count)), warm_up, max_s, tuple(encodings), scratch)
+    return Workload(
+        model, tuple(islice(cycle(paths), count)), warm_up, max_s, tuple(encodings), scratch
+    )

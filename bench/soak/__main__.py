@@ -1,7 +1,7 @@
 """Overloads the server and checks that it stays stable; exits with 1 if it does not.
 
-The server's capacity is measured first, with the same mix of requests. The figures go to standard output. A folder
-receives them as JSON with every sample. docs/reliability.md explains them.
+The server's capacity is measured first, with the same mix of requests. The figures go to standard
+output. A folder receives them as JSON with every sample. docs/reliability.md explains them.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from bench.serving.errors import BenchError
 from bench.serving.machine import facts
 from bench.serving.report import write_between_marks
 from segserve.archive import build_archive
+from segserve.engines.store import model_name
 from segserve.fetch import servable_folder
 from segserve.resources import resource
 from segserve.runtime.errors import ModelError
-from segserve.server.store import model_name
 
 from .load import Order, Outcome, send
 from .server import Running, Sample, Watch, container
@@ -33,7 +33,9 @@ _SHORTEST_S = 0.5
 
 @dataclass(frozen=True)
 class Soak:
-    """The measurements: the server's capacity and the load, both in requests/s, and the results under this load."""
+    """The measurements: the server's capacity and the load, both in requests/s, and the results
+    under this load.
+    """
 
     capacity: float
     rate: float
@@ -59,15 +61,22 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.soak", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--model", default="embedded", help="a model of model/")
     parser.add_argument("--archive", type=Path, help="an archive, in place of a model")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--load", type=float, default=1.2, help="times what the server can do")
     parser.add_argument(
-        "--output", type=Path, default=Path("build/soak"), help="folder of results and the server's log"
+        "--output",
+        type=Path,
+        default=Path("build/soak"),
+        help="folder of results and the server's log",
     )
-    parser.add_argument("--document", type=Path, help="put the figures between the marks of this document, too")
+    parser.add_argument(
+        "--document", type=Path, help="put the figures between the marks of this document, too"
+    )
     return parser.parse_args()
 
 
@@ -75,7 +84,9 @@ def _soaked(arguments: argparse.Namespace) -> Soak:
     shutil.rmtree(arguments.output, ignore_errors=True)
     scratch = arguments.output.resolve()
     images = _images(scratch / "images")
-    archive = arguments.archive or build_archive(servable_folder(resource(f"model/{arguments.model}")), scratch)
+    archive = arguments.archive or build_archive(
+        servable_folder(resource(f"model/{arguments.model}")), scratch
+    )
     seconds = 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as run_dir:
         with container(archive.resolve(), model_name(archive), Path(run_dir) / "server") as server:
@@ -105,7 +116,7 @@ def _capacity(server: Running, images: Sequence[Path], seconds: float) -> float:
     for _ in range(2):
         outcomes = send(_order(server, images, seconds, rate=None))
     if not any(outcome.status == 200 for outcome in outcomes):
-        raise BenchError("nothing was answered")
+        raise BenchError("no request was completed")
     return len(outcomes) / max(outcome.sent_s + outcome.latency_s for outcome in outcomes)
 
 
@@ -120,13 +131,18 @@ def _report(soak: Soak, arguments: argparse.Namespace) -> None:
 
 def _markdown(soak: Soak, model: str) -> str:
     lines = ["| | | |", "|---|---|---|"]
-    lines += [f"| {each.name} | {each.told} | {'holds' if each.holds else 'fails'} |" for each in soak.findings()]
+    lines += [
+        f"| {each.name} | {each.reported} | {'holds' if each.holds else 'fails'} |"
+        for each in soak.findings()
+    ]
     setting = {
         "model": model,
         "load": f"{soak.rate:.1f} requests a second for {soak.seconds / 60:g} minutes",
         "capacity": f"{soak.capacity:.1f} requests a second",
     }
-    return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in {**setting, **facts()}.items())])
+    return "\n".join(
+        [*lines, "", *(f"- {name}: {value}" for name, value in {**setting, **facts()}.items())]
+    )
 
 
 if __name__ == "__main__":

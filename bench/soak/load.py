@@ -1,6 +1,7 @@
 """The process that sends requests: an open loop at a fixed rate, or a closed loop of some clients.
 
-It reads its order as JSON from standard input, and writes the outcome of every request as JSON to standard output.
+It reads its order as JSON from standard input, and writes the outcome of every request as JSON to
+standard output.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import aiohttp
+import httpx
 
 from bench.serving.errors import BenchError
 
@@ -29,7 +30,8 @@ class Order:
     Attributes:
         images: paths of image files.
         seconds: duration of the run.
-        rate: requests per second. None for a closed loop: each client sends its next request after the response.
+        rate: requests per second. None for a closed loop: each client sends its next request after
+            the response.
         clients: number of clients of the closed loop.
         seed: seed of the mix of requests.
     """
@@ -68,17 +70,23 @@ def send(order: Order) -> list[Outcome]:
         BenchError: the process failed. No response of a server causes this.
     """
     command = [sys.executable, "-m", "bench.soak.load"]
-    done = subprocess.run(command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise BenchError(f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}")
+        raise BenchError(
+            f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}"
+        )
     return [Outcome(*fields) for fields in json.loads(done.stdout)]
 
 
 class _Sender:
-    def __init__(self, order: Order, session: aiohttp.ClientSession) -> None:
+    def __init__(self, order: Order, client: httpx.AsyncClient) -> None:
         self._order = order
-        self._session = session
-        self._requests: Iterator[Request] = mixed_requests([Path(path) for path in order.images], order.seed)
+        self._client = client
+        self._requests: Iterator[Request] = mixed_requests(
+            [Path(path) for path in order.images], order.seed
+        )
         self._began_s = time.perf_counter()
         self.outcomes: list[Outcome] = []
 
@@ -87,39 +95,42 @@ class _Sender:
         return time.perf_counter() - self._began_s
 
     async def at_rate(self, rate: float) -> None:
-        async with asyncio.TaskGroup() as under_way:
+        async with asyncio.TaskGroup() as pending:
             for number in range(int(rate * self._order.seconds)):
                 await asyncio.sleep(max(0.0, number / rate - self._since_s))
-                under_way.create_task(self._ask())
+                pending.create_task(self._send())
 
-    async def in_turns(self) -> None:
+    async def closed_loop(self) -> None:
         async def client() -> None:
             while self._since_s < self._order.seconds:
-                await self._ask()
+                await self._send()
 
         await asyncio.gather(*(client() for _ in range(self._order.clients)))
 
-    async def _ask(self) -> None:
+    async def _send(self) -> None:
         request, sent_s = next(self._requests), self._since_s
         status, says_when = 0, False
         try:
-            async with self._session.post(self._order.url, data=request.body, headers=request.headers) as answer:
-                await answer.read()
-                status, says_when = answer.status, "Retry-After" in answer.headers
-        except (aiohttp.ClientError, TimeoutError) as error:
+            response = await self._client.post(
+                self._order.url, content=request.body, headers=request.headers
+            )
+            status, says_when = response.status_code, "Retry-After" in response.headers
+        except httpx.TransportError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        self.outcomes.append(Outcome(sent_s, self._since_s - sent_s, status, says_when, request.good))
+        self.outcomes.append(
+            Outcome(sent_s, self._since_s - sent_s, status, says_when, request.good)
+        )
 
 
 async def _sent(order: Order) -> Sequence[Outcome]:
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+    client = httpx.AsyncClient(
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        timeout=_TIMEOUT_S,
         headers={"Authorization": f"Bearer {order.token}"},
     )
-    async with session:
-        sender = _Sender(order, session)
-        await (sender.in_turns() if order.rate is None else sender.at_rate(order.rate))
+    async with client:
+        sender = _Sender(order, client)
+        await (sender.closed_loop() if order.rate is None else sender.at_rate(order.rate))
     return sender.outcomes
 
 

@@ -1,4 +1,6 @@
-"""The mix of requests: photographs of mixed sizes, responses in all encodings, and 1 % invalid requests."""
+"""The mix of requests: photographs of mixed sizes, responses in all encodings, and 1 % invalid
+requests.
+"""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -6,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from segserve.runtime.options import MaskEncoding, MediaType
+from segserve.schema.request import MaskEncoding, MediaType
 
 BAD_SHARE = 0.01
 
-_ANSWERS = [{"Accept": MediaType.JSON.value, "X-Segment-Mask": encoding} for encoding in get_args(MaskEncoding)]
-_ANSWERS += [{"Accept": media_type.value} for media_type in MediaType if media_type is not MediaType.JSON]
+_RESPONSES = [
+    {"Accept": MediaType.JSON.value, "X-Segment-Mask": encoding}
+    for encoding in get_args(MaskEncoding)
+]
+_RESPONSES += [
+    {"Accept": media_type.value} for media_type in MediaType if media_type is not MediaType.JSON
+]
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ def mixed_requests(images: Sequence[Path], seed: int) -> Iterator[Request]:
     chance = random.Random(seed)  # noqa: S311 - not for security
     files = [path.read_bytes() for path in images]
     while True:
-        body, headers = chance.choice(files), chance.choice(_ANSWERS)
+        body, headers = chance.choice(files), chance.choice(_RESPONSES)
         if chance.random() < BAD_SHARE:
             yield _bad(body, headers, chance.randrange(3))
         else:

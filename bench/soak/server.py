@@ -35,14 +35,19 @@ class Running:
 
     def waiting(self) -> int:
         """The number of requests in TorchServe's queue."""
-        headers = {"Authorization": f"Bearer {self.token}", _CLIENT_HEADER: "watcher"}  # not queued after the load
-        [version] = requests.get(f"{self.url}/models/{self.model}", headers=headers, timeout=30).json()
+        headers = {
+            "Authorization": f"Bearer {self.token}",
+            _CLIENT_HEADER: "watcher",
+        }  # not queued after the load
+        [version] = requests.get(
+            f"{self.url}/models/{self.model}", headers=headers, timeout=30
+        ).json()
         return int(version["jobQueueStatus"]["pendingRequests"])
 
 
 @contextmanager
 def container(archive: Path, model: str, folder: Path) -> Iterator[Running]:
-    """Runs `python -m segserve.container` for one archive. The log is `folder/log`.
+    """Runs `python -m segserve.gateway` for one archive. The log is `folder/log`.
 
     Raises:
         BenchError: the server exited, or was not ready in time.
@@ -52,12 +57,21 @@ def container(archive: Path, model: str, folder: Path) -> Iterator[Running]:
     (folder / "token").write_text(token, encoding="ascii")
     (folder / "token").chmod(0o600)
     ports = dict(zip(("PORT", "METRICS_PORT"), _free_ports(2), strict=True))
-    own = {"ARCHIVE": archive, "TOKEN_FILE": folder / "token", "HOST": "127.0.0.1", "RUN_DIR": folder / "run"}
+    own = {
+        "ARCHIVE": archive,
+        "TOKEN_FILE": folder / "token",
+        "HOST": "127.0.0.1",
+        "RUN_DIR": folder / "run",
+    }
     own |= ports | {"CLIENT_HEADER": _CLIENT_HEADER}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SEGSERVE_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("SEGSERVE_")
+    }
     environment |= {f"SEGSERVE_{name}": str(value) for name, value in own.items()}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "segserve.container"], env=environment, stdout=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "segserve.gateway"], env=environment, stdout=log
+        )
     try:
         running = Running(f"http://127.0.0.1:{ports['PORT']}", model, token, process)
         _wait_ready(running, folder / "log")
@@ -120,7 +134,12 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._over.set()
         self._thread.join()
 

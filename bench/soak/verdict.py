@@ -11,7 +11,9 @@ from .load import Outcome
 from .server import Sample
 
 WARM_UP = 0.25
-"""The fraction of the run to ignore at the start: the queue and the caches fill, and Java compiles."""
+"""The fraction of the run to ignore at the start: the queue and the caches fill, and Java
+compiles.
+"""
 
 MEMORY_GROWTH = 0.05
 COUNT_GROWTH = 0.05
@@ -24,11 +26,13 @@ class Finding:
     """One result about the server as a sentence. `holds` is whether it meets the limit."""
 
     name: str
-    told: str
+    reported: str
     holds: bool
 
 
-def findings(samples: Sequence[Sample], outcomes: Sequence[Outcome], seconds: float) -> list[Finding]:
+def findings(
+    samples: Sequence[Sample], outcomes: Sequence[Outcome], seconds: float
+) -> list[Finding]:
     """All findings.
 
     Args:
@@ -44,12 +48,14 @@ def findings(samples: Sequence[Sample], outcomes: Sequence[Outcome], seconds: fl
         _count("threads", kept, lambda sample: sample.threads),
         _slowest(warm, part_s=min(60.0, seconds / 10)),
         _queue(kept, warm),
-        _refusals(outcomes),
+        _rejections(outcomes),
     ]
 
 
 def growth(values: Sequence[float]) -> float:
-    """The growth of the median from the first third to the last third: 0.05 is +5 %. NaN for fewer than 3 values."""
+    """The growth of the median from the first third to the last third: 0.05 is +5 %. NaN for fewer
+    than 3 values.
+    """
     third = len(values) // 3
     if not third:
         return math.nan
@@ -62,9 +68,14 @@ def p99_s(latencies_s: Sequence[float]) -> float:
 
 
 def p99_by_part(outcomes: Sequence[Outcome], part_s: float) -> list[float]:
-    """The 99th percentile of successful requests in seconds, for each part of `part_s` seconds by time of sending."""
-    answered = sorted((outcome for outcome in outcomes if outcome.status == 200), key=lambda outcome: outcome.sent_s)
-    parts = itertools.groupby(answered, key=lambda outcome: int(outcome.sent_s // part_s))
+    """The 99th percentile of successful requests in seconds, for each part of `part_s` seconds by
+    time of sending.
+    """
+    responded = sorted(
+        (outcome for outcome in outcomes if outcome.status == 200),
+        key=lambda outcome: outcome.sent_s,
+    )
+    parts = itertools.groupby(responded, key=lambda outcome: int(outcome.sent_s // part_s))
     return [p99_s([outcome.latency_s for outcome in part]) for _, part in parts]
 
 
@@ -78,43 +89,60 @@ def most_open(outcomes: Sequence[Outcome]) -> int:
 def _memory(samples: Sequence[Sample]) -> Finding:
     grown = growth([sample.memory_bytes for sample in samples])
     peak = max((sample.memory_bytes for sample in samples), default=0)
-    told = f"{grown:+.1%} from the first third to the last, {peak / 1e9:.2f} GB at the most"
-    return Finding("memory", told, abs(grown) <= MEMORY_GROWTH)
+    reported = f"{grown:+.1%} from the first third to the last, {peak / 1e9:.2f} GB at the most"
+    return Finding("memory", reported, abs(grown) <= MEMORY_GROWTH)
 
 
 def _count(name: str, samples: Sequence[Sample], of: Callable[[Sample], int]) -> Finding:
     counts = [of(sample) for sample in samples]
     grown = growth(counts)
-    told = f"{grown:+.1%}, from {min(counts, default=0)} to {max(counts, default=0)}"
-    return Finding(name, told, grown <= COUNT_GROWTH)
+    reported = f"{grown:+.1%}, from {min(counts, default=0)} to {max(counts, default=0)}"
+    return Finding(name, reported, grown <= COUNT_GROWTH)
 
 
 def _slowest(outcomes: Sequence[Outcome], part_s: float) -> Finding:
     parts = p99_by_part(outcomes, part_s)
     if not parts:
-        return Finding("p99", "nothing was answered", holds=False)
+        return Finding("p99", "no request was completed", holds=False)
     median_s = statistics.median(parts)
-    told = f"{median_s:.1f} s at the median of {len(parts)} parts of {part_s:.0f} s, {max(parts):.1f} s in the worst"
-    return Finding("p99", told, max(parts) <= P99_SPREAD * median_s)
+    reported = (
+        f"{median_s:.1f} s at the median of {len(parts)} parts of {part_s:.0f} s, {max(parts):.1f} "
+        "s in the worst"
+    )
+    return Finding("p99", reported, max(parts) <= P99_SPREAD * median_s)
 
 
 def _queue(samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> Finding:
-    """The queue is bounded if the second half of the run has no more concurrent requests than the first half."""
+    """The queue is bounded if the second half of the run has no more concurrent requests than the
+    first half.
+    """
     half = statistics.median([outcome.sent_s for outcome in outcomes] or [0.0])
     first, last = (
-        most_open([outcome for outcome in outcomes if (outcome.sent_s >= half) is late]) for late in (False, True)
+        most_open([outcome for outcome in outcomes if (outcome.sent_s >= half) is late])
+        for late in (False, True)
     )
     deepest = max((sample.waiting for sample in samples), default=0)
-    told = f"{first} requests under way at the most in the first half, {last} in the second; {deepest} in TorchServe's"
-    return Finding("queue", told, last <= 1.1 * first + 1)
+    reported = (
+        f"{first} requests in flight at most in the first half, {last} in the second; "
+        f"{deepest} in TorchServe's"
+    )
+    return Finding("queue", reported, last <= 1.1 * first + 1)
 
 
-def _refusals(outcomes: Sequence[Outcome]) -> Finding:
-    """Valid requests must get 200, or 503 with `Retry-After`. Invalid ones must get a documented status or that 503."""
+def _rejections(outcomes: Sequence[Outcome]) -> Finding:
+    """Valid requests must get 200, or 503 with `Retry-After`. Invalid ones must get a documented
+    status or that 503.
+    """
     counts = Counter(outcome.status for outcome in outcomes)
     wrong = [outcome for outcome in outcomes if not _expected(outcome)]
-    told = ", ".join(f"{counts[status]} x {status or 'no answer'}" for status in sorted(counts))
-    return Finding("answers", f"{told}; {len(wrong)} of them other than documented", not wrong and counts[200] > 0)
+    reported = ", ".join(
+        f"{counts[status]} x {status or 'no response'}" for status in sorted(counts)
+    )
+    return Finding(
+        "responses",
+        f"{reported}; {len(wrong)} of them other than documented",
+        not wrong and counts[200] > 0,
+    )
 
 
 def _expected(outcome: Outcome) -> bool:

@@ -4,7 +4,7 @@
 #   token             bearer token of predictions
 #   page.password     of the page, whose user is `segserve`; page.htpasswd is what the proxy compares
 #   grafana.password  of Grafana, whose user is `admin`
-#   tls.crt, tls.key  a certificate for localhost that nobody has signed
+#   tls.crt, tls.key  a certificate for localhost that no authority has signed
 set -eu
 umask 077
 cd "$1"

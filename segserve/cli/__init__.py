@@ -1,35 +1,20 @@
-"""The command line interface, `segserve`. It parses arguments and prints results; other packages do the work."""
+"""The command line interface, `segserve`. It parses arguments and prints results; other packages do
+the work.
+"""
 
-from . import (  # noqa: I001 - the order of `segserve --help`
-    segmenting,
+from . import (  # noqa: I001, F401 - the order of `segserve --help`
+    segment,
     batch,
-    page,
     serving,
-    health,
+    diagnosis,
     evaluation,
-    calibrating,
+    comparison,
     models,
     importing,
-    profiling,
-    quantizing,
+    data,
     training,
     signing,
 )
 from .app import app
 
-__all__ = [
-    "app",
-    "batch",
-    "calibrating",
-    "evaluation",
-    "health",
-    "importing",
-    "models",
-    "page",
-    "profiling",
-    "quantizing",
-    "segmenting",
-    "serving",
-    "signing",
-    "training",
-]
+__all__ = ["app"]

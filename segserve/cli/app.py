@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..bulk.errors import printable
 from ..resources import resource
-from ..segment.sources import printable
 from .output import Commands, OutputError, reason_of
 
 app = typer.Typer(
@@ -37,17 +37,20 @@ def model_names(incomplete: str) -> list[str]:
 
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="a model folder, or the name of one in model/", autocompletion=model_names)
+    str,
+    typer.Argument(help="a model folder, or the name of one in model/", autocompletion=model_names),
 ]
 
 
 @contextmanager
-def told_in_one_line() -> Iterator[None]:
-    """Converts an error in a model, a server, a file or the data to one line of output and exit status 1."""
+def errors_in_one_line() -> Iterator[None]:
+    """Converts an error in a model, a server, a file or the data to one line of output and exit
+    status 1.
+    """
+    from ..bulk.errors import BulkError
     from ..client import ClientError
+    from ..engines.errors import ServerError
     from ..runtime.errors import ModelError, SegserveError
-    from ..segment.errors import SegmentError
-    from ..server.errors import ServerError
 
     try:
         yield
@@ -59,19 +62,27 @@ def told_in_one_line() -> Iterator[None]:
         ServerError,
         ClientError,
         SegserveError,
-        SegmentError,
+        BulkError,
         ArithmeticError,
         OSError,
         ValueError,
         requests.RequestException,
     ) as error:
-        print_error(reason_of(error))
+        first, *others = getattr(error, "lines", (reason_of(error),))
+        print_error(first)
+        for line in others:
+            print_line(f"  {line}")
         raise typer.Exit(1) from error
 
 
 def print_error(message: str) -> None:
     """Prints one line to stderr, in red on a terminal."""
-    line = f"segserve: {printable(message)}"
+    print_line(f"segserve: {message}")
+
+
+def print_line(message: str) -> None:
+    """As `print_error`, without the name of the program."""
+    line = printable(message)
     Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -84,13 +95,16 @@ def model_source(model: str) -> Path:
     """The folder of a model, with or without weights.
 
     Raises:
-        FileNotFoundError: there is no such model, or the package was installed without the repository.
+        FileNotFoundError: there is no such model, or the package was installed without the
+            repository.
     """
     if model and Path(model).is_dir():
         return Path(model)
     known = model_names("")
     if known and model not in known:
-        raise FileNotFoundError(f"{model!r}: no model folder, and no name of a model: {', '.join(known)}")
+        raise FileNotFoundError(
+            f"{model!r}: no model folder, and no name of a model: {', '.join(known)}"
+        )
     return resource(f"model/{model}")
 
 

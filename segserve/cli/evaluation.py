@@ -1,4 +1,4 @@
-"""The command `segserve evaluate`."""
+"""The commands that measure models: `segserve evaluate` and `calibrate`."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,24 +7,35 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
-from ..runtime.passes import Mode, Tta
+from ..schema.request import Mode, Tta
 from .app import (
     MAKE,
+    ModelArgument,
     app,
     console,
+    errors_in_one_line,
     model_folder,
     model_names,
     model_source,
     print_plain,
     progress_bar,
-    told_in_one_line,
+)
+from .models import (
+    CrowdsOption,
+    DataOption,
+    DevSplitOption,
+    IgnoreOption,
+    ImagesOption,
+    SkipOption,
+    open_checked,
+    read_options,
 )
 
 if TYPE_CHECKING:
-    from ..data import LabelledImages
-    from ..evaluate.measure import Predictor
-    from ..evaluate.metrics import Evaluation
-    from ..evaluate.report import EvaluationReport
+    from ..training.data import LabelledImages
+    from ..training.evaluate.measure import Predictor
+    from ..training.evaluate.metrics import Evaluation
+    from ..training.evaluate.report import EvaluationReport
 
 _DEFAULT_MODEL = "embedded"
 _PANEL = "Through a server"
@@ -32,9 +43,10 @@ _PANEL = "Through a server"
 
 @app.command(rich_help_panel=MAKE)
 def evaluate(
-    data: Annotated[Path, typer.Option(help="folder in PASCAL VOC or COCO layout, or a COCO JSON file")],
+    data: DataOption,
     model_argument: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="the same as --model", autocompletion=model_names)
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="the same as --model", autocompletion=model_names),
     ] = None,
     model: Annotated[
         str | None,
@@ -43,75 +55,151 @@ def evaluate(
             autocompletion=model_names,
         ),
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="the images' folder, where the data's layout has none")] = None,
-    split: Annotated[str, typer.Option(help="split to measure on: a name, or the path of a .txt list")] = "dev",
+    images: ImagesOption = None,
+    split: DevSplitOption = None,
+    ignore_id: IgnoreOption = "255",
+    crowds: CrowdsOption = "ignore",
+    skip_broken: SkipOption = False,
     mode: Annotated[Mode | None, typer.Option(help="as in a request")] = None,
     tta: Annotated[Tta | None, typer.Option(help="as in a request")] = None,
     output_stride: Annotated[
-        Literal[8, 16, 32] | None, typer.Option(help="the same weights at this stride, atrous rates scaled along")
+        Literal[8, 16, 32] | None,
+        typer.Option(help="the same weights at this stride, with scaled atrous rates"),
     ] = None,
     precision: Annotated[
         Literal["auto", "bf16", "fp32", "int8"], typer.Option(help="as in model-config.yaml")
     ] = "auto",
     min_images: Annotated[
-        int, typer.Option(min=1, help="a second mean over the classes that at least so many images hold")
+        int,
+        typer.Option(min=1, help="a second mean over the classes that occur in at least N images"),
     ] = 20,
-    json: Annotated[Path | None, typer.Option(help="write the figures to this file")] = None,
-    page: Annotated[Path | None, typer.Option(help="write figures and worst images to this HTML file")] = None,
-    worst: Annotated[int, typer.Option(min=0, help="how many images the page shows")] = 20,
-    write: Annotated[bool, typer.Option("--write", help="write the figures into the model's record and card")] = False,
+    json: Annotated[Path | None, typer.Option(help="write the report to this file")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="write metrics and worst images to this HTML file")
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="number of images on the page")] = 20,
+    write: Annotated[
+        bool, typer.Option("--write", help="write the accuracy into the model's record and card")
+    ] = False,
     server: Annotated[
         str | None,
-        typer.Option(help="its address; class names and colours are those of --model", rich_help_panel=_PANEL),
+        typer.Option(
+            help="address of the server; --model gives class names and colours",
+            rich_help_panel=_PANEL,
+        ),
     ] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="SEGSERVE_TOKEN", help="inference token", rich_help_panel=_PANEL)
+        str | None,
+        typer.Option(envvar="SEGSERVE_TOKEN", help="inference token", rich_help_panel=_PANEL),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="name of the served model; by default the record's", rich_help_panel=_PANEL)
+        str | None,
+        typer.Option(
+            help="name of the served model; by default the record's", rich_help_panel=_PANEL
+        ),
     ] = None,
 ) -> None:
-    """Measure a model's accuracy on labelled images at their original size, offline or through a running server."""
-    from ..data import open_data, scan
-    from ..evaluate.offline import offline_model
-    from ..evaluate.page import write_page
-    from ..evaluate.report import as_accuracy, build_report, write_report
-    from ..evaluate.served import served_model
-    from ..runtime.options import Options
+    """Measure a model's accuracy on labelled images at their original size, offline or through a
+    running server.
+    """
     from ..runtime.record import read_record
     from ..runtime.settings import Settings
-    from ..train.card import write_card
+    from ..schema.request import Options
+    from ..training.data import dataset_name
+    from ..training.evaluate.measure import offline_model, served_model
+    from ..training.evaluate.report import as_accuracy, build_report, write_page, write_report
+    from ..training.train.card import EVALUATE_COMMAND, write_card
 
-    asked = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
-    with told_in_one_line():
+    given = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
+    with errors_in_one_line():
         _check_alternatives("MODEL", model_argument, {"--model": model})
         _check_alternatives("--output-stride", output_stride, {"--server": server})
         chosen = precision if precision != "auto" else None
         _check_alternatives("--precision", chosen, {"--server": server})
-        not_as_it_is = {"--server": server, "--output-stride": output_stride, "--mode": mode, "--tta": tta}
-        _check_alternatives("--write", write, {**not_as_it_is, "--precision": chosen})
-        _make_room(path for path in (json, page) if path)
+        changes = {
+            "--server": server,
+            "--output-stride": output_stride,
+            "--mode": mode,
+            "--tta": tta,
+        }
+        _check_alternatives("--write", write, {**changes, "--precision": chosen})
+        _create_parents(path for path in (json, page) if path)
 
-        folder = (model_source if server else model_folder)(model or model_argument or _DEFAULT_MODEL)
-        record, options = read_record(folder), Options.model_validate(asked)
-        labelled = open_data(data, split, record.classes, images=images)
-        scan(labelled, record.classes)  # reports errors in the data before minutes of work
+        folder = (model_source if server else model_folder)(
+            model or model_argument or _DEFAULT_MODEL
+        )
+        record, options = read_record(folder), Options.model_validate(given)
+        labelled = open_checked(
+            data,
+            split,
+            record.classes,
+            default_split="dev",
+            images=images,
+            options=read_options(ignore_id, crowds, skip_broken=skip_broken),
+        ).data
         opened = (
             served_model(server, record, labelled, options, name=name, token=token)
             if server
-            else offline_model(folder, options, output_stride=output_stride, settings=Settings(precision=precision))
+            else offline_model(
+                folder, options, output_stride=output_stride, settings=Settings(precision=precision)
+            )
         )
         with opened as predictor:
             evaluation = _measure(labelled, predictor)
-            names = {"data": data.resolve().name, "split": Path(split).stem}
-            report = build_report(evaluation, predictor, **names, min_images=min_images)
+            report = build_report(
+                evaluation,
+                predictor,
+                data=dataset_name(data),
+                split=labelled.split,
+                min_images=min_images,
+            )
             _print_report(report)
             if json:
                 write_report(json, report)
             if page:
                 write_page(page, report, evaluation.worst(worst), labelled, predictor)
         if write:
-            write_card(folder, as_accuracy(report))
+            write_card(folder, as_accuracy(report), EVALUATE_COMMAND)
+
+
+@app.command(rich_help_panel=MAKE)
+def calibrate(
+    model: ModelArgument,
+    data: DataOption,
+    images: ImagesOption = None,
+    split: DevSplitOption = None,
+    ignore_id: IgnoreOption = "255",
+    crowds: CrowdsOption = "ignore",
+    skip_broken: SkipOption = False,
+) -> None:
+    """Calibrate a model: fit the temperature that makes its confidence match its accuracy."""
+    from ..runtime.record import read_record
+    from ..training.data import dataset_name
+    from ..training.evaluate.calibration import calibrate_model
+
+    with errors_in_one_line():
+        folder = model_folder(model)
+        classes = read_record(folder).classes
+        labelled = open_checked(
+            data,
+            split,
+            classes,
+            default_split="dev",
+            images=images,
+            options=read_options(ignore_id, crowds, skip_broken=skip_broken),
+        ).data
+        with progress_bar("image") as progress:
+            task = progress.add_task("", total=len(labelled.names))
+            found = calibrate_model(
+                folder,
+                labelled,
+                lambda count: progress.update(task, completed=count),
+                dataset=f"{dataset_name(data)} {labelled.split}",
+            )
+        print_plain(
+            f"temperature {found.temperature:g}; expected calibration error {found.ece_before:.4f} "
+            f"without it, {found.ece:.4f} with it, on every second of {found.images} images"
+        )
 
 
 def _check_alternatives(option: str, value: object, others: Mapping[str, object]) -> None:
@@ -120,7 +208,7 @@ def _check_alternatives(option: str, value: object, others: Mapping[str, object]
             raise ValueError(f"{option} and {other} do not go together: leave one out")
 
 
-def _make_room(paths: Iterable[Path]) -> None:
+def _create_parents(paths: Iterable[Path]) -> None:
     """Creates the output folders first, so that an error is reported before minutes of work."""
     for path in paths:
         if path.is_dir():
@@ -129,7 +217,7 @@ def _make_room(paths: Iterable[Path]) -> None:
 
 
 def _measure(data: "LabelledImages", predictor: "Predictor") -> "Evaluation":
-    from ..evaluate.measure import measure
+    from ..training.evaluate.measure import measure
 
     with progress_bar("image") as progress:
         task = progress.add_task("", total=len(data.names))
@@ -142,17 +230,26 @@ def _print_report(report: "EvaluationReport") -> None:
     for heading in ("images", "IoU", "accuracy", "boundary IoU"):
         table.add_column(heading, justify="right")
     for row in report.present:
-        table.add_row(row.label, str(row.images), _figure(row.iou), _figure(row.accuracy), _figure(row.boundary_iou))
+        table.add_row(
+            row.label,
+            str(row.images),
+            _figure(row.iou),
+            _figure(row.accuracy),
+            _figure(row.boundary_iou),
+        )
     console.print(table)
     covered = report.covered
     means = [f"mean IoU {report.mean_iou:.4f} over the {len(report.present)} classes present"]
     if covered:
-        means += [f"{covered.mean_iou:.4f} over the {covered.classes} in at least {covered.min_images} images"]
+        means.append(
+            f"{covered.mean_iou:.4f} over the {covered.classes} in at least {covered.min_images} "
+            "images"
+        )
     print_plain(", ".join(means))
     print_plain(
         f"frequency-weighted IoU {report.frequency_weighted_iou:.4f}, "
-        f"mean boundary IoU {_figure(report.mean_boundary_iou, digits=4)}, pixel accuracy {report.pixel_accuracy:.4f}, "
-        f"mean accuracy {report.mean_accuracy:.4f}"
+        f"mean boundary IoU {_figure(report.mean_boundary_iou, digits=4)}, "
+        f"pixel accuracy {report.pixel_accuracy:.4f}, mean accuracy {report.mean_accuracy:.4f}"
     )
     print_plain(f"{report.images} images in {report.seconds:.1f} s")
 

@@ -1,4 +1,6 @@
-"""Creates flags from the fields of a document, so that a file and a command always have the same fields."""
+"""Creates flags from the fields of a document, so that a file and a command always have the same
+fields.
+"""
 
 import inspect
 import re
@@ -17,12 +19,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def flags_of(*documents: type[Strict]) -> Callable[[Command], Command]:
     """Replaces a command's `**given` with one flag for every field of the documents.
 
-    A flag that is not given is None. The syntax of a list is 6,12,18. The syntax of a mapping is cat: 2, dog: 1.5. See
-    `given_for`.
+    A flag that is not given is None. The syntax of a list is 6,12,18. The syntax of a mapping is
+    cat: 2, dog: 1.5. See `given_for`.
     """
 
     def with_flags(command: Command) -> Command:
-        own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        own = [
+            p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD
+        ]
         made = [_parameter(name, kind) for kind in documents for name in kind.model_fields]
         command.__signature__ = inspect.Signature([*own, *made])  # type: ignore[attr-defined]
         return command
@@ -45,11 +49,16 @@ def given_for(document: type[Strict], given: Mapping[str, object]) -> dict[str, 
 
 def _parameter(name: str, document: type[Strict]) -> inspect.Parameter:
     option = typer.Option(
-        help=_described(document).get(name), rich_help_panel=document.__name__, metavar=_metavar(name, document)
+        help=_described(document).get(name),
+        rich_help_panel=document.__name__,
+        metavar=_metavar(name, document),
     )
     kind = _flag_type(name, document)
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
     )
 
 

@@ -1,4 +1,6 @@
-"""Writes to standard output and standard error, and ends a command cleanly if they are not writable."""
+"""Writes to standard output and standard error, and ends a command cleanly if they are not
+writable.
+"""
 
 import os
 import signal
@@ -13,9 +15,23 @@ SIGNALLED = 128
 
 _PIPE_GONE = SIGNALLED + signal.SIGPIPE
 
+_SERVE = """
+    anyio cryptography model_archiver prometheus_client python_multipart safetensors starlette timm
+    torch torchvision ts uvicorn
+"""
+_EXTRAS = {
+    "gradio": "page",
+    **dict.fromkeys(("ray", "pyarrow"), "ray"),
+    **dict.fromkeys(("jinja2", "scipy", "tensorboard", "torchmetrics"), "train"),
+    **dict.fromkeys(_SERVE.split(), "serve"),
+}
+"""By package, the extra of pyproject.toml that installs it."""
+
 
 class OutputError(Exception):
-    """Standard output is not writable. The message is one line of text; `status` is the exit status."""
+    """Standard output is not writable. The message is one line of text; `status` is the exit
+    status.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -23,17 +39,25 @@ class OutputError(Exception):
 
 
 class Commands(TyperGroup):
-    """Commands that print no traceback if their output is not writable."""
+    """Commands that print no traceback if their output is not writable or an extra is missing."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as in the base class
         try:
             return super().main(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in _EXTRAS:
+                raise
+            extra = f"'segserve[{_EXTRAS[package]}]'"
+            _print_error(f"segserve: this needs {package}, not installed: pip install {extra}")
+            sys.exit(1)
         except OSError as error:
-            _say(f"segserve: {reason_of(error)}")
+            _print_error(f"segserve: {reason_of(error)}")
             drop(sys.stdout)
             sys.exit(1)
         except SystemExit as end:
-            status = _flushed(tells=not end.code)  # a failed command has already reported its error
+            # A failed command has already reported its error.
+            status = _flush(prints_errors=not end.code)
             end.code = end.code or status
             raise
 
@@ -50,7 +74,7 @@ def write_output(content: bytes) -> None:
         sys.stdout.flush()
     except BrokenPipeError as error:
         drop(sys.stdout)
-        raise OutputError("nobody reads standard output any more", _PIPE_GONE) from error
+        raise OutputError("the reader of standard output has ended", _PIPE_GONE) from error
     except OSError as error:
         drop(sys.stdout)
         raise OutputError(f"standard output cannot be written: {error.strerror}", 1) from error
@@ -67,7 +91,9 @@ def check_output() -> None:
 
 
 def drop(stream: TextIO | None) -> None:
-    """Redirects a stream to the null device. Else Python would flush it again at exit, and report another error."""
+    """Redirects a stream to the null device. Else Python would flush it again at exit, and report
+    another error.
+    """
     if stream is None:
         return
     with suppress(OSError, ValueError):  # not a file: nothing to redirect
@@ -77,14 +103,16 @@ def drop(stream: TextIO | None) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """The message of an error. For an OSError: the file and the reason, without Python's error number."""
+    """The message of an error. For an OSError: the file and the reason, without Python's error
+    number.
+    """
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     name = error.filename if error.filename2 is None else error.filename2
     return error.strerror if name is None else f"{name}: {error.strerror}"
 
 
-def _flushed(*, tells: bool) -> int:
+def _flush(*, prints_errors: bool) -> int:
     """Flushes the streams. Returns the exit status of a command that otherwise succeeded."""
     status = 0
     for stream in (sys.stdout, sys.stderr):
@@ -96,12 +124,12 @@ def _flushed(*, tells: bool) -> int:
             status = _PIPE_GONE
         except OSError as error:
             drop(stream)
-            if tells:
-                _say(f"segserve: {reason_of(error)}")
+            if prints_errors:
+                _print_error(f"segserve: {reason_of(error)}")
             status = 1
     return status
 
 
-def _say(line: str) -> None:
+def _print_error(line: str) -> None:
     with suppress(OSError, AttributeError):  # standard error may be closed too
         sys.stderr.write(f"{line}\n")

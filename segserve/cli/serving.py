@@ -1,27 +1,34 @@
-"""The commands `segserve archive`, `serve`, `stop` and `demo`."""
+"""The commands `segserve archive`, `serve`, `stop`, `demo` and `page`."""
 
-from enum import StrEnum
+import signal
+import sys
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import MAKE, USE, ModelArgument, app, console, model_folder, print_plain, told_in_one_line
-from .trust import SignFlag, TrustFlag, sign_archive, trusted_keys
+from ..engines import EngineName
+from .app import (
+    MAKE,
+    USE,
+    ModelArgument,
+    app,
+    console,
+    errors_in_one_line,
+    model_folder,
+    print_plain,
+)
+from .output import SIGNALLED
+from .signing import SignFlag, TrustFlag, sign_archive
 
 if TYPE_CHECKING:
-    from ..server.running import RunningServer
+    from ..gateway.background import Server
 
 DEMO_DIR = Path(".run/demo")
 BUILD_DIR = Path("build")
 _READY_TIMEOUT_S = 300  # long enough for a busy machine; failures are reported immediately
-
-
-class Engine(StrEnum):
-    """The server that runs an archive."""
-
-    TORCHSERVE = "torchserve"
-    RAY = "ray"
 
 
 @app.command(rich_help_panel=MAKE)
@@ -31,8 +38,8 @@ def archive(
     sign: SignFlag = None,
 ) -> None:
     """Pack a model into a self-contained, reproducible archive."""
-    with told_in_one_line():
-        path = _build(model, output)
+    with errors_in_one_line():
+        path = _build(model, output, load=True)
         if sign is not None:
             sign_archive(path, sign)
 
@@ -40,18 +47,39 @@ def archive(
 @app.command(rich_help_panel=USE)
 def serve(
     model: ModelArgument = "embedded",
-    engine: Annotated[Engine, typer.Option(help="what runs the archive")] = Engine.TORCHSERVE,
+    engine: Annotated[
+        EngineName, typer.Option(help="what runs the archive")
+    ] = EngineName.TORCHSERVE,
     archive: Annotated[
-        Path | None, typer.Option(help="an archive that is there already, in place of one made of the model")
+        Path | None,
+        typer.Option(help="an archive that is there already, in place of one made of the model"),
     ] = None,
     trust: TrustFlag = None,
 ) -> None:
-    """Start a server with a model, wait until it is ready, and leave it running in the background."""
-    from ..server.endpoint import ENGINES, SERVE_DIR
+    """Start a server with a model, wait until it is ready, and leave it running in the
+    background.
+    """
+    from ..gateway.background import Server
+    from ..gateway.endpoint import SERVE_DIR, running_server
 
-    with told_in_one_line():
-        trusted = trusted_keys(trust)
-        server = ENGINES[engine].start([archive or _build(model, BUILD_DIR)], SERVE_DIR, trusted=trusted)
+    with errors_in_one_line():
+        if (running := running_server()) is not None:
+            raise ValueError(
+                f"a server already runs at {running.inference_url}: `segserve stop` ends it"
+            )
+        server = Server.start(
+            [archive or _build(model, BUILD_DIR)],
+            SERVE_DIR,
+            engine=engine,
+            trust=trust,
+            start_timeout_s=_READY_TIMEOUT_S,
+        )
+        if server.replaced_port is not None:
+            print_plain(
+                f"port {server.replaced_port} is in use, so the server takes another; "
+                "SEGSERVE_PORT selects one"
+            )
+        print_plain(f"the server is starting at {server.inference_url} (log: {server.log_path})")
         try:
             server.wait_ready(_READY_TIMEOUT_S)
         except BaseException:
@@ -60,21 +88,24 @@ def serve(
         _print_ready(server, server.models[0])
 
 
-def _print_ready(server: "RunningServer", name: str) -> None:
-    authorization = f" -H 'Authorization: Bearer {server.inference_token}'" if server.inference_token else ""
-    console.print(f"{name} is ready at {server.inference_url} (log: {server.log_path}). Try:\n", soft_wrap=True)
-    print_plain(
-        f"  curl{authorization} -H 'X-Segment-Mask: png' -F data=@PHOTO.jpg {server.inference_url}/predictions/{name}\n"
-    )
-    print_plain("The token lives for a day and changes at every start. `segserve stop` stops the server.")
+def _print_ready(server: "Server", name: str) -> None:
+    token = server.inference_token
+    authorization = f" -H 'Authorization: Bearer {token}'" if token else ""
+    print_plain(f"{name} is ready at {server.inference_url}. Try:\n")
+    print_plain("  segserve segment PHOTO.jpg\n")
+    url = f"{server.inference_url}/predictions/{name}?mask=png"
+    print_plain(f"  curl{authorization} -F data=@PHOTO.jpg '{url}'\n")
+    if token:
+        print_plain(f"The token is in {server.token_file}, and changes at every start.")
+    print_plain("`segserve stop` stops the server.")
 
 
 @app.command(rich_help_panel=USE)
 def stop() -> None:
     """Stop the server that `segserve serve` started from this folder."""
-    from ..server.endpoint import running_server
+    from ..gateway.endpoint import running_server
 
-    with told_in_one_line():
+    with errors_in_one_line():
         server = running_server()
         if server is None:
             console.print("no server is running")
@@ -88,14 +119,43 @@ def demo(model: ModelArgument = "embedded") -> None:
     """Serve a model, segment two photographs over HTTP, and show the classes found."""
     from ..demo import run_demo
 
-    with told_in_one_line():
+    with errors_in_one_line():
         run_demo(_build(model, BUILD_DIR), DEMO_DIR, BUILD_DIR / "demo", console)
 
 
-def _build(model: str, output: Path) -> Path:
+def _build(model: str, output: Path, *, load: bool = False) -> Path:
     from ..archive import build_archive
     from ..runtime.record import sha256_of
 
-    path = build_archive(model_folder(model), output)
+    path = build_archive(model_folder(model), output, load=load)
     print_plain(f"{path}  {path.stat().st_size / 1e6:.1f} MB  SHA-256 {sha256_of(path)}")
     return path
+
+
+@app.command(rich_help_panel=USE)
+def page(
+    server: Annotated[
+        str | None, typer.Option(help="its address; by default that of `segserve serve`")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="by default that of `segserve serve`, else $SEGSERVE_TOKEN")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="of the page; by default a free one from 7860"),
+    ] = None,
+) -> None:
+    """Open a local web page that segments images with a running server and shows the results."""
+    with errors_in_one_line():
+        from ..page.launch import page_served
+        from ..page.server import PageServer
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _end)
+        with page_served(PageServer(server, token), port=port) as url:
+            print_plain(f"The page is at {url}  (Ctrl-C ends it)")
+            threading.Event().wait()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(SIGNALLED + number)  # runs `with` and `finally` blocks, which remove the uploads

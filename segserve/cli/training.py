@@ -1,65 +1,146 @@
-"""The command `segserve train`."""
+"""The commands that make models: `segserve quantize` and `train`."""
 
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
 
-from ..runtime.record import Architecture
-from ..train.recipe import Recipe
-from .app import MAKE, app, console, progress_bar, told_in_one_line
+from ..bulk.sources import find_sources
+from ..recipe import Recipe
+from ..runtime.architecture import Architecture
+from .app import (
+    MAKE,
+    ModelArgument,
+    app,
+    console,
+    errors_in_one_line,
+    model_folder,
+    print_plain,
+    progress_bar,
+)
 from .flags import flags_of, given_for
+from .models import (
+    CrowdsOption,
+    DataOption,
+    IgnoreOption,
+    ImagesOption,
+    SkipOption,
+    TrainSplitOption,
+    open_checked,
+    read_options,
+)
 
 if TYPE_CHECKING:
-    from ..train.log import StepReport
+    from ..training.train.loop import StepReport
+
+
+@app.command(rich_help_panel=MAKE)
+def quantize(
+    model: ModelArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(help="photographs: files, folders, quoted globs such as 'in/**/*.jpg'"),
+    ],
+    most: Annotated[int, typer.Option(min=1, help="maximum number of images, spread evenly")] = 64,
+) -> None:
+    """Measure a model's activation ranges on photographs, for int8 inference (precision: int8 in
+    model-config.yaml).
+    """
+    from ..archive import config_of
+    from ..training.quantize import quantize_model
+
+    with errors_in_one_line():
+        folder, sources = model_folder(model), find_sources(images)
+        paths = [Path(source.location) for source in sources[:: ceil(len(sources) / most)]]
+        with progress_bar("image") as progress:
+            task = progress.add_task("", total=len(paths))
+            quantize_model(folder, paths, lambda count: progress.update(task, completed=count))
+        print_plain(
+            f"{folder} supports int8. To serve it so: cp -n {config_of(folder)} {folder}, and in "
+            "that file set below `handler:`\n\n  precision: int8"
+        )
 
 
 @app.command(rich_help_panel=MAKE)
 @flags_of(Architecture, Recipe)
 def train(
-    model: Annotated[Path, typer.Argument(help="model folder; one without model.yaml is made from the flags")],
+    model: Annotated[
+        Path, typer.Argument(help="model folder; a new one is created from the flags")
+    ],
     *,
-    data: Annotated[Path, typer.Option(help="folder in PASCAL VOC or COCO layout, or a COCO JSON file")],
-    images: Annotated[Path | None, typer.Option(help="the images' folder, where the data's layout has none")] = None,
-    split: Annotated[str, typer.Option(help="split to train on: a name, or the path of a .txt list")] = "train",
-    val: Annotated[str | None, typer.Option(help="split to measure on, now and then and at the end")] = None,
+    data: DataOption,
+    images: ImagesOption = None,
+    split: TrainSplitOption = None,
+    val: Annotated[
+        str | None,
+        typer.Option(help="split to measure on during training and at the end, as for --split"),
+    ] = None,
+    ignore_id: IgnoreOption = "255",
+    crowds: CrowdsOption = "ignore",
+    skip_broken: SkipOption = False,
     classes: Annotated[Path | None, typer.Option(help="class file of a new model")] = None,
-    size_px: Annotated[int, typer.Option(min=32, help="longer side of a new model's input")] = 448,
-    licence: Annotated[str, typer.Option(help="of a new model's weights")] = "not stated",
-    recipe: Annotated[str, typer.Option(help="file in the model folder; flags come before it")] = "recipe.yaml",
-    run: Annotated[Path | None, typer.Option(help="folder of checkpoint and logs; default: runs/MODEL/RECIPE")] = None,
+    size_px: Annotated[
+        int | None,
+        typer.Option(
+            min=32, help="longer side of a new model's input; default: that of --start, or 448"
+        ),
+    ] = None,
+    licence: Annotated[str, typer.Option(help="licence of a new model's weights")] = "not stated",
+    recipe: Annotated[
+        str, typer.Option(help="file in the model folder; flags override it")
+    ] = "recipe.yaml",
+    run: Annotated[
+        Path | None, typer.Option(help="folder of checkpoint and logs; default: runs/MODEL/RECIPE")
+    ] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="steps")] = 50,
     validate_every: Annotated[int, typer.Option(min=1, help="steps")] = 500,
     workers: Annotated[int, typer.Option(min=0, help="processes that load data")] = 1,
     **given: object,
 ) -> None:
-    """Train a model, or resume an interrupted run, and write a model folder that is ready for `segserve archive`.
+    """Train a model, or resume an interrupted run, and write a model folder that is ready for
+    `segserve archive`.
 
     On several GPUs: torchrun --standalone --nproc-per-node 4 -m segserve train ...
     """
-    from ..data import open_data, read_class_file, scan
-    from ..train.distributed import leads
-    from ..train.finish import measure_model, write_model
-    from ..train.loop import RunOptions
-    from ..train.loop import train as train_network
-    from ..train.new_model import prepare_model
-    from ..train.recipe import prepare_recipe
-    from ..train.validate import Validation
+    from ..recipe import recipe_with, write_recipe
+    from ..runtime.record import read_record
+    from ..training.data import dataset_name, read_class_file
+    from ..training.train.card import measure_model
+    from ..training.train.loop import RunOptions, Validation
+    from ..training.train.loop import train as train_network
+    from ..training.train.loss import check_class_weights
+    from ..training.train.model_folder import export_weights, record_for, write_new_record
+    from ..training.train.state import leads
 
-    with told_in_one_line():
+    with errors_in_one_line():
         listed = read_class_file(classes) if classes else None
-        asked = given_for(Architecture, given)
         labels, categories = (listed.classes, listed.categories) if listed else (None, None)
-        record = prepare_model(model, asked, labels, size_px=size_px, licence=licence)
-        opened = partial(open_data, data, images=images, categories=categories)
-        steps = prepare_recipe(model / recipe, given_for(Recipe, given))
-        training = opened(split, record.classes)
-        measured = opened(val, record.classes) if val else None
-        if measured:
-            scan(measured, record.classes)
+        fields = given_for(Architecture, given)
+        steps = recipe_with(model / recipe, given_for(Recipe, given))
+        start = model_folder(steps.start) if steps.starts_from_other else None
+        record = record_for(model, fields, labels, size_px=size_px, licence=licence, start=start)
+        if start and not (model / recipe).exists():
+            steps = steps.at_size(record.input.resize.size_px, given)
+        opened = partial(
+            open_checked,
+            data,
+            classes=record.classes,
+            default_split="train",
+            images=images,
+            categories=categories,
+            options=read_options(ignore_id, crowds, skip_broken=skip_broken),
+        )
+        check_class_weights(steps.class_weights, record.labels)
+        training, measured = opened(split), opened(val) if val else None
+        # The model folder is written only now that classes, data and splits are known to be good.
+        write_new_record(record, model)
+        write_recipe(steps, model / recipe)
+        if leads():
+            print_plain(f"starts from {_start_text(steps, model)}")
         with progress_bar("step", shown=leads()) as progress:
             network = train_network(
                 model,
@@ -67,20 +148,35 @@ def train(
                 training,
                 run or Path("runs") / model.resolve().name / Path(recipe).stem,
                 _shown_in(progress, steps.steps),
-                validate=Validation(record, measured) if measured else None,
+                validate=Validation(record, measured.data) if measured else None,
                 options=RunOptions(checkpoint_every, validate_every, workers),
             )
         if not leads():
             return
-        write_model(network, model)
+        export_weights(network, read_record(model), model)
         if measured:
-            report = measure_model(model, measured, dataset=data.resolve().name, split=str(val))
+            report = measure_model(model, measured.data, dataset=dataset_name(data))
             console.print(f"mean IoU {report.mean_iou:.4f} on {val}", highlight=False)
-        console.print(f"{model} is ready: segserve archive {model}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{model} is ready: segserve archive {model}", highlight=False, soft_wrap=True
+        )
+
+
+def _start_text(recipe: Recipe, model: Path) -> str:
+    if recipe.start == "model":
+        return f"the weights in {model}"
+    if recipe.starts_from_other:
+        return f"the weights of {recipe.start}; a classifier with other classes is random"
+    if recipe.backbone_weights == "none":
+        return (
+            "random weights, which needs much data: --start embedded continues a trained model, "
+            "--backbone-weights timm downloads a pretrained backbone"
+        )
+    return f"the backbone of {recipe.backbone_weights}; the head is random"
 
 
 def _shown_in(progress: Progress, steps: int) -> "Callable[[StepReport], None]":
-    """A function that shows each step's loss and the latest mean IoU in the progress bar."""
+    """Returns a function that shows loss and latest mean IoU in the progress bar."""
     task = progress.add_task("", total=steps)
     mean_iou = ""
 
@@ -88,6 +184,8 @@ def _shown_in(progress: Progress, steps: int) -> "Callable[[StepReport], None]":
         nonlocal mean_iou
         if report.mean_iou is not None:
             mean_iou = f", mean IoU {report.mean_iou:.3f}"
-        progress.update(task, completed=report.step, description=f"loss {report.loss:.3f}{mean_iou}")
+        progress.update(
+            task, completed=report.step, description=f"loss {report.loss:.3f}{mean_iou}"
+        )
 
     return show

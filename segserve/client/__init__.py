@@ -1,35 +1,35 @@
 """Clients of a running server. This package does not import torch.
 
-`SegmentationClient` is synchronous, `AsyncSegmentationClient` is asynchronous. Both return a `Segmentation`.
-`segserve.local.LocalSegmenter` returns the same type without a server.
+`SegmentationClient` is synchronous, `AsyncSegmentationClient` is asynchronous. Both return a
+`Segmentation`. `segserve.local.LocalSegmenter` returns the same type without a server.
 """
 
+from ..schema.response import ClassRow
 from .aio import AsyncSegmentationClient
 from .errors import (
+    AuthenticationError,
     ClientError,
-    MalformedAnswerError,
-    RefusedError,
+    MalformedResponseError,
+    ResponseError,
     TimedOutError,
-    TokenRefusedError,
     UnknownModelError,
     UnreachableError,
 )
-from .images import ImageInput
+from .request import ImageInput
 from .segmentation import Segmentation
-from .share import ClassShare
 from .sync import SegmentationClient
 
 __all__ = [
     "AsyncSegmentationClient",
-    "ClassShare",
+    "AuthenticationError",
+    "ClassRow",
     "ClientError",
     "ImageInput",
-    "MalformedAnswerError",
-    "RefusedError",
+    "MalformedResponseError",
+    "ResponseError",
     "Segmentation",
     "SegmentationClient",
     "TimedOutError",
-    "TokenRefusedError",
     "UnknownModelError",
     "UnreachableError",
 ]

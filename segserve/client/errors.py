@@ -1,33 +1,41 @@
 """The exceptions of the clients. Every message is one line of text for people."""
 
+import os
+
 
 class ClientError(Exception):
     """Base class of the clients' errors, except errors in the caller's own arguments and files."""
 
 
 class UnreachableError(ClientError):
-    """No server responds at the address, or the connection broke before the response was complete."""
+    """No server responds at the address, or the connection broke before the response was
+    complete.
+    """
 
 
 class TimedOutError(ClientError):
     """The server accepted the request but did not respond in time."""
 
 
-class MalformedAnswerError(ClientError):
+class MalformedResponseError(ClientError):
     """The response reports success but is not a segmentation of this image."""
 
 
-class RefusedError(ClientError):
+class ResponseError(ClientError):
     """The server sent an error response.
 
     Attributes:
-        status: the HTTP status. Over gRPC, the status that HTTP would have.
-        code: the error's code, for programs: `image_truncated`, or TorchServe's `ServiceUnavailableException`.
+        status: the HTTP status.
+        code: the error's code, for programs: `image_truncated`, or TorchServe's
+            `ServiceUnavailableException`.
         message: the server's message, for people.
-        retry_after_s: the delay before a retry that the server requested, in seconds; None if it requested none.
+        retry_after_s: the delay before a retry that the server requested, in seconds; None if it
+            requested none.
     """
 
-    def __init__(self, status: int, code: str, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, *, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(f"{status} {code}: {message}")
         self.status = status
         self.code = code
@@ -35,9 +43,38 @@ class RefusedError(ClientError):
         self.retry_after_s = retry_after_s
 
 
-class TokenRefusedError(RefusedError):
+class AuthenticationError(ResponseError):
     """The token is missing, wrong or expired. TorchServe does not report which."""
 
 
-class UnknownModelError(RefusedError):
+class UnknownModelError(ResponseError):
     """The server does not have this model, or not this version of it."""
+
+
+def unreachable(url: str, error: Exception) -> UnreachableError:
+    """The client's error for a connection error of an HTTP library."""
+    return UnreachableError(
+        f"{url}: no server responds there ({' '.join(_reason(error).split())[:200]}); "
+        "start one with `segserve serve`, or see the log of the one that runs"
+    )
+
+
+def timed_out(url: str, timeout_s: float) -> TimedOutError:
+    """The client's error for a response that takes too long."""
+    return TimedOutError(
+        f"{url}: no response within {timeout_s:g} s; raise timeout_s, or send a smaller image"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The operating system's message, if there is one. HTTP libraries wrap it in several
+    exceptions.
+    """
+    reason, cause = str(error), error
+    while cause := cause.__cause__ or cause.__context__:  # type: ignore[assignment]
+        if isinstance(cause, OSError) and cause.strerror:
+            reason = cause.strerror
+            # asyncio replaces the message of a connection error
+            if isinstance(cause, ConnectionError) and cause.errno is not None:
+                reason = os.strerror(cause.errno)
+    return reason or type(error).__name__

@@ -1,17 +1,35 @@
-"""The address and the options of a request."""
+"""The parts of a request: address, image and options."""
 
+import io
 import json
-import re
+import os
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TypedDict, Unpack
 from urllib.parse import quote, urlsplit
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
 JSON = "application/json"
+DEFAULT_MODEL = "deeplabv3"
+
+ImageInput = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]
+)
+"""A path, the bytes of an image file, a PIL image, or an array: uint8 (H, W, 3), RGB, or uint8 (H,
+W), grey.
+"""
 
 ClassNames = str | int | Iterable[str | int]
 """One or several classes, by label or id."""
+
+_PNG_MODES = ("1", "L", "P", "RGB", "I;16")  # the server converts these to the same RGB
+_WITHOUT_RANGE = ("I", "F")
 
 
 class SegmentOptions(TypedDict, total=False):
@@ -22,10 +40,13 @@ class SegmentOptions(TypedDict, total=False):
     classes: ClassNames | None
     threshold: float | None
     confidence: bool
+    alpha: str | None
 
 
-class AnswerOptions(SegmentOptions, total=False):
-    """`SegmentOptions` and `mask`, the mask's encoding in JSON: `dense`, `rle`, `png`, `polygons` or `none`."""
+class ResponseOptions(SegmentOptions, total=False):
+    """`SegmentOptions` and `mask`, the mask's encoding in JSON: `dense`, `rle`, `png`, `polygons`
+    or `none`.
+    """
 
     mask: str | None
 
@@ -48,34 +69,34 @@ class Target:
 
     def __post_init__(self) -> None:
         if self.pool_size < 1:
-            raise ValueError(f"pool_size is the number of connections, at least 1, got {self.pool_size}")
+            raise ValueError(
+                f"pool_size is the number of connections, at least 1, got {self.pool_size}"
+            )
         if self.token and not (self.token.strip().isascii() and self.token.strip().isprintable()):
             raise ValueError(  # omits the token, because this may be logged
-                "the token holds a line break or a letter beyond ASCII, as none does that a server made: copy it again"
+                "the token contains a line break or a non-ASCII character, so no server created "
+                "it: copy it again"
+            )
+        if fault := _fault_of_address(self.url):
+            raise ValueError(
+                f"expected a server's address like http://127.0.0.1:8080, got {self.url!r}: {fault}"
             )
 
     @property
     def endpoint(self) -> str:
-        """The URL of predictions over HTTP."""
-        if fault := _fault_of_address(self.url):
-            raise ValueError(f"expected a server's address like http://127.0.0.1:8080, got {self.url!r}: {fault}")
+        """The URL of predictions."""
         path = [self.model] if self.version is None else [self.model, self.version]
-        return "/".join((self.url.rstrip("/"), "predictions", *(quote(part, safe="") for part in path)))
+        return "/".join(
+            (self.url.rstrip("/"), "predictions", *(quote(part, safe="") for part in path))
+        )
 
     @property
-    def own_host(self) -> str | None:
-        """The host of the HTTP address if it is this machine, else None."""
+    def loopback_host(self) -> str | None:
+        """The host of the address if it is this machine, else None. Its requests must not use the
+        environment's proxy.
+        """
         host = urlsplit(self.url).hostname or ""
-        return host if is_this_machine(host) else None
-
-    @property
-    def authority(self) -> tuple[str, bool]:
-        """HOST:PORT for gRPC, and whether the connection uses TLS."""
-        scheme, _, rest = self.url.rpartition("://")
-        address = rest.rstrip("/")
-        if scheme not in ("", "grpc", "grpcs", "http", "https") or not re.fullmatch(r"[^/]+:[0-9]+", address):
-            raise ValueError(f"expected a gRPC address like 127.0.0.1:7070 or grpcs://HOST:PORT, got {self.url!r}")
-        return address, scheme in ("grpcs", "https")
+        return host if is_loopback(host) else None
 
     @property
     def authorization(self) -> str | None:
@@ -83,8 +104,22 @@ class Target:
         return f"Bearer {token}" if token else None
 
 
-def is_this_machine(host: str) -> bool:
-    """Whether the host is the loopback interface. Such requests must not use the environment's proxy."""
+def find_server(
+    url: str | None, token: str | None, model: str | None
+) -> tuple[str, str | None, str]:
+    """The address, the token and the model of a client. Without an address, they come from
+    `find_endpoint`.
+    """
+    if url is None:
+        from ..gateway.endpoint import find_endpoint  # not needed if there is an address
+
+        endpoint = find_endpoint(token=token, model=model)
+        return endpoint.url, endpoint.token, endpoint.model
+    return url, token, model or DEFAULT_MODEL
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is the loopback interface of this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -105,8 +140,15 @@ def _fault_of_address(url: str) -> str:
     return "" if host else "no host"
 
 
-def as_fields(**options: Unpack[AnswerOptions]) -> dict[str, str]:
-    """Converts the given options to strings that are valid in a header."""
+def as_fields(**options: Unpack[ResponseOptions]) -> dict[str, str]:
+    """Converts the given options to strings that are valid in a header.
+
+    Raises:
+        TypeError: there is no such option.
+        ValueError: a value contains characters that a header cannot contain.
+    """
+    if unknown := options.keys() - ResponseOptions.__annotations__.keys():
+        raise TypeError(f"unexpected options: {', '.join(sorted(unknown))}")
     fields = {name: str(value) for name, value in options.items() if value is not None}
     if (classes := options.get("classes")) is not None:
         fields["classes"] = _class_list(classes)
@@ -131,3 +173,49 @@ def http_headers(accept: str, fields: Mapping[str, str]) -> dict[str, str]:
     """The headers of a request whose body is the image file."""
     headers = {f"X-Segment-{name.title()}": value for name, value in fields.items()}
     return {"Accept": accept, "Content-Type": "application/octet-stream", **headers}
+
+
+def as_image_file(image: ImageInput) -> bytes:
+    """Returns the bytes of an image file.
+
+    The bytes of a file stay unchanged. A PIL image or an array is encoded as PNG, without loss. The
+    EXIF orientation of a PIL image is applied, so that the result is the same as for its file.
+
+    Raises:
+        OSError: the file cannot be read.
+        TypeError: the input is not an `ImageInput`.
+        ValueError: the array has another shape or dtype, or the pixels have no fixed range.
+    """
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str | os.PathLike):
+        return Path(image).read_bytes()
+    if isinstance(image, np.ndarray):
+        return _as_png(_from_array(image))
+    if isinstance(image, Image.Image):
+        return _as_png(ImageOps.exif_transpose(image))
+    raise TypeError(
+        f"expected a path, bytes, a PIL image or a NumPy array, got {type(image).__name__}"
+    )
+
+
+def _from_array(pixels: NDArray[np.uint8]) -> Image.Image:
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not is_image or not pixels.size:
+        raise ValueError(
+            f"expected uint8 (H, W, 3), RGB, or (H, W), grey, got {pixels.dtype} {pixels.shape}"
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _as_png(image: Image.Image) -> bytes:
+    if image.mode in _WITHOUT_RANGE:
+        raise ValueError(
+            f"pixels of type {image.mode} (32 bits) have no fixed range: convert the image to RGB"
+        )
+    if image.mode not in _PNG_MODES and not image.mode.startswith("I;16"):
+        image = image.convert("RGB")
+    buffer = io.BytesIO()
+    # For photographs, Z_RLE is smaller and faster.
+    image.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    return buffer.getvalue()

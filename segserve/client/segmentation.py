@@ -10,14 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.image import decode_image
-from ..runtime.overlay import DEFAULT_OPACITY, draw_overlay
-from .share import ClassShare
+from ..runtime.decode.image import decode_image, decoded_size
+from ..runtime.encode.overlay import DEFAULT_OPACITY, draw_overlay
+from ..runtime.record import BACKGROUND, voc_color
+from ..schema.response import ClassRow
+from .request import ImageInput, as_image_file
 
 if TYPE_CHECKING:
     import supervision
 
-    from .images import ImageInput
+_COLORS = 256
+_ANY_NUMBER = 2**31  # pixels; no real limit, because the image is the caller's own
 
 
 class _Painted(NamedTuple):
@@ -36,12 +39,14 @@ class Segmentation:
         model_version: the model's version.
         palette: the colours of all of the model's classes, by class id: three bytes (R, G, B) each.
         image_file: the image file that was sent.
-        confidence_map: uint8 (H, W), read-only: each pixel's top probability times 255; None if not requested.
-        timings_ms: the server's time per stage: decode, preprocess, inference, encode. Empty over gRPC.
+        confidence_map: uint8 (H, W), read-only: each pixel's top probability times 255; None if not
+            requested.
+        timings_ms: the server's time per stage: decode, preprocess, inference, encode. Empty if
+            it sends none.
     """
 
     label_map: NDArray[np.uint8]
-    classes: tuple[ClassShare, ...]
+    classes: tuple[ClassRow, ...]
     model: str
     model_version: str
     palette: bytes = field(repr=False)
@@ -51,8 +56,10 @@ class Segmentation:
 
     def __repr__(self) -> str:
         height_px, width_px = self.label_map.shape
-        shares = ", ".join(f"{share.label} {share.fraction:.1%}" for share in self.classes)
-        return f"<Segmentation {width_px} x {height_px} by {self.model} {self.model_version}: {shares}>"
+        rows = ", ".join(f"{row.label} {row.fraction:.1%}" for row in self.classes)
+        return (
+            f"<Segmentation {width_px} x {height_px} by {self.model} {self.model_version}: {rows}>"
+        )
 
     @cached_property
     def image(self) -> Image.Image:
@@ -64,13 +71,16 @@ class Segmentation:
         return Image.fromarray(decode_image(self.image_file, max_pixels=self.label_map.size))
 
     def to_image(self) -> Image.Image:
-        """The label map as an indexed image, mode P: pixel value = class id, palette = class colours."""
+        """The label map as an indexed image, mode P: pixel value = class id, palette = class
+        colours.
+        """
         picture = Image.fromarray(self.label_map)
         picture.putpalette(self.palette)
         return picture
 
     def overlay(self, *, opacity: float = DEFAULT_OPACITY) -> Image.Image:
-        """The image with its classes in colour and a legend, RGB. Background pixels are unchanged.
+        """The image with the classes in colour, their outlines and names, RGB. Background pixels
+        are unchanged but for the outlines.
 
         Args:
             opacity: opacity of the colours, from 0 (only the image) to 1.
@@ -79,8 +89,10 @@ class Segmentation:
             ValueError: the opacity is outside 0..1.
             SegserveError: as in `image`.
         """
-        shown = [share.id for share in self.classes]
-        return draw_overlay(np.asarray(self.image), self.label_map, self._painted(), shown, opacity=opacity)
+        shown = [row.id for row in self.classes]
+        return draw_overlay(
+            np.asarray(self.image), self.label_map, self._painted(), shown, opacity=opacity
+        )
 
     def mask_of(self, label_or_id: str | int) -> NDArray[np.bool_]:
         """The mask of a class, by its label or id: bool (H, W).
@@ -88,66 +100,112 @@ class Segmentation:
         Raises:
             KeyError: the class is not in the image; the message names the classes that are.
         """
-        mask: NDArray[np.bool_] = self.label_map == self._share_of(label_or_id).id
+        mask: NDArray[np.bool_] = self.label_map == self._row_of(label_or_id).id
         return mask
 
     def polygons(self) -> dict[int, list[list[int]]]:
-        """The polygons of every class present, by class id: each [x0, y0, x1, y1, ...] in pixels, in COCO's order."""
-        from ..runtime.polygons import encode_polygons
+        """The polygons of every class present, by class id: each [x0, y0, x1, y1, ...] in pixels,
+        in COCO's order.
+        """
+        from ..runtime.encode.polygons import encode_polygons
 
-        return encode_polygons(self.label_map, [share.id for share in self.classes])
+        return encode_polygons(self.label_map, [row.id for row in self.classes])
 
     def to_coco(
-        self, *, image_id: int | str, first_id: int = 1, category_ids: Mapping[int, int] | None = None
+        self,
+        *,
+        image_id: int | str,
+        first_id: int = 1,
+        category_ids: Mapping[int, int] | None = None,
     ) -> list[dict[str, Any]]:
-        """COCO annotations for `pycocotools.coco.COCO.loadRes`: one per class present, except background.
+        """COCO annotations for `pycocotools.coco.COCO.loadRes`: one per class present, except
+        background.
 
         Args:
             image_id: the image's id in the COCO document.
             first_id: the id of the first annotation. The next annotations have consecutive ids.
-            category_ids: the document's category id of each class id; by default the class id itself. Classes that are
-                not in this mapping are omitted.
+            category_ids: the document's category id of each class id; by default the class id
+                itself. Classes that are not in this mapping are omitted.
 
         Returns:
-            Annotations whose `segmentation` is run-length encoded, because RLE is exact and supports holes. `area` is
-            in pixels, `bbox` is [x, y, width, height], and `score` is the class's mean confidence.
+            Annotations whose `segmentation` is run-length encoded, because RLE is exact and
+            supports holes. `area` is in pixels, `bbox` is [x, y, width, height], and `score` is the
+            class's mean confidence.
         """
         from .coco import as_annotations
 
         return as_annotations(
-            self.label_map, self.classes, image_id=image_id, first_id=first_id, category_ids=category_ids
+            self.label_map,
+            self.classes,
+            image_id=image_id,
+            first_id=first_id,
+            category_ids=category_ids,
         )
 
     def to_detections(self) -> "supervision.Detections":
-        """Detections for supervision's annotators and metrics: one per class present, except background.
+        """Detections for supervision's annotators and metrics: one per class present, except
+        background.
 
         Each detection has the whole mask of its class.
 
         Raises:
             ImportError: supervision is not installed; the message says how to install it.
         """
-        from .detections import as_detections
-
-        return as_detections(self.label_map, self.classes)
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise ImportError(
+                "supervision is not installed; install it with: pip install supervision"
+            ) from error
+        rows = [row for row in self.classes if row.id != BACKGROUND]
+        class_ids = np.array([row.id for row in rows], np.int64)
+        return Detections(
+            xyxy=np.array([row.box_xyxy for row in rows], np.float32).reshape(-1, 4),
+            mask=self.label_map == class_ids[:, None, None],
+            class_id=class_ids,
+            confidence=np.array([row.confidence for row in rows], np.float32),
+            data={"class_name": np.array([row.label for row in rows], np.str_)},
+        )
 
     @classmethod
-    def from_detections(cls, detections: "supervision.Detections", image: "ImageInput") -> Self:
+    def from_detections(cls, detections: "supervision.Detections", image: ImageInput) -> Self:
         """Converts the masks of detections to a segmentation.
 
         Pixels outside all masks become background. Where masks overlap, the later mask wins.
 
         Args:
-            detections: must have `mask` and `class_id`. Labels come from the data `class_name`; without it, they are
-                generated from the ids.
+            detections: must have `mask` and `class_id`. Labels come from the data `class_name`;
+                without it, they are generated from the ids.
             image: the image of the detections.
 
         Raises:
-            ValueError: the detections have no masks or no class ids, a class id is outside 1..255, or a mask's size is
-                not the image's size.
+            ValueError: the detections have no masks or no class ids, a class id is outside 1..255,
+                or a mask's size is not the image's size.
         """
-        from .detections import from_detections
-
-        return cls(model="", model_version="", **from_detections(detections, image))
+        image_file = as_image_file(image)
+        size_hw = decoded_size(image_file, max_pixels=_ANY_NUMBER)
+        class_ids = _class_ids(detections)
+        confidences = (
+            np.ones(len(class_ids)) if detections.confidence is None else detections.confidence
+        )
+        label_map, confidence = np.zeros(size_hw, np.uint8), np.ones(size_hw, np.float32)
+        for index, class_id in enumerate(class_ids):
+            mask = _mask(detections, index, size_hw)
+            label_map[mask], confidence[mask] = class_id, confidences[index]
+        label_map.flags.writeable = False
+        labels = {BACKGROUND: "background", **_labels(detections, class_ids)}
+        rows = [
+            _class_row(class_id, labels[class_id], label_map, confidence)
+            for class_id in np.unique(label_map).tolist()
+        ]
+        return cls(
+            label_map=label_map,
+            classes=tuple(sorted(rows, key=lambda row: -row.pixels)),
+            model="",
+            model_version="",
+            palette=bytes(value for class_id in range(_COLORS) for value in voc_color(class_id)),
+            image_file=image_file,
+        )
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -156,15 +214,68 @@ class Segmentation:
 
     def _painted(self) -> list[_Painted]:
         """Every class of the palette, in order of id. Only classes present have a label."""
-        labels = {share.id: share.label for share in self.classes}
+        labels = {row.id: row.label for row in self.classes}
         colors = np.frombuffer(self.palette, np.uint8).reshape(-1, 3).tolist()
         return [
-            _Painted(labels.get(class_id, ""), (red, green, blue)) for class_id, (red, green, blue) in enumerate(colors)
+            _Painted(labels.get(class_id, ""), (red, green, blue))
+            for class_id, (red, green, blue) in enumerate(colors)
         ]
 
-    def _share_of(self, label_or_id: str | int) -> ClassShare:
-        for share in self.classes:
-            if label_or_id in (share.label, share.id):
-                return share
-        present = ", ".join(f"{share.label!r} ({share.id})" for share in self.classes)
+    def _row_of(self, label_or_id: str | int) -> ClassRow:
+        for row in self.classes:
+            if label_or_id in (row.label, row.id):
+                return row
+        present = ", ".join(f"{row.label!r} ({row.id})" for row in self.classes)
         raise KeyError(f"the image has no {label_or_id!r}; it has: {present}")
+
+
+def _class_ids(detections: "supervision.Detections") -> list[int]:
+    class_ids: Any = detections.class_id
+    if len(detections) and (detections.mask is None or class_ids is None):
+        raise ValueError("expected detections with masks and class ids, got some without")
+    beyond = [
+        class_id
+        for class_id in (() if class_ids is None else class_ids.tolist())
+        if not 0 < class_id < _COLORS
+    ]
+    if beyond:
+        raise ValueError(
+            f"class ids must be from 1 to {_COLORS - 1}, 0 being background, got {beyond[:8]}"
+        )
+    return [] if class_ids is None else [int(class_id) for class_id in class_ids]
+
+
+def _labels(detections: "supervision.Detections", class_ids: list[int]) -> dict[int, str]:
+    names: Any = detections.data.get("class_name")
+    return {
+        class_id: f"class {class_id}" if names is None else str(names[index])
+        for index, class_id in enumerate(class_ids)
+    }
+
+
+def _mask(
+    detections: "supervision.Detections", index: int, size_hw: tuple[int, int]
+) -> NDArray[np.bool_]:
+    masks: Any = detections.mask
+    mask = np.asarray(masks[index], dtype=bool)
+    if mask.shape != size_hw:
+        raise ValueError(f"expected masks of the image's size, {size_hw} (H, W), got {mask.shape}")
+    return mask
+
+
+def _class_row(
+    class_id: int, label: str, label_map: NDArray[np.uint8], confidence: NDArray[np.float32]
+) -> ClassRow:
+    mask = label_map == class_id
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box_xyxy = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    pixels = int(mask.sum())
+    return ClassRow(
+        id=class_id,
+        label=label,
+        color=voc_color(class_id),
+        pixels=pixels,
+        fraction=pixels / mask.size,
+        box_xyxy=box_xyxy,
+        confidence=float(confidence[mask].mean()),
+    )

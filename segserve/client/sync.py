@@ -1,46 +1,47 @@
-"""The synchronous client."""
+"""The synchronous client, based on the package requests."""
 
 from types import TracebackType
-from typing import Literal, Protocol, Self, Unpack
+from typing import Self, Unpack
 
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
 from tenacity import Retrying
+from urllib3.exceptions import ReadTimeoutError
 
-from .images import ImageInput, as_image_file
-from .reading import read_segmentation
-from .reply import Reply, raise_for_refusal
-from .request import JSON, AnswerOptions, ClassNames, Target, as_fields
-from .retry import policy
+from .. import __version__
+from .errors import timed_out, unreachable
+from .request import (
+    JSON,
+    ImageInput,
+    ResponseOptions,
+    SegmentOptions,
+    Target,
+    as_fields,
+    as_image_file,
+    find_server,
+    http_headers,
+)
+from .response import HttpResponse, raise_for_error, read_segmentation, retry_policy
 from .segmentation import Segmentation
-
-
-class Transport(Protocol):
-    """Sends requests. Thread-safe."""
-
-    def send(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
-        """Sends one request.
-
-        Raises:
-            UnreachableError: there is no server, or the connection broke.
-            TimedOutError: the server did not respond in time.
-        """
-
-    def close(self) -> None: ...
 
 
 class SegmentationClient:
     """Sends images to one model of a server over pooled connections. Thread-safe.
 
     Args:
-        url: address of the inference port, for example http://127.0.0.1:8080, or 127.0.0.1:7070 for gRPC.
-        token: inference token, if the server requires one.
-        model: name of the served model.
+        url: address of the server, for example http://127.0.0.1:8080; by default $SEGSERVE_URL,
+            else that of the server that `segserve serve` runs in this folder.
+        token: the server's token; if `url` is not given, by default that of the server in this
+            folder, else $SEGSERVE_TOKEN.
+        model: name of the served model; by default that of the server in this folder, else
+            deeplabv3.
         version: version of the model; by default the server's default version.
         timeout_s: time limit for a response, in seconds.
         connect_timeout_s: time limit for a connection, in seconds.
-        retries: maximum number of retries if the connection broke, or if the server is overloaded (503), out of memory
-            (507) or lost a worker.
-        pool_size: maximum number of connections. Additional threads wait. With gRPC, all threads share one connection.
-        transport: `http`, or `grpc` for TorchServe's gRPC inference API, which needs `pip install 'segserve[grpc]'`.
+        retries: maximum number of retries if the connection broke, or if the server is overloaded
+            (503), out of memory (507) or lost a worker.
+        pool_size: maximum number of connections. Additional threads wait.
 
     Raises:
         ValueError: the address is invalid, or a number is out of range.
@@ -48,34 +49,33 @@ class SegmentationClient:
 
     def __init__(
         self,
-        url: str,
+        url: str | None = None,
         *,
         token: str | None = None,
-        model: str = "deeplabv3",
+        model: str | None = None,
         version: str | None = None,
         timeout_s: float = 120.0,
         connect_timeout_s: float = 5.0,
         retries: int = 3,
         pool_size: int = 8,
-        transport: Literal["http", "grpc"] = "http",
     ) -> None:
-        self._policy = policy(retries)
+        self._policy = retry_policy(retries)
+        url, token, model = find_server(url, token, model)
         target = Target(url, model, version, token, timeout_s, connect_timeout_s, pool_size)
-        self._transport = _open_transport(transport, target)
+        self._target = target
+        host = target.loopback_host
+        self._proxies = {"no_proxy": host} if host else None  # adds to the environment's
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = f"segserve/{__version__}"
+        self._session.auth = _Authorization(target.authorization)
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=pool_size, pool_block=True)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
 
-    def segment(
-        self,
-        image: ImageInput,
-        *,
-        mode: str | None = None,
-        tta: str | None = None,
-        classes: ClassNames | None = None,
-        threshold: float | None = None,
-        confidence: bool = False,
-    ) -> Segmentation:
+    def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
         """Segments an image.
 
-        The server's default applies to every option that is not given.
+        The server's default applies to every option that is not given or None.
 
         Args:
             image: a path, the bytes of an image file, a PIL image, or an array; see `ImageInput`.
@@ -84,60 +84,89 @@ class SegmentationClient:
             classes: the classes to keep, by label or id; all others become background.
             threshold: pixels whose top probability is lower become background, 0..1.
             confidence: whether to return each pixel's top probability too.
+            alpha: transparent pixels are read on `white`, or in their stored colours: `ignore`.
 
         Returns:
             The class of every pixel, at the size of the upright image.
 
         Raises:
             OSError: the image file cannot be read.
-            TypeError: the input is not an `ImageInput`.
+            TypeError: the input is not an `ImageInput`, or there is no such option.
             ValueError: the array or the PIL image is not a supported image.
-            RefusedError: the server sent an error response; the message says what to do.
+            ResponseError: the server sent an error response; the message says what to do.
             UnreachableError: there is no server.
             TimedOutError: the server did not respond in time.
-            MalformedAnswerError: the response is not from a segmentation server.
+            MalformedResponseError: the response is not from a segmentation server.
         """
-        fields = as_fields(mask="png", mode=mode, tta=tta, classes=classes, threshold=threshold, confidence=confidence)
+        fields = as_fields(mask="png", **options)
         image_file = as_image_file(image)
-        return read_segmentation(self._ask(image_file, JSON, fields), image_file)
+        return read_segmentation(self._request(image_file, JSON, fields), image_file)
 
-    def answer(self, image: ImageInput, accept: str = JSON, **options: Unpack[AnswerOptions]) -> bytes:
+    def segment_raw(
+        self, image: ImageInput, accept: str = JSON, **options: Unpack[ResponseOptions]
+    ) -> bytes:
         """Returns the response body unchanged, in any media type and encoding. Raises as `segment`.
 
         Args:
             image: as in `segment`.
-            accept: `application/json`, `image/png` (the label map), `image/jpeg` (the overlay) or `application/x-npy`.
-                gRPC supports only JSON.
+            accept: `application/json`, `image/png` (the label map), `image/jpeg` (the overlay) or
+                `application/x-npy`.
             options: the options of `segment`, and `mask`: the mask's encoding in JSON.
         """
-        return self._ask(as_image_file(image), accept, as_fields(**options)).body
+        fields = as_fields(**options)
+        return self._request(as_image_file(image), accept, fields).body
 
-    def _ask(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
-        return Retrying(**self._policy)(self._once, image_file, accept, fields)
+    def _request(self, image_file: bytes, accept: str, fields: dict[str, str]) -> HttpResponse:
+        return Retrying(**self._policy)(self._send, image_file, http_headers(accept, fields))
 
-    def _once(self, image_file: bytes, accept: str, fields: dict[str, str]) -> Reply:
-        reply = self._transport.send(image_file, accept, fields)
-        raise_for_refusal(reply)
-        return reply
+    def _send(self, image_file: bytes, headers: dict[str, str]) -> HttpResponse:
+        target = self._target
+        try:
+            response = self._session.post(
+                target.endpoint,
+                data=image_file,
+                headers=headers,
+                timeout=(target.connect_timeout_s, target.timeout_s),
+                proxies=self._proxies,
+                allow_redirects=False,  # a redirected POST would arrive as a GET, without the image
+            )
+        except requests.ReadTimeout as error:
+            raise timed_out(target.url, target.timeout_s) from error
+        except requests.RequestException as error:
+            if any(isinstance(argument, ReadTimeoutError) for argument in error.args):
+                raise timed_out(target.url, target.timeout_s) from error  # in the response body
+            raise unreachable(target.url, error) from error
+        result = HttpResponse(
+            response.status_code, response.reason or "", response.content, response.headers
+        )
+        raise_for_error(result)
+        return result
 
     def close(self) -> None:
         """Closes the connections."""
-        self._transport.close()
+        self._session.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
 
-def _open_transport(name: str, target: Target) -> Transport:
-    if name == "http":
-        from .http import HttpTransport
+class _Authorization(AuthBase):
+    """Sends the token through `auth`. If ~/.netrc lists the host, requests would replace a plain
+    header.
+    """
 
-        return HttpTransport(target)
-    if name == "grpc":
-        from .rpc import GrpcTransport
+    def __init__(self, value: str | None) -> None:
+        self._value = value
 
-        return GrpcTransport(target)
-    raise ValueError(f"expected the transport http or grpc, got {name!r}")
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._value:
+            request.headers["Authorization"] = self._value
+        return request

@@ -1,6 +1,7 @@
 """Looks at all that a server needs, and says what to do about what is amiss.
 
-Works with a broken installation, too: everything but the standard library is imported within the check that needs it.
+Works with a broken installation, too: everything but the standard library is imported within the
+    check that needs it.
 `python -m segserve.doctor` is `segserve doctor` for when not even the command line can be imported.
 """
 

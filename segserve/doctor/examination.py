@@ -39,7 +39,10 @@ def as_lines(findings: Sequence[Finding]) -> str:
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    document = {"ok": not status_of(findings), "findings": [asdict(finding) for finding in findings]}
+    document = {
+        "ok": not status_of(findings),
+        "findings": [asdict(finding) for finding in findings],
+    }
     return json.dumps(document, indent=2)
 
 

@@ -15,7 +15,9 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line for people: what it is about, what was found, and what to do about it (empty where nothing is)."""
+    """One line for people: what it is about, what was found, and what to do about it (empty where
+    nothing is).
+    """
 
     subject: str
     level: Level
@@ -35,5 +37,10 @@ def isolated(subject: str, check: Check) -> Finding:
         return check()
     except Exception as error:  # whatever is broken here is what a doctor is called for
         reason = " ".join(str(error).split())[:300] or "no reason given"
-        remedy = "repair what it names; `make setup`, or pip install --force-reinstall of that package, often does"
-        return Finding(subject, Level.PROBLEM, f"cannot be examined ({type(error).__name__}: {reason})", remedy)
+        remedy = (
+            "repair what it names; `make setup`, or pip install --force-reinstall of that package, "
+            "often does"
+        )
+        return Finding(
+            subject, Level.PROBLEM, f"cannot be examined ({type(error).__name__}: {reason})", remedy
+        )

@@ -1,4 +1,6 @@
-"""The machine: Python, Java, torch, GPU, packages, disk. Every check looks at one thing and changes none."""
+"""The machine: Python, Java, torch, GPU, packages, disk. Every check looks at one thing and changes
+none.
+"""
 
 import os
 import re
@@ -12,13 +14,17 @@ from importlib import metadata
 from pathlib import Path
 
 from .findings import Finding, Level
-from .torch_facts import TorchBrokenError, TorchFacts, ask_torch
+from .torch_facts import TorchBrokenError, TorchFacts, send_torch
 
 OLDEST_PYTHON = (3, 11)
 LOW_DISK_BYTES, NO_DISK_BYTES = 2 * 10**9, 3 * 10**8
-"""Below the one an archive of a large model may not fit; below the other not even the shipped one, unpacked."""
+"""Below the one an archive of a large model may not fit; below the other not even the shipped one,
+unpacked.
+"""
 
-_INSTALL_TORCH = "install the project's versions: make setup, or pip install -c constraints.txt -e ."
+_INSTALL_TORCH = (
+    "install the project's versions: pip install 'segserve[serve]', or make setup in a checkout"
+)
 _DRIVER_TIMEOUT_S = 30
 
 
@@ -26,13 +32,15 @@ def check_python(version: Sequence[int] = sys.version_info[:3]) -> Finding:
     text = ".".join(map(str, version))
     if tuple(version[:2]) < OLDEST_PYTHON:
         needed = ".".join(map(str, OLDEST_PYTHON))
-        return Finding("Python", Level.PROBLEM, f"{text} is too old", f"use Python {needed} or newer")
+        return Finding(
+            "Python", Level.PROBLEM, f"{text} is too old", f"use Python {needed} or newer"
+        )
     return Finding("Python", Level.OK, f"{text} ({sys.executable})")
 
 
 def check_java() -> Finding:
-    from ..server.errors import ServerError
-    from ..server.java import find_java
+    from ..engines.errors import ServerError
+    from ..engines.torchserve.java import find_java
 
     try:
         return Finding("Java", Level.OK, f"works, in {find_java()}")
@@ -45,15 +53,23 @@ def check_torch() -> Finding:
         facts = _torch_facts()
     except TorchBrokenError as error:
         return Finding("torch", Level.PROBLEM, f"does not load ({error})", _INSTALL_TORCH)
-    return judge_torch(facts, cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None)
+    return judge_torch(
+        facts, cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    )
 
 
 def judge_torch(facts: TorchFacts, *, cores: int | None) -> Finding:
-    precision = "computes in bf16" if facts.bf16 else "computes in float32, as bf16 is not native here"
-    message = f"{facts.torch} with torchvision {facts.torchvision}, {facts.threads} threads, {precision}"
+    precision = (
+        "computes in bf16" if facts.bf16 else "computes in float32, as bf16 is not native here"
+    )
+    message = (
+        f"{facts.torch} with torchvision {facts.torchvision}, {facts.threads} threads, {precision}"
+    )
     if cores and facts.threads > cores:
         remedy = f"unset OMP_NUM_THREADS, or set it to {cores}"
-        return Finding("torch", Level.WARNING, f"{message}, but this process may use {cores} cores", remedy)
+        return Finding(
+            "torch", Level.WARNING, f"{message}, but this process may use {cores} cores", remedy
+        )
     return Finding("torch", Level.OK, message)
 
 
@@ -61,52 +77,80 @@ def check_gpu() -> Finding:
     try:
         facts = _torch_facts()
     except TorchBrokenError:
-        return Finding("GPU", Level.WARNING, "not known, as torch does not load", "see torch, above")
+        return Finding(
+            "GPU", Level.WARNING, "not known, as torch does not load", "see torch, above"
+        )
     return judge_gpu(facts, driver_cuda=_driver_cuda())
 
 
 def judge_gpu(facts: TorchFacts, *, driver_cuda: str | None) -> Finding:
-    """`driver_cuda`: the newest CUDA that the driver runs; empty where it does not tell, None without a driver."""
+    """`driver_cuda`: the newest CUDA that the driver runs; empty if it is unknown, None
+    without a driver.
+    """
     if facts.gpu:
         return Finding("GPU", Level.OK, f"{facts.gpu}, through CUDA {facts.cuda_build}")
     if driver_cuda is None:
         return Finding("GPU", Level.OK, "none; models run on the processor")
     if facts.cuda_build is None:
-        remedy = "install a torch with CUDA (pytorch.org tells how) to use it"
-        return Finding("GPU", Level.WARNING, "an NVIDIA driver is here, but this torch is built without CUDA", remedy)
+        remedy = "install a torch with CUDA (pytorch.org says how) to use it"
+        return Finding(
+            "GPU",
+            Level.WARNING,
+            "an NVIDIA driver is here, but this torch is built without CUDA",
+            remedy,
+        )
     if driver_cuda and _numbers(driver_cuda) < _numbers(facts.cuda_build):
-        message = f"the driver runs CUDA up to {driver_cuda}, this torch is built for {facts.cuda_build}"
-        return Finding("GPU", Level.WARNING, message, "update the driver, or install a torch built for an older CUDA")
+        message = (
+            f"the driver runs CUDA up to {driver_cuda}, this torch is built for {facts.cuda_build}"
+        )
+        return Finding(
+            "GPU",
+            Level.WARNING,
+            message,
+            "update the driver, or install a torch built for an older CUDA",
+        )
     message = "an NVIDIA driver is here, but torch sees no GPU"
-    return Finding("GPU", Level.WARNING, message, "look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES")
+    return Finding(
+        "GPU", Level.WARNING, message, "look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES"
+    )
 
 
 def check_packages() -> Finding:
-    """What the project needs by its own metadata; the extras are only told."""
+    """What the project needs by its own metadata; the extras are only listed."""
     required, extras = _requirements()
+    required += extras.pop("serve", [])
     wrong = [fault for requirement in required if (fault := _fault(requirement))]
     if wrong:
         return Finding("packages", Level.PROBLEM, "; ".join(wrong), _INSTALL_TORCH)
     lacking = sorted(name for name, needed in extras.items() if any(map(_fault, needed)))
     if not lacking:
         return Finding("packages", Level.OK, "all there, those of the extras too")
-    remedy = "pip install -e '.[NAME]' adds them"
-    return Finding("packages", Level.OK, f"all there; of the extras not {', '.join(lacking)}", remedy)
+    remedy = "pip install 'segserve[NAME]' adds them"
+    return Finding(
+        "packages", Level.OK, f"all there; of the extras not {', '.join(lacking)}", remedy
+    )
 
 
 def check_disk(folders: Mapping[str, Path] | None = None) -> Finding:
     """Free space where archives are built, models fetched and unpacked."""
-    free_bytes = {name: shutil.disk_usage(_existing(path)).free for name, path in (folders or _folders()).items()}
+    free_bytes = {
+        name: shutil.disk_usage(_existing(path)).free
+        for name, path in (folders or _folders()).items()
+    }
     name, least_bytes = min(free_bytes.items(), key=lambda item: item[1])
     message = f"{least_bytes / 1e9:.1f} GB free for {name}"
     if least_bytes < NO_DISK_BYTES:
-        return Finding("disk", Level.PROBLEM, message, "make room; a server unpacks its archive there")
+        return Finding(
+            "disk", Level.PROBLEM, message, "make room; a server unpacks its archive there"
+        )
     if least_bytes < LOW_DISK_BYTES:
-        return Finding("disk", Level.WARNING, message, "make room before a large model is fetched or packed")
+        return Finding(
+            "disk", Level.WARNING, message, "make room before a large model is fetched or packed"
+        )
     return Finding("disk", Level.OK, message)
 
 
-_torch_facts = cache(ask_torch)
+_torch_facts = cache(send_torch)
 
 
 def _driver_cuda() -> str | None:
@@ -114,7 +158,9 @@ def _driver_cuda() -> str | None:
     if command is None:
         return "" if Path("/proc/driver/nvidia/version").exists() else None
     try:
-        done = subprocess.run([command], capture_output=True, text=True, timeout=_DRIVER_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            [command], capture_output=True, text=True, timeout=_DRIVER_TIMEOUT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     found = re.search(r"CUDA Version: *([0-9.]+)", done.stdout)
@@ -139,8 +185,12 @@ def _requirements() -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _fault(requirement: str) -> str:
-    """What is wrong with an installed package, as `NAME>=VERSION` or `NAME==VERSION` asks for it; or nothing."""
-    name, operator, wanted = re.fullmatch(r"([\w.-]+)(?:\[.*?\])?\s*(>=|==)?\s*([\w.]*).*", requirement).groups()  # type: ignore[union-attr]
+    """What is wrong with an installed package, against `NAME>=VERSION` or `NAME==VERSION`;
+    or nothing.
+    """
+    name, operator, wanted = re.fullmatch(
+        r"([\w.-]+)(?:\[.*?\])?\s*(>=|==)?\s*([\w.]*).*", requirement
+    ).groups()  # type: ignore[union-attr]
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -152,7 +202,11 @@ def _fault(requirement: str) -> str:
 
 def _folders() -> dict[str, Path]:
     home = os.environ.get("SEGSERVE_HOME") or Path.home() / ".cache"
-    return {"archives, here": Path(), "unpacked models": Path(tempfile.gettempdir()), "fetched models": Path(home)}
+    return {
+        "archives, here": Path(),
+        "unpacked models": Path(tempfile.gettempdir()),
+        "fetched models": Path(home),
+    }
 
 
 def _existing(path: Path) -> Path:

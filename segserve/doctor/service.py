@@ -16,8 +16,8 @@ from .findings import Finding, Level
 if TYPE_CHECKING:
     import requests
 
-    from ..server.endpoint import Endpoint
-    from ..server.running import RunningServer
+    from ..gateway.background import Server
+    from ..gateway.endpoint import Endpoint
 
 BUILD_DIR = Path("build")
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -28,8 +28,10 @@ _START_ONE = "`segserve serve` starts one"
 
 
 def check_ports() -> Finding:
-    """Whether a server would get the ports of its settings; those of the server that runs here are its own."""
-    from ..server.endpoint import running_server
+    """Whether a server would get the ports of its settings; those of the server that runs here are
+    its own.
+    """
+    from ..gateway.endpoint import running_server
 
     return judge_ports(list(_wanted_ports()), own=_own_ports(running_server()))
 
@@ -42,22 +44,34 @@ def judge_ports(wanted: Iterable[tuple[str, int]], *, own: set[int]) -> Finding:
         names = ", ".join(f"{port}{_owner(port)}" for port in taken)
         remedy = "`segserve serve` takes free ones instead; SEGSERVE_PORT and the like name others"
         return Finding("ports", Level.WARNING, f"taken by another program: {names}", remedy)
-    return Finding("ports", Level.OK, f"{listed}: free{', or used by the server that runs here' if own else ''}")
+    return Finding(
+        "ports",
+        Level.OK,
+        f"{listed}: free{', or used by the server that runs here' if own else ''}",
+    )
 
 
 def check_archives(folder: Path = BUILD_DIR) -> Finding:
     archives = sorted(folder.glob("*.mar"))
     if not archives:
-        return Finding("archive", Level.OK, f"none in {folder}/ yet; `segserve archive` and `segserve serve` make one")
+        return Finding(
+            "archive",
+            Level.OK,
+            f"none in {folder}/ yet; `segserve archive` and `segserve serve` make one",
+        )
     faults = [f"{path}: {fault}" for path in archives if (fault := archive_fault(path))]
     if faults:
-        return Finding("archive", Level.PROBLEM, "; ".join(faults), "pack it again with `segserve archive`")
+        return Finding(
+            "archive", Level.PROBLEM, "; ".join(faults), "pack it again with `segserve archive`"
+        )
     names = ", ".join(str(path) for path in archives)
     return Finding("archive", Level.OK, f"{names}: whole, the weights are those of the record")
 
 
 def archive_fault(path: Path) -> str:
-    """What is wrong with an archive, or nothing: all of it is read, and the weights compared with the record."""
+    """What is wrong with an archive, or nothing: all of it is read, and the weights compared with
+    the record.
+    """
     import yaml
 
     try:
@@ -73,76 +87,90 @@ def archive_fault(path: Path) -> str:
         return f"lacks what an archive of this project holds ({' '.join(str(error).split())[:120]})"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return "" if digest == weights["sha256"] else f"SHA-256 of {named} is {digest}, its record says {weights['sha256']}"
+    return (
+        ""
+        if digest == weights["sha256"]
+        else f"SHA-256 of {named} is {digest}, its record says {weights['sha256']}"
+    )
 
 
 def check_server(url: str | None, token: str | None) -> Finding:
-    """A worker that is READY where the management port can be asked, else an answer to `/ping`."""
-    from ..server.endpoint import find_endpoint
+    """Whether the server of this folder is ready, or another one responds to `/ping`."""
+    from ..gateway.endpoint import find_endpoint
 
     endpoint = find_endpoint(url, token=token)
     if endpoint.running is not None:
         return _own_server(endpoint.running)
-    answer = _ping(endpoint)
-    if answer is None and url is None:
+    response = _get(endpoint, "ping")
+    if response is None and url is None:
         return Finding("server", Level.OK, f"none runs here; {_START_ONE}")
-    if answer is None:
+    if response is None:
         remedy = f"check address and firewall; on this machine {_START_ONE}"
-        return Finding("server", Level.PROBLEM, f"nothing answers at {endpoint.url}", remedy)
-    if answer.ok:
-        return Finding("server", Level.OK, f"{endpoint.url} answers {_status(answer)}")
-    if _refuses_token(answer):
-        return Finding("server", Level.OK, f"{endpoint.url} answers, and asks for a token")
+        return Finding("server", Level.PROBLEM, f"no server responds at {endpoint.url}", remedy)
+    if response.ok:
+        return Finding("server", Level.OK, f"{endpoint.url} responds {_status(response)}")
+    if _rejects_token(response):
+        return Finding("server", Level.OK, f"{endpoint.url} responds, and needs a token")
     remedy = "look whether it is the inference port of a TorchServe, and into its log"
-    return Finding("server", Level.PROBLEM, f"{endpoint.url}/ping answers {answer.status_code} {answer.reason}", remedy)
+    return Finding(
+        "server",
+        Level.PROBLEM,
+        f"{endpoint.url}/ping returns {response.status_code} {response.reason}",
+        remedy,
+    )
 
 
 def check_token(url: str | None, token: str | None) -> Finding:
-    """Whether the token opens the server: with authorization on, `/ping` needs one as well."""
-    from ..server.endpoint import TOKEN_VARIABLE, find_endpoint
+    """Whether the server accepts the token: `/ping` needs none, the list of models does."""
+    from ..gateway.endpoint import TOKEN_VARIABLE, find_endpoint
 
     endpoint = find_endpoint(url, token=token)
-    answer = _ping(endpoint)
-    if answer is None:
-        return Finding("token", Level.OK, "not asked for, as no server answers")
-    if not _refuses_token(answer):
+    response = _get(endpoint, "models")
+    if response is None:
+        return Finding("token", Level.OK, "not checked, because no server responds")
+    if not _rejects_token(response):
         return Finding("token", Level.OK, "valid" if endpoint.token else "none is needed")
     if endpoint.running is not None:
         remedy = "`segserve stop` and `segserve serve` make a new one"
     else:
-        remedy = f"get a new one from whoever runs it, and name it with --token or in {TOKEN_VARIABLE}"
+        remedy = f"get a new one from its operator, and name it with --token or in {TOKEN_VARIABLE}"
     fault = "is wrong or has expired" if endpoint.token else "is needed, and none was given"
-    is_meant = url or endpoint.running or endpoint.token  # else it may be anyone's server that listens there
-    return Finding("token", Level.PROBLEM if is_meant else Level.WARNING, f"that of {endpoint.url} {fault}", remedy)
+    is_meant = (
+        url or endpoint.running or endpoint.token
+    )  # else it may be anyone's server that listens there
+    return Finding(
+        "token",
+        Level.PROBLEM if is_meant else Level.WARNING,
+        f"that of {endpoint.url} {fault}",
+        remedy,
+    )
 
 
 def _wanted_ports() -> Iterator[tuple[str, int]]:
     """Host and port of every address that a server would listen at, were all of them free."""
+    from ..engines.torchserve.config import HTTP_PORTS, read_config
     from ..resources import resource
-    from ..server.config import GRPC_PORTS, HTTP_PORTS, read_config
 
     settings = read_config(resource("config.properties"))
     for key, variable, default in HTTP_PORTS:
+        if key == "management_address":  # TorchServe's own, at any free port
+            continue
         address = urlsplit(settings.get(key, f"http://127.0.0.1:{default}"))
-        yield address.hostname or "127.0.0.1", int(os.environ.get(variable) or address.port or default)
-    for prefix, variable, default in GRPC_PORTS:
-        port = os.environ.get(variable) or settings.get(f"{prefix}_port") or default
-        yield settings.get(f"{prefix}_address", "127.0.0.1"), int(port)
+        port = int(os.environ.get(variable) or address.port or default)
+        yield address.hostname or "127.0.0.1", port
 
 
-def _own_ports(server: "RunningServer | None") -> set[int]:
-    from ..server.config import GRPC_PORTS, HTTP_PORTS, read_config
-
+def _own_ports(server: "Server | None") -> set[int]:
     if server is None:
         return set()
-    settings = read_config(server.run_dir / "config.properties")
-    http = {urlsplit(settings[key]).port or 0 for key, _, _ in HTTP_PORTS}
-    return http | {int(settings[f"{prefix}_port"]) for prefix, _, _ in GRPC_PORTS}
+    return {urlsplit(url).port or 0 for url in (server.inference_url, server.metrics_url)}
 
 
 def _is_free(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as TorchServe: closed connections do not count
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as TorchServe: closed connections do not count
         try:
             probe.bind((host, port))
             probe.listen(1)
@@ -153,11 +181,15 @@ def _is_free(host: str, port: int) -> bool:
 
 def _owner(port: int) -> str:
     """The process that listens at the port, where this user may see it."""
-    with suppress(Exception):  # a courtesy: without psutil or the rights, the port alone is told
+    with suppress(Exception):  # a courtesy: without psutil or the rights, only the port is shown
         import psutil
 
         for connection in psutil.net_connections("tcp"):
-            if connection.laddr[1:] == (port,) and connection.status == psutil.CONN_LISTEN and connection.pid:
+            if (
+                connection.laddr[1:] == (port,)
+                and connection.status == psutil.CONN_LISTEN
+                and connection.pid
+            ):
                 return f" (process {connection.pid}, {psutil.Process(connection.pid).name()})"
     return ""
 
@@ -170,38 +202,47 @@ def _sha256(archive: zipfile.ZipFile, name: str) -> str:
     return digest.hexdigest()
 
 
-def _own_server(server: "RunningServer") -> Finding:
-    from ..server.errors import ServerError
+def _own_server(server: "Server") -> Finding:
+    from ..engines.errors import ServerError
 
     where = f"{server.inference_url} with {', '.join(server.models)}"
     try:
         server.wait_ready(timeout_s=0)
     except ServerError as error:
         remedy = f"wait, if it has just been started; else read {server.log_path}"
-        return Finding("server", Level.PROBLEM, f"{where}: {str(error).partition('; the log is')[0]}", remedy)
+        return Finding(
+            "server", Level.PROBLEM, f"{where}: {str(error).partition('; the log is')[0]}", remedy
+        )
     return Finding("server", Level.OK, f"{where}: a worker is READY")
 
 
-def _ping(endpoint: "Endpoint") -> "requests.Response | None":
+def _get(endpoint: "Endpoint", path: str) -> "requests.Response | None":
     import requests
 
     headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
-    past_proxies = {"no_proxy": "*"} if endpoint.running else None  # none stands between us and our own server
+    past_proxies = (
+        {"no_proxy": "*"} if endpoint.running else None
+    )  # none stands between us and our own server
     try:
         return requests.get(
-            f"{endpoint.url.rstrip('/')}/ping", headers=headers, timeout=_HTTP_TIMEOUT_S, proxies=past_proxies
+            f"{endpoint.url.rstrip('/')}/{path}",
+            headers=headers,
+            timeout=_HTTP_TIMEOUT_S,
+            proxies=past_proxies,
         )
     except requests.RequestException:
         return None
 
 
-def _status(answer: "requests.Response") -> str:
+def _status(response: "requests.Response") -> str:
     try:
-        return str(answer.json()["status"])
+        return str(response.json()["status"])
     except (ValueError, KeyError, TypeError):
-        return f"{answer.status_code} {answer.reason}"
+        return f"{response.status_code} {response.reason}"
 
 
-def _refuses_token(answer: "requests.Response") -> bool:
-    """TorchServe's own refusal is a 400, a proxy's a 401 or 403."""
-    return answer.status_code in (401, 403) or (answer.status_code == 400 and "InvalidKeyException" in answer.text)
+def _rejects_token(response: "requests.Response") -> bool:
+    """The gateway and TorchServe return 400, a proxy 401 or 403."""
+    return response.status_code in (401, 403) or (
+        response.status_code == 400 and "InvalidKeyException" in response.text
+    )

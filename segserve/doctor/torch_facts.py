@@ -1,4 +1,5 @@
-"""What torch says of itself, asked in a process of its own: a broken one may end the process that imports it.
+"""Facts about torch, from a separate process: a broken torch may end the process that
+imports it.
 
 `python -m segserve.doctor.torch_facts` prints the facts as JSON.
 """
@@ -24,10 +25,12 @@ class TorchFacts:
 
 
 class TorchBrokenError(Exception):
-    """torch cannot be imported, or not together with torchvision; the message is the reason in one line."""
+    """torch cannot be imported, or not together with torchvision; the message is the reason in one
+    line.
+    """
 
 
-def ask_torch() -> TorchFacts:
+def send_torch() -> TorchFacts:
     """The facts of the torch that this Python imports.
 
     Raises:
@@ -35,12 +38,16 @@ def ask_torch() -> TorchFacts:
     """
     command = [sys.executable, "-W", "ignore", "-m", __name__]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise TorchBrokenError(f"importing it takes more than {_TIMEOUT_S} s") from error
     if done.returncode:
         said = done.stderr.strip().splitlines()
-        raise TorchBrokenError(said[-1][:300] if said else f"importing it ends Python with status {done.returncode}")
+        raise TorchBrokenError(
+            said[-1][:300] if said else f"importing it ends Python with status {done.returncode}"
+        )
     return TorchFacts(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -48,7 +55,7 @@ def _facts() -> TorchFacts:
     import torch
     import torchvision
 
-    from ..runtime.segmenter import has_bf16
+    from ..runtime.inference.segmenter import has_bf16
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     device = torch.device("cuda" if gpu else "cpu")

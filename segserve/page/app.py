@@ -1,5 +1,6 @@
 """The layout of the page, and the events of its controls."""
 
+from abc import ABCMeta
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,19 +8,47 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ..demo import PHOTOGRAPHS, sample_photograph
-from ..runtime.overlay import DEFAULT_OPACITY
+from ..runtime.encode.overlay import DEFAULT_OPACITY
 from ..runtime.record import BACKGROUND
-from .asking import Server
-from .encodings import ENCODINGS
-from .picture import Picture
-from .view import Answer
-from .words import IN_BROWSER, Problem
+from .server import PageServer
+from .view import ENCODINGS, IN_BROWSER, PageResponse, Problem
+
+
+def _as_dropped(picture: gr.Image, payload: Any) -> Path | None:  # noqa: ANN401 - differs between versions
+    """Returns the uploaded file without decoding it, because the server's error messages are better
+    than Gradio's.
+
+    Returns None for a path outside the upload folder. Gradio does not check the path if the request
+    does not declare it as a file.
+    """
+    if not payload or not payload.path:
+        return None
+    file = Path(payload.path).resolve()
+    return file if file.is_relative_to(Path(picture.GRADIO_CACHE).resolve()) else None
+
+
+def _block_name(_: gr.Image) -> str:
+    return "image"  # the browser component
+
+
+# This bypasses Gradio's metaclass, because that would write a .pyi file next to this module.
+Picture: type[gr.Image] = ABCMeta.__new__(
+    type(gr.Image),
+    "Picture",
+    (gr.Image,),
+    {"preprocess": _as_dropped, "get_block_name": _block_name},
+)
+
 
 _ASSETS = Path(__file__).with_name("assets")
 STYLES = (_ASSETS / "page.css", _ASSETS / "viewer.css")
 
 _NO_SAMPLE = "Not shown"
-_VIEWS = (("One", "none"), ("With its mirror image", "flip"), ("Several sizes, mirrored", "multiscale"))
+_VIEWS = (
+    ("One", "none"),
+    ("With its mirror image", "flip"),
+    ("Several sizes, mirrored", "multiscale"),
+)
 _UPLOADS_CHECKED_S, _UPLOADS_KEPT_S = 600, 3600
 _AT_ONCE, _WAITING = 2, 16  # requests
 
@@ -27,7 +56,7 @@ _PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # programs must use th
 
 
 class Controls(NamedTuple):
-    """The controls of a request, in the order of `ask`'s arguments."""
+    """The controls of a request, in the order of `send`'s arguments."""
 
     picture: gr.Image
     model: gr.Dropdown
@@ -38,9 +67,15 @@ class Controls(NamedTuple):
     encoding: gr.Dropdown
 
 
-def build_page(server: Server) -> gr.Blocks:
-    """Builds the page for one server. The page keeps no state between requests; results stay in the browser."""
-    page = gr.Blocks(title="segserve", analytics_enabled=False, delete_cache=(_UPLOADS_CHECKED_S, _UPLOADS_KEPT_S))
+def build_page(server: PageServer) -> gr.Blocks:
+    """Builds the page for one server. The page keeps no state between requests; results stay in the
+    browser.
+    """
+    page = gr.Blocks(
+        title="segserve",
+        analytics_enabled=False,
+        delete_cache=(_UPLOADS_CHECKED_S, _UPLOADS_KEPT_S),
+    )
     with page:
         address = gr.Markdown(elem_id="address")
         with gr.Row(elem_id="columns"):
@@ -83,13 +118,20 @@ def _lay_out_controls(picture: gr.Image) -> Controls:
             info="Pixels less certain than this become background.",
             buttons=[],
         ),
-        tiles=gr.Checkbox(label="Tiles", info="Look at a large picture piece by piece, at its own resolution."),
-        views=gr.Radio(_VIEWS, value="none", label="Views", info="Average over more of them: slower, a little better."),
+        tiles=gr.Checkbox(
+            label="Tiles", info="Look at a large picture piece by piece, at its own resolution."
+        ),
+        views=gr.Radio(
+            _VIEWS,
+            value="none",
+            label="Views",
+            info="Average over more of them: slower, a little better.",
+        ),
         encoding=gr.Dropdown(
             [_NO_SAMPLE, *ENCODINGS],
             value=_NO_SAMPLE,
-            label="Answer as a program gets it",
-            info="Asks once more, and shows the answer's size and time.",
+            label="Response as a program gets it",
+            info="Sends the picture again, and shows the size and the time of the response.",
         ),
     )
 
@@ -100,13 +142,18 @@ def _offer_examples(picture: gr.Image) -> None:
     except FileNotFoundError:  # the extra `demo` contains them
         return
     gr.Examples(
-        files, picture, label="Or try", example_labels=[what.capitalize() for what in PHOTOGRAPHS.values()], **_PRIVATE
+        files,
+        picture,
+        label="Or try",
+        example_labels=[what.capitalize() for what in PHOTOGRAPHS.values()],
+        **_PRIVATE,
     )
 
 
 def _viewer() -> gr.HTML:
     html, *scripts = (
-        (_ASSETS / name).read_text(encoding="utf-8") for name in ("viewer.html", "viewer.js", "sources.js")
+        (_ASSETS / name).read_text(encoding="utf-8")
+        for name in ("viewer.html", "viewer.js", "sources.js")
     )
     return gr.HTML(
         label="Segmentation",
@@ -121,9 +168,14 @@ def _viewer() -> gr.HTML:
 
 
 def _wire(
-    page: gr.Blocks, server: Server, address: gr.Markdown, button: gr.Button, controls: Controls, viewer: gr.HTML
+    page: gr.Blocks,
+    server: PageServer,
+    address: gr.Markdown,
+    button: gr.Button,
+    controls: Controls,
+    viewer: gr.HTML,
 ) -> None:
-    def ask(
+    def send(
         picture: Path | None,
         model: str | None,
         classes: Sequence[str],
@@ -131,10 +183,10 @@ def _wire(
         tiles: bool,
         views: str,
         encoding: str,
-    ) -> Answer | Problem | None:
+    ) -> PageResponse | Problem | None:
         if picture is None:
             return None
-        return server.ask(
+        return server.send(
             picture,
             model=model,
             encoding=None if encoding == _NO_SAMPLE else encoding,
@@ -149,19 +201,25 @@ def _wire(
         choices = gr.update(choices=list(catalogue.models), value=catalogue.model)
         return _heading(server), choices, gr.update(choices=list(catalogue.labels))
 
-    surroundings: dict[str, Any] = {"inputs": controls.model, "outputs": [address, controls.model, controls.classes]}
+    surroundings: dict[str, Any] = {
+        "inputs": controls.model,
+        "outputs": [address, controls.model, controls.classes],
+    }
     page.load(look_around, **surroundings, show_progress="hidden", **_PRIVATE)
-    asked = gr.on(
+    requested = gr.on(
         [button.click, controls.picture.change],
-        ask,
+        send,
         list(controls),
         viewer,
         show_progress_on=viewer,
         trigger_mode="always_last",  # replacing an image causes two changes
         **_PRIVATE,
     )
-    asked.then(look_around, **surroundings, show_progress="hidden", **_PRIVATE)
+    requested.then(look_around, **surroundings, show_progress="hidden", **_PRIVATE)
 
 
-def _heading(server: Server) -> str:
-    return f"# What is in the picture?\nThe class of every pixel, by the server at `{server.endpoint().url}`."
+def _heading(server: PageServer) -> str:
+    return (
+        "# What is in the picture?\nThe class of every pixel, by the server at "
+        f"`{server.endpoint().url}`."
+    )

@@ -1,4 +1,6 @@
-"""Serves the page on this machine. The browser contacts no other host, and uploads are deleted at the end."""
+"""Serves the page on this machine. The browser contacts no other host, and uploads are deleted at
+the end.
+"""
 
 import os
 import tempfile
@@ -7,12 +9,51 @@ from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .app import STYLES, build_page
-from .asking import Server
-from .headers import Headers
+from .server import PageServer
+
+# Gradio compiles templates in the browser, which needs 'unsafe-eval', and has inline styles and
+# scripts.
+_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "media-src 'self' blob:",
+        "font-src 'self' data:",
+        "connect-src 'self' data: blob:",
+        "object-src 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Headers:
+    """Middleware that adds the headers to every response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
 
 HOST = "127.0.0.1"
 _NAMES = (HOST, "localhost")  # other host names would allow DNS rebinding
@@ -22,7 +63,7 @@ _THREADS = 8
 
 
 @contextmanager
-def page_served(server: Server, *, port: int | None = None) -> Iterator[str]:
+def page_served(server: PageServer, *, port: int | None = None) -> Iterator[str]:
     """Serves the page and yields its address. At the end, uploaded images are deleted.
 
     Args:
@@ -31,7 +72,10 @@ def page_served(server: Server, *, port: int | None = None) -> Iterator[str]:
     Raises:
         OSError: the port is in use.
     """
-    with tempfile.TemporaryDirectory(prefix="segserve-page-") as uploads, _environment(GRADIO_TEMP_DIR=uploads):
+    with (
+        tempfile.TemporaryDirectory(prefix="segserve-page-") as uploads,
+        _environment(GRADIO_TEMP_DIR=uploads),
+    ):
         page = build_page(server)
         try:
             _, url, _ = page.launch(**_settings(port))
@@ -63,7 +107,10 @@ def _settings(port: int | None) -> dict[str, Any]:
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
-            "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=list(_NAMES)), Middleware(Headers)],
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=list(_NAMES)),
+                Middleware(Headers),
+            ],
         },
     }
 
@@ -76,7 +123,7 @@ def _theme() -> gr.themes.Base:
         radius_size=gr.themes.sizes.radius_lg,
         font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
         font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
-    ).set(  # contrast of at least 4.5, WCAG's minimum for text; Gradio's own greys and blues are lighter
+    ).set(  # contrast of at least 4.5, WCAG's minimum for text; Gradio's own has less
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_400",
         block_info_text_color="*neutral_600",

@@ -1,22 +1,83 @@
-"""Pure functions that convert a segmentation to the JSON document of the page's viewer."""
+"""What the page shows: results, samples of the server's encodings, and errors in plain words."""
 
 import base64
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict, Unpack
 
-from ..client import Segmentation
-from ..runtime.mask import encode_grey_png, encode_jpeg, encode_png
-from ..segment.coco import as_coco
-from ..segment.formats import class_table
-from ..segment.sources import Source
-from .encodings import Sample
+from ..bulk.results import as_coco
+from ..bulk.sources import Source
+from ..client import (
+    AuthenticationError,
+    MalformedResponseError,
+    ResponseError,
+    Segmentation,
+    SegmentationClient,
+    TimedOutError,
+    UnknownModelError,
+    UnreachableError,
+)
+from ..client.request import SegmentOptions
+from ..runtime.encode.mask import encode_grey_png, encode_jpeg, encode_png
+from ..schema.request import MediaType
+
+_EXCERPT_BYTES = 600
+
+
+class _Encoding(NamedTuple):
+    accept: str
+    mask: str | None
+
+
+ENCODINGS = {
+    "JSON, mask as PNG": _Encoding(MediaType.JSON, "png"),
+    "JSON, mask as run lengths (COCO RLE)": _Encoding(MediaType.JSON, "rle"),
+    "JSON, mask as polygons": _Encoding(MediaType.JSON, "polygons"),
+    "JSON, mask as rows of class ids": _Encoding(MediaType.JSON, "dense"),
+    "JSON, classes without a mask": _Encoding(MediaType.JSON, "none"),
+    "PNG, the label map": _Encoding(MediaType.PNG, None),
+    "JPEG, the overlay": _Encoding(MediaType.JPEG, None),
+    "NumPy file, the label map": _Encoding(MediaType.NPY, None),
+}
+
+
+class Sample(TypedDict):
+    """One response in one encoding. `excerpt` is the start of a text response; empty for a binary
+    response.
+    """
+
+    encoding: str
+    bytes: int
+    ms: float
+    excerpt: str
+
+
+def take_sample(
+    client: SegmentationClient, image_file: bytes, encoding: str, **options: Unpack[SegmentOptions]
+) -> Sample:
+    """Requests the image again, in the given encoding. Raises as
+    `SegmentationClient.segment_raw`.
+    """
+    accept, mask = ENCODINGS[encoding]
+    began = time.perf_counter()
+    body = client.segment_raw(image_file, accept, mask=mask, **options)
+    ms = 1000 * (time.perf_counter() - began)
+    return {"encoding": encoding, "bytes": len(body), "ms": ms, "excerpt": _excerpt(body, accept)}
+
+
+def _excerpt(body: bytes, accept: str) -> str:
+    if accept != MediaType.JSON:
+        return ""
+    text = body[:_EXCERPT_BYTES].decode("utf-8", errors="ignore")
+    return f"{text} …" if len(body) > _EXCERPT_BYTES else text
+
 
 _STAGES = {
     "decode": "reading the picture",
     "preprocess": "scaling it",
     "inference": "the network",
-    "encode": "writing the answer",
+    "encode": "writing the response",
 }
 
 
@@ -27,13 +88,13 @@ class Step(TypedDict):
     ms: float
 
 
-class Answer(TypedDict):
+class PageResponse(TypedDict):
     """The viewer's document for a segmentation.
 
     Attributes:
         picture: data URL of the image, JPEG: upright, with the label map's size.
-        ids: data URL of a grey PNG: pixel value = class id. A browser decodes a PNG only to colours, and two classes
-            may have the same colour.
+        ids: data URL of a grey PNG: pixel value = class id. A browser decodes a PNG only to
+            colours, and two classes may have the same colour.
         labels: data URL of the label map as indexed PNG, for download.
         coco: a COCO data set of this image, for download.
         steps: the time of each stage; the last entry is the total, measured by the page.
@@ -53,7 +114,9 @@ class Answer(TypedDict):
     sample: Sample | None
 
 
-def as_answer(segmentation: Segmentation, name: str, *, seconds: float, sample: Sample | None = None) -> Answer:
+def as_response(
+    segmentation: Segmentation, name: str, *, seconds: float, sample: Sample | None = None
+) -> PageResponse:
     """Converts a segmentation to the viewer's document.
 
     Args:
@@ -72,20 +135,133 @@ def as_answer(segmentation: Segmentation, name: str, *, seconds: float, sample: 
         "picture": data_url(encode_jpeg(segmentation.image), "image/jpeg"),
         "ids": data_url(encode_grey_png(segmentation.label_map), "image/png"),
         "labels": data_url(encode_png(segmentation.label_map, segmentation.palette), "image/png"),
-        "coco": as_coco(segmentation, Source("", name)),
-        "classes": class_table(segmentation.classes),
+        "coco": as_coco(segmentation, Source(name, name)),
+        "classes": [row.as_document() for row in segmentation.classes],
         "steps": steps(segmentation.timings_ms, 1000 * seconds),
         "sample": sample,
     }
 
 
 def steps(timings_ms: Mapping[str, float], total_ms: float) -> list[Step]:
-    """The stages of `Server-Timing` in plain words, the time outside the server's stages, and the total."""
-    told = [Step(name=_STAGES.get(stage, stage), ms=ms) for stage, ms in timings_ms.items()]
+    """The stages of `Server-Timing` in plain words, the time outside the server's stages, and the
+    total.
+    """
+    reported = [Step(name=_STAGES.get(stage, stage), ms=ms) for stage, ms in timings_ms.items()]
     elsewhere_ms = max(0.0, total_ms - sum(timings_ms.values()))
-    rest = [Step(name="on the way and waiting", ms=elsewhere_ms)] if told else []
-    return [*told, *rest, Step(name="in all", ms=total_ms)]
+    rest = [Step(name="on the way and waiting", ms=elsewhere_ms)] if reported else []
+    return [*reported, *rest, Step(name="in all", ms=total_ms)]
 
 
 def data_url(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+class Problem(TypedDict):
+    """The viewer's document for an error."""
+
+    title: str
+    detail: str
+
+
+class _Words(NamedTuple):
+    title: str
+    advice: str
+
+
+_BY_KIND: tuple[tuple[type[Exception], _Words], ...] = (
+    (
+        UnreachableError,
+        _Words("No server responds", "Start one with `segserve serve`, then press Segment again."),
+    ),
+    (TimedOutError, _Words("The server took too long", "Try a smaller picture, or fewer passes.")),
+    (
+        AuthenticationError,
+        _Words(
+            "The server rejects the token", "Start the page again with --token or $SEGSERVE_TOKEN."
+        ),
+    ),
+    (
+        UnknownModelError,
+        _Words("The server has no such model", "Choose another one under Options."),
+    ),
+    (
+        MalformedResponseError,
+        _Words("This is not a segmentation server", "Look at the address that the page was given."),
+    ),
+    (
+        FileNotFoundError,
+        _Words("The picture is no longer here", "Drop it again: pictures are kept for an hour."),
+    ),
+)
+_BY_CODE = {
+    "image_truncated": _Words("The file ends too early", "Save or copy the picture once more."),
+    "image_corrupt": _Words("The file is damaged", "Try another copy of the picture."),
+    "image_unsupported": _Words("This file is no picture that can be read", "Choose another file."),
+    "image_too_large": _Words("The picture is too large", "Make it smaller."),
+    "request_too_large": _Words("The file is too large", "Make it smaller."),
+    "answer_too_large": _Words(
+        "The response would be too large", "Choose another encoding, or a smaller picture."
+    ),
+    "cost_too_high": _Words(
+        "This would take too long", "Turn off tiles, or average over fewer views."
+    ),
+    "bad_option": _Words("The server does not know this option", "Change it under Options."),
+    "out_of_memory": _Words("The server has no memory left", "Try a smaller picture."),
+    "ServiceUnavailableException": _Words(
+        "The server is busy", "Wait a moment, then press Segment again."
+    ),
+}
+# For the browser's script: by the image's source and the browser's error name, "" for any other
+# error.
+IN_BROWSER: dict[str, dict[str, Problem]] = {
+    "camera": {
+        "NotAllowedError": {
+            "title": "The browser may not use the camera",
+            "detail": "Allow it for this page in the browser's address bar, or upload a picture.",
+        },
+        "NotFoundError": {
+            "title": "No camera was found",
+            "detail": "Connect one, or upload a picture.",
+        },
+        "": {
+            "title": "The camera cannot be used",
+            "detail": "Close other programs that may be using it, or upload a picture.",
+        },
+    },
+    "clipboard": {
+        "NotAllowedError": {
+            "title": "The browser may not read the clipboard",
+            "detail": "Press Ctrl+V (Command+V on a Mac), which needs no permission, "
+            "or upload a picture.",
+        },
+        "": {
+            "title": "There is no picture on the clipboard",
+            "detail": "Copy a picture, not its file's name or address, or upload it.",
+        },
+    },
+    "drop": {"": {"title": "This file is no picture", "detail": "Choose another file."}},
+}
+_OTHERWISE = _Words("This did not work", "")
+
+
+def in_plain_words(error: Exception) -> Problem:
+    """Converts an error to a problem. The server's message is included, because it contains the
+    numbers.
+    """
+    title, advice = _words(error)
+    message = (
+        error.message
+        if isinstance(error, ResponseError)
+        else ""
+        if isinstance(error, OSError)
+        else str(error)
+    )
+    sentence = f"{message[:1].upper()}{message[1:].rstrip('.')}." if message else ""
+    return {"title": title, "detail": " ".join(part for part in (advice, sentence) if part)}
+
+
+def _words(error: Exception) -> _Words:
+    for kind, words in _BY_KIND:
+        if isinstance(error, kind):
+            return words
+    return _BY_CODE.get(error.code, _OTHERWISE) if isinstance(error, ResponseError) else _OTHERWISE

@@ -1,14 +1,7 @@
-"""The code that every model archive carries: from a request to its response.
+"""Converts image bytes to responses. Archives carry a copy of this package.
 
-`pipeline` processes one request in this order:
-
-- `request` reads the image file and the options from the body, the form or the JSON.
-- `image` decodes the file to uint8 RGB, upright and within the limits. `quarantine` rejects a file that is
-  known to crash its decoder.
-- `failover` runs the segmenter, which resizes the image, runs the network and selects the class of every pixel. If the
-  GPU fails, it continues on the CPU.
-- `answer` encodes the result as JSON, PNG, JPEG or NumPy file, and every error as an error response.
-
-No module here imports a server, Ray or an HTTP client. Importing a module loads no weights, opens no socket and logs
-nothing.
+`pipeline` is the path of a request: `request` parses it, `decode` reads the image,
+`inference` computes the class of every pixel, `encode` writes the response. `network` builds a
+model from its record, `acceleration` makes it faster, and `telemetry` measures. Nothing here
+imports a server.
 """

@@ -1,29 +1,34 @@
 """Every error response, as one hierarchy: a stable code, an HTTP status and a message for people.
 
-A message says what is wrong, what was expected and what to do about it. It never holds a traceback or a path.
+A message says what is wrong, what was expected and what to do. It never contains a traceback or a
+path.
 """
 
 from typing import ClassVar
 
+from ..schema.response import ErrorBody, ErrorDetail
+
 
 class SegserveError(Exception):
-    """Base of every error that a client receives. `str(error)` is the message, `code` is for programs."""
+    """Base of every error that a client receives. `str(error)` is the message, `code` is for
+    programs.
+    """
 
     status: ClassVar[int] = 500
     phrase: ClassVar[str] = "Internal Server Error"
     code: ClassVar[str] = "internal_error"
 
     def as_document(self) -> dict[str, dict[str, str]]:
-        """The JSON body of the answer: `{"error": {"code": ..., "message": ...}}`."""
-        return {"error": {"code": self.code, "message": str(self)}}
+        """The JSON body of the error response."""
+        return ErrorBody(error=ErrorDetail(code=self.code, message=str(self))).model_dump()
 
 
 class InternalError(SegserveError):
-    """A fault of ours, whose details are in the server's log and not in the answer."""
+    """An internal fault. Its details are only in the server's log."""
 
 
 class BadRequestError(SegserveError):
-    """The request itself makes no sense: no image, an unknown option or value, JSON that does not parse."""
+    """The request is invalid: no image, an unknown option or value, JSON that does not parse."""
 
     status = 400
     phrase = "Bad Request"
@@ -47,7 +52,7 @@ class BadBase64Error(BadRequestError):
 
 
 class NotAcceptableError(SegserveError):
-    """The client accepts none of the media types that can be answered."""
+    """The client accepts none of the available media types."""
 
     status = 406
     phrase = "Not Acceptable"
@@ -70,12 +75,12 @@ class TooLargeError(SegserveError):
     code = "image_too_large"
 
 
-class AnswerTooLargeError(TooLargeError):
+class ResponseTooLargeError(TooLargeError):
     code = "answer_too_large"
 
 
 class TooCostlyError(TooLargeError):
-    """More passes through the network than one request may take."""
+    """More forward passes than one request may take."""
 
     code = "cost_too_high"
 
@@ -109,7 +114,7 @@ class OutOfMemoryError(SegserveError):
 
 
 class UnavailableError(SegserveError):
-    """Nobody can take the request now; the same request may well be answered a little later."""
+    """The server cannot process the request now, but may be able to a little later."""
 
     status = 503
     phrase = "Service Unavailable"
@@ -117,7 +122,7 @@ class UnavailableError(SegserveError):
 
 
 class OverloadedError(UnavailableError):
-    """More requests wait already than may."""
+    """The queue is full."""
 
     code = "overloaded"
 
@@ -132,8 +137,10 @@ def error_classes() -> list[type[SegserveError]]:
 
 
 class ModelError(Exception):
-    """A model folder, record or archive that cannot be served; raised at load, never while answering."""
+    """A model folder, record or archive that cannot be served. Raised at load, never by a
+    request.
+    """
 
 
 class FetchError(ModelError):
-    """The checkpoint of a published model cannot be had, or is not the one that was published."""
+    """The checkpoint of a published model is unavailable, or not the published one."""

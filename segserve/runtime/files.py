@@ -16,8 +16,11 @@ def write_whole(path: AnyPath, content: str | bytes, *, mode: int = 0o666) -> No
 
 
 @contextmanager
-def whole_file(path: AnyPath, *, mode: int = 0o666, folder: AnyPath | None = None) -> Iterator[BinaryIO]:
-    """A file to write to that replaces `path` when the block ends. After an error, `path` is as before.
+def whole_file(
+    path: AnyPath, *, mode: int = 0o666, folder: AnyPath | None = None
+) -> Iterator[BinaryIO]:
+    """A file to write to that replaces `path` when the block ends. After an error, `path` is as
+    before.
 
     Several threads and processes may write the same file at once. The last one to end wins.
 

@@ -1,4 +1,6 @@
-"""Processes one request at a time: decode, segment, encode. An error affects only the response to its own request."""
+"""Processes one request at a time: decode, segment, encode. An error affects only the response to
+its own request.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -7,30 +9,40 @@ from functools import partial
 from io import BytesIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from .answer import Answer, encode_answer, error_answer
+from ..schema.request import MediaType, Options
 from .classes import class_ids
-from .errors import BadOptionError, InternalError, ModelError, OutOfMemoryError, SegserveError, TooCostlyError
-from .failover import AnySegmenter
-from .image import FORMATS, Decoded, decode_reduced
-from .json_answer import json_bytes
-from .labels import LabelRule
-from .observed import Observed
-from .options import MediaType, Options
-from .quarantine import Quarantine
+from .decode.formats import FORMATS
+from .decode.image import Decoded, decode_reduced
+from .decode.quarantine import Quarantine
+from .encode.response import Response, encode_response, error_response, json_bytes
+from .errors import (
+    BadOptionError,
+    InternalError,
+    ModelError,
+    OutOfMemoryError,
+    SegserveError,
+    TooCostlyError,
+)
+from .inference.failover import AnySegmenter
+from .inference.labels import LabelRule, SegmentedImage
 from .request import SegmentRequest, read_request
 from .settings import CONFIG_FILE, Settings
+from .telemetry.request_stats import RequestStats
 
 logger = logging.getLogger(__name__)
 
-# Width to height of most photographs. oneDNN prepares itself for each new shape, in half of the network's time.
+# Width to height of most photographs. oneDNN prepares itself for each new shape, in half of the
+# network's time.
 _COMMON_SHAPES = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What a server needs from a model: a response to every request, and a description of the model.
+    """What a server needs from a model: a response to every request, and a description of the
+    model.
 
     Without a quarantine, images that crash their decoder are not remembered.
     """
@@ -50,53 +62,62 @@ class Pipeline:
         except BadOptionError as error:
             raise ModelError(f"{CONFIG_FILE}: handler.defaults: {error}") from error
 
-    def answer(self, row: Mapping[str, object], headers: Mapping[str, object]) -> Answer:
-        """Processes one request. Converts exceptions to error responses. See `read_request` for the arguments."""
-        observed = Observed()
+    def respond(self, row: Mapping[str, object], headers: Mapping[str, object]) -> Response:
+        """Processes one request. Converts exceptions to error responses. See `read_request` for the
+        arguments.
+        """
+        stats = RequestStats()
         try:
-            body, media_type = self._segment(row, headers, observed)
-        except SegserveError as error:
-            return error_answer(error, observed)
-        except MemoryError:
-            logger.exception("no memory left for a request")
-            return error_answer(
-                OutOfMemoryError("no memory left for this image; send it smaller, or try again later"), observed
-            )
-        except Exception:
-            logger.exception("a request failed")
-            return error_answer(InternalError("the server failed at this image; its log says why"), observed)
-        return Answer(body, media_type, observed=observed)
+            request, image_rgb, segmentation = self.segment(row, headers, stats)
+            with stats.timings.stage("encode"):
+                body = encode_response(
+                    request,
+                    image_rgb,
+                    segmentation,
+                    self.segmenter.record,
+                    self.settings.max_response_bytes,
+                )
+        except Exception as error:
+            return error_response(request_error(error), stats)
+        return Response(body, request.media_type, stats=stats)
 
-    def _segment(
-        self, row: Mapping[str, object], headers: Mapping[str, object], observed: Observed
-    ) -> tuple[bytes, MediaType]:
-        timings = observed.timings
+    def segment(
+        self, row: Mapping[str, object], headers: Mapping[str, object], stats: RequestStats
+    ) -> tuple[SegmentRequest, NDArray[np.uint8], SegmentedImage]:
+        """Processes one request up to its segmentation, without encoding a response.
+
+        Returns:
+            The request, the decoded image (see `_decode`), and its segmentation.
+
+        Raises:
+            Exception: any error; `request_error` converts it.
+        """
+        timings = stats.timings
         with timings.stage("decode"):
             request = read_request(row, headers, self.settings.defaults)
-            observed.read(request)
+            stats.read(request)
             rule = self._label_rule(request)
             image_rgb, size_hw = self._decode(request)
-        observed.pixels = size_hw[0] * size_hw[1]
+        stats.pixels = size_hw[0] * size_hw[1]
         options = request.options
         self._check_cost(options, *size_hw)
         segmentation = self.segmenter.segment(
             image_rgb, timings, mode=options.mode, tta=options.tta, rule=rule, size_hw=size_hw
         )
-        observed.quality = segmentation.quality
-        with timings.stage("encode"):
-            body = encode_answer(
-                request, image_rgb, segmentation, self.segmenter.record, self.settings.max_response_bytes
-            )
-        return body, request.media_type
+        stats.quality = segmentation.quality
+        return request, image_rgb, segmentation
 
     def _decode(self, request: SegmentRequest) -> Decoded:
-        """Decodes the image, reduced to what the network needs. If the response shows the image, it is not reduced."""
+        """Decodes the image, reduced to what the network needs. If the response shows the image, it
+        is only reduced to the limit.
+        """
         options = request.options
         needed = partial(self.segmenter.needed_hw, mode=options.mode, tta=options.tta)
         decode = self.quarantine.decode if self.quarantine else decode_reduced
         return decode(
             request.image,
-            max_pixels=self.settings.max_image_pixels,
+            limits=self.settings.pixel_limits,
+            alpha=options.alpha,
             needed=None if request.media_type is MediaType.JPEG else needed,
         )
 
@@ -119,11 +140,13 @@ class Pipeline:
             if cost <= self.max_cost
         ]
         raise TooCostlyError(
-            f"mode={options.mode} tta={options.tta} takes {cost:.1f} passes through the network for an image of "
-            f"{width_px} x {height_px} pixels, the limit is {self.max_cost}; these fit: {', '.join(fitting)}"
+            f"mode={options.mode} tta={options.tta} takes {cost:.1f} passes through the network "
+            "for an image of "
+            f"{width_px} x {height_px} pixels, the limit is {self.max_cost}; these fit: "
+            f"{', '.join(fitting)}"
         )
 
-    def describe(self) -> Answer:
+    def describe(self) -> Response:
         """Describes the model, its classes, its options and its limits as JSON."""
         record = self.segmenter.record
         document = {
@@ -133,22 +156,42 @@ class Pipeline:
             "image_formats": FORMATS,
             "limits": {
                 "max_image_pixels": self.settings.max_image_pixels,
+                "max_decoded_pixels": self.settings.pixel_limits.decoded,
                 "max_response_bytes": self.settings.max_response_bytes,
                 "max_cost": self.max_cost,
             },
             "device": str(self.segmenter.device),
             "precision": self.segmenter.precision,
         }
-        return Answer(json_bytes(document), MediaType.JSON)
+        return Response(json_bytes(document), MediaType.JSON)
 
     def warm_up(self) -> None:
-        """Prepares for the first request: segments grey images of common shapes, then processes two image files."""
+        """Prepares for the first request: segments grey images of common shapes, then processes two
+        image files.
+        """
         size_px = self.segmenter.record.input.resize.size_px
         for width, height in _COMMON_SHAPES:
             scale = size_px / max(width, height)
-            grey = np.full((max(1, int(height * scale)), max(1, int(width * scale)), 3), 128, dtype=np.uint8)
+            grey = np.full(
+                (max(1, int(height * scale)), max(1, int(width * scale)), 3), 128, dtype=np.uint8
+            )
             self.segmenter.segment(grey)
         for file_format in ("JPEG", "PNG"):
             file = BytesIO()
             Image.fromarray(grey).save(file, file_format)
-            self.answer({"body": file.getvalue()}, {})
+            self.respond({"body": file.getvalue()}, {})
+
+
+def request_error(error: Exception) -> SegserveError:
+    """The error that a client receives for an exception of its request. Logs faults of the
+    server.
+    """
+    if isinstance(error, SegserveError):
+        return error
+    if isinstance(error, MemoryError):
+        logger.error("no memory left for a request", exc_info=error)
+        return OutOfMemoryError(
+            "no memory left for this image; send it smaller, or try again later"
+        )
+    logger.error("a request failed", exc_info=error)
+    return InternalError("the server failed at this image; its log says why")

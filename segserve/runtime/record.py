@@ -1,93 +1,49 @@
 """The record of a model, `model.yaml`.
 
-It is the only place for a model's architecture, weights, classes, colours, input rule, licence and measured accuracy.
-The handler, the archive, the evaluation and the tests derive from it.
+It is the only place for a model's architecture, weights, classes, colours, input rule, licence and
+measured accuracy. The handler, the archive, the evaluation and the tests derive from it.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
+from ..schema import Byte as Byte
+from ..schema import Strict as Strict
+from ..schema import Unit as Unit
+from .architecture import Architecture
 from .errors import ModelError
 from .files import write_whole
 
 RECORD_FILE = "model.yaml"
+WEIGHTS_FILE = "weights.safetensors"
 _ROUNDINGS: dict[str, Callable[[Fraction], int]] = {"nearest": round, "down": floor, "up": ceil}
-BACKGROUND = 0  # class id of a pixel whose class is not requested or not certain enough; has no colour in overlays
+# Class id of a pixel whose class is not requested or not certain enough. Has no colour in overlays.
+BACKGROUND = 0
 
-Unit = Annotated[float, Field(ge=0, le=1)]
 PositiveUnit = Annotated[float, Field(gt=0, le=1)]
 # No control characters and no line breaks, including Unicode's: these texts are cells of a table.
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
-Byte = Annotated[int, Field(ge=0, le=255)]
-
-
-class Strict(BaseModel):
-    """A frozen model that rejects unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
 
 Document = TypeVar("Document", bound=Strict)
 
 
-def _usual_dropout(fields: dict[str, Any]) -> float:
-    """The default of torchvision for the head deeplabv3, and of CoreNet for the other two."""
-    return 0.5 if fields.get("head") == "deeplabv3" else 0.1
-
-
-class Architecture(Strict):
-    """Which network the weights belong to: a backbone and a head of `deeplabv3.py`.
-
-    The keys from `aspp_rates` on are CoreNet's, with its defaults.
-
-    Attributes:
-        backbone: a timm model, or `torchvision.resnet50`, `torchvision.resnet101` or `torchvision.mobilenet_v3_large`
-            for torchvision's own.
-        aux_head: an FCN head on the level before the last, as published checkpoints have it. It is never computed.
-        padding: `centered` pads the strided convolutions of a timm backbone so that a logit lies at the center of its
-            cell, where the bilinear resize to the image's size expects it; `default` leaves them as timm has them.
-        use_l5_exp: the last level is the wider output of the 1x1 convolution that a mobilenet ends with.
-        aspp_in_channels: of the fused levels; of the multi-scale head alone.
-        output_upsample_factor: the multi-scale head's logits are upsampled by so much; of that head alone.
-    """
-
-    backbone: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$")]  # no `hf-hub:` or `local-dir:`, which timm would load
-    output_stride: Literal[8, 16, 32] = 16
-    padding: Literal["default", "centered"] = "default"
-    head: Literal["deeplabv3", "corenet", "multiscale"] = "deeplabv3"
-    aux_head: bool = False
-    aspp_rates: tuple[PositiveInt, ...] = (6, 12, 18)
-    aspp_out_channels: PositiveInt = 256
-    aspp_sep_conv: bool = False
-    aspp_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default_factory=_usual_dropout)
-    use_l5_exp: bool = False
-    aspp_in_channels: PositiveInt = 512
-    output_upsample_factor: Literal[1, 2, 4, 8] = 1
-
-    @model_validator(mode="after")
-    def _options_belong_to_the_head(self) -> Self:
-        for option in ("aspp_in_channels", "output_upsample_factor"):
-            value, default = getattr(self, option), type(self).model_fields[option].default
-            if self.head != "multiscale" and value != default:
-                raise ValueError(f"{option} is {value}, but only the head multiscale has it, not {self.head}")
-        return self
-
-    @property
-    def logits_stride(self) -> int:
-        """Pixels of the network's input per logit, along each side."""
-        return 8 // self.output_upsample_factor if self.head == "multiscale" else self.output_stride
-
-
 class ResizeRule(Strict):
-    """The size at which the network sees an image: one side is brought to `size_px`, the other keeps the aspect
-    ratio, and both are rounded to `multiple_of`. The longer side never passes `max_px`.
+    """The size at which the network sees an image: one side is brought to `size_px`, the other
+    keeps the aspect ratio, and both are rounded to `multiple_of`. The longer side never passes
+    `max_px`.
 
     Attributes:
         rounding: `down` as torchvision's transforms do it; `up` keeps the most of thin images.
@@ -102,11 +58,15 @@ class ResizeRule(Strict):
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:
         if self.max_px < self.multiple_of:
-            raise ValueError(f"max_px is {self.max_px}, below multiple_of, which is {self.multiple_of}")
+            raise ValueError(
+                f"max_px is {self.max_px}, below multiple_of, which is {self.multiple_of}"
+            )
         return self
 
     def size_for(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """The (height, width) of the network's input for an image of this height and width. Each is at least 1."""
+        """The (height, width) of the network's input for an image of this height and width. Each is
+        at least 1.
+        """
         longer, shorter = max(height_px, width_px), min(height_px, width_px)
         scale = Fraction(self.size_px, longer if self.side == "longer" else shorter)
         scale = min(scale, Fraction(self.max_px, longer))
@@ -127,19 +87,35 @@ class InputRule(Strict):
 
 
 class InferenceRule(Strict):
-    """What one request may ask of the network.
+    """The limit of what one request may cost.
 
-    `max_cost` is in passes of the whole image, see `passes.Plan`. The default lets `tta=multiscale` through, which
-    takes about 17, up to 26 for thin images, and keeps a network that needs 4 s a pass within the response timeout
-    of 120 s.
+    `max_cost` is in forward passes of the whole image, see `Plan`. The default allows
+    `tta=multiscale`, which takes about 17, up to 26 for thin images, and keeps a network that needs
+    4 s a pass within the response timeout of 120 s.
     """
 
     max_cost: PositiveInt = 30
 
 
 class ClassInfo(Strict):
-    label: Annotated[str, Field(pattern=r"^\S([^\x00-\x1f\x7f-\x9f\u2028\u2029]*\S)?$")]  # one line, see Line
+    label: Annotated[
+        str, Field(pattern=r"^\S([^\x00-\x1f\x7f-\x9f\u2028\u2029]*\S)?$")
+    ]  # one line, see Line
     color: tuple[Byte, Byte, Byte]
+
+
+def voc_color(class_id: int) -> tuple[int, int, int]:
+    """The colour of a class in the palette of PASCAL VOC.
+
+    Every three bits of the id, from the lowest on, are the next lower bits of red, green and blue.
+    Source: VOClabelcolormap.m of the development kit of PASCAL VOC 2012.
+    """
+    color = [0, 0, 0]
+    for bit in range(24):
+        shift, channel = divmod(bit, 3)
+        color[channel] |= (class_id >> bit & 1) << (7 - shift)
+    red, green, blue = color
+    return red, green, blue
 
 
 class Weights(Strict):
@@ -153,7 +129,8 @@ class Checkpoint(Strict):
     """A published checkpoint that `segserve fetch` makes the weights from.
 
     Attributes:
-        base_url: where its publisher keeps it; the environment variable SEGSERVE_MIRROR names another place.
+        base_url: where its publisher keeps it; the environment variable SEGSERVE_MIRROR names
+            another place.
         sha256: of the whole file.
         size_mib: as published, so rounded: 2**20 bytes.
     """
@@ -165,7 +142,9 @@ class Checkpoint(Strict):
 
 
 class CoveredMean(Strict):
-    """Mean IoU over the classes that at least `min_images` images hold, and how many classes these are."""
+    """Mean IoU over the classes that at least `min_images` images hold, and how many classes these
+    are.
+    """
 
     min_images: PositiveInt
     classes: PositiveInt
@@ -173,8 +152,8 @@ class CoveredMean(Strict):
 
 
 class Accuracy(Strict):
-    """Intersection over union in 0..1, for classes present in the data: as `segserve evaluate` measured it, or as the
-    weights' publisher gives it, who may leave out `images` and `class_iou`.
+    """Intersection over union in 0..1, for classes present in the data: as `segserve evaluate`
+    measured it, or as the weights' publisher gives it, who may leave out `images` and `class_iou`.
     """
 
     dataset: Line
@@ -185,7 +164,7 @@ class Accuracy(Strict):
     mean_boundary_iou: Unit | None = None
     pixel_accuracy: Unit
     mean_accuracy: Unit | None = None
-    class_iou: dict[str, Unit] = {}
+    class_iou: dict[str, Unit] = Field(default={})
     class_boundary_iou: dict[str, Unit] | None = None
 
 
@@ -195,7 +174,8 @@ class Calibration(Strict):
     Attributes:
         temperature: probabilities are the softmax of the logits divided by this.
         dataset: half of its images gave the temperature, the other half the errors.
-        ece_before: expected calibration error at temperature 1, in 0..1 (Naeini et al., AAAI 2015; 15 bins).
+        ece_before: expected calibration error at temperature 1, in 0..1 (Naeini et al., AAAI 2015;
+            15 bins).
         ece: the same at this temperature.
     """
 
@@ -209,8 +189,9 @@ class Calibration(Strict):
 class ModelRecord(Strict):
     """One model.
 
-    `weights` is missing only if the model is not trained yet, or not made from `checkpoint` yet. `int8` names the
-    ranges that `segserve quantize` measured for these weights. Without it, the model cannot run in int8.
+    `weights` is missing only if the model is not trained yet, or not made from `checkpoint` yet.
+    `int8` names the ranges that `segserve quantize` measured for these weights. Without it, the
+    model cannot run in int8.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -260,7 +241,8 @@ def read_record(folder: Path) -> ModelRecord:
     """Reads and validates `folder/model.yaml`.
 
     Raises:
-        ModelError: the file is missing, is not YAML, or breaks a rule; the message lists all broken rules in one line.
+        ModelError: the file is missing, is not YAML, or breaks a rule; the message lists all broken
+            rules in one line.
     """
     return read_document(folder / RECORD_FILE, ModelRecord)
 
@@ -278,7 +260,12 @@ def read_yaml(path: Path) -> object:
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: an invalid date
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # ValueError: an invalid date
         raise ModelError(f"{path.name}: cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -286,7 +273,8 @@ def validated(content: object, kind: type[Document], name: str) -> Document:
     """Validates `content` as a document of this kind.
 
     Raises:
-        ModelError: a rule is broken. The message lists every broken rule in one line, each after its key.
+        ModelError: a rule is broken. The message lists every broken rule in one line, each after
+            its key.
     """
     try:
         return kind.model_validate(content)
@@ -297,12 +285,15 @@ def validated(content: object, kind: type[Document], name: str) -> Document:
 
 def _rule(location: tuple[int | str, ...], message: str) -> str:
     key = ".".join(map(str, location))
-    message = {"Extra inputs are not permitted": "unknown key", "Field required": "is missing"}.get(message, message)
+    message = {"Extra inputs are not permitted": "unknown key", "Field required": "is missing"}.get(
+        message, message
+    )
     return f"{key}: {message}" if key else message
 
 
 def write_record(record: ModelRecord, folder: Path) -> None:
-    """Writes `folder/model.yaml` in the order of the record's fields, with lists of numbers on one line.
+    """Writes `folder/model.yaml` in the order of the record's fields, with lists of numbers on one
+    line.
 
     Fields that were not set are left out.
     """
@@ -312,9 +303,38 @@ def write_record(record: ModelRecord, folder: Path) -> None:
 
 
 class _RecordDumper(yaml.SafeDumper):
-    def represent_sequence(self, tag: str, sequence: list, flow_style: bool | None = None) -> yaml.Node:  # type: ignore[type-arg,override]
+    def represent_sequence(
+        self, tag: str, sequence: Iterable[Any], flow_style: bool | None = None
+    ) -> yaml.SequenceNode:
         plain = all(isinstance(item, int | float) for item in sequence)
         return super().represent_sequence(tag, sequence, flow_style=plain)
+
+
+def named_weights(record: ModelRecord) -> Weights:
+    """The weights that the record names.
+
+    Raises:
+        ModelError: it names none; the message says what to do.
+    """
+    if record.weights is None:
+        remedy = "`segserve fetch` the model" if record.checkpoint else "train the model"
+        raise ModelError(f"{record.name}: the record names no weights: {remedy} first")
+    return record.weights
+
+
+def verified_file(weights: Weights, folder: Path, what: str) -> Path:
+    """The path of a weights file in the model folder.
+
+    Raises:
+        ModelError: the file is missing, or its SHA-256 is not the record's.
+    """
+    path = folder / weights.file
+    if not path.is_file():
+        raise ModelError(f"{weights.file}: the {what} are missing")
+    digest = sha256_of(path)
+    if digest != weights.sha256:
+        raise ModelError(f"{weights.file}: SHA-256 is {digest}, the record says {weights.sha256}")
+    return path
 
 
 def sha256_of(path: Path) -> str:

@@ -1,23 +1,90 @@
 """Parses a `SegmentRequest` from what a server provides: a body or form parts, and headers.
 
-The image is the raw body, the part `data` or `body` of a multipart form, or base64 in the member `data` of a JSON body.
-Options are `X-Segment-*` headers, form fields, or members beside `data`.
+The image is the raw body, the part `data` or `body` of a multipart form, or base64 in the member
+`data` of a JSON body. Options are `X-Segment-*` headers, form fields, or members beside `data`.
 """
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
+from pydantic import ValidationError
 
-from .errors import BadBase64Error, BadJSONError, BadOptionError, NoImageError
-from .options import MediaType, Options, negotiate, parse_options
+from ..schema.request import MediaType, Options
+from .errors import BadBase64Error, BadJSONError, BadOptionError, NoImageError, NotAcceptableError
+
+
+def parse_options(given: Mapping[str, object], defaults: Options) -> Options:
+    """Validates the options of a request. The server's defaults apply to the options that it does
+    not set.
+
+    Raises:
+        BadOptionError: an option is unknown, or its value is not allowed; the message names what is
+            allowed.
+    """
+    unknown = sorted(given.keys() - Options.model_fields.keys())
+    if unknown:
+        names = ", ".join(f"{name!r:.40}" for name in unknown[:8])
+        raise BadOptionError(
+            f"unknown option {names}; the options are: {', '.join(Options.model_fields)}"
+        )
+    try:
+        return Options.model_validate({**defaults.model_dump(), **given})
+    except ValidationError as error:
+        detail = error.errors()[0]
+        reason = detail["msg"].removeprefix("Value error, ")
+        reason = reason[:1].lower() + reason[1:]
+        raise BadOptionError(
+            f"option {detail['loc'][0]}: got {detail['input']!r:.80}; {reason}"
+        ) from error
+
+
+def negotiate(accept: str | None) -> MediaType:
+    """Selects the media type for an `Accept` header (RFC 9110, section 12.5.1). Without the header
+    it is JSON.
+
+    The most specific range decides about a type. Of types with the same quality, the one that the
+    header names first wins.
+
+    Raises:
+        NotAcceptableError: the header accepts none of the available types.
+    """
+    ranges = [_media_range(part) for part in (accept or "*/*").split(",") if part.strip()]
+    media_type = max(MediaType, key=lambda offered: _rank(offered, ranges))
+    if _rank(media_type, ranges)[0] == 0:
+        raise NotAcceptableError(
+            f"Accept: {accept!r:.80} accepts none of the available types: {', '.join(MediaType)}"
+        )
+    return media_type
+
+
+def _media_range(part: str) -> tuple[str, float]:
+    """A media range and its quality. A quality outside 0..1 counts as 0."""
+    pattern, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    text = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+    try:
+        quality = float(text)
+    except ValueError:
+        quality = 0.0
+    return "*/*" if pattern == "*" else pattern, quality if 0 <= quality <= 1 else 0.0
+
+
+def _rank(media_type: MediaType, ranges: Sequence[tuple[str, float]]) -> tuple[float, int]:
+    """The quality of a type, and minus the position in the header of the range that sets it."""
+    for pattern in (media_type.value, f"{media_type.split('/')[0]}/*", "*/*"):
+        for position, (given, quality) in enumerate(ranges):
+            if given == pattern:
+                return quality, -position
+    return 0.0, 0
+
 
 IMAGE_PARTS = ("data", "body")
 OPTION_HEADER_PREFIX = "x-segment-"
 
-# Far above any sensible request. The limits exist because options are copied, compared and quoted in messages.
+# Far above any sensible request. The limits exist because options are copied, compared and quoted
+# in messages.
 MAX_JSON_MEMBERS = 10_000
 MAX_OPTION_CHARACTERS = 20_000
 MAX_OPTION_VALUES = 2_000
@@ -40,22 +107,26 @@ class SegmentRequest:
 
     @property
     def with_confidence(self) -> bool:
-        """Whether the response contains the top probability of every pixel. Only JSON can contain it."""
+        """Whether the response contains the top probability of every pixel. Only JSON can contain
+        it.
+        """
         return self.options.confidence and self.media_type is MediaType.JSON
 
 
-def read_request(row: Mapping[str, object], headers: Mapping[str, object], defaults: Options) -> SegmentRequest:
+def read_request(
+    row: Mapping[str, object], headers: Mapping[str, object], defaults: Options
+) -> SegmentRequest:
     """Reads one request.
 
     Args:
-        row: the body as `{"body": content}`, or a form as `{part name: content}`. Content is bytes; TorchServe provides
-            JSON parsed, and text as a string.
+        row: the body as `{"body": content}`, or a form as `{part name: content}`. Content is bytes;
+            TorchServe provides JSON parsed, and text as a string.
         headers: the request's headers, with names in any case.
         defaults: options that apply unless the request sets them.
 
     Raises:
-        BadRequestError: there is no image, an option is invalid or the media type of the response cannot contain it, or
-            JSON or base64 cannot be parsed.
+        BadRequestError: there is no image, an option is invalid or the media type of the response
+            cannot contain it, or JSON or base64 cannot be parsed.
         NotAcceptableError: the client accepts none of the available media types.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
@@ -65,13 +136,17 @@ def read_request(row: Mapping[str, object], headers: Mapping[str, object], defau
     for name, value in given.items():
         _check_option_size(name, value)
     accept = lowered.get("accept")
-    options, answered = parse_options(given, defaults), negotiate(None if accept is None else str(accept))
-    if "confidence" in given and options.confidence and answered is not MediaType.JSON:
+    options, responded = (
+        parse_options(given, defaults),
+        negotiate(None if accept is None else str(accept)),
+    )
+    if "confidence" in given and options.confidence and responded is not MediaType.JSON:
         raise BadOptionError(
-            f"option confidence: only {MediaType.JSON} has room for it, and Accept asks for {answered}; "
+            f"option confidence: only {MediaType.JSON} can contain it, and Accept requests "
+            f"{responded}; "
             "accept JSON with mask=png, or leave the option out"
         )
-    return SegmentRequest(image, options, answered)
+    return SegmentRequest(image, options, responded)
 
 
 def _header_options(lowered: Mapping[str, object]) -> dict[str, object]:
@@ -86,13 +161,19 @@ def _check_option_size(name: str, value: object) -> None:
     """Checks that an option is a text, a number or a flat list of these, and not too large."""
     values = value if isinstance(value, list) else [value]
     if len(values) > MAX_OPTION_VALUES:
-        raise BadOptionError(f"option {name!r:.40}: got {len(values)} values, the limit is {MAX_OPTION_VALUES}")
+        raise BadOptionError(
+            f"option {name!r:.40}: got {len(values)} values, the limit is {MAX_OPTION_VALUES}"
+        )
     if not all(item is None or isinstance(item, str | int | float) for item in values):
-        raise BadOptionError(f"option {name!r:.40}: expected a text, a number or a list of these, got something nested")
+        raise BadOptionError(
+            f"option {name!r:.40}: expected a text, a number or a list of these, got something "
+            "nested"
+        )
     characters = sum(len(item) for item in values if isinstance(item, str))
     if characters > MAX_OPTION_CHARACTERS:
         raise BadOptionError(
-            f"option {name!r:.40}: got {characters} characters, the limit is {MAX_OPTION_CHARACTERS}; "
+            f"option {name!r:.40}: got {characters} characters, the limit is "
+            f"{MAX_OPTION_CHARACTERS}; "
             "the image belongs in the part 'data'"
         )
 
@@ -102,7 +183,9 @@ def _image_and_fields(row: Mapping[str, object], is_json: bool) -> tuple[bytes, 
     if part is None:
         raise NoImageError(f"no image: expected a body or a form part 'data', got {_names(row)}")
     content = row[part]
-    fields: dict[str, object] = {name: _text(name, value) for name, value in row.items() if name != part}
+    fields: dict[str, object] = {
+        name: _text(name, value) for name, value in row.items() if name != part
+    }
     if isinstance(content, str) and not is_json:
         content = content.encode("utf-8")
     if isinstance(content, bytes | bytearray | memoryview):
@@ -118,7 +201,8 @@ def _parsed(content: bytes) -> object:
     members = sum(content.count(mark) for mark in (b",", b"{", b"["))
     if members > MAX_JSON_MEMBERS:  # Python objects take thirty times the memory
         raise BadJSONError(
-            f"the JSON holds {members} members, the limit is {MAX_JSON_MEMBERS}; only 'data' may be long"
+            f"the JSON holds {members} members, the limit is {MAX_JSON_MEMBERS}; only 'data' may "
+            "be long"
         )
     try:
         return orjson.loads(content)
@@ -128,13 +212,19 @@ def _parsed(content: bytes) -> object:
 
 def _from_json(document: object) -> tuple[bytes, dict[str, object]]:
     if not isinstance(document, dict):
-        raise BadJSONError(f'expected a JSON object like {{"data": "<base64>"}}, got {type(document).__name__}')
+        raise BadJSONError(
+            f'expected a JSON object like {{"data": "<base64>"}}, got {type(document).__name__}'
+        )
     text = document.get("data")
     if text is None:
-        raise NoImageError(f"no image: expected base64 in the member 'data', got {_names(document)}")
+        raise NoImageError(
+            f"no image: expected base64 in the member 'data', got {_names(document)}"
+        )
     if not isinstance(text, str):
         raise BadBase64Error(f"member 'data': expected base64 text, got {type(text).__name__}")
-    return _not_empty(_decoded(text)), {name: value for name, value in document.items() if name != "data"}
+    return _not_empty(_decoded(text)), {
+        name: value for name, value in document.items() if name != "data"
+    }
 
 
 def _decoded(text: str) -> bytes:
@@ -142,7 +232,9 @@ def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(payload.encode("ascii").translate(None, _WHITESPACE), validate=True)
     except UnicodeEncodeError as error:
-        raise BadBase64Error("member 'data' is not base64: it holds characters beyond ASCII") from error
+        raise BadBase64Error(
+            "member 'data' is not base64: it holds characters beyond ASCII"
+        ) from error
     except (binascii.Error, ValueError) as error:
         raise BadBase64Error(f"member 'data' is not base64: {error}") from error
 
@@ -153,7 +245,9 @@ def _text(name: str, value: object) -> str:
     try:
         return bytes(value).decode("utf-8").strip()
     except UnicodeDecodeError as error:
-        raise BadOptionError(f"form field {name!r:.40} is not text; the image belongs in the part 'data'") from error
+        raise BadOptionError(
+            f"form field {name!r:.40} is not text; the image belongs in the part 'data'"
+        ) from error
 
 
 def _not_empty(image: bytes) -> bytes:

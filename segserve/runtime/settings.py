@@ -7,24 +7,46 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from ..schema.request import Options
+from .decode.limits import PixelLimits
 from .errors import ModelError
-from .options import Options
 from .record import ModelRecord, ResizeRule, Strict, validated
 
 CONFIG_FILE = "model-config.yaml"
+
+
+class Acceleration(Strict):
+    """The section `acceleration:` of `handler:`. These switches have not been measured on a GPU, so
+    they are off by default.
+
+    Attributes:
+        cuda_graphs: replay the network's kernels on a GPU as one CUDA graph for each input shape.
+        cuda_streams: give the threads that share a GPU streams of their own, and copy images to the
+            GPU from pinned memory.
+    """
+
+    cuda_graphs: bool = False
+    cuda_streams: bool = False
 
 
 class Settings(Strict):
     """The `handler:` section.
 
     Attributes:
-        precision: `auto` computes in bf16 if the processor or the GPU supports it, else in fp32. `int8` needs a record
-            that names ranges; it works on a CPU with VNNI, and is the same as `auto` on other devices.
-        fuse: conv-BN fusion, on a CPU with oneDNN. `false` computes the network module by module, which is slower.
-        threads: CPU threads of one worker; by default the machine's cores divided by the number of workers.
+        precision: `auto` computes in bf16 if the processor or the GPU supports it, else in fp32.
+            `int8` needs a record that names ranges; it works on a CPU with VNNI, and is the same as
+            `auto` on other devices.
+        fuse: conv-BN fusion, on a CPU with oneDNN. `false` computes the network module by module,
+            which is slower.
+        acceleration: switches that are off by default, see `Acceleration`.
+        threads: CPU threads of one worker; by default the machine's cores divided by the number of
+            workers.
         max_image_pixels: an image with more pixels is rejected before it is decoded.
-        max_response_bytes: a larger response is replaced by an error. Never set it above TorchServe's
-            `max_response_size`, because a larger response kills the worker. The default is TorchServe's own.
+        max_decoded_pixels: a JPEG with more pixels is decoded at 1/2, 1/4 or 1/8 of its size;
+            images of other formats are rejected. It bounds the memory of a request.
+        max_response_bytes: a larger response is replaced by an error. Never set it above
+            TorchServe's `max_response_size`, because a larger response kills the worker. The
+            default is TorchServe's own.
         resize: replaces the record's rule.
         max_cost: replaces the record's limit.
         defaults: options that apply unless a request sets them.
@@ -32,29 +54,41 @@ class Settings(Strict):
 
     precision: Literal["auto", "bf16", "fp32", "int8"] = "auto"
     fuse: bool = True
+    acceleration: Acceleration = Acceleration()
     threads: PositiveInt | None = None
-    max_image_pixels: PositiveInt = 2**24
+    max_image_pixels: PositiveInt = 2**26
+    max_decoded_pixels: PositiveInt = 2**24
     max_response_bytes: PositiveInt = 6_553_500
     resize: ResizeRule | None = None
     max_cost: PositiveInt | None = None
     defaults: Options = Options()
+
+    @property
+    def pixel_limits(self) -> PixelLimits:
+        """The limits of the decoder; nothing larger than `max_image_pixels` is ever decoded."""
+        decoded = min(self.max_decoded_pixels, self.max_image_pixels)
+        return PixelLimits(self.max_image_pixels, decoded)
 
 
 def check_precision(settings: Settings, record: ModelRecord) -> None:
     """Checks that the model supports the precision in the settings.
 
     Raises:
-        ModelError: the precision is int8, but the ranges of the model's activations were not measured.
+        ModelError: the precision is int8, but the ranges of the model's activations were not
+            measured.
     """
     if settings.precision == "int8" and record.int8 is None:
-        raise ModelError(f"precision int8: {record.name} has no ranges: `segserve quantize MODEL IMAGES` measures them")
+        raise ModelError(
+            f"precision int8: {record.name} has no ranges: `segserve quantize MODEL IMAGES` "
+            "measures them"
+        )
 
 
 class ModelConfig(Strict):
     """The whole file.
 
-    All other keys are TorchServe's. TorchServe ignores unknown keys. Here, a key is either one of TorchServe's keys
-    that are safe to set, or an error.
+    All other keys are TorchServe's. TorchServe ignores unknown keys. Here, a key is either one of
+    TorchServe's keys that are safe to set, or an error.
     """
 
     minWorkers: PositiveInt = 1  # noqa: N815 - TorchServe's names
@@ -72,12 +106,15 @@ class ModelConfig(Strict):
     @model_validator(mode="after")
     def _workers_are_ordered(self) -> Self:
         if self.minWorkers > self.maxWorkers:
-            raise ValueError(f"minWorkers is {self.minWorkers}, above maxWorkers, which is {self.maxWorkers}")
+            raise ValueError(
+                f"minWorkers is {self.minWorkers}, above maxWorkers, which is {self.maxWorkers}"
+            )
         return self
 
 
 def read_config(content: object) -> ModelConfig:
-    """Validates the content of a `model-config.yaml`. If there is no content, all settings have their defaults.
+    """Validates the content of a `model-config.yaml`. If there is no content, all settings have
+    their defaults.
 
     Raises:
         ModelError: a key is unknown or a value is out of bounds; the message names it in one line.

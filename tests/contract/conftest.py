@@ -1,4 +1,6 @@
-"""A real server with two models, the shipped one and a copy of it with narrow limits; all tests run on both engines."""
+"""A real server with two models, the shipped one and a copy of it with narrow limits; all tests run
+on every engine.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -10,14 +12,15 @@ import requests
 import yaml
 
 from segserve.archive import build_archive
+from segserve.engines import EngineName
+from segserve.gateway.background import Server
 from segserve.runtime.record import read_record, write_record
-from segserve.server.endpoint import ENGINES
-from segserve.server.running import RunningServer
 from tests.conftest import EMBEDDED
 
 NARROW = "narrow"
 
-# Small limits, a queue of one, and a resize rule under which a 1 x 1,000,000 picture needs 0.8 TB of memory.
+# Small limits, a queue of one, and a resize rule under which a 1 x 1,000,000 picture needs 0.8 TB
+# of memory.
 NARROW_CONFIG = {
     "minWorkers": 1,
     "maxWorkers": 1,
@@ -36,20 +39,20 @@ NARROW_CONFIG = {
 
 @dataclass(frozen=True)
 class Api:
-    """The two addresses of a server and the headers that open them."""
+    """The address of a server and the header with its token."""
 
     inference_url: str
-    management_url: str
-    inference_headers: dict[str, str]
-    management_headers: dict[str, str]
+    headers: dict[str, str]
 
-    def post(self, model: str = "deeplabv3", headers: dict[str, str] | None = None, **body) -> requests.Response:
+    def post(
+        self, model: str = "deeplabv3", headers: dict[str, str] | None = None, **body
+    ) -> requests.Response:
         url = f"{self.inference_url}/predictions/{model}"
-        return requests.post(url, headers={**self.inference_headers, **(headers or {})}, timeout=120, **body)
+        return requests.post(url, headers={**self.headers, **(headers or {})}, timeout=120, **body)
 
     def describe(self, model: str = "deeplabv3") -> requests.Response:
-        url = f"{self.management_url}/models/{model}?customized=true"
-        return requests.get(url, headers=self.management_headers, timeout=120)
+        url = f"{self.inference_url}/models/{model}?customized=true"
+        return requests.get(url, headers=self.headers, timeout=120)
 
 
 @pytest.fixture(scope="package")
@@ -58,25 +61,26 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [build_archive(EMBEDDED, folder), build_archive(_narrow_model(folder), folder)]
 
 
-@pytest.fixture(scope="package", params=ENGINES)
+@pytest.fixture(scope="package", params=list(EngineName))
 def server(
     request: pytest.FixtureRequest, archives: list[Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
-    """Tests are grouped by engine: each is started once, not while the other runs, and gone when other tests begin."""
+) -> Iterator[Server]:
+    """Tests are grouped by engine: each is started once, not while the other runs, and gone when
+    other tests begin.
+    """
     if request.param == "ray":
         pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segserve[ray]'")
-    with ENGINES[request.param].start(archives, tmp_path_factory.mktemp(request.param) / "run") as server:
+    run_dir = tmp_path_factory.mktemp(request.param) / "run"
+    with Server.start(archives, run_dir, engine=request.param) as server:
         server.wait_ready(timeout_s=300)
         yield server
 
 
 @pytest.fixture(scope="package")
-def api(server: RunningServer) -> Api:
+def api(server: Server) -> Api:
     return Api(
         server.inference_url,
-        server.management_url,
         {"Authorization": f"Bearer {server.inference_token}"},
-        {"Authorization": f"Bearer {server.management_token}"},
     )
 
 

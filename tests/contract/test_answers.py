@@ -108,23 +108,31 @@ def test_predictions_turned_image_gets_an_upright_mask(api: Api):
     assert (document["width"], document["height"]) == (48, 64)
 
 
-def test_predictions_answer_carries_the_server_timing_of_every_stage(api: Api):
+def test_predictions_response_carries_the_server_timing_of_every_stage(api: Api):
     timing = api.post(data=encoded(picture())).headers["Server-Timing"]
-    assert re.findall(r"(\w+);dur=[\d.]+", timing) == ["decode", "preprocess", "inference", "encode"]
+    assert re.findall(r"(\w+);dur=[\d.]+", timing) == [
+        "decode",
+        "preprocess",
+        "inference",
+        "encode",
+    ]
 
 
 def test_predictions_same_image_twice_gives_the_same_bytes(api: Api, photographs):
-    assert api.post(data=photographs["chelsea"]).content == api.post(data=photographs["chelsea"]).content
+    assert (
+        api.post(data=photographs["chelsea"]).content
+        == api.post(data=photographs["chelsea"]).content
+    )
 
 
-def test_describe_tells_what_the_model_is_and_accepts(api: Api):
+def test_describe_reports_what_the_model_is_and_accepts(api: Api):
     [document] = [api.describe().json()]
-    told = document[0]["customizedMetadata"] if isinstance(document, list) else document
-    assert told["name"] == RECORD.name
-    assert [entry["label"] for entry in told["classes"]] == list(RECORD.labels)
-    assert told["input"]["resize"]["size_px"] == RECORD.input.resize.size_px
-    assert told["options"]["mask"]["enum"] == ["dense", "rle", "png", "polygons", "none"]
-    assert told["limits"]["max_image_pixels"] == 2**24
+    reported = document[0]["customizedMetadata"] if isinstance(document, list) else document
+    assert reported["name"] == RECORD.name
+    assert [entry["label"] for entry in reported["classes"]] == list(RECORD.labels)
+    assert reported["input"]["resize"]["size_px"] == RECORD.input.resize.size_px
+    assert reported["options"]["mask"]["enum"] == ["dense", "rle", "png", "polygons", "none"]
+    assert reported["limits"]["max_image_pixels"] == 2**26
 
 
 def test_predictions_with_a_describe_header_of_the_client_are_segmented(api: Api):

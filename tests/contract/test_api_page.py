@@ -13,11 +13,13 @@ COMMANDS = blocks("docs/api.md", "sh")
 
 
 @pytest.mark.parametrize(
-    ("command", "encoding"), list(zip(COMMANDS, ["rle", "polygons", None], strict=True)), ids=["header", "form", "JSON"]
+    ("command", "encoding"),
+    list(zip(COMMANDS, ["rle", "polygons", None], strict=True)),
+    ids=["header", "form", "JSON"],
 )
-def test_api_page_command_gets_an_answer(api: Api, photographs, tmp_path, command, encoding):
+def test_api_page_command_gets_a_response(api: Api, photographs, tmp_path, command, encoding):
     (tmp_path / "cat.png").write_bytes(photographs["chelsea"])
-    token = api.inference_headers["Authorization"].removeprefix("Bearer ")
+    token = api.headers["Authorization"].removeprefix("Bearer ")
     result = subprocess.run(
         ["/bin/bash", "-c", command.replace("http://127.0.0.1:8080", api.inference_url)],
         cwd=tmp_path,
@@ -27,6 +29,6 @@ def test_api_page_command_gets_an_answer(api: Api, photographs, tmp_path, comman
         timeout=120,
         check=True,
     )
-    answer = json.loads(result.stdout)
-    assert answer.get("mask", {}).get("encoding") == encoding
-    assert "cat" in [entry["label"] for entry in answer["classes"]]
+    response = json.loads(result.stdout)
+    assert response.get("mask", {}).get("encoding") == encoding
+    assert "cat" in [entry["label"] for entry in response["classes"]]

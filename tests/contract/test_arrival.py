@@ -25,7 +25,9 @@ def test_predictions_image_in_any_format_by_any_way_is_segmented(api: Api, sende
     assert sum(entry["pixels"] for entry in document["classes"]) == 64 * 48
 
 
-@pytest.mark.parametrize("content_type", ["image/jpeg", "application/octet-stream", "text/plain", None], ids=str)
+@pytest.mark.parametrize(
+    "content_type", ["image/jpeg", "application/octet-stream", "text/plain", None], ids=str
+)
 def test_predictions_raw_body_of_any_declared_type_is_read_as_the_image(api: Api, content_type):
     headers = {"Content-Type": content_type} if content_type else {}
     response = api.post(data=encoded(picture(), "JPEG"), headers=headers)
@@ -35,7 +37,7 @@ def test_predictions_raw_body_of_any_declared_type_is_read_as_the_image(api: Api
 def test_predictions_put_of_a_file_is_segmented(api: Api):
     """What `curl -T FILE` sends."""
     url = f"{api.inference_url}/predictions/deeplabv3"
-    response = requests.put(url, data=encoded(picture()), headers=api.inference_headers, timeout=60)
+    response = requests.put(url, data=encoded(picture()), headers=api.headers, timeout=60)
     assert response.status_code == 200, response.text
 
 

@@ -1,4 +1,4 @@
-"""What the headers of every answer tell, and what they do not."""
+"""What the headers of every response contain, and what they do not."""
 
 import pytest
 import requests
@@ -6,11 +6,11 @@ import requests
 from tests.contract.conftest import Api
 from tests.contract.images import encoded, picture
 
-BODIES = {"answer": (encoded(picture()), 200), "refusal": (b"no image", 415)}
+BODIES = {"response": (encoded(picture()), 200), "error": (b"no image", 415)}
 
 
 @pytest.mark.parametrize(("body", "status"), BODIES.values(), ids=BODIES.keys())
-def test_predictions_answer_is_neither_stored_nor_guessed_at(api: Api, body, status):
+def test_predictions_response_is_neither_stored_nor_guessed_at(api: Api, body, status):
     response = api.post(data=body)
     assert response.status_code == status
     assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -18,9 +18,9 @@ def test_predictions_answer_is_neither_stored_nor_guessed_at(api: Api, body, sta
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "GET", "POST"])
-def test_predictions_asked_by_a_page_of_another_origin_allow_it_nothing(api: Api, method):
+def test_predictions_requested_by_a_page_of_another_origin_allow_it_nothing(api: Api, method):
     headers = {
-        **api.inference_headers,
+        **api.headers,
         "Origin": "https://attacker.example",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization",
@@ -30,7 +30,7 @@ def test_predictions_asked_by_a_page_of_another_origin_allow_it_nothing(api: Api
     assert not [name for name in response.headers if name.lower().startswith("access-control-")]
 
 
-def test_predictions_answer_tells_no_version(api: Api):
+def test_predictions_response_reports_no_version(api: Api):
     headers = api.post(data=encoded(picture())).headers
-    told = " ".join(headers.get(name, "") for name in ("Server", "X-Powered-By", "Via"))
-    assert not any(character.isdigit() for character in told), told
+    reported = " ".join(headers.get(name, "") for name in ("Server", "X-Powered-By", "Via"))
+    assert not any(character.isdigit() for character in reported), reported

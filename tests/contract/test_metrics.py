@@ -1,4 +1,6 @@
-"""Every engine shows every declared metric, under the same names and labels, and counts what was asked."""
+"""Every engine shows every declared metric, under the same names and labels, and counts the
+requests.
+"""
 
 import re
 import time
@@ -7,8 +9,8 @@ from collections.abc import Callable
 import pytest
 import requests
 
-from segserve.runtime.metrics import ENGINE, GPU_MEMORY_BYTES, OWN, Kind
-from segserve.server.running import RunningServer
+from segserve.gateway.background import Server
+from segserve.runtime.telemetry.metrics import ENGINE, GPU_MEMORY_BYTES, OWN, Kind
 from tests.contract.conftest import Api
 from tests.contract.images import encoded, picture
 from tests.samples import sample_names
@@ -20,7 +22,7 @@ _SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 _DECLARED = [metric for metric in (*OWN, *ENGINE) if metric is not GPU_MEMORY_BYTES]
 
 
-def samples_of(server: RunningServer) -> Samples:
+def samples_of(server: Server) -> Samples:
     text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
     return [
         (name, dict(re.findall(r'(\w+)="(.*?)"', labels)), float(value))
@@ -31,7 +33,9 @@ def samples_of(server: RunningServer) -> Samples:
 def total(samples: Samples, name: str, **labels: str) -> float:
     """The sum over series of that name with these labels, of the shipped model alone."""
     wanted = {"model_name": "deeplabv3", **labels}.items()
-    return sum(value for sampled, given, value in samples if sampled == name and wanted <= given.items())
+    return sum(
+        value for sampled, given, value in samples if sampled == name and wanted <= given.items()
+    )
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
@@ -42,11 +46,13 @@ def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def shown(api: Api, server: RunningServer) -> dict[str, set[str]]:
+def shown(api: Api, server: Server) -> dict[str, set[str]]:
     """Names of labels by the name of each sample, once the machine's figures are there too."""
     api.post(data=encoded(picture()))
     api.post(data=b"text")
-    wait_for(lambda: any(name == "CPUUtilization" for name, *_ in samples_of(server)), timeout_s=90)  # once a minute
+    wait_for(
+        lambda: any(name == "CPUUtilization" for name, *_ in samples_of(server)), timeout_s=90
+    )  # once a minute
     return {name: set(labels) - {"le"} for name, labels, _ in samples_of(server)}
 
 
@@ -58,10 +64,10 @@ def test_metrics_shows_every_declared_metric(shown, metric):
         assert shown[name] == {*metric.labels, metric.host_label}
 
 
-def test_metrics_count_what_was_asked(api: Api, server: RunningServer):
+def test_metrics_count_what_was_requested(api: Api, server: Server):
     before = samples_of(server)
     image = encoded(picture(1000, 500))
-    answer = api.post(data=image, headers={"X-Segment-Mask": "rle"})
+    response = api.post(data=image, headers={"X-Segment-Mask": "rle"})
     api.post(data=b"text", headers={"Accept": "image/png"})
 
     def counted(name: str, **labels: str) -> float:
@@ -69,27 +75,36 @@ def test_metrics_count_what_was_asked(api: Api, server: RunningServer):
 
     wait_for(lambda: counted("segserve_request_seconds_count") == 2, timeout_s=30)
     assert counted("segserve_requests_total", status="200", encoding="rle", error="none") == 1
-    assert counted("segserve_requests_total", status="415", encoding="image/png", error="image_unsupported") == 1
+    assert (
+        counted(
+            "segserve_requests_total", status="415", encoding="image/png", error="image_unsupported"
+        )
+        == 1
+    )
     assert counted("ts_inference_requests_total") == 2
     assert counted("segserve_stage_seconds_count", stage="decode") == 2
     assert counted("segserve_stage_seconds_count", stage="inference") == 1
     assert counted("segserve_image_megapixels_sum") == pytest.approx(0.5)
     assert counted("segserve_image_bytes_total") == len(image) + len(b"text")
-    assert counted("segserve_answer_bytes_total") > len(answer.content)
+    assert counted("segserve_answer_bytes_total") > len(response.content)
     assert counted("segserve_batch_size_sum") == 2
-    assert counted("segserve_confidence_ratio_count") == counted("segserve_entropy_ratio_count") == 1
+    assert (
+        counted("segserve_confidence_ratio_count") == counted("segserve_entropy_ratio_count") == 1
+    )
     assert counted("segserve_class_coverage_total") == pytest.approx(1)
 
 
-def test_metrics_histograms_have_the_same_buckets(server: RunningServer):
+def test_metrics_histograms_have_the_same_buckets(server: Server):
     bounds: dict[str, set[str]] = {}
     for name, labels, _ in samples_of(server):
-        if name.endswith("_bucket"):
+        if name.endswith("_bucket") and not name.startswith("segserve_gateway_"):
             bounds.setdefault(name, set()).add(str(float(labels["le"])))
-    assert bounds.keys() == {sample_names(metric)[0] for metric in OWN if metric.kind is Kind.HISTOGRAM}
+    assert bounds.keys() == {
+        sample_names(metric)[0] for metric in OWN if metric.kind is Kind.HISTOGRAM
+    }
     assert len({frozenset(each) for each in bounds.values()}) == 1
 
 
-def test_metrics_of_memory_are_those_of_the_worker(server: RunningServer):
+def test_metrics_of_memory_are_those_of_the_worker(server: Server):
     assert 2**28 < total(samples_of(server), "segserve_memory_bytes") < 2**34
     assert total(samples_of(server), "segserve_worker_starts_total") >= 1

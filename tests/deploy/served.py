@@ -1,4 +1,6 @@
-"""The container's command as a process, a handler for it, and clients that notice what they lose."""
+"""The container's command as a process, a handler for it, and clients that notice what they
+lose.
+"""
 
 import json
 import os
@@ -30,16 +32,19 @@ class Echo:
 
 
 class Command:
-    """`python -m segserve.container` with these variables and no others of segserve's."""
+    """`python -m segserve.gateway` with these variables and no others of segserve's."""
 
     def __init__(self, folder: Path, **variables: object) -> None:
         self._log = folder / "stdout"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SEGSERVE_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("SEGSERVE_")
+        }
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "segserve.container"],
+                [sys.executable, "-m", "segserve.gateway"],
                 cwd=PROJECT,
-                env=environment | {f"SEGSERVE_{name}": str(value) for name, value in variables.items()},
+                env=environment
+                | {f"SEGSERVE_{name}": str(value) for name, value in variables.items()},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -49,7 +54,7 @@ class Command:
 
     def wait_ready(self, url: str, timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
-        while not answers(f"{url}/ping"):
+        while not responses(f"{url}/ping"):
             assert self.process.poll() is None, self.lines()[-1]
             assert time.monotonic() < deadline, self.lines()[-5:]
             time.sleep(0.2)
@@ -65,7 +70,7 @@ def running(folder: Path, **variables: object):
         command.process.wait(60)
 
 
-def answers(url: str, *, verify: bool | str = True) -> bool:
+def responses(url: str, *, verify: bool | str = True) -> bool:
     try:
         return requests.get(url, timeout=5, verify=verify).ok
     except requests.ConnectionError:
@@ -81,9 +86,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class Load:
-    """Clients that ask one request after the other, each over one connection, until they are refused one.
+    """Clients that send one request after the other, each over one connection, until a
+    connection is rejected.
 
-    `outcomes` counts answers by `tell`, refused connections, and whatever was sent and not answered as it should be.
+    `outcomes` counts responses by `outcome_of`, rejected connections, and lost requests.
     """
 
     def __init__(
@@ -94,13 +100,13 @@ class Load:
         clients: int,
         body: bytes = b"x",
         headers: dict[str, str] | None = None,
-        tell: Callable[[requests.Response], str] = lambda _: "answered",
+        outcome_of: Callable[[requests.Response], str] = lambda _: "completed",
     ) -> None:
-        self._url, self._body, self._tell = url, body, tell
+        self._url, self._body, self._outcome_of = url, body, outcome_of
         self._headers = {"Authorization": f"Bearer {token}", **(headers or {})}
         self.outcomes: Counter[str] = Counter()
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._ask_on) for _ in range(clients)]
+        self._threads = [threading.Thread(target=self._send_on) for _ in range(clients)]
 
     def __enter__(self) -> "Load":
         for thread in self._threads:
@@ -121,15 +127,21 @@ class Load:
             assert time.monotonic() < deadline, self.outcomes
             time.sleep(0.05)
 
-    def _ask_on(self) -> None:
+    def _send_on(self) -> None:
         with requests.Session() as session:
             session.trust_env = False
             while not self._over.is_set():
                 try:
-                    answer = session.post(self._url, data=self._body, headers=self._headers, timeout=120)
-                    self.outcomes[self._tell(answer) if answer.ok else f"status {answer.status_code}"] += 1
+                    response = session.post(
+                        self._url, data=self._body, headers=self._headers, timeout=120
+                    )
+                    self.outcomes[
+                        self._outcome_of(response)
+                        if response.ok
+                        else f"status {response.status_code}"
+                    ] += 1
                 except requests.ConnectionError as error:
-                    refused = "Connection refused" in str(error)
-                    self.outcomes["refused" if refused else f"lost: {error}"] += 1
-                    if refused:
+                    rejected = "Connection refused" in str(error)
+                    self.outcomes["rejected" if rejected else f"lost: {error}"] += 1
+                    if rejected:
                         return

@@ -1,4 +1,6 @@
-"""`.ci/run` builds the image where it can, and says why where it cannot. Its `make` and its engine only note calls."""
+"""`.ci/run` builds the image where it can, and says why where it cannot. Its `make` and its engine
+only note calls.
+"""
 
 import os
 import shutil
@@ -8,7 +10,7 @@ import pytest
 
 from tests.conftest import PROJECT
 
-CHECKED = ["lint", "test"]
+CHECKED = ["lint", "test-all"]
 BUILT = [*CHECKED, "image", "image-test"]
 
 
@@ -24,12 +26,16 @@ def ci(tmp_path):
         there = dict.fromkeys(("chromium", "nginx", "prometheus", "minisign"), "true")
         texts = {"make": 'echo "$1" >>made', "df": "echo 100", "docker": "false"} | there | texts
         for name, text in texts.items():
-            path = (tools if name == "container" else commands) / {"container": "container.sh"}.get(name, name)
+            path = (tools if name == "container" else commands) / {"container": "container.sh"}.get(
+                name, name
+            )
             path.write_text(f"#!/bin/sh\n{text}\n")
             path.chmod(0o755)
         environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}"}
         command = [checkout / ".ci" / "run"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
         return done.returncode, (checkout / "made").read_text().split(), done.stdout
 
     return run
@@ -41,21 +47,32 @@ def test_ci_where_an_engine_runs_builds_and_tests_the_image(ci):
 
 def test_ci_where_an_engine_can_be_made_to_run_does_so_first(ci):
     podman = '[ "$MADE_TO" = run ]'
-    assert ci(podman=podman, container='[ "$1" = env ] && echo export MADE_TO=run')[:2] == (0, BUILT)
+    assert ci(podman=podman, container='[ "$1" = env ] && echo export MADE_TO=run')[:2] == (
+        0,
+        BUILT,
+    )
 
 
 @pytest.mark.parametrize(
     ("texts", "reason"),
     [
         pytest.param({"podman": "false"}, "neither docker nor podman runs here", id="no-engine"),
-        pytest.param({"podman": "true", "df": "echo 39"}, "needs 40 GB of disk and 39 GB are free", id="no-room"),
-        pytest.param({"podman": "true", "container": "exit 3"}, "could not make podman run", id="not-prepared"),
+        pytest.param(
+            {"podman": "true", "df": "echo 39"},
+            "needs 40 GB of disk and 39 GB are free",
+            id="no-room",
+        ),
+        pytest.param(
+            {"podman": "true", "container": "exit 3"},
+            "could not make podman run",
+            id="not-prepared",
+        ),
     ],
 )
 def test_ci_that_cannot_build_the_image_says_why_and_passes(ci, texts, reason):
-    code, made, told = ci(**texts)
+    code, made, reported = ci(**texts)
     assert (code, made) == (0, CHECKED)
-    [line] = [line for line in told.splitlines() if line.startswith("skipped: the image")]
+    [line] = [line for line in reported.splitlines() if line.startswith("skipped: the image")]
     assert reason in line
 
 

@@ -1,4 +1,6 @@
-"""What is applied to a cluster, rendered by Helm itself and held against the schemas of Kubernetes."""
+"""What is applied to a cluster, rendered by Helm itself and held against the schemas of
+Kubernetes.
+"""
 
 from pathlib import Path
 
@@ -7,13 +9,18 @@ import pytest
 import yaml
 
 from segserve import __version__
-from segserve.container.settings import Settings, variables
-from segserve.ray_app import Arguments
+from segserve.engines.ray import Arguments
+from segserve.gateway.settings import GatewaySettings, variables
 from tests.conftest import PROJECT
 
-helm = pytest.importorskip("helm_python", reason="Helm is not installed: pip install helm-python-sdk")
+helm = pytest.importorskip(
+    "helm_python", reason="Helm is not installed: pip install helm-python-sdk"
+)
 
-KUBERNETES = ("1.27", "1.37")  # the oldest that the chart takes, and the newest whose schemas there are
+KUBERNETES = (
+    "1.27",
+    "1.37",
+)  # the oldest that the chart takes, and the newest whose schemas there are
 CHART = PROJECT / "deploy" / "kubernetes" / "segserve"
 SECRET = {"auth": {"secret": "segserve-token"}}
 
@@ -21,9 +28,15 @@ VALUES = {
     "plain": {},
     "gpu": {"gpu": {"count": 1}, "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]},
     "autoscaled": {"autoscaling": {"enabled": True, "queueMilliseconds": 500}},
-    "models-of-a-claim": {"models": {"claim": "models", "archives": ["/models/a.mar", "/models/b.mar"]}},
-    "models-of-a-container": {"models": {"init": {"image": "fetch:1", "command": ["fetch", "/models"]}}},
-    "signed": {"models": {"trust": "segserve-keys", "claim": "models", "archives": ["/models/a.mar"]}},
+    "models-of-a-claim": {
+        "models": {"claim": "models", "archives": ["/models/a.mar", "/models/b.mar"]}
+    },
+    "models-of-a-container": {
+        "models": {"init": {"image": "fetch:1", "command": ["fetch", "/models"]}}
+    },
+    "signed": {
+        "models": {"trust": "segserve-keys", "claim": "models", "archives": ["/models/a.mar"]}
+    },
     "named-by-numbers": {"auth": {"secret": "123", "managementSecret": "1e3"}, "env": {"NO": "x"}},
     "managed": {"auth": {"secret": "segserve-token", "managementSecret": "segserve-management"}},
     "watched": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
@@ -64,18 +77,30 @@ def test_chart_rendered_fits_the_schemas(name, version):
         pytest.param({"auth": {"secret": ""}}, "/auth/secret", id="no-token"),
         pytest.param({"replicsa": 3}, "replicsa", id="unknown-value"),
         pytest.param({"gpu": {"count": "one"}}, "/gpu/count", id="wrong-type"),
-        pytest.param({"models": {"archives": ["model.mar"]}}, "/models/archives/0", id="relative-archive"),
-        pytest.param({"autoscaling": {"enabled": True, "cpuPercent": 0}}, "/autoscaling", id="scaled-by-nothing"),
         pytest.param(
-            {"autoscaling": {"enabled": True, "min": 5, "max": 2}}, "autoscaling.min is more", id="scaled-down"
+            {"models": {"archives": ["model.mar"]}}, "/models/archives/0", id="relative-archive"
         ),
-        pytest.param({"models": {"claim": "c", "init": {"image": "i"}}}, "/models", id="two-sources"),
+        pytest.param(
+            {"autoscaling": {"enabled": True, "cpuPercent": 0}},
+            "/autoscaling",
+            id="scaled-by-nothing",
+        ),
+        pytest.param(
+            {"autoscaling": {"enabled": True, "min": 5, "max": 2}},
+            "autoscaling.min is more",
+            id="scaled-down",
+        ),
+        pytest.param(
+            {"models": {"claim": "c", "init": {"image": "i"}}}, "/models", id="two-sources"
+        ),
         pytest.param({"env": {"SEGSERVE_PORT": 9000}}, "SEGSERVE_PORT", id="port-of-the-chart"),
-        pytest.param({"podDisruptionBudget": {"maxUnavailable": "0%"}}, "maxUnavailable", id="no-drain"),
+        pytest.param(
+            {"podDisruptionBudget": {"maxUnavailable": "0%"}}, "maxUnavailable", id="no-drain"
+        ),
         pytest.param({"service": {"port": 0}}, "/service/port", id="port"),
     ],
 )
-def test_chart_with_wrong_values_is_refused_by_its_schema(values, message):
+def test_chart_with_wrong_values_is_rejected_by_its_schema(values, message):
     with pytest.raises(helm.HelmError, match=message):
         render(values)
 
@@ -92,7 +117,11 @@ def test_chart_and_manifest_name_the_project_s_version(ray_service):
     assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
     cluster = ray_service["spec"]["rayClusterConfig"]
     groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
-    images = {container["image"] for group in groups for container in group["template"]["spec"]["containers"]}
+    images = {
+        container["image"]
+        for group in groups
+        for container in group["template"]["spec"]["containers"]
+    }
     assert images == {f"segserve:{__version__}-ray"}
 
 
@@ -108,17 +137,25 @@ def test_chart_pod_has_no_rights():
 
 
 def test_chart_sets_variables_that_the_container_has():
-    objects = render({"gpu": {"count": 1}, "models": {"archives": ["/models/a.mar"]}, **VALUES["managed"]})
+    objects = render(
+        {"gpu": {"count": 1}, "models": {"archives": ["/models/a.mar"]}, **VALUES["managed"]}
+    )
     environment = {entry["name"]: entry["value"] for entry in server_of(objects)["env"]}
     assert set(environment) <= set(variables())
-    settings = Settings.from_environment(environment)
+    settings = GatewaySettings.from_environment(environment)
     assert (settings.device, settings.archive) == ("gpu", (Path("/models/a.mar"),))
     ports = {port["name"]: port["containerPort"] for port in server_of(objects)["ports"]}
-    assert ports == {"http": settings.port, "metrics": settings.metrics_port, "management": settings.management_port}
+    assert ports == {
+        "http": settings.port,
+        "metrics": settings.metrics_port,
+        "management": settings.management_port,
+    }
 
 
 def test_chart_leaves_large_numbers_as_they_are():
-    environment = {entry["name"]: entry["value"] for entry in server_of(render({"env": ENVIRONMENT}))["env"]}
+    environment = {
+        entry["name"]: entry["value"] for entry in server_of(render({"env": ENVIRONMENT}))["env"]
+    }
     assert {name: environment[name] for name in ENVIRONMENT} == {
         "SEGSERVE_CLIENT_WAITING": "1000000",
         "SEGSERVE_START_TIMEOUT_S": "600.5",
@@ -140,59 +177,79 @@ def test_chart_waits_for_a_start_as_long_as_the_container_does():
 def test_chart_with_trusted_keys_puts_them_where_the_container_reads_them():
     objects = render(VALUES["signed"])
     environment = {entry["name"]: entry["value"] for entry in server_of(objects)["env"]}
-    trust = Settings.from_environment(environment).trust
+    trust = GatewaySettings.from_environment(environment).trust
     [mount] = [mount for mount in server_of(objects)["volumeMounts"] if mount["name"] == "trust"]
-    [volume] = [v for v in objects["Deployment"]["spec"]["template"]["spec"]["volumes"] if v["name"] == "trust"]
+    [volume] = [
+        v
+        for v in objects["Deployment"]["spec"]["template"]["spec"]["volumes"]
+        if v["name"] == "trust"
+    ]
     [item] = volume["configMap"]["items"]
     assert volume["configMap"]["name"] == "segserve-keys"
     assert trust == Path(mount["mountPath"]) / item["path"]
 
 
 def test_chart_gives_a_pod_time_to_drain():
-    pod = render({"drain": {"delaySeconds": 7, "timeoutSeconds": 90}})["Deployment"]["spec"]["template"]["spec"]
+    pod = render({"drain": {"delaySeconds": 7, "timeoutSeconds": 90}})["Deployment"]["spec"][
+        "template"
+    ]["spec"]
     environment = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
-    settings = Settings.from_environment(environment)
+    settings = GatewaySettings.from_environment(environment)
     assert (settings.drain_delay_s, settings.drain_timeout_s) == (7, 90)
     assert pod["terminationGracePeriodSeconds"] > 97
 
 
-def test_chart_probes_ask_whether_a_worker_is_ready():
+def test_chart_probes_send_whether_a_worker_is_ready():
     server = server_of(render({}))
-    probes = [server[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+    probes = [
+        server[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")
+    ]
     assert probes == [{"path": "/ping", "port": "http"}] * 3
 
 
 def test_chart_autoscaler_looks_at_processor_and_queue_and_sets_the_replicas_alone():
     objects = render({"autoscaling": {"enabled": True, "queueMilliseconds": 500}})
-    metrics = {metric["type"]: metric for metric in objects["HorizontalPodAutoscaler"]["spec"]["metrics"]}
+    metrics = {
+        metric["type"]: metric for metric in objects["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    }
     assert metrics["Resource"]["resource"]["target"]["averageUtilization"] == 75
     assert metrics["Pods"]["pods"]["target"]["averageValue"] == "500m"
     assert "replicas" not in objects["Deployment"]["spec"]
 
 
-def test_chart_network_policy_lets_the_server_ask_nobody():
+def test_chart_network_policy_lets_the_server_send_nothing():
     policy = render({})["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["egress"] == []
 
 
-def test_chart_network_policy_lets_an_init_container_ask_everybody_or_those_that_are_named():
+def test_chart_network_policy_lets_an_init_container_send_everybody_or_those_that_are_named():
     rules = [{"ports": [{"port": 443}]}]
     values = VALUES["models-of-a-container"]
     assert render(values)["NetworkPolicy"]["spec"]["egress"] == [{}]
-    assert render({**values, "networkPolicy": {"to": rules}})["NetworkPolicy"]["spec"]["egress"] == rules
+    assert (
+        render({**values, "networkPolicy": {"to": rules}})["NetworkPolicy"]["spec"]["egress"]
+        == rules
+    )
 
 
 @pytest.fixture(scope="module")
 def ray_service():
-    return yaml.safe_load((PROJECT / "deploy" / "kubernetes" / "rayservice.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load(
+        (PROJECT / "deploy" / "kubernetes" / "rayservice.yaml").read_text(encoding="utf-8")
+    )
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_ray_service_pods_fit_the_schemas(ray_service, version):
     cluster = ray_service["spec"]["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": group["template"]["spec"]}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "pod"},
+            "spec": group["template"]["spec"],
+        }
         kubernetes_validate.validate(pod, version, strict=True)
 
 
@@ -205,10 +262,14 @@ def test_ray_service_containers_bring_probes_that_need_no_program_of_the_image(r
 
 
 def test_ray_service_application_is_one_that_ray_serve_takes(ray_service):
-    schema = pytest.importorskip("ray.serve.schema", reason="Ray is not installed: pip install 'segserve[ray]'")
-    config = schema.ServeDeploySchema.model_validate(yaml.safe_load(ray_service["spec"]["serveConfigV2"]))
+    schema = pytest.importorskip(
+        "ray.serve.schema", reason="Ray is not installed: pip install 'segserve[ray]'"
+    )
+    config = schema.ServeDeploySchema.model_validate(
+        yaml.safe_load(ray_service["spec"]["serveConfigV2"])
+    )
     [application] = config.applications
-    assert application.import_path == "segserve.ray_app:app"
+    assert application.import_path == "segserve.engines.ray:app"
     arguments = Arguments.model_validate(application.args)
     assert (arguments.archive, arguments.threads) == ("/opt/segserve/model.mar", 2)
 

@@ -1,4 +1,6 @@
-"""A new version beside the old one, as docs/operations.md has it: its very commands, under load, with nothing lost."""
+"""A new version beside the old one, as docs/operations.md has it: its very commands, under load,
+with nothing lost.
+"""
 
 import re
 import subprocess
@@ -22,7 +24,9 @@ def commands(heading: str) -> str:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A server with version 1.0 of a model, and version 2.0 in its folder of models; yields what the commands need."""
+    """A server with version 1.0 of a model, and version 2.0 in its folder of models; yields what
+    the commands need.
+    """
     folder = tmp_path_factory.mktemp("rollout")
     models = folder / "models"
     models.mkdir()
@@ -33,7 +37,12 @@ def served(tmp_path_factory):
     port, metrics_port, management_port = free_ports(3)
     ports = {"PORT": port, "METRICS_PORT": metrics_port, "MANAGEMENT_PORT": management_port}
     secrets = {"TOKEN_FILE": folder / "token", "MANAGEMENT_TOKEN_FILE": folder / "management-token"}
-    place = {"ARCHIVE": archive, "MODELS_DIR": models, "HOST": "127.0.0.1", "RUN_DIR": folder / "run"}
+    place = {
+        "ARCHIVE": archive,
+        "MODELS_DIR": models,
+        "HOST": "127.0.0.1",
+        "RUN_DIR": folder / "run",
+    }
     with running(folder, **ports, **secrets, **place) as command:
         command.wait_ready(f"http://127.0.0.1:{port}")
         yield {
@@ -64,11 +73,11 @@ def run(heading: str, variables: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_rollout_and_rollback_under_load_answer_every_request(served):
+def test_rollout_and_rollback_under_load_lose_no_request(served):
     url = f"{served['SERVER']}/predictions/echo"
-    with Load(url, TOKEN, clients=4, tell=lambda answer: answer.text) as load:
+    with Load(url, TOKEN, clients=4, outcome_of=lambda response: response.text) as load:
         load.wait_for("1.0", 10)
-        run("Two versions side by side", served)
+        run("Two versions in parallel", served)
         assert "2.0" not in load.outcomes
         run("Shift", served)
         load.wait_for("2.0", 10)
@@ -84,6 +93,6 @@ def test_rollout_and_rollback_under_load_answer_every_request(served):
     assert set(load.outcomes) == {"1.0", "2.0"}, load.outcomes
 
 
-def test_rollout_from_outside_the_models_folder_is_refused(served):
+def test_rollout_from_outside_the_models_folder_is_rejected(served):
     with pytest.raises(AssertionError, match="does not match any allowed URL"):
-        run("Two versions side by side", {**served, "ARCHIVE_URL": "file:///etc/echo-2.0.mar"})
+        run("Two versions in parallel", {**served, "ARCHIVE_URL": "file:///etc/echo-2.0.mar"})

@@ -1,7 +1,7 @@
 import pytest
 
 from segserve.archive import build_archive
-from segserve.server.process import TorchServe
+from segserve.gateway.background import Server
 from tests.conftest import EMBEDDED
 
 
@@ -9,7 +9,8 @@ from tests.conftest import EMBEDDED
 def folder(tmp_path_factory, photographs):
     """A user's folder: photographs, and a server that `segserve serve` would have left running.
 
-    Not for the whole session: tests of what happens without a server want nobody at the default port.
+    Not for the whole session: tests without a server need a free default
+        port.
     """
     folder = tmp_path_factory.mktemp("user")
     (folder / "photos" / "trip").mkdir(parents=True)
@@ -17,6 +18,6 @@ def folder(tmp_path_factory, photographs):
     (folder / "photos" / "trip" / "astronaut.png").write_bytes(photographs["astronaut"])
     (folder / "cat.png").write_bytes(photographs["chelsea"])
     archive = build_archive(EMBEDDED, folder / "build")
-    with TorchServe.start([archive], folder / ".run" / "serve") as server:
+    with Server.start([archive], folder / ".run" / "serve") as server:
         server.wait_ready()
         yield folder

@@ -1,4 +1,6 @@
-"""`segserve batch` on a real Ray: killed, interrupted, spread over nodes that vanish; and docs/batch.md."""
+"""`segserve batch` on a real Ray: killed, interrupted, spread over nodes that vanish; and
+docs/batch.md.
+"""
 
 import json
 import os
@@ -18,10 +20,8 @@ from PIL import Image
 from pyarrow import dataset
 
 from segserve.archive import build_archive
-from segserve.batch.formats import Format
-from segserve.batch.job import Job
-from segserve.batch.run import Pool, run_batch
-from segserve.segment.errors import StoppedError
+from segserve.bulk.batch import BatchRun, Job
+from segserve.bulk.errors import StoppedError
 from tests.conftest import EMBEDDED
 from tests.documents import blocks
 from tests.unit.tiny import write_tiny_model
@@ -49,10 +49,26 @@ def folder(tmp_path_factory):
 @contextmanager
 def command(folder, target, *arguments: str, **variables: str):
     """`segserve batch in TARGET`, on its way."""
-    line = [sys.executable, "-m", "segserve", "batch", "in", target, "--archive", "tiny.mar", "--workers", "2"]
+    line = [
+        sys.executable,
+        "-m",
+        "segserve",
+        "batch",
+        "in",
+        target,
+        "--archive",
+        "tiny.mar",
+        "--workers",
+        "2",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     with subprocess.Popen(
-        [*line, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*line, *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         yield process
         process.kill()
@@ -79,7 +95,9 @@ def assert_every_image_once(folder, target: Path) -> None:
 
 
 def labels(target: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("labels/**/*.png")}
+    return {
+        str(path.relative_to(target)): path.read_bytes() for path in target.rglob("labels/**/*.png")
+    }
 
 
 def test_batch_that_is_killed_again_and_again_does_every_image_once(folder):
@@ -109,7 +127,10 @@ def test_batch_that_is_interrupted_says_so_in_one_line_and_keeps_what_is_finishe
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     [line] = stderr.splitlines()
-    assert re.fullmatch(r"segserve: interrupted; \d+ segmented, \d failed, \d+ left; the same command goes on .*", line)
+    assert re.fullmatch(
+        r"segserve: interrupted; \d+ segmented,( \d failed,)? \d+ left; the same command .*",
+        line,
+    )
     assert len(table(target)) >= 1
 
 
@@ -129,27 +150,11 @@ def cluster():
     cluster.shutdown()
 
 
-class _Saboteur:
-    """Takes a node away while blocks are under way."""
-
-    def __init__(self, cluster, node) -> None:
-        self.cluster, self.node = cluster, node
-
-    def began(self, images, done) -> None:
-        assert done == 0
-
-    def advanced(self, images, failed) -> None:
-        if self.node:
-            self.cluster.remove_node(self.node, allow_graceful=False)
-            self.node = None
-
-    def ended(self, summary) -> None:
-        pass
-
-
 def run(folder, target: str, workers: int, source: str = "in", **options):
-    job = Job(str(folder / target), Format.PNG, {})
-    return run_batch(str(folder / source), job, folder / "tiny.mar", pool=Pool(workers), **options)
+    job = Job(str(folder / source), str(folder / target), folder / "tiny.mar")
+    run = BatchRun(job, workers, **options)
+    run.finish()
+    return run.summary
 
 
 def test_batch_gives_the_same_label_maps_whatever_the_number_of_workers(cluster, folder):
@@ -163,7 +168,16 @@ def test_batch_gives_the_same_label_maps_whatever_the_number_of_workers(cluster,
 def test_batch_survives_the_loss_of_a_node_with_every_image_once(cluster, folder):
     node = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
     cluster.wait_for_nodes()
-    summary = run(folder, "lost", 3, watcher=_Saboteur(cluster, node))
+    nodes = [node]
+
+    def lose_node(images, done, failed) -> None:
+        if done:  # other blocks are in progress
+            for lost in nodes:
+                cluster.remove_node(lost, allow_graceful=False)
+            nodes.clear()
+
+    summary = run(folder, "lost", 3, report=lose_node)
+    assert not nodes
     assert (summary.segmented, summary.failed, summary.left) == (IMAGES - 1, 1, 0)
     assert_every_image_once(folder, folder / "lost")
 
@@ -181,11 +195,26 @@ def test_batch_takes_up_images_that_have_come_since(cluster, folder):
 def test_batch_with_too_many_failures_stops_and_keeps_what_is_finished(cluster, folder):
     listed, good = folder / "bad.txt", next((folder / "in").rglob("*.png"))
     listed.write_text("\n".join([str(good), *(f"absent-{number}.png" for number in range(40))]))
-    with pytest.raises(StoppedError, match=r"\d+ images have failed, more than the 3 of --max-failures"):
+    with pytest.raises(
+        StoppedError, match=r"\d+ images have failed, more than the 3 of --max-failures"
+    ):
         run(folder, "failing", 1, source="bad.txt", max_failures=3)
     assert 4 <= len(table(folder / "failing")) < 41
     summary = run(folder, "failing", 1, source="bad.txt")
     assert (summary.segmented, summary.failures) == (1, {"file": 40})
+
+
+def test_batch_with_retry_failed_computes_only_failed_images_again(cluster, folder):
+    listed, good = folder / "retried.txt", next((folder / "in").rglob("*.png"))
+    names = [str(good), *(f"late-{number}.png" for number in range(3))]
+    listed.write_text("\n".join(names))
+    assert run(folder, "retried", 1, source="retried.txt").failures == {"file": 3}
+    for name in names[1:3]:
+        (folder / name).write_bytes(good.read_bytes())
+    assert run(folder, "retried", 1, source="retried.txt").failures == {"file": 3}
+    summary = run(folder, "retried", 1, source="retried.txt", retry_failed=True)
+    assert (summary.images, summary.segmented, summary.failures) == (4, 3, {"file": 1})
+    assert len(table(folder / "retried")) == 4
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from segserve.archive import build_archive
-from segserve.server.errors import ServerError
-from segserve.server.process import TorchServe
+from segserve.engines.errors import ServerError
+from segserve.engines.torchserve.process import TorchServe
 from tests.conftest import EMBEDDED
 
 
@@ -31,9 +31,18 @@ def flip_last_byte_of_weights(name: str, content: bytes) -> bytes:
 
 
 DAMAGE = {
-    "weights of another SHA-256": (flip_last_byte_of_weights, "weights.safetensors: SHA-256 is .* the record says"),
-    "unknown key": (with_record(lambda record: record.update(colour="red")), "model.yaml: colour: unknown key"),
-    "missing label": (with_record(lambda record: record["classes"].pop()), "weights do not fit the record"),
+    "weights of another SHA-256": (
+        flip_last_byte_of_weights,
+        "weights.safetensors: SHA-256 is .* the record says",
+    ),
+    "unknown key": (
+        with_record(lambda record: record.update(colour="red")),
+        "model.yaml: colour: unknown key",
+    ),
+    "missing label": (
+        with_record(lambda record: record["classes"].pop()),
+        "weights do not fit the record",
+    ),
     "wrong shape": (
         with_record(lambda record: record["architecture"].update(aspp_out_channels=128)),
         r"weights do not fit the record in \d+ tensors; first: .*expected \(128",
@@ -44,8 +53,8 @@ DAMAGE = {
 @pytest.mark.parametrize(("edit", "reason"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_server_damaged_archive_fails_at_load_with_one_clear_line(tmp_path, edit, reason):
     archive = rewritten(build_archive(EMBEDDED, tmp_path), edit)
-    refusal = pytest.raises(ServerError, match=f"cannot serve this archive: {reason}")
-    with TorchServe.start([archive], tmp_path / "run") as server, refusal as caught:
+    rejection = pytest.raises(ServerError, match=f"cannot serve this archive: {reason}")
+    with TorchServe.start([archive], tmp_path / "run") as server, rejection as caught:
         server.wait_ready()
     assert "\n" not in str(caught.value)
 

@@ -1,6 +1,8 @@
-"""The same image gives the same bytes: alone, under load, among others in a batch, after a restart, on any threads.
+"""The same image gives the same bytes: alone, under load, among others in a batch, after a restart,
+on any threads.
 
-SEGSERVE_REPETITIONS is how often each image is asked for under load; `make determinism` does so 1,000 times.
+SEGSERVE_REPETITIONS is how often each image is sent under load; `make determinism` does so
+1,000 times.
 """
 
 import hashlib
@@ -16,14 +18,17 @@ import requests
 import yaml
 
 from segserve.archive import build_archive
+from segserve.engines.torchserve.process import TorchServe
 from segserve.local import LocalSegmenter
 from segserve.runtime.record import read_record, write_record
-from segserve.server.process import TorchServe
 from tests.conftest import EMBEDDED, PROJECT
 
 REPETITIONS = int(os.environ.get("SEGSERVE_REPETITIONS", "30"))
 CLIENTS = 6
-OPTIONS = {"X-Segment-Mask": "png", "X-Segment-Confidence": "true"}  # every pixel's class, and how sure of it
+OPTIONS = {
+    "X-Segment-Mask": "png",
+    "X-Segment-Confidence": "true",
+}  # every pixel's class, and how sure of it
 VARIANTS: Mapping[str, Mapping[str, object]] = {
     "alone": {"batchSize": 1, "handler": {"threads": 1}},
     "batched": {"batchSize": 8, "maxBatchDelay": 100, "handler": {"threads": 2}},
@@ -39,7 +44,9 @@ def variant(folder: Path, name: str, changes: Mapping[str, object]) -> Path:
     config = yaml.safe_load((PROJECT / "model" / "model-config.yaml").read_text())
     handler = {**config["handler"], **changes["handler"]}
     (model / "model-config.yaml").write_text(
-        yaml.safe_dump({**config, **changes, "startupTimeout": STARTUP_TIMEOUT_S, "handler": handler})
+        yaml.safe_dump(
+            {**config, **changes, "startupTimeout": STARTUP_TIMEOUT_S, "handler": handler}
+        )
     )
     return build_archive(model, folder)
 
@@ -65,31 +72,33 @@ def images(photographs) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def expected(server, images) -> dict[str, str]:
-    """The answer to each image where nothing else is asked."""
-    return {name: answer(server, "alone", image) for name, image in images.items()}
+    """The response to each image without other requests."""
+    return {name: respond(server, "alone", image) for name, image in images.items()}
 
 
-def answer(server, model: str, image: bytes) -> str:
+def respond(server, model: str, image: bytes) -> str:
     headers = {"Authorization": f"Bearer {server.inference_token}", **OPTIONS}
-    response = requests.post(f"{server.inference_url}/predictions/{model}", data=image, headers=headers, timeout=300)
+    response = requests.post(
+        f"{server.inference_url}/predictions/{model}", data=image, headers=headers, timeout=300
+    )
     assert response.status_code == 200, response.text
     return digest_of(response.content, model)
 
 
 def digest_of(body: bytes, model: str) -> str:
     """Without the name of the model, which is not of the image."""
-    told = f'"model":{{"name":"{model}"'.encode()
-    assert body.count(told) == 1
-    return hashlib.sha256(body.replace(told, b"")).hexdigest()
+    reported = f'"model":{{"name":"{model}"'.encode()
+    assert body.count(reported) == 1
+    return hashlib.sha256(body.replace(reported, b"")).hexdigest()
 
 
 def under_load(server, model: str, images: Mapping[str, bytes]) -> dict[str, set[str]]:
-    """The different answers that each image got while others were asked for beside it."""
+    """The different responses to each image while others are computed."""
     names = list(images) * REPETITIONS
     with ThreadPoolExecutor(CLIENTS) as clients:
-        answers = list(clients.map(lambda name: answer(server, model, images[name]), names))
+        responses = list(clients.map(lambda name: respond(server, model, images[name]), names))
     different = defaultdict(set)
-    for name, digest in zip(names, answers, strict=True):
+    for name, digest in zip(names, responses, strict=True):
         different[name].add(digest)
     return dict(different)
 
@@ -102,13 +111,16 @@ def test_same_image_under_load_gives_the_same_bytes(server, images, expected, mo
 
 def test_same_image_on_another_number_of_threads_gives_the_same_bytes(server, images, expected):
     """One by one: a batch of one image has both threads of its worker."""
-    assert {name: answer(server, "batched", image) for name, image in images.items()} == expected
+    assert {name: respond(server, "batched", image) for name, image in images.items()} == expected
 
 
-def test_same_image_in_8_bits_under_load_gives_the_bytes_that_it_gives_without_a_server(server, archives, images):
-    in_8_bits = LocalSegmenter(next(archive for archive in archives if archive.stem == "int8"))
+def test_same_image_in_int8_under_load_gives_the_bytes_that_it_gives_without_a_server(
+    server, archives, images
+):
+    in_int8 = LocalSegmenter(next(archive for archive in archives if archive.stem == "int8"))
     alone = {
-        name: digest_of(in_8_bits.answer(image, mask="png", confidence=True), "int8") for name, image in images.items()
+        name: digest_of(in_int8.segment_raw(image, mask="png", confidence=True), "int8")
+        for name, image in images.items()
     }
     assert under_load(server, "int8", images) == {name: {digest} for name, digest in alone.items()}
 
@@ -116,4 +128,4 @@ def test_same_image_in_8_bits_under_load_gives_the_bytes_that_it_gives_without_a
 def test_same_image_after_a_restart_gives_the_same_bytes(archives, images, expected, tmp_path):
     with TorchServe.start(archives[:1], tmp_path / "run") as again:
         again.wait_ready(STARTUP_TIMEOUT_S)
-        assert {name: answer(again, "alone", image) for name, image in images.items()} == expected
+        assert {name: respond(again, "alone", image) for name, image in images.items()} == expected

@@ -1,4 +1,4 @@
-"""The same files measured offline and through a real server: the figures agree."""
+"""The same files measured offline and through a real server: the metrics agree."""
 
 import io
 from pathlib import Path
@@ -10,29 +10,31 @@ from typer.testing import CliRunner
 
 from segserve.archive import build_archive
 from segserve.cli import app
-from segserve.data import IGNORED
 from segserve.demo import sample_photograph
-from segserve.evaluate.report import EvaluationReport
-from segserve.runtime.image import decode_image
-from segserve.runtime.segmenter import Segmenter
-from segserve.server.process import TorchServe
+from segserve.gateway.background import Server
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.inference.segmenter import Segmenter
+from segserve.training.data import IGNORED
+from segserve.training.evaluate.report import EvaluationReport
 from tests.conftest import EMBEDDED
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
-ORIENTATION, TURNED_RIGHT = 0x0112, 6  # EXIF: the picture is to be turned by a quarter before it is shown
+ORIENTATION, TURNED_RIGHT = 0x0112, 6  # EXIF: turn the picture by 90 degrees to show it
 SHIFT_PX = 12
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Two data sets of the same files: `same` holds the labels that the model gives offline, `shifted` those labels
-    12 pixels aside.
+    """Two data sets of the same files: `same` has the labels that the model predicts offline,
+    `shifted` has them moved by 12 pixels.
 
-    Against the first the model is perfect: every pixel that the server answers otherwise shows, be it by a colour
-    order, a turn or a size. Against the second it is not, and every figure has something to say.
+    On the first, the model is perfect, so that every other pixel of the server shows. On the
+    second, no metric is 0 or 1.
     """
     folder, segmenter = tmp_path_factory.mktemp("photographs"), Segmenter.load(EMBEDDED)
-    files = {name: sample_photograph(name).read_bytes() for name in PHOTOGRAPHS} | {"turned.jpg": turned_cat()}
+    files = {name: sample_photograph(name).read_bytes() for name in PHOTOGRAPHS} | {
+        "turned.jpg": turned_cat()
+    }
     for name, content in files.items():
         labels = segmenter.segment(decode_image(content, max_pixels=2**24)).label_map
         shifted = np.roll(labels, SHIFT_PX, axis=1)
@@ -43,7 +45,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def turned_cat() -> bytes:
-    """A JPEG that lies on its side and says so."""
+    """A JPEG that is stored turned by 90 degrees, with its EXIF orientation."""
     exif, file = Image.Exif(), io.BytesIO()
     exif[ORIENTATION] = TURNED_RIGHT
     with Image.open(sample_photograph("chelsea.png")) as picture:
@@ -63,13 +65,23 @@ def write_pair(folder: Path, name: str, content: bytes, labels: np.ndarray) -> N
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
-    with TorchServe.start([build_archive(EMBEDDED, folder)], folder / "run") as server:
+    with Server.start([build_archive(EMBEDDED, folder)], folder / "run") as server:
         server.wait_ready()
         yield server
 
 
 def evaluated(data: Path, output: Path, *arguments: str) -> EvaluationReport:
-    command = ["evaluate", "--model", "embedded", "--data", str(data), "--split", "dev", "--json", str(output)]
+    command = [
+        "evaluate",
+        "--model",
+        "embedded",
+        "--data",
+        str(data),
+        "--split",
+        "dev",
+        "--json",
+        str(output),
+    ]
     result = CliRunner().invoke(app, [*command, *arguments])
     assert result.exit_code == 0, result.stderr
     return EvaluationReport.model_validate_json(output.read_text())
@@ -77,7 +89,9 @@ def evaluated(data: Path, output: Path, *arguments: str) -> EvaluationReport:
 
 @pytest.mark.parametrize("truth", ["same", "shifted"])
 @pytest.mark.parametrize("options", [(), ("--tta", "flip")], ids=["plain", "flip"])
-def test_evaluation_through_the_server_agrees_with_the_one_offline(data, server, tmp_path, truth, options):
+def test_evaluation_through_the_server_agrees_with_the_offline_one(
+    data, server, tmp_path, truth, options
+):
     offline = evaluated(data / truth, tmp_path / "offline.json", *options)
     address = "--server", server.inference_url, "--token", server.inference_token
     served = evaluated(data / truth, tmp_path / "served.json", *options, *address)
@@ -94,14 +108,22 @@ def test_evaluation_through_the_server_agrees_with_the_one_offline(data, server,
         assert offline.mean_iou == 1
 
 
-def test_evaluation_with_a_wrong_token_says_what_the_server_said(data, server):
-    arguments = "evaluate", "--data", str(data / "same"), "--server", server.inference_url, "--token", "made up"
+def test_evaluation_with_a_wrong_token_reports_the_error_of_the_server(data, server):
+    arguments = (
+        "evaluate",
+        "--data",
+        str(data / "same"),
+        "--server",
+        server.inference_url,
+        "--token",
+        "wrong",
+    )
     result = CliRunner().invoke(app, [*arguments])
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("segserve: astronaut: 400 InvalidKeyException")
 
 
-def test_evaluation_of_a_model_that_is_not_served_says_so(data, server):
+def test_evaluation_of_a_model_that_is_not_served_is_an_error(data, server):
     address = "--server", server.inference_url, "--token", server.inference_token, "--name", "other"
     result = CliRunner().invoke(app, ["evaluate", "--data", str(data / "same"), *address])
     assert result.exit_code == 1

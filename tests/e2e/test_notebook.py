@@ -7,21 +7,23 @@ import pytest
 
 from examples.execute import NOTEBOOKS, executed, tidied
 from segserve.archive import build_archive
-from segserve.server.endpoint import SERVE_DIR
-from segserve.server.process import TorchServe
+from segserve.gateway.background import Server
+from segserve.gateway.endpoint import SERVE_DIR
 from tests.conftest import EMBEDDED
 
-AGAIN = "; make it anew with: python -m examples.execute"
+AGAIN = "; create it again with: python -m examples.execute"
 LARGEST_BYTES = 500_000
 
-notebooks = pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in NOTEBOOKS])
+notebooks = pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem) for path in NOTEBOOKS]
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where `segserve serve` was run."""
     folder = tmp_path_factory.mktemp("notebook")
-    with TorchServe.start([build_archive(EMBEDDED, folder)], folder / SERVE_DIR) as server:
+    with Server.start([build_archive(EMBEDDED, folder)], folder / SERVE_DIR) as server:
         server.wait_ready()
         yield folder
 
@@ -60,4 +62,6 @@ def test_notebook_is_as_the_command_leaves_it(path):
 
 @notebooks
 def test_notebook_names_no_path_and_no_token_of_the_machine_it_was_made_on(path):
-    assert re.findall(r"/(?:home|root|tmp|work|usr)/|Bearer", path.read_text(encoding="utf-8")) == []
+    assert (
+        re.findall(r"/(?:home|root|tmp|work|usr)/|Bearer", path.read_text(encoding="utf-8")) == []
+    )

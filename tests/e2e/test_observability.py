@@ -1,4 +1,6 @@
-"""What a real TorchServe lets be seen of itself: traces at a collector, and workers that were replaced."""
+"""What a real TorchServe lets be seen of itself: traces at a collector, and workers that were
+replaced.
+"""
 
 import re
 import time
@@ -8,7 +10,7 @@ import pytest
 import requests
 
 from segserve.archive import build_archive
-from segserve.server.process import TorchServe
+from segserve.engines.torchserve.process import TorchServe
 from tests.collector import running_collector
 from tests.unit.images import encoded, smooth
 from tests.unit.tiny import write_tiny_model
@@ -36,19 +38,19 @@ def server(collector, tmp_path_factory):
 
 
 @pytest.fixture
-def ask(server):
-    def ask(**headers: str) -> requests.Response:
+def send(server):
+    def send(**headers: str) -> requests.Response:
         headers = {"Authorization": f"Bearer {server.inference_token}", **headers}
         url = f"{server.inference_url}/predictions/tiny"
         return requests.post(url, data=encoded(smooth(40, 60)), headers=headers, timeout=60)
 
-    return ask
+    return send
 
 
 def starts(server) -> float:
     text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
-    told = re.search(r"^segserve_worker_starts_total\{.*\} ([\d.]+)$", text, re.MULTILINE)
-    return float(told[1]) if told else 0.0
+    reported = re.search(r"^segserve_worker_starts_total\{.*\} ([\d.]+)$", text, re.MULTILINE)
+    return float(reported[1]) if reported else 0.0
 
 
 def wait_for(condition, timeout_s):
@@ -58,8 +60,8 @@ def wait_for(condition, timeout_s):
         time.sleep(0.1)
 
 
-def test_request_with_a_traceparent_has_its_stages_in_that_trace(server, collector, ask):
-    ask(traceparent=f"00-{TRACE}-{PARENT}-01").raise_for_status()
+def test_request_with_a_traceparent_has_its_stages_in_that_trace(server, collector, send):
+    send(traceparent=f"00-{TRACE}-{PARENT}-01").raise_for_status()
     wait_for(lambda: collector.spans, timeout_s=30)
     *stages, request = collector.spans
     assert [span.name for span in stages] == ["decode", "preprocess", "inference", "encode"]
@@ -68,8 +70,8 @@ def test_request_with_a_traceparent_has_its_stages_in_that_trace(server, collect
     assert collector.services == {"segserve"}
 
 
-def test_log_holds_no_line_a_metric(server, ask):
-    ask().raise_for_status()
+def test_log_holds_no_line_a_metric(server, send):
+    send().raise_for_status()
     assert "[METRICS]" not in server.log_path.read_text()
 
 
@@ -82,4 +84,6 @@ def test_worker_that_is_killed_shows_as_one_more_that_was_started(server):
     ]
     worker.kill()
     wait_for(lambda: starts(server) == 2, timeout_s=120)
-    assert "WorkerLifeCycle - Stopped Scanner" in server.log_path.read_text()  # told by what also tells of metrics
+    assert (
+        "WorkerLifeCycle - Stopped Scanner" in server.log_path.read_text()
+    )  # reported by the reporter of metrics

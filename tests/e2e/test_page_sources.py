@@ -1,4 +1,6 @@
-"""Where the page's pictures come from, in a real Chromium: its camera, its clipboard, and files that are dropped."""
+"""Where the page's pictures come from, in a real Chromium: its camera, its clipboard, and files
+that are dropped.
+"""
 
 import base64
 import io
@@ -7,10 +9,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from segserve.page.asking import Server
 from segserve.page.launch import page_served
+from segserve.page.server import PageServer
 from tests.browser import open_browser
-from tests.e2e.test_page import ANSWER_MS, CAT_WH, color_at, drop, shown, told
+from tests.e2e.test_page import CAT_WH, RESPONSE_MS, color_at, drop, reported, shown
 
 pytestmark = pytest.mark.filterwarnings("ignore:::gradio")
 
@@ -23,7 +25,7 @@ PERMISSIONS = ("camera", "clipboard-read", "clipboard-write")
 def url(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        with page_served(Server()) as url:
+        with page_served(PageServer()) as url:
             yield url
 
 
@@ -50,7 +52,7 @@ def page(browser, url):
     """The page of somebody who allows the camera and the clipboard."""
     browser.grant_permissions(PERMISSIONS, origin=url)
     page = browser.new_page()
-    page.set_default_timeout(ANSWER_MS)
+    page.set_default_timeout(RESPONSE_MS)
     page.goto(url)
     page.get_by_role("button", name="Segment").wait_for()
     page.bring_to_front()
@@ -59,13 +61,15 @@ def page(browser, url):
 
 
 def deny(page: Page) -> None:
-    """Whatever the page asks for from now on is denied."""
+    """Denies every later request for a permission."""
     page.context.clear_permissions()
     page.context.grant_permissions([], origin=page.url)
 
 
 def found(page: Page, class_id: int) -> None:
-    expect(page.locator(f"[data-part=result] tr[data-class='{class_id}']")).to_be_visible(timeout=ANSWER_MS)
+    expect(page.locator(f"[data-part=result] tr[data-class='{class_id}']")).to_be_visible(
+        timeout=RESPONSE_MS
+    )
 
 
 def copy_picture(page: Page, content: bytes) -> None:
@@ -89,7 +93,9 @@ def paste_by_keyboard(page: Page) -> None:
 
 
 def drag_and_drop(page: Page, file) -> None:
-    """As the desktop does it: Chromium itself finds what lies under the pointer, and reads the file."""
+    """As the desktop does it: Chromium itself finds what lies under the pointer, and reads the
+    file.
+    """
     box = page.locator("#picture").bounding_box()
     place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
     session = page.context.new_cdp_session(page)
@@ -110,13 +116,13 @@ def test_picture_taken_with_the_camera_shows_its_classes(page):
     found(page, CAT)
     colors = page.locator("[data-part=colors]")
     assert colors.evaluate("node => [node.width, node.height]") == list(CAMERA_WH)
-    assert color_at(page, CAMERA_WH[0] // 2, CAMERA_WH[1] // 2) == [64, 0, 0, 255]
+    assert color_at(page, CAMERA_WH[0] // 2, CAMERA_WH[1] // 2) == [255, 0, 0, 255]
 
 
-def test_camera_that_is_denied_is_told_and_an_upload_works(page, photographs):
+def test_camera_that_is_denied_is_reported_and_an_upload_works(page, photographs):
     deny(page)
     open_camera(page)
-    assert "address bar" in told(page, "The browser may not use the camera")
+    assert "address bar" in reported(page, "The browser may not use the camera")
     page.get_by_role("button", name="Upload file").click()
     drop(page, photographs["chelsea"], "chelsea.png")
     found(page, CAT)
@@ -126,7 +132,7 @@ def test_camera_that_is_denied_is_told_and_an_upload_works(page, photographs):
 def test_camera_that_is_denied_first_and_then_allowed_takes_a_picture(page, url):
     deny(page)
     open_camera(page)
-    told(page, "The browser may not use the camera")
+    reported(page, "The browser may not use the camera")
     page.context.grant_permissions(PERMISSIONS, origin=url)
     page.get_by_text("Click to Access Webcam").click()
     page.get_by_role("button", name="capture photo").wait_for()
@@ -136,41 +142,43 @@ def test_camera_that_is_denied_first_and_then_allowed_takes_a_picture(page, url)
 
 
 @pytest.mark.parametrize(
-    "paste", [pytest.param(paste_by_button, id="button"), pytest.param(paste_by_keyboard, id="keyboard")]
+    "paste",
+    [pytest.param(paste_by_button, id="button"), pytest.param(paste_by_keyboard, id="keyboard")],
 )
 def test_picture_pasted_shows_its_classes(page, photographs, paste):
     copy_picture(page, photographs["chelsea"])
     paste(page)
     shown(page)
     found(page, CAT)
-    assert color_at(page, *CAT_WH) == [64, 0, 0, 255]
+    assert color_at(page, *CAT_WH) == [255, 0, 0, 255]
 
 
-def test_clipboard_that_is_denied_is_told_and_the_keyboard_pastes(page, photographs):
+def test_clipboard_that_is_denied_is_reported_and_the_keyboard_pastes(page, photographs):
     copy_picture(page, photographs["chelsea"])
     deny(page)
     paste_by_button(page)
-    assert "Ctrl+V" in told(page, "The browser may not read the clipboard")
+    assert "Ctrl+V" in reported(page, "The browser may not read the clipboard")
     paste_by_keyboard(page)
     found(page, CAT)
     expect(page.get_by_role("alert")).to_be_hidden()
 
 
 @pytest.mark.parametrize(
-    "paste", [pytest.param(paste_by_button, id="button"), pytest.param(paste_by_keyboard, id="keyboard")]
+    "paste",
+    [pytest.param(paste_by_button, id="button"), pytest.param(paste_by_keyboard, id="keyboard")],
 )
-def test_clipboard_without_a_picture_is_told(page, paste):
+def test_clipboard_without_a_picture_is_reported(page, paste):
     copy_words(page, "no picture")
     paste(page)
-    assert "Copy a picture" in told(page, "There is no picture on the clipboard")
+    assert "Copy a picture" in reported(page, "There is no picture on the clipboard")
 
 
-def test_words_pasted_beside_an_answer_leave_it_as_it_is(page, photographs):
+def test_words_pasted_beside_a_response_leave_it_as_it_is(page, photographs):
     drop(page, photographs["chelsea"], "chelsea.png")
     shown(page)
     copy_words(page, "no picture")
     paste_by_keyboard(page)
-    told(page, "There is no picture on the clipboard")
+    reported(page, "There is no picture on the clipboard")
     found(page, CAT)
 
 
@@ -188,13 +196,13 @@ def test_file_dropped_shows_its_classes(page, folder):
     drag_and_drop(page, folder / "cat.png")
     shown(page)
     found(page, CAT)
-    assert color_at(page, *CAT_WH) == [64, 0, 0, 255]
+    assert color_at(page, *CAT_WH) == [255, 0, 0, 255]
 
 
-def test_file_dropped_that_is_no_picture_is_told(page, tmp_path):
+def test_file_dropped_that_is_no_picture_is_reported(page, tmp_path):
     (tmp_path / "words.txt").write_text("no picture")
     drag_and_drop(page, tmp_path / "words.txt")
-    assert "another file" in told(page, "This file is no picture")
+    assert "another file" in reported(page, "This file is no picture")
 
 
 def test_file_dropped_onto_a_picture_takes_its_place(page, folder):

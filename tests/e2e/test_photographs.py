@@ -12,22 +12,22 @@ from PIL import Image
 
 from bench.memory import peak_python_bytes
 from segserve.archive import build_archive
-from segserve.client import RefusedError, SegmentationClient
+from segserve.client import ResponseError, SegmentationClient
+from segserve.gateway.background import Server
 from segserve.runtime.record import read_record
-from segserve.server.process import TorchServe
 from tests.conftest import EMBEDDED
 
 LABELS = read_record(EMBEDDED).labels
 
-# Boxes (x_min, y_min, x_max, y_max) that were drawn by eye well inside the cat and the person, clear of the helmet that
-# she holds.
+# Boxes (x_min, y_min, x_max, y_max) that were drawn by eye well inside the cat and the person,
+# clear of the helmet that she holds.
 INSIDE = {"chelsea": ("cat", (110, 60, 330, 290)), "astronaut": ("person", (110, 240, 270, 440))}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photographs")
-    with TorchServe.start([build_archive(EMBEDDED, folder)], folder / "run") as server:
+    with Server.start([build_archive(EMBEDDED, folder)], folder / "run") as server:
         server.wait_ready()
         yield server
 
@@ -39,17 +39,23 @@ def client(server):
 
 
 def test_server_first_requests_after_ready_are_not_slower_than_later_ones(server, photographs):
-    """Runs first in this file. The first request may take twice the tenth; the later ones' median stands for that.
+    """Runs first in this file. The first request may take twice the tenth; the later ones' median
+    stands for that.
 
-    The connection is open beforehand, and no client decodes the response: the test measures the server alone.
+    The connection is open beforehand, and no client decodes the response: the test measures the
+    server alone.
     """
     seconds = []
     with requests.Session() as session:
-        session.headers.update({"Authorization": f"Bearer {server.inference_token}", "X-Segment-Mask": "png"})
+        session.headers.update(
+            {"Authorization": f"Bearer {server.inference_token}", "X-Segment-Mask": "png"}
+        )
         session.get(f"{server.inference_url}/ping").raise_for_status()
         for _ in range(20):
             began_s = time.perf_counter()
-            session.post(f"{server.inference_url}/predictions/deeplabv3", photographs["chelsea"]).raise_for_status()
+            session.post(
+                f"{server.inference_url}/predictions/deeplabv3", photographs["chelsea"]
+            ).raise_for_status()
             seconds.append(time.perf_counter() - began_s)
     assert seconds[0] < 2 * statistics.median(seconds[9:])
 
@@ -66,7 +72,9 @@ def test_server_real_photograph_gets_its_class(client, photographs, name):
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 @pytest.mark.parametrize(("at_once", "most_gb"), [(1, 1.5), (4, 2.0)])
-def test_server_16_megapixels_stay_within_memory(server, client, photographs, file_format, at_once, most_gb):
+def test_server_16_megapixels_stay_within_memory(
+    server, client, photographs, file_format, at_once, most_gb
+):
     """The logits of one such image would take 1.4 GB, were they ever there at once."""
     with Image.open(io.BytesIO(photographs["astronaut"])) as small, io.BytesIO() as file:
         small.resize((4096, 4096)).save(file, file_format)
@@ -77,6 +85,6 @@ def test_server_16_megapixels_stay_within_memory(server, client, photographs, fi
     assert peak_python_bytes(server.pid) < most_gb * 1e9
 
 
-def test_server_refusal_reaches_the_client_with_its_code(client):
-    with pytest.raises(RefusedError, match="415 image_unsupported: not an image"):
+def test_server_rejection_reaches_the_client_with_its_code(client):
+    with pytest.raises(ResponseError, match="415 image_unsupported: not an image"):
         client.segment(b"no image at all")

@@ -1,7 +1,8 @@
-"""torchvision's models the whole way: a checkpoint over HTTP, fetched, packed, loaded, and equal to torchvision's own.
+"""torchvision's models the whole way: a checkpoint over HTTP, fetched, packed, loaded, and equal to
+torchvision's own.
 
-The checkpoints have the published ones' names and shapes, and random values: the model folders are copied, and the
-SHA-256 of such a checkpoint is put into the copy's record.
+The checkpoints have the published ones' names and shapes, and random values: the model folders are
+copied, and the SHA-256 of such a checkpoint is put into the copy's record.
 """
 
 import io
@@ -21,15 +22,16 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.transforms._presets import SemanticSegmentation
 
 from segserve.client import SegmentationClient
+from segserve.gateway.background import Server
+from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import ResizeRule, read_record, sha256_of, write_record
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
-from segserve.runtime.weights import load_network
-from segserve.server.process import TorchServe
 from tests.conftest import PROJECT
 from tests.file_server import served
 
-# Sizes of the network's input: the published one where it is quick, elsewhere one beyond the largest atrous rate, 36.
+# Sizes of the network's input: the published one where it is quick, elsewhere one beyond the
+# largest atrous rate, 36.
 MODELS = {"mobilenet_v3_large": 520, "resnet50": 304, "resnet101": 304}
 
 
@@ -47,11 +49,14 @@ def segserve(*arguments: object, folder, **environment) -> subprocess.CompletedP
 
 @torch.no_grad()
 def random_model(builder: str, photograph: Image.Image) -> torch.nn.Module:
-    """torchvision's model, as well-conditioned as a trained one: its norms have the photograph's statistics, and what
-    a bottleneck adds is small. Else rounding alone, which differs between memory layouts, grows from layer to layer.
+    """torchvision's model, as well-conditioned as a trained one: its norms have the photograph's
+    statistics, and what a bottleneck adds is small. Else rounding alone, which differs between
+    memory layouts, grows from layer to layer.
     """
     torch.manual_seed(0)
-    model = getattr(segmentation, builder)(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+    model = getattr(segmentation, builder)(
+        weights=None, weights_backbone=None, num_classes=21, aux_loss=True
+    )
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the mean of all batches
@@ -72,13 +77,17 @@ def chelsea(photographs):
 
 @pytest.fixture(scope="module", params=MODELS, ids=str)
 def published(request, tmp_path_factory, chelsea):
-    """(torchvision's model, the folder that everything lies in, the model folder in it, size of the input)."""
+    """(torchvision's model, the folder that everything lies in, the model folder in it, size of the
+    input).
+    """
     folder = tmp_path_factory.mktemp("published")
     model = shutil.copytree(PROJECT / "model" / request.param, folder / request.param)
     record = read_record(model)
     theirs = random_model(record.name, chelsea)
     torch.save(theirs.state_dict(), folder / "checkpoint.pth")
-    checkpoint = record.checkpoint.model_copy(update={"sha256": sha256_of(folder / "checkpoint.pth")})
+    checkpoint = record.checkpoint.model_copy(
+        update={"sha256": sha256_of(folder / "checkpoint.pth")}
+    )
     write_record(record.model_copy(update={"checkpoint": checkpoint}), model)
     yield theirs, folder, model, MODELS[request.param]
     shutil.rmtree(folder)
@@ -112,7 +121,9 @@ def unpacked(archive, tmp_path_factory):
 
 @pytest.fixture
 def image_rgb(chelsea, published):
-    """A photograph whose shorter side is the network's, so that nothing is resized and no rounding differs."""
+    """A photograph whose shorter side is the network's, so that nothing is resized and no rounding
+    differs.
+    """
     size_px = published[-1]
     return np.array(chelsea.resize((size_px * 5 // 4, size_px)))
 
@@ -124,7 +135,9 @@ def test_published_model_gives_the_outputs_of_torchvisions_own(published, unpack
     assert 0.1 < expected["out"].std() < 10  # an error of 1e-4 is one, and not rounding
 
     rule = read_record(unpacked).input.resize.model_copy(update={"size_px": size_px})
-    segmenter = Segmenter.load(unpacked, settings=Settings(precision="fp32", resize=ResizeRule(**rule.model_dump())))
+    segmenter = Segmenter.load(
+        unpacked, settings=Settings(precision="fp32", resize=ResizeRule(**rule.model_dump()))
+    )
     inputs = segmenter.preprocess(image_rgb)
     logits = enlarged(segmenter.infer(inputs), image_rgb)
     torch.testing.assert_close(logits, expected["out"], rtol=0, atol=1e-4)
@@ -146,9 +159,11 @@ def enlarged(logits, image_rgb):
 
 @pytest.mark.parametrize("published", ["mobilenet_v3_large"], indirect=True)
 def test_published_model_is_served(published, archive, unpacked, image_rgb, tmp_path):
-    with TorchServe.start([archive], tmp_path / "run") as server:
+    with Server.start([archive], tmp_path / "run") as server:
         server.wait_ready()
-        with SegmentationClient(server.inference_url, token=server.inference_token, model=archive.stem) as client:
+        with SegmentationClient(
+            server.inference_url, token=server.inference_token, model=archive.stem
+        ) as client:
             labels = client.segment(image_rgb).label_map
     assert np.array_equal(labels, Segmenter.load(unpacked).segment(image_rgb).label_map)
 
@@ -159,8 +174,9 @@ def test_fetch_checkpoint_of_another_model_says_what_fits_in_one_line(published,
     result = segserve("fetch", "resnet50", "--weights", folder / "checkpoint.pth", folder=tmp_path)
     assert result.returncode == 1
     assert "first: backbone.conv1.weight: expected (64, 3, 7, 7), got none; " in result.stderr
-    assert "architecture: {backbone: torchvision.mobilenet_v3_large, aux_head: true, aspp_rates: [12, 24, 36]" in (
-        result.stderr
+    assert (
+        "architecture: {backbone: torchvision.mobilenet_v3_large, aux_head: true, aspp_rates: [12, "
+        "24, 36]" in (result.stderr)
     )
     assert result.stderr.strip().count("\n") == 0
 
@@ -183,5 +199,11 @@ def test_command_given_a_model_yet_to_be_fetched_names_the_command(tmp_path, com
 
 def test_make_mar_fetches_before_it_packs():
     command = ["make", "-n", "mar", "MODEL=resnet101"]
-    planned = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-    assert 0 < planned.index("segserve fetch model/resnet101") < planned.index("segserve archive model/resnet101")
+    planned = subprocess.run(
+        command, cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout
+    assert (
+        0
+        < planned.index("segserve fetch model/resnet101")
+        < planned.index("segserve archive model/resnet101")
+    )

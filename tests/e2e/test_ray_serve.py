@@ -1,4 +1,6 @@
-"""Ray Serve as a user runs it: started by the command, asked, hurt and stopped. A tiny model keeps it quick."""
+"""Ray Serve as a user runs it: started by the command, used, disturbed and stopped, with a tiny
+model.
+"""
 
 import json
 import pickle
@@ -17,9 +19,9 @@ import requests
 import yaml
 
 from segserve.archive import build_archive
-from segserve.client import RefusedError, SegmentationClient
+from segserve.client import ResponseError, SegmentationClient
+from segserve.engines.errors import ServerError
 from segserve.local import LocalSegmenter
-from segserve.server.errors import ServerError
 from tests.contract.images import encoded, picture
 from tests.documents import blocks
 from tests.unit.tiny import write_tiny_model
@@ -30,10 +32,15 @@ pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segs
 
 from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
-from segserve.ray_app.process import RayServe
+from segserve.gateway.background import Server
 
 IMAGE = encoded(picture())
-CONFIG = {"batchSize": 2, "maxBatchDelay": 1, "jobQueueSize": 8, "handler": {"threads": 1, "precision": "fp32"}}
+CONFIG = {
+    "batchSize": 2,
+    "maxBatchDelay": 1,
+    "jobQueueSize": 8,
+    "handler": {"threads": 1, "precision": "fp32"},
+}
 BLOCKS = blocks("docs/ray.md", "sh")
 
 
@@ -61,35 +68,49 @@ def run(command: str, folder: Path, **variables: str) -> subprocess.CompletedPro
 
 @pytest.fixture(scope="module")
 def started(folder) -> subprocess.CompletedProcess:
-    result = run(BLOCKS[0], folder)
+    result = run(BLOCKS[0], folder, SEGSERVE_CLIENT_IN_FLIGHT="100")  # one client can fill a queue
     yield result
     run("segserve stop", folder)
 
 
 @pytest.fixture(scope="module")
-def server(started, folder) -> RayServe:
+def server(started, folder) -> Server:
     assert started.returncode == 0, started.stderr
-    server = RayServe.running(folder / ".run" / "serve")
+    server = Server.running(folder / ".run" / "serve")
     assert server is not None
     return server
 
 
 @pytest.fixture
-def ask(server):
-    def ask(path: str = "/predictions/deeplabv3", image: bytes = IMAGE, **headers: str) -> requests.Response:
+def send(server):
+    def send(
+        path: str = "/predictions/deeplabv3", image: bytes = IMAGE, **headers: str
+    ) -> requests.Response:
         authorization = {"Authorization": f"Bearer {server.inference_token}"}
-        return requests.post(server.inference_url + path, data=image, headers={**authorization, **headers}, timeout=120)
+        return requests.post(
+            server.inference_url + path,
+            data=image,
+            headers={**authorization, **headers},
+            timeout=120,
+        )
 
-    return ask
+    return send
 
 
-def tmp_dir_of(server: RayServe) -> Path:
-    return Path(json.loads((server.run_dir / "server.json").read_text())["tmp_dir"])
-
-
-def replicas(server: RayServe) -> list[psutil.Process]:
+def tmp_dir_of(server: Server) -> Path:
+    """The folder of Ray's files, from the environment of its processes."""
     children = psutil.Process(server.pid).children(recursive=True)
-    return [child for child in children if child.name().startswith("ray::ServeReplica") and is_of_model(child)]
+    [token_file] = {child.environ().get("RAY_AUTH_TOKEN_PATH", "") for child in children} - {""}
+    return Path(token_file).parent
+
+
+def replicas(server: Server) -> list[psutil.Process]:
+    children = psutil.Process(server.pid).children(recursive=True)
+    return [
+        child
+        for child in children
+        if child.name().startswith("ray::ServeReplica") and is_of_model(child)
+    ]
 
 
 def is_of_model(process: psutil.Process) -> bool:
@@ -98,32 +119,32 @@ def is_of_model(process: psutil.Process) -> bool:
 
 def test_serve_prints_a_curl_that_works(server, started, folder):
     line = next(line for line in started.stdout.splitlines() if line.strip().startswith("curl"))
-    answer = run(f"{line.replace('PHOTO.jpg', 'cat.png')} -s", folder)
-    assert json.loads(answer.stdout)["mask"]["encoding"] == "png"
+    response = run(f"{line.replace('PHOTO.jpg', 'cat.png')} -s", folder)
+    assert json.loads(response.stdout)["mask"]["encoding"] == "png"
 
 
 def test_documentation_s_curl_takes_options_from_the_query(server, folder):
     command = BLOCKS[1].replace("http://127.0.0.1:8080", server.inference_url)
-    answer = json.loads(run(command, folder, TOKEN=server.inference_token).stdout)
-    assert answer["mask"]["encoding"] == "rle"
-    assert {entry["label"] for entry in answer["classes"]} <= {"background", "cat"}
+    response = json.loads(run(command, folder, TOKEN=server.inference_token).stdout)
+    assert response["mask"]["encoding"] == "rle"
+    assert {entry["label"] for entry in response["classes"]} <= {"background", "cat"}
 
 
-def test_predictions_headers_go_before_the_query(ask):
-    answer = ask("/predictions/deeplabv3?mask=rle&tta=flip", **{"X-Segment-Mask": "none"})
-    assert "mask" not in answer.json()
-    assert 'desc="2.0 passes"' in answer.headers["Server-Timing"]
+def test_predictions_headers_go_before_the_query(send):
+    response = send("/predictions/deeplabv3?mask=rle&tta=flip", **{"X-Segment-Mask": "none"})
+    assert "mask" not in response.json()
+    assert 'desc="2.0 passes"' in response.headers["Server-Timing"]
 
 
-def test_predictions_unknown_option_in_the_query_is_400(ask):
-    answer = ask("/predictions/deeplabv3?colour=red")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_option")
+def test_predictions_unknown_option_in_the_query_is_400(send):
+    response = send("/predictions/deeplabv3?colour=red")
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "bad_option")
 
 
 @pytest.mark.parametrize("mask", ["dense", "rle", "png", "polygons", "none"])
-def test_predictions_answer_is_the_archive_s_byte_for_byte(ask, folder, mask):
+def test_predictions_response_is_the_archive_s_byte_for_byte(send, folder, mask):
     local = LocalSegmenter(folder / "build" / "deeplabv3.mar", device="cpu")
-    assert ask(**{"X-Segment-Mask": mask}).content == local.answer(IMAGE, mask=mask)
+    assert send(**{"X-Segment-Mask": mask}).content == local.segment_raw(IMAGE, mask=mask)
 
 
 def test_other_commands_find_the_server(server, folder):
@@ -133,19 +154,23 @@ def test_other_commands_find_the_server(server, folder):
     assert "a worker is READY" in run("segserve doctor", folder).stdout
 
 
-def test_serve_where_one_runs_refuses_in_one_line(server, folder):
+def test_serve_where_one_runs_rejects_in_one_line(server, folder):
     result = run(BLOCKS[0], folder)
     assert result.returncode == 1
-    assert re.search(r"a server already runs from .* \(process \d+\); stop it first", result.stderr)
+    assert re.search(r"a server already runs at http://.*: `segserve stop` ends it", result.stderr)
     assert result.stderr.strip().count("\n") == 0
 
 
-def test_serve_answers_on_this_machine_only(server):
+def test_serve_listens_on_this_machine_only(server):
     listening = [
         connection.laddr.ip
-        for process in [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        for process in [
+            psutil.Process(server.pid),
+            *psutil.Process(server.pid).children(recursive=True),
+        ]
         for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and not process.name().startswith("ray::ServeReplica")
+        if connection.status == psutil.CONN_LISTEN
+        and not process.name().startswith("ray::ServeReplica")
     ]
     assert listening
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
@@ -163,15 +188,21 @@ class Touch:
 
 def test_port_of_a_replica_takes_nothing_without_the_token_of_the_run(server, tmp_path):
     children = psutil.Process(server.pid).children(recursive=True)
-    connections = [connection for process in children for connection in process.net_connections("tcp")]
-    ports = {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN and each.laddr.ip == "::"}
+    connections = [
+        connection for process in children for connection in process.net_connections("tcp")
+    ]
+    ports = {
+        each.laddr.port
+        for each in connections
+        if each.status == psutil.CONN_LISTEN and each.laddr.ip == "::"
+    }
     request = serve_pb2.ASGIRequest(pickled_request_metadata=pickle.dumps(Touch(tmp_path / "ran")))
     assert ports
     for port in ports:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            with pytest.raises(grpc.RpcError) as refused:
+            with pytest.raises(grpc.RpcError) as rejected:
                 serve_pb2_grpc.ASGIServiceStub(channel).HandleRequest(request, timeout=30)
-            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert rejected.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert not (tmp_path / "ran").exists()
 
 
@@ -179,64 +210,63 @@ def test_temporary_folder_is_closed_to_other_users(server):
     assert tmp_dir_of(server).stat().st_mode & 0o077 == 0
 
 
-def test_key_file_is_private_and_no_token_is_in_the_log(server):
-    assert (server.run_dir / "key_file.json").stat().st_mode & 0o077 == 0
+def test_token_file_is_private_and_no_token_is_in_the_log(server):
+    assert (server.run_dir / "token").stat().st_mode & 0o077 == 0
     for text in (server.log_path.read_text(), (server.run_dir / "server.json").read_text()):
         assert server.inference_token not in text
 
 
-def test_token_renewed_by_its_api_is_the_one_that_counts(server, ask):
-    old = server.inference_token
-    key = json.loads((server.run_dir / "key_file.json").read_text())["API"]["key"]
-    url = f"{server.management_url}/token?type=inference"
-    requests.get(url, headers={"Authorization": f"Bearer {key}"}, timeout=30).raise_for_status()
-    assert ask(Authorization=f"Bearer {old}").status_code == 400
-    assert ask().status_code == 200
-
-
-def test_metrics_count_what_was_asked(server, ask):
+def test_metrics_count_what_was_requested(server, send):
     def count() -> float:
         text = requests.get(f"{server.metrics_url}/metrics", timeout=30).text
-        told = re.search(r'ts_inference_requests_total\{.*model_name="deeplabv3".*"default"\} ([\d.]+)', text)
-        return float(told[1]) if told else 0.0
+        reported = re.search(
+            r'ts_inference_requests_total\{.*model_name="deeplabv3".*"default"\} ([\d.]+)', text
+        )
+        return float(reported[1]) if reported else 0.0
 
     before = count()
-    ask()
+    send()
     assert count() == before + 1
 
 
-def test_predictions_full_queue_is_503_with_retry_after_and_the_client_waits(server, ask):
+def test_predictions_full_queue_is_503_with_retry_after_and_the_client_waits(server, send):
     image = encoded(picture(1600, 1200), "JPEG")
     with ThreadPoolExecutor(24) as threads:
-        answers = list(threads.map(lambda _: ask(image=image), range(48)))
-    refused = [answer for answer in answers if answer.status_code == 503]
-    assert {answer.status_code for answer in answers} == {200, 503}
-    assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
-    assert {answer.json()["error"]["code"] for answer in refused} == {"overloaded"}
-    with SegmentationClient(server.inference_url, token=server.inference_token, retries=40) as client:  # noqa: SIM117
-        with ThreadPoolExecutor(12) as threads:
-            assert len(list(threads.map(client.segment, [image] * 24))) == 24
+        responses = list(threads.map(lambda _: send(image=image), range(48)))
+    rejected = [response for response in responses if response.status_code == 503]
+    assert {response.status_code for response in responses} == {200, 503}
+    assert {response.headers["Retry-After"] for response in rejected} == {"2"}
+    assert {response.json()["error"]["code"] for response in rejected} == {"overloaded"}
+    with (
+        SegmentationClient(
+            server.inference_url, token=server.inference_token, retries=40
+        ) as client,
+        ThreadPoolExecutor(12) as threads,
+    ):
+        assert len(list(threads.map(client.segment, [image] * 24))) == 24
 
 
 def test_predictions_while_a_replica_is_killed_fail_no_more_than_those_it_had(server):
     in_flight = 4
     [replica] = replicas(server)
 
-    def asked(client: SegmentationClient) -> str:
+    def requested(client: SegmentationClient) -> str:
         try:
             return client.segment(IMAGE).model
-        except RefusedError as error:
+        except ResponseError as error:
             return error.code
 
     def stream(retries: int, count: int) -> Counter[str]:
         with (
-            SegmentationClient(server.inference_url, token=server.inference_token, retries=retries) as client,
+            SegmentationClient(
+                server.inference_url, token=server.inference_token, retries=retries
+            ) as client,
             ThreadPoolExecutor(in_flight) as threads,
         ):
-            asking = [threads.submit(asked, client) for _ in range(count)]
-            asking[0].result()
+            sending = [threads.submit(requested, client) for _ in range(count)]
+            sending[0].result()
             replicas(server)[0].kill()
-            return Counter(future.result() for future in asking)
+            return Counter(future.result() for future in sending)
 
     outcomes = stream(retries=0, count=60)
     assert outcomes.keys() <= {"deeplabv3", "unavailable"}
@@ -251,7 +281,7 @@ def test_stop_leaves_no_process_and_no_tokens_behind(server, folder):
     assert run(BLOCKS[2], folder).stdout.strip() == "stopped"
     assert [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
     assert not tmp_dir.exists()
-    assert not {"server.json", "key_file.json"} & {path.name for path in server.run_dir.iterdir()}
+    assert not {"server.json", "token"} & {path.name for path in server.run_dir.iterdir()}
     assert run("segserve stop", folder).stdout.strip() == "no server is running"
 
 
@@ -261,10 +291,11 @@ def test_wait_ready_of_weights_that_are_not_the_record_s_says_so_and_ends(model,
         for name in source.namelist():
             target.writestr(name, b"other" if name == "weights.safetensors" else source.read(name))
     began_s = time.monotonic()
-    with RayServe.start([archive], tmp_path / "run") as server:
+    with Server.start([archive], tmp_path / "run", engine="ray") as server:
         with pytest.raises(
-            ServerError, match=r"Ray Serve ended: cannot serve this archive: weights.safetensors: SHA-256"
+            ServerError,
+            match=r"the server ended: .* cannot serve this archive: weights.safetensors: SHA-256",
         ):
             server.wait_ready(timeout_s=400)
         assert time.monotonic() - began_s < 300
-    assert RayServe.running(tmp_path / "run") is None
+    assert Server.running(tmp_path / "run") is None

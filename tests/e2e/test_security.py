@@ -1,4 +1,6 @@
-"""The hardened defaults, one by one, on a TorchServe as `segserve serve` starts it: see docs/security.md."""
+"""The hardened defaults, one by one, on a TorchServe as `segserve serve` starts it: see
+docs/security.md.
+"""
 
 import base64
 import io
@@ -16,17 +18,17 @@ import requests
 from PIL import Image, PngImagePlugin
 
 from segserve.archive import build_archive
-from segserve.client import RefusedError, SegmentationClient
-from segserve.server.errors import ServerError
-from segserve.server.process import TorchServe
-from segserve.server.properties import read_properties
+from segserve.engines.errors import ServerError
+from segserve.engines.torchserve.config import read_properties
+from segserve.engines.torchserve.process import TorchServe
 from segserve.signing import SigningKey, TrustedKeys
 from tests.conftest import EMBEDDED, PROJECT
 from tests.e2e.user import segserve
 from tests.packed import pack
 from tests.unit.tiny import write_tiny_model
 
-# Tells what code in an archive sees of the environment: its own, and that of the process that started it.
+# Reports what code in an archive sees of the environment: its own, and that of the process that
+# started it.
 PROBE = """
 import json, os, pathlib
 
@@ -79,13 +81,18 @@ def server(signing, tmp_path_factory):
     """Serves two signed archives, and was started where secrets stand in the environment."""
     key, public = signing
     folder = tmp_path_factory.mktemp("archives")
-    archives = [build_archive(write_tiny_model(tmp_path_factory.mktemp("tiny")), folder), pack(folder, "probe", PROBE)]
+    archives = [
+        build_archive(write_tiny_model(tmp_path_factory.mktemp("tiny")), folder),
+        pack(folder, "probe", PROBE),
+    ]
     for archive in archives:
         key.sign(archive)
     with pytest.MonkeyPatch.context() as environment:
         for name, value in SECRETS.items():
             environment.setenv(name, value)
-        server = TorchServe.start(archives, tmp_path_factory.mktemp("run"), trusted=TrustedKeys.read(public))
+        server = TorchServe.start(
+            archives, tmp_path_factory.mktemp("run"), trusted=TrustedKeys.read(public)
+        )
     with server:
         server.wait_ready()
         yield server
@@ -114,7 +121,7 @@ def processes(server) -> list[psutil.Process]:
     return [leader, *leader.children(recursive=True)]
 
 
-# Who may ask
+# Who may send requests
 
 
 def test_every_socket_listens_on_loopback_alone(server):
@@ -142,28 +149,37 @@ def test_every_socket_listens_on_loopback_alone(server):
         pytest.param("GET", "management", "/token?type=inference", id="new-token"),
     ],
 )
-@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Bearer ", "Basic dG9rZW4="], ids=str)
-def test_request_without_the_token_is_refused(server, method, port, path, authorization):
+@pytest.mark.parametrize(
+    "authorization", [None, "Bearer wrong", "Bearer ", "Basic dG9rZW4="], ids=str
+)
+def test_request_without_the_token_is_rejected(server, method, port, path, authorization):
     url = f"{server.inference_url if port == 'inference' else server.management_url}{path}"
     headers = {"Authorization": authorization} if authorization else {}
-    answer = requests.request(method, url, headers=headers, timeout=30)
-    assert answer.status_code == 400
-    assert answer.json()["type"] == "InvalidKeyException"
+    response = requests.request(method, url, headers=headers, timeout=30)
+    assert response.status_code == 400
+    assert response.json()["type"] == "InvalidKeyException"
 
 
-def test_grpc_prediction_without_the_token_is_refused(server):
+def test_grpc_prediction_without_the_token_is_rejected(server):
     with (
-        SegmentationClient(server.grpc_address, transport="grpc", token="wrong", model="tiny", retries=0) as client,  # noqa: S106
-        pytest.raises(RefusedError, match="Token"),
+        grpc.insecure_channel(server.grpc_address) as channel,
+        pytest.raises(grpc.RpcError) as caught,
     ):
-        client.segment(image_with_comment())
+        channel.unary_unary("/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions")(
+            b"", timeout=30, metadata=[("authorization", "Bearer wrong")]
+        )
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize("call", ["ListModels", "RegisterModel", "UnregisterModel"])
-def test_grpc_management_without_the_token_is_refused(server, call):
-    address = f"127.0.0.1:{read_properties(server.run_dir / 'config.properties')['grpc_management_port']}"
+def test_grpc_management_without_the_token_is_rejected(server, call):
+    address = (
+        f"127.0.0.1:{read_properties(server.run_dir / 'config.properties')['grpc_management_port']}"
+    )
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(f"/org.pytorch.serve.grpc.management.ManagementAPIsService/{call}")(b"", timeout=30)
+        channel.unary_unary(f"/org.pytorch.serve.grpc.management.ManagementAPIsService/{call}")(
+            b"", timeout=30
+        )
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -178,10 +194,16 @@ def test_grpc_management_without_the_token_is_refused(server, call):
         pytest.param("DELETE", "/models/tiny", id="unregister"),
     ],
 )
-def test_models_cannot_be_changed_over_http_with_the_management_token(server, management_bearer, method, path):
-    answer = requests.request(method, f"{server.management_url}{path}", headers=management_bearer, timeout=30)
-    assert answer.status_code == 405
-    [listed] = requests.get(f"{server.management_url}/models/tiny", headers=management_bearer, timeout=30).json()
+def test_models_cannot_be_changed_over_http_with_the_management_token(
+    server, management_bearer, method, path
+):
+    response = requests.request(
+        method, f"{server.management_url}{path}", headers=management_bearer, timeout=30
+    )
+    assert response.status_code == 405
+    [listed] = requests.get(
+        f"{server.management_url}/models/tiny", headers=management_bearer, timeout=30
+    ).json()
     assert listed["modelName"] == "tiny"
 
 
@@ -196,18 +218,24 @@ def test_models_cannot_be_changed_over_http_with_the_management_token(server, ma
 def test_workflows_cannot_be_loaded_with_the_management_token(server, management_bearer, url):
     """TorchServe's switch for models does not close its workflows: the allowed URLs do."""
     url = f"{server.management_url}/workflows?url={url}"
-    answer = requests.post(url, headers=management_bearer, timeout=30)
-    assert answer.status_code == 404
-    assert "allowed" in answer.json()["message"]
+    response = requests.post(url, headers=management_bearer, timeout=30)
+    assert response.status_code == 404
+    assert "allowed" in response.json()["message"]
 
 
 def test_predictions_port_takes_nothing_of_the_management_api(server, management_bearer):
-    for method, path in (("GET", "/models"), ("POST", "/models?url=tiny.mar"), ("PUT", "/models/tiny?min_worker=0")):
-        answer = requests.request(method, f"{server.inference_url}{path}", headers=management_bearer, timeout=30)
-        assert answer.status_code in (400, 404, 405), path
+    for method, path in (
+        ("GET", "/models"),
+        ("POST", "/models?url=tiny.mar"),
+        ("PUT", "/models/tiny?min_worker=0"),
+    ):
+        response = requests.request(
+            method, f"{server.inference_url}{path}", headers=management_bearer, timeout=30
+        )
+        assert response.status_code in (400, 404, 405), path
 
 
-def test_serve_foreign_archive_is_refused_before_any_of_its_code_runs(signing, tmp_path):
+def test_serve_foreign_archive_is_rejected_before_any_of_its_code_runs(signing, tmp_path):
     marker = tmp_path / "ran"
     archive = pack(tmp_path, "foreign", FOREIGN.replace("MARKER", str(marker)))
     SigningKey.generate().sign(archive)
@@ -216,19 +244,23 @@ def test_serve_foreign_archive_is_refused_before_any_of_its_code_runs(signing, t
     assert "signed by the key" in done.stderr
     assert done.stderr.strip().count("\n") == 0
     assert not marker.exists()
-    assert not list((tmp_path / ".run" / "serve" / "model-store").iterdir())
+    assert not (tmp_path / ".run").exists()
 
 
 def test_archive_changed_after_the_start_is_not_what_is_served(server, signing, tmp_path):
-    """What was verified lies in the server's own folder, and not as a link to where it came from."""
+    """What was verified lies in the server's own folder, and not as a link to where it came
+    from.
+    """
     for archive in (server.run_dir / "model-store").iterdir():
         assert not archive.is_symlink()
         assert archive.stat().st_nlink == 1
 
 
-def test_start_with_trusted_keys_and_the_model_api_is_refused(signing, tmp_path):
+def test_start_with_trusted_keys_and_the_model_api_is_rejected(signing, tmp_path):
     (tmp_path / "config.properties").write_text("enable_model_api=true\n")
-    with pytest.raises(ServerError, match="archives that are registered over HTTP are not verified"):
+    with pytest.raises(
+        ServerError, match="archives that are registered over HTTP are not verified"
+    ):
         TorchServe.start(
             [tmp_path / "absent.mar"],
             tmp_path / "run",
@@ -251,34 +283,43 @@ def test_archive_holds_no_pickle(tmp_path):
 def test_repository_holds_no_pickle():
     if not (PROJECT / ".git").exists():
         pytest.skip("not a git repository")
-    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout
     pickles = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib", ".npy", ".npz", ".mar", ".key")
     assert [name for name in listed.splitlines() if name.endswith(pickles)] == []
 
 
-# What answers tell
+# What responses contain
 
 
 @pytest.mark.parametrize("port", ["inference", "management", "metrics"])
 @pytest.mark.parametrize("method", ["OPTIONS", "GET", "POST"])
-def test_no_page_of_another_origin_may_read_an_answer(server, bearer, port, method):
+def test_no_page_of_another_origin_may_read_a_response(server, bearer, port, method):
     paths = {"inference": "/predictions/tiny", "management": "/models", "metrics": "/metrics"}
     headers = {**ORIGIN, **(bearer if port == "inference" else {})}
-    answer = requests.request(method, f"{getattr(server, f'{port}_url')}{paths[port]}", headers=headers, timeout=30)
-    assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
+    response = requests.request(
+        method, f"{getattr(server, f'{port}_url')}{paths[port]}", headers=headers, timeout=30
+    )
+    assert not [name for name in response.headers if name.lower().startswith("access-control-")]
 
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [pytest.param(image_with_comment(), 200, id="answer"), pytest.param(b"no image", 415, id="refusal")],
+    [
+        pytest.param(image_with_comment(), 200, id="response"),
+        pytest.param(b"no image", 415, id="error"),
+    ],
 )
-def test_answer_is_not_stored_not_guessed_at_and_tells_no_version(server, bearer, body, status):
-    answer = requests.post(f"{server.inference_url}/predictions/tiny", data=body, headers=bearer, timeout=60)
-    assert answer.status_code == status
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert "no-store" in answer.headers["Cache-Control"]
-    assert answer.headers["Content-Type"] == "application/json"
-    assert not {name.lower() for name in answer.headers} & {"server", "x-powered-by", "via"}
+def test_response_is_not_stored_not_guessed_at_and_reports_no_version(server, bearer, body, status):
+    response = requests.post(
+        f"{server.inference_url}/predictions/tiny", data=body, headers=bearer, timeout=60
+    )
+    assert response.status_code == status
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert "no-store" in response.headers["Cache-Control"]
+    assert response.headers["Content-Type"] == "application/json"
+    assert not {name.lower() for name in response.headers} & {"server", "x-powered-by", "via"}
 
 
 # What is written, and who reads it
@@ -291,16 +332,26 @@ def test_logs_hold_neither_token_nor_image(server, bearer, management_bearer):
     assert requests.post(url, data=image, headers=bearer, timeout=60).ok
     assert requests.post(url, files={"data": ("private.png", image)}, headers=bearer, timeout=60).ok
     assert requests.post(url, json={"data": encoded}, headers=bearer, timeout=60).ok
-    assert requests.post(url, data=image[: len(image) // 2], headers=bearer, timeout=60).status_code == 422
+    assert (
+        requests.post(url, data=image[: len(image) // 2], headers=bearer, timeout=60).status_code
+        == 422
+    )
     assert requests.get(f"{server.management_url}/models", headers=management_bearer, timeout=60).ok
     for token in ("wrong-token-of-a-user", server.inference_token):
-        requests.get(f"{server.management_url}/models", headers={"Authorization": f"Bearer {token}"}, timeout=60)
-    told = b"".join(path.read_bytes() for path in log_files(server))
-    assert b"/predictions/tiny" in told
-    tokens = [entry["key"] for entry in json.loads((server.run_dir / "key_file.json").read_text()).values()]
+        requests.get(
+            f"{server.management_url}/models",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=60,
+        )
+    reported = b"".join(path.read_bytes() for path in log_files(server))
+    assert b"/predictions/tiny" in reported
+    tokens = [
+        entry["key"]
+        for entry in json.loads((server.run_dir / "key_file.json").read_text()).values()
+    ]
     for private in (*tokens, "wrong-token-of-a-user", COMMENT, "private.png", encoded[1000:1040]):
-        assert private.encode() not in told, private
-    assert image[1000:1020] not in told
+        assert private.encode() not in reported, private
+    assert image[1000:1020] not in reported
 
 
 def log_files(server) -> list[Path]:
@@ -308,8 +359,10 @@ def log_files(server) -> list[Path]:
 
 
 def test_secrets_of_the_environment_reach_no_process_of_the_server(server, bearer):
-    answer = requests.post(f"{server.inference_url}/predictions/probe", data=b"x", headers=bearer, timeout=60)
-    seen = answer.json()
+    response = requests.post(
+        f"{server.inference_url}/predictions/probe", data=b"x", headers=bearer, timeout=60
+    )
+    seen = response.json()
     assert "PATH" in seen["own"]
     assert not set(SECRETS) & {*seen["own"], *seen["parent"]}
     for process in processes(server):
@@ -320,7 +373,13 @@ def test_tokens_are_in_one_file_that_its_owner_alone_reads_outside_of_the_reposi
     assert (server.run_dir / "key_file.json").stat().st_mode & 0o777 == 0o600
     if (PROJECT / ".git").exists():  # what `segserve serve` writes below the current folder
         names = [".run/serve/key_file.json", "signer.key"]
-        done = subprocess.run(["git", "check-ignore", *names], cwd=PROJECT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "check-ignore", *names],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.stdout.split() == names
 
 
@@ -332,7 +391,10 @@ def test_what_the_server_writes_of_requests_is_its_owner_s_alone(server):
 
 
 def test_command_line_of_the_server_shows_no_token(server):
-    tokens = [entry["key"] for entry in json.loads((server.run_dir / "key_file.json").read_text()).values()]
+    tokens = [
+        entry["key"]
+        for entry in json.loads((server.run_dir / "key_file.json").read_text()).values()
+    ]
     lines = " ".join(" ".join(process.cmdline()) for process in processes(server))
     assert sys.executable in lines
     assert not [token for token in tokens if token in lines]

@@ -1,4 +1,6 @@
-"""`segserve segment` and docs/cli.md against a real TorchServe that was left running in the user's folder."""
+"""`segserve segment` and docs/cli.md against a real server that was left running in the user's
+folder.
+"""
 
 import json
 import signal
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 
 from segserve.client import SegmentationClient
-from segserve.server.process import TorchServe
+from segserve.gateway.background import Server
 from tests.documents import blocks
 
 from .user import segserve, shell
@@ -27,7 +29,7 @@ def label_map(path) -> np.ndarray:
 def test_segment_finds_the_server_and_writes_what_the_client_gets(folder):
     done = segserve("segment", "photos", "-o", "served", "--overlay", folder=folder)
     assert done.returncode == 0, done.stderr
-    server = TorchServe.running(folder / ".run" / "serve")
+    server = Server.running(folder / ".run" / "serve")
     with SegmentationClient(server.inference_url, token=server.inference_token) as client:
         for name in ("cat", "trip/astronaut"):
             expected = client.segment(folder / "photos" / f"{name}.png")
@@ -37,8 +39,13 @@ def test_segment_finds_the_server_and_writes_what_the_client_gets(folder):
 
 
 def test_segment_locally_gives_the_servers_files(folder):
-    # The server has its own number of threads, whose sums may round otherwise: a pixel on an edge may differ.
-    for arguments in (("-o", "by-server"), ("-o", "by-itself", "--local"), ("-o", "packed", "--local", "--model")):
+    # The server has its own number of threads, whose sums may round otherwise: a pixel on an edge
+    # may differ.
+    for arguments in (
+        ("-o", "by-server"),
+        ("-o", "by-itself", "--local"),
+        ("-o", "packed", "--local", "--model"),
+    ):
         given = (*arguments, "build/deeplabv3.mar") if arguments[-1] == "--model" else arguments
         done = segserve("segment", "cat.png", *given, folder=folder)
         assert done.returncode == 0, done.stderr
@@ -53,7 +60,16 @@ def test_segment_locally_that_is_interrupted_ends_in_order(folder, tmp_path):
     """Python must not end while torch is at work: that would abort it."""
     for number in range(30):
         (tmp_path / f"{number}.png").symlink_to(folder / "cat.png")
-    command = [sys.executable, "-m", "segserve", "segment", str(tmp_path), "-o", "interrupted", "--local"]
+    command = [
+        sys.executable,
+        "-m",
+        "segserve",
+        "segment",
+        str(tmp_path),
+        "-o",
+        "interrupted",
+        "--local",
+    ]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while not list(folder.glob("interrupted/*.png")) and time.monotonic() < deadline:
@@ -73,26 +89,31 @@ def test_segment_locally_that_is_interrupted_ends_in_order(folder, tmp_path):
         (("--model", "absent"), "name the model that is served"),
         (("--classes", "dgo"), "dog"),
         (("--local", "--classes", "dgo"), "dog"),
-        (("--local", "--model", "absent"), "'absent': no model folder, and no name of a model: embedded, "),
+        (
+            ("--local", "--model", "absent"),
+            "'absent': no model folder, and no name of a model: embedded, ",
+        ),
     ],
     ids=["wrong token", "wrong model", "unknown class", "unknown class locally", "no such model"],
 )
-def test_segment_that_is_refused_says_why_in_one_line(folder, tmp_path, arguments, message):
+def test_segment_that_is_rejected_says_why_in_one_line(folder, tmp_path, arguments, message):
     done = segserve("segment", "photos", "-o", str(tmp_path), *arguments, folder=folder)
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert message in line
 
 
-def test_segment_with_empty_address_asks_the_server_of_the_folder(folder, tmp_path):
+def test_segment_with_empty_address_sends_the_server_of_the_folder(folder, tmp_path):
     """As a script does whose variable is not set."""
     done = segserve("segment", "cat.png", "-o", str(tmp_path), "--server", "", folder=folder)
     assert done.returncode == 0, done.stderr
 
 
 def test_segment_at_the_wrong_port_of_the_server_says_which_is_right(folder, tmp_path):
-    server = TorchServe.running(folder / ".run" / "serve")
-    done = segserve("segment", "cat.png", "-o", str(tmp_path), "--server", server.metrics_url, folder=folder)
+    server = Server.running(folder / ".run" / "serve")
+    done = segserve(
+        "segment", "cat.png", "-o", str(tmp_path), "--server", server.metrics_url, folder=folder
+    )
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert "name the address of the inference port" in line
@@ -102,7 +123,12 @@ def test_doctor_finds_the_server_well(folder):
     done = segserve("doctor", "--json", folder=folder)
     findings = {finding["subject"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert "a worker is READY" in findings["server"]["message"]
-    assert findings["token"] == {"subject": "token", "level": "ok", "message": "valid", "remedy": ""}
+    assert findings["token"] == {
+        "subject": "token",
+        "level": "ok",
+        "message": "valid",
+        "remedy": "",
+    }
     assert findings["archive"]["level"] == "ok"
 
 

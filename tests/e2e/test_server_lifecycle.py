@@ -1,11 +1,12 @@
-"""The life of a TorchServe, with real ones and small throw-away archives whose handlers only echo."""
+"""The life of a TorchServe, with real ones and small throw-away archives whose handlers only
+echo.
+"""
 
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -13,9 +14,8 @@ import psutil
 import pytest
 import requests
 
-from segserve.server.errors import ServerError
-from segserve.server.process import TorchServe
-from tests.conftest import PROJECT
+from segserve.engines.errors import ServerError
+from segserve.engines.torchserve.process import TorchServe
 from tests.packed import BROKEN, pack
 
 ECHO = """
@@ -26,10 +26,16 @@ class Echo:
         pass
 
     def handle(self, data, context):
-        return [json.dumps({"environment": sorted(os.environ), "python": os.sys.executable}) for _ in data]
+        return [json.dumps({"environment": sorted(os.environ), "python": os.sys.executable}) for _
+        in data]
 """
 
-SECRETS = {"MY_TOKEN": "t", "db_password": "p", "AWS_SECRET_ACCESS_KEY": "k", "GOOGLE_CREDENTIALS": "c"}
+SECRETS = {
+    "MY_TOKEN": "t",
+    "db_password": "p",
+    "AWS_SECRET_ACCESS_KEY": "k",
+    "GOOGLE_CREDENTIALS": "c",
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,9 @@ def server(echo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def neighbour(server, echo, tmp_path_factory):
-    """A second server that is told to take the first one's ports, may register models, and lives in an odd folder."""
+    """A second server that is configured with the first one's ports, may register models, and has
+    an unusual folder name.
+    """
     run_dir = tmp_path_factory.mktemp("run") / "Käfer, \\ [2]" / ("deep" * 20)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("SEGSERVE_PORT", server.inference_url.rpartition(":")[2])
@@ -66,7 +74,9 @@ def neighbour(server, echo, tmp_path_factory):
 
 def predict(server, token):
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return requests.post(f"{server.inference_url}/predictions/echo", data=b"x", headers=headers, timeout=30)
+    return requests.post(
+        f"{server.inference_url}/predictions/echo", data=b"x", headers=headers, timeout=30
+    )
 
 
 def register(server, url):
@@ -79,26 +89,29 @@ def tree_of(server):
 
 
 def running(processes):
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [
+        process
+        for process in processes
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
-def test_start_with_archive_answers_with_this_python(server):
-    answer = predict(server, server.inference_token)
-    assert answer.status_code == 200
-    assert answer.json()["python"] == sys.executable
+def test_start_with_archive_serves_with_this_python(server):
+    response = predict(server, server.inference_token)
+    assert response.status_code == 200
+    assert response.json()["python"] == sys.executable
 
 
 def test_start_writes_everything_into_the_run_folder(server):
     names = {path.name for path in server.run_dir.iterdir()}
-    assert {"server.json", "server.log", "key_file.json", "config.properties", "model-store", "logs"} <= names
+    assert {
+        "server.log",
+        "key_file.json",
+        "config.properties",
+        "model-store",
+        "logs",
+    } <= names
     assert (server.run_dir / "key_file.json").stat().st_mode & 0o077 == 0
-
-
-def test_start_keeps_tokens_out_of_the_server_file(server):
-    text = (server.run_dir / "server.json").read_text()
-    assert json.loads(text)["pid"] == server.pid
-    assert server.inference_token not in text
-    assert server.management_token not in text
 
 
 def test_start_with_secrets_in_environment_hides_them_from_the_worker(server):
@@ -107,14 +120,16 @@ def test_start_with_secrets_in_environment_hides_them_from_the_worker(server):
     assert not set(SECRETS) & set(names)
 
 
-@pytest.mark.parametrize("token", [pytest.param(None, id="none"), pytest.param("wrong", id="wrong")])
-def test_predict_without_the_token_is_refused(server, token):
-    answer = predict(server, token)
-    assert answer.status_code == 400
-    assert "Token" in answer.json()["message"]
+@pytest.mark.parametrize(
+    "token", [pytest.param(None, id="none"), pytest.param("wrong", id="wrong")]
+)
+def test_predict_without_the_token_is_rejected(server, token):
+    response = predict(server, token)
+    assert response.status_code == 400
+    assert "Token" in response.json()["message"]
 
 
-def test_predict_with_the_management_token_is_refused(server):
+def test_predict_with_the_management_token_is_rejected(server):
     assert predict(server, server.management_token).status_code == 400
 
 
@@ -134,22 +149,23 @@ def test_metrics_are_served_to_prometheus_without_a_token(server):
     assert 'ts_inference_requests_total{model_name="echo"' in text
 
 
-def test_register_with_model_api_off_is_refused(server):
+def test_register_with_model_api_off_is_rejected(server):
     headers = {"Authorization": f"Bearer {server.management_token}"}
-    answer = requests.post(f"{server.management_url}/models?url=echo.mar", headers=headers, timeout=30)
-    assert answer.status_code == 405
+    response = requests.post(
+        f"{server.management_url}/models?url=echo.mar", headers=headers, timeout=30
+    )
+    assert response.status_code == 405
 
 
-def test_start_where_one_runs_refuses(server, echo):
-    with pytest.raises(ServerError, match=rf"a server already runs from .* \(process {server.pid}\); stop it first"):
-        TorchServe.start([echo], server.run_dir)
-
-
-def test_start_with_taken_ports_runs_side_by_side_on_others(server, neighbour):
+def test_start_with_taken_ports_runs_parallel_on_others(server, neighbour):
     for attribute in ("inference_url", "management_url", "metrics_url"):
         assert getattr(server, attribute) != getattr(neighbour, attribute)
     assert neighbour.inference_token is None
-    assert predict(neighbour, None).status_code == predict(server, server.inference_token).status_code == 200
+    assert (
+        predict(neighbour, None).status_code
+        == predict(server, server.inference_token).status_code
+        == 200
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,37 +186,47 @@ def test_start_with_taken_ports_runs_side_by_side_on_others(server, neighbour):
         pytest.param("http://127.0.0.1:1/{store}/echo.mar", id="store-within-another-url"),
     ],
 )
-def test_register_with_url_outside_the_store_is_refused(neighbour, echo, url):
-    """TorchServe itself looks for dots alone, and then loads what `%2e%2e%2f` names (CVE-2024-35198 and its like)."""
+def test_register_with_url_outside_the_store_is_rejected(neighbour, echo, url):
+    """TorchServe itself looks for dots alone, and then loads what `%2e%2e%2f` names (CVE-2024-35198
+    and its like).
+    """
     shutil.copy(echo, neighbour.run_dir / "outside.mar")
-    answer = register(neighbour, url.format(store=f"file://{neighbour.run_dir}/model-store"))
-    assert answer.status_code == 404
-    assert re.search(r"does not match any allowed URL\(s\)|Relative path is not allowed", answer.json()["message"])
+    response = register(neighbour, url.format(store=f"file://{neighbour.run_dir}/model-store"))
+    assert response.status_code == 404
+    assert re.search(
+        r"does not match any allowed URL\(s\)|Relative path is not allowed",
+        response.json()["message"],
+    )
 
 
 def test_register_with_url_inside_the_store_is_allowed(neighbour):
-    answer = register(neighbour, f"file://{neighbour.run_dir}/model-store/echo.mar")
-    assert "allowed URL" not in answer.json()["message"]
+    response = register(neighbour, f"file://{neighbour.run_dir}/model-store/echo.mar")
+    assert "allowed URL" not in response.json()["message"]
 
 
-def test_stop_from_another_process_leaves_no_process_behind(neighbour):
+def test_ctrl_c_in_the_terminal_does_not_reach_torchserve(neighbour):
+    assert os.getpgid(neighbour.pid) == neighbour.pid != os.getpgrp()
+    assert os.getsid(neighbour.pid) == os.getsid(0)
+
+
+def test_stop_leaves_no_process_behind(neighbour):
     processes = tree_of(neighbour)
     assert len(processes) >= 2
     began = time.monotonic()
-    code = "from segserve.server.process import TorchServe; TorchServe.running(Path(sys.argv[1])).stop()"
-    command = [sys.executable, "-c", f"import sys; from pathlib import Path; {code}", str(neighbour.run_dir)]
-    subprocess.run(command, cwd=PROJECT, check=True)
+    neighbour.stop()
     assert time.monotonic() - began < 30
     assert running(processes) == []
-    assert TorchServe.running(neighbour.run_dir) is None
-    assert not (neighbour.run_dir / "server.json").exists()
+    assert not (neighbour.run_dir / "key_file.json").exists()
     neighbour.stop()
 
 
 def test_wait_ready_with_broken_handler_fails_at_once_with_its_error(tmp_path):
     began = time.monotonic()
     with TorchServe.start([pack(tmp_path, "broken", BROKEN)], tmp_path) as server:
-        with pytest.raises(ServerError, match="model 'broken' failed to load: ValueError: the weights are of another"):
+        with pytest.raises(
+            ServerError,
+            match="model 'broken' failed to load: ValueError: the weights are of another",
+        ):
             server.wait_ready(timeout_s=400)
         assert time.monotonic() - began < 300  # far less than the timeout, even on a busy machine
         processes = tree_of(server)
@@ -220,6 +246,8 @@ def test_wait_ready_with_killed_server_fails_at_once_and_stop_ends_the_orphans(e
 def test_wait_ready_with_setting_java_rejects_says_why(echo, tmp_path):
     with (
         TorchServe.start([echo], tmp_path, overrides={"max_request_size": "64 MiB"}) as server,
-        pytest.raises(ServerError, match='TorchServe ended: Invalid configuration: For input string: "64 MiB"'),
+        pytest.raises(
+            ServerError, match='TorchServe ended: Invalid configuration: For input string: "64 MiB"'
+        ),
     ):
         server.wait_ready()

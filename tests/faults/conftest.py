@@ -1,6 +1,7 @@
 """Servers to hurt, and the table of what that did.
 
-The short form is part of all tests. SEGSERVE_FAULTS_DOCUMENT makes it the long one, whose table goes into that
+The short form is part of all tests. SEGSERVE_FAULTS_DOCUMENT makes it the long one, whose table
+goes into that
 document: `make faults` does so.
 """
 
@@ -15,8 +16,7 @@ import yaml
 
 from bench.serving.machine import facts
 from segserve.archive import build_archive
-from segserve.server.config import read_config
-from segserve.server.properties import write_properties
+from segserve.engines.torchserve.config import read_config, write_properties
 from tests.conftest import PROJECT
 from tests.contract.images import encoded, picture
 from tests.hostile.poison import with_poison
@@ -41,15 +41,19 @@ LIMITS = {"REQUEST_TIMEOUT_S": 3, "CLIENT_IN_FLIGHT": 16, "CLIENT_WAITING": 8}
 
 @dataclass(frozen=True)
 class Form:
-    """How often each fault happens, and how many images are answered before and after it."""
+    """How often each fault happens, and how many images are completed before and after it."""
 
     times: int
-    answers: int
+    responses: int
 
 
 @pytest.fixture(scope="session")
 def form() -> Form:
-    return Form(times=5, answers=200) if os.environ.get("SEGSERVE_FAULTS_DOCUMENT") else Form(times=1, answers=20)
+    return (
+        Form(times=5, responses=200)
+        if os.environ.get("SEGSERVE_FAULTS_DOCUMENT")
+        else Form(times=1, responses=20)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +83,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(archive: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def running(
+    archive: Path, config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     server = Served(tmp_path_factory.mktemp("served"), archive, CONFIG=config, **LIMITS)
     yield server
     server.stop()
@@ -94,10 +100,15 @@ def served(running: Served) -> Served:
 @pytest.fixture
 def tmpfs(tmp_path: Path, table: Table) -> Iterator[Path]:
     """A small disk of its own."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "none", tmp_path], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "none", tmp_path], capture_output=True, text=True
+    )
     if done.returncode:
         table.add_unmeasured(DISK_FULL, "it takes the right to mount a disk")
-        pytest.skip(f"a small disk to fill takes the right to mount one: {done.stderr.strip() or 'mount failed'}")
+        pytest.skip(
+            "a small disk to fill takes the right to mount one: "
+            f"{done.stderr.strip() or 'mount failed'}"
+        )
     yield tmp_path
     subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
@@ -109,5 +120,5 @@ def image() -> bytes:
 
 @pytest.fixture(scope="session")
 def large_image() -> bytes:
-    """2000 x 1500 pixels: 9 MB of them, and an answer of 6 MB where the mask is dense."""
+    """2000 x 1500 pixels: 9 MB of them, and a response of 6 MB if the mask is dense."""
     return encoded(picture(2000, 1500), "JPEG")

@@ -13,7 +13,11 @@ _WAIT_S = 60
 
 
 def request_head(*headers: str, client: str = "rude") -> bytes:
-    lines = ["POST /predictions/deeplabv3 HTTP/1.1", "Host: door", f"Authorization: Bearer {TOKEN}"]
+    lines = [
+        "POST /predictions/deeplabv3 HTTP/1.1",
+        "Host: gateway",
+        f"Authorization: Bearer {TOKEN}",
+    ]
     return "\r\n".join([*lines, f"X-Real-IP: {client}", *headers, "", ""]).encode()
 
 
@@ -22,8 +26,8 @@ def connect(url: str) -> socket.socket:
     return socket.create_connection((parts.hostname, parts.port), timeout=_WAIT_S)
 
 
-def answer(connection: socket.socket) -> tuple[int, str, str | None]:
-    """Status, code and `Retry-After` of a refusal, whose connection ends with it."""
+def respond(connection: socket.socket) -> tuple[int, str, str | None]:
+    """Status, code and `Retry-After` of an error response that closes the connection."""
     content = b""
     while piece := connection.recv(65536):
         content += piece
@@ -36,15 +40,21 @@ def answer(connection: socket.socket) -> tuple[int, str, str | None]:
 
 def complete(content: bytes) -> bool:
     head, end, body = content.partition(b"\r\n\r\n")
-    lengths = [int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    lengths = [
+        int(line[15:])
+        for line in head.lower().split(b"\r\n")
+        if line.startswith(b"content-length:")
+    ]
     return bool(end and lengths and len(body) >= lengths[0])
 
 
 class Trickle:
-    """Requests that arrive one byte in a while: the body of some, and already the head of as many others."""
+    """Requests that arrive one byte in a while: the body of some, and already the head of as many
+    others.
+    """
 
     def __init__(self, url: str, *, clients: int) -> None:
-        self.answers: list[tuple[int, str, str | None]] = []
+        self.responses: list[tuple[int, str, str | None]] = []
         self._url = url
         self._over = threading.Event()
         bodies = [threading.Thread(target=self._send_body, daemon=True) for _ in range(clients)]
@@ -54,7 +64,7 @@ class Trickle:
             thread.start()
 
     def join_bodies(self) -> None:
-        """Until all those whose head is whole are answered."""
+        """Waits until all requests with complete headers have a response."""
         for thread in self._bodies:
             thread.join(_WAIT_S)
 
@@ -67,7 +77,7 @@ class Trickle:
         with connect(self._url) as connection:
             connection.sendall(request_head("Content-Length: 1000000"))
             threading.Thread(target=self._drip, args=(connection,), daemon=True).start()
-            self.answers.append(answer(connection))
+            self.responses.append(respond(connection))
 
     def _send_head(self) -> None:
         with connect(self._url) as connection:
@@ -78,7 +88,7 @@ class Trickle:
         try:
             while not self._over.wait(0.2):
                 connection.sendall(b"x")
-        except OSError:  # it was answered and closed
+        except OSError:  # the server has responded and closed
             return
 
 
@@ -87,28 +97,34 @@ def leave_within_request(url: str) -> None:
         connection.sendall(request_head("Content-Length: 100000") + b"x" * 1000)
 
 
-def leave_within_answer(url: str, image: bytes) -> None:
-    """Reads the first bytes of an answer that is far too large for the buffers between, and is gone."""
+def leave_within_response(url: str, image: bytes) -> None:
+    """Reads the first bytes of a response that is much larger than the socket buffers, and
+    disconnects.
+    """
     with connect(url) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(request_head(f"Content-Length: {len(image)}", "X-Segment-Mask: dense") + image)
+        connection.sendall(
+            request_head(f"Content-Length: {len(image)}", "X-Segment-Mask: dense") + image
+        )
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
         reset_on_close = struct.pack("ii", 1, 0)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset_on_close)
 
 
 def send_without_end(url: str) -> tuple[int, str, str | None]:
-    """A body in chunks that goes on until somebody answers; what they said."""
-    answers: list[tuple[int, str, str | None]] = []
+    """Sends a body in chunks until the server responds, and returns the response."""
+    responses: list[tuple[int, str, str | None]] = []
     with connect(url) as connection:
         connection.sendall(request_head("Transfer-Encoding: chunked"))
-        listener = threading.Thread(target=lambda: answers.append(answer(connection)), daemon=True)
+        listener = threading.Thread(
+            target=lambda: responses.append(respond(connection)), daemon=True
+        )
         listener.start()
         deadline = time.monotonic() + _WAIT_S
         while listener.is_alive() and time.monotonic() < deadline:
             try:
                 connection.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
-            except OSError:  # closed behind the answer
+            except OSError:  # closed after the response
                 break
         listener.join(_WAIT_S)
-    return answers[0]
+    return responses[0]

@@ -1,6 +1,5 @@
 """The container's command around a tiny model, and ways to hurt it."""
 
-import json
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ MAX_REQUEST_BYTES = 4_000_000
 
 
 class Served:
-    """`python -m segserve.container`, started anew at the same address as often as it is killed."""
+    """`python -m segserve.gateway`, started again at the same address whenever it is killed."""
 
     def __init__(self, folder: Path, archive: Path, **variables: object) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -23,7 +22,12 @@ class Served:
         self.url = f"http://127.0.0.1:{ports['PORT']}"
         self.run_dir = Path(str(variables.get("RUN_DIR", folder / "run")))
         self._folder = folder
-        own = {"ARCHIVE": archive, "TOKEN_FILE": folder / "token", "HOST": "127.0.0.1", "RUN_DIR": self.run_dir}
+        own = {
+            "ARCHIVE": archive,
+            "TOKEN_FILE": folder / "token",
+            "HOST": "127.0.0.1",
+            "RUN_DIR": self.run_dir,
+        }
         self._variables = own | ports | {"CLIENT_HEADER": "X-Real-IP"} | variables
         self.start()
 
@@ -47,8 +51,7 @@ class Served:
 
     def worker(self) -> psutil.Process:
         """Raises LookupError where there is none just now."""
-        java = json.loads((self.run_dir / "server.json").read_text(encoding="utf-8"))["pid"]
-        for process in psutil.Process(java).children():
+        for process in self.processes():
             if any("model_service_worker" in part for part in process.cmdline()):
                 return process
         raise LookupError("no worker")

@@ -9,7 +9,7 @@ from bench.serving.report import write_between_marks
 
 from .load import Load
 
-_HEAD = """| fault | accepted | answered | refused | lost | lost in the end | refused with |
+_HEAD = """| fault | accepted | completed | rejected | lost | lost after retries | rejected with |
 |---|---:|---:|---:|---:|---:|---|"""
 
 
@@ -21,19 +21,33 @@ class Table:
     sentences: list[str] = field(default_factory=list)
 
     def add(self, fault: str, load: Load) -> None:
-        """A fault with what became of the requests sent once, and how many images the patient clients lost."""
+        """A fault with what became of the requests sent once, and how many images the patient
+        clients lost.
+        """
         hasty = load.hasty
-        counts = f"{hasty.accepted} | {hasty.answered} | {hasty.refused} | {hasty.lost} | {load.patient.lost}"
-        self.rows.append(f"| {fault} | {counts} | {_refusals(hasty.reasons)} |")
+        counts = (
+            f"{hasty.accepted} | {hasty.responded} | {hasty.rejected} | {hasty.lost} | "
+            f"{load.patient.lost}"
+        )
+        self.rows.append(f"| {fault} | {counts} | {_rejections(hasty.reasons)} |")
 
     def add_unmeasured(self, fault: str, reason: str) -> None:
         self.rows.append(f"| {fault} | | | | | | not measured here: {reason} |")
 
     def write(self, document: Path, machine: Mapping[str, str]) -> None:
-        lines = [_HEAD, *self.rows, "", *self.sentences, "", *(f"- {name}: {value}" for name, value in machine.items())]
+        lines = [
+            _HEAD,
+            *self.rows,
+            "",
+            *self.sentences,
+            "",
+            *(f"- {name}: {value}" for name, value in machine.items()),
+        ]
         write_between_marks(document, "\n".join(lines), name="faults")
 
 
-def _refusals(reasons: Counter[str]) -> str:
-    """Those with a status, such as `503 overloaded`; the others are no refusals."""
-    return ", ".join(f"`{reason}` {count}" for reason, count in sorted(reasons.items()) if reason[:3].isdecimal())
+def _rejections(reasons: Counter[str]) -> str:
+    """Those with a status, such as `503 overloaded`; the others are not rejections."""
+    return ", ".join(
+        f"`{reason}` {count}" for reason, count in sorted(reasons.items()) if reason[:3].isdecimal()
+    )

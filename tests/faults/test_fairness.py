@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from segserve.container.settings import Settings
+from segserve.gateway.settings import GatewaySettings
 from tests.deploy.served import ECHO, Load
 from tests.packed import pack
 
@@ -15,7 +15,7 @@ from .served import TOKEN, Served
 
 HEAVY = 40
 WAITING = 40
-ASKED = 5
+REQUESTED = 5
 
 
 @pytest.fixture(scope="module")
@@ -30,38 +30,48 @@ def latencies_s(url: str, count: int) -> list[float]:
     """Of a light client, which sends one request after the other."""
     with requests.Session() as session:
         session.headers.update({"Authorization": f"Bearer {TOKEN}", "X-Real-IP": "light"})
-        answers = [session.post(url, data=b"x", timeout=60) for _ in range(count)]
-    assert {answer.status_code for answer in answers} == {200}
-    return [answer.elapsed.total_seconds() for answer in answers]
+        responses = [session.post(url, data=b"x", timeout=60) for _ in range(count)]
+    assert {response.status_code for response in responses} == {200}
+    return [response.elapsed.total_seconds() for response in responses]
 
 
-def test_served_beside_a_heavy_client_answers_a_light_one_within_its_share(echo, table):
+def test_served_beside_a_heavy_client_serves_a_light_one_within_its_share(echo, table):
     url = f"{echo.url}/predictions/echo"
     alone_s = statistics.median(latencies_s(url, 3))
     with Load(url, TOKEN, clients=HEAVY, headers={"X-Real-IP": "heavy"}) as heavy:
-        heavy.wait_for("answered", HEAVY // 2)
-        before, began_s = heavy.outcomes["answered"], time.monotonic()
-        beside_s = latencies_s(url, ASKED)
-        pace_s = (time.monotonic() - began_s) / (heavy.outcomes["answered"] - before + ASKED)
-    in_flight = Settings().client_in_flight
+        heavy.wait_for("completed", HEAVY // 2)
+        before, began_s = heavy.outcomes["completed"], time.monotonic()
+        beside_s = latencies_s(url, REQUESTED)
+        pace_s = (time.monotonic() - began_s) / (heavy.outcomes["completed"] - before + REQUESTED)
+    in_flight = GatewaySettings().client_in_flight
     table.sentences.append(
-        f"A client with one request at a time waited for {1000 * alone_s:.0f} ms alone, and at the median for "
-        f"{1000 * statistics.median(beside_s):.0f} ms beside a client with {HEAVY}, of which {in_flight} are with "
-        f"TorchServe at a time; behind all {HEAVY} it would have been {1000 * HEAVY * pace_s:.0f} ms."
+        f"A client with one request at a time waited for {1000 * alone_s:.0f} ms alone, and at the "
+        "median for "
+        f"{1000 * statistics.median(beside_s):.0f} ms beside a client with {HEAVY}, of which "
+        f"{in_flight} are with "
+        f"TorchServe at a time; behind all {HEAVY} it would have been {1000 * HEAVY * pace_s:.0f} "
+        "ms."
     )
-    assert set(heavy.outcomes) == {"answered"}
-    assert statistics.median(beside_s) < (in_flight + 2) * pace_s * 1.5  # those before it, its own, and one under way
+    assert set(heavy.outcomes) == {"completed"}
+    assert (
+        statistics.median(beside_s) < (in_flight + 2) * pace_s * 1.5
+    )  # those before it, its own, and one in flight
     assert statistics.median(beside_s) < HEAVY * pace_s / 3
 
 
-def test_served_beside_one_that_is_refused_for_its_many_requests_refuses_no_other(echo):
+def test_served_beside_one_that_is_rejected_for_its_many_requests_rejects_no_other(echo):
     url = f"{echo.url}/predictions/echo"
     headers = {"Authorization": f"Bearer {TOKEN}", "X-Real-IP": "heavy"}
-    many = Settings().client_in_flight + WAITING + 10
+    many = GatewaySettings().client_in_flight + WAITING + 10
     with ThreadPoolExecutor(many) as threads:
-        asking = [threads.submit(requests.post, url, b"x", headers=headers, timeout=60) for _ in range(many)]
+        sending = [
+            threads.submit(requests.post, url, b"x", headers=headers, timeout=60)
+            for _ in range(many)
+        ]
         latencies_s(url, 2)
-        answers = [asked.result() for asked in asking]
-    refused = [answer for answer in answers if not answer.ok]
-    assert refused
-    assert {(answer.status_code, answer.headers["Retry-After"]) for answer in refused} == {(503, "2")}
+        responses = [requested.result() for requested in sending]
+    rejected = [response for response in responses if not response.ok]
+    assert rejected
+    assert {(response.status_code, response.headers["Retry-After"]) for response in rejected} == {
+        (503, "2")
+    }

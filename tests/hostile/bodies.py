@@ -1,4 +1,6 @@
-"""Requests whose image is sound, mostly, and whose JSON, base64, forms, options and headers are not."""
+"""Requests whose image is sound, mostly, and whose JSON, base64, forms, options and headers are
+not.
+"""
 
 import base64
 import json
@@ -46,7 +48,11 @@ def as_base64(random: Random, number: int) -> Request:
     text = BASE64_VARIANTS[number % len(BASE64_VARIANTS)](BASE64)
     if number >= len(BASE64_VARIANTS):
         place = random.randrange(len(text) + 1)
-        text = text[:place] + random.choice(("\0", "%", "=", "\n\n", "\u2028", "<", "\\")) + text[place:]
+        text = (
+            text[:place]
+            + random.choice(("\0", "%", "=", "\n\n", "\u2028", "<", "\\"))
+            + text[place:]
+        )
     return raw(json.dumps({"data": text, "mask": "none"}).encode(), JSON)
 
 
@@ -58,11 +64,21 @@ def _json_texts(random: Random) -> tuple[str, ...]:
     depth = random.choice((10, 500, 900, 990, 1000, 1020, 1024, 1025, 5000, 200_000))
     member = random.choice((*OPTIONS, "data", "x"))
     number = random.choice(
-        ("1e999", "-1e999", "9" * 4000, "9" * 5000, "0.0000000001", "-0", "NaN", "Infinity", "1" + "0" * 400)
+        (
+            "1e999",
+            "-1e999",
+            "9" * 4000,
+            "9" * 5000,
+            "0.0000000001",
+            "-0",
+            "NaN",
+            "Infinity",
+            "1" + "0" * 400,
+        )
     )
     return (
         f'{{"data": "{BASE64}", "{member}": {_nested("[", "]", depth)}}}',
-        f'{{"data": "{BASE64}", "{member}": {_nested(chr(123) + chr(34) + "a" + chr(34) + ":", "1", 0)}1}}',
+        f'{{"data": "{BASE64}", "{member}": {_nested(chr(123) + chr(34) + "a" + chr(34) + ":", "1", 0)}1}}',  # noqa: E501
         f'{{"data": "{BASE64}", "{member}": ' + '{"a":' * depth + "1" + "}" * depth + "}",
         '{"data": ' * depth + "1" + "}" * depth,
         '{"data": ' * depth,
@@ -86,7 +102,9 @@ def as_json(random: Random, number: int) -> Request:
     texts = _json_texts(random)
     content = texts[number % len(texts)].encode("utf-8", "surrogatepass")
     encoding = random.choice(("", "", "; charset=utf-16", "; charset=x"))
-    return raw(content, random.choice((JSON + encoding, "", "application/octet-stream", "text/plain")))
+    return raw(
+        content, random.choice((JSON + encoding, "", "application/octet-stream", "text/plain"))
+    )
 
 
 _VALUES = (
@@ -102,9 +120,12 @@ _VALUES = (
     lambda random: random.choice(
         ("png\r\nX-Evil: 1", "png\0", "\x1b[2J", "%0d%0a", "${jndi:ldap://127.0.0.1/a}", "{{7*7}}")
     ),
-    lambda random: random.choice(("../../etc/passwd", "'; DROP TABLE x; --", "<script>", "%s%n%s%n", "$(id)", "`id`")),
+    lambda random: random.choice(
+        ("../../etc/passwd", "'; DROP TABLE x; --", "<script>", "%s%n%s%n", "$(id)", "`id`")
+    ),
     lambda random: "".join(
-        chr(random.choice((random.randrange(1, 0xD800), random.randrange(0x1F300, 0x1F600)))) for _ in range(40)
+        chr(random.choice((random.randrange(1, 0xD800), random.randrange(0x1F300, 0x1F600))))
+        for _ in range(40)
     ),
     lambda random: random.choice(("", " ", "\t", "\u202e", "PNG", "TRUE", "none none")),
     lambda random: None,
@@ -119,7 +140,16 @@ _VALUES = (
 def with_options(random: Random, number: int) -> Request:
     value = _VALUES[number % len(_VALUES)](random)
     name = random.choice(
-        (*OPTIONS, *OPTIONS, "", "data", "x" * random.choice((1, 100_000)), "Mask", "__class__", "\u202emask")
+        (
+            *OPTIONS,
+            *OPTIONS,
+            "",
+            "data",
+            "x" * random.choice((1, 100_000)),
+            "Mask",
+            "__class__",
+            "\u202emask",
+        )
     )
     way = random.choice(("member", "field", "header"))
     if way == "member" or not isinstance(value, str):
@@ -149,18 +179,29 @@ _ACCEPTS = (
 def with_headers(random: Random, number: int) -> Request:
     headers = {
         "Accept": _ACCEPTS[number % len(_ACCEPTS)],
-        "Content-Type": random.choice(("image/png", "json", "JSON", "multipart/form-data", "x" * 8000)),
+        "Content-Type": random.choice(
+            ("image/png", "json", "JSON", "multipart/form-data", "x" * 8000)
+        ),
         random.choice(
             ("describe", "explain", "Describe", "traceparent", "X-Segment-", "x-segment-mask", "")
         ): random.choice(
-            ("True", "true", "00-" + "f" * 32 + "-" + "f" * 16 + "-01", "00-" + "0" * 200, "none", "\r\nX: y")
+            (
+                "True",
+                "true",
+                "00-" + "f" * 32 + "-" + "f" * 16 + "-01",
+                "00-" + "0" * 200,
+                "none",
+                "\r\nX: y",
+            )
         ),
     }
     return Request((Part(random.choice((IMAGE, b"", b"{}"))),), headers)
 
 
 def as_form(random: Random, number: int) -> Request:
-    inner = b'--xyz\r\nContent-Disposition: form-data; name="data"\r\n\r\n' + IMAGE + b"\r\n--xyz--\r\n"
+    inner = (
+        b'--xyz\r\nContent-Disposition: form-data; name="data"\r\n\r\n' + IMAGE + b"\r\n--xyz--\r\n"
+    )
     parts = (
         (Part(inner, "data"),),
         (Part(IMAGE, "data"), Part(IMAGE, "body")),

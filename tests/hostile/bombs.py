@@ -1,6 +1,7 @@
 """Little files that want much memory or time, and large ones that want far more than their size.
 
-Each is as bad as the largest request, 64 MiB, makes it; `test_in_process` holds all of them to 5 s and 1.5 GB.
+Each is as bad as the largest request, 64 MiB, makes it; `test_in_process` holds all of them to 5 s
+and 1.5 GB.
 """
 
 import struct
@@ -34,7 +35,9 @@ def _segment(marker: int, body: bytes) -> bytes:
 
 
 def _scans(count: int, *, side_px: int = 4096, progressive: bool = True) -> bytes:
-    """The last scan of a grey image again and again: some bytes each, and a pass over every pixel."""
+    """The last scan of a grey image again and again: some bytes each, and a pass over every
+    pixel.
+    """
     content = encoded(Image.new("RGB", (side_px, side_px)), "JPEG", progressive=progressive)
     last = content.rfind(b"\xff\xda")
     scan = content[last:-2]
@@ -53,9 +56,19 @@ _JPEG = [
     lambda: _in_jpeg(_often(_segment(0xE5, b""))),
     lambda: _in_jpeg(_often(_segment(0xFE, b""))),
     lambda: _in_jpeg(_often(_segment(0xE1, b"Exif\0\0" + b"a" * 65_000))),
-    lambda: _in_jpeg(_often(_segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\1\0\0\7\0\0\xff\0\0\0\0\0" * 5400))),
+    lambda: _in_jpeg(
+        _often(
+            _segment(
+                0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\1\0\0\7\0\0\xff\0\0\0\0\0" * 5400
+            )
+        )
+    ),
     lambda: _in_jpeg(_often(_segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(100)))),
-    lambda: _in_jpeg(_often(_segment(0xE2, b"MPF\0II*\0\x08\0\0\0\xff\xff" + b"\1\xb0\7\0\0\xff\0\0\0\0\0\0" * 5400))),
+    lambda: _in_jpeg(
+        _often(
+            _segment(0xE2, b"MPF\0II*\0\x08\0\0\0\xff\xff" + b"\1\xb0\7\0\0\xff\0\0\0\0\0\0" * 5400)
+        )
+    ),
     lambda: _in_jpeg(_often(_segment(0xDB, bytes(65 * 1000)))),
     lambda: _in_jpeg(_often(_segment(0xC4, b"\0" + bytes(16)))),
     lambda: _in_jpeg(_often(_segment(0xDD, b"\0\1"))),
@@ -103,10 +116,18 @@ def _frames_bomb(frames: int) -> bytes:
     """An animation in which every frame is as large as a picture may be."""
     packed = zlib.compress(bytes(4096 * (1 + 4096)), 9)
     header = struct.pack(">IIBBBBB", 4096, 4096, 8, 0, 0, 0, 0)
-    parts = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), chunk(b"acTL", struct.pack(">II", frames, 0))]
+    parts = [
+        b"\x89PNG\r\n\x1a\n",
+        chunk(b"IHDR", header),
+        chunk(b"acTL", struct.pack(">II", frames, 0)),
+    ]
     for frame in range(frames):
         control = struct.pack(">IIIIIHHBB", max(0, 2 * frame - 1), 4096, 4096, 0, 0, 1, 10, 0, 0)
-        data = chunk(b"fdAT", struct.pack(">I", 2 * frame) + packed) if frame else chunk(b"IDAT", packed)
+        data = (
+            chunk(b"fdAT", struct.pack(">I", 2 * frame) + packed)
+            if frame
+            else chunk(b"IDAT", packed)
+        )
         parts += [chunk(b"fcTL", control), data]
     return b"".join(parts) + chunk(b"IEND", b"")
 
@@ -128,7 +149,9 @@ _PNG = [
     lambda: _in_png(chunk(b"iTXt", b"key\0\1\0\0\0" + _zipped(1000))),
     lambda: _in_png(_often(chunk(b"zTXt", b"key\0\0" + zlib.compress(bytes(1_000_000), 9)))),
     lambda: _in_png(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + _often(b"tiff:Orientation="))),
-    lambda: _in_png(chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + _often(b"\1\0\1\0\0\0\0\1\0\0\0\0"))),
+    lambda: _in_png(
+        chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + _often(b"\1\0\1\0\0\0\0\1\0\0\0\0"))
+    ),
     lambda: png(4, 4, scanlines=b"\0" * 2**20),
     lambda: png(4, 4)[:33] + chunk(b"IDAT", _zipped(4000)) + chunk(b"IEND", b""),
     lambda: png(4096, 4096, bits=16, color=6, scanlines=bytes(4096 * (1 + 8 * 4096))),
@@ -188,7 +211,12 @@ _OTHERS = [
     lambda: encoded(Image.new("P", (4096, 4096)), "GIF"),
     lambda: _in_webp(_often(b"XMP \0\0\0\0")),
     lambda: _in_webp(_often(b"junk\0\0\0\0")),
-    lambda: _in_webp(b"EXIF" + struct.pack("<I", MOST_BYTES) + b"II*\0\x08\0\0\0\xff\xff" + bytes(MOST_BYTES - 10)),
+    lambda: _in_webp(
+        b"EXIF"
+        + struct.pack("<I", MOST_BYTES)
+        + b"II*\0\x08\0\0\0\xff\xff"
+        + bytes(MOST_BYTES - 10)
+    ),
     _webp_of_frames,
     lambda: _animated_webp(16_384, 16_384),
     lambda: _animated_webp(2**24, 2**24),
@@ -210,20 +238,36 @@ _OTHERS = [
 
 
 def tiff(tags: dict[int, tuple[int, int, int]], content: bytes = b"") -> bytes:
-    """A little-endian TIFF of these tags (type, count, value or offset); `content` begins behind the directory."""
+    """A little-endian TIFF of these tags (type, count, value or offset); `content` begins behind
+    the directory.
+    """
     entries = b"".join(struct.pack("<HHII", tag, *tags[tag]) for tag in sorted(tags))
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + content
 
 
-def _grey(width_px: int, height_px: int, **more: tuple[int, int, int]) -> dict[int, tuple[int, int, int]]:
-    tags = {0x100: (4, 1, width_px), 0x101: (4, 1, height_px), 0x102: (3, 1, 8), 0x103: (3, 1, 1), 0x106: (3, 1, 1)}
+def _grey(
+    width_px: int, height_px: int, **more: tuple[int, int, int]
+) -> dict[int, tuple[int, int, int]]:
+    tags = {
+        0x100: (4, 1, width_px),
+        0x101: (4, 1, height_px),
+        0x102: (3, 1, 8),
+        0x103: (3, 1, 1),
+        0x106: (3, 1, 1),
+    }
     return {**tags, 0x115: (3, 1, 1), **{int(name[1:], 16): value for name, value in more.items()}}
 
 
 def _overlapping(count: int, size_bytes: int, kind: int = 7) -> bytes:
     tags = _grey(4, 4, x111=(4, 1, 8), x116=(4, 1, 4), x117=(4, 1, 16))
     return tiff(
-        {**tags, **{40_000 + tag: (kind, size_bytes // (8 if kind == 5 else 1), 8) for tag in range(count)}},
+        {
+            **tags,
+            **{
+                40_000 + tag: (kind, size_bytes // (8 if kind == 5 else 1), 8)
+                for tag in range(count)
+            },
+        },
         bytes(size_bytes),
     )
 
@@ -239,7 +283,12 @@ def _tiles(side_px: int, tile_px: int, compression: int = 8) -> bytes:
     at = 8 + 2 + 12 * 10 + 4
     packed = _zipped(min(4000, tile_px * tile_px // 2**20))
     tags = _grey(
-        side_px, side_px, x142=(4, 1, tile_px), x143=(4, 1, tile_px), x144=(4, 1, at), x145=(4, 1, len(packed))
+        side_px,
+        side_px,
+        x142=(4, 1, tile_px),
+        x143=(4, 1, tile_px),
+        x144=(4, 1, at),
+        x145=(4, 1, len(packed)),
     )
     return tiff({**tags, 0x103: (3, 1, compression)}, packed)
 
@@ -253,7 +302,10 @@ def _strip_of(packed: bytes, compression: int, side_px: int = 4096) -> bytes:
 def _of_pages(count: int) -> bytes:
     page = b"".join(struct.pack("<HHII", *entry) for entry in ((0x100, 4, 1, 1), (0x101, 4, 1, 1)))
     size = 2 + len(page) + 4
-    pages = (struct.pack("<H", 2) + page + struct.pack("<I", 8 + (number + 1) * size) for number in range(count))
+    pages = (
+        struct.pack("<H", 2) + page + struct.pack("<I", 8 + (number + 1) * size)
+        for number in range(count)
+    )
     return b"II*\0" + struct.pack("<I", 8) + b"".join(pages)
 
 
@@ -279,7 +331,8 @@ _TIFF = [
     lambda: tiff({**_grey(4096, 4096, x111=(4, 1, 8)), 0x115: (3, 1, 65_535)}),
 ]
 
-# As large as pictures may be, in all kinds that are read: these are to be answered, within the same bounds.
+# The largest allowed pictures in all formats that are read: they get a segmentation within the same
+# bounds.
 
 
 def _largest(mode: str, file_format: str, **options: object) -> Callable[[], bytes]:

@@ -1,4 +1,5 @@
-"""Hostile requests, the same ones for the same seed: at least 2,000, each with a name such as `flips-17`.
+"""Hostile requests, the same ones for the same seed: at least 2,000, each with a name such as
+`flips-17`.
 
 python -m tests.hostile.run flips-17        # what the pipeline makes of one
 """
@@ -17,7 +18,7 @@ SEED = 20_240_607
 
 @dataclass(frozen=True)
 class Case:
-    """`make` gives the request. It is made when asked for, one at a time: some have 60 MB."""
+    """`make` gives the request. It is generated when needed, one at a time: some have 60 MB."""
 
     family: str
     number: int
@@ -37,7 +38,11 @@ def all_cases(seed: int = SEED) -> Iterator[Case]:
     """Every case, family by family. A case depends on the seed and its own name alone."""
     for name, family in families().items():
         for number in range(family.count):
-            yield Case(name, number, lambda name=name, family=family, number=number: _made(family, name, number, seed))
+            yield Case(
+                name,
+                number,
+                lambda name=name, family=family, number=number: _made(family, name, number, seed),
+            )
 
 
 def named(name: str, seed: int = SEED) -> Case:

@@ -1,4 +1,6 @@
-"""Whole files with flipped bits, cut short, and with parts that are missing, doubled, swapped or of others."""
+"""Whole files with flipped bits, cut short, and with parts that are missing, doubled, swapped or of
+others.
+"""
 
 from random import Random
 
@@ -19,7 +21,9 @@ def flipped(random: Random, number: int) -> bytes:
 
 
 def cut(random: Random, number: int) -> bytes:
-    """At a boundary, a byte beside one, or anywhere; now and then filled up again with noughts or ones."""
+    """At a boundary, a byte beside one, or anywhere; now and then filled up again with noughts or
+    ones.
+    """
     content = _file(number)
     place = random.choice(boundaries(content)) + random.choice((-1, 0, 0, 1))
     if random.random() < 0.3:
@@ -58,4 +62,8 @@ def _file(number: int) -> bytes:
     return files[number % len(files)]
 
 
-FAMILIES = {"flips": Family(flipped, FLIPS), "cuts": Family(cut, CUTS), "splices": Family(spliced, SPLICES)}
+FAMILIES = {
+    "flips": Family(flipped, FLIPS),
+    "cuts": Family(cut, CUTS),
+    "splices": Family(spliced, SPLICES),
+}

@@ -1,4 +1,6 @@
-"""Files that are two things at once, that say they are something else, or that are no image at all."""
+"""Files that are two things at once, that say they are something else, or that are no image at
+all.
+"""
 
 import io
 import zipfile
@@ -32,7 +34,9 @@ MEDIA_TYPES = (
 def zipped(content: bytes = b"") -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo("image.png"), content or encoded(noise(4, 4)))  # without the time of day
+        archive.writestr(
+            zipfile.ZipInfo("image.png"), content or encoded(noise(4, 4))
+        )  # without the time of day
     return buffer.getvalue()
 
 
@@ -40,7 +44,7 @@ FOREIGN = (
     b"%PDF-1.7\n1 0 obj\n<</Type/Catalog>>\nendobj\n",
     b"<!doctype html><script>alert(1)</script>",
     b"<?xml version='1.0'?><!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]><svg xmlns='http://www.w3.org/2000/svg'>&e;</svg>",
-    b"push graphic-context\nviewbox 0 0 640 480\nfill 'url(https://127.0.0.1/x.jpg\"|ls \"-la)'\npop graphic-context",
+    b"push graphic-context\nviewbox 0 0 640 480\nfill 'url(https://127.0.0.1/x.jpg\"|ls \"-la)'\npop graphic-context",  # noqa: E501
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(/etc/passwd) (r) file",
     b"\x7fELF\2\1\1" + bytes(100),
     b"MZ" + bytes(100),
@@ -84,7 +88,16 @@ def mistyped(random: Random, number: int) -> Request:
 
 def noise_alone(random: Random, number: int) -> bytes:
     head = random.choice(
-        (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\1\0\0WEBPVP8 ", b"BM", b"II*\0", b"MM\0*", b"GIF89a")
+        (
+            b"",
+            b"\xff\xd8\xff",
+            b"\x89PNG\r\n\x1a\n",
+            b"RIFF\0\1\0\0WEBPVP8 ",
+            b"BM",
+            b"II*\0",
+            b"MM\0*",
+            b"GIF89a",
+        )
     )
     return head + random.randbytes(random.choice((0, 1, 10, 100, 1000, 100_000)))
 

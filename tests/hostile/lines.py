@@ -1,4 +1,6 @@
-"""Hostile requests that exist on the wire alone: paths, header lines and forms that no client library would send."""
+"""Hostile requests that exist on the wire alone: paths, header lines and forms that no client
+library would send.
+"""
 
 from collections.abc import Sequence
 from random import Random
@@ -7,7 +9,7 @@ from .bodies import IMAGE
 
 GOOD_PATH = "/predictions/tiny"
 TOKEN = "TOKEN"  # noqa: S105 - stands for the server's
-"""What stands in a request where the server's token belongs."""
+"""The placeholder for the server's token in a request."""
 
 PATHS = (
     "/predictions/../../etc/passwd",
@@ -76,10 +78,12 @@ HEADER_LINES = (
     "Expect: 100-continue",
     "Expect: nonsense",
     "Content-Encoding: gzip",
-    "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA",
+    "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: "
+    "AAMAAABkAARAAAAAAAIAAAAA",
     "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
     "Host: evil.example",
-    "X-Forwarded-For: 127.0.0.1, ' OR 1=1\r\nX-Forwarded-Host: evil.example\r\nForwarded: for=unix:/etc/passwd",
+    "X-Forwarded-For: 127.0.0.1, ' OR 1=1\r\nX-Forwarded-Host: evil.example\r\nForwarded: "
+    "for=unix:/etc/passwd",
     "describe: True",
     "explain: True",
     "traceparent: 00-" + "f" * 32 + "-" + "f" * 16 + "-ff\r\ntracestate: " + "a=b," * 500,
@@ -109,15 +113,23 @@ FIRST_LINES = (
     "",
 )
 
-PART = 'Content-Disposition: form-data; name="data"; filename="x.png"\r\nContent-Type: image/png\r\n\r\n'
+PART = 'Content-Disposition: form-data; name="data"; filename="x.png"\r\nContent-Type: image/png\r\n\r\n'  # noqa: E501
 
 
 def on_the_wire(seed: int) -> dict[str, bytes]:
-    """Requests by name, to be sent as they are. They end with the connection: `Connection: close`."""
-    found = {f"paths-{number}": _request(first=f"POST {path} HTTP/1.1") for number, path in enumerate(PATHS)}
+    """Requests by name, to be sent as they are. They end with the connection: `Connection:
+    close`.
+    """
+    found = {
+        f"paths-{number}": _request(first=f"POST {path} HTTP/1.1")
+        for number, path in enumerate(PATHS)
+    }
     found |= {f"lines-{number}": _request(line) for number, line in enumerate(HEADER_LINES)}
     found |= {f"firsts-{number}": _request(first=first) for number, first in enumerate(FIRST_LINES)}
-    found |= {f"multiparts-{number}": request for number, request in enumerate(_forms(Random(seed)))}  # noqa: S311
+    found |= {
+        f"multiparts-{number}": request
+        for number, request in enumerate(_forms(Random(seed)))  # noqa: S311
+    }
     return found
 
 
@@ -157,17 +169,33 @@ def _forms(random: Random) -> Sequence[bytes]:
         form(part + b"--xyz--\r\n", "multipart/mixed; boundary=xyz"),
         form(part + b"--xyz--\r\n", "multipart/form-data; charset=utf-7; boundary=xyz"),
         form(part.replace(b'name="data"', b'name="../../data"') + b"--xyz--\r\n"),
-        form(part.replace(b'filename="x.png"', b'filename="../../../../tmp/evil"') + b"--xyz--\r\n"),
-        form(part.replace(b'filename="x.png"', b'filename="' + b"a" * 100_000 + b'"') + b"--xyz--\r\n"),
+        form(
+            part.replace(b'filename="x.png"', b'filename="../../../../tmp/evil"') + b"--xyz--\r\n"
+        ),
+        form(
+            part.replace(b'filename="x.png"', b'filename="' + b"a" * 100_000 + b'"')
+            + b"--xyz--\r\n"
+        ),
         form(part.replace(b'name="data"', b"") + b"--xyz--\r\n"),
         form(part.replace(b"form-data", b"attachment") + b"--xyz--\r\n"),
         form(part.replace(b'name="data"', b'name="data"; name="mask"') + b"--xyz--\r\n"),
-        form(part.replace(b"Content-Type: image/png", b"Content-Transfer-Encoding: base64") + b"--xyz--\r\n"),
-        form(part.replace(b"Content-Type: image/png", b"Content-Type: application/json") + b"--xyz--\r\n"),
+        form(
+            part.replace(b"Content-Type: image/png", b"Content-Transfer-Encoding: base64")
+            + b"--xyz--\r\n"
+        ),
+        form(
+            part.replace(b"Content-Type: image/png", b"Content-Type: application/json")
+            + b"--xyz--\r\n"
+        ),
         form(part.replace(b"Content-Type: image/png", b"X: " + b"y" * 100_000) + b"--xyz--\r\n"),
-        form(part.replace(b"Content-Type: image/png", b"X: y\r\n" * 5000 + b"X: y") + b"--xyz--\r\n"),
+        form(
+            part.replace(b"Content-Type: image/png", b"X: y\r\n" * 5000 + b"X: y") + b"--xyz--\r\n"
+        ),
         form(part.replace(b"Content-Type: image/png\r\n", b"") + b"--xyz--\r\n"),
-        form(b"".join(part.replace(b"data", b"x%d" % number) for number in range(2000)) + b"--xyz--\r\n"),
+        form(
+            b"".join(part.replace(b"data", b"x%d" % number) for number in range(2000))
+            + b"--xyz--\r\n"
+        ),
         form(b"\r\n" * 100_000 + part + b"--xyz--\r\n"),
         form(b"--xyz\r\n" * 20_000 + b"--xyz--\r\n"),
         form(random.randbytes(20_000)),

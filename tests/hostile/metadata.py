@@ -1,4 +1,4 @@
-"""EXIF that goes in circles, profiles and XMP that are garbage: of a good picture, which may be answered."""
+"""EXIF with cycles, invalid profiles and XMP, in a valid picture, which may get a segmentation."""
 
 import struct
 import zlib
@@ -17,13 +17,17 @@ def with_metadata(random: Random, number: int) -> bytes:
 
 
 def _exif(random: Random) -> bytes:
-    """A directory of random tags, of which many lead into each other, into themselves, or out of the block."""
+    """A directory of random tags, of which many lead into each other, into themselves, or out of
+    the block.
+    """
     order, mark = random.choice((("<", b"II*\0"), (">", b"MM\0*")))
     count = random.choice((0, 1, 5, 200, 5000))
     entries = b"".join(
         struct.pack(
             f"{order}HHII",
-            random.choice((0x0112, 0x8769, 0x8825, 0xA005, 0x014A, 0x010F, random.randrange(65536))),
+            random.choice(
+                (0x0112, 0x8769, 0x8825, 0xA005, 0x014A, 0x010F, random.randrange(65536))
+            ),
             random.choice((1, 2, 3, 4, 5, 7, 9, 10, 12, 13, 200)),
             random.choice((0, 1, 1, 2, 1000, 60_000, 2**32 - 1)),
             random.choice((0, 8, 8, 10, 20, 60_000, 2**32 - 1)),
@@ -33,11 +37,18 @@ def _exif(random: Random) -> bytes:
     start = random.choice((8, 8, 8, 0, 4, 2**31, 2**32 - 1))
     declared = random.choice((count, count, 65535)) & 0xFFFF
     following = random.choice((0, 8, 2**32 - 1))
-    return mark + struct.pack(f"{order}IH", start, declared) + entries + struct.pack(f"{order}I", following)
+    return (
+        mark
+        + struct.pack(f"{order}IH", start, declared)
+        + entries
+        + struct.pack(f"{order}I", following)
+    )
 
 
 def _garbage(random: Random) -> bytes:
-    return random.choice((b"", b"\0", random.randbytes(200), b"\xff" * 60_000, zlib.compress(bytes(10_000_000), 9)))
+    return random.choice(
+        (b"", b"\0", random.randbytes(200), b"\xff" * 60_000, zlib.compress(bytes(10_000_000), 9))
+    )
 
 
 def _xmp(random: Random) -> bytes:
@@ -65,7 +76,8 @@ def _jpeg(random: Random, exif: bytes, profile: bytes, xmp: bytes) -> bytes:
     ]
     random.shuffle(segments)
     parts = (
-        bytes((0xFF, marker)) + struct.pack(">H", 2 + len(body[:65533])) + body[:65533] for marker, body in segments
+        bytes((0xFF, marker)) + struct.pack(">H", 2 + len(body[:65533])) + body[:65533]
+        for marker, body in segments
     )
     content = whole_files()["jpeg"]
     return content[:2] + b"".join(parts) * random.choice((1, 1, 3)) + content[2:]
@@ -78,11 +90,14 @@ def _png(random: Random, exif: bytes, profile: bytes, xmp: bytes) -> bytes:
         chunk(b"iCCP", b"name" * random.randrange(50)),
         chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
         chunk(b"iTXt", b"key\0\1\0en\0key\0" + zlib.compress(bytes(5_000_000))),
-        chunk(b"zTXt", b"key\0" + bytes((random.choice((0, 1)),)) + zlib.compress(bytes(5_000_000))),
+        chunk(
+            b"zTXt", b"key\0" + bytes((random.choice((0, 1)),)) + zlib.compress(bytes(5_000_000))
+        ),
         chunk(b"tEXt", b"exif\0" + exif),
         chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  10\n" + profile[:500].hex().encode()),
         chunk(
-            random.choice((b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"tRNS", b"acTL", b"fcTL", b"PLTE")), random.randbytes(3)
+            random.choice((b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"tRNS", b"acTL", b"fcTL", b"PLTE")),
+            random.randbytes(3),
         ),
     ]
     random.shuffle(chunks)
@@ -97,23 +112,37 @@ def _webp(random: Random, exif: bytes, profile: bytes, xmp: bytes) -> bytes:
 
     still = whole_files()["webp"][12:]
     header = riff(
-        b"VP8X", bytes((random.randrange(256), 0, 0, 0)) + (30).to_bytes(3, "little") + (22).to_bytes(3, "little")
+        b"VP8X",
+        bytes((random.randrange(256), 0, 0, 0))
+        + (30).to_bytes(3, "little")
+        + (22).to_bytes(3, "little"),
     )
     body = header + riff(b"ICCP", profile) + still + riff(b"EXIF", exif) + riff(b"XMP ", xmp)
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
 
 def _tiff(random: Random, exif: bytes, profile: bytes, xmp: bytes) -> bytes:
-    """Directories that follow each other in a circle, and sub-directories that lead to the first."""
-    content = bytearray(whole_files()[random.choice(("tiff", "tiff lzw", "tiff pages"))] + exif + profile + xmp)
+    """Directories that follow each other in a circle, and sub-directories that lead to the
+    first.
+    """
+    content = bytearray(
+        whole_files()[random.choice(("tiff", "tiff lzw", "tiff pages"))] + exif + profile + xmp
+    )
     (start,) = struct.unpack_from("<I", content, 4)
     (count,) = struct.unpack_from("<H", content, start)
-    struct.pack_into("<I", content, start + 2 + 12 * count, random.choice((start, 8, len(content) - 4, 2**32 - 1)))
+    struct.pack_into(
+        "<I",
+        content,
+        start + 2 + 12 * count,
+        random.choice((start, 8, len(content) - 4, 2**32 - 1)),
+    )
     entry = start + 2 + 12 * random.randrange(count)
     kept = struct.unpack_from("<H", content, entry)[0]
     if kept not in (0x100, 0x101, 0x111, 0x117):
         tag = random.choice((0x8769, 0x8825, 0x014A, 0x8773, 0x02BC, 0x0112))
-        struct.pack_into("<HHII", content, entry, tag, random.choice((4, 7, 13)), random.choice((1, 1000)), start)
+        struct.pack_into(
+            "<HHII", content, entry, tag, random.choice((4, 7, 13)), random.choice((1, 1000)), start
+        )
     return bytes(content)
 
 

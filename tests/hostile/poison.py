@@ -1,5 +1,5 @@
-"""An image at which a decoder crashes, for want of a file that crashes a real one: processes that run `SOURCE` before
-they decode it end as they would in a decoder written in C."""
+"""An image at which a decoder crashes, for want of a file that crashes a real one: processes that
+run `SOURCE` before they decode it end as they would in a decoder written in C."""
 
 import zipfile
 from pathlib import Path
@@ -23,10 +23,12 @@ ImageFile.ImageFile.load = _load
 
 def with_poison(archive: Path, target: Path) -> Path:
     """The same archive with a decoder that crashes."""
+    decoder = "segserve/runtime/decode/image.py"
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as poisoned:
+        assert decoder in source.namelist()
         for name in source.namelist():
             content = source.read(name)
-            poisoned.writestr(name, content + SOURCE.encode() if name.endswith("runtime/image.py") else content)
+            poisoned.writestr(name, content + SOURCE.encode() if name == decoder else content)
     return target
 
 

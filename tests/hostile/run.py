@@ -1,8 +1,10 @@
-"""Puts hostile requests through the pipeline of a tiny model, in this process, and tells what each came to.
+"""Runs hostile requests through the pipeline of a tiny model, in this process, and reports the
+result of each.
 
     python -m tests.hostile.run [--seed N] [--every N] [NAME ...]
 
-One line of JSON a case: its status, code and message, the seconds of processor time and the bytes of memory that it
+One line of JSON a case: its status, code and message, the seconds of processor time and the bytes
+    of memory that it
 took at most. The rows are read by TorchServe's own code, which is not counted.
 """
 
@@ -20,8 +22,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.pipeline import Pipeline
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
 from tests.unit.tiny import write_tiny_model
 from tests.unit.torchserve import received
@@ -43,10 +45,21 @@ def outcomes(cases: Iterable[Case], pipeline: Pipeline) -> Iterator[Outcome]:
     for case in cases:
         rows, headers = received(case.make())
         before_bytes, began_s = _reset_peak(), time.process_time()
-        answer = pipeline.answer(rows[0], headers[0])
+        response = pipeline.respond(rows[0], headers[0])
         seconds, memory_bytes = time.process_time() - began_s, _peak_bytes() - before_bytes
-        error = json.loads(answer.body)["error"] if answer.status >= 400 else {"code": "", "message": ""}
-        yield Outcome(case.name, answer.status, error["code"], error["message"], round(seconds, 3), memory_bytes)
+        error = (
+            json.loads(response.body)["error"]
+            if response.status >= 400
+            else {"code": "", "message": ""}
+        )
+        yield Outcome(
+            case.name,
+            response.status,
+            error["code"],
+            error["message"],
+            round(seconds, 3),
+            memory_bytes,
+        )
 
 
 def tiny_pipeline(folder: Path) -> Pipeline:
@@ -55,7 +68,7 @@ def tiny_pipeline(folder: Path) -> Pipeline:
 
 
 def _reset_peak() -> int:
-    """Bytes of memory in use now, from where the peak is counted on; Linux alone can count anew."""
+    """Resets the peak (only Linux can) and returns the bytes of memory in use now."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _peak_bytes()
@@ -71,12 +84,16 @@ def _peak_bytes() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--every", type=int, default=1, help="one case out of so many")
     given = parser.parse_args()
-    cases = [named(name, given.seed) for name in given.names] or list(all_cases(given.seed))[:: given.every]
+    cases = [named(name, given.seed) for name in given.names] or list(all_cases(given.seed))[
+        :: given.every
+    ]
     warnings.simplefilter("ignore")  # of Pillow, about what is broken on purpose
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:

@@ -29,7 +29,7 @@ SIDES_PX = (
 
 
 def declared(random: Random, number: int) -> bytes:
-    makers = _png, _jpeg, _gif, _webp, _bmp, _tiff, _bmp_runs
+    makers = _png, _jpeg, _gif, _webp, _bmp, _tiff, _bmp_runs, _avif
     return makers[number % len(makers)](random)
 
 
@@ -40,7 +40,9 @@ def _side(random: Random, limit: int) -> int:
 
 def _png(random: Random) -> bytes:
     bits, color = random.choice((1, 2, 4, 8, 16, 3, 255)), random.choice((0, 2, 3, 4, 6, 7))
-    return png(_side(random, 2**32), _side(random, 2**32), bits=bits, color=color, scanlines=bytes(1000))
+    return png(
+        _side(random, 2**32), _side(random, 2**32), bits=bits, color=color, scanlines=bytes(1000)
+    )
 
 
 def _jpeg(random: Random) -> bytes:
@@ -49,7 +51,17 @@ def _jpeg(random: Random) -> bytes:
     content[frame + 5 : frame + 9] = struct.pack(">HH", _side(random, 2**16), _side(random, 2**16))
     if random.random() < 0.5:
         content[frame + 4] = random.choice((1, 8, 12, 16))  # bits
-        content[frame + 11] = random.choice((0x00, 0x11, 0x44, 0xFF))  # sampling of the first component
+        content[frame + 11] = random.choice(
+            (0x00, 0x11, 0x44, 0xFF)
+        )  # sampling of the first component
+    return bytes(content)
+
+
+def _avif(random: Random) -> bytes:
+    """Container and frame disagree about the size."""
+    content = bytearray(whole_files()["avif"])
+    place = content.index(b"ispe") + 8
+    content[place : place + 8] = struct.pack(">II", _side(random, 2**32), _side(random, 2**32))
     return bytes(content)
 
 
@@ -74,7 +86,9 @@ def _bmp(random: Random) -> bytes:
     content[28:30] = struct.pack("<H", random.choice((0, 1, 4, 8, 16, 24, 32, 65535)))
     content[30:34] = struct.pack("<I", random.choice((0, 1, 2, 3, 4, 6, 2**32 - 1)))
     content[46:50] = struct.pack("<I", random.choice((0, 2, 256, 2**31, 2**32 - 1)))  # colours
-    content[10:14] = struct.pack("<I", random.choice((0, 14, 54, 2**31, 2**32 - 1)))  # where pixels begin
+    content[10:14] = struct.pack(
+        "<I", random.choice((0, 14, 54, 2**31, 2**32 - 1))
+    )  # where pixels begin
     return bytes(content)
 
 

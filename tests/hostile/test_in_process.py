@@ -1,7 +1,8 @@
-"""Every hostile request through the pipeline of a tiny model: answered as documented, within bounds of time and memory.
+"""Every hostile request through the pipeline of a tiny model: the documented response, within
+bounds of time and memory.
 
-A third of the cases here, all of them by `make hostile` (SEGSERVE_HOSTILE=all). They run in a process of their own, so
-that a decoder that crashes is the failure of a test and not its end.
+A third of the cases here, all of them by `make hostile` (SEGSERVE_HOSTILE=all). They run in a
+process of their own, so that a decoder that crashes is the failure of a test and not its end.
 """
 
 import json
@@ -34,10 +35,12 @@ def outcomes() -> dict[str, dict]:
         text=True,
         check=False,
     )
-    told = [json.loads(line) for line in ended.stdout.splitlines()]
-    last = told[-1]["name"] if told else "none"
-    assert ended.returncode == 0, f"ended with {ended.returncode} behind {last}: {ended.stderr[-2000:]}"
-    return {outcome["name"]: outcome for outcome in told}
+    reported = [json.loads(line) for line in ended.stdout.splitlines()]
+    last = reported[-1]["name"] if reported else "none"
+    assert ended.returncode == 0, (
+        f"ended with {ended.returncode} behind {last}: {ended.stderr[-2000:]}"
+    )
+    return {outcome["name"]: outcome for outcome in reported}
 
 
 def test_cases_are_two_thousand_at_least_and_each_has_a_name():
@@ -45,7 +48,9 @@ def test_cases_are_two_thousand_at_least_and_each_has_a_name():
     assert len(names) == len(set(names)) >= 2000
 
 
-@pytest.mark.parametrize("family", [name for name in families() if name not in ("bombs", "largest")])
+@pytest.mark.parametrize(
+    "family", [name for name in families() if name not in ("bombs", "largest")]
+)
 def test_cases_of_a_seed_are_the_same_every_time_and_of_another_are_not(family):
     count = families()[family].count
     names = [f"{family}-{number}" for number in range(count - 10, count)]
@@ -54,35 +59,44 @@ def test_cases_of_a_seed_are_the_same_every_time_and_of_another_are_not(family):
     assert requests != [named(name, SEED + 1).make() for name in names]
 
 
-def test_cases_reach_the_pipeline_and_each_is_answered_as_documented():
-    wrong = {name: told for name, told in outcomes().items() if told["status"] not in DOCUMENTED}
+def test_cases_reach_the_pipeline_and_each_gets_the_documented_response():
+    wrong = {
+        name: reported
+        for name, reported in outcomes().items()
+        if reported["status"] not in DOCUMENTED
+    }
     assert not wrong
     assert len(outcomes()) == len(list(all_cases())[::EVERY])
-    assert {told["status"] for told in outcomes().values()} == DOCUMENTED
+    assert {reported["status"] for reported in outcomes().values()} == DOCUMENTED
 
 
 def test_cases_take_no_more_time_or_memory_than_is_documented():
     over = {
-        name: (told["seconds"], told["memory_bytes"])
-        for name, told in outcomes().items()
-        if told["seconds"] > MOST_SECONDS or told["memory_bytes"] > MOST_MEMORY_BYTES
+        name: (reported["seconds"], reported["memory_bytes"])
+        for name, reported in outcomes().items()
+        if reported["seconds"] > MOST_SECONDS or reported["memory_bytes"] > MOST_MEMORY_BYTES
     }
     assert not over
 
 
-def test_cases_messages_tell_nothing_of_the_server():
-    leaks = {name: (leaks_of(told["message"]), told["message"]) for name, told in outcomes().items()}
+def test_cases_messages_reveal_nothing_about_the_server():
+    leaks = {
+        name: (leaks_of(reported["message"]), reported["message"])
+        for name, reported in outcomes().items()
+    }
     assert not {name: found for name, found in leaks.items() if found[0]}
 
 
-def test_cases_that_are_refused_are_told_why():
-    refused = [told for told in outcomes().values() if told["status"] != 200]
+def test_cases_that_are_rejected_are_reported_why():
+    rejected = [reported for reported in outcomes().values() if reported["status"] != 200]
     assert not [
-        told for told in refused if not told["code"] or len(told["message"]) < 15 or len(told["message"]) > 1000
+        reported
+        for reported in rejected
+        if not reported["code"] or len(reported["message"]) < 15 or len(reported["message"]) > 1000
     ]
 
 
-def test_cases_of_the_largest_pictures_are_answered():
-    largest = [told for name, told in outcomes().items() if name.startswith("largest")]
+def test_cases_of_the_largest_pictures_get_a_response():
+    largest = [reported for name, reported in outcomes().items() if name.startswith("largest")]
     assert largest
-    assert {told["status"] for told in largest} == {200}
+    assert {reported["status"] for reported in largest} == {200}

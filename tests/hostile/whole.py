@@ -1,7 +1,7 @@
 """Whole files of every format and kind that is read, and where the parts of a file begin.
 
-The walk along the parts is written anew, apart from the one in `segserve.runtime.bare`: a mistake that both share would
-hide itself.
+The walk along the parts is separate from the one in
+`segserve.runtime.decode.strip_metadata`: a mistake that both share would hide itself.
 """
 
 import struct
@@ -32,7 +32,9 @@ def run_length_bmp(width_px: int, height_px: int, runs: bytes, *, bits: int = 8)
     offset = 14 + 40 + 1024
     file_header = b"BM" + struct.pack("<IHHI", offset + len(runs), 0, 0, offset)
     kind = 1 if bits == 8 else 2
-    header = struct.pack("<IiiHHIIiiII", 40, width_px, height_px, 1, bits, kind, len(runs), 0, 0, 1 << bits, 0)
+    header = struct.pack(
+        "<IiiHHIIiiII", 40, width_px, height_px, 1, bits, kind, len(runs), 0, 0, 1 << bits, 0
+    )
     return file_header + header + bytes(1024) + runs
 
 
@@ -47,7 +49,9 @@ def whole_files() -> dict[str, bytes]:
         "jpeg grey": encoded(rgb.convert("L"), "JPEG"),
         "jpeg cmyk": encoded(rgb.convert("CMYK"), "JPEG"),
         "jpeg restarts": encoded(rgb, "JPEG", restart_marker_blocks=1),
-        "jpeg metadata": encoded(rgb, "JPEG", exif=_exif(), icc_profile=bytes(200), comment=b"a comment"),
+        "jpeg metadata": encoded(
+            rgb, "JPEG", exif=_exif(), icc_profile=bytes(200), comment=b"a comment"
+        ),
         "jpeg two pictures": encoded(rgb, "MPO", save_all=True, append_images=[rgb]),
         "png": encoded(rgb),
         "png palette": encoded(rgb.quantize(16), transparency=3),
@@ -59,11 +63,15 @@ def whole_files() -> dict[str, bytes]:
         "webp": encoded(rgb, "WEBP"),
         "webp lossless": encoded(rgb, "WEBP", lossless=True),
         "webp alpha": encoded(rgb.convert("RGBA"), "WEBP"),
+        "avif": encoded(rgb, "AVIF"),
+        "avif alpha": encoded(rgb.convert("RGBA"), "AVIF", exif=_exif()),
         "webp animated": _frames("WEBP"),
         "webp metadata": encoded(rgb, "WEBP", exif=_exif(), icc_profile=bytes(200), xmp=b"<x/>"),
         "bmp": encoded(rgb, "BMP"),
         "bmp palette": encoded(rgb.quantize(16), "BMP"),
-        "bmp runs": run_length_bmp(8, 4, b"\x08\x01\0\0\x04\x02\x04\x03\0\0\0\x04\1\2\3\4\x04\1\0\0\x08\2\0\1"),
+        "bmp runs": run_length_bmp(
+            8, 4, b"\x08\x01\0\0\x04\x02\x04\x03\0\0\0\x04\1\2\3\4\x04\1\0\0\x08\2\0\1"
+        ),
         "bmp header alone": bmp_header(31, 23),
         "tiff": encoded(rgb, "TIFF"),
         "tiff lzw": encoded(rgb, "TIFF", compression="tiff_lzw"),
@@ -83,7 +91,9 @@ def whole_files() -> dict[str, bytes]:
 
 
 def boundaries(content: bytes) -> list[int]:
-    """Offsets at which a part of the file begins or one of its lengths stands; all below its end."""
+    """Offsets at which a part of the file begins or one of its lengths stands; all below its
+    end.
+    """
     found = sorted({0, 1, 2, 4, 8, 12, *_walk(content)})
     return [offset for offset in found if offset < len(content)]
 
@@ -110,14 +120,25 @@ def _jpeg(content: bytes) -> Iterator[int]:
             continue
         yield from (offset, offset + 1, offset + 2, offset + 4)
         offset += (
-            2 if content[offset + 1] in (0xD8, 0xD9) else 2 + int.from_bytes(content[offset + 2 : offset + 4], "big")
+            2
+            if content[offset + 1] in (0xD8, 0xD9)
+            else 2 + int.from_bytes(content[offset + 2 : offset + 4], "big")
         )
 
 
 def _chunks(content: bytes, offset: int, head: str, overhead_bytes: int) -> Iterator[int]:
     while offset + 8 <= len(content):
-        length = next(field for field in struct.unpack_from(head, content, offset) if isinstance(field, int))
-        yield from (offset, offset + 3, offset + 4, offset + 8, offset + 8 + length // 2, offset + 8 + length)
+        length = next(
+            field for field in struct.unpack_from(head, content, offset) if isinstance(field, int)
+        )
+        yield from (
+            offset,
+            offset + 3,
+            offset + 4,
+            offset + 8,
+            offset + 8 + length // 2,
+            offset + 8 + length,
+        )
         offset += overhead_bytes + length
 
 
@@ -127,7 +148,9 @@ def _tiff(content: bytes) -> Iterator[int]:
     start = struct.unpack_from(f"{order}{'Q' if big else 'I'}", content, 8 if big else 4)[0]
     entry_bytes, head_bytes = (20, 8) if big else (12, 2)
     count = int.from_bytes(content[start : start + head_bytes], "little" if order == "<" else "big")
-    for entry in range(start + head_bytes, start + head_bytes + entry_bytes * min(count, 100), entry_bytes):
+    for entry in range(
+        start + head_bytes, start + head_bytes + entry_bytes * min(count, 100), entry_bytes
+    ):
         yield from (entry, entry + 2, entry + 4, entry + 7, entry + 8)
     yield from (start, start + head_bytes + entry_bytes * count)
 

@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that answers as it is told, and a whole answer for it to give."""
+"""A server on 127.0.0.1 that sends prepared responses, and a complete response."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 from PIL import Image
 
-from segserve.runtime.mask import encode_png
+from segserve.runtime.encode.mask import encode_png
 
 from .tiny import CLASSES, tiny_record
 
@@ -29,14 +29,24 @@ def as_file(pixels: np.ndarray, file_format: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def answer_document(label_map: np.ndarray = LABEL_MAP, **changes) -> dict:
-    """What the tiny model's server would say of that label map."""
+def response_document(label_map: np.ndarray = LABEL_MAP, **changes) -> dict:
+    """The JSON response of the tiny model's server for this label map."""
     palette = tiny_record().palette
     mask = {"encoding": "png", "data": base64.b64encode(encode_png(label_map, palette)).decode()}
     height_px, width_px = label_map.shape
-    classes = sorted((_entry(int(i), label_map) for i in np.unique(label_map)), key=lambda entry: -entry["pixels"])
+    classes = sorted(
+        (_entry(int(i), label_map) for i in np.unique(label_map)),
+        key=lambda entry: -entry["pixels"],
+    )
     model = {"name": "tiny", "version": "1.0"}
-    return {"model": model, "width": width_px, "height": height_px, "classes": classes, "mask": mask, **changes}
+    return {
+        "model": model,
+        "width": width_px,
+        "height": height_px,
+        "classes": classes,
+        "mask": mask,
+        **changes,
+    }
 
 
 def _entry(class_id: int, label_map: np.ndarray) -> dict:
@@ -55,7 +65,9 @@ def _entry(class_id: int, label_map: np.ndarray) -> dict:
 
 @dataclass(frozen=True)
 class Canned:
-    """One answer: `pause_s` passes before it, and where it `breaks` the connection ends half way through the body."""
+    """One response, sent after `pause_s`. If it `breaks`, the connection ends halfway through the
+    body.
+    """
 
     body: bytes = b""
     status: int = 200
@@ -73,36 +85,40 @@ class Received:
 
 
 class CannedServer(ThreadingHTTPServer):
-    """Gives the answers of `script` one after the other, and then `answer` for good; keeps what it was sent."""
+    """Sends the responses of `script` in order, then always `response`. Records the requests."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Door)
-        self.answer = Canned(json.dumps(answer_document()).encode(), headers={"Content-Type": "application/json"})
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.response = Canned(
+            json.dumps(response_document()).encode(), headers={"Content-Type": "application/json"}
+        )
         self.script: list[Canned] = []
         self.received: list[Received] = []
 
-    def answer_to(self, body: bytes) -> Canned:
-        return self.script.pop(0) if self.script else self.answer
+    def response_to(self, body: bytes) -> Canned:
+        return self.script.pop(0) if self.script else self.response
 
     def handle_error(self, request, client_address) -> None:
-        """A client that has not waited for its answer is no error of ours."""
+        """A client that closes its connection early is not an error."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class _Door(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: CannedServer
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.received.append(Received(self.path, dict(self.headers), body, self.client_address))
-        canned = self.server.answer_to(body)
+        self.server.received.append(
+            Received(self.path, dict(self.headers), body, self.client_address)
+        )
+        canned = self.server.response_to(body)
         time.sleep(canned.pause_s)
         self.send_response(canned.status)
         for name, value in canned.headers.items():

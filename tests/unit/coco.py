@@ -31,22 +31,33 @@ def rle(mask: np.ndarray, *, compressed: bool = True) -> dict:
         return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(np.diff(flat, prepend=0))
-    return {"size": list(mask.shape), "counts": np.diff(edges, prepend=0, append=flat.size).tolist()}
+    return {
+        "size": list(mask.shape),
+        "counts": np.diff(edges, prepend=0, append=flat.size).tolist(),
+    }
 
 
-def annotation(segmentation: object, category_id: int = CAT, image_id: int = 1, **more: object) -> dict:
+def annotation(
+    segmentation: object, category_id: int = CAT, image_id: int = 1, **more: object
+) -> dict:
     return {"image_id": image_id, "category_id": category_id, "segmentation": segmentation, **more}
 
 
-def write_coco(folder: Path, annotations: list, *, count: int = 1, name: str = "instances_train", **keys) -> Path:
-    """The JSON, any key of which may be given, and grey images img1.jpg... in train/; the path of the JSON."""
+def write_coco(
+    folder: Path, annotations: list, *, count: int = 1, name: str = "instances_train", **keys
+) -> Path:
+    """The JSON, any key of which may be given, and grey images img1.jpg... in train/; the path of
+    the JSON.
+    """
     listed = [
         {"id": number, "file_name": f"img{number}.jpg", "width": SIDE_PX, "height": SIDE_PX}
         for number in range(1, count + 1)
     ]
     (folder / "train").mkdir(parents=True, exist_ok=True)
     for entry in listed:
-        Image.fromarray(np.full((SIDE_PX, SIDE_PX, 3), 128, np.uint8)).save(folder / "train" / entry["file_name"])
+        Image.fromarray(np.full((SIDE_PX, SIDE_PX, 3), 128, np.uint8)).save(
+            folder / "train" / entry["file_name"]
+        )
     path = folder / "annotations" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     document = {"images": listed, "categories": CATEGORIES, "annotations": annotations, **keys}

@@ -6,14 +6,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.pipeline import Pipeline
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
 
 from .tiny import write_tiny_model
 
 settings.register_profile(
-    "unit", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+    "unit",
+    derandomize=True,
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("unit")
 

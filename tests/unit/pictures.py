@@ -1,4 +1,6 @@
-"""Folders of small images, and a server that answers them as the real one does: images get masks, the rest a 415."""
+"""Folders of small images, and a server that responds like the real one: masks for images, 415 for
+other files.
+"""
 
 import contextlib
 import json
@@ -13,11 +15,11 @@ from typer.testing import CliRunner
 from segserve.cli import app
 from tests.conftest import PROJECT
 
-from .canned import IMAGE_RGB, Canned, CannedServer, answer_document, as_file
+from .canned import IMAGE_RGB, Canned, CannedServer, as_file, response_document
 
 
 @dataclass(frozen=True)
-class Told:
+class Completed:
     returncode: int
     stdout: bytes
     stderr: bytes
@@ -25,21 +27,23 @@ class Told:
 
 IMAGE = as_file(IMAGE_RGB)
 NO_IMAGE = Canned(
-    json.dumps({"error": {"code": "image_unsupported", "message": "not an image in a format that is read"}}).encode(),
+    json.dumps(
+        {"error": {"code": "image_unsupported", "message": "not an image in a format that is read"}}
+    ).encode(),
     415,
 )
 
 
 class PictureServer(CannedServer):
-    """Answers what begins like a PNG; what stands in `script` goes before."""
+    """Sends the responses in `script` first, then a mask for every PNG."""
 
     def handle_error(self, *_) -> None:
-        """A client that was interrupted does not hear the answer out."""
+        """An interrupted client closes the connection before the response ends."""
 
-    def answer_to(self, body: bytes) -> Canned:
+    def response_to(self, body: bytes) -> Canned:
         if self.script:
             return self.script.pop(0)
-        return self.answer if body.startswith(b"\x89PNG") else NO_IMAGE
+        return self.response if body.startswith(b"\x89PNG") else NO_IMAGE
 
 
 def write_images(folder: Path, *names: str) -> list[Path]:
@@ -50,9 +54,9 @@ def write_images(folder: Path, *names: str) -> list[Path]:
     return paths
 
 
-def answer_of_value(value: int) -> bytes:
-    """An answer whose label map has that class everywhere."""
-    return json.dumps(answer_document(np.full((4, 6), value, np.uint8))).encode()
+def response_of_value(value: int) -> bytes:
+    """A response whose label map has that class everywhere."""
+    return json.dumps(response_document(np.full((4, 6), value, np.uint8))).encode()
 
 
 def command(*arguments: str) -> list[str]:
@@ -64,10 +68,12 @@ def environment(**variables: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(PROJECT), **variables}
 
 
-def segserve(*arguments: str, folder: Path, content: bytes = b"", **variables: str) -> Told:
+def segserve(*arguments: str, folder: Path, content: bytes = b"", **variables: str) -> Completed:
     """Runs the command in this process, which is quicker than one of its own."""
     with contextlib.chdir(folder):
-        result = CliRunner(env={"SEGSERVE_TOKEN": None, **variables}).invoke(app, arguments, input=content)
+        result = CliRunner(env={"SEGSERVE_TOKEN": None, **variables}).invoke(
+            app, arguments, input=content
+        )
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return Told(result.exit_code, result.stdout_bytes, result.stderr_bytes)
+    return Completed(result.exit_code, result.stdout_bytes, result.stderr_bytes)

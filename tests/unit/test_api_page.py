@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from segserve.runtime.errors import error_classes
-from segserve.runtime.labels import LabelRule
-from segserve.runtime.options import MediaType, Options
+from segserve.runtime.inference.labels import LabelRule
+from segserve.schema.request import MediaType, Options
 
 from ..conftest import PROJECT
 from .images import encoded, smooth
@@ -18,10 +18,10 @@ IMAGE = smooth(50, 80)
 
 
 def decoded(pipeline, heading: str, **options: str) -> dict[str, np.ndarray]:
-    """What the block under that heading makes of the answer with those options."""
+    """What the block under that heading makes of the response with those options."""
     [code] = re.findall(rf"^### {heading}\n.*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
     row = {"data": encoded(IMAGE), **{name: value.encode() for name, value in options.items()}}
-    names = {"answer": json.loads(pipeline.answer(row, {}).body)}
+    names = {"response": json.loads(pipeline.respond(row, {}).body)}
     exec(code, names)  # noqa: S102 - our own page
     return names
 
@@ -35,7 +35,9 @@ def test_api_page_code_gives_the_label_map(tiny_pipeline, mask):
 
 
 def test_api_page_code_gives_the_confidence(tiny_pipeline):
-    expected = tiny_pipeline.segmenter.segment(IMAGE, rule=LabelRule(keep_confidence=True)).confidence_map
+    expected = tiny_pipeline.segmenter.segment(
+        IMAGE, rule=LabelRule(keep_confidence=True)
+    ).confidence_map
     confidence = decoded(tiny_pipeline, "confidence", mask="none", confidence="true")["confidence"]
     np.testing.assert_array_equal(confidence, expected / 255)
 
@@ -43,8 +45,12 @@ def test_api_page_code_gives_the_confidence(tiny_pipeline):
 def test_api_page_names_every_option_media_type_and_error():
     rows = re.findall(r"^\| (.*?) \|", PAGE, re.MULTILINE)
     assert {f"`{name}`" for name in Options.model_fields} <= set(rows)
-    told = PAGE.partition("## Errors")[2]
-    assert [kind.code for kind in error_classes() if f"`{kind.code}`" not in told and kind.code != "bad_request"] == []
+    reported = PAGE.partition("## Errors")[2]
+    assert [
+        kind.code
+        for kind in error_classes()
+        if f"`{kind.code}`" not in reported and kind.code != "bad_request"
+    ] == []
     assert [media_type for media_type in MediaType if f"`{media_type}`" not in PAGE] == []
 
 

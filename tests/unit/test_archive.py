@@ -17,8 +17,8 @@ from segserve import archive as archive_module
 from segserve.archive import build_archive
 from segserve.resources import resource
 from segserve.runtime.errors import ModelError
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import RECORD_FILE, read_record, sha256_of
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import CONFIG_FILE, Settings, read_config
 
 from .images import smooth
@@ -38,8 +38,17 @@ def copied_model(tiny_model, tmp_path):
 
 
 def isolated(code: str, *arguments: object, path: list[str], cwd: Path) -> str:
-    """What Python prints that sees only the standard library and `path`: no site, so no .pth file either."""
-    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {path!r}\n{code}", *map(str, arguments)]
+    """What Python prints that sees only the standard library and `path`: no site, so no .pth file
+    either.
+    """
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        f"import sys; sys.path[:0] = {path!r}\n{code}",
+        *map(str, arguments),
+    ]
     result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -49,7 +58,9 @@ def isolated(code: str, *arguments: object, path: list[str], cwd: Path) -> str:
 
 
 def test_build_archive_twice_gives_the_same_bytes(tiny_model, archive, tmp_path, monkeypatch):
-    """From another folder, with other rights, times, locale and temporary folder, over an older archive."""
+    """From another folder, with other rights, times, locale and temporary folder, over an older
+    archive.
+    """
     model = shutil.copytree(tiny_model, tmp_path / "elsewhere" / "another name")
     for path in model.iterdir():
         path.chmod(0o600)
@@ -83,10 +94,15 @@ def test_build_archive_entries_are_sorted_stored_and_timeless(archive):
 
 
 def test_build_archive_holds_exactly_what_a_worker_needs(archive):
-    runtime = {f"segserve/runtime/{path.name}" for path in (PROJECT / "segserve" / "runtime").glob("*.py")}
-    assert "segserve/runtime/segmenter.py" in runtime
+    packages = {
+        str(path.relative_to(PROJECT))
+        for package in ("runtime", "schema")
+        for path in (PROJECT / "segserve" / package).rglob("*.py")
+    } - {"segserve/schema/openapi.py", "segserve/schema/__main__.py"}
+    assert "segserve/runtime/inference/segmenter.py" in packages
+    assert "segserve/schema/response.py" in packages
     with zipfile.ZipFile(archive) as content:
-        assert set(content.namelist()) == runtime | {
+        assert set(content.namelist()) == packages | {
             "MAR-INF/MANIFEST.json",
             "deeplabv3.py",
             "handler.py",
@@ -103,7 +119,12 @@ def test_build_archive_manifest_names_what_torchserve_loads(archive):
         names = content.namelist()
     model = manifest["model"]
     assert (model["modelName"], model["modelVersion"]) == ("tiny", "1.0")
-    assert {model["handler"], model["modelFile"], model["serializedFile"], model["configFile"]} <= set(names)
+    assert {
+        model["handler"],
+        model["modelFile"],
+        model["serializedFile"],
+        model["configFile"],
+    } <= set(names)
     assert manifest["createdOn"] == "01/01/1980 00:00:00"
 
 
@@ -111,7 +132,7 @@ def test_build_archive_files_are_those_of_the_model_and_the_project(archive, tin
     originals = {
         "handler.py": PROJECT / "handler.py",
         "deeplabv3.py": PROJECT / "deeplabv3.py",
-        "segserve/runtime/image.py": PROJECT / "segserve/runtime/image.py",
+        "segserve/runtime/decode/image.py": PROJECT / "segserve/runtime/decode/image.py",
         "model-config.yaml": resource("model/model-config.yaml"),
         "model.yaml": tiny_model / "model.yaml",
         "weights.safetensors": tiny_model / "weights.safetensors",
@@ -152,16 +173,22 @@ import pathlib
 import numpy, torch
 torch.set_num_threads(1)
 import deeplabv3, handler, segserve
-from segserve.runtime import segmenter
+from segserve.runtime.inference import segmenter
 from segserve.runtime.settings import Settings
 folder = pathlib.Path(sys.argv[1])
 loaded = segmenter.Segmenter.load(folder, settings=Settings(precision="fp32"))
 numpy.save(sys.argv[3], loaded.segment(numpy.load(sys.argv[2])).label_map)
 print(deeplabv3.__file__, handler.__file__, segserve.__file__, segmenter.__file__, sep="\\n")
 """
-    printed = isolated(code, unpacked, image, labels, path=[str(unpacked), SITE_PACKAGES], cwd=tmp_path)
+    printed = isolated(
+        code, unpacked, image, labels, path=[str(unpacked), SITE_PACKAGES], cwd=tmp_path
+    )
     assert all(Path(line).is_relative_to(unpacked) for line in printed.split())
-    expected = Segmenter.load(tiny_model, settings=Settings(precision="fp32")).segment(smooth(40, 60)).label_map
+    expected = (
+        Segmenter.load(tiny_model, settings=Settings(precision="fp32"))
+        .segment(smooth(40, 60))
+        .label_map
+    )
     assert len(np.unique(expected)) > 1
     assert np.array_equal(np.load(labels), expected)
 
@@ -169,15 +196,23 @@ print(deeplabv3.__file__, handler.__file__, segserve.__file__, segmenter.__file_
 def test_runtime_imports_no_server_and_no_network_client(tmp_path):
     code = """
 import pathlib
-for module in sorted(pathlib.Path(sys.argv[1]).glob("*.py")):
-    __import__("segserve.runtime." + module.stem)
+runtime = pathlib.Path(sys.argv[1])
+for module in sorted(runtime.rglob("*.py")):
+    if module.stem != "__init__":
+        name = module.relative_to(runtime).with_suffix("")
+        __import__("segserve.runtime." + str(name).replace("/", "."))
 print(*sys.modules)
 """
     runtime = PROJECT / "segserve" / "runtime"
     modules = isolated(code, runtime, path=[str(PROJECT), SITE_PACKAGES], cwd=tmp_path).split()
     assert "segserve.runtime.pipeline" in modules
-    assert not {"ts", "ray", "requests", "typer", "rich"} & set(modules)
-    assert not [name for name in modules if name.startswith("segserve.") and not name.startswith("segserve.runtime")]
+    assert not {"ts", "ray", "requests", "typer", "rich", "segserve.schema.openapi"} & set(modules)
+    assert not [
+        name
+        for name in modules
+        if name.startswith("segserve.")
+        and not name.startswith(("segserve.runtime", "segserve.schema"))
+    ]
 
 
 # All or nothing
@@ -214,7 +249,9 @@ def break_settings_yaml(model: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_build_archive_bad_model_raises_and_writes_nothing(copied_model, tmp_path, break_model, message):
+def test_build_archive_bad_model_raises_and_writes_nothing(
+    copied_model, tmp_path, break_model, message
+):
     break_model(copied_model)
     with pytest.raises(ModelError, match=message) as caught:
         build_archive(copied_model, tmp_path / "output")
@@ -222,7 +259,9 @@ def test_build_archive_bad_model_raises_and_writes_nothing(copied_model, tmp_pat
     assert not (tmp_path / "output").exists()
 
 
-def test_build_archive_failing_archiver_raises_and_keeps_the_older_archive(copied_model, tmp_path, monkeypatch):
+def test_build_archive_failing_archiver_raises_and_keeps_the_older_archive(
+    copied_model, tmp_path, monkeypatch
+):
     output = tmp_path / "output"
     output.mkdir()
     (output / "tiny.mar").write_bytes(b"older")

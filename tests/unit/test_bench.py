@@ -1,4 +1,4 @@
-"""The benchmark's own parts: figures, rounds, load, report. No rival is started."""
+"""The benchmark's own parts: figures, rounds, load, report. No peer is started."""
 
 import base64
 import json
@@ -16,13 +16,13 @@ import pytest
 
 from bench import __main__ as command
 from bench.serving import session
-from bench.serving.contestant import Opened
 from bench.serving.errors import BenchError
 from bench.serving.figures import Run, headlines, median_ms_of, ratio, rows, throughput
-from bench.serving.load import Door
-from bench.serving.over_http import HttpContestant, send_requests
+from bench.serving.load import Gateway
+from bench.serving.over_http import HttpPeer, send_requests
+from bench.serving.peer import Opened
 from bench.serving.plot import draw
-from bench.serving.registry import Rival
+from bench.serving.registry import Peer
 from bench.serving.report import BEGIN, END, Report, write_between_marks
 from bench.serving.rounds import measured_rounds
 from bench.serving.session import Outcome, measure
@@ -54,7 +54,7 @@ def test_p99_of_a_run_is_the_nearest_rank(latencies_ms, expected_ms):
     assert run_of(*latencies_ms).p99_ms == pytest.approx(expected_ms)
 
 
-def test_run_without_an_answer_has_no_latency():
+def test_run_without_a_response_has_no_latency():
     run = Run((), 2.0, 3, "status 503")
     assert run.images_a_second == 0
     assert math.isnan(run.median_ms)
@@ -70,25 +70,30 @@ def test_ratio_of_a_drifting_machine_is_the_median_of_the_rounds_ratios():
     "rounds",
     [
         pytest.param([{("ours, png", 8): run_of(1)}], id="not measured"),
-        pytest.param([{("ours, png", 8): run_of(1), ("limit", 8): run_of(failures=1)}], id="nothing answered"),
+        pytest.param(
+            [{("ours, png", 8): run_of(1), ("limit", 8): run_of(failures=1)}],
+            id="none completed",
+        ),
     ],
 )
-def test_ratio_to_a_contestant_without_figures_is_none(rounds):
+def test_ratio_to_a_peer_without_figures_is_none(rounds):
     assert ratio(rounds, throughput, ("ours, png", 8), ("limit", 8)) is None
 
 
-def test_rows_tell_how_many_times_ours_is_as_fast():
-    found = {row.contestant: row for row in rows([round_of(10, 20), round_of(10, 40), round_of(10, 20)])}
+def test_rows_have_the_ratio_of_our_throughput():
+    found = {row.peer: row for row in rows([round_of(10, 20), round_of(10, 40), round_of(10, 20)])}
     assert found["limit"].ours_to_it == pytest.approx(0.5)
     assert found["limit"].images_a_second == pytest.approx(100)
     assert found["ours, png"].ours_to_it == pytest.approx(1)
-    assert found["ours, png"].answered == 3
+    assert found["ours, png"].responded == 3
 
 
 def test_headlines_compare_p99_with_a_queue_at_the_limits_speed():
     found = dict(headlines([round_of(10, 100)]))
     assert found["8 clients: p99 of ours to 8 x the limit's median"] == pytest.approx(100 / 80)
-    assert not [title for title in found if title.startswith(("one client", "images a second of ours"))]
+    assert not [
+        title for title in found if title.startswith(("one client", "images a second of ours"))
+    ]
 
 
 # Rounds.
@@ -108,20 +113,22 @@ class Recorder:
 
 def test_rounds_alternate_in_direction_and_keep_their_order():
     log: list[tuple[str, int]] = []
-    told = []
-    contestants = {name: Recorder(name, log) for name in ("a", "b")}
-    rounds = list(measured_rounds(contestants, [1, 8], 2, lambda number, key, _run: told.append((number, key))))
+    reported = []
+    peers = {name: Recorder(name, log) for name in ("a", "b")}
+    rounds = list(
+        measured_rounds(peers, [1, 8], 2, lambda number, key, _run: reported.append((number, key)))
+    )
     forth = [("a", 1), ("b", 1), ("a", 8), ("b", 8)]
     assert log == [*forth, *reversed(forth)]
     assert [list(each) for each in rounds] == [forth, forth]
-    assert told == [(0, key) for key in forth] + [(1, key) for key in reversed(forth)]
+    assert reported == [(0, key) for key in forth] + [(1, key) for key in reversed(forth)]
 
 
 # Load.
 
 
 class Server(ThreadingHTTPServer):
-    """Answers what its path says, and remembers what it was sent and how many asked at once."""
+    """Returns what its path says, and records requests and the number of concurrent ones."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -148,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.bodies.append((self.headers["Content-Type"], body))
             if self.path == "/slow":
                 time.sleep(0.05)
-        content = b"" if self.path == "/empty" else b"answer"
+        content = b"" if self.path == "/empty" else b"response"
         self.send_response(500 if self.path == "/broken" else 200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -181,17 +188,19 @@ def url(server: Server, path: str = "/ok") -> str:
 
 
 def test_one_client_sends_every_image_in_order(server, images):
-    run = send_requests(Door(url(server)), images, clients=1)
+    run = send_requests(Gateway(url(server)), images, clients=1)
     assert [body for _, body in server.bodies] == [path.read_bytes() for path in images]
     assert len(run.latencies_s) == len(images)
     assert 0 < sum(run.latencies_s) <= run.wall_s
     assert run.failures == 0
 
 
-def test_many_clients_keep_so_many_requests_under_way(server, images):
-    run = send_requests(Door(url(server, "/slow")), images * 2, clients=4)
+def test_many_clients_keep_so_many_requests_pending(server, images):
+    run = send_requests(Gateway(url(server, "/slow")), images * 2, clients=4)
     assert server.most_at_once == 4
-    assert sorted(body for _, body in server.bodies) == sorted(path.read_bytes() for path in images * 2)
+    assert sorted(body for _, body in server.bodies) == sorted(
+        path.read_bytes() for path in images * 2
+    )
     assert run.wall_s >= 6 * 0.05
 
 
@@ -200,15 +209,21 @@ def test_many_clients_keep_so_many_requests_under_way(server, images):
     [
         pytest.param("file", "application/octet-stream", lambda body: body, id="file"),
         pytest.param(
-            "form", "multipart/form-data", lambda body: body.split(b"\r\n\r\n")[1].split(b"\r\n")[0], id="form"
+            "form",
+            "multipart/form-data",
+            lambda body: body.split(b"\r\n\r\n")[1].split(b"\r\n")[0],
+            id="form",
         ),
         pytest.param(
-            "json", "application/json", lambda body: base64.b64decode(json.loads(body)["picture"]), id="base64 in JSON"
+            "json",
+            "application/json",
+            lambda body: base64.b64decode(json.loads(body)["picture"]),
+            id="base64 in JSON",
         ),
     ],
 )
 def test_request_of_a_kind_carries_the_image(server, images, kind, content_type, image_of):
-    send_requests(Door(url(server), body=kind, part="picture"), images[:1], clients=1)
+    send_requests(Gateway(url(server), body=kind, part="picture"), images[:1], clients=1)
     [(sent_type, body)] = server.bodies
     assert sent_type.startswith(content_type)
     assert image_of(body) == b"image 0"
@@ -216,10 +231,13 @@ def test_request_of_a_kind_carries_the_image(server, images, kind, content_type,
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [pytest.param("/broken", "status 500: answer", id="status"), pytest.param("/empty", "an empty answer", id="empty")],
+    [
+        pytest.param("/broken", "status 500: response", id="status"),
+        pytest.param("/empty", "an empty response", id="empty"),
+    ],
 )
-def test_answer_that_is_none_counts_as_a_failure(server, images, path, reason):
-    run = send_requests(Door(url(server, path)), images, clients=2)
+def test_response_that_is_none_counts_as_a_failure(server, images, path, reason):
+    run = send_requests(Gateway(url(server, path)), images, clients=2)
     assert run.latencies_s == ()
     assert (run.failures, run.reason) == (len(images), reason)
 
@@ -227,13 +245,13 @@ def test_answer_that_is_none_counts_as_a_failure(server, images, path, reason):
 def test_server_that_is_gone_fails_every_request(server, images):
     address = url(server)
     server.server_close()
-    run = send_requests(Door(address), images[:3], clients=1, timeout_s=5)
+    run = send_requests(Gateway(address), images[:3], clients=1, timeout_s=5)
     assert run.failures == 3
     assert "ConnectionRefusedError" in run.reason
 
 
 def test_no_request_begins_after_the_time_is_up(server, images):
-    run = send_requests(Door(url(server, "/slow")), images * 100, clients=1, max_s=0.3)
+    run = send_requests(Gateway(url(server, "/slow")), images * 100, clients=1, max_s=0.3)
     assert 1 <= len(run.latencies_s) <= 6
     assert run.wall_s < 10
 
@@ -248,50 +266,53 @@ def workload(tmp_path, images):
 
 @pytest.fixture
 def ended(monkeypatch, server, workload):
-    """Puts rivals in the place of the real ones; the list of those that were stopped."""
+    """Replaces the real peers; returns the list of those that were stopped."""
     stopped: list[str] = []
 
-    def rival(name: str, contestant: object) -> Rival:
+    def peer(name: str, peer: object) -> Peer:
         @contextmanager
         def opened(_workload):
             try:
-                yield Opened({name: contestant}, os.getpid(), 1.0)
+                yield Opened({name: peer}, os.getpid(), 1.0)
             finally:
                 stopped.append(name)
 
-        return Rival(name, opened)
+        return Peer(name, opened)
 
     def interrupt_second_round():
         yield run_of(1)
         raise KeyboardInterrupt
 
     interrupted = interrupt_second_round()
-    rivals = [
-        rival("answers", HttpContestant(Door(url(server)), workload)),
-        rival("refuses", HttpContestant(Door(url(server, "/broken")), workload)),
-        rival("interrupts", SimpleNamespace(warm_up=lambda: None, run=lambda _clients: next(interrupted))),
-        Rival("absent", lambda _workload: pytest.fail("was started"), ("no_such_package",)),
+    peers = [
+        peer("responds", HttpPeer(Gateway(url(server)), workload)),
+        peer("fails", HttpPeer(Gateway(url(server, "/broken")), workload)),
+        peer(
+            "interrupts",
+            SimpleNamespace(warm_up=lambda: None, run=lambda _clients: next(interrupted)),
+        ),
+        Peer("absent", lambda _workload: pytest.fail("was started"), ("no_such_package",)),
     ]
-    monkeypatch.setattr(session, "RIVALS", {each.name: each for each in rivals})
+    monkeypatch.setattr(session, "PEERS", {each.name: each for each in peers})
     return stopped
 
 
-def test_session_measures_what_answers_and_skips_the_rest(ended, workload):
-    outcome = measure(workload, ["answers", "refuses", "absent"], [1, 2], 2)
-    assert [list(each) for each in outcome.rounds] == [[("answers", 1), ("answers", 2)]] * 2
+def test_session_measures_what_responds_and_skips_the_rest(ended, workload):
+    outcome = measure(workload, ["responds", "fails", "absent"], [1, 2], 2)
+    assert [list(each) for each in outcome.rounds] == [[("responds", 1), ("responds", 2)]] * 2
     assert outcome.skipped == {
-        "refuses": "4 of the first images were not answered: status 500: answer",
+        "fails": "4 of the first images failed: status 500: response",
         "absent": "no_such_package is not installed: pip install 'segserve[bench]'",
     }
-    assert list(outcome.starts_s) == list(outcome.peaks_bytes) == ["answers"]
-    assert ended == ["refuses", "answers"]
+    assert list(outcome.starts_s) == list(outcome.peaks_bytes) == ["responds"]
+    assert ended == ["fails", "responds"]
 
 
 def test_interrupted_session_stops_all_and_keeps_whole_rounds(ended, workload):
-    outcome = measure(workload, ["answers", "interrupts"], [1], 5)
+    outcome = measure(workload, ["responds", "interrupts"], [1], 5)
     assert len(outcome.rounds) == 1
     assert outcome.ended_by == "interrupted"
-    assert sorted(ended) == ["answers", "interrupts"]
+    assert sorted(ended) == ["interrupts", "responds"]
 
 
 # Reports.
@@ -301,7 +322,10 @@ def test_interrupted_session_stops_all_and_keeps_whole_rounds(ended, workload):
 def report():
     first = {**round_of(10, 20), ("image_segmenter", 8): run_of(failures=2)}
     outcome = Outcome(
-        [first, first], starts_s={"limit": 30.0}, peaks_bytes={"limit": 10**9}, skipped={"litserve": "is not installed"}
+        [first, first],
+        starts_s={"limit": 30.0},
+        peaks_bytes={"limit": 10**9},
+        skipped={"litserve": "is not installed"},
     )
     return Report({"processor": "a processor"}, {"model": "tiny"}, outcome)
 
@@ -312,15 +336,23 @@ def test_markdown_holds_figures_failures_and_circumstances(report):
     assert "| image_segmenter | 0.0 | - | - | - | 4 of 4 |" in text
     assert "| limit | 1.00 | 30 |" in text
     assert "| 8 clients: images a second, ours to the limit | 0.50 |" in text
-    for line in ("- processor: a processor", "- skipped: litserve: is not installed", "- image_segmenter: status 500"):
+    for line in (
+        "- processor: a processor",
+        "- skipped: litserve: is not installed",
+        "- image_segmenter: status 500",
+    ):
         assert line in text.splitlines()
 
 
 def test_json_holds_every_round_and_no_nan(report):
-    document = json.loads(report.as_json(), parse_constant=lambda name: pytest.fail(f"holds {name}"))
+    document = json.loads(
+        report.as_json(), parse_constant=lambda name: pytest.fail(f"holds {name}")
+    )
     assert [len(each) for each in document["rounds"]] == [3, 3]
     assert document["rounds"][0][2]["median_ms"] is None
-    assert document["headlines"]["8 clients: images a second, ours to the limit"] == pytest.approx(0.5)
+    assert document["headlines"]["8 clients: images a second, ours to the limit"] == pytest.approx(
+        0.5
+    )
 
 
 def test_document_between_its_marks_is_replaced(tmp_path):
@@ -333,7 +365,11 @@ def test_document_between_its_marks_is_replaced(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [pytest.param("no marks\n", id="none"), pytest.param(BEGIN, id="no end"), pytest.param(BEGIN * 2 + END, id="two")],
+    [
+        pytest.param("no marks\n", id="none"),
+        pytest.param(BEGIN, id="no end"),
+        pytest.param(BEGIN * 2 + END, id="two"),
+    ],
 )
 def test_document_without_its_marks_is_left_alone(tmp_path, content):
     document = tmp_path / "performance.md"
@@ -345,7 +381,10 @@ def test_document_without_its_marks_is_left_alone(tmp_path, content):
 
 def test_plot_of_several_client_counts_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
-    draw(rows([{**round_of(10, 20, clients=1), **round_of(10, 25, clients=8)}]), tmp_path / "plot.png")
+    draw(
+        rows([{**round_of(10, 20, clients=1), **round_of(10, 25, clients=8)}]),
+        tmp_path / "plot.png",
+    )
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -356,26 +395,31 @@ def test_workload_is_mixed_and_always_the_same(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-    one, other = (mixed_workload(tmp_path, 50, max_s=1, encodings=["png"], scratch=folder) for folder in folders)
+    one, other = (
+        mixed_workload(tmp_path, 50, max_s=1, encodings=["png"], scratch=folder)
+        for folder in folders
+    )
     assert [path.name for path in one.requests] == [path.name for path in other.requests]
     assert len(one.requests) == 50
-    assert {path.name for path in one.requests} == {path.name for path in (folders[0] / "images").iterdir()}
+    assert {path.name for path in one.requests} == {
+        path.name for path in (folders[0] / "images").iterdir()
+    }
     assert len({path.read_bytes() for path in one.requests[:10]}) == 10
     assert {path.stem.rpartition("-")[2] for path in one.warm_up} == {"320"}
     assert len(one.warm_up) == 7
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "reported"),
     [
         pytest.param(["--model", "no_such"], "model/no_such: not found", id="model"),
         pytest.param(["--clients", "0"], "expected a whole number from 1, got '0'", id="clients"),
-        pytest.param(["--rivals", "no_such"], "invalid choice: 'no_such'", id="rival"),
+        pytest.param(["--peers", "no_such"], "invalid choice: 'no_such'", id="peer"),
     ],
 )
-def test_command_with_a_bad_flag_ends_in_one_line(monkeypatch, capsys, tmp_path, flags, told):
+def test_command_with_a_bad_flag_ends_in_one_line(monkeypatch, capsys, tmp_path, flags, reported):
     monkeypatch.setattr(sys, "argv", ["bench", "--output", str(tmp_path), *flags])
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code not in (0, None)
-    assert told in f"{ended.value.code} {capsys.readouterr().err}"
+    assert reported in f"{ended.value.code} {capsys.readouterr().err}"

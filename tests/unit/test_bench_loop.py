@@ -1,4 +1,6 @@
-"""The benchmark's loops without a server, which run in processes of their own. Nothing here imports torch."""
+"""The benchmark's loops without a server, which run in processes of their own. Nothing here imports
+torch.
+"""
 
 import os
 import time
@@ -32,14 +34,16 @@ def workload(tmp_path):
 
 def test_loop_works_through_the_requests_in_a_process_of_its_own(workload):
     with open_loop(workload, title="loop", prepare=append_own_pid) as opened:
-        opened.contestants["loop"].warm_up()
-        run = opened.contestants["loop"].run(8)
+        opened.peers["loop"].warm_up()
+        run = opened.peers["loop"].run(8)
         pid = opened.pid
         assert psutil.pid_exists(pid)
     assert not psutil.pid_exists(pid)
     assert len(run.latencies_s) == 3
     names = ["0.jpg", "0.jpg", "0.jpg", "1.jpg", "2.jpg"]  # one to warm up, twice
-    assert (workload.scratch / "log").read_text().splitlines() == [f"{pid} {name}" for name in names]
+    assert (workload.scratch / "log").read_text().splitlines() == [
+        f"{pid} {name}" for name in names
+    ]
 
 
 def test_loop_that_cannot_be_prepared_says_why_in_one_line(workload):

@@ -1,4 +1,4 @@
-"""Tiles and views back in one piece: weights, averages, and no seams."""
+"""Tiles and scales back in one piece: weights, averages, and no seams."""
 
 import io
 
@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segserve.runtime import blend
-from segserve.runtime.blend import average_views, blend_tiles, blend_weights
-from segserve.runtime.passes import Axis, View, plan_passes
+from segserve.runtime.inference import blend
+from segserve.runtime.inference.blend import average_scales, blend_tiles, blend_weights
+from segserve.runtime.inference.plan import TileAxis, TiledScale, plan_inference
+from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import InputRule, ResizeRule
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
-from segserve.runtime.timings import Timings
+from segserve.runtime.telemetry.request_stats import Timings
 
 from ..conftest import EMBEDDED
 from .images import noise
@@ -29,16 +29,20 @@ def random_logits(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3
 
 
-def view_of(height_px: int, width_px: int, size_px: int = 128) -> View:
-    (view,) = plan_passes(ResizeRule(size_px=size_px, multiple_of=32), height_px, width_px, mode="slide").views
-    return view
+def view_of(height_px: int, width_px: int, size_px: int = 128) -> TiledScale:
+    (tiled,) = plan_inference(
+        ResizeRule(size_px=size_px, multiple_of=32), height_px, width_px, mode="slide"
+    ).scales
+    return tiled
 
 
-def cut(logits: torch.Tensor, view: View, stride: int) -> torch.Tensor:
+def cut(logits: torch.Tensor, tiled: TiledScale, stride: int) -> torch.Tensor:
     """The tiles of logits that exist whole."""
-    height, width = (length_px // stride for length_px in view.tile_hw)
-    origins = [(top // stride, left // stride) for top, left in view.origins_yx]
-    return torch.stack([logits[:, top : top + height, left : left + width] for top, left in origins])
+    height, width = (length_px // stride for length_px in tiled.tile_hw)
+    origins = [(top // stride, left // stride) for top, left in tiled.origins_yx]
+    return torch.stack(
+        [logits[:, top : top + height, left : left + width] for top, left in origins]
+    )
 
 
 # Weights
@@ -56,9 +60,15 @@ def test_blend_weights_of_every_place_sum_to_one(length_px, size_px, stride):
 
 
 def test_blend_weights_count_the_margin_of_a_tile_for_nothing_but_at_the_image_border():
-    first, middle, last = blend_weights(Axis(1024, 448, 3, 32), 28)
+    first, middle, last = blend_weights(TileAxis(1024, 448, 3, 32), 28)
     assert (first[0], last[-1]) == (1, 1)
-    assert first[-2:].tolist() == middle[:2].tolist() == middle[-2:].tolist() == last[:2].tolist() == [0, 0]
+    assert (
+        first[-2:].tolist()
+        == middle[:2].tolist()
+        == middle[-2:].tolist()
+        == last[:2].tolist()
+        == [0, 0]
+    )
     assert (middle[2:-2] > 0).all()
 
 
@@ -68,9 +78,11 @@ def test_blend_weights_count_the_margin_of_a_tile_for_nothing_but_at_the_image_b
 @pytest.mark.parametrize("size_hw", [(320, 448), (160, 96), (96, 500), (128, 128)], ids=str)
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_blend_tiles_of_a_whole_gives_it_back(size_hw, stride):
-    view = view_of(*size_hw)
-    logits = random_logits(5, view.size_hw[0] // stride, view.size_hw[1] // stride)
-    torch.testing.assert_close(blend_tiles(cut(logits, view, stride), view), logits, atol=1e-5, rtol=1e-5)
+    tiled = view_of(*size_hw)
+    logits = random_logits(5, tiled.size_hw[0] // stride, tiled.size_hw[1] // stride)
+    torch.testing.assert_close(
+        blend_tiles(cut(logits, tiled, stride), tiled), logits, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_blend_tiles_of_a_single_tile_is_that_tile():
@@ -97,12 +109,14 @@ class Local(torch.nn.Module):
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_slide_of_a_network_that_sees_less_than_the_margin_gives_the_logits_of_the_whole(stride):
     def segmenter(size_px: int) -> Segmenter:
-        rule = InputRule(resize=ResizeRule(size_px=size_px, multiple_of=32), mean=(0.5,) * 3, std=(0.2,) * 3)
+        rule = InputRule(
+            resize=ResizeRule(size_px=size_px, multiple_of=32), mean=(0.5,) * 3, std=(0.2,) * 3
+        )
         return Segmenter(Local(stride), tiny_record(input=rule), device=CPU, settings=FP32)
 
     image, tiled, whole = noise(480, 544), segmenter(192), segmenter(544)
     plan = tiled.plan(480, 544, mode="slide")
-    assert len(list(plan.views[0].origins_yx)) == 16
+    assert len(list(plan.scales[0].origins_yx)) == 16
     with torch.inference_mode():
         got = tiled.logits(image, plan, Timings())
         expected = whole.logits(image, whole.plan(480, 544), Timings())
@@ -113,10 +127,12 @@ def test_slide_of_a_network_that_sees_less_than_the_margin_gives_the_logits_of_t
 # Seams
 
 
-def seam_ratio(logits: torch.Tensor, view: View) -> float:
-    """Change of the probabilities from cell to cell, where tiles begin or end to count, relative to elsewhere."""
+def seam_ratio(logits: torch.Tensor, tiled: TiledScale) -> float:
+    """Change of the probabilities from cell to cell, where tiles begin or end to count, relative to
+    elsewhere.
+    """
     at_borders, elsewhere = [], []
-    for dim, axis in ((1, view.rows), (2, view.columns)):
+    for dim, axis in ((1, tiled.rows), (2, tiled.columns)):
         change = logits.softmax(dim=0).diff(dim=dim).abs().sum(dim=0).mean(dim=2 - dim)
         at = borders(axis, change.numel())
         at_borders.append(change[at])
@@ -124,9 +140,12 @@ def seam_ratio(logits: torch.Tensor, view: View) -> float:
     return float(torch.cat(at_borders).mean() / torch.cat(elsewhere).mean())
 
 
-def borders(axis: Axis, changes: int) -> torch.Tensor:
+def borders(axis: TileAxis, changes: int) -> torch.Tensor:
     """Which of the steps between cells lead into the weight of a tile or out of it."""
-    at, cells = torch.zeros(changes, dtype=torch.bool), axis.tile_px * (changes + 1) // axis.length_px
+    at, cells = (
+        torch.zeros(changes, dtype=torch.bool),
+        axis.tile_px * (changes + 1) // axis.length_px,
+    )
     for origin_px, weights in zip(axis.origins_px, blend.blend_weights(axis, cells), strict=True):
         counting = weights.nonzero().flatten() + origin_px * cells // axis.tile_px
         for step in (int(counting[0]) - 1, int(counting[-1])):
@@ -135,27 +154,31 @@ def borders(axis: Axis, changes: int) -> torch.Tensor:
     return at
 
 
-def hard_edges(axis: Axis, cells: int) -> torch.Tensor:
+def hard_edges(axis: TileAxis, cells: int) -> torch.Tensor:
     """Weights without a blend: every place belongs to the tile that counts most there."""
     begins = [origin_px * cells // axis.tile_px for origin_px in axis.origins_px]
     spread = torch.zeros(axis.tiles, begins[-1] + cells)
     for row, begin, weights in zip(spread, begins, blend_weights(axis, cells), strict=True):
         row[begin : begin + cells] = weights
     owner = spread.argmax(dim=0)
-    return torch.stack([(owner[begin : begin + cells] == index).float() for index, begin in enumerate(begins)])
+    return torch.stack(
+        [(owner[begin : begin + cells] == index).float() for index, begin in enumerate(begins)]
+    )
 
 
 def test_blend_tiles_of_the_shipped_model_leave_no_visible_seams(photographs, monkeypatch):
     segmenter = Segmenter.load(EMBEDDED, settings=FP32)
     photograph = Image.open(io.BytesIO(photographs["astronaut"])).convert("RGB").resize((736, 736))
-    (view,) = segmenter.plan(736, 736, mode="slide").views
-    image, (height_px, width_px) = np.array(photograph), view.tile_hw
+    (tiled,) = segmenter.plan(736, 736, mode="slide").scales
+    image, (height_px, width_px) = np.array(photograph), tiled.tile_hw
     with torch.inference_mode():
-        crops = [image[top : top + height_px, left : left + width_px] for top, left in view.origins_yx]
+        crops = [
+            image[top : top + height_px, left : left + width_px] for top, left in tiled.origins_yx
+        ]
         tiles = torch.cat([segmenter.infer(segmenter.preprocess(crop)) for crop in crops])
-    blended = seam_ratio(blend_tiles(tiles, view), view)
+    blended = seam_ratio(blend_tiles(tiles, tiled), tiled)
     monkeypatch.setattr(blend, "blend_weights", hard_edges)
-    hard = seam_ratio(blend_tiles(tiles, view), view)
+    hard = seam_ratio(blend_tiles(tiles, tiled), tiled)
     assert blended < 1.5
     assert hard > 2 * blended, "a test that hard edges pass would show nothing"
 
@@ -164,27 +187,27 @@ def test_blend_tiles_of_the_shipped_model_leave_no_visible_seams(photographs, mo
 
 
 def test_average_views_is_the_mean_of_probabilities():
-    views = [random_logits(4, 5, 6), random_logits(3, 4, 5, 6)[1]]
-    mean = (views[0].softmax(0) + views[1].softmax(0)) / 2
-    averaged = average_views(views)
+    scales = [random_logits(4, 5, 6), random_logits(3, 4, 5, 6)[1]]
+    mean = (scales[0].softmax(0) + scales[1].softmax(0)) / 2
+    averaged = average_scales(scales)
     torch.testing.assert_close(averaged.softmax(0), mean)
     torch.testing.assert_close(averaged, mean.log())
 
 
 def test_average_views_of_one_is_that_one():
     logits = random_logits(4, 5, 6)
-    assert torch.equal(average_views([logits]), logits)
+    assert torch.equal(average_scales([logits]), logits)
 
 
 def test_average_views_of_another_size_come_to_the_grid_of_the_first():
     coarse = torch.tensor([0.0, 2.0]).view(2, 1, 1).expand(2, 3, 3)
     fine = torch.tensor([2.0, 0.0]).view(2, 1, 1).expand(2, 8, 7)
-    averaged = average_views([fine, coarse])
+    averaged = average_scales([fine, coarse])
     assert averaged.shape == (2, 8, 7)
     torch.testing.assert_close(averaged.softmax(0), torch.full((2, 8, 7), 0.5))
 
 
 def test_average_views_of_certain_votes_stays_finite():
-    averaged = average_views([torch.tensor([500.0, -500.0]).view(2, 1, 1)] * 2)
+    averaged = average_scales([torch.tensor([500.0, -500.0]).view(2, 1, 1)] * 2)
     assert averaged.isfinite().all()
     assert averaged.softmax(0).flatten().tolist() == pytest.approx([1, 0])

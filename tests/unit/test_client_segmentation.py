@@ -1,4 +1,4 @@
-"""What can be made of a segmentation."""
+"""The conversions of a segmentation to other formats."""
 
 import base64
 import contextlib
@@ -14,20 +14,23 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from segserve.client import Segmentation
-from segserve.client.reading import read_segmentation
-from segserve.client.reply import Reply
-from segserve.runtime.image import decode_image
+from segserve.client.response import HttpResponse, read_segmentation
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.encode.overlay import bright
 
-from .canned import IMAGE_RGB, LABEL_MAP, answer_document, as_file
+from .canned import IMAGE_RGB, LABEL_MAP, as_file, response_document
 from .tiny import CLASSES
 
 IMAGE = as_file(IMAGE_RGB)
-LARGE_MAP = np.kron(LABEL_MAP, np.ones((40, 40), np.uint8))  # with room for a legend
+LARGE_MAP = np.kron(LABEL_MAP, np.ones((40, 40), np.uint8))  # large enough for names
 LARGE_RGB = np.kron(IMAGE_RGB, np.ones((40, 40, 1), np.uint8))
 
 
 def segmentation_of(label_map: np.ndarray, image_file: bytes, **changes) -> Segmentation:
-    return read_segmentation(Reply(200, "OK", json.dumps(answer_document(label_map, **changes)).encode()), image_file)
+    return read_segmentation(
+        HttpResponse(200, "OK", json.dumps(response_document(label_map, **changes)).encode()),
+        image_file,
+    )
 
 
 @pytest.fixture
@@ -35,11 +38,14 @@ def segmentation() -> Segmentation:
     return segmentation_of(LABEL_MAP, IMAGE)
 
 
-def test_segmentation_tells_in_short_what_it_is(segmentation):
-    assert repr(segmentation) == "<Segmentation 6 x 4 by tiny 1.0: background 70.8%, dog 25.0%, cat 4.2%>"
+def test_segmentation_repr_summarises_the_classes(segmentation):
+    assert (
+        repr(segmentation)
+        == "<Segmentation 6 x 4 by tiny 1.0: background 70.8%, dog 25.0%, cat 4.2%>"
+    )
 
 
-def test_segmentation_cannot_be_changed(segmentation):
+def test_segmentation_is_read_only(segmentation):
     with pytest.raises(ValueError, match="read-only"):
         segmentation.label_map[0, 0] = 1
 
@@ -52,38 +58,43 @@ def test_to_image_has_ids_as_pixels_and_the_classes_colours(segmentation):
     assert np.array_equal(np.asarray(picture.convert("RGB")), colors[LABEL_MAP])
 
 
-@pytest.mark.parametrize("label_or_id", ["dog", 2, np.uint8(2)], ids=["label", "id", "number of NumPy"])
-def test_mask_of_a_class_present_is_where_it_is(segmentation, label_or_id):
+@pytest.mark.parametrize(
+    "label_or_id", ["dog", 2, np.uint8(2)], ids=["label", "id", "number of NumPy"]
+)
+def test_mask_of_a_class_present_is_its_mask(segmentation, label_or_id):
     mask = segmentation.mask_of(label_or_id)
     assert mask.dtype == bool
     assert np.array_equal(mask, LABEL_MAP == 2)
 
 
 @pytest.mark.parametrize("label_or_id", ["bird", 3], ids=["label", "id"])
-def test_mask_of_another_class_names_those_present(segmentation, label_or_id):
-    with pytest.raises(KeyError, match=r"the image has no .*it has: 'background' \(0\), 'dog' \(2\), 'cat' \(1\)"):
+def test_mask_of_an_absent_class_names_the_classes_present(segmentation, label_or_id):
+    with pytest.raises(
+        KeyError, match=r"the image has no .*it has: 'background' \(0\), 'dog' \(2\), 'cat' \(1\)"
+    ):
         segmentation.mask_of(label_or_id)
 
 
-def test_confidence_map_is_what_the_answer_holds():
+def test_confidence_map_is_that_of_the_response():
     values = np.arange(24, dtype=np.uint8).reshape(4, 6)
     picture = {"encoding": "png", "data": base64.b64encode(as_file(values)).decode()}
     segmentation = segmentation_of(LABEL_MAP, IMAGE, confidence=picture)
     assert np.array_equal(segmentation.confidence_map, values)
 
 
-def test_overlay_tints_classes_and_leaves_background():
-    segmentation = segmentation_of(LABEL_MAP, IMAGE)  # too small for a legend
+def test_overlay_colours_classes_and_keeps_background():
+    segmentation = segmentation_of(LABEL_MAP, IMAGE)
     drawn = np.asarray(segmentation.overlay(opacity=1.0))
     assert np.array_equal(drawn[LABEL_MAP == 0], IMAGE_RGB[LABEL_MAP == 0])
-    assert (abs(drawn[LABEL_MAP == 2].astype(int) - CLASSES[2][1]) <= 1).all()
+    assert (abs(drawn[LABEL_MAP == 2].astype(int) - bright(CLASSES[2][1])) <= 1).all()
     assert np.array_equal(np.asarray(segmentation.overlay(opacity=0)), IMAGE_RGB)
 
 
-def test_overlay_has_a_legend_of_what_is_there():
+def test_overlay_has_the_names_of_the_classes():
     drawn = np.asarray(segmentation_of(LARGE_MAP, as_file(LARGE_RGB)).overlay(opacity=0))
-    assert not np.array_equal(drawn, LARGE_RGB)
-    assert np.array_equal(drawn[-40:, -40:], LARGE_RGB[-40:, -40:])
+    changed = (drawn != LARGE_RGB).any(axis=-1)
+    for class_id in set(np.unique(LARGE_MAP)) - {0}:
+        assert changed[class_id == LARGE_MAP].any()
 
 
 @pytest.mark.parametrize("opacity", [-0.1, 1.1], ids=["below", "above"])
@@ -104,21 +115,23 @@ def test_overlay_of_a_rotated_photograph_matches_its_label_map(orientation):
     assert segmentation.overlay().size == label_map.T.shape
 
 
-def test_notebook_shows_the_overlay(segmentation):
+def test_notebook_displays_the_overlay(segmentation):
     with Image.open(io.BytesIO(segmentation._repr_png_())) as shown:
         assert np.array_equal(np.asarray(shown), np.asarray(segmentation.overlay()))
 
 
-def test_polygons_drawn_again_give_the_mask(segmentation):
+def test_polygons_reproduce_the_mask(segmentation):
     for class_id, outlines in segmentation.polygons().items():
         drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(outlines, *LABEL_MAP.shape)))
         assert np.array_equal(drawn == 1, class_id == LABEL_MAP)
 
 
-def test_to_coco_is_loaded_by_pycocotools_and_gives_the_masks_back(segmentation, tmp_path):
+def test_to_coco_loaded_by_pycocotools_reproduces_the_masks(segmentation, tmp_path):
     document = {
         "images": [{"id": 7, "width": 6, "height": 4}],
-        "categories": [{"id": class_id, "name": label} for class_id, (label, _) in enumerate(CLASSES)],
+        "categories": [
+            {"id": class_id, "name": label} for class_id, (label, _) in enumerate(CLASSES)
+        ],
         "annotations": [],
     }
     truth, results = tmp_path / "truth.json", tmp_path / "results.json"
@@ -129,10 +142,12 @@ def test_to_coco_is_loaded_by_pycocotools_and_gives_the_masks_back(segmentation,
     annotations = loaded.loadAnns(loaded.getAnnIds(imgIds=[7]))
     assert [annotation["category_id"] for annotation in annotations] == [2, 1]
     for annotation in annotations:
-        assert np.array_equal(loaded.annToMask(annotation) == 1, annotation["category_id"] == LABEL_MAP)
+        assert np.array_equal(
+            loaded.annToMask(annotation) == 1, annotation["category_id"] == LABEL_MAP
+        )
 
 
-def test_to_coco_annotations_are_whole():
+def test_to_coco_annotations_are_complete():
     dog, cat = segmentation_of(LABEL_MAP, IMAGE).to_coco(image_id="x", first_id=5)
     assert (dog["id"], dog["image_id"], dog["area"], dog["bbox"], dog["iscrowd"], dog["score"]) == (
         5, "x", 6, [2, 1, 3, 2], 0, 0.9
@@ -140,11 +155,13 @@ def test_to_coco_annotations_are_whole():
     assert cat["id"] == 6
 
 
-def test_to_coco_categories_of_a_document_take_the_place_of_class_ids(segmentation):
-    assert [entry["category_id"] for entry in segmentation.to_coco(image_id=1, category_ids={2: 18})] == [18]
+def test_to_coco_replaces_class_ids_by_category_ids(segmentation):
+    assert [
+        entry["category_id"] for entry in segmentation.to_coco(image_id=1, category_ids={2: 18})
+    ] == [18]
 
 
-def test_to_detections_and_back_is_the_same_label_map(segmentation):
+def test_to_detections_and_back_preserves_the_label_map(segmentation):
     detections = segmentation.to_detections()
     assert isinstance(detections, supervision.Detections)
     assert detections.class_id.tolist() == [2, 1]
@@ -160,21 +177,23 @@ def test_to_detections_and_back_is_the_same_label_map(segmentation):
     assert back.overlay().size == (6, 4)
 
 
-def test_detections_of_nothing_but_background_are_none_and_back():
+def test_detections_of_background_only_are_empty():
     segmentation = segmentation_of(np.zeros((4, 6), np.uint8), IMAGE)
     detections = segmentation.to_detections()
     assert len(detections) == 0
     for empty in (detections, supervision.Detections.empty()):
-        assert np.array_equal(Segmentation.from_detections(empty, IMAGE).label_map, segmentation.label_map)
+        assert np.array_equal(
+            Segmentation.from_detections(empty, IMAGE).label_map, segmentation.label_map
+        )
 
 
-def test_from_detections_later_masks_cover_earlier_and_unnamed_classes_get_a_name():
+def test_from_detections_later_masks_win_and_unnamed_classes_get_a_label():
     masks = np.zeros((2, 4, 6), bool)
     masks[0, :, :3], masks[1, :, 2:] = True, True
     detections = supervision.Detections(np.zeros((2, 4)), masks, class_id=np.array([3, 9]))
     segmentation = Segmentation.from_detections(detections, IMAGE_RGB)
     assert segmentation.label_map[0].tolist() == [3, 3, 9, 9, 9, 9]
-    assert [share.label for share in segmentation.classes] == ["class 9", "class 3"]
+    assert [row.label for row in segmentation.classes] == ["class 9", "class 3"]
 
 
 BOX, MASK = np.zeros((1, 4)), np.ones((1, 4, 6), bool)
@@ -185,7 +204,10 @@ BOX, MASK = np.zeros((1, 4)), np.ones((1, 4, 6), bool)
     [
         (supervision.Detections(BOX, None, class_id=np.array([1])), "with masks and class ids"),
         (supervision.Detections(BOX, MASK), "with masks and class ids"),
-        (supervision.Detections(BOX, MASK, class_id=np.array([0])), r"from 1 to 255, 0 being background, got \[0\]"),
+        (
+            supervision.Detections(BOX, MASK, class_id=np.array([0])),
+            r"from 1 to 255, 0 being background, got \[0\]",
+        ),
         (supervision.Detections(BOX, MASK, class_id=np.array([256])), r"got \[256\]"),
         (
             supervision.Detections(BOX, MASK[:, :2], class_id=np.array([1])),
@@ -194,7 +216,7 @@ BOX, MASK = np.zeros((1, 4)), np.ones((1, 4, 6), bool)
     ],
     ids=["no mask", "no class", "background", "class beyond a byte", "other size"],
 )
-def test_from_detections_that_are_no_segmentation_raises(detections, message):
+def test_from_detections_of_invalid_detections_raises(detections, message):
     with pytest.raises(ValueError, match=message):
         Segmentation.from_detections(detections, IMAGE)
 

@@ -21,8 +21,12 @@ def four_cores(monkeypatch):
         pytest.param({"cpu.max": "50000 100000\n"}, 1, id="v2-half"),
         pytest.param({"cpu.max": "250000 100000\n"}, 3, id="v2-two-and-a-half"),
         pytest.param({"cpu.max": "1600000 100000\n"}, 4, id="v2-more-than-there-are"),
-        pytest.param({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4, id="v1-unlimited"),
-        pytest.param({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2, id="v1-two"),
+        pytest.param(
+            {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 4, id="v1-unlimited"
+        ),
+        pytest.param(
+            {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2, id="v1-two"
+        ),
     ],
 )
 def test_available_cores_are_those_of_the_limit(four_cores, tmp_path, files, cores):

@@ -1,7 +1,9 @@
-"""Graphs in place of a network: which are recorded, kept and shared, and what happens where they fail.
+"""Graphs in place of a network: which are recorded, kept and shared, and what happens where they
+fail.
 
-What stands for CUDA here records as it does: every graph has one piece of memory for its input and one for its output,
-and whoever replays it while another does gets that one's. On a GPU, `torch.cuda` itself records.
+What stands for CUDA here records as it does: every graph has one piece of memory for its input and
+    one for its output,
+and a concurrent replay would get the other's. On a GPU, `torch.cuda` itself records.
 """
 
 import logging
@@ -14,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from segserve.runtime.cuda_graphs import GraphedNetwork
-from segserve.runtime.failover import load_segmenter
-from segserve.runtime.segmenter import Segmenter
-from segserve.runtime.settings import Settings
+from segserve.runtime.acceleration.cuda import GraphedNetwork
+from segserve.runtime.inference import segmenter as segmenter_module
+from segserve.runtime.inference.failover import load_segmenter
+from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.settings import Acceleration, Settings
 
 from .images import smooth
 from .tiny import tiny_network, tiny_record
@@ -41,17 +44,19 @@ class Twice:
 class StaticMemory:
     """Records and replays on the CPU."""
 
-    def __init__(self, *, error: Exception | None = None, off_by: float = 0.0, takes_s: float = 0.0) -> None:
+    def __init__(
+        self, *, error: Exception | None = None, off_by: float = 0.0, takes_s: float = 0.0
+    ) -> None:
         self.error, self.off_by, self.takes_s = error, off_by, takes_s
         self.recorded: list[tuple[Hashable, int]] = []
         self.replayed: list[int] = []
-        self.lanes = threading.local()
+        self.stream_keys = threading.local()
 
-    def lane(self) -> Hashable:
-        return getattr(self.lanes, "number", 0)
+    def stream_key(self) -> Hashable:
+        return getattr(self.stream_keys, "number", 0)
 
     def record(self, network, inputs):
-        self.recorded.append((self.lane(), len(inputs)))
+        self.recorded.append((self.stream_key(), len(inputs)))
         if self.error is not None:
             raise self.error
         given, gave = torch.empty_like(inputs), torch.empty_like(inputs)
@@ -67,8 +72,10 @@ class StaticMemory:
         return replay
 
 
-def ask(network: GraphedNetwork, *sizes: int) -> None:
-    """Asks for inputs of so many rows one after the other, each with other values, and checks what it gets."""
+def send(network: GraphedNetwork, *sizes: int) -> None:
+    """Runs inputs of so many rows one after the other, each with other values, and checks what
+    it gets.
+    """
     for size in sizes:
         inputs = torch.randn(size, 3)
         assert torch.equal(network(inputs), 2 * inputs)
@@ -81,12 +88,12 @@ def warnings(caplog) -> list[str]:
 def test_graphed_network_records_a_shape_when_it_comes_again_and_replays_it_from_then_on():
     network, recorder = Twice(), StaticMemory()
     graphed = GraphedNetwork(network, recorder)
-    ask(graphed, 4)
+    send(graphed, 4)
     assert (network.calls, recorder.recorded) == (1, [])
-    ask(graphed, 4)
+    send(graphed, 4)
     assert recorder.recorded == [(0, 4)]
     calls = network.calls
-    ask(graphed, 4, 4, 5, 4)
+    send(graphed, 4, 4, 5, 4)
     assert network.calls == calls + 1  # for the one that was new
     assert recorder.recorded == [(0, 4)]
 
@@ -94,55 +101,63 @@ def test_graphed_network_records_a_shape_when_it_comes_again_and_replays_it_from
 def test_graphed_network_lets_the_graph_go_that_was_used_longest_ago():
     recorder = StaticMemory()
     graphed = GraphedNetwork(Twice(), recorder, most=2)
-    ask(graphed, 1, 1, 2, 2, 1, 3, 3)  # 2 goes
-    ask(graphed, 1, 3)
+    send(graphed, 1, 1, 2, 2, 1, 3, 3)  # 2 goes
+    send(graphed, 1, 3)
     assert recorder.recorded == [(0, 1), (0, 2), (0, 3)]
-    ask(graphed, 2)
+    send(graphed, 2)
     assert recorder.recorded[3:] == [(0, 2)]
 
 
-def test_graphed_network_has_graphs_for_every_lane():
+def test_graphed_network_has_graphs_for_every_stream():
     recorder = StaticMemory()
     graphed = GraphedNetwork(Twice(), recorder, most=1)
-    for lane in (0, 0, 1, 0, 1):
-        recorder.lanes.number = lane
-        ask(graphed, 4)
+    for stream_key in (0, 0, 1, 0, 1):
+        recorder.stream_keys.number = stream_key
+        send(graphed, 4)
     assert recorder.recorded == [(0, 4), (1, 4)]
 
 
-def test_graphed_network_in_threads_of_one_lane_gives_each_its_own():
+def test_graphed_network_in_threads_of_one_stream_gives_each_its_own():
     recorder = StaticMemory(takes_s=0.002)
     graphed = GraphedNetwork(Twice(), recorder)
-    ask(graphed, 4)
+    send(graphed, 4)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: ask(graphed, 4), range(40)))
+        list(pool.map(lambda _: send(graphed, 4), range(40)))
     assert recorder.recorded == [(0, 4)]
     assert len(recorder.replayed) == 41  # once for comparison
 
 
 def test_graphed_network_gives_what_later_replays_do_not_change():
     graphed = GraphedNetwork(Twice(), StaticMemory())
-    ask(graphed, 4, 4)
+    send(graphed, 4, 4)
     first = graphed(torch.ones(4, 3))
-    ask(graphed, 4)
+    send(graphed, 4)
     assert torch.equal(first, torch.full((4, 3), 2.0))
 
 
 @pytest.mark.parametrize(
     ("recorder", "why"),
     [
-        (StaticMemory(error=RuntimeError("operation not permitted\n when capturing")), "RuntimeError: operation not"),
-        (StaticMemory(error=torch.OutOfMemoryError("CUDA out of memory.")), "OutOfMemoryError: CUDA out of memory."),
+        (
+            StaticMemory(error=RuntimeError("operation not permitted\n when capturing")),
+            "RuntimeError: operation not",
+        ),
+        (
+            StaticMemory(error=torch.OutOfMemoryError("CUDA out of memory.")),
+            "OutOfMemoryError: CUDA out of memory.",
+        ),
         (StaticMemory(error=LOST), "AcceleratorError: CUDA error: unspecified launch failure"),
         (StaticMemory(off_by=1), "ValueError: its logits differ by up to 1, of"),
         (StaticMemory(off_by=float("nan")), "ValueError: its logits differ by up to nan, of"),
     ],
     ids=["capture fails", "no memory", "CUDA fails in a capture", "other logits", "no numbers"],
 )
-def test_graphed_network_whose_graphs_fail_does_without_from_then_on_and_warns_once(recorder, why, caplog):
+def test_graphed_network_whose_graphs_fail_does_without_from_then_on_and_warns_once(
+    recorder, why, caplog
+):
     network = Twice()
     graphed = GraphedNetwork(network, recorder)
-    ask(graphed, 4, 4, 4, 5, 5)
+    send(graphed, 4, 4, 4, 5, 5)
     assert recorder.recorded == [(0, 4)]
     (warning,) = warnings(caplog)
     assert warning.startswith(f"the network runs without CUDA graphs, which is slower: {why}")
@@ -151,19 +166,19 @@ def test_graphed_network_whose_graphs_fail_does_without_from_then_on_and_warns_o
 def test_graphed_network_without_memory_for_the_image_itself_warns_of_the_graphs_and_raises(caplog):
     network, full = Twice(), torch.OutOfMemoryError("CUDA out of memory.")
     graphed = GraphedNetwork(network, StaticMemory(error=full))
-    ask(graphed, 4)
+    send(graphed, 4)
     network.error = full
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         graphed(torch.ones(4, 3))
     assert len(warnings(caplog)) == 1
     network.error = None
-    ask(graphed, 4)
+    send(graphed, 4)
 
 
 def test_graphed_network_on_a_broken_device_raises_and_warns_of_nothing_itself(caplog):
     network = Twice()
     graphed = GraphedNetwork(network, StaticMemory(error=LOST))
-    ask(graphed, 4)
+    send(graphed, 4)
     network.error = LOST
     with pytest.raises(torch.AcceleratorError, match="unspecified launch failure"):
         graphed(torch.ones(4, 3))
@@ -174,7 +189,7 @@ class Recorded(StaticMemory):
     """Any network, recorded on the CPU."""
 
     def record(self, network, inputs):
-        self.recorded.append((self.lane(), len(inputs)))
+        self.recorded.append((self.stream_key(), len(inputs)))
         given, gave = torch.empty_like(inputs), torch.empty_like(network(inputs))
 
         def replay(inputs):
@@ -184,11 +199,15 @@ class Recorded(StaticMemory):
         return replay
 
 
-@pytest.mark.parametrize("options", [{}, {"mode": "slide", "tta": "flip"}], ids=["whole", "in tiles"])
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "slide", "tta": "flip"}], ids=["whole", "in tiles"]
+)
 def test_segmenter_through_graphs_gives_the_labels_that_it_gives_without(options):
     network, recorder = tiny_network(tiny_record()), Recorded()
     settings, cpu = Settings(precision="fp32"), torch.device("cpu")
-    plain, graphed = (Segmenter(network, tiny_record(), device=cpu, settings=settings) for _ in range(2))
+    plain, graphed = (
+        Segmenter(network, tiny_record(), device=cpu, settings=settings) for _ in range(2)
+    )
     graphed._network = GraphedNetwork(network, recorder)
     images = [smooth(120, 160), smooth(120, 160)[::-1].copy(), smooth(160, 120)]
     for image in (*images, *images):
@@ -199,19 +218,43 @@ def test_segmenter_through_graphs_gives_the_labels_that_it_gives_without(options
     assert recorder.recorded
 
 
+@pytest.mark.parametrize("is_on", [False, True], ids=["default", "on"])
+def test_graphs_and_streams_on_a_gpu_are_used_only_if_the_settings_say_so(monkeypatch, is_on):
+    """Nothing here computes on a GPU: the two classes are replaced."""
+    monkeypatch.setattr(segmenter_module, "CudaStreams", lambda device: f"streams of {device}")
+    monkeypatch.setattr(segmenter_module, "CudaRecorder", lambda device: f"recorder of {device}")
+    given = {"acceleration": {"cuda_graphs": True, "cuda_streams": True}} if is_on else {}
+    settings, gpu, network = Settings.model_validate(given), torch.device("cuda", 0), Twice()
+    streams = segmenter_module._streams(gpu, settings)
+    graphed = segmenter_module._with_graphs(network, gpu, settings)
+    assert streams == ("streams of cuda:0" if is_on else None)
+    assert isinstance(graphed, GraphedNetwork) == is_on
+    assert (graphed is network) != is_on
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_segmenter_on_a_gpu_through_graphs_from_many_threads_gives_the_labels_of_the_cpu(tiny_model, precision, caplog):
-    settings = Settings(precision=precision)
+def test_segmenter_on_a_gpu_through_graphs_from_many_threads_gives_the_labels_of_the_cpu(
+    tiny_model, precision, caplog
+):
+    acceleration = Acceleration(cuda_graphs=True, cuda_streams=True)
+    settings = Settings(precision=precision, acceleration=acceleration)
     segmenter = load_segmenter(tiny_model, device=torch.device("cuda", 0), settings=settings)
     cpu = Segmenter.load(tiny_model, settings=Settings(precision="fp32"))
-    images = [smooth(120, 160), smooth(120, 160)[::-1].copy(), smooth(160, 120), smooth(64, 64)] * 16
+    images = [
+        smooth(120, 160),
+        smooth(120, 160)[::-1].copy(),
+        smooth(160, 120),
+        smooth(64, 64),
+    ] * 16
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda image: segmenter.segment(image).label_map, images))
     for image, label_map in zip(images, found, strict=True):
-        assert (label_map == cpu.segment(image).label_map).mean() > (0.99 if precision == "fp32" else 0.95)
+        assert (label_map == cpu.segment(image).label_map).mean() > (
+            0.99 if precision == "fp32" else 0.95
+        )
     assert segmenter.device.type == "cuda"
     graphed = segmenter._segmenter._network
     assert isinstance(graphed, GraphedNetwork)
-    assert sum(map(len, graphed._lanes.values())) > 1
+    assert sum(map(len, graphed._graphs_by_stream.values())) > 1
     assert warnings(caplog) == []

@@ -1,14 +1,16 @@
-"""The scan of a split before training: what it counts, and that it lists all that is wrong."""
+"""The check of a split before training: its counts, and its list of all problems."""
 
 import numpy as np
 import pytest
 
-from segserve.data import DataError, VocFolder, scan
 from segserve.runtime.record import ClassInfo
+from segserve.training.data import DataError, VocFolder, check_split
 
 from .voc import write_pair, write_split, write_squares
 
-CLASSES = [ClassInfo(label=label, color=(0, 0, 0)) for label in ("background", "red", "blue", "green")]
+CLASSES = [
+    ClassInfo(label=label, color=(0, 0, 0)) for label in ("background", "red", "blue", "green")
+]
 
 
 @pytest.fixture
@@ -16,20 +18,21 @@ def squares(tmp_path):
     return write_squares(tmp_path, images=5)
 
 
-def test_scan_counts_images_and_pixels_by_class(squares):
+def test_check_split_counts_images_and_pixels_by_class(squares):
     reported = []
-    found = scan(VocFolder(squares, "train"), CLASSES, reported.append)
-    assert found.presence.tolist() == [[True, index % 2 == 0, index % 2 == 1, False] for index in range(5)]
+    found = check_split(VocFolder(squares, "train"), CLASSES, reported.append)
     assert found.pixels.tolist() == [5 * 64 * 64 - 5 * 32 * 32, 3 * 32 * 32, 2 * 32 * 32, 0]
     assert reported == [1, 2, 3, 4, 5]
 
 
-def test_scan_notes_classes_that_no_label_map_holds(squares):
-    assert [note.split(": ")[1] for note in scan(VocFolder(squares, "train"), CLASSES).notes] == ["no pixel of green"]
-    assert scan(VocFolder(squares, "train"), CLASSES[:3]).notes == ()
+def test_check_split_notes_classes_that_no_label_map_holds(squares):
+    assert [
+        note.split(": ")[1] for note in check_split(VocFolder(squares, "train"), CLASSES).notes
+    ] == ["no pixel of green"]
+    assert check_split(VocFolder(squares, "train"), CLASSES[:3]).notes == ()
 
 
-def test_scan_lists_all_problems_at_once_in_the_order_of_the_split(squares):
+def test_check_split_lists_all_problems_at_once_in_the_order_of_the_split(squares):
     (squares / "images" / "square0.jpg").unlink()
     (squares / "labels" / "square0.png").unlink()
     (squares / "labels" / "square1.png").write_bytes(b"no picture")
@@ -37,13 +40,17 @@ def test_scan_lists_all_problems_at_once_in_the_order_of_the_split(squares):
     image.write_bytes(image.read_bytes()[:400])
     grey = np.full((8, 9, 3), 128, np.uint8)
     write_pair(squares, "turned", grey, np.zeros((9, 8), np.uint8))
-    write_pair(squares, "strange", grey, np.array([[4, 9, 254, 255, 0, 1, 2, 3, 0]] * 8, np.uint8))
-    write_pair(squares, "deep", grey, np.zeros((8, 9), np.uint16))
+    write_pair(squares, "unknown", grey, np.array([[4, 9, 254, 255, 0, 1, 2, 3, 0]] * 8, np.uint8))
+    write_pair(squares, "deep", grey, np.full((8, 9), 256, np.uint16))
     names = [f"square{index}" for index in range(5)]
-    write_split(squares, "train", [*names, "turned", "strange", "deep", "square4"])
-    with pytest.raises(DataError, match=r"^8 problems with the data:\n  .*/train\.txt: square4 stands mor") as caught:
-        scan(VocFolder(squares, "train"), CLASSES)
-    files = [problem.split(": ")[0].removeprefix(f"{squares}/") for problem in caught.value.problems]
+    write_split(squares, "train", [*names, "turned", "unknown", "deep", "square4"])
+    with pytest.raises(
+        DataError, match=r"^8 problems with the data:\n  .*/train\.txt: square4 is listed mor"
+    ) as caught:
+        check_split(VocFolder(squares, "train"), CLASSES)
+    files = [
+        problem.split(": ")[0].removeprefix(f"{squares}/") for problem in caught.value.problems
+    ]
     assert files == [
         "train.txt",
         "images/square0.jpg",
@@ -51,26 +58,38 @@ def test_scan_lists_all_problems_at_once_in_the_order_of_the_split(squares):
         "labels/square1.png",
         "images/square2.jpg",
         "labels/turned.png",
-        "labels/strange.png",
+        "labels/unknown.png",
         "labels/deep.png",
     ]
     assert caught.value.problems[6].endswith(
-        "labels [4, 9, 254] are none of the 4 classes: expected 0 to 3, and 255 for pixels to ignore"
+        "labels [4, 9, 254] are none of the 4 classes: expected 0 to 3, and 255 for pixels to "
+        "ignore"
     )
     assert str(caught.value).count("\n") == 8
 
 
-def test_scan_single_problem_is_a_single_line(squares):
+def test_check_split_single_problem_is_a_single_line(squares):
     (squares / "labels" / "square3.png").unlink()
     with pytest.raises(DataError, match=r"^\S+labels/square3\.png: is missing$"):
-        scan(VocFolder(squares, "train"), CLASSES)
+        check_split(VocFolder(squares, "train"), CLASSES)
 
 
-def test_scan_split_of_ignored_pixels_raises(tmp_path):
+def test_check_split_split_of_ignored_pixels_raises(tmp_path):
     write_pair(tmp_path, "a", np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 255, np.uint8))
     write_split(tmp_path, "train", ["a"])
     with pytest.raises(DataError, match=r"train\.txt: every pixel of the split is labelled 255"):
-        scan(VocFolder(tmp_path, "train"), CLASSES)
+        check_split(VocFolder(tmp_path, "train"), CLASSES)
+
+
+@pytest.mark.parametrize("other", [0, 255], ids=["background", "and ignored"])
+def test_check_split_without_a_foreground_pixel_raises(tmp_path, other):
+    labels = np.zeros((8, 8), np.uint8)
+    labels[:4] = other
+    write_pair(tmp_path, "a", np.zeros((8, 8, 3), np.uint8), labels)
+    write_split(tmp_path, "train", ["a"])
+    with pytest.raises(DataError, match=r"train\.txt: the split has no foreground pixel") as caught:
+        check_split(VocFolder(tmp_path, "train"), CLASSES)
+    assert "\n" not in str(caught.value)
 
 
 def test_data_error_lists_fifty_problems_and_counts_the_rest():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.data import DataError, VocFolder
+from segserve.training.data import DataError, VocFolder
 
 from .voc import write_pair, write_split, write_squares
 
@@ -55,43 +55,59 @@ def test_voc_folder_reads_the_original_layout(squares):
 
 
 def test_voc_folder_missing_split_raises_and_names_those_there(squares):
-    with pytest.raises(DataError, match=r"test\.txt: there is no such split list; lists in that folder: train$"):
+    with pytest.raises(
+        DataError, match=r"test\.txt: there is no such split list; lists in that folder: train$"
+    ):
         VocFolder(squares, "test")
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf\r\n"], ids=["nothing", "blanks", "mark"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n \n", b"\xef\xbb\xbf\r\n"], ids=["nothing", "blanks", "mark"]
+)
 def test_voc_folder_empty_split_raises(squares, content):
     (squares / "train.txt").write_bytes(content)
-    with pytest.raises(DataError, match=r"train\.txt: the split is empty; write one name a line"):
+    with pytest.raises(
+        DataError, match=r"train\.txt: the split is empty; write one image name per"
+    ):
         VocFolder(squares, "train")
 
 
 def test_voc_folder_split_that_is_no_text_raises(squares):
     (squares / "train.txt").write_bytes(b"square0\n\xff\xfe")
-    with pytest.raises(DataError, match=r"train\.txt: is no UTF-8 text \(invalid start byte, byte 8\)"):
+    with pytest.raises(
+        DataError, match=r"train\.txt: is no UTF-8 text \(invalid start byte, byte 8\)"
+    ):
         VocFolder(squares, "train")
 
 
 def test_voc_folder_of_another_layout_raises(tmp_path):
-    with pytest.raises(DataError, match=r"expected images/ and labels/ or JPEGImages/ and SegmentationClass/ in it"):
+    with pytest.raises(
+        DataError, match=r"expected images/ and labels/ or JPEGImages/ and SegmentationClass/ in it"
+    ):
         VocFolder(tmp_path, "train")
 
 
-def test_voc_folder_above_the_data_set_is_told_where_it_is(squares):
-    with pytest.raises(DataError, match=rf"{squares.parent}: is no data set .*; there is one in {squares}$"):
+def test_voc_folder_above_the_data_set_raises_and_names_it(squares):
+    with pytest.raises(
+        DataError, match=rf"{squares.parent}: is no data set .*; there is one in {squares}$"
+    ):
         VocFolder(squares.parent, "train")
 
 
 def test_pair_label_map_of_other_size_raises_and_names_both_files(tmp_path):
     write_pair(tmp_path, "a", np.zeros((12, 10, 3), np.uint8), np.zeros((10, 12), np.uint8))
     write_split(tmp_path, "train", ["a"])
-    with pytest.raises(DataError, match=r"labels/a\.png: .* 12 x 10 pixels, but .*images/a\.jpg has 10 x 12$"):
+    with pytest.raises(
+        DataError, match=r"labels/a\.png: .* 12 x 10 pixels, but .*images/a\.jpg has 10 x 12$"
+    ):
         VocFolder(tmp_path, "train").pair("a")
 
 
 def test_pair_image_is_upright_as_when_it_is_served(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    write_pair(tmp_path, "a", np.zeros((12, 10, 3), np.uint8), np.zeros((10, 12), np.uint8), exif=exif)
+    write_pair(
+        tmp_path, "a", np.zeros((12, 10, 3), np.uint8), np.zeros((10, 12), np.uint8), exif=exif
+    )
     write_split(tmp_path, "train", ["a"])
     assert VocFolder(tmp_path, "train").pair("a")[0].shape == (10, 12, 3)

@@ -1,4 +1,5 @@
-"""One suite that each head passes: compiled, exported, scripted, in bfloat16, channels last, copied, pickled.
+"""One suite that each head passes: compiled, exported, scripted, in bfloat16, channels last,
+copied, pickled.
 
 A new head costs one entry in `FAMILIES`.
 """
@@ -19,9 +20,16 @@ RATES = (1, 2)
 # As (channels, factor, offset): of a size s, a level has the height or width factor * s + offset.
 FEATURES = [(6, 1, 0)]
 LEVELS_THAT_MEET = [(2, 8, 0), (3, 4, 0), (8, 2, 0), (16, 1, 0)]
-LEVELS_THAT_DISAGREE = [(2, 8, 1), (3, 4, 2), (8, 2, 2), (16, 1, 2)]  # level 2 is odd, and all are resized
+LEVELS_THAT_DISAGREE = [
+    (2, 8, 1),
+    (3, 4, 2),
+    (8, 2, 2),
+    (16, 1, 2),
+]  # level 2 is odd, and all are resized
 
-multiscale = partial(MultiScaleDeepLabHead, (2, 3, 8, 16), 3, RATES, aspp_in_channels=5, aspp_out_channels=4)
+multiscale = partial(
+    MultiScaleDeepLabHead, (2, 3, 8, 16), 3, RATES, aspp_in_channels=5, aspp_out_channels=4
+)
 FAMILIES = {
     "aspp": (partial(ASPP, 6, RATES, 4), FEATURES),
     "deeplab": (partial(DeepLabHead, 6, 3, RATES, aspp_out_channels=4), FEATURES),
@@ -51,7 +59,9 @@ def _fresh_compiler():
 
 
 def built(family, separable=False):
-    """The family's module in eval mode, its batch norms with statistics unlike those of a fresh one."""
+    """The family's module in eval mode, its batch norms with statistics unlike those of a fresh
+    one.
+    """
     module = FAMILIES[family][0](separable=separable, dropout=0.0)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -64,14 +74,21 @@ def built(family, separable=False):
 def inputs(family, batch, height, width):
     """What the family's `forward` takes: one tensor of features, or the list of levels."""
     levels = FAMILIES[family][1]
-    tensors = [torch.randn(batch, c, factor * height + off, factor * width + off) for c, factor, off in levels]
+    tensors = [
+        torch.randn(batch, c, factor * height + off, factor * width + off)
+        for c, factor, off in levels
+    ]
     return tensors if len(tensors) > 1 else tensors[0]
 
 
 def dynamic_axes(family):
-    """`dynamic_shapes` of torch.export for `inputs`: batch, height and width free, as far as levels allow."""
+    """`dynamic_shapes` of torch.export for `inputs`: batch, height and width free, as far as levels
+    allow.
+    """
     batch, height, width = Dim("batch", max=64), Dim("height", max=512), Dim("width", max=512)
-    axes = [{0: batch, 2: f * height + off, 3: f * width + off} for _, f, off in FAMILIES[family][1]]
+    axes = [
+        {0: batch, 2: f * height + off, 3: f * width + off} for _, f, off in FAMILIES[family][1]
+    ]
     return axes if len(axes) > 1 else axes[0]
 
 
@@ -96,7 +113,9 @@ def assert_same_output(subject, module, x):
         pytest.param("aspp", False, "aot_eager", id="aspp-aot_eager"),
         pytest.param("deeplab", False, "inductor", id="deeplab-inductor", marks=needs_cxx),
         pytest.param("corenet", True, "aot_eager", id="corenet-separable-aot_eager"),
-        pytest.param("multiscale-disagreeing", False, "aot_eager", id="multiscale-disagreeing-aot_eager"),
+        pytest.param(
+            "multiscale-disagreeing", False, "aot_eager", id="multiscale-disagreeing-aot_eager"
+        ),
     ],
 )
 def test_module_compiled_whole_gives_the_same_output(family, separable, backend):
@@ -109,7 +128,9 @@ def test_module_compiled_whole_gives_the_same_output(family, separable, backend)
 @every_kernel
 def test_module_exported_gives_the_same_output_at_other_sizes(family, separable):
     module = built(family, separable)
-    exported = torch.export.export(module, (inputs(family, 2, 3, 5),), dynamic_shapes=(dynamic_axes(family),)).module()
+    exported = torch.export.export(
+        module, (inputs(family, 2, 3, 5),), dynamic_shapes=(dynamic_axes(family),)
+    ).module()
     for batch, height, width in ((2, 3, 5), (1, 2, 2), (3, 7, 4), (5, 2, 9)):
         assert_same_output(exported, module, inputs(family, batch, height, width))
 
@@ -135,7 +156,7 @@ def test_module_scripted_training_batch_of_one_equals_eager(family):
 
 
 @without_script_warning
-def test_multiscale_head_scripted_wrong_number_of_levels_is_refused():
+def test_multiscale_head_scripted_wrong_number_of_levels_is_rejected():
     scripted = torch.jit.script(built("multiscale"))
     with pytest.raises(torch.jit.Error, match="levels: got 3 tensors, expected 4"):
         scripted(inputs("multiscale", 1, 1, 1)[:3])
@@ -155,8 +176,11 @@ def test_module_autocast_to_bfloat16_stays_close_to_float32(family, separable, t
         with torch.autocast("cpu", dtype=torch.bfloat16):
             got = module(x)
     assert got.dtype == torch.bfloat16
-    # bfloat16 rounds to 1 part in 256; a few roundings in a row stay within 4 % of the largest logit.
-    torch.testing.assert_close(got.float(), expected, rtol=0, atol=0.04 * expected.abs().max().item())
+    # bfloat16 rounds to 1 part in 256; a few roundings in a row stay within 4 % of the largest
+    # logit.
+    torch.testing.assert_close(
+        got.float(), expected, rtol=0, atol=0.04 * expected.abs().max().item()
+    )
 
 
 @every_family
@@ -182,7 +206,9 @@ def test_module_channels_last_gives_the_same_output(family, separable):
         pytest.param(lambda module: pickle.loads(pickle.dumps(module)), id="pickle"),  # noqa: S301 - our own
     ],
 )
-def test_module_duplicated_gives_the_same_output_from_its_own_weights(family, separable, duplicated):
+def test_module_duplicated_gives_the_same_output_from_its_own_weights(
+    family, separable, duplicated
+):
     module = built(family, separable)
     x = inputs(family, 2, 3, 5)
     twin = duplicated(module)

@@ -1,6 +1,7 @@
 """`MultiScaleDeepLabHead` against a second computation, written with reshapes and matrix products.
 
-In float64, where both agree to rounding: a shifted pixel or a swapped channel has no tolerance to hide in.
+In float64, where both agree to rounding: a shifted pixel or a swapped channel has no tolerance to
+    hide in.
 """
 
 import pytest
@@ -32,7 +33,9 @@ def head():
 def random_levels(sizes_hw, batch=2):
     torch.manual_seed(1)
     pairs = zip(LEVEL_CHANNELS, sizes_hw, strict=True)
-    return [torch.randn(batch, channels, *size_hw, dtype=torch.float64) for channels, size_hw in pairs]
+    return [
+        torch.randn(batch, channels, *size_hw, dtype=torch.float64) for channels, size_hw in pairs
+    ]
 
 
 def backbone_sizes_hw(height_px, width_px):
@@ -46,7 +49,12 @@ def backbone_sizes_hw(height_px, width_px):
 def expected_fused(levels):
     level2, level3, level4, level5 = levels
     size_hw = level3.shape[-2:]
-    met = [unshuffled_by_2(replicated_to_even(level2)), level3, shuffled(level4, 2), shuffled(level5, 4)]
+    met = [
+        unshuffled_by_2(replicated_to_even(level2)),
+        level3,
+        shuffled(level4, 2),
+        shuffled(level5, 4),
+    ]
     return torch.cat([resized(level, size_hw) for level in met], dim=1)
 
 
@@ -55,7 +63,9 @@ def expected_logits(head, levels):
     conv, norm, _ = head.fuse
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     fused = pointwise(expected_fused(levels), conv.weight, torch.zeros(5, dtype=torch.float64))
-    fused = (fused - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
+    fused = (fused - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[
+        :, None, None
+    ]
     inner, classifier = head.head
     aspp = torchvision_deeplabv3.ASPP(5, list(RATES), 4).double().eval()
     aspp.load_state_dict(inner.state_dict(), strict=True)
@@ -76,7 +86,11 @@ def replicated_to_even(x):
 
 def unshuffled_by_2(x):
     n, c, h, w = x.shape
-    return x.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(n, c * 4, h // 2, w // 2)
+    return (
+        x.reshape(n, c, h // 2, 2, w // 2, 2)
+        .permute(0, 1, 3, 5, 2, 4)
+        .reshape(n, c * 4, h // 2, w // 2)
+    )
 
 
 def shuffled(x, factor):
@@ -86,7 +100,10 @@ def shuffled(x, factor):
 
 
 def resized(x, size_hw):
-    rows, columns = bilinear_matrix(x.shape[-2], size_hw[0]), bilinear_matrix(x.shape[-1], size_hw[1])
+    rows, columns = (
+        bilinear_matrix(x.shape[-2], size_hw[0]),
+        bilinear_matrix(x.shape[-1], size_hw[1]),
+    )
     return rows @ x @ columns.T
 
 
@@ -135,7 +152,9 @@ def test_multiscale_head_named_sizes_equals_second_computation(head, sizes_hw):
 @given(height_px=st.integers(1, 130), width_px=st.integers(1, 130))
 @example(height_px=65, width_px=97)
 def test_multiscale_head_any_image_size_equals_second_computation(head, height_px, width_px):
-    assert_matches_second_computation(head, random_levels(backbone_sizes_hw(height_px, width_px), batch=1))
+    assert_matches_second_computation(
+        head, random_levels(backbone_sizes_hw(height_px, width_px), batch=1)
+    )
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, database=None)
@@ -176,7 +195,12 @@ def test_multiscale_head_training_batch_of_one_runs():
 @torch.inference_mode()
 def test_multiscale_head_upsampled_is_the_plain_one_resized(head, factor):
     upsampled = MultiScaleDeepLabHead(
-        LEVEL_CHANNELS, 3, RATES, aspp_in_channels=5, aspp_out_channels=4, output_upsample_factor=factor
+        LEVEL_CHANNELS,
+        3,
+        RATES,
+        aspp_in_channels=5,
+        aspp_out_channels=4,
+        output_upsample_factor=factor,
     )
     upsampled.double().eval().load_state_dict(head.state_dict(), strict=True)
     levels = random_levels(backbone_sizes_hw(65, 33))
@@ -185,19 +209,23 @@ def test_multiscale_head_upsampled_is_the_plain_one_resized(head, factor):
     torch.testing.assert_close(upsampled(levels), expected, rtol=0, atol=1e-10)
 
 
-# What is refused.
+# What is rejected.
 
 
 @pytest.mark.parametrize("count", [0, 3, 5], ids=str)
-def test_multiscale_head_wrong_number_of_levels_is_refused(head, count):
+def test_multiscale_head_wrong_number_of_levels_is_rejected(head, count):
     levels = random_levels(backbone_sizes_hw(64, 64))
-    with pytest.raises(ValueError, match=rf"^levels: got {count} tensors, expected 4 \(levels 2, 3, 4 and 5\)$"):
+    with pytest.raises(
+        ValueError, match=rf"^levels: got {count} tensors, expected 4 \(levels 2, 3, 4 and 5\)$"
+    ):
         head([*levels, levels[-1]][:count])
 
 
 @pytest.mark.parametrize("count", [0, 3, 5], ids=str)
-def test_multiscale_head_wrong_number_of_channel_counts_is_refused(count):
-    with pytest.raises(ValueError, match=rf"^level_channels: got {count} counts, expected 4 \(levels 2, 3"):
+def test_multiscale_head_wrong_number_of_channel_counts_is_rejected(count):
+    with pytest.raises(
+        ValueError, match=rf"^level_channels: got {count} counts, expected 4 \(levels 2, 3"
+    ):
         MultiScaleDeepLabHead([16] * count, 3)
 
 
@@ -213,7 +241,9 @@ def test_multiscale_head_wrong_number_of_channel_counts_is_refused(count):
         pytest.param((2, 3, 8, -16), 5, -16, 16, id="level5-negative"),
     ],
 )
-def test_multiscale_head_channels_that_do_not_divide_are_refused(level_channels, level, channels, multiple):
+def test_multiscale_head_channels_that_do_not_divide_are_rejected(
+    level_channels, level, channels, multiple
+):
     message = f"level {level} has {channels} channels, expected a positive multiple of {multiple}$"
     with pytest.raises(ValueError, match=f"^level_channels: {message}"):
         MultiScaleDeepLabHead(level_channels, 3)

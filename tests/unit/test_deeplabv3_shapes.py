@@ -1,4 +1,4 @@
-"""What the parts of `deeplabv3` accept and refuse, their shapes, and their parameters."""
+"""What the parts of `deeplabv3` accept and reject, their shapes, and their parameters."""
 
 import ast
 import sys
@@ -32,7 +32,12 @@ def corenet(**kwargs):
 
 
 def multiscale(**kwargs):
-    small = {"level_channels": LEVEL_CHANNELS, "num_classes": 3, "aspp_in_channels": 6, "aspp_out_channels": 4}
+    small = {
+        "level_channels": LEVEL_CHANNELS,
+        "num_classes": 3,
+        "aspp_in_channels": 6,
+        "aspp_out_channels": 4,
+    }
     return MultiScaleDeepLabHead(**small | kwargs)
 
 
@@ -100,8 +105,12 @@ def test_aspp_no_rates_projects_the_pointwise_and_the_pooled_branch():
     module = aspp(atrous_rates=[]).eval()
     x = torch.randn(2, 6, 5, 7)
     pointwise, pooled = module.convs
-    torch.testing.assert_close(pooled(x), pooled(x)[:, :, :1, :1].expand(2, 4, 5, 7))  # one value a channel
-    torch.testing.assert_close(module(x), module.project(torch.cat([pointwise(x), pooled(x)], dim=1)))
+    torch.testing.assert_close(
+        pooled(x), pooled(x)[:, :, :1, :1].expand(2, 4, 5, 7)
+    )  # one value a channel
+    torch.testing.assert_close(
+        module(x), module.project(torch.cat([pointwise(x), pooled(x)], dim=1))
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,16 +165,24 @@ def test_aspp_conv_separable_equals_the_full_kernel_it_factors():
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        # Batch norms have 2 * 4. The 3x3 kernel: full 6 * 4 * 9; separable 6 * 9 depthwise, 6 * 4 pointwise.
+        # Batch norms have 2 * 4. The 3x3 kernel: full 6 * 4 * 9; separable 6 * 9 depthwise, 6 * 4
+        # pointwise.
         pytest.param(conv, 216 + 8, id="conv-full"),
         pytest.param(lambda: conv(separable=True), 54 + 24 + 8, id="conv-separable"),
         # 1x1 and pooled branch 6 * 4 each, two rates, projection (4 branches * 4) * 4.
         pytest.param(aspp, 2 * 32 + 2 * 224 + 64 + 8, id="aspp-full"),
         pytest.param(lambda: aspp(separable=True), 2 * 32 + 2 * 86 + 64 + 8, id="aspp-separable"),
         pytest.param(lambda: aspp(atrous_rates=[]), 2 * 32 + 32 + 8, id="aspp-no-rates"),
-        # Three rates, so a projection of 5 * 4 * 4; then 3x3 kernel 4 * 4 * 9; classifier 4 * 3 and 3 biases.
-        pytest.param(lambda: deeplab(separable=True), 2 * 32 + 3 * 86 + 80 + 8 + 144 + 8 + 15, id="deeplab-separable"),
-        pytest.param(lambda: corenet(separable=True), 2 * 32 + 3 * 86 + 80 + 8 + 15, id="corenet-separable"),
+        # Three rates, so a projection of 5 * 4 * 4; then 3x3 kernel 4 * 4 * 9; classifier 4 * 3 and
+        # 3 biases.
+        pytest.param(
+            lambda: deeplab(separable=True),
+            2 * 32 + 3 * 86 + 80 + 8 + 144 + 8 + 15,
+            id="deeplab-separable",
+        ),
+        pytest.param(
+            lambda: corenet(separable=True), 2 * 32 + 3 * 86 + 80 + 8 + 15, id="corenet-separable"
+        ),
         # Fused channels 2 * 4 + 3 + 8 / 4 + 16 / 16 = 14, brought to 6 with a batch norm of 2 * 6.
         pytest.param(
             lambda: multiscale(separable=True),
@@ -184,12 +201,12 @@ def test_module_parameter_count_is_the_sum_of_its_kernels(build, expected):
     assert parameter_count(build()) == expected
 
 
-# What is refused.
+# What is rejected.
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, float("nan")], ids=str)
 @pytest.mark.parametrize("build", WITH_DROPOUT)
-def test_module_dropout_outside_range_is_refused(build, dropout):
+def test_module_dropout_outside_range_is_rejected(build, dropout):
     with pytest.raises(ValueError, match=rf"^dropout: got {dropout}, allowed is 0 <= dropout < 1$"):
         build(dropout=dropout)
 
@@ -220,23 +237,27 @@ def test_head_dropout_within_range_is_kept(build, dropout):
         pytest.param(multiscale, "aspp_in_channels", "out_channels", id="multiscale-aspp-in"),
         pytest.param(multiscale, "aspp_out_channels", "out_channels", id="multiscale-aspp-out"),
         pytest.param(multiscale, "num_classes", "num_classes", id="multiscale-classes"),
-        pytest.param(multiscale, "output_upsample_factor", "output_upsample_factor", id="multiscale-factor"),
+        pytest.param(
+            multiscale, "output_upsample_factor", "output_upsample_factor", id="multiscale-factor"
+        ),
     ],
 )
-def test_module_count_below_one_is_refused(build, keyword, named, count):
+def test_module_count_below_one_is_rejected(build, keyword, named, count):
     with pytest.raises(ValueError, match=rf"^{named}: got {count}, expected at least 1$"):
         build(**{keyword: count})
 
 
-@pytest.mark.parametrize("rates", [[0], [6, 0, 18], [6, 12, -1]], ids=["zero", "zero-amid-good", "negative"])
+@pytest.mark.parametrize(
+    "rates", [[0], [6, 0, 18], [6, 12, -1]], ids=["zero", "zero-amid-good", "negative"]
+)
 @pytest.mark.parametrize("build", WITH_DROPOUT)
-def test_module_rate_below_one_is_refused(build, rates):
+def test_module_rate_below_one_is_rejected(build, rates):
     with pytest.raises(ValueError, match=rf"^dilation: got {min(rates)}, expected at least 1$"):
         build(atrous_rates=rates)
 
 
 @pytest.mark.parametrize("build", EVERY_PART)
-def test_module_unknown_keyword_is_refused(build):
+def test_module_unknown_keyword_is_rejected(build):
     with pytest.raises(TypeError, match="unexpected keyword argument 'dropuot'"):
         build(dropuot=0.1)
 
@@ -246,8 +267,17 @@ def test_module_unknown_keyword_is_refused(build):
 
 def test_deeplabv3_file_imports_torch_and_the_standard_library_alone():
     tree = ast.parse(Path(deeplabv3.__file__).read_text(encoding="utf-8"))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {"." * node.level + (node.module or "") for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    imported |= {
+        "." * node.level + (node.module or "")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+    }
     roots = {name if name.startswith(".") else name.partition(".")[0] for name in imported}
     assert "torch" in roots
     assert roots - {"torch"} <= sys.stdlib_module_names

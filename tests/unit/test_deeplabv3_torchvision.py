@@ -1,4 +1,6 @@
-"""`ASPP` and `DeepLabHead` against torchvision's: same names, same numbers, same gradients, and what differs."""
+"""`ASPP` and `DeepLabHead` against torchvision's: same names, same numbers, same gradients, and
+what differs.
+"""
 
 import copy
 
@@ -11,7 +13,8 @@ from torchvision.models.segmentation import deeplabv3 as torchvision_deeplabv3
 
 from deeplabv3 import ASPP, ASPPPooling, DeepLabHead
 
-# Beyond the largest rate (36), so that taps off the kernel's centre meet features and not only padding.
+# Beyond the largest rate (36), so that taps off the kernel's centre meet features and not only
+# padding.
 WIDER_THAN_RATES_PX = 38
 
 
@@ -21,12 +24,16 @@ def _seeded():
 
 
 @pytest.fixture(
-    scope="module", params=["deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large"], ids=str
+    scope="module",
+    params=["deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large"],
+    ids=str,
 )
 def theirs(request):
     """The head of one of torchvision's models, random, in eval mode."""
     torch.manual_seed(1)
-    model = getattr(segmentation, request.param)(weights=None, weights_backbone=None, num_classes=21)
+    model = getattr(segmentation, request.param)(
+        weights=None, weights_backbone=None, num_classes=21
+    )
     return with_random_norms(model.classifier).eval()
 
 
@@ -81,7 +88,8 @@ def test_aspp_fresh_from_the_issue_gives_256_channels_of_the_input_size():
     assert aspp(torch.randn(1, 2048, 32, 32)).shape == (1, 256, 32, 32)
 
 
-# A batch of one in training mode, which torchvision refuses, and a batch of two, where nothing may differ.
+# A batch of one in training mode, which torchvision rejects, and a batch of two, where nothing may
+# differ.
 
 
 def test_aspp_pooling_training_batch_of_one_normalises_with_running_statistics():
@@ -89,7 +97,9 @@ def test_aspp_pooling_training_batch_of_one_normalises_with_running_statistics()
     x = torch.randn(1, 6, 5, 7)
     norm = pooling[2]
     pooled = torch.einsum("oi,ni->no", pooling[1].weight[:, :, 0, 0], x.mean(dim=(2, 3)))
-    normed = (pooled - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+    normed = (pooled - norm.running_mean) / (
+        norm.running_var + norm.eps
+    ).sqrt() * norm.weight + norm.bias
     expected = normed.clamp(min=0)[:, :, None, None].expand(1, 16, 5, 7)
     assert 0 < expected.count_nonzero() < expected.numel()
     torch.testing.assert_close(pooling(x), expected)
@@ -107,14 +117,18 @@ def test_aspp_training_batch_of_one_updates_every_norm_but_the_pooled_one():
     before = copied_state(aspp)
     aspp(torch.randn(1, 6, 5, 7))
     statistics = {name for name in before if "running_" in name or "num_batches" in name}
-    changed = {name for name, value in aspp.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name for name, value in aspp.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert changed == {name for name in statistics if not name.startswith("convs.3.")}
 
 
 def test_aspp_training_batch_of_one_gives_every_parameter_a_gradient():
     aspp = with_random_norms(ASPP(6, [1, 2], 4, dropout=0.0)).train()
     aspp(torch.randn(1, 6, 5, 7)).square().sum().backward()
-    assert [name for name, p in aspp.named_parameters() if p.grad is None or p.grad.count_nonzero() == 0] == []
+    assert [
+        name for name, p in aspp.named_parameters() if p.grad is None or p.grad.count_nonzero() == 0
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -125,7 +139,10 @@ def test_aspp_training_batch_of_one_gives_every_parameter_a_gradient():
     ],
 )
 def test_module_training_batch_of_two_equals_torchvision(reference, subject):
-    reference, subject = with_random_norms(copy.deepcopy(reference)).train(), copy.deepcopy(subject).train()
+    reference, subject = (
+        with_random_norms(copy.deepcopy(reference)).train(),
+        copy.deepcopy(subject).train(),
+    )
     subject.load_state_dict(reference.state_dict(), strict=True)
     before = copied_state(reference)
     x = torch.randn(2, 6, 5, 7)
@@ -153,14 +170,18 @@ def test_torchvision_head_state_of_ours_loads_strictly(theirs):
 
 @torch.inference_mode()
 def test_deeplab_head_with_torchvision_weights_gives_the_same_logits(theirs, ours):
-    features = F.relu(torch.randn(1, in_channels_of(theirs), WIDER_THAN_RATES_PX, WIDER_THAN_RATES_PX))
+    features = F.relu(
+        torch.randn(1, in_channels_of(theirs), WIDER_THAN_RATES_PX, WIDER_THAN_RATES_PX)
+    )
     expected = theirs(features)
     assert expected.std() > 1e-2  # far above the tolerance: equal logits are not merely small ones
     torch.testing.assert_close(ours(features), expected, rtol=0, atol=1e-5)
 
 
 def test_deeplab_head_with_torchvision_weights_gives_the_same_gradients(theirs, ours):
-    features = torch.randn(1, in_channels_of(theirs), WIDER_THAN_RATES_PX, 14)  # narrow, to save time
+    features = torch.randn(
+        1, in_channels_of(theirs), WIDER_THAN_RATES_PX, 14
+    )  # narrow, to save time
     cotangent = torch.randn(1, 21, *features.shape[-2:])
 
     def gradients(head):

@@ -3,14 +3,21 @@
 import pytest
 import torch
 
-from segserve.runtime.device import is_device_failure, is_out_of_memory, reason
+from segserve.runtime.acceleration.verified import is_device_failure, is_out_of_memory, reason
 
 NO_MEMORY = {
-    "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    "CPU": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you "
+        "tried"
+    ),
     "Python": MemoryError(),
-    "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"),
+    "GPU": torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"
+    ),
     "CUDA itself": torch.AcceleratorError("CUDA error: out of memory"),
-    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cuBLAS": RuntimeError(
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    ),
     "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
 }
 FAILURES = {
@@ -18,11 +25,15 @@ FAILURES = {
     "gone": RuntimeError("CUDA error: unspecified launch failure"),
     "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
     "no engine": RuntimeError("GET was unable to find an engine to execute this computation"),
-    "no driver": RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"),
+    "no driver": RuntimeError(
+        "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"
+    ),
 }
 NEITHER = {
     "shapes": RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
-    "two devices": RuntimeError("Expected all tensors to be on the same device, but got cuda:0 and cpu"),
+    "two devices": RuntimeError(
+        "Expected all tensors to be on the same device, but got cuda:0 and cpu"
+    ),
     "not of torch": ValueError("CUDA error"),
 }
 
@@ -54,5 +65,7 @@ def test_error_of_using_a_gpu_that_is_not_there_is_a_failure():
 
 
 def test_reason_is_one_short_line():
-    assert reason(RuntimeError("CUDA error:\n  no\tdevice")) == "RuntimeError: CUDA error: no device"
+    assert (
+        reason(RuntimeError("CUDA error:\n  no\tdevice")) == "RuntimeError: CUDA error: no device"
+    )
     assert len(reason(RuntimeError("x" * 1000))) < 250

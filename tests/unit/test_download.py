@@ -37,12 +37,16 @@ def kept(target, content):
 
 def fetch(server, target, **changes):
     reports = []
-    arguments = {"sha256": SHA256, "max_bytes": 2_000_000, "report": lambda *counts: reports.append(counts)}
+    arguments = {
+        "sha256": SHA256,
+        "max_bytes": 2_000_000,
+        "report": lambda *counts: reports.append(counts),
+    }
     download(f"{server.url}/file.bin", target, **{**arguments, **changes})
     return reports
 
 
-def test_download_whole_file_arrives_and_its_progress_is_told(target):
+def test_download_whole_file_arrives_and_its_progress_is_reported(target):
     with served(CONTENT) as server:
         reports = fetch(server, target)
     assert target.read_bytes() == CONTENT
@@ -60,7 +64,9 @@ def test_download_connection_dropped_twice_goes_on_by_itself(target):
 
 def test_download_dropped_again_and_again_keeps_the_part_and_the_next_one_goes_on(target):
     with served(CONTENT, drops=[6 * BLOCK + 1] * 5) as server:
-        with pytest.raises(FetchError, match=r"508479 more expected.*; 0\.5 MB are kept for the next try$"):
+        with pytest.raises(
+            FetchError, match=r"508479 more expected.*; 0\.5 MB are kept for the next try$"
+        ):
             fetch(server, target)
         assert part_of(target).read_bytes() == CONTENT[: 30 * BLOCK]
         assert not target.exists()
@@ -70,7 +76,10 @@ def test_download_dropped_again_and_again_keeps_the_part_and_the_next_one_goes_o
 
 
 def test_download_dropped_before_a_byte_arrives_is_not_tried_again(target):
-    with served(CONTENT, drops=[0] * 5) as server, pytest.raises(FetchError, match="1000000 more expected"):
+    with (
+        served(CONTENT, drops=[0] * 5) as server,
+        pytest.raises(FetchError, match="1000000 more expected"),
+    ):
         fetch(server, target)
     assert server.ranges == [None]
 
@@ -100,12 +109,19 @@ def test_download_server_without_ranges_starts_again(target):
 
 @pytest.mark.parametrize(
     "part",
-    [pytest.param(b"", id="nothing"), pytest.param(b"another", id="start"), pytest.param(b"x" * 9**7, id="longer")],
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"another", id="start"),
+        pytest.param(b"x" * 9**7, id="longer"),
+    ],
 )
-def test_download_of_another_hash_is_deleted_and_both_hashes_are_told(target, part):
+def test_download_of_another_hash_is_deleted_and_both_hashes_are_reported(target, part):
     kept(target, part)
     other = hashlib.sha256(b"other").hexdigest()
-    with served(CONTENT) as server, pytest.raises(FetchError, match=f"SHA-256 is .*, the record says {other}"):
+    with (
+        served(CONTENT) as server,
+        pytest.raises(FetchError, match=f"SHA-256 is .*, the record says {other}"),
+    ):
         fetch(server, target, sha256=other)
     assert list(target.parent.iterdir()) == []
 
@@ -126,13 +142,18 @@ def test_download_larger_than_the_limit_is_not_heard_out(target):
 
 
 def test_download_missing_on_the_server_says_the_status(target):
-    with served(CONTENT, path="/other.bin") as server, pytest.raises(FetchError, match=r"file\.bin: .* 404 Not Found$"):
+    with (
+        served(CONTENT, path="/other.bin") as server,
+        pytest.raises(FetchError, match=r"file\.bin: .* 404 Not Found$"),
+    ):
         fetch(server, target)
 
 
 def test_download_unreachable_server_says_why(silent_url, target):
     with pytest.raises(FetchError, match=r"/file\.bin: .*Connection refused$"):
-        download(f"{silent_url}/file.bin", target, sha256=SHA256, max_bytes=9, report=lambda *_: None)
+        download(
+            f"{silent_url}/file.bin", target, sha256=SHA256, max_bytes=9, report=lambda *_: None
+        )
 
 
 class FullDisk(io.FileIO):
@@ -147,8 +168,12 @@ class FullDisk(io.FileIO):
 
 def test_download_full_disk_says_so_and_keeps_what_fitted(target, monkeypatch):
     with served(CONTENT) as server:
-        monkeypatch.setattr(type(target), "open", lambda path, mode, buffering: FullDisk(path, mode))
-        with pytest.raises(FetchError, match=r"file\.bin\.part: No space left on device; 0\.3 MB are kept"):
+        monkeypatch.setattr(
+            type(target), "open", lambda path, mode, buffering: FullDisk(path, mode)
+        )
+        with pytest.raises(
+            FetchError, match=r"file\.bin\.part: No space left on device; 0\.3 MB are kept"
+        ):
             fetch(server, target)
         monkeypatch.undo()
         assert part_of(target).read_bytes() == CONTENT[:300_000]
@@ -156,7 +181,7 @@ def test_download_full_disk_says_so_and_keeps_what_fitted(target, monkeypatch):
     assert target.read_bytes() == CONTENT
 
 
-def test_download_beside_another_of_the_same_file_is_refused(target):
+def test_download_beside_another_of_the_same_file_is_rejected(target):
     kept(target, b"")
     with part_of(target).open("ab") as other, served(CONTENT) as server:
         fcntl.flock(other, fcntl.LOCK_EX)

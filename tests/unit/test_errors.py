@@ -1,23 +1,25 @@
-"""Every error of HTTP: one hierarchy in one module, and the same statuses and codes in code and documents."""
+"""Every error of HTTP: one hierarchy in one module, and the same statuses and codes in code and
+documents.
+"""
 
 import ast
 import re
 from collections import defaultdict
 
-from segserve.contract.openapi import openapi
+from segserve.engines import errors as frontend
 from segserve.runtime.errors import SegserveError, error_classes
-from segserve.server import refusals
+from segserve.schema.openapi import openapi
 
 from ..conftest import PROJECT
 
 ERRORS_FILE = PROJECT / "segserve" / "runtime" / "errors.py"
 CODES = {kind.code for kind in error_classes()}
 TORCHSERVES = {
-    refusals.bad_token().status,
-    refusals.unknown_model("x").status,
-    refusals.unknown_version("x", "1").status,
+    frontend.bad_token().status,
+    frontend.unknown_model("x").status,
+    frontend.unknown_version("x", "1").status,
 }
-OUTSIDE_OPERATIONS = refusals.unknown_method().status  # OpenAPI says which methods there are, and not what others get
+OUTSIDE_OPERATIONS = frontend.unknown_method().status  # OpenAPI lists the methods, not the others
 
 Table = dict[int, set[str]]
 
@@ -52,7 +54,9 @@ def test_every_status_and_code_is_the_same_in_code_openapi_and_api_page():
 
 
 def test_other_documents_give_every_code_its_status():
-    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted((PROJECT / "docs").glob("*.md")))
+    text = "\n".join(
+        path.read_text(encoding="utf-8") for path in sorted((PROJECT / "docs").glob("*.md"))
+    )
     named = {(int(status), code) for status, code in re.findall(r"`(\d{3}) ([a-z_]+)`", text)}
     assert named
     assert named <= {(kind.status, kind.code) for kind in error_classes()}

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.data import IGNORED
-from segserve.evaluate.boundary import count_boundaries, near_contour, reach_px
+from segserve.training.data import IGNORED
+from segserve.training.evaluate.metrics import count_boundaries, near_contour, reach_px
 
 
 def eroded(mask: np.ndarray) -> np.ndarray:
@@ -45,20 +45,22 @@ def square(top: int, left: int, side: int, image_px: int = 100) -> np.ndarray:
     [(1, 1, 1), (300, 400, 10), (375, 500, 12), (500, 375, 12), (30, 40, 1)],
     ids=["one pixel", "diagonal of 500", "VOC", "VOC upright", "small"],
 )
-def test_reach_is_a_fiftieth_of_the_diagonal(height_px, width_px, expected):
+def test_reach_is_2_percent_of_the_diagonal(height_px, width_px, expected):
     assert reach_px(height_px, width_px) == expected
     assert expected == max(1, round(0.02 * math.hypot(height_px, width_px)))
 
 
 @given(seed=st.integers(0, 10_000), reach=st.integers(1, 9))
-def test_near_contour_is_what_erosion_takes_from_every_mask(seed, reach):
+def test_near_contour_is_the_part_of_every_mask_that_erosion_removes(seed, reach):
     label_map = blobs(seed)
-    expected = np.logical_or.reduce([boundary_of(label_map == class_id, reach) for class_id in range(3)])
+    expected = np.logical_or.reduce(
+        [boundary_of(label_map == class_id, reach) for class_id in range(3)]
+    )
     assert np.array_equal(near_contour(label_map, reach), expected)
 
 
 @given(seed=st.integers(0, 10_000))
-def test_count_boundaries_without_ignored_pixels_is_the_paper_s(seed):
+def test_count_boundaries_without_ignored_pixels_is_that_of_the_paper(seed):
     truth = blobs(seed)
     predicted = np.roll(truth, 2, axis=1)
     reach = reach_px(*truth.shape)
@@ -91,10 +93,12 @@ def test_count_boundaries_shifted_outline_costs_more_than_the_area():
     assert agreed[1] / either[1] < 0.5 < 0.85 < area_iou
 
 
-def test_count_boundaries_right_prediction_is_perfect_whatever_it_says_about_ignored_pixels():
+def test_count_boundaries_correct_prediction_is_1_for_any_prediction_of_ignored_pixels():
     known = square(20, 20, 60)
     truth = known.copy()
-    truth[(square(17, 17, 66) == 1) & (square(23, 23, 54) == 0)] = IGNORED  # a band along the outline, as VOC has it
+    truth[(square(17, 17, 66) == 1) & (square(23, 23, 54) == 0)] = (
+        IGNORED  # a band along the outline, as VOC has it
+    )
     for predicted in (known, square(17, 17, 66), square(23, 23, 54)):
         agreed, either = count_boundaries(truth, predicted, 2)
         assert agreed[0] == either[0] > 0

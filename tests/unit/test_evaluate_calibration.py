@@ -1,4 +1,6 @@
-"""Temperature scaling: the fit, the calibration error, and what the record and the served confidences make of it."""
+"""Temperature scaling: the fit, the calibration error, and what the record and the served
+confidences make of it.
+"""
 
 import numpy as np
 import pytest
@@ -6,13 +8,17 @@ import torch
 from typer.testing import CliRunner
 
 from segserve.cli import app
-from segserve.data import IGNORED, VocFolder
-from segserve.evaluate.calibration import calibrate_model, expected_calibration_error, fit_temperature
-from segserve.runtime.labels import LabelRule, choose_labels
+from segserve.runtime.inference.labels import LabelRule, choose_labels
+from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import Calibration, read_record, write_record
-from segserve.runtime.segmenter import Segmenter
-from segserve.runtime.weights import load_network
-from segserve.train.export import export_weights
+from segserve.training.data import IGNORED, VocFolder
+from segserve.training.evaluate.calibration import (
+    calibrate_model,
+    expected_calibration_error,
+    fit_temperature,
+)
+from segserve.training.train.model_folder import export_weights
 
 from .evaluated import write_noisy
 from .tiny import write_tiny_model
@@ -44,7 +50,9 @@ def test_expected_calibration_error_is_the_weighed_distance_over_bins():
 def test_expected_calibration_error_of_levels_of_one_bin_cancels():
     pixels, right = np.zeros(256, np.int64), np.zeros(256, np.int64)
     pixels[[254, 255]], right[[254, 255]] = 10, [10, 9]
-    assert expected_calibration_error(pixels, right) == pytest.approx(abs(10 * 254 / 255 + 10 - 19) / 20)
+    assert expected_calibration_error(pixels, right) == pytest.approx(
+        abs(10 * 254 / 255 + 10 - 19) / 20
+    )
 
 
 def test_expected_calibration_error_of_no_pixel_raises():
@@ -63,7 +71,9 @@ def logits():
 @pytest.mark.parametrize("temperature", [0.37, 1.7, 9.0])
 @pytest.mark.parametrize("size_hw", [(90, 110), (37, 41), (9, 11)])
 def test_choose_labels_temperature_changes_no_label(logits, temperature, size_hw):
-    plain, scaled = (choose_labels(logits, *size_hw, KEEP, temperature=t) for t in (1.0, temperature))
+    plain, scaled = (
+        choose_labels(logits, *size_hw, KEEP, temperature=t) for t in (1.0, temperature)
+    )
     assert np.array_equal(plain.label_map, scaled.label_map)
     assert not np.array_equal(plain.confidence_map, scaled.confidence_map)
 
@@ -72,14 +82,20 @@ def test_choose_labels_temperature_changes_no_label(logits, temperature, size_hw
 def test_choose_labels_confidence_is_the_softmax_of_the_divided_logits(logits, temperature):
     scaled = choose_labels(logits, 9, 11, KEEP, temperature=temperature)
     expected = 255 * (logits / temperature).softmax(0).amax(0)
-    assert np.abs(scaled.confidence_map - expected.numpy()).max() <= 1.5  # negligible classes are summed up
-    assert scaled.quality.confidence == pytest.approx((logits / temperature).softmax(0).amax(0).mean().item(), rel=1e-4)
+    assert (
+        np.abs(scaled.confidence_map - expected.numpy()).max() <= 1.5
+    )  # negligible classes are summed up
+    assert scaled.quality.confidence == pytest.approx(
+        (logits / temperature).softmax(0).amax(0).mean().item(), rel=1e-4
+    )
 
 
 def test_choose_labels_threshold_acts_on_the_divided_logits():
     logits = torch.tensor([0.0, 1.0]).view(2, 1, 1)  # 0.73 at temperature 1, 0.62 at 2
     assert choose_labels(logits, 3, 3, LabelRule(threshold=0.7)).label_map.all()
-    assert not choose_labels(logits, 3, 3, LabelRule(threshold=0.7), temperature=2.0).label_map.any()
+    assert not choose_labels(
+        logits, 3, 3, LabelRule(threshold=0.7), temperature=2.0
+    ).label_map.any()
 
 
 def test_segmenter_takes_the_temperature_of_the_record(tmp_path):
@@ -115,10 +131,15 @@ def test_calibrate_writes_the_record_and_lowers_the_error(model, data):
     result = CliRunner().invoke(app, ["calibrate", str(model), "--data", str(data)])
     assert result.exit_code == 0, result.stderr
     found = read_record(model).calibration
-    assert f"temperature {found.temperature:g}; expected calibration error {found.ece_before:.4f}" in result.stdout
+    assert (
+        f"temperature {found.temperature:g}; expected calibration error {found.ece_before:.4f}"
+        in result.stdout
+    )
     assert found.dataset == f"{data.name} dev"
     assert found.images == 6
-    assert found.ece < found.ece_before  # a network with random weights is sure of what it does not know
+    assert (
+        found.ece < found.ece_before
+    )  # a network with random weights is sure of what it does not know
     assert read_record(model).model_copy(update={"calibration": None}) == accuracy
 
 
@@ -134,10 +155,14 @@ def test_calibrate_again_gives_the_same(model, data):
         pytest.param(2, IGNORED, "every pixel of the split is labelled 255", id="all ignored"),
     ],
 )
-def test_calibrate_on_too_little_is_one_line_and_writes_nothing(model, tmp_path, images, value, message):
+def test_calibrate_on_too_little_is_one_line_and_writes_nothing(
+    model, tmp_path, images, value, message
+):
     names = [f"p{n}" for n in range(images)]
     for name in names:
-        write_pair(tmp_path, name, np.zeros((32, 32, 3), np.uint8), np.full((32, 32), value, np.uint8))
+        write_pair(
+            tmp_path, name, np.zeros((32, 32, 3), np.uint8), np.full((32, 32), value, np.uint8)
+        )
     write_split(tmp_path, "dev", names)
     before = read_record(model)
     result = CliRunner().invoke(app, ["calibrate", str(model), "--data", str(tmp_path)])

@@ -1,4 +1,4 @@
-"""`segserve evaluate` as it is typed."""
+"""The command `segserve evaluate`."""
 
 import json
 import shutil
@@ -9,8 +9,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segserve.cli import app
-from segserve.evaluate.report import EvaluationReport, as_accuracy
 from segserve.runtime.record import read_record
+from segserve.training.evaluate.report import EvaluationReport, as_accuracy
 
 from .tiny import write_tiny_model
 from .voc import write_pair, write_squares
@@ -27,8 +27,8 @@ def evaluate(*arguments: object):
     return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
 
 
-def refusal(*arguments: object) -> str:
-    """The one line that a command that fails prints."""
+def error_line(*arguments: object) -> str:
+    """The single error line of a command that fails."""
     result = evaluate(*arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     lines = [line for line in result.stderr.splitlines() if line.startswith("segserve: ")]
@@ -40,7 +40,7 @@ def refusal(*arguments: object) -> str:
 def test_evaluate_prints_figures_and_writes_document_and_page(data, tiny_model, tmp_path):
     document, page = tmp_path / "new" / "figures.json", tmp_path / "page.html"
     result = evaluate(
-        "--model", tiny_model, "--data", data, "--split", "dev", "--min-images", 2, "--json", document, "--page", page,
+        "--model", tiny_model, "--data", data, "--split", "dev", "--min-images", 2, "--json", document, "--page", page,  # noqa: E501
         "--worst", 3,
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
@@ -52,14 +52,16 @@ def test_evaluate_prints_figures_and_writes_document_and_page(data, tiny_model, 
     assert page.read_text().count("<article>") == 3
 
 
-def test_evaluate_reads_pascal_voc_as_it_is_published(tiny_model, tmp_path):
+def test_evaluate_reads_the_published_layout_of_pascal_voc(tiny_model, tmp_path):
     folder = tmp_path / "VOCdevkit" / "VOC2012"
     squares = write_squares(tmp_path / "squares", images=3)
     (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
     (squares / "images").rename(folder / "JPEGImages")
     (squares / "train.txt").rename(folder / "ImageSets" / "Segmentation" / "val.txt")
     (folder / "SegmentationClass").mkdir()
-    for path in (squares / "labels").iterdir():  # an indexed PNG in VOC's colours, with borders of 255
+    for path in (
+        squares / "labels"
+    ).iterdir():  # an indexed PNG in VOC's colours, with borders of 255
         labels = Image.open(path)
         labels.putpalette(bytes(range(256)) * 3)
         labels.paste(255, (0, 0, 64, 2))
@@ -68,38 +70,52 @@ def test_evaluate_reads_pascal_voc_as_it_is_published(tiny_model, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert "over the 3 classes present" in result.stdout
     assert "3 images in" in result.stdout
-    assert "lists in that folder: val" in refusal(tiny_model, "--data", folder)
-    assert f"there is one in {folder}" in refusal(tiny_model, "--data", folder.parent, "--split", "val").replace(
-        "\n", ""
-    )
+    assert "lists in that folder: val" in error_line(tiny_model, "--data", folder)
+    assert f"there is one in {folder}" in error_line(
+        tiny_model, "--data", folder.parent, "--split", "val"
+    ).replace("\n", "")
 
 
 def test_evaluate_takes_the_model_as_an_argument_too(data, tiny_model):
     as_argument = evaluate(tiny_model, "--data", data)
     as_option = evaluate("--model", tiny_model, "--data", data)
     assert as_argument.exit_code == as_option.exit_code == 0
-    assert as_argument.stdout.splitlines()[:-1] == as_option.stdout.splitlines()[:-1]  # the last tells the seconds
+    assert (
+        as_argument.stdout.splitlines()[:-1] == as_option.stdout.splitlines()[:-1]
+    )  # the last line has the seconds
 
 
 @pytest.mark.parametrize(
     ("arguments", "changes"),
-    [(("--tta", "flip"), {"options": {"tta": "flip"}}), (("--output-stride", "8"), {"output_stride": 8})],
+    [
+        (("--tta", "flip"), {"options": {"tta": "flip"}}),
+        (("--output-stride", "8"), {"output_stride": 8}),
+    ],
     ids=["tta", "output stride"],
 )
-def test_evaluate_option_changes_figures_and_is_told(data, tiny_model, tmp_path, arguments, changes):
+def test_evaluate_option_changes_figures_and_is_reported(
+    data, tiny_model, tmp_path, arguments, changes
+):
     for path, given in ((tmp_path / "plain.json", ()), (tmp_path / "changed.json", arguments)):
         assert evaluate(tiny_model, "--data", data, "--json", path, *given).exit_code == 0
-    plain, changed = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "changed"))
+    plain, changed = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "changed")
+    )
     assert {key: changed[key] for key in changes} == changes
     assert plain["confusion"] != changed["confusion"]
 
 
 def test_evaluate_write_puts_the_figures_into_record_and_card(data, tmp_path):
     model = write_tiny_model(tmp_path)
-    assert evaluate(model, "--data", data, "--json", tmp_path / "figures.json", "--write").exit_code == 0
+    assert (
+        evaluate(model, "--data", data, "--json", tmp_path / "figures.json", "--write").exit_code
+        == 0
+    )
     report = EvaluationReport.model_validate_json((tmp_path / "figures.json").read_text())
     assert read_record(model).accuracy == as_accuracy(report)
-    assert f"mean boundary IoU: {report.mean_boundary_iou:.3f}" in (model / "README.md").read_text()
+    card = (model / "README.md").read_text()
+    assert f"mean boundary IoU: {report.mean_boundary_iou:.3f}" in card
+    assert "Written by `segserve evaluate --write`; edit" in card
 
 
 @pytest.mark.parametrize(
@@ -110,34 +126,38 @@ def test_evaluate_write_puts_the_figures_into_record_and_card(data, tmp_path):
         (("--write", "--mode", "slide"), "--write and --mode do not go together"),
         (("--write", "--output-stride", "8"), "--write and --output-stride do not go together"),
         (("--write", "--server", "http://127.0.0.1:1"), "--write and --server do not go together"),
-        (("--output-stride", "8", "--server", "http://127.0.0.1:1"), "--output-stride and --server do not go together"),
+        (("--output-stride", "8", "--server", "http://127.0.0.1:1"), "--output-stride and --server do not go together"),  # noqa: E501
         (("--json", "."), "is a folder: expected the name of a file"),
         (("--model", "nosuchmodel"), "'nosuchmodel': no model folder, and no name of a model"),
         (("--split", "nosuchsplit"), "nosuchsplit"),
     ],
     ids=[
-        "model twice", "write and tta", "write and mode", "write and stride", "write and server", "stride and server",
+        "model twice", "write and tta", "write and mode", "write and stride", "write and server", "stride and server",  # noqa: E501
         "folder as file", "unknown model", "unknown split",
     ],
 )  # fmt: skip
-def test_evaluate_that_cannot_be_is_told_in_one_line(data, tiny_model, arguments, message):
+def test_evaluate_bad_arguments_are_reported_in_one_line(data, tiny_model, arguments, message):
     model = () if "MODEL" in message or "model" in message else ("--model", tiny_model)
-    assert message in refusal("--data", data, *model, *arguments)
+    assert message in error_line("--data", data, *model, *arguments)
 
 
-def test_evaluate_missing_data_is_told_in_one_line(tiny_model, tmp_path):
-    assert "nowhere" in refusal(tiny_model, "--data", tmp_path / "nowhere")
+def test_evaluate_missing_data_is_reported_in_one_line(tiny_model, tmp_path):
+    assert "nowhere" in error_line(tiny_model, "--data", tmp_path / "nowhere")
 
 
-def test_evaluate_strange_label_is_told_in_one_line_and_nothing_is_written(data, tiny_model, tmp_path):
+def test_evaluate_unknown_label_is_reported_in_one_line_and_nothing_is_written(
+    data, tiny_model, tmp_path
+):
     odd = shutil.copytree(data, tmp_path / "odd")
     write_pair(odd, "square2", np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 7, np.uint8))
     outputs = "--json", tmp_path / "figures.json", "--page", tmp_path / "page.html"
-    line = refusal(tiny_model, "--data", odd, *outputs)
+    line = error_line(tiny_model, "--data", odd, *outputs)
     assert "square2" in line
     assert "7" in line
     assert [path.name for path in tmp_path.iterdir()] == ["odd"]
 
 
-def test_evaluate_server_that_is_not_there_is_told_in_one_line(silent_url, data, tiny_model):
-    assert f"{silent_url}: no server answers there" in refusal(tiny_model, "--data", data, "--server", silent_url)
+def test_evaluate_unreachable_server_is_reported_in_one_line(silent_url, data, tiny_model):
+    assert f"{silent_url}: no server responds there" in error_line(
+        tiny_model, "--data", data, "--server", silent_url
+    )

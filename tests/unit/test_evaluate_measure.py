@@ -1,4 +1,4 @@
-"""A data set and a model to counts: images, threads, output strides and errors."""
+"""Measuring a model on a data set: images, threads, output strides and errors."""
 
 import threading
 import time
@@ -8,14 +8,28 @@ import numpy as np
 import pytest
 import torch
 
-from segserve.data import IGNORED, VocFolder
-from segserve.evaluate.measure import measure, segmented
-from segserve.evaluate.offline import at_output_stride, offline_model, predictor_of
+from segserve.runtime.architecture import Architecture
 from segserve.runtime.errors import ModelError
-from segserve.runtime.options import Options
-from segserve.runtime.record import Architecture, read_record
+from segserve.runtime.record import read_record
+from segserve.schema.request import Options
+from segserve.training.data import IGNORED, VocFolder
+from segserve.training.evaluate.measure import (
+    at_output_stride,
+    measure,
+    offline_model,
+    predictor_of,
+    segmented,
+)
 
-from .evaluated import SIDE_PX, color_predictor, color_segmenter, predictions, truths, write_images, write_noisy
+from .evaluated import (
+    SIDE_PX,
+    color_predictor,
+    color_segmenter,
+    predictions,
+    truths,
+    write_images,
+    write_noisy,
+)
 from .tiny import tiny_record
 
 
@@ -37,7 +51,8 @@ def test_measure_equals_plain_intersection_over_union(data):
     truth = np.stack([truths(seed) for seed in range(5)])
     counted = truth != IGNORED
     expected = {
-        label: ((predicted == i) & (truth == i)).sum() / (((predicted == i) | (truth == i)) & counted).sum()
+        label: ((predicted == i) & (truth == i)).sum()
+        / (((predicted == i) | (truth == i)) & counted).sum()
         for i, label in enumerate(result.labels)
     }
     assert result.class_iou == pytest.approx(expected)
@@ -49,7 +64,10 @@ def test_measure_equals_plain_intersection_over_union(data):
 
 def test_measure_score_of_an_image_is_the_mean_over_its_own_classes(data):
     result = measure(data, color_predictor(), ignore)
-    alone = [measure(replace_names(data, [name]), color_predictor(), ignore).mean_iou for name in data.names]
+    alone = [
+        measure(replace_names(data, [name]), color_predictor(), ignore).mean_iou
+        for name in data.names
+    ]
     assert [score.mean_iou for score in result.scores] == pytest.approx(alone)
 
 
@@ -66,19 +84,21 @@ def test_measure_with_more_threads_counts_the_same(data):
     assert one.scores == four.scores
 
 
-def test_measure_asks_for_several_images_at_once(data):
+def test_measure_predicts_several_images_at_once(data):
     both = threading.Barrier(2, timeout=30)
     names = replace_names(data, data.names[:2])
 
     def label_map(name, image_rgb):
-        both.wait()  # neither thread passes alone
+        both.wait()  # waits for the other thread
         return color_predictor().label_map(name, image_rgb)
 
     assert measure(names, replace(color_predictor(), label_map=label_map), ignore).images == 2
 
 
 def test_measure_image_without_labelled_pixels_has_no_score(tmp_path):
-    data = write_images(tmp_path, {"blank": np.full((SIDE_PX, SIDE_PX), IGNORED, np.uint8), "p": predictions(1)})
+    data = write_images(
+        tmp_path, {"blank": np.full((SIDE_PX, SIDE_PX), IGNORED, np.uint8), "p": predictions(1)}
+    )
     result = measure(data, color_predictor(), ignore)
     assert (result.images, [score.name for score in result.scores]) == (2, ["p"])
     assert result.mean_iou == 1
@@ -93,11 +113,13 @@ def test_measure_perfect_prediction_is_one_in_every_figure(tmp_path):
     assert result.counts.confusion.sum() == labels.size - 10 * SIDE_PX
 
 
-def test_measure_strange_label_raises_and_names_image_and_label(tmp_path):
+def test_measure_unknown_label_raises_and_names_image_and_label(tmp_path):
     labels = np.zeros((SIDE_PX, SIDE_PX), np.uint8)
     labels[0, 0], labels[1, 1] = 3, 254
     data = write_images(tmp_path, {"odd": labels})
-    with pytest.raises(ValueError, match=r"^odd: labels \[3, 254\] are none of the model's 3 classes"):
+    with pytest.raises(
+        ValueError, match=r"^odd: labels \[3, 254\] are none of the model's 3 classes"
+    ):
         measure(data, color_predictor(), ignore)
 
 
@@ -115,18 +137,18 @@ def test_measure_label_map_cut_short_raises_and_names_the_image(tmp_path):
         measure(data, color_predictor(), ignore)
 
 
-def test_measure_stops_asking_after_an_error(tmp_path):
+def test_measure_stops_after_an_error(tmp_path):
     data = write_noisy(tmp_path, images=40)
-    asked = []
+    requested = []
 
     def label_map(name, _image_rgb):
-        asked.append(name)
+        requested.append(name)
         time.sleep(0.05)  # 2 s for all of them: an error is noticed long before
-        raise ValueError(f"{name}: refused")
+        raise ValueError(f"{name}: rejected")
 
-    with pytest.raises(ValueError, match=r"^p0: refused"):
+    with pytest.raises(ValueError, match=r"^p0: rejected"):
         measure(data, replace(color_predictor(at_once=1), label_map=label_map), ignore)
-    assert len(asked) < len(data.names)
+    assert len(requested) < len(data.names)
 
 
 def test_offline_model_gives_what_the_segmenter_gives(data, tiny_model, tiny_segmenter):
@@ -145,7 +167,7 @@ def test_predictor_of_passes_the_options_on(data, tiny_segmenter):
     assert not np.array_equal(predicted, tiny_segmenter.segment(image_rgb).label_map)
 
 
-def test_predictor_of_gives_torch_its_threads_back():
+def test_predictor_of_restores_the_threads_of_torch():
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
@@ -157,7 +179,9 @@ def test_predictor_of_gives_torch_its_threads_back():
 
 
 @pytest.mark.parametrize(
-    ("stride", "rates"), [(8, (2, 4)), (16, (1, 2)), (None, (1, 2))], ids=["half", "its own", "none given"]
+    ("stride", "rates"),
+    [(8, (2, 4)), (16, (1, 2)), (None, (1, 2))],
+    ids=["half", "its own", "none given"],
 )
 def test_at_output_stride_scales_the_rates(stride, rates):
     architecture = at_output_stride(tiny_record(), stride).architecture
@@ -165,7 +189,9 @@ def test_at_output_stride_scales_the_rates(stride, rates):
 
 
 def test_at_output_stride_rates_that_would_not_be_whole_raise():
-    with pytest.raises(ModelError, match=r"^output stride 32: the atrous rates would be \[0.5, 1.0\]"):
+    with pytest.raises(
+        ModelError, match=r"^output stride 32: the atrous rates would be \[0.5, 1.0\]"
+    ):
         at_output_stride(tiny_record(), 32)
 
 
@@ -175,7 +201,9 @@ def test_at_output_stride_multiscale_head_raises():
         at_output_stride(record, 8)
 
 
-def test_offline_model_at_other_stride_loads_the_same_weights_and_predicts_otherwise(data, tiny_model):
+def test_offline_model_at_other_stride_loads_the_same_weights_and_predicts_otherwise(
+    data, tiny_model
+):
     with offline_model(tiny_model, output_stride=8) as predictor:
         finer = segmented(data, predictor, "p1")
     with offline_model(tiny_model) as predictor:

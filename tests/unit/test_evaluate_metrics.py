@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.data import IGNORED
-from segserve.evaluate.metrics import Evaluation, ImageScore, PixelCounts, count_pixels
 from segserve.runtime.record import CoveredMean
+from segserve.training.data import IGNORED
+from segserve.training.evaluate.metrics import Evaluation, ImageScore, PixelCounts, count_pixels
 
 LABELS = ("a", "b", "c")
 
@@ -18,11 +18,15 @@ def evaluation(confusion, images_with, boundary=((1, 1, 1), (2, 4, 8)), scores=(
 
 
 def label_maps(seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Truth with a tenth of its pixels ignored, and a prediction that is right about half of the time."""
+    """Truth with a tenth of its pixels ignored, and a prediction that is right about half of the
+    time.
+    """
     rng = np.random.default_rng(seed)
     shape = rng.integers(1, 24, 2)
     truth = rng.integers(0, classes, shape).astype(np.uint8)
-    predicted = np.where(rng.random(shape) < 0.5, truth, rng.integers(0, classes, shape)).astype(np.uint8)
+    predicted = np.where(rng.random(shape) < 0.5, truth, rng.integers(0, classes, shape)).astype(
+        np.uint8
+    )
     truth[rng.random(shape) < 0.1] = IGNORED
     return truth, predicted
 
@@ -53,20 +57,29 @@ def test_evaluation_class_that_is_only_predicted_costs_the_others_and_has_no_fig
 
 
 def test_evaluation_contour_that_is_all_ignored_has_no_boundary_figure():
-    result = evaluation([[3, 0, 0], [0, 2, 0], [0, 0, 0]], [1, 1, 0], boundary=((0, 0, 0), (0, 0, 0)))
+    result = evaluation(
+        [[3, 0, 0], [0, 2, 0], [0, 0, 0]], [1, 1, 0], boundary=((0, 0, 0), (0, 0, 0))
+    )
     assert result.class_boundary_iou == {}
     assert result.mean_boundary_iou is None
 
 
 def test_evaluation_worst_come_first_and_names_settle_ties():
-    scores = [ImageScore("z", 0.5), ImageScore("y", 0.1), ImageScore("x", 0.5), ImageScore("w", 0.9)]
+    scores = [
+        ImageScore("z", 0.5),
+        ImageScore("y", 0.1),
+        ImageScore("x", 0.5),
+        ImageScore("w", 0.9),
+    ]
     result = evaluation([[1, 0, 0], [0, 0, 0], [0, 0, 0]], [1, 0, 0], scores=scores)
     assert [score.name for score in result.worst(3)] == ["y", "x", "z"]
     assert result.worst(0) == []
 
 
 def test_evaluation_without_a_labelled_pixel_raises():
-    with pytest.raises(ValueError, match=r"^every pixel of the 2 images is labelled 255, to be ignored"):
+    with pytest.raises(
+        ValueError, match=r"^every pixel of the 2 images is labelled 255, to be ignored"
+    ):
         evaluation(np.zeros((3, 3), int), [0, 0, 0])
 
 
@@ -92,7 +105,10 @@ def test_figures_of_summed_counts_equal_those_of_all_pixels(seed):
     if not truth.size:
         return
     present = sorted(set(truth.tolist()))
-    iou = [((truth == i) & (predicted == i)).sum() / ((truth == i) | (predicted == i)).sum() for i in present]
+    iou = [
+        ((truth == i) & (predicted == i)).sum() / ((truth == i) | (predicted == i)).sum()
+        for i in present
+    ]
     recall = [np.mean(predicted[truth == i] == i) for i in present]
     result = Evaluation(LABELS, counts, (), images=3, seconds=0)
     assert list(result.class_iou.values()) == pytest.approx(iou)
@@ -103,8 +119,11 @@ def test_figures_of_summed_counts_equal_those_of_all_pixels(seed):
     assert result.frequency_weighted_iou == pytest.approx(np.dot(weights, iou))
 
 
-@pytest.mark.parametrize("strange", [3, 254], ids=["first beyond the classes", "last below 255"])
-def test_count_pixels_strange_label_raises_and_names_it(strange):
-    truth = np.array([[0, strange]], np.uint8)
-    with pytest.raises(ValueError, match=rf"^labels \[{strange}\] are none of the model's 3 classes: expected 0 to 2"):
+@pytest.mark.parametrize("unknown", [3, 254], ids=["first beyond the classes", "last below 255"])
+def test_count_pixels_unknown_label_raises_and_names_it(unknown):
+    truth = np.array([[0, unknown]], np.uint8)
+    with pytest.raises(
+        ValueError,
+        match=rf"^labels \[{unknown}\] are none of the model's 3 classes: expected 0 to 2",
+    ):
         count_pixels(truth, np.zeros_like(truth), 3)

@@ -1,4 +1,4 @@
-"""A server as a predictor, against real sockets: what is sent, what agrees with offline, what is refused."""
+"""Measuring a served model over real sockets: requests, agreement with offline, errors."""
 
 import io
 import json
@@ -10,29 +10,27 @@ import pytest
 from PIL import Image
 
 from segserve.client import UnreachableError
-from segserve.evaluate.measure import measure
-from segserve.evaluate.offline import NO_OPTIONS
-from segserve.evaluate.served import served_model
-from segserve.runtime.options import Options
+from segserve.schema.request import Options
+from segserve.training.evaluate.measure import NO_OPTIONS, measure, served_model
 
-from .canned import answer_document
+from .canned import response_document
 from .evaluated import color_predictor, write_noisy
 from .tiny import tiny_record
 
 RECORD = tiny_record()
 
 
-def answer_to(image_file: bytes) -> dict:
-    """What a server with the record's classes answers: here a pixel's class is its strongest colour."""
+def response_to(image_file: bytes) -> dict:
+    """The response of a server with the record's classes: the class is the strongest colour."""
     with Image.open(io.BytesIO(image_file)) as picture:
         label_map = np.array(picture.convert("RGB")).argmax(axis=2).astype(np.uint8)
-    return answer_document(label_map)
+    return response_document(label_map)
 
 
 class Server(ThreadingHTTPServer):
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Door)
-        self.answer = lambda content: (200, json.dumps(answer_to(content)).encode())
+        super().__init__(("127.0.0.1", 0), RequestHandler)
+        self.respond = lambda content: (200, json.dumps(response_to(content)).encode())
         self.received = []
 
     @property
@@ -40,13 +38,13 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class Door(BaseHTTPRequestHandler):
+class RequestHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
         content = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.received.append((self.path, dict(self.headers), content))
-        status, body = self.server.answer(content)
+        status, body = self.server.respond(content)
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -112,51 +110,61 @@ def test_served_model_by_default_is_the_record_s(server, data):
 def test_served_model_sends_the_options_that_were_set(server, data, options, expected):
     measured(server.url, data, options=options)
     for _, headers, _ in server.received:
-        assert {name: value for name, value in headers.items() if name.startswith("X-Segment")} == expected
+        assert {
+            name: value for name, value in headers.items() if name.startswith("X-Segment")
+        } == expected
 
 
-def test_served_model_refusal_raises_and_names_the_image(server, data):
+def test_served_model_error_response_raises_and_names_the_image(server, data):
     body = json.dumps({"error": {"code": "image_corrupt", "message": "no image"}}).encode()
-    server.answer = lambda _: (422, body)
+    server.respond = lambda _: (422, body)
     with pytest.raises(ValueError, match=r"^p0: 422 image_corrupt: no image$"):
         measured(server.url, data)
 
 
 def test_served_model_without_a_server_raises_and_names_the_address(silent_url, data):
-    with pytest.raises(UnreachableError, match=rf"^{silent_url}: no server answers there"):
+    with pytest.raises(UnreachableError, match=rf"^{silent_url}: no server responds there"):
         measured(silent_url, data)
 
 
 def test_served_model_address_without_scheme_raises(data):
-    with pytest.raises(ValueError, match=r"^expected a server's address like .*, got 'localhost:8080'"):
+    with pytest.raises(
+        ValueError, match=r"^expected a server's address like .*, got 'localhost:8080'"
+    ):
         measured("localhost:8080", data)
 
 
-BACKGROUND = answer_document(np.zeros((64, 64), np.uint8))
+BACKGROUND = response_document(np.zeros((64, 64), np.uint8))
 SHARE = BACKGROUND["classes"][0]
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("response", "message"),
     [
-        (answer_document(np.zeros((64, 65), np.uint8)), "expected a mask of 64 x 64 pixels, got 65 x 64 pixels"),
+        (
+            response_document(np.zeros((64, 65), np.uint8)),
+            "expected a mask of 64 x 64 pixels, got 65 x 64 pixels",
+        ),
         (
             {**BACKGROUND, "classes": [{**SHARE, "label": "sky"}]},
             "the server calls class 0 'sky', the record 'background'",
         ),
-        (answer_document(np.full((64, 64), 3, np.uint8)), "the server calls class 3 'bird', the record None"),
-        ({**BACKGROUND, "classes": []}, "the server's mask and its classes disagree"),
-        ({"status": "Healthy"}, "the server's answer is no segmentation"),
+        (
+            response_document(np.full((64, 64), 3, np.uint8)),
+            "the server calls class 3 'bird', the record None",
+        ),
+        ({**BACKGROUND, "classes": []}, "the response is not a segmentation"),
+        ({"status": "Healthy"}, "the response is not a segmentation"),
     ],
     ids=["other size", "other label", "class beyond the record's", "no classes", "another service"],
 )
-def test_served_model_answer_that_is_none_raises_and_names_the_image(server, data, answer, message):
-    server.answer = lambda _: (200, json.dumps(answer).encode())
+def test_served_model_invalid_response_raises_and_names_the_image(server, data, response, message):
+    server.respond = lambda _: (200, json.dumps(response).encode())
     with pytest.raises(ValueError, match=f"^p0: {message}"):
         measured(server.url, data)
 
 
-def test_served_model_answer_that_is_no_json_raises_and_names_the_image(server, data):
-    server.answer = lambda _: (200, b"<html>")
+def test_served_model_response_that_is_no_json_raises_and_names_the_image(server, data):
+    server.respond = lambda _: (200, b"<html>")
     with pytest.raises(ValueError, match=r"^p0: "):
         measured(server.url, data)

@@ -9,11 +9,13 @@ from segserve.runtime.files import whole_file, write_whole
 
 from ..conftest import PROJECT
 
-# Resumes a download from its partial file. Moves a verified copy within one folder.
-_OTHER_NEEDS = {"download.py", "server/store.py"}
+# Resumes a download from its partial file. Moves a verified copy within one folder. Moves a folder.
+_OTHER_NEEDS = {"download.py", "engines/store.py", "importing/model.py"}
 
 
-@pytest.mark.parametrize(("content", "expected"), [("é\n", b"\xc3\xa9\n"), (b"\xff", b"\xff")], ids=["text", "bytes"])
+@pytest.mark.parametrize(
+    ("content", "expected"), [("é\n", b"\xc3\xa9\n"), (b"\xff", b"\xff")], ids=["text", "bytes"]
+)
 def test_write_whole_writes_content_and_replaces_what_was_there(tmp_path, content, expected):
     path = tmp_path / "a"
     path.write_text("before")
@@ -90,9 +92,16 @@ def test_files_are_replaced_in_one_module():
 
 
 def _moves_a_file(call: ast.Call) -> bool:
-    """`os.replace(a, b)`, `path.replace(b)` or `path.rename(b)`; text is replaced with two arguments."""
+    """`os.replace(a, b)`, `path.replace(b)` or `path.rename(b)`; text is replaced with two
+    arguments.
+    """
     function = call.func
-    if not isinstance(function, ast.Attribute) or function.attr not in ("replace", "rename", "renames", "move"):
+    if not isinstance(function, ast.Attribute) or function.attr not in (
+        "replace",
+        "rename",
+        "renames",
+        "move",
+    ):
         return False
     is_module = isinstance(function.value, ast.Name) and function.value.id in ("os", "shutil")
     return len(call.args) == 1 + is_module and not call.keywords

@@ -52,7 +52,7 @@ def test_flags_not_given_are_left_out(cook):
 
 def test_flags_become_values_of_their_fields(cook):
     _, seen = cook(
-        "big", "--lid", "--spoons", "3", "--kind", "thick", "--herbs", "thyme,sage", "--grams", "salt: 2, rice: 50.5",
+        "big", "--lid", "--spoons", "3", "--kind", "thick", "--herbs", "thyme,sage", "--grams", "salt: 2, rice: 50.5",  # noqa: E501
         "--no-hot", "--name", "x",
     )  # fmt: skip
     assert seen == {
@@ -65,10 +65,13 @@ def test_flags_become_values_of_their_fields(cook):
         "hot": False,
         "name": "x",
     }
-    assert Soup.model_validate({name: seen[name] for name in Soup.model_fields}).grams == {"salt": 2.0, "rice": 50.5}
+    assert Soup.model_validate({name: seen[name] for name in Soup.model_fields}).grams == {
+        "salt": 2.0,
+        "rice": 50.5,
+    }
 
 
-def test_flags_of_wrong_type_are_refused_by_the_command_line(cook):
+def test_flags_of_wrong_type_are_rejected_by_the_command_line(cook):
     for arguments in (("--spoons", "many"), ("--kind", "solid"), ("--forks", "1")):
         result, seen = cook("big", *arguments)
         assert (result.exit_code, seen) == (2, {})

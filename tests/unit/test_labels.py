@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from segserve.runtime import labels as labels_module
-from segserve.runtime.labels import LabelRule, Segmentation, choose_labels
+from segserve.runtime.inference import labels as labels_module
+from segserve.runtime.inference.labels import LabelRule, SegmentedImage, choose_labels
 
 from .test_segmenter import busy_logits, summarised
 
@@ -22,12 +22,12 @@ def top_probabilities() -> np.ndarray:
     return full.softmax(0).numpy().max(axis=0)
 
 
-def chosen(**rule) -> Segmentation:
+def chosen(**rule) -> SegmentedImage:
     return choose_labels(LOGITS, *SIZE_HW, LabelRule(**rule))
 
 
-def assert_table_fits(segmentation: Segmentation) -> None:
-    found = [(s.class_id, s.pixels, s.fraction, s.box_xyxy, s.confidence) for s in segmentation.classes]
+def assert_table_fits(segmentation: SegmentedImage) -> None:
+    found = [(s.id, s.pixels, s.fraction, s.box_xyxy, s.confidence) for s in segmentation.classes]
     expected = summarised(segmentation.label_map, top_probabilities())
     assert [row[:4] for row in found] == [row[:4] for row in expected]
     assert [row[4] for row in found] == pytest.approx([row[4] for row in expected], abs=1e-4)
@@ -44,7 +44,9 @@ def test_choose_labels_rule_that_changes_nothing_gives_the_same_segmentation():
 @given(st.sets(st.integers(0, 3)))
 def test_choose_labels_other_classes_than_those_kept_become_background(kept):
     plain, ruled = chosen(), chosen(kept=frozenset(kept))
-    assert np.array_equal(ruled.label_map, np.where(np.isin(plain.label_map, list(kept)), plain.label_map, 0))
+    assert np.array_equal(
+        ruled.label_map, np.where(np.isin(plain.label_map, list(kept)), plain.label_map, 0)
+    )
     assert_table_fits(ruled)
 
 
@@ -64,7 +66,9 @@ def test_choose_labels_threshold_that_a_probability_equals_keeps_the_pixel():
     assert not choose_labels(logits, 3, 3, LabelRule(threshold=0.5000001)).label_map.any()
 
 
-@pytest.mark.parametrize("rule", [{}, {"kept": frozenset({1})}, {"threshold": 0.7}], ids=["plain", "kept", "threshold"])
+@pytest.mark.parametrize(
+    "rule", [{}, {"kept": frozenset({1})}, {"threshold": 0.7}], ids=["plain", "kept", "threshold"]
+)
 def test_choose_labels_confidence_is_that_of_the_top_class_whatever_became_of_it(rule):
     segmentation = chosen(keep_confidence=True, **rule)
     assert segmentation.confidence_map.dtype == np.uint8
@@ -81,7 +85,9 @@ def test_choose_labels_rule_does_not_depend_on_the_strip_size(monkeypatch, strip
     got = chosen(**rule)
     assert np.array_equal(got.label_map, expected.label_map)
     assert got.confidence_map.flags.c_contiguous
-    assert np.abs(got.confidence_map.astype(int) - expected.confidence_map).max() <= 1  # rounding at a half
+    assert (
+        np.abs(got.confidence_map.astype(int) - expected.confidence_map).max() <= 1
+    )  # rounding at a half
 
 
 def test_choose_labels_confidences_do_not_depend_on_the_number_of_threads():
@@ -90,17 +96,21 @@ def test_choose_labels_confidences_do_not_depend_on_the_number_of_threads():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            confidences.append([summary.confidence for summary in choose_labels(logits, 600, 900).classes])
+            confidences.append(
+                [summary.confidence for summary in choose_labels(logits, 600, 900).classes]
+            )
     finally:
         torch.set_num_threads(before)
     assert confidences[0] == confidences[1] == confidences[2]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("size_hw", [(37, 41), (2000, 3000), (3, 2**21 + 1)], ids=["one strip", "several", "columns"])
+@pytest.mark.parametrize(
+    "size_hw", [(37, 41), (2000, 3000), (3, 2**21 + 1)], ids=["one strip", "several", "columns"]
+)
 def test_choose_labels_on_a_gpu_gives_the_labels_of_the_cpu(size_hw):
     rule = LabelRule(keep_confidence=True)
     expected, got = (choose_labels(LOGITS.to(device), *size_hw, rule) for device in ("cpu", "cuda"))
     assert (got.label_map == expected.label_map).mean() > 0.9999
     assert np.abs(got.confidence_map.astype(int) - expected.confidence_map).max() <= 1
-    assert [summary.class_id for summary in got.classes] == [summary.class_id for summary in expected.classes]
+    assert [summary.id for summary in got.classes] == [summary.id for summary in expected.classes]

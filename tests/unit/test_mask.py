@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from segserve.runtime.mask import dense_json_bytes, encode_jpeg, encode_npy, encode_png
+from segserve.runtime.encode.mask import dense_json_bytes, encode_jpeg, encode_npy, encode_png
 from segserve.runtime.record import read_record
 
 from ..conftest import EMBEDDED
@@ -19,7 +19,9 @@ from ..conftest import EMBEDDED
 PALETTE = read_record(EMBEDDED).palette
 CLASSES = len(PALETTE) // 3
 
-label_maps = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 254))
+label_maps = hnp.arrays(
+    np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 254)
+)
 
 
 @given(label_maps)
@@ -33,10 +35,14 @@ def test_encodings_of_any_map_hold_the_same_mask(label_map):
     assert np.array_equal(from_json, label_map)
 
 
-@pytest.mark.parametrize("size_hw", [(1, 1), (1, 2000), (2000, 3), (70_000, 1), (1, 70_000)], ids=str)
+@pytest.mark.parametrize(
+    "size_hw", [(1, 1), (1, 2000), (2000, 3), (70_000, 1), (1, 70_000)], ids=str
+)
 def test_encode_png_extreme_size_keeps_every_id(size_hw):
     label_map = np.random.default_rng(0).integers(0, CLASSES, size_hw, dtype=np.uint8)
-    assert np.array_equal(np.array(Image.open(io.BytesIO(encode_png(label_map, PALETTE)))), label_map)
+    assert np.array_equal(
+        np.array(Image.open(io.BytesIO(encode_png(label_map, PALETTE)))), label_map
+    )
 
 
 def test_encode_png_is_indexed_with_the_palette_of_the_record():

@@ -1,13 +1,15 @@
-"""Networks of every head on backbones of every make; what cannot be built is told in the record's words."""
+"""Networks of every head on backbones of every make; what cannot be built is reported in the
+record's words.
+"""
 
 import pytest
 import torch
 from torch import nn
 from torchvision.models import segmentation
 
+from segserve.runtime.architecture import Architecture
 from segserve.runtime.errors import ModelError
-from segserve.runtime.network import build_network
-from segserve.runtime.record import Architecture
+from segserve.runtime.network.weights import build_network
 
 HEIGHT_PX, WIDTH_PX = 64, 96
 
@@ -57,22 +59,28 @@ def test_network_output_stride_is_that_of_the_last_level(backbone, stride):
 @torch.inference_mode()
 def test_network_padding_centered_puts_a_logit_at_the_center_of_its_cell(padding, center_px):
     backbone = built(backbone="mobilenetv2_050", head="corenet", padding=padding).backbone
-    for module in backbone.modules():  # every 3x3 convolution hands on the pixel in its middle, every 1x1 the mean
+    for module in (
+        backbone.modules()
+    ):  # every 3x3 convolution hands on the pixel in its middle, every 1x1 the mean
         if isinstance(module, nn.Conv2d):
             module.weight.zero_()
-            module.weight[..., module.kernel_size[0] // 2, module.kernel_size[1] // 2] = 1 / module.weight.shape[1]
+            module.weight[..., module.kernel_size[0] // 2, module.kernel_size[1] // 2] = (
+                1 / module.weight.shape[1]
+            )
     columns = torch.arange(160.0).expand(1, 3, 64, 160)
     positions = backbone(columns / 1e6)[-1] / backbone(torch.full_like(columns, 1e-6))[-1]
     expected = 16 * torch.arange(10.0) + center_px
     torch.testing.assert_close(positions[0, 0, 2, 1:], expected[1:], rtol=1e-3, atol=1e-3)
 
 
-def test_network_padding_centered_of_strides_side_by_side_is_refused():
-    with pytest.raises(ModelError, match="backbone resnet18: padding centered needs 3x3 convolutions of stride 2"):
+def test_network_padding_centered_of_strides_parallel_is_rejected():
+    with pytest.raises(
+        ModelError, match="backbone resnet18: padding centered needs 3x3 convolutions of stride 2"
+    ):
         built(backbone="resnet18", padding="centered")
 
 
-def test_network_padding_centered_of_a_torchvision_backbone_is_refused():
+def test_network_padding_centered_of_a_torchvision_backbone_is_rejected():
     with pytest.raises(ModelError, match="padding centered is for timm's backbones"):
         built(backbone="torchvision.mobilenet_v3_large", padding="centered")
 
@@ -87,7 +95,11 @@ def test_network_multiscale_reads_the_levels_of_strides_4_to_32(backbone):
 
 @pytest.mark.parametrize(
     ("backbone", "channels", "expanded"),
-    [("test_efficientnet", 64, 256), ("mobilenetv2_050", 160, 1280), ("torchvision.mobilenet_v3_large", 160, 960)],
+    [
+        ("test_efficientnet", 64, 256),
+        ("mobilenetv2_050", 160, 1280),
+        ("torchvision.mobilenet_v3_large", 160, 960),
+    ],
     ids=lambda value: str(value),
 )
 @pytest.mark.parametrize("head", ["corenet", "multiscale"])
@@ -96,7 +108,9 @@ def test_network_expansion_takes_the_place_of_the_last_level(backbone, channels,
     plain, wide = (built(backbone=backbone, head=head, use_l5_exp=use) for use in (False, True))
     plain_levels, wide_levels = plain.backbone(image()), wide.backbone(image())
     assert (plain_levels[-1].shape[1], wide_levels[-1].shape[1]) == (channels, expanded)
-    assert [level.shape for level in plain_levels[:-1]] == [level.shape for level in wide_levels[:-1]]
+    assert [level.shape for level in plain_levels[:-1]] == [
+        level.shape for level in wide_levels[:-1]
+    ]
     assert wide(image()).shape == plain(image()).shape
 
 
@@ -104,7 +118,10 @@ def test_network_expansion_takes_the_place_of_the_last_level(backbone, channels,
 @torch.inference_mode()
 def test_network_multiscale_upsamples_its_logits(factor):
     architecture = Architecture(
-        backbone="test_efficientnet", head="multiscale", aspp_out_channels=8, output_upsample_factor=factor
+        backbone="test_efficientnet",
+        head="multiscale",
+        aspp_out_channels=8,
+        output_upsample_factor=factor,
     )
     assert architecture.logits_stride == 8 // factor
     logits = build_network(architecture, num_classes=3).eval()(image())
@@ -112,7 +129,9 @@ def test_network_multiscale_upsamples_its_logits(factor):
 
 
 def test_network_parameters_of_the_record_reach_the_head():
-    network = built(backbone="test_efficientnet", head="corenet", aspp_rates=(3, 5), aspp_sep_conv=True)
+    network = built(
+        backbone="test_efficientnet", head="corenet", aspp_rates=(3, 5), aspp_sep_conv=True
+    )
     aspp = network.head[0]
     assert [branch[0].dilation for branch in list(aspp.convs)[1:-1]] == [(3, 3), (5, 5)]
     assert all(branch[0].groups == branch[0].in_channels for branch in list(aspp.convs)[1:-1])
@@ -129,10 +148,18 @@ def test_network_parameters_of_the_record_reach_the_head():
     [
         pytest.param({"backbone": "test_efficientnet"}, (4, 6), id="timm"),
         pytest.param({"backbone": "test_convnext", "output_stride": 32}, (4, 6), id="four levels"),
-        pytest.param({"backbone": "test_efficientnet", "head": "multiscale"}, (4, 6), id="multiscale"),
+        pytest.param(
+            {"backbone": "test_efficientnet", "head": "multiscale"}, (4, 6), id="multiscale"
+        ),
         pytest.param({"backbone": "test_efficientnet", "use_l5_exp": True}, (4, 6), id="expanded"),
-        pytest.param({"backbone": "torchvision.resnet50", "output_stride": 8}, (8, 12), id="torchvision resnet"),
-        pytest.param({"backbone": "torchvision.mobilenet_v3_large"}, (8, 12), id="torchvision mobilenet"),
+        pytest.param(
+            {"backbone": "torchvision.resnet50", "output_stride": 8},
+            (8, 12),
+            id="torchvision resnet",
+        ),
+        pytest.param(
+            {"backbone": "torchvision.mobilenet_v3_large"}, (8, 12), id="torchvision mobilenet"
+        ),
     ],
 )
 @torch.inference_mode()
@@ -155,17 +182,26 @@ def test_forward_does_not_compute_the_auxiliary_head():
     [
         ("deeplabv3_resnet50", {"backbone": "torchvision.resnet50", "output_stride": 8}),
         ("deeplabv3_resnet101", {"backbone": "torchvision.resnet101", "output_stride": 8}),
-        ("deeplabv3_mobilenet_v3_large", {"backbone": "torchvision.mobilenet_v3_large", "use_l5_exp": True}),
+        (
+            "deeplabv3_mobilenet_v3_large",
+            {"backbone": "torchvision.mobilenet_v3_large", "use_l5_exp": True},
+        ),
     ],
     ids=["resnet50", "resnet101", "mobilenet_v3_large"],
 )
 def test_network_of_a_published_architecture_has_torchvisions_names_and_shapes(builder, fields):
     with torch.device("meta"):
-        theirs = getattr(segmentation, builder)(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
-        ours = build_network(Architecture(aux_head=True, aspp_rates=(12, 24, 36), **fields), num_classes=21)
+        theirs = getattr(segmentation, builder)(
+            weights=None, weights_backbone=None, num_classes=21, aux_loss=True
+        )
+        ours = build_network(
+            Architecture(aux_head=True, aspp_rates=(12, 24, 36), **fields), num_classes=21
+        )
     renamed = {"classifier.": "head.", "aux_classifier.": "aux_head.", "backbone.": "backbone."}
     expected = {
-        next(to + name[len(at) :] for at, to in renamed.items() if name.startswith(at)): tensor.shape
+        next(
+            to + name[len(at) :] for at, to in renamed.items() if name.startswith(at)
+        ): tensor.shape
         for name, tensor in theirs.state_dict().items()
     }
     assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == expected
@@ -174,19 +210,26 @@ def test_network_of_a_published_architecture_has_torchvisions_names_and_shapes(b
 # What cannot be built
 
 UNBUILDABLE = {
-    "unknown backbone": ({"backbone": "resnet999"}, "backbone resnet999: timm cannot give its levels: .*resnet999"),
+    "unknown backbone": (
+        {"backbone": "resnet999"},
+        "backbone resnet999: timm cannot give its levels: .*resnet999",
+    ),
     "unknown backbone of torchvision": (
         {"backbone": "torchvision.vgg11"},
-        "backbone torchvision.vgg11: of torchvision's there are torchvision.resnet50, torchvision.resnet101, .*",
+        "backbone torchvision.vgg11: of torchvision's there are torchvision.resnet18, .*"
+        "torchvision.resnet101, .*",
     ),
-    "images of one size": ({"backbone": "swin_tiny_patch4_window7_224"}, "timm cannot give its levels: .*height"),
+    "images of one size": (
+        {"backbone": "swin_tiny_patch4_window7_224"},
+        "timm cannot give its levels: .*height",
+    ),
     "channels that do not divide": (
         {"backbone": "rexnet_100", "head": "multiscale"},
         r"head multiscale on backbone rexnet_100: .*expected a positive multiple of",
     ),
     "levels that it lacks": (
         {"backbone": "test_vit", "head": "multiscale"},
-        r"head multiscale needs the levels 2, 3, 4 and 5, it has 4 \(stride 16\)$",
+        r"head multiscale needs the levels 2, 3, 4, 5, it has 4 \(stride 16\)$",
     ),
     "no level before the last": (
         {"backbone": "test_vit", "aux_head": True},
@@ -206,7 +249,8 @@ UNBUILDABLE = {
     ),
     "no expansion": (
         {"backbone": "test_resnet", "use_l5_exp": True},
-        "backbone test_resnet: no convolution widens its last level, of 96 channels: leave out use_l5_exp",
+        "backbone test_resnet: no convolution widens its last level, of 96 channels: leave out "
+        "use_l5_exp",
     ),
     "no expansion in torchvision's": (
         {"backbone": "torchvision.resnet50", "use_l5_exp": True},

@@ -1,4 +1,4 @@
-"""What an `Accept` header asks for, and what options a request may name."""
+"""What an `Accept` header requests, and the options of a request."""
 
 import re
 
@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from segserve.runtime.classes import class_ids
 from segserve.runtime.errors import BadOptionError, NotAcceptableError
-from segserve.runtime.options import MediaType, Options, negotiate, parse_options
 from segserve.runtime.record import ClassInfo
+from segserve.runtime.request import negotiate, parse_options
+from segserve.schema.request import MediaType, Options
 
 from .tiny import tiny_record
 
@@ -20,9 +21,7 @@ CHROME_PAGE = (
     "application/signed-exchange;v=b3;q=0.7"
 )
 CHROME_IMAGE = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
-SAFARI_IMAGE = (
-    "image/webp,image/avif,image/jxl,image/heic,video/*;q=0.8,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5"
-)
+SAFARI_IMAGE = "image/webp,image/avif,image/jxl,image/heic,video/*;q=0.8,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5"  # noqa: E501
 
 
 @pytest.mark.parametrize(
@@ -70,11 +69,22 @@ def test_negotiate_header_gives_the_type_it_prefers(accept, expected):
 
 @pytest.mark.parametrize(
     "accept",
-    ["text/html", "image/webp, image/avif", "image/png;q=0", "*/*;q=0", "nonsense", "/", ",", ";q=1", "image/png/x"],
+    [
+        "text/html",
+        "image/webp, image/avif",
+        "image/png;q=0",
+        "*/*;q=0",
+        "nonsense",
+        "/",
+        ",",
+        ";q=1",
+        "image/png/x",
+    ],
 )
 def test_negotiate_header_that_admits_nothing_raises_and_names_the_offer(accept):
     with pytest.raises(
-        NotAcceptableError, match="on offer: application/json, image/png, image/jpeg, application/x-npy"
+        NotAcceptableError,
+        match="available types: application/json, image/png, image/jpeg, application/x-npy",
     ) as caught:
         negotiate(accept)
     assert caught.value.status == 406
@@ -92,7 +102,8 @@ def test_negotiate_any_text_gives_a_type_or_406(accept):
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from([*MediaType, "image/*", "application/*", "*/*", "text/html"]), st.sampled_from([0, 0.3, 1])
+            st.sampled_from([*MediaType, "image/*", "application/*", "*/*", "text/html"]),
+            st.sampled_from([0, 0.3, 1]),
         ),
         min_size=1,
         max_size=6,
@@ -104,14 +115,16 @@ def test_negotiate_choice_has_the_highest_quality_by_its_most_specific_range(ran
 
     def quality(media_type):
         patterns = (media_type.value, media_type.split("/")[0] + "/*", "*/*")
-        return next((quality_by_range[pattern] for pattern in patterns if pattern in quality_by_range), 0)
+        return next(
+            (quality_by_range[pattern] for pattern in patterns if pattern in quality_by_range), 0
+        )
 
     accept = ", ".join(f"{pattern};q={value}" for pattern, value in ranges)
     best = max(map(quality, MediaType))
     if best:
         assert quality(negotiate(accept)) == best
     else:
-        with pytest.raises(NotAcceptableError, match="admits none"):
+        with pytest.raises(NotAcceptableError, match="accepts none"):
             negotiate(accept)
 
 
@@ -148,7 +161,9 @@ def test_parse_options_bad_mode_or_tta_raises_and_names_what_is_allowed(name, al
 
 @pytest.mark.parametrize("value", ["PNG", "jpeg", "", None, 1, ["png"]], ids=repr)
 def test_parse_options_bad_value_raises_and_names_what_is_allowed(value):
-    with pytest.raises(BadOptionError, match=r"^option mask: got .*'dense', 'rle', 'png', 'polygons' or 'none'$"):
+    with pytest.raises(
+        BadOptionError, match=r"^option mask: got .*'dense', 'rle', 'png', 'polygons' or 'none'$"
+    ):
         parse_options({"mask": value}, Options())
 
 
@@ -180,48 +195,67 @@ def test_parse_options_classes_by_list_or_commas_are_names(value, expected):
 
 @pytest.mark.parametrize("value", ["", " ", "dog,,cat", ",", [], "[]", [""], ["dog", ""]], ids=repr)
 def test_parse_options_classes_without_a_name_raise(value):
-    with pytest.raises(BadOptionError, match=r"^option classes: got .*; expected at least one class, and none without"):
+    with pytest.raises(
+        BadOptionError,
+        match=r"^option classes: got .*; expected at least one class, and none without",
+    ):
         parse_options({"classes": value}, Options())
 
 
-@pytest.mark.parametrize("value", [7, True, [True], [1.5], [None], [["dog"]], {"dog": 1}, '[["dog"]]'], ids=repr)
+@pytest.mark.parametrize(
+    "value", [7, True, [True], [1.5], [None], [["dog"]], {"dog": 1}, '[["dog"]]'], ids=repr
+)
 def test_parse_options_classes_that_are_no_names_raise(value):
     with pytest.raises(
-        BadOptionError, match=r"^option classes: got .*; expected labels or ids of classes, as a list or"
+        BadOptionError,
+        match=r"^option classes: got .*; expected labels or ids of classes, as a list or",
     ):
         parse_options({"classes": value}, Options())
 
 
 def test_parse_options_classes_of_broken_json_raise():
     with pytest.raises(
-        BadOptionError, match=r"^option classes: got .*; expected a list in JSON, as it begins with a br"
+        BadOptionError,
+        match=r"^option classes: got .*; expected a JSON list, because the text starts with a br",
     ):
         parse_options({"classes": '["dog"'}, Options())
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [("0.5", 0.5), (0.5, 0.5), (1, 1.0), ("0", 0.0), ("1e-3", 0.001)], ids=repr
+    ("value", "expected"),
+    [("0.5", 0.5), (0.5, 0.5), (1, 1.0), ("0", 0.0), ("1e-3", 0.001)],
+    ids=repr,
 )
 def test_parse_options_threshold_as_text_or_number_is_read(value, expected):
     assert parse_options({"threshold": value}, Options()).threshold == expected
 
 
-@pytest.mark.parametrize("value", ["-0.1", 1.01, "nan", "inf", "half", "", None, True, [0.5], "0,5"], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["-0.1", 1.01, "nan", "inf", "half", "", None, True, [0.5], "0,5"], ids=repr
+)
 def test_parse_options_threshold_outside_0_to_1_raises(value):
-    with pytest.raises(BadOptionError, match=r"^option threshold: got .*; (expected a|input should be a? ?)"):
+    with pytest.raises(
+        BadOptionError, match=r"^option threshold: got .*; (expected a|input should be a? ?)"
+    ):
         parse_options({"threshold": value}, Options())
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [("true", True), ("True", True), ("1", True), (True, True), ("false", False), ("0", False)]
+    ("value", "expected"),
+    [("true", True), ("True", True), ("1", True), (True, True), ("false", False), ("0", False)],
 )
 def test_parse_options_confidence_as_text_or_bool_is_read(value, expected):
-    assert parse_options({"confidence": value}, Options(confidence=not expected)).confidence is expected
+    assert (
+        parse_options({"confidence": value}, Options(confidence=not expected)).confidence
+        is expected
+    )
 
 
 @pytest.mark.parametrize("value", ["", "maybe", 2, None, [True]], ids=repr)
 def test_parse_options_confidence_that_is_neither_raises(value):
-    with pytest.raises(BadOptionError, match=r"^option confidence: got .*; input should be a valid boolean"):
+    with pytest.raises(
+        BadOptionError, match=r"^option confidence: got .*; input should be a valid boolean"
+    ):
         parse_options({"confidence": value}, Options())
 
 
@@ -231,14 +265,26 @@ def test_parse_options_nothing_is_left_out_unasked():
 
 def test_options_schema_describes_every_option():
     schema = Options.model_json_schema()
-    assert set(schema["properties"]) == {"mask", "classes", "threshold", "confidence", "mode", "tta"}
-    assert all(len(option["description"]) > 20 and "default" in option for option in schema["properties"].values())
+    assert set(schema["properties"]) == {
+        "mask",
+        "classes",
+        "threshold",
+        "confidence",
+        "mode",
+        "tta",
+        "alpha",
+    }
+    assert all(
+        len(option["description"]) > 20 and "default" in option
+        for option in schema["properties"].values()
+    )
     assert schema["additionalProperties"] is False
 
 
 RECORD = tiny_record(
     classes=tuple(
-        ClassInfo(label=label, color=(0, 0, 0)) for label in ("background", "cat", "dog", "1", "Potted plant")
+        ClassInfo(label=label, color=(0, 0, 0))
+        for label in ("background", "cat", "dog", "1", "Potted plant")
     )
 )
 
@@ -279,15 +325,20 @@ def test_class_ids_of_labels_and_ids_are_those_of_the_record(names, expected):
 )
 def test_class_ids_unknown_label_raises_with_a_hint_and_what_is_known(name, hint):
     known = "the classes are: 0 background, 1 cat, 2 dog, 3 1, 4 Potted plant"
-    with pytest.raises(BadOptionError, match=f"^option classes: got '{name}'; {re.escape(hint)}{known}$"):
+    with pytest.raises(
+        BadOptionError, match=f"^option classes: got '{name}'; {re.escape(hint)}{known}$"
+    ):
         class_ids([name], RECORD)
 
 
 @pytest.mark.parametrize(
-    "name", [5, "5", -1, "-1", "²", "٣", "9" * 5000, "zebra", "x" * 10**6, 10**30], ids=lambda n: f"{n!r:.9}"
+    "name",
+    [5, "5", -1, "-1", "²", "٣", "9" * 5000, "zebra", "x" * 10**6, 10**30],
+    ids=lambda n: f"{n!r:.9}",
 )
 def test_class_ids_unknown_id_or_label_unlike_any_raises_with_what_is_known(name):
     with pytest.raises(
-        BadOptionError, match=r"^option classes: got .{1,90}; (did .*\? )?the classes are: 0 background, 1 cat"
+        BadOptionError,
+        match=r"^option classes: got .{1,90}; (did .*\? )?the classes are: 0 background, 1 cat",
     ):
         class_ids([name], RECORD)

@@ -12,27 +12,27 @@ from pathlib import Path
 import pytest
 import requests
 
-from segserve.page.asking import Server
 from segserve.page.launch import page_served
+from segserve.page.server import PageServer
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("empty"))
-        with page_served(Server("http://127.0.0.1:9")) as url:
+        with page_served(PageServer("http://127.0.0.1:9")) as url:
             yield url
 
 
 def test_page_has_a_policy_that_keeps_the_browser_here(url):
-    answer = requests.get(url, timeout=30)
-    policy = answer.headers["Content-Security-Policy"]
-    assert answer.ok
+    response = requests.get(url, timeout=30)
+    policy = response.headers["Content-Security-Policy"]
+    assert response.ok
     assert "default-src 'self'" in policy
     assert "http" not in policy
 
 
-def test_page_under_another_name_is_refused(url):
+def test_page_under_another_name_is_rejected(url):
     assert requests.get(url, headers={"Host": "attacker.example"}, timeout=30).status_code == 400
 
 
@@ -52,25 +52,35 @@ def test_page_hands_out_no_file_of_this_machine(url, path):
 
 
 def problem_with(url: str, picture: dict[str, object]) -> str | None:
-    """What the page says of a picture, as its own script asks; None where there is none to speak of."""
+    """What the page says of a picture that its script sends; None if it has no problem with it."""
     settings = requests.get(f"{url}config", timeout=30).json()
     kinds = {component["id"]: component for component in settings["components"]}
-    [asking] = [each for each in settings["dependencies"] if each["api_name"] == "ask"]
-    values = [kinds[number]["props"].get("value") for number in asking["inputs"]]
-    document = {"data": [picture, *values[1:]], "fn_index": asking["id"], "session_hash": uuid.uuid4().hex}
+    [sending] = [each for each in settings["dependencies"] if each["api_name"] == "send"]
+    values = [kinds[number]["props"].get("value") for number in sending["inputs"]]
+    document = {
+        "data": [picture, *values[1:]],
+        "fn_index": sending["id"],
+        "session_hash": uuid.uuid4().hex,
+    }
     requests.post(f"{url}gradio_api/queue/join", json=document, timeout=30).raise_for_status()
     address = f"{url}gradio_api/queue/data?session_hash={document['session_hash']}"
     with requests.get(address, stream=True, timeout=30) as events:
-        told = (json.loads(line.removeprefix(b"data: ")) for line in events.iter_lines() if line)
-        [answer] = next(event for event in told if event["msg"] == "process_completed")["output"]["data"]
-    return answer and answer["title"]
+        reported = (
+            json.loads(line.removeprefix(b"data: ")) for line in events.iter_lines() if line
+        )
+        [response] = next(event for event in reported if event["msg"] == "process_completed")[
+            "output"
+        ]["data"]
+    return response and response["title"]
 
 
-def test_page_asks_about_what_was_dropped_onto_it_and_no_other_file_of_this_machine(url):
-    [dropped] = requests.post(f"{url}gradio_api/upload", files={"files": ("a.png", b"x")}, timeout=30).json()
+def test_page_sends_about_what_was_dropped_onto_it_and_no_other_file_of_this_machine(url):
+    [dropped] = requests.post(
+        f"{url}gradio_api/upload", files={"files": ("a.png", b"x")}, timeout=30
+    ).json()
     link = Path(dropped).with_name("link.png")
     link.symlink_to("/etc/hostname")
-    assert problem_with(url, {"path": dropped}) == "No server answers"
+    assert problem_with(url, {"path": dropped}) == "No server responds"
     for other in ("/etc/hostname", f"{dropped}/../../../../../etc/hostname", str(link)):
         assert problem_with(url, {"path": other}) is None
 
@@ -82,7 +92,7 @@ def test_page_offers_no_named_endpoint(url):
 
 def test_page_when_closed_leaves_no_uploads_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with page_served(Server("http://127.0.0.1:9")) as url:
+    with page_served(PageServer("http://127.0.0.1:9")) as url:
         picture = {"files": ("cat.png", b"a picture", "image/png")}
         [path] = requests.post(f"{url}gradio_api/upload", files=picture, timeout=30).json()
         assert Path(path).is_relative_to(tmp_path)
@@ -94,13 +104,21 @@ def start_command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "segserve", "page", *arguments]
     environment = {**os.environ, "TMPDIR": str(folder), "COLUMNS": "200"}
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [pytest.param(signal.SIGINT, 130, id="ctrl-c"), pytest.param(signal.SIGTERM, 143, id="sigterm")],
+    [
+        pytest.param(signal.SIGINT, 130, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, 143, id="sigterm"),
+    ],
 )
 def test_command_when_ended_by_a_signal_leaves_nothing_behind(tmp_path, number, status):
     process = start_command(tmp_path)

@@ -9,64 +9,75 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from segserve.client.reading import read_segmentation
-from segserve.client.reply import Reply
-from segserve.page.view import as_answer, data_url, steps
+from segserve.client.response import HttpResponse, read_segmentation
+from segserve.page.view import as_response, data_url, steps
 
-from .canned import IMAGE_RGB, LABEL_MAP, answer_document, as_file
+from .canned import IMAGE_RGB, LABEL_MAP, as_file, response_document
 
 
 @pytest.fixture
 def segmentation():
     headers = {"server-timing": "decode;dur=1.5, inference;dur=40.25"}
-    return read_segmentation(Reply(200, "OK", json.dumps(answer_document()).encode(), headers), as_file(IMAGE_RGB))
+    return read_segmentation(
+        HttpResponse(200, "OK", json.dumps(response_document()).encode(), headers),
+        as_file(IMAGE_RGB),
+    )
 
 
 def picture_of(url: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(url.partition("base64,")[2])))
 
 
-def test_as_answer_ids_are_the_label_map_as_grey_values(segmentation):
-    ids = picture_of(as_answer(segmentation, "a.png", seconds=0.1)["ids"])
+def test_as_response_ids_are_the_label_map_as_grey_values(segmentation):
+    ids = picture_of(as_response(segmentation, "a.png", seconds=0.1)["ids"])
     assert ids.mode == "L"
     assert np.array_equal(np.asarray(ids), LABEL_MAP)
 
 
-def test_as_answer_labels_are_the_label_map_in_the_palette(segmentation):
-    labels = picture_of(as_answer(segmentation, "a.png", seconds=0.1)["labels"])
+def test_as_response_labels_are_the_label_map_in_the_palette(segmentation):
+    labels = picture_of(as_response(segmentation, "a.png", seconds=0.1)["labels"])
     assert labels.mode == "P"
     assert np.array_equal(np.asarray(labels), LABEL_MAP)
     assert bytes(labels.getpalette()) == segmentation.palette
 
 
-def test_as_answer_picture_is_upright_and_of_the_label_maps_size(segmentation):
-    answer = as_answer(segmentation, "a.png", seconds=0.1)
-    assert picture_of(answer["picture"]).size == (answer["width"], answer["height"]) == (6, 4)
+def test_as_response_picture_is_upright_and_of_the_label_maps_size(segmentation):
+    reply = as_response(segmentation, "a.png", seconds=0.1)
+    assert picture_of(reply["picture"]).size == (reply["width"], reply["height"]) == (6, 4)
 
 
-def test_as_answer_names_files_after_the_picture(segmentation):
-    answer = as_answer(segmentation, "my cat.final.jpeg", seconds=0.1)
-    assert answer["stem"] == "my cat.final"
-    assert answer["coco"]["images"] == [{"id": 1, "file_name": "my cat.final.jpeg", "width": 6, "height": 4}]
+def test_as_response_names_files_after_the_picture(segmentation):
+    reply = as_response(segmentation, "my cat.final.jpeg", seconds=0.1)
+    assert reply["stem"] == "my cat.final"
+    assert reply["coco"]["images"] == [
+        {"id": 1, "file_name": "my cat.final.jpeg", "width": 6, "height": 4}
+    ]
 
 
-def test_as_answer_coco_holds_the_masks(segmentation):
-    [dog, _] = as_answer(segmentation, "a.png", seconds=0.1)["coco"]["annotations"]
+def test_as_response_coco_holds_the_masks(segmentation):
+    [dog, _] = as_response(segmentation, "a.png", seconds=0.1)["coco"]["annotations"]
     assert np.array_equal(coco_mask.decode(dog["segmentation"]), LABEL_MAP == 2)
 
 
-def test_as_answer_classes_are_those_of_the_segmentation_in_its_order(segmentation):
-    classes = as_answer(segmentation, "a.png", seconds=0.1)["classes"]
-    assert [(entry["label"], entry["pixels"]) for entry in classes] == [("background", 17), ("dog", 6), ("cat", 1)]
+def test_as_response_classes_are_those_of_the_segmentation_in_its_order(segmentation):
+    classes = as_response(segmentation, "a.png", seconds=0.1)["classes"]
+    assert [(entry["label"], entry["pixels"]) for entry in classes] == [
+        ("background", 17),
+        ("dog", 6),
+        ("cat", 1),
+    ]
 
 
-def test_as_answer_can_be_sent_as_json(segmentation):
-    assert json.loads(json.dumps(as_answer(segmentation, "a.png", seconds=0.1)))["model"] == "tiny 1.0"
+def test_as_response_can_be_sent_as_json(segmentation):
+    assert (
+        json.loads(json.dumps(as_response(segmentation, "a.png", seconds=0.1)))["model"]
+        == "tiny 1.0"
+    )
 
 
 def test_steps_of_known_stages_are_in_plain_words_and_sum_up():
-    told = steps({"decode": 1.5, "inference": 40.0, "magic": 0.5}, 50.0)
-    assert told == [
+    reported = steps({"decode": 1.5, "inference": 40.0, "magic": 0.5}, 50.0)
+    assert reported == [
         {"name": "reading the picture", "ms": 1.5},
         {"name": "the network", "ms": 40.0},
         {"name": "magic", "ms": 0.5},
@@ -75,7 +86,7 @@ def test_steps_of_known_stages_are_in_plain_words_and_sum_up():
     ]
 
 
-def test_steps_without_server_timing_tell_the_whole_alone():
+def test_steps_without_server_timing_show_only_the_total():
     assert steps({}, 50.0) == [{"name": "in all", "ms": 50.0}]
 
 

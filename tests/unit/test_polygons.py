@@ -1,4 +1,6 @@
-"""Polygons drawn again give the mask back: exactly by COCO's rule, within the outline by Pillow's."""
+"""Polygons drawn again give the mask back: exactly by COCO's rule, within the outline by
+Pillow's.
+"""
 
 import numpy as np
 import pytest
@@ -9,11 +11,15 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from segserve.runtime.polygons import encode_polygons
+from segserve.runtime.encode.polygons import encode_polygons
 
-label_maps = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=14), elements=st.integers(0, 2))
+label_maps = hnp.arrays(
+    np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=14), elements=st.integers(0, 2)
+)
 blocks = label_maps.map(lambda label_map: np.kron(label_map, np.ones((3, 4), np.uint8)))
-dense_maps = st.integers(0, 10**6).map(  # few pixels that are not of class 1: holes in holes, and holes that touch
+dense_maps = st.integers(
+    0, 10**6
+).map(  # few pixels that are not of class 1: holes in holes, and holes that touch
     lambda seed: (np.random.default_rng(seed).random((40, 50)) > 0.12).astype(np.uint8)
 )
 
@@ -38,12 +44,16 @@ SHAPES = {
     "a column": np.ones((500, 1), np.uint8),
     "a hole of one pixel": 1 - np.pad(np.ones((1, 1), np.uint8), 7),
     "a hole beside the edge": 1 - np.pad(np.ones((3, 3), np.uint8), ((1, 9), (0, 5))),
-    "a hole whose right end is the edge's above": np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1]], np.uint8),
+    "a hole whose right end is the edge's above": np.array(
+        [[1, 1, 0], [1, 0, 1], [1, 1, 1]], np.uint8
+    ),
     "a row wider than 16 bits": np.repeat(np.array([[1, 0, 1, 0, 1]], np.uint8), 20_000, axis=1),
     "nested rings": RINGS,
     "a spiral": SPIRAL,
     "a spiral's gap": 1 - SPIRAL,
-    "holes above one another": np.tile(np.pad(np.zeros((2, 3), np.uint8), 1, constant_values=1), (12, 5)),
+    "holes above one another": np.tile(
+        np.pad(np.zeros((2, 3), np.uint8), 1, constant_values=1), (12, 5)
+    ),
     "a diagonal": np.eye(40, dtype=np.uint8),
     "the other diagonal": np.eye(40, dtype=np.uint8)[::-1].copy(),
     "a hole along a diagonal": 1 - np.pad(np.eye(12, dtype=np.uint8), 4),
@@ -84,7 +94,9 @@ def drawn_by_pillow(polygons: list[list[int]], size_hw: tuple[int, int]) -> np.n
 
 @pytest.mark.parametrize("mask", SHAPES.values(), ids=SHAPES.keys())
 def test_encode_polygons_drawn_with_their_outline_differ_only_at_the_outline(mask):
-    """Pillow paints the pixels that an outline runs through as well, so the mask grows by one pixel."""
+    """Pillow paints the pixels that an outline runs through as well, so the mask grows by one
+    pixel.
+    """
     differing = drawn_by_pillow(encode_polygons(mask, [1])[1], mask.shape) != mask
     neighbourhoods = sliding_window_view(np.pad(mask, 1), (3, 3))
     inside_or_outside = neighbourhoods.min(axis=(2, 3)) == neighbourhoods.max(axis=(2, 3))
@@ -123,7 +135,9 @@ def test_encode_polygons_parts_that_lie_apart_are_polygons_of_their_own():
     assert len(encode_polygons(label_map, [1])[1]) == 2
 
 
-@pytest.mark.parametrize("mask", [SHAPES["a diagonal"], SHAPES["the other diagonal"], SHAPES["a diamond of pixels"]])
+@pytest.mark.parametrize(
+    "mask", [SHAPES["a diagonal"], SHAPES["the other diagonal"], SHAPES["a diamond of pixels"]]
+)
 def test_encode_polygons_parts_that_touch_at_a_corner_are_one_polygon(mask):
     assert len(encode_polygons(mask, [1])[1]) == 1
 

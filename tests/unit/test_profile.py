@@ -1,4 +1,4 @@
-"""`segserve profile`: stages, operators, the trace, and what it refuses."""
+"""`segserve profile`: stages, operators, the trace, and what it rejects."""
 
 import json
 
@@ -19,7 +19,7 @@ def image_file(tmp_path):
     return path
 
 
-def test_profile_image_tells_stages_that_sum_up_to_no_more_than_the_whole(tiny_model, image_file):
+def test_profile_image_reports_stages_that_sum_up_to_no_more_than_the_whole(tiny_model, image_file):
     with LocalSegmenter(tiny_model, device="cpu") as segmenter:
         profiled = profile_image(segmenter, image_file.read_bytes(), repeat=5)
     assert list(profiled.stages_ms) == ["decode", "preprocess", "inference", "encode"]
@@ -27,25 +27,40 @@ def test_profile_image_tells_stages_that_sum_up_to_no_more_than_the_whole(tiny_m
     assert profiled.stages_ms["inference"] < profiled.total_ms
 
 
-def test_profile_image_tells_operators_the_costliest_first(tiny_model, image_file):
+def test_profile_image_reports_operators_the_costliest_first(tiny_model, image_file):
     with LocalSegmenter(tiny_model, device="cpu") as segmenter:
         operators = profile_image(segmenter, image_file.read_bytes(), repeat=1).operators
     assert any("convolution" in operator.name for operator in operators)
-    assert [operator.self_ms for operator in operators] == sorted((o.self_ms for o in operators), reverse=True)
+    assert [operator.self_ms for operator in operators] == sorted(
+        (o.self_ms for o in operators), reverse=True
+    )
 
 
 def test_profile_command_prints_tables_and_writes_a_trace(tiny_model, image_file, tmp_path):
     trace = tmp_path / "trace.json"
-    command = ["profile", str(image_file), "--model", str(tiny_model), "--repeat", "2", "--trace", str(trace)]
+    command = [
+        "profile",
+        str(image_file),
+        "--model",
+        str(tiny_model),
+        "--repeat",
+        "2",
+        "--trace",
+        str(trace),
+    ]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     for word in ("decode", "inference", "total", "100%", "convolution", str(trace.name)):
         assert word in result.output
-    assert any("convolution" in event["name"] for event in json.loads(trace.read_text())["traceEvents"])
+    assert any(
+        "convolution" in event["name"] for event in json.loads(trace.read_text())["traceEvents"]
+    )
 
 
-def test_profile_command_what_is_no_image_is_told_in_one_line(tiny_model, tmp_path):
+def test_profile_command_what_is_no_image_is_reported_in_one_line(tiny_model, tmp_path):
     (tmp_path / "notes.jpg").write_text("no image")
-    result = CliRunner().invoke(app, ["profile", str(tmp_path / "notes.jpg"), "--model", str(tiny_model)])
+    result = CliRunner().invoke(
+        app, ["profile", str(tmp_path / "notes.jpg"), "--model", str(tiny_model)]
+    )
     assert result.exit_code == 1
-    assert "not an image in a format that is read" in " ".join(result.stderr.split())
+    assert "not an image; send one of" in " ".join(result.stderr.split())

@@ -1,4 +1,6 @@
-"""The records of torchvision's models say what torchvision says of its weights, so that neither can drift."""
+"""The records of torchvision's models say what torchvision says of its weights, so that neither can
+drift.
+"""
 
 import pytest
 import torch
@@ -6,16 +8,18 @@ from PIL import Image
 from torchvision import models
 from torchvision.models import segmentation
 
-from segserve.runtime.network import build_network
+from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.network.weights import build_network
 from segserve.runtime.record import RECORD_FILE, read_record
-from segserve.runtime.segmenter import Segmenter
 from segserve.runtime.settings import Settings
 
 from ..conftest import EMBEDDED, PROJECT
 from .images import smooth
 
 PUBLISHED = sorted(
-    path.parent for path in (PROJECT / "model").glob(f"*/{RECORD_FILE}") if read_record(path.parent).checkpoint
+    path.parent
+    for path in (PROJECT / "model").glob(f"*/{RECORD_FILE}")
+    if read_record(path.parent).checkpoint
 )
 
 
@@ -62,16 +66,22 @@ def test_published_accuracy_is_that_which_torchvision_publishes(record, weights)
 def test_published_network_has_as_many_parameters_as_torchvision_says(record, weights):
     with torch.device("meta"):
         network = build_network(record.architecture, len(record.classes))
-    assert sum(parameter.numel() for parameter in network.parameters()) == weights.meta["num_params"]
+    assert (
+        sum(parameter.numel() for parameter in network.parameters()) == weights.meta["num_params"]
+    )
 
 
 @pytest.mark.parametrize(
-    "size_hw", [(375, 500), (333, 500), (300, 451), (520, 520), (520, 700), (90, 31), (1200, 700)], ids=str
+    "size_hw",
+    [(375, 500), (333, 500), (300, 451), (520, 520), (520, 700), (90, 31), (1200, 700)],
+    ids=str,
 )
 def test_published_input_is_that_of_torchvisions_transforms(record, weights, size_hw):
     image_rgb = smooth(*size_hw)
     expected = weights.transforms()(Image.fromarray(image_rgb))
-    segmenter = Segmenter(torch.nn.Identity(), record, device=torch.device("cpu"), settings=Settings(precision="fp32"))
+    segmenter = Segmenter(
+        torch.nn.Identity(), record, device=torch.device("cpu"), settings=Settings(precision="fp32")
+    )
     [got] = segmenter.preprocess(image_rgb)
     assert got.shape == expected.shape
     # torch's resize of 8-bit images rounds as Pillow's does, but for fewer than one value in fifty.
@@ -85,11 +95,15 @@ def test_published_input_is_that_of_torchvisions_transforms(record, weights, siz
 def test_published_card_says_what_the_record_says(folder, record):
     card = (folder / "README.md").read_text(encoding="utf-8")
     checkpoint, accuracy = record.checkpoint, record.accuracy
-    figures = f"mean IoU **{100 * accuracy.mean_iou:.1f} %**, pixel accuracy {100 * accuracy.pixel_accuracy:.1f} %"
+    figures = (
+        f"mean IoU **{100 * accuracy.mean_iou:.1f} %**, pixel accuracy "
+        f"{100 * accuracy.pixel_accuracy:.1f} %"
+    )
     for fact in (
         f"# {record.summary}\n",
         f"segserve fetch {folder.name}\n",
-        f"`{checkpoint.file}` from {checkpoint.base_url}, {checkpoint.size_mib} MiB, SHA-256 `{checkpoint.sha256}`",
+        f"`{checkpoint.file}` from {checkpoint.base_url}, {checkpoint.size_mib} MiB, SHA-256 "
+        f"`{checkpoint.sha256}`",
         f"output stride {record.architecture.output_stride}, `{record.architecture.head}` head",
         f"| {', '.join(record.labels)} |",
         f"| {record.licence} |",

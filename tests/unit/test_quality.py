@@ -7,12 +7,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.runtime.labels import LabelRule, choose_labels
-from segserve.runtime.quality import measure_quality
+from segserve.runtime.inference.labels import LabelRule, choose_labels, measure_quality
 
 
-@given(st.integers(1, 25), st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.1, 1.0, 30.0]), st.integers(0, 99))
-def test_measure_quality_any_logits_agree_with_the_definitions(classes, height, width, spread, seed):
+@given(
+    st.integers(1, 25),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([0.1, 1.0, 30.0]),
+    st.integers(0, 99),
+)
+def test_measure_quality_any_logits_agree_with_the_definitions(
+    classes, height, width, spread, seed
+):
     logits = torch.randn(classes, height, width, generator=torch.manual_seed(seed)) * spread
     quality = measure_quality(logits)
     probabilities = logits.double().softmax(dim=0)
@@ -53,5 +60,5 @@ def test_choose_labels_quality_is_that_of_the_network_whatever_the_rule():
     logits = torch.randn(3, 8, 8, generator=torch.manual_seed(1))
     everything = choose_labels(logits, 20, 30)
     nothing = choose_labels(logits, 20, 30, LabelRule(kept=frozenset(), threshold=1.0))
-    assert [summary.class_id for summary in nothing.classes] == [0]
+    assert [summary.id for summary in nothing.classes] == [0]
     assert everything.quality == nothing.quality == measure_quality(logits)

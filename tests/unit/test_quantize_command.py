@@ -1,4 +1,4 @@
-"""`segserve quantize` as it is typed."""
+"""The command `segserve quantize`."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segserve.cli import app
+from segserve.runtime.network.weights import RANGES_FILE, load_network
 from segserve.runtime.record import read_record
-from segserve.runtime.weights import RANGES_FILE, load_network
 
 from .tiny import write_tiny_model
 
@@ -35,8 +35,8 @@ def quantize(*arguments: object):
     return CliRunner().invoke(app, ["quantize", *map(str, arguments)])
 
 
-def refusal(*arguments: object) -> str:
-    """The one line that a command that fails prints."""
+def error_line(*arguments: object) -> str:
+    """The single error line of a command that fails."""
     result = quantize(*arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("segserve: ")]
@@ -47,7 +47,8 @@ def refusal(*arguments: object) -> str:
 def test_quantize_names_the_ranges_in_the_record_and_says_what_to_set(model, pictures):
     result = quantize(model, pictures, "--most", 3)
     assert result.exit_code == 0, result.stderr
-    assert "set precision: int8 in its model-config.yaml" in result.stdout
+    assert f"model-config.yaml {model}, and in that file set below `handler:`" in result.stdout
+    assert result.stdout.splitlines()[-1] == "  precision: int8"
     assert "3/3" in result.stderr
     record = read_record(model)
     assert record.int8 is not None
@@ -63,24 +64,27 @@ def test_quantize_again_gives_the_same_file(model, pictures):
     assert (model / RANGES_FILE).read_bytes() == content
 
 
-def test_quantize_image_that_is_none_names_it_and_writes_nothing(model, pictures):
+def test_quantize_broken_image_is_named_and_nothing_is_written(model, pictures):
     (pictures / "broken.png").write_bytes(b"no image")
-    assert f"{pictures}/broken.png: not an image" in refusal(model, pictures)
+    assert f"{pictures}/broken.png: not an image" in error_line(model, pictures)
     assert read_record(model).int8 is None
     assert not (model / RANGES_FILE).exists()
 
 
-def test_quantize_folder_without_images_is_refused(model, tmp_path):
+def test_quantize_folder_without_images_is_an_error(model, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "no images" in refusal(model, tmp_path / "empty")
+    assert "no images" in error_line(model, tmp_path / "empty")
 
 
-def test_quantize_model_that_is_not_there_is_refused(pictures):
-    assert "'nobody': no model folder" in refusal("nobody", pictures)
+def test_quantize_unknown_model_is_an_error(pictures):
+    assert "'unknown': no model folder" in error_line("unknown", pictures)
 
 
-def test_quantize_where_convolutions_cannot_be_watched_is_refused(model, pictures, monkeypatch):
-    monkeypatch.setattr("segserve.quantize.fused_network", lambda network, dtype: network)
-    assert "tiny cannot be computed in 8 bits: oneDNN does not compute its convolutions here" in refusal(
-        model, pictures
+def test_quantize_without_onednn_convolutions_is_an_error(model, pictures, monkeypatch):
+    monkeypatch.setattr(
+        "segserve.training.quantize.cpu_fused_network", lambda network, dtype: network
+    )
+    assert (
+        "tiny does not support int8: oneDNN does not compute its convolutions on this machine"
+        in error_line(model, pictures)
     )

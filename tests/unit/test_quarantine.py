@@ -11,26 +11,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segserve.runtime import quarantine as quarantine_module
+from segserve.runtime.decode import quarantine as quarantine_module
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.decode.limits import PixelLimits
+from segserve.runtime.decode.quarantine import Quarantine
 from segserve.runtime.errors import CorruptImageError
-from segserve.runtime.image import decode_image
-from segserve.runtime.quarantine import Quarantine
 from tests.conftest import PROJECT
 from tests.hostile.poison import POISON, write_poisoned_start
 
 from .images import encoded, noise
 
 GOOD = encoded(noise(20, 30))
+LIMITS = PixelLimits(600, 600)
 
 DECODE = """
 import sys
 from pathlib import Path
 from segserve.runtime.errors import SegserveError
-from segserve.runtime.quarantine import Quarantine
+from segserve.runtime.decode.limits import PixelLimits
+from segserve.runtime.decode.quarantine import Quarantine
+LIMITS = PixelLimits(10**6, 10**6)
 quarantine = Quarantine(Path(sys.argv[1]))
 for name in sys.argv[2:]:
     try:
-        print(quarantine.decode(Path(name).read_bytes(), max_pixels=10**6, needed=None).rgb.shape)
+        content = Path(name).read_bytes()
+        decoded = quarantine.decode(content, limits=LIMITS, needed=None, alpha="white")
+        print(decoded.rgb.shape)
     except SegserveError as error:
         print(error.status, error)
 """
@@ -52,14 +58,18 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def decoded(folder, tmp_path):
-    """What a process with a decoder that crashes at the poison gets of images; a negative status where it crashed."""
+    """What a process with a decoder that crashes at the poison gets of images; a negative status
+    where it crashed.
+    """
     (tmp_path / "start").mkdir()
     start = write_poisoned_start(tmp_path / "start")
     environment = {**os.environ, "PYTHONPATH": f"{start}{os.pathsep}{PROJECT}"}
 
     def run(*paths: Path) -> tuple[int, list[str]]:
         command = [sys.executable, "-c", DECODE, str(folder), *map(str, paths)]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
         return ended.returncode, ended.stdout.splitlines()
 
     return run
@@ -73,32 +83,41 @@ def test_quarantine_decodes_as_decode_image_and_leaves_no_mark(folder):
     quarantine = Quarantine(folder)
     for _ in range(2):
         assert np.array_equal(
-            quarantine.decode(GOOD, max_pixels=600, needed=None).rgb, decode_image(GOOD, max_pixels=600)
+            quarantine.decode(GOOD, limits=LIMITS, needed=None, alpha="white").rgb,
+            decode_image(GOOD, max_pixels=600),
         )
     quarantine.sweep()
     assert marks(folder) == []
 
 
-def test_quarantine_image_that_ends_the_process_is_refused_by_the_next_ones(decoded, images, folder):
+def test_quarantine_image_that_ends_the_process_is_rejected_by_the_next_ones(
+    decoded, images, folder
+):
     assert decoded(images["poison"]) == (-signal.SIGSEGV, [])
-    refused = "422 this image crashes its decoder; save it again with another program and send that"
+    rejected = (
+        "422 this image crashes its decoder; save it again with another program and send that"
+    )
     for _ in range(2):
-        assert decoded(images["poison"], images["good"]) == (0, [refused, "(20, 30, 3)"])
+        assert decoded(images["poison"], images["good"]) == (0, [rejected, "(20, 30, 3)"])
     assert marks(folder) == [sha256(POISON).hexdigest()]
 
 
-def test_quarantine_refused_image_is_not_tried_again(folder, monkeypatch):
+def test_quarantine_rejected_image_is_not_tried_again(folder, monkeypatch):
     (folder / sha256(GOOD).hexdigest()).write_text("it ended")
     monkeypatch.setattr(quarantine_module.sys, "executable", "/nowhere")
     with pytest.raises(CorruptImageError, match="crashes its decoder"):
-        Quarantine(folder).decode(GOOD, max_pixels=600, needed=None)
+        Quarantine(folder).decode(GOOD, limits=LIMITS, needed=None, alpha="white")
 
 
-def test_quarantine_refusal_ends_after_a_day(folder):
+def test_quarantine_rejection_ends_after_a_day(folder):
     mark = folder / sha256(GOOD).hexdigest()
     mark.write_text("it ended")
     os.utime(mark, (time.time() - 25 * 3600,) * 2)
-    assert Quarantine(folder).decode(GOOD, max_pixels=600, needed=None).rgb.shape == (20, 30, 3)
+    assert Quarantine(folder).decode(GOOD, limits=LIMITS, needed=None, alpha="white").rgb.shape == (
+        20,
+        30,
+        3,
+    )
     assert marks(folder) == []
 
 
@@ -107,24 +126,28 @@ def test_quarantine_good_image_in_a_process_that_is_killed_is_acquitted(decoded,
     assert decoded(images["poison"])[0] == -signal.SIGSEGV
     quarantine = Quarantine(folder)
     assert marks(folder) == [sha256(POISON).hexdigest()]
-    assert quarantine.decode(POISON, max_pixels=600, needed=None).rgb.shape == (7, 13, 3)
+    assert quarantine.decode(POISON, limits=LIMITS, needed=None, alpha="white").rgb.shape == (
+        7,
+        13,
+        3,
+    )
     assert marks(folder) == []
 
 
-def test_quarantine_accused_image_that_cannot_be_tried_is_refused(folder, monkeypatch):
+def test_quarantine_accused_image_that_cannot_be_tried_is_rejected(folder, monkeypatch):
     quarantine = Quarantine(folder)
     (folder / sha256(GOOD).hexdigest()).touch()
     monkeypatch.setattr(quarantine_module.sys, "executable", "/nowhere")
     with pytest.raises(CorruptImageError, match="crashes its decoder"):
-        quarantine.decode(GOOD, max_pixels=600, needed=None)
+        quarantine.decode(GOOD, limits=LIMITS, needed=None, alpha="white")
 
 
-def test_quarantine_accused_image_that_is_broken_is_told_so(folder):
+def test_quarantine_accused_image_that_is_broken_is_reported_so(folder):
     quarantine = Quarantine(folder)
     torn = GOOD[: len(GOOD) // 2]
     (folder / sha256(torn).hexdigest()).touch()
     with pytest.raises(CorruptImageError, match="ends too early"):
-        quarantine.decode(torn, max_pixels=600, needed=None)
+        quarantine.decode(torn, limits=LIMITS, needed=None, alpha="white")
     assert marks(folder) == []
 
 
@@ -179,7 +202,9 @@ def test_quarantine_whose_name_somebody_has_taken_is_one_of_its_own(tmp_path, mo
     monkeypatch.setattr(quarantine_module.tempfile, "tempdir", str(tmp_path))
     (tmp_path / "other").mkdir()
     name = tmp_path / f"segserve-{os.getuid()}-quarantine"
-    name.write_text("") if taken == "file" else name.symlink_to(tmp_path / ("other" if "folder" in taken else "gone"))
+    name.write_text("") if taken == "file" else name.symlink_to(
+        tmp_path / ("other" if "folder" in taken else "gone")
+    )
     assert Quarantine.in_temporary_folder() is not None
     [own] = tmp_path.glob("segserve-quarantine-*")
     assert own.stat().st_mode & 0o777 == 0o700

@@ -1,4 +1,6 @@
-"""Ray Serve and archives that must be signed: told before anything is deployed, and again by every replica."""
+"""Ray Serve and archives that must be signed: reported before anything is deployed, and
+again by every replica.
+"""
 
 import pickle
 
@@ -9,9 +11,9 @@ from tests.packed import pack
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'segserve[ray]'")
 
-from segserve.ray_app import Arguments
-from segserve.ray_app.build import cores_needed
-from segserve.ray_app.loading import load_handler
+from segserve.engines.ray import Arguments
+from segserve.engines.ray.build import cores_needed, read_named_archives
+from segserve.engines.workers.loading import load_handler
 
 SOURCE = """
 class Echo:
@@ -37,10 +39,12 @@ def keys(tmp_path):
 def test_arguments_with_trust_take_a_signed_archive_alone(archive, keys):
     key, public = keys
     arguments = Arguments(archive=str(archive), trust=str(public), threads=1)
-    with pytest.raises(SignatureError, match=r"there is no signature echo-1\.0\.mar\.minisig beside it"):
-        cores_needed(arguments)
+    with pytest.raises(
+        SignatureError, match=r"there is no signature echo-1\.0\.mar\.minisig beside it"
+    ):
+        cores_needed(read_named_archives(arguments), arguments)
     key.sign(archive)
-    assert cores_needed(arguments) == 1
+    assert cores_needed(read_named_archives(arguments), arguments) == 1
 
 
 def test_load_handler_of_a_changed_archive_unpacks_nothing(archive, keys, tmp_path):

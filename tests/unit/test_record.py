@@ -1,4 +1,6 @@
-"""The record of a model: what it accepts, what it refuses and in which words, and writing it back."""
+"""The record of a model: what it accepts, what it rejects and in which words, and writing it
+back.
+"""
 
 import hashlib
 import re
@@ -10,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.functional import _compute_resized_output_size
 
+from segserve.recipe import read_recipe
+from segserve.runtime.architecture import Architecture
 from segserve.runtime.errors import ModelError
 from segserve.runtime.record import (
     RECORD_FILE,
     Accuracy,
-    Architecture,
     Checkpoint,
     ClassInfo,
     InputRule,
@@ -26,7 +29,6 @@ from segserve.runtime.record import (
     write_record,
 )
 from segserve.runtime.settings import CONFIG_FILE
-from segserve.train.recipe import read_recipe
 
 from ..conftest import EMBEDDED, PROJECT
 from .tiny import tiny_record
@@ -34,7 +36,10 @@ from .tiny import tiny_record
 SHA256 = "0123456789abcdef" * 4
 MODEL_FOLDERS = sorted(path.parent for path in (PROJECT / "model").glob(f"*/{RECORD_FILE}"))
 RECIPES = sorted(
-    path for folder in MODEL_FOLDERS for path in folder.glob("*.yaml") if path.name not in (RECORD_FILE, CONFIG_FILE)
+    path
+    for folder in MODEL_FOLDERS
+    for path in folder.glob("*.yaml")
+    if path.name not in (RECORD_FILE, CONFIG_FILE)
 )
 
 
@@ -42,7 +47,7 @@ def document(**changes) -> dict:
     return {**tiny_record().model_dump(mode="json", exclude_none=True), **changes}
 
 
-def refusal(folder, content: str | bytes | dict) -> str:
+def rejection(folder, content: str | bytes | dict) -> str:
     text = yaml.safe_dump(content) if isinstance(content, dict) else content
     (folder / RECORD_FILE).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ModelError, match=r"^model\.yaml: ") as caught:
@@ -77,17 +82,28 @@ def test_write_record_of_a_project_model_gives_the_same_file(folder, tmp_path):
 
 
 def test_embedded_palette_is_that_of_pascal_voc():
-    def voc(class_id):  # the bits of the id, dealt to R, G and B from the top: the VOC devkit's labelcolormap
-        bits = [(class_id >> (3 * place + channel)) & 1 for channel in range(3) for place in range(8)]
-        return tuple(sum(bits[8 * channel + place] << (7 - place) for place in range(8)) for channel in range(3))
+    def voc(
+        class_id,
+    ):  # the bits of the id, dealt to R, G and B from the top: the VOC devkit's labelcolormap
+        bits = [
+            (class_id >> (3 * place + channel)) & 1 for channel in range(3) for place in range(8)
+        ]
+        return tuple(
+            sum(bits[8 * channel + place] << (7 - place) for place in range(8))
+            for channel in range(3)
+        )
 
-    assert [info.color for info in read_record(EMBEDDED).classes] == [voc(class_id) for class_id in range(21)]
+    assert [info.color for info in read_record(EMBEDDED).classes] == [
+        voc(class_id) for class_id in range(21)
+    ]
 
 
 # Round trip
 
 text = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp")), max_size=40)
-label = text.map(lambda drawn: " ".join(drawn.split())).filter(lambda drawn: re.fullmatch(r"\S(.*\S)?", drawn))
+label = text.map(lambda drawn: " ".join(drawn.split())).filter(
+    lambda drawn: re.fullmatch(r"\S(.*\S)?", drawn)
+)
 unit = st.floats(0, 1)
 positive_unit = st.floats(0, 1, exclude_min=True)
 byte = st.integers(0, 255)
@@ -126,7 +142,8 @@ records = st.builds(
         sha256=st.just(SHA256),
         size_mib=st.floats(0, 1e6, exclude_min=True),
     ),
-    weights=st.none() | st.builds(Weights, file=st.just("weights.safetensors"), sha256=st.just(SHA256)),
+    weights=st.none()
+    | st.builds(Weights, file=st.just("weights.safetensors"), sha256=st.just(SHA256)),
     accuracy=st.none()
     | st.builds(
         Accuracy,
@@ -160,8 +177,13 @@ def test_write_record_keeps_rows_of_numbers_on_one_line(tmp_path):
 
 
 def test_write_record_leaves_out_what_was_left_at_its_default(tmp_path):
-    write_record(tiny_record(architecture=Architecture(backbone="resnet18", head="corenet")), tmp_path)
-    assert "architecture:\n  backbone: resnet18\n  head: corenet\ninput:" in (tmp_path / RECORD_FILE).read_text()
+    write_record(
+        tiny_record(architecture=Architecture(backbone="resnet18", head="corenet")), tmp_path
+    )
+    assert (
+        "architecture:\n  backbone: resnet18\n  head: corenet\ninput:"
+        in (tmp_path / RECORD_FILE).read_text()
+    )
 
 
 # Architecture and resize rule
@@ -196,12 +218,16 @@ rounding = st.sampled_from(["nearest", "down", "up"])
 @given(height_px=side_px, width_px=side_px, size_px=st.integers(1, 1024))
 def test_size_for_rounded_down_is_that_of_torchvision(height_px, width_px, size_px):
     rule = ResizeRule(side="shorter", size_px=size_px, max_px=10**8, rounding="down")
-    assert rule.size_for(height_px, width_px) == tuple(_compute_resized_output_size((height_px, width_px), [size_px]))
+    assert rule.size_for(height_px, width_px) == tuple(
+        _compute_resized_output_size((height_px, width_px), [size_px])
+    )
 
 
 @given(height_px=side_px, width_px=side_px, multiple_of=st.integers(1, 64), rounding=rounding)
 def test_size_for_never_passes_the_limit(height_px, width_px, multiple_of, rounding):
-    rule = ResizeRule(side="shorter", size_px=520, multiple_of=multiple_of, max_px=2048, rounding=rounding)
+    rule = ResizeRule(
+        side="shorter", size_px=520, multiple_of=multiple_of, max_px=2048, rounding=rounding
+    )
     for length_px in rule.size_for(height_px, width_px):
         assert 1 <= length_px <= 2048
         assert length_px % multiple_of == 0
@@ -210,12 +236,14 @@ def test_size_for_never_passes_the_limit(height_px, width_px, multiple_of, round
 @given(height_px=side_px, width_px=side_px, multiple_of=st.integers(1, 64))
 def test_size_for_rounded_up_is_the_next_multiple(height_px, width_px, multiple_of):
     rule = ResizeRule(size_px=520, multiple_of=multiple_of, max_px=10**8, rounding="up")
-    for length_px, whole_px in zip(rule.size_for(height_px, width_px), (height_px, width_px), strict=True):
+    for length_px, whole_px in zip(
+        rule.size_for(height_px, width_px), (height_px, width_px), strict=True
+    ):
         exact_px = Fraction(whole_px * 520, max(height_px, width_px))
         assert exact_px <= length_px < exact_px + multiple_of
 
 
-# Refusals
+# Rejections
 
 
 @pytest.mark.parametrize(
@@ -230,50 +258,125 @@ def test_size_for_rounded_up_is_the_next_multiple(height_px, width_px, multiple_
         (document(summary="next\x85line"), "summary: String should match pattern"),
         (document(version="one"), "version: String should match pattern"),
         (document(classes=[]), "classes: Tuple should have at least 2 items"),
-        (document(classes=[{"label": "a", "color": [0, 0, 0]}] * 2), "label a stands more than once"),
-        (document(classes=[{"color": [0, 0, 0]}, {"label": "b", "color": [1, 1, 1]}]), "classes.0.label: is missing"),
-        (document(classes=[{"label": "", "color": [0, 0, 0]}, {"label": "b", "color": [1, 1, 1]}]), "classes.0.label"),
         (
-            document(classes=[{"label": "a\nb", "color": [0, 0, 0]}, {"label": "b", "color": [1, 1, 1]}]),
+            document(classes=[{"label": "a", "color": [0, 0, 0]}] * 2),
+            "label a stands more than once",
+        ),
+        (
+            document(classes=[{"color": [0, 0, 0]}, {"label": "b", "color": [1, 1, 1]}]),
+            "classes.0.label: is missing",
+        ),
+        (
+            document(
+                classes=[{"label": "", "color": [0, 0, 0]}, {"label": "b", "color": [1, 1, 1]}]
+            ),
             "classes.0.label",
         ),
-        (document(classes=[{"label": "a", "color": [0, 0]}, {"label": "b", "color": [1, 1, 1]}]), "classes.0.color.2"),
-        (document(classes=[{"label": "a", "color": [0] * 4}, {"label": "b", "color": [1, 1, 1]}]), "classes.0.color"),
         (
-            document(classes=[{"label": "a", "color": [0, 0, 256]}, {"label": "b", "color": [1, 1, 1]}]),
+            document(
+                classes=[{"label": "a\nb", "color": [0, 0, 0]}, {"label": "b", "color": [1, 1, 1]}]
+            ),
+            "classes.0.label",
+        ),
+        (
+            document(classes=[{"label": "a", "color": [0, 0]}, {"label": "b", "color": [1, 1, 1]}]),
             "classes.0.color.2",
         ),
-        (document(classes=[{"label": "a", "color": "red"}, {"label": "b", "color": [1, 1, 1]}]), "classes.0.color"),
-        (document(classes=[{"label": str(i), "color": [0, 0, 0]} for i in range(256)]), "classes: .*at most 255"),
-        (document(weights={"file": "w.safetensors", "sha256": SHA256[:-1]}), "weights.sha256: String should match"),
-        (document(weights={"file": "w.safetensors", "sha256": SHA256.upper()}), "weights.sha256: String should match"),
+        (
+            document(
+                classes=[{"label": "a", "color": [0] * 4}, {"label": "b", "color": [1, 1, 1]}]
+            ),
+            "classes.0.color",
+        ),
+        (
+            document(
+                classes=[{"label": "a", "color": [0, 0, 256]}, {"label": "b", "color": [1, 1, 1]}]
+            ),
+            "classes.0.color.2",
+        ),
+        (
+            document(classes=[{"label": "a", "color": "red"}, {"label": "b", "color": [1, 1, 1]}]),
+            "classes.0.color",
+        ),
+        (
+            document(classes=[{"label": str(i), "color": [0, 0, 0]} for i in range(256)]),
+            "classes: .*at most 255",
+        ),
+        (
+            document(weights={"file": "w.safetensors", "sha256": SHA256[:-1]}),
+            "weights.sha256: String should match",
+        ),
+        (
+            document(weights={"file": "w.safetensors", "sha256": SHA256.upper()}),
+            "weights.sha256: String should match",
+        ),
         (document(weights={"file": "w.safetensors"}), "weights.sha256: is missing"),
-        (document(weights={"file": "../w.safetensors", "sha256": SHA256}), "weights.file: String should match"),
-        (document(weights={"file": "/w.safetensors", "sha256": SHA256}), "weights.file: String should match"),
-        (document(weights={"file": "w.pth", "sha256": SHA256}), "weights.file: String should match"),
+        (
+            document(weights={"file": "../w.safetensors", "sha256": SHA256}),
+            "weights.file: String should match",
+        ),
+        (
+            document(weights={"file": "/w.safetensors", "sha256": SHA256}),
+            "weights.file: String should match",
+        ),
+        (
+            document(weights={"file": "w.pth", "sha256": SHA256}),
+            "weights.file: String should match",
+        ),
         (
             document(architecture={"backbone": "resnet18", "output_stride": 4}),
             "architecture.output_stride: .*8, 16 or 32",
         ),
-        (document(architecture={"backbone": "hf-hub:a/b"}), "architecture.backbone: String should match"),
+        (
+            document(architecture={"backbone": "hf-hub:a/b"}),
+            "architecture.backbone: String should match",
+        ),
         (
             document(architecture={"backbone": "resnet18", "aspp_in_channels": 64}),
-            "architecture: .*aspp_in_channels is 64, but only the head multiscale has it, not deeplabv3",
+            "architecture: .*aspp_in_channels is 64, but only the head multiscale has it, not "
+            "deeplabv3",
         ),
         (
-            document(architecture={"backbone": "resnet18", "head": "corenet", "output_upsample_factor": 2}),
-            "architecture: .*output_upsample_factor is 2, but only the head multiscale has it, not corenet",
+            document(
+                architecture={
+                    "backbone": "resnet18",
+                    "head": "corenet",
+                    "output_upsample_factor": 2,
+                }
+            ),
+            "architecture: .*output_upsample_factor is 2, but only the head multiscale has it, "
+            "not corenet",
         ),
         (
-            document(architecture={"backbone": "resnet18", "head": "multiscale", "output_upsample_factor": 3}),
+            document(
+                architecture={
+                    "backbone": "resnet18",
+                    "head": "multiscale",
+                    "output_upsample_factor": 3,
+                }
+            ),
             "architecture.output_upsample_factor: .*1, 2, 4 or 8",
         ),
         (
-            document(checkpoint={"file": "../a.pth", "base_url": "https://a.b/", "sha256": SHA256, "size_mib": 1}),
+            document(
+                checkpoint={
+                    "file": "../a.pth",
+                    "base_url": "https://a.b/",
+                    "sha256": SHA256,
+                    "size_mib": 1,
+                }
+            ),
             "checkpoint.file: String should match",
         ),
         (
-            document(checkpoint={"file": "a.pth", "base_url": "http://a.b/", "sha256": SHA256, "size_mib": 1}),
+            document(
+                checkpoint={
+                    "file": "a.pth",
+                    "base_url": "http://a.b/",
+                    "sha256": SHA256,
+                    "size_mib": 1,
+                }
+            ),
             "checkpoint.base_url: String should match",
         ),
         (
@@ -288,11 +391,23 @@ def test_size_for_rounded_up_is_the_next_multiple(height_px, width_px, multiple_
             document(input={"resize": {"size_px": 9}, "mean": [0, 0, 0], "std": [1, 1, 0]}),
             "input.std.2: .*greater than 0",
         ),
-        (document(input={"resize": {"size_px": 9}, "mean": [0, 0, 2], "std": [1, 1, 1]}), "input.mean.2: .*less than"),
-        (document(input={"resize": {"size_px": 9}, "mean": [0, 0, float("nan")], "std": [1, 1, 1]}), "input.mean.2"),
+        (
+            document(input={"resize": {"size_px": 9}, "mean": [0, 0, 2], "std": [1, 1, 1]}),
+            "input.mean.2: .*less than",
+        ),
         (
             document(
-                input={"resize": {"size_px": 9, "multiple_of": 32, "max_px": 31}, "mean": [0, 0, 0], "std": [1, 1, 1]}
+                input={"resize": {"size_px": 9}, "mean": [0, 0, float("nan")], "std": [1, 1, 1]}
+            ),
+            "input.mean.2",
+        ),
+        (
+            document(
+                input={
+                    "resize": {"size_px": 9, "multiple_of": 32, "max_px": 31},
+                    "mean": [0, 0, 0],
+                    "std": [1, 1, 1],
+                }
             ),
             "input.resize: .*max_px is 31, below multiple_of, which is 32",
         ),
@@ -309,19 +424,21 @@ def test_size_for_rounded_up_is_the_next_multiple(height_px, width_px, multiple_
     ids=lambda value: value[:45] if isinstance(value, str) else "",
 )
 def test_read_record_broken_file_raises_one_line_that_names_the_key(tmp_path, content, message):
-    assert re.search(message, refusal(tmp_path, content))
+    assert re.search(message, rejection(tmp_path, content))
 
 
-def test_read_record_tells_every_broken_rule_at_once(tmp_path):
-    message = refusal(tmp_path, document(version=1, licence=None, colour="red"))
+def test_read_record_reports_every_broken_rule_at_once(tmp_path):
+    message = rejection(tmp_path, document(version=1, licence=None, colour="red"))
     assert all(key in message for key in ("version: ", "licence: ", "colour: unknown key"))
 
 
-@pytest.mark.parametrize("key", ["name", "version", "summary", "licence", "source", "architecture", "input", "classes"])
+@pytest.mark.parametrize(
+    "key", ["name", "version", "summary", "licence", "source", "architecture", "input", "classes"]
+)
 def test_read_record_missing_key_is_named(tmp_path, key):
     content = document()
     del content[key]
-    assert refusal(tmp_path, content) == f"model.yaml: {key}: is missing"
+    assert rejection(tmp_path, content) == f"model.yaml: {key}: is missing"
 
 
 def test_read_record_missing_file_raises_one_line(tmp_path):

@@ -1,4 +1,6 @@
-"""The three ways an image arrives, and the three ways options do; rows are made by TorchServe's own code."""
+"""The three ways an image arrives, and the three ways options do; rows are made by TorchServe's own
+code.
+"""
 
 import base64
 import json
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.runtime.answer import error_answer
+from segserve.runtime.encode.response import error_response
 from segserve.runtime.errors import (
     BadBase64Error,
     BadJSONError,
@@ -16,8 +18,8 @@ from segserve.runtime.errors import (
     NotAcceptableError,
     SegserveError,
 )
-from segserve.runtime.options import MediaType, Options
 from segserve.runtime.request import SegmentRequest, read_request
+from segserve.schema.request import MediaType, Options
 
 from .torchserve import Part, Request, form, raw, received
 
@@ -30,7 +32,9 @@ def read(request: Request, defaults: Options | None = None) -> SegmentRequest:
     return read_request(row, headers, defaults or Options())
 
 
-def read_json(document: object, content_type: str = "application/json", **headers: str) -> SegmentRequest:
+def read_json(
+    document: object, content_type: str = "application/json", **headers: str
+) -> SegmentRequest:
     return read(raw(json.dumps(document).encode(), content_type, **headers))
 
 
@@ -95,9 +99,11 @@ def test_read_request_base64_variant_gives_the_bytes(text):
     assert read_json({"data": text}).image == IMAGE
 
 
-@pytest.mark.parametrize("content", ["plain text", "no {json", "ä€"], ids=["ascii", "brace", "unicode"])
-def test_read_request_text_file_is_handed_on_to_be_refused_as_no_image(content):
-    # TorchServe hands text over as a string; the decoder answers 415, as for any other file.
+@pytest.mark.parametrize(
+    "content", ["plain text", "no {json", "ä€"], ids=["ascii", "brace", "unicode"]
+)
+def test_read_request_text_file_is_handed_on_to_be_rejected_as_no_image(content):
+    # TorchServe hands text over as a string; the decoder raises 415, as for any other file.
     assert read(raw(content.encode(), "text/plain")).image == content.encode()
     assert read(form(Part(content.encode(), "data", "text/plain"))).image == content.encode()
 
@@ -154,11 +160,15 @@ def test_read_request_data_that_is_no_text_raises(value):
 @pytest.mark.parametrize("document", [[], [{"data": BASE64}], 5, "text", None, True], ids=repr)
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8"])
 def test_read_request_json_that_is_no_object_raises(document, content_type):
-    with pytest.raises(BadJSONError, match=f"expected a JSON object.*got {type(document).__name__}"):
+    with pytest.raises(
+        BadJSONError, match=f"expected a JSON object.*got {type(document).__name__}"
+    ):
         read_json(document, content_type)
 
 
-@pytest.mark.parametrize("content", [b"{", b'{"data": "AAAA"', b'{"data": NaN}\xff', b"\xff\xfe", b""], ids=repr)
+@pytest.mark.parametrize(
+    "content", [b"{", b'{"data": "AAAA"', b'{"data": NaN}\xff', b"\xff\xfe", b""], ids=repr
+)
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8"])
 def test_read_request_json_that_does_not_parse_raises(content, content_type):
     with pytest.raises(BadJSONError, match="the body is not JSON"):
@@ -174,7 +184,8 @@ def test_read_request_deeply_nested_json_raises():
 def test_read_request_deeply_nested_option_raises(depth):
     document = f'{{"data": "{BASE64}", "mask": {"[" * depth}{"]" * depth}}}'
     with pytest.raises(
-        BadOptionError, match=r"option 'mask': expected a text, a number or a list of these, got .*nested"
+        BadOptionError,
+        match=r"option 'mask': expected a text, a number or a list of these, got .*nested",
     ):
         read(raw(document.encode(), "application/json"))
 
@@ -186,13 +197,16 @@ def test_read_request_json_of_many_members_raises():
 
 @pytest.mark.parametrize(
     ("value", "reason"),
-    [("x," * 10**6, "2000000 characters, the limit is 20000"), (["cat"] * 3000, "3000 values, the limit is 2000")],
+    [
+        ("x," * 10**6, "2000000 characters, the limit is 20000"),
+        (["cat"] * 3000, "3000 values, the limit is 2000"),
+    ],
     ids=["text", "list"],
 )
-def test_read_request_option_of_absurd_size_raises_and_can_be_answered(value, reason):
+def test_read_request_option_of_absurd_size_raises_and_can_be_responded(value, reason):
     with pytest.raises(BadOptionError, match=f"option 'classes': got {reason}") as caught:
         read_json({"data": BASE64, "classes": value})
-    assert len(error_answer(caught.value).body) < 1000
+    assert len(error_response(caught.value).body) < 1000
 
 
 def test_read_request_base64_with_spaces_within_is_read():
@@ -230,7 +244,12 @@ def test_read_request_form_field_beside_json_is_an_option(content_type):
 
 @pytest.mark.parametrize(
     ("field", "header", "expected"),
-    [(None, None, "none"), (None, "png", "png"), ("dense", "png", "dense"), ("dense", None, "dense")],
+    [
+        (None, None, "none"),
+        (None, "png", "png"),
+        ("dense", "png", "dense"),
+        ("dense", None, "dense"),
+    ],
     ids=["default", "header over default", "field over header", "field over default"],
 )
 def test_read_request_options_follow_body_then_header_then_default(field, header, expected):
@@ -254,24 +273,41 @@ def test_read_request_options_follow_body_then_header_then_default(field, header
         raw(b'{"data": "AAAA", "\\ud800": 5}', "application/json"),
         raw(json.dumps({"data": "AAAA", "x" * 10**5: 5}).encode(), "application/json"),
     ],
-    ids=["header", "nameless header", "field", "two images", "field beside json", "member", "surrogate", "long name"],
+    ids=[
+        "header",
+        "nameless header",
+        "field",
+        "two images",
+        "field beside json",
+        "member",
+        "surrogate",
+        "long name",
+    ],
 )
-def test_read_request_unknown_option_raises_and_can_be_answered(request_):
-    with pytest.raises(BadOptionError, match=r"unknown option '.*; the options are: mask|is not text") as caught:
+def test_read_request_unknown_option_raises_and_can_be_responded(request_):
+    with pytest.raises(
+        BadOptionError, match=r"unknown option '.*; the options are: mask|is not text"
+    ) as caught:
         read(request_)
-    assert len(error_answer(caught.value).body) < 1000
+    assert len(error_response(caught.value).body) < 1000
 
 
 def test_read_request_binary_form_field_raises():
-    with pytest.raises(BadOptionError, match="form field 'mask' is not text; the image belongs in the part 'data'"):
+    with pytest.raises(
+        BadOptionError, match="form field 'mask' is not text; the image belongs in the part 'data'"
+    ):
         read(form(Part(IMAGE, "data"), Part(b"\xff\xd8\xff", "mask")))
 
 
-@pytest.mark.parametrize("value", [None, 1, ["png"], "PNG", "", "\udc80", "x" * 10**4], ids=lambda v: f"{v!r:.9}")
-def test_read_request_bad_value_raises_and_can_be_answered(value):
-    with pytest.raises(BadOptionError, match=r"option mask: got .*('polygons' or 'none'|unicode)") as caught:
+@pytest.mark.parametrize(
+    "value", [None, 1, ["png"], "PNG", "", "\udc80", "x" * 10**4], ids=lambda v: f"{v!r:.9}"
+)
+def test_read_request_bad_value_raises_and_can_be_responded(value):
+    with pytest.raises(
+        BadOptionError, match=r"option mask: got .*('polygons' or 'none'|unicode)"
+    ) as caught:
         read_json({"data": BASE64, "mask": value})
-    assert len(error_answer(caught.value).body) < 1000
+    assert len(error_response(caught.value).body) < 1000
 
 
 @pytest.mark.parametrize("name", ["Accept", "accept", "ACCEPT"])
@@ -286,8 +322,11 @@ def test_read_request_accept_of_nothing_on_offer_raises():
 
 @pytest.mark.parametrize("accept", ["image/png", "image/jpeg", "application/x-npy"])
 @pytest.mark.parametrize("value", ["true", "1"])
-def test_read_request_confidence_of_an_answer_without_room_for_it_raises(accept, value):
-    with pytest.raises(BadOptionError, match=f"option confidence: only application/json .* asks for {accept}; accept"):
+def test_read_request_confidence_of_a_response_that_cannot_have_it_raises(accept, value):
+    with pytest.raises(
+        BadOptionError,
+        match=f"option confidence: only application/json .* requests {accept}; accept",
+    ):
         read(raw(IMAGE, Accept=accept, X_Segment_Confidence=value))
 
 
@@ -301,12 +340,22 @@ def test_read_request_confidence_of_the_defaults_holds_where_there_is_room():
 @pytest.mark.parametrize(
     "request_",
     [
-        raw(IMAGE, X_Segment_Classes="cat, 2", X_Segment_Threshold="0.25", X_Segment_Confidence="true"),
+        raw(
+            IMAGE,
+            X_Segment_Classes="cat, 2",
+            X_Segment_Threshold="0.25",
+            X_Segment_Confidence="true",
+        ),
         form(
-            Part(IMAGE, "data"), Part(b"cat, 2", "classes"), Part(b"0.25", "threshold"), Part(b"true\r\n", "confidence")
+            Part(IMAGE, "data"),
+            Part(b"cat, 2", "classes"),
+            Part(b"0.25", "threshold"),
+            Part(b"true\r\n", "confidence"),
         ),
         raw(
-            json.dumps({"data": BASE64, "classes": ["cat", "2"], "threshold": 0.25, "confidence": True}).encode(),
+            json.dumps(
+                {"data": BASE64, "classes": ["cat", "2"], "threshold": 0.25, "confidence": True}
+            ).encode(),
             "application/json",
         ),
     ],
@@ -318,21 +367,27 @@ def test_read_request_classes_threshold_and_confidence_by_any_way_are_read(reque
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
 @given(
-    st.dictionaries(st.sampled_from(["data", "body", "mask", "x", ""]), st.binary(max_size=12) | JSON_VALUES),
-    st.dictionaries(st.sampled_from(["Accept", "Content-Type", "X-Segment-Mask"]), st.text(max_size=12)),
+    st.dictionaries(
+        st.sampled_from(["data", "body", "mask", "x", ""]), st.binary(max_size=12) | JSON_VALUES
+    ),
+    st.dictionaries(
+        st.sampled_from(["Accept", "Content-Type", "X-Segment-Mask"]), st.text(max_size=12)
+    ),
 )
-def test_read_request_anything_is_read_or_refused_with_an_answer(row, headers):
+def test_read_request_anything_is_read_or_rejected_with_an_error(row, headers):
     try:
         request = read_request(row, headers, Options())
     except SegserveError as error:
-        answer = error_answer(error)
-        assert answer.status in (400, 406)
-        assert set(json.loads(answer.body)["error"]) == {"code", "message"}
+        reply = error_response(error)
+        assert reply.status in (400, 406)
+        assert set(json.loads(reply.body)["error"]) == {"code", "message"}
     else:
         assert request.image

@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from segserve.data.rle import area_px, read_runs
-from segserve.runtime.rle import encode_rle
+from segserve.runtime.encode.rle import encode_rle
+from segserve.training.data.masks import area_px, read_runs
 
-label_maps = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=30), elements=st.integers(0, 3))
+label_maps = hnp.arrays(
+    np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=30), elements=st.integers(0, 3)
+)
 
 
 @given(label_maps)
@@ -18,7 +20,9 @@ def test_encode_rle_any_map_is_what_pycocotools_encodes_and_decodes(label_map):
     masks = encode_rle(label_map, range(4))
     for class_id, rle in masks.items():
         mask = label_map == class_id
-        assert rle["counts"].encode() == coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"]
+        assert (
+            rle["counts"].encode() == coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"]
+        )
         assert rle["size"] == list(label_map.shape)
         assert np.array_equal(coco_mask.decode(rle), mask)
 
@@ -33,7 +37,14 @@ def test_encode_rle_any_map_is_what_pycocotools_encodes_and_decodes(label_map):
         np.tile(np.array([[0], [2]], np.uint8), (40_000, 1)),
         np.repeat(np.array([[0, 2]], np.uint8), [5, 3_000_000], axis=1),
     ],
-    ids=["one pixel", "one class everywhere", "one pixel of a class", "stripes wide", "stripes tall", "long run"],
+    ids=[
+        "one pixel",
+        "one class everywhere",
+        "one pixel of a class",
+        "stripes wide",
+        "stripes tall",
+        "long run",
+    ],
 )
 def test_encode_rle_extreme_map_decodes_to_the_same(label_map):
     for class_id, rle in encode_rle(label_map, [0, 2]).items():

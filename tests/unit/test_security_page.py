@@ -11,7 +11,9 @@ PAGE = (PROJECT / "docs" / "security.md").read_text(encoding="utf-8")
 
 def test_security_page_names_tests_that_exist():
     named = set(re.findall(r"`(test_\w+)`", PAGE))
-    sources = "\n".join(path.read_text(encoding="utf-8") for path in (PROJECT / "tests").rglob("test_*.py"))
+    sources = "\n".join(
+        path.read_text(encoding="utf-8") for path in (PROJECT / "tests").rglob("test_*.py")
+    )
     assert len(named) > 20
     assert sorted(name for name in named if f"def {name}(" not in sources) == []
 
@@ -32,5 +34,7 @@ def test_security_pages_link_to_what_is_there(page):
 
 
 def test_security_page_s_make_targets_are_there():
-    targets = re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(
+        r"^([a-z-]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert set(re.findall(r"`make ([a-z-]+)`", PAGE)) <= set(targets)

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from segserve.runtime.errors import ModelError
-from segserve.runtime.options import Options
 from segserve.runtime.record import ResizeRule
 from segserve.runtime.settings import ModelConfig, Settings, read_config
+from segserve.schema.request import Options
 
 from ..conftest import PROJECT
 
@@ -58,7 +58,10 @@ def test_read_config_handler_section_is_read():
         }
     )
     assert config.handler == Settings(
-        precision="fp32", defaults=Options(mask="png", tta="flip"), resize=ResizeRule(size_px=99), max_cost=7
+        precision="fp32",
+        defaults=Options(mask="png", tta="flip"),
+        resize=ResizeRule(size_px=99),
+        max_cost=7,
     )
 
 
@@ -68,13 +71,22 @@ def test_read_config_handler_section_is_read():
         ({"batchsize": 1}, "batchsize: unknown key"),
         ({"handler": {"Precision": "auto"}}, "handler.Precision: unknown key"),
         ({"handler": {"defaults": {"masks": "png"}}}, "handler.defaults.masks: unknown key"),
-        ({"handler": {"defaults": {"mask": "dots"}}}, "handler.defaults.mask: .*'polygons' or 'none'"),
+        (
+            {"handler": {"defaults": {"mask": "dots"}}},
+            "handler.defaults.mask: .*'polygons' or 'none'",
+        ),
         ({"handler": {"resize": {"side": "longer"}}}, "handler.resize.size_px: is missing"),
-        ({"handler": {"precision": "fp16"}}, "handler.precision: .*'auto', 'bf16', 'fp32' or 'int8'"),
+        (
+            {"handler": {"precision": "fp16"}},
+            "handler.precision: .*'auto', 'bf16', 'fp32' or 'int8'",
+        ),
         ({"handler": {"threads": 0}}, "handler.threads: .*greater than 0"),
         ({"handler": {"max_image_pixels": 0}}, "handler.max_image_pixels: .*greater than 0"),
         ({"handler": {"max_cost": 0}}, "handler.max_cost: .*greater than 0"),
-        ({"handler": {"defaults": {"tta": "rotate"}}}, "handler.defaults.tta: .*'none', 'flip' or 'multiscale'"),
+        (
+            {"handler": {"defaults": {"tta": "rotate"}}},
+            "handler.defaults.tta: .*'none', 'flip' or 'multiscale'",
+        ),
         ({"handler": {"max_response_bytes": -1}}, "handler.max_response_bytes: .*greater than 0"),
         ({"handler": None}, "handler: .*valid dictionary"),
         ({"maxBatchDelay": 0}, "maxBatchDelay: .*greater than 0"),

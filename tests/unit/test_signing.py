@@ -11,7 +11,8 @@ from segserve.signing import SignatureError, SigningKey, TrustedKeys, signature_
 
 CONTENT = bytes(range(256)) * 8192  # two chunks of what is read at once
 
-# Of the text `an archive`, by minisign 0.11: `minisign -G -W` and `minisign -S -m signed.mar -t 'of minisign'`.
+# Of the text `an archive`, by minisign 0.11: `minisign -G -W` and `minisign -S -m signed.mar -t 'of
+# minisign'`.
 MINISIGN_PUBLIC = """untrusted comment: minisign public key A9563136A75BD57A
 RWR61VunNjFWqYZX/7smd0JwrH9g/Sv2Trr4CY7nCVTuzVrecG88kGXg
 """
@@ -60,7 +61,9 @@ def test_signing_key_written_is_for_its_owner_alone(keys):
 
 def test_signing_key_written_twice_is_not_overwritten(keys, tmp_path):
     before = [path.read_bytes() for path in keys]
-    with pytest.raises(SignatureError, match=r"signer\.pub exists already; keys are never overwritten"):
+    with pytest.raises(
+        SignatureError, match=r"signer\.pub exists already; keys are never overwritten"
+    ):
         SigningKey.generate().write(tmp_path / "signer")
     keys[1].unlink()
     with pytest.raises(SignatureError, match=r"signer\.key exists already"):
@@ -119,7 +122,10 @@ def unhashed_signature(archive: Path) -> None:
 
 DAMAGE = {
     "changed archive": (damaged_archive, r"net\.mar: is not the file that was signed"),
-    "longer archive": (lambda path: path.write_bytes(CONTENT + b"x"), "is not the file that was signed"),
+    "longer archive": (
+        lambda path: path.write_bytes(CONTENT + b"x"),
+        "is not the file that was signed",
+    ),
     "empty archive": (lambda path: path.write_bytes(b""), "is not the file that was signed"),
     "changed signature": (damaged_signature, "is not the file that was signed"),
     "changed trusted comment": (
@@ -129,13 +135,29 @@ DAMAGE = {
     "missing archive": (Path.unlink, r"cannot read the archive .*net\.mar: No such file"),
     "missing signature": (
         lambda path: signature_path(path).unlink(),
-        r"net\.mar: there is no signature net\.mar\.minisig beside it; .*segserve sign net\.mar KEY",
+        r"net\.mar: there is no signature net\.mar\.minisig beside it; .*segserve sign net\.mar "
+        r"KEY",
     ),
-    "empty signature": (lambda path: signature_path(path).write_text(""), "expected a signature as `segserve sign`"),
-    "signature that is no text": (lambda path: signature_path(path).write_bytes(b"\xff\xfe"), "it is not text"),
-    "signature that is no base64": (lambda path: rewritten(signature_path(path), 1, "!"), "expected a signature"),
-    "signature of another size": (lambda path: rewritten(signature_path(path), 3, "AAAA"), "expected a signature"),
-    "old format": (unhashed_signature, "in minisign's old format; sign again with minisign 0.10 or newer"),
+    "empty signature": (
+        lambda path: signature_path(path).write_text(""),
+        "expected a signature as `segserve sign`",
+    ),
+    "signature that is no text": (
+        lambda path: signature_path(path).write_bytes(b"\xff\xfe"),
+        "it is not text",
+    ),
+    "signature that is no base64": (
+        lambda path: rewritten(signature_path(path), 1, "!"),
+        "expected a signature",
+    ),
+    "signature of another size": (
+        lambda path: rewritten(signature_path(path), 3, "AAAA"),
+        "expected a signature",
+    ),
+    "old format": (
+        unhashed_signature,
+        "in minisign's old format; sign again with minisign 0.10 or newer",
+    ),
 }
 
 
@@ -149,12 +171,15 @@ def test_verify_damaged_archive_or_signature_says_so_in_one_line(signed, trusted
 
 def test_verify_archive_of_another_key_names_both(signed, tmp_path):
     _, other = SigningKey.generate().write(tmp_path / "other")
-    with pytest.raises(SignatureError, match=r"signed by the key [0-9A-F]{16}, and .*other\.pub trusts [0-9A-F]{16};"):
+    with pytest.raises(
+        SignatureError,
+        match=r"signed by the key [0-9A-F]{16}, and .*other\.pub trusts [0-9A-F]{16};",
+    ):
         TrustedKeys.read(other).verify(signed)
 
 
-def test_verify_archive_of_another_key_under_a_trusted_id_is_refused(signed, keys, trusted):
-    """Ids are not secret: whoever forges one is found out by the signature."""
+def test_verify_archive_of_another_key_under_a_trusted_id_is_rejected(signed, keys, trusted):
+    """Key ids are public, so a forged id must fail by the signature."""
     forger = SigningKey.generate()
     forger._id = next(iter(trusted.keys))
     forger.sign(signed)
@@ -178,7 +203,10 @@ PUBLIC_KEYS = {
     "absent": (None, r"cannot read .*key\.pub: No such file"),
     "empty": ("", "holds no public key; `segserve keygen` makes one"),
     "comment alone": ("untrusted comment: minisign public key\n", "holds no public key"),
-    "other text": ("ssh-ed25519 AAAA user@host\n", "expected public keys as `segserve keygen` and minisign write them"),
+    "other text": (
+        "ssh-ed25519 AAAA user@host\n",
+        "expected public keys as `segserve keygen` and minisign write them",
+    ),
     "too short": ("RWTs\n", "expected public keys"),
     "other algorithm": (base64.b64encode(b"XX" + bytes(40)).decode(), "expected public keys"),
 }
@@ -205,14 +233,20 @@ def damaged_key(path: Path) -> None:
 
 SECRET_KEYS = {
     "absent": (Path.unlink, r"cannot read .*signer\.key: No such file"),
-    "others may read it": (lambda path: path.chmod(0o644), r"\(mode 0644\): chmod 600 .*signer\.key"),
+    "others may read it": (
+        lambda path: path.chmod(0o644),
+        r"\(mode 0644\): chmod 600 .*signer\.key",
+    ),
     "the group may read it": (lambda path: path.chmod(0o640), r"\(mode 0640\): chmod 600 "),
     "public key": (
         lambda path: shutil.copy(path.with_suffix(".pub"), path),
         "expected a secret key as `segserve keygen`",
     ),
     "empty": (lambda path: path.write_text(""), "expected a secret key"),
-    "password": (with_password, r"this key has a password, which only minisign asks for: minisign -S -s .*signer\.key"),
+    "password": (
+        with_password,
+        r"this key has a password, which only minisign can use: minisign -S -s .*signer\.key",
+    ),
     "damaged": (damaged_key, "this key is damaged; take it from your backup"),
 }
 
@@ -226,7 +260,9 @@ def test_signing_key_that_cannot_be_used_says_why_in_one_line(keys, change, mess
 
 
 def test_sign_archive_that_is_absent_says_so(keys, tmp_path):
-    with pytest.raises(SignatureError, match=r"cannot read the archive .*absent\.mar: No such file"):
+    with pytest.raises(
+        SignatureError, match=r"cannot read the archive .*absent\.mar: No such file"
+    ):
         SigningKey.read(keys[0]).sign(tmp_path / "absent.mar")
 
 
@@ -236,7 +272,9 @@ def test_signature_is_verified_by_minisign_and_its_own_by_us(signed, keys, trust
     run = {"check": True, "capture_output": True}
     subprocess.run(["minisign", "-V", "-m", str(signed), "-p", str(public)], **run)
     signature_path(signed).unlink()
-    subprocess.run(["minisign", "-S", "-s", str(secret), "-m", str(signed), "-t", "of minisign"], **run)
+    subprocess.run(
+        ["minisign", "-S", "-s", str(secret), "-m", str(signed), "-t", "of minisign"], **run
+    )
     trusted.verify(signed)
     theirs = tmp_path / "theirs.pub", tmp_path / "theirs.key"
     subprocess.run(["minisign", "-G", "-W", "-p", str(theirs[0]), "-s", str(theirs[1])], **run)

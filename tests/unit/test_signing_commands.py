@@ -1,4 +1,6 @@
-"""`segserve keygen`, `sign`, `archive --sign`, and the commands that take none but signed archives."""
+"""`segserve keygen`, `sign`, `archive --sign`, and the commands that take none but signed
+archives.
+"""
 
 import pytest
 from typer.testing import CliRunner
@@ -26,7 +28,10 @@ def test_keygen_where_a_key_is_says_so_in_one_line(run):
     run("keygen", "mine")
     again = run("keygen", "mine")
     assert again.exit_code == 1
-    assert again.stderr == "segserve: mine.pub exists already; keys are never overwritten: name another\n"
+    assert (
+        again.stderr
+        == "segserve: mine.pub exists already; keys are never overwritten: name another\n"
+    )
 
 
 def test_archive_with_sign_is_one_that_is_trusted(run, tmp_path):
@@ -38,7 +43,9 @@ def test_archive_with_sign_is_one_that_is_trusted(run, tmp_path):
     TrustedKeys.read(public).verify(tmp_path / "out" / "tiny.mar")
 
 
-@pytest.mark.parametrize("environment", [{}, {"SEGSERVE_TRUST": "mine.pub"}], ids=["flag", "variable"])
+@pytest.mark.parametrize(
+    "environment", [{}, {"SEGSERVE_TRUST": "mine.pub"}], ids=["flag", "variable"]
+)
 @pytest.mark.parametrize(
     "command",
     [
@@ -47,7 +54,7 @@ def test_archive_with_sign_is_one_that_is_trusted(run, tmp_path):
         pytest.param(("batch", "photos", "labels"), id="batch"),
     ],
 )
-def test_command_told_whom_to_trust_refuses_another_archive_in_one_line(
+def test_command_reported_whom_to_trust_rejects_another_archive_in_one_line(
     run, tmp_path, monkeypatch, command, environment
 ):
     SigningKey.generate().write(tmp_path / "mine")
@@ -59,3 +66,9 @@ def test_command_told_whom_to_trust_refuses_another_archive_in_one_line(
     assert done.exit_code == 1
     assert "foreign.mar: there is no signature foreign.mar.minisig beside it" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_keygen_makes_the_folder_of_the_keys(tmp_path):
+    done = CliRunner().invoke(app, ["keygen", str(tmp_path / "new" / "keys" / "signer")])
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "new" / "keys" / "signer.key").stat().st_mode & 0o777 == 0o600

@@ -7,8 +7,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from segserve.runtime import streams as streams_module
-from segserve.runtime.streams import Streams, uploaded
+from segserve.runtime.acceleration import cuda as streams_module
+from segserve.runtime.acceleration.cuda import CudaStreams, uploaded
 
 GPU = torch.device("cuda", 0)
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -24,8 +24,10 @@ def entered(monkeypatch):
     return entered
 
 
-def test_own_stream_of_a_thread_stays_the_same_and_is_shared_only_by_more_threads_than_streams(entered):
-    streams, everybody = Streams(GPU), threading.Barrier(6, timeout=10)
+def test_own_stream_of_a_thread_stays_the_same_and_is_shared_only_by_more_threads_than_streams(
+    entered,
+):
+    streams, everybody = CudaStreams(GPU), threading.Barrier(6, timeout=10)
     found = []
 
     def use(_):
@@ -50,7 +52,7 @@ def test_uploaded_to_the_cpu_is_the_tensor_itself():
 
 @with_gpu
 def test_uploaded_to_a_gpu_arrives_whole_on_any_stream():
-    streams = Streams(GPU)
+    streams = CudaStreams(GPU)
     for turn in range(20):
         with streams.own():
             pixels = torch.full((1000, 1000, 3), turn, dtype=torch.uint8).permute(2, 0, 1)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from segserve.runtime.timings import Interval, Timings
+from segserve.runtime.telemetry.request_stats import Interval, Timings
 
 
 def test_stage_times_what_happens_inside():
@@ -28,7 +28,11 @@ def test_stage_that_goes_on_is_one_stretch_and_one_that_comes_back_is_two():
     for name in ("preprocess", "inference", "inference", "preprocess"):
         with timings.stage(name):
             pass
-    assert [interval.stage for interval in timings.intervals] == ["preprocess", "inference", "preprocess"]
+    assert [interval.stage for interval in timings.intervals] == [
+        "preprocess",
+        "inference",
+        "preprocess",
+    ]
     assert list(timings.seconds) == ["preprocess", "inference"]
 
 

@@ -1,4 +1,6 @@
-"""Traces: whether the environment asks for them, what they hold, and that they arrive at a collector."""
+"""Traces: whether the environment requests them, what they hold, and that they arrive at a
+collector.
+"""
 
 import os
 import subprocess
@@ -11,9 +13,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from segserve.runtime.errors import ModelError
-from segserve.runtime.observed import Observed
-from segserve.runtime.timings import Interval, Timings
-from segserve.runtime.tracing import Tracing
+from segserve.runtime.telemetry.request_stats import Interval, RequestStats, Timings
+from segserve.runtime.telemetry.tracing import Tracing
 from tests.collector import running_collector
 
 from .images import encoded, smooth
@@ -35,8 +36,10 @@ def tracing(exporter):
 
 
 def test_trace_request_has_a_span_a_stage_below_its_own(tiny_pipeline, tracing, exporter):
-    observed = tiny_pipeline.answer({"body": encoded(smooth(40, 60))}, {"X-Segment-Mask": "rle"}).observed
-    tracing.trace(tiny_record(), 200, observed, {"Traceparent": PARENT})
+    stats = tiny_pipeline.respond(
+        {"body": encoded(smooth(40, 60))}, {"X-Segment-Mask": "rle"}
+    ).stats
+    tracing.trace(tiny_record(), 200, stats, {"Traceparent": PARENT})
     *stages, request = exporter.get_finished_spans()
     assert [span.name for span in stages] == ["decode", "preprocess", "inference", "encode"]
     assert {span.parent.span_id for span in stages} == {request.context.span_id}
@@ -51,10 +54,18 @@ def test_trace_request_has_a_span_a_stage_below_its_own(tiny_pipeline, tracing, 
 
 
 def test_trace_spans_last_as_long_as_their_stages(tracing, exporter):
-    timings = Timings([Interval("preprocess", 1, 1.5), Interval("inference", 1.5, 2.5), Interval("preprocess", 2.5, 3)])
-    tracing.trace(tiny_record(), 200, Observed(timings), {})
+    timings = Timings(
+        [
+            Interval("preprocess", 1, 1.5),
+            Interval("inference", 1.5, 2.5),
+            Interval("preprocess", 2.5, 3),
+        ]
+    )
+    tracing.trace(tiny_record(), 200, RequestStats(timings), {})
     *stages, request = exporter.get_finished_spans()
-    assert [(span.end_time - span.start_time) / 1e9 for span in stages] == pytest.approx([0.5, 1.0, 0.5])
+    assert [(span.end_time - span.start_time) / 1e9 for span in stages] == pytest.approx(
+        [0.5, 1.0, 0.5]
+    )
     assert (request.end_time - request.start_time) / 1e9 == pytest.approx(2)
     assert request.parent is None
 
@@ -64,24 +75,33 @@ def test_trace_spans_last_as_long_as_their_stages(tracing, exporter):
     [(b"text", 415, StatusCode.UNSET), (b"text", 500, StatusCode.ERROR)],
     ids=["the client's fault", "ours"],
 )
-def test_trace_error_is_named_and_only_ours_marks_the_span(tiny_pipeline, tracing, exporter, body, status, expected):
-    observed = tiny_pipeline.answer({"body": body}, {}).observed
-    tracing.trace(tiny_record(), status, observed, {})
+def test_trace_error_is_named_and_only_ours_marks_the_span(
+    tiny_pipeline, tracing, exporter, body, status, expected
+):
+    stats = tiny_pipeline.respond({"body": body}, {}).stats
+    tracing.trace(tiny_record(), status, stats, {})
     decode, request = exporter.get_finished_spans()
     assert decode.name == "decode"
     assert request.attributes["error.type"] == "image_unsupported"
     assert request.status.status_code is expected
 
 
-@pytest.mark.parametrize("parent", ["nonsense", "", "00-0-0-01"], ids=["nonsense", "empty", "too short"])
+@pytest.mark.parametrize(
+    "parent", ["nonsense", "", "00-0-0-01"], ids=["nonsense", "empty", "too short"]
+)
 def test_trace_traceparent_that_is_none_begins_a_trace(tracing, exporter, parent):
-    tracing.trace(tiny_record(), 200, Observed(Timings([Interval("decode", 0, 1)])), {"traceparent": parent})
+    tracing.trace(
+        tiny_record(),
+        200,
+        RequestStats(Timings([Interval("decode", 0, 1)])),
+        {"traceparent": parent},
+    )
     assert exporter.get_finished_spans()[-1].parent is None
 
 
 def test_trace_request_that_is_not_sampled_leaves_no_span(tracing, exporter):
-    observed = Observed(Timings([Interval("decode", 0, 1)]))
-    tracing.trace(tiny_record(), 200, observed, {"traceparent": PARENT.removesuffix("01") + "00"})
+    stats = RequestStats(Timings([Interval("decode", 0, 1)]))
+    tracing.trace(tiny_record(), 200, stats, {"traceparent": PARENT.removesuffix("01") + "00"})
     assert exporter.get_finished_spans() == ()
 
 
@@ -96,7 +116,7 @@ def test_trace_request_that_is_not_sampled_leaves_no_span(tracing, exporter):
     ],
     ids=["nothing set", "only a name", "none", "disabled", "empty endpoint"],
 )
-def test_from_environment_that_asks_for_none_is_none(environment):
+def test_from_environment_that_sends_for_none_is_none(environment):
     assert Tracing.from_environment(environment) is None
 
 
@@ -110,36 +130,48 @@ def test_from_environment_that_asks_for_none_is_none(environment):
 )
 def test_from_environment_unknown_exporter_or_protocol_says_which_there_are(environment):
     with pytest.raises(
-        ModelError, match=r"traces through '\w+' by '.+'; OTEL_TRACES_EXPORTER is otlp, console or none"
+        ModelError,
+        match=r"traces through '\w+' by '.+'; OTEL_TRACES_EXPORTER is otlp, console or none",
     ):
         Tracing.from_environment(environment)
 
 
 def test_from_environment_without_the_exporter_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(ModelError, match=r"pip install 'segserve\[otel\]', or set OTEL_TRACES_EXPORTER=none"):
+    with pytest.raises(
+        ModelError, match=r"pip install 'segserve\[otel\]', or set OTEL_TRACES_EXPORTER=none"
+    ):
         Tracing.from_environment({"OTEL_TRACES_EXPORTER": "otlp"})
 
 
 def test_handler_without_traces_imports_nothing_of_opentelemetry():
     code = (
-        "import sys, handler; from segserve.runtime.tracing import Tracing; Tracing.from_environment({}); "
+        "import sys, handler; from segserve.runtime.telemetry.tracing import Tracing; "
+        "Tracing.from_environment({}); "
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout == "[]\n"
 
 
 def test_from_environment_endpoint_gets_the_spans(monkeypatch, tiny_pipeline):
     monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
-    observed = tiny_pipeline.answer({"body": encoded(smooth(40, 60))}, {}).observed
+    stats = tiny_pipeline.respond({"body": encoded(smooth(40, 60))}, {}).stats
     with running_collector() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         tracing = Tracing.from_environment(os.environ)
-        tracing.trace(tiny_record(), 200, observed, {"traceparent": PARENT})
+        tracing.trace(tiny_record(), 200, stats, {"traceparent": PARENT})
         tracing._provider.shutdown()
     assert collector.services == {"segserve"}
-    assert [span.name for span in collector.spans] == ["decode", "preprocess", "inference", "encode", "segment tiny"]
+    assert [span.name for span in collector.spans] == [
+        "decode",
+        "preprocess",
+        "inference",
+        "encode",
+        "segment tiny",
+    ]
     assert {span.trace_id.hex() for span in collector.spans} == {PARENT.split("-")[1]}
 
 
@@ -148,6 +180,6 @@ def test_from_environment_service_of_its_own_name_keeps_it(monkeypatch):
     with running_collector() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         tracing = Tracing.from_environment(os.environ)
-        tracing.trace(tiny_record(), 200, Observed(Timings([Interval("decode", 0, 1)])), {})
+        tracing.trace(tiny_record(), 200, RequestStats(Timings([Interval("decode", 0, 1)])), {})
         tracing._provider.shutdown()
     assert collector.services == {"street"}

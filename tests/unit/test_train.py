@@ -12,19 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from segserve.data import IGNORED, VocFolder
-from segserve.runtime.backbone import build_backbone
+from segserve.recipe import Recipe, read_recipe
+from segserve.runtime.architecture import Architecture
 from segserve.runtime.errors import ModelError
-from segserve.runtime.record import Accuracy, Architecture, read_record, write_record
-from segserve.runtime.weights import load_network
-from segserve.train.backbone import load_backbone
-from segserve.train.checkpoint import CHECKPOINT_FILE, Checkpoint
-from segserve.train.crops import StepSampler, TrainingCrops
-from segserve.train.export import export_weights
-from segserve.train.log import LOG_FILE, RunLog, StepReport
-from segserve.train.loop import RunOptions, train
-from segserve.train.optimizer import build_optimizer, build_schedule
-from segserve.train.recipe import Recipe, read_recipe
+from segserve.runtime.network.backbone import build_backbone
+from segserve.runtime.network.weights import load_network
+from segserve.runtime.record import Accuracy, read_record, write_record
+from segserve.training.data import IGNORED, VocFolder, check_split
+from segserve.training.train.crops import StepSampler, TrainingCrops
+from segserve.training.train.loop import LOG_FILE, RunLog, RunOptions, StepReport, train
+from segserve.training.train.model_folder import export_weights, load_backbone
+from segserve.training.train.optimizer import build_optimizer, build_schedule
+from segserve.training.train.state import CHECKPOINT_FILE, RunCheckpoint
 
 from .tiny import tiny_network, tiny_record, write_tiny_model
 from .voc import write_squares
@@ -45,7 +44,8 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):
-    return VocFolder(write_squares(tmp_path_factory.mktemp("squares"), images=6), "train")
+    data = VocFolder(write_squares(tmp_path_factory.mktemp("squares"), images=6), "train")
+    return check_split(data, tiny_record().classes)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,9 @@ def ignore(*_):
 
 @pytest.mark.parametrize("crop_px", [32, 64, 200], ids=["within", "as large", "padded"])
 def test_training_crops_give_image_and_labels_of_the_crop_size(squares, crop_px):
-    crops = TrainingCrops(squares, RECIPE.model_copy(update={"crop_px": crop_px}), tiny_record().input)
+    crops = TrainingCrops(
+        squares.data, RECIPE.model_copy(update={"crop_px": crop_px}), tiny_record().input
+    )
     image, labels = crops[(3, 7)]
     assert (image.shape, image.dtype) == ((3, crop_px, crop_px), torch.uint8)
     assert (labels.shape, labels.dtype) == ((crop_px, crop_px), torch.uint8)
@@ -74,7 +76,7 @@ def test_training_crops_give_image_and_labels_of_the_crop_size(squares, crop_px)
 
 
 def test_training_crops_depend_on_index_and_seed_alone(squares):
-    crops = TrainingCrops(squares, RECIPE, tiny_record().input)
+    crops = TrainingCrops(squares.data, RECIPE, tiny_record().input)
     image, labels = crops[(3, 7)]
     crops[(1, 8)]
     torch.manual_seed(99)
@@ -85,11 +87,18 @@ def test_training_crops_depend_on_index_and_seed_alone(squares):
 
 
 def test_training_crops_keep_labels_on_their_pixels(squares):
-    crops = TrainingCrops(squares, RECIPE, tiny_record().input)
+    crops = TrainingCrops(squares.data, RECIPE, tiny_record().input)
     for seed in range(8):
         image, labels = crops[(0, seed)]  # a red square, class 1
         red = (image[0].int() - image[2].int()) > 90
         assert ((labels == 1) == red).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("key", ["momentum", "poly_power", "weight_decay"])
+def test_read_recipe_removed_key_is_an_error(tmp_path, key):
+    (tmp_path / "recipe.yaml").write_text(f"steps: 1\n{key}: 0.5\n")
+    with pytest.raises(ModelError, match=rf"^recipe\.yaml: {key}: unknown key$"):
+        read_recipe(tmp_path / "recipe.yaml")
 
 
 # The sampler
@@ -99,43 +108,37 @@ def test_training_crops_keep_labels_on_their_pixels(squares):
 def test_step_sampler_restarts_at_any_step(images, batch_size, steps, first_step):
     recipe = RECIPE.model_copy(update={"steps": steps, "batch_size": batch_size})
     first_step = min(first_step, steps)
-    whole = list(StepSampler(np.ones(images), recipe, 0))
-    rest = StepSampler(np.ones(images), recipe, first_step)
+    whole = list(StepSampler(images, recipe, 0))
+    rest = StepSampler(images, recipe, first_step)
     assert list(rest) == whole[first_step:]
     assert list(rest) == whole[first_step:]
     assert len(rest) == steps - first_step
 
 
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(0, 3))
-def test_step_sampler_visits_every_image_once_a_pass(images, batch_size, seed):
+def test_step_sampler_visits_every_image_once_per_epoch(images, batch_size, seed):
     recipe = RECIPE.model_copy(update={"steps": 3 * images, "batch_size": batch_size, "seed": seed})
-    indices = [index for batch in StepSampler(np.ones(images), recipe, 0) for index, _ in batch]
+    indices = [index for batch in StepSampler(images, recipe, 0) for index, _ in batch]
     for begin in range(0, len(indices) - images + 1, images):
         assert sorted(indices[begin : begin + images]) == list(range(images))
 
 
-def test_step_sampler_seeds_and_orders_differ_between_passes_and_runs():
+def test_step_sampler_seeds_and_orders_differ_between_epochs_and_runs():
     recipe = RECIPE.model_copy(update={"steps": 20})
-    pairs = [pair for batch in StepSampler(np.ones(20), recipe, 0) for pair in batch]
+    pairs = [pair for batch in StepSampler(20, recipe, 0) for pair in batch]
     assert len({seed for _, seed in pairs}) == len(pairs)
     assert [index for index, _ in pairs[:20]] != [index for index, _ in pairs[20:40]]
-    other = StepSampler(np.ones(20), recipe.model_copy(update={"seed": 1}), 0)
+    other = StepSampler(20, recipe.model_copy(update={"seed": 1}), 0)
     assert [pair for batch in other for pair in batch] != pairs
-
-
-def test_step_sampler_repeats_images_as_often_as_told():
-    repeats = np.array([1.0, 2.5, 1.0, 1.25])
-    recipe = RECIPE.model_copy(update={"steps": 2000, "batch_size": 4})
-    indices = [index for batch in StepSampler(repeats, recipe, 0) for index, _ in batch]
-    shares = np.bincount(indices) / len(indices)
-    assert shares == pytest.approx(repeats / repeats.sum(), abs=0.01)
 
 
 @pytest.mark.parametrize("processes", [2, 4], ids=str)
 def test_step_sampler_shares_of_all_processes_are_the_batch(processes):
     recipe = RECIPE.model_copy(update={"steps": 5})
-    whole = list(StepSampler(np.ones(6), recipe, 2))
-    shares = [list(StepSampler(np.ones(6), recipe, 2, rank=rank, processes=processes)) for rank in range(processes)]
+    whole = list(StepSampler(6, recipe, 2))
+    shares = [
+        list(StepSampler(6, recipe, 2, rank=rank, processes=processes)) for rank in range(processes)
+    ]
     for step, batch in enumerate(whole):
         assert {len(share[step]) for share in shares} == {4 // processes}
         assert sorted(pair for share in shares for pair in share[step]) == sorted(batch)
@@ -164,7 +167,9 @@ class InterruptedTrainingError(Exception):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("killed_after", [1, 3, 5, 7], ids=str)
-def test_train_interrupted_and_resumed_ends_with_the_same_weights(model, squares, tmp_path, killed_after, precision):
+def test_train_interrupted_and_resumed_ends_with_the_same_weights(
+    model, squares, tmp_path, killed_after, precision
+):
     recipe = RECIPE.model_copy(update={"precision": precision, "ema_decay": 0.7})
     options = RunOptions(checkpoint_every=3)
     undisturbed = train(model, recipe, squares, tmp_path / "undisturbed", ignore).state_dict()
@@ -177,7 +182,12 @@ def test_train_interrupted_and_resumed_ends_with_the_same_weights(model, squares
         train(model, recipe, squares, tmp_path / "killed", kill, options=options)
     steps = []
     resumed = train(
-        model, recipe, squares, tmp_path / "killed", lambda report: steps.append(report.step), options=options
+        model,
+        recipe,
+        squares,
+        tmp_path / "killed",
+        lambda report: steps.append(report.step),
+        options=options,
     ).state_dict()
     # A step is reported before its checkpoint is written.
     assert steps == list(range((killed_after - 1) // 3 * 3 + 1, recipe.steps + 1))
@@ -185,28 +195,28 @@ def test_train_interrupted_and_resumed_ends_with_the_same_weights(model, squares
     assert [name for name in resumed if not torch.equal(resumed[name], undisturbed[name])] == []
 
 
-def test_train_class_without_a_pixel_is_named(model, tmp_path, caplog):
-    reds = VocFolder(write_squares(tmp_path / "data", images=1), "train")
-    train(model, RECIPE.model_copy(update={"steps": 1, "batch_size": 1}), reds, tmp_path / "run", ignore)
-    [note] = [record.getMessage() for record in caplog.records if record.name == "segserve.train.loop"]
-    assert note.endswith(f"train.txt: no pixel of {read_record(model).labels[2]}")
-
-
-def test_train_finished_run_is_not_trained_again(model, squares, tmp_path):
+def test_train_finished_run_makes_no_step(model, squares, tmp_path):
     recipe = RECIPE.model_copy(update={"steps": 2})
     first = train(model, recipe, squares, tmp_path, ignore).state_dict()
-    again = train(model, recipe, squares, tmp_path, lambda *_: pytest.fail("a step was made")).state_dict()
+    again = train(
+        model, recipe, squares, tmp_path, lambda *_: pytest.fail("a step was made")
+    ).state_dict()
     assert [name for name in first if not torch.equal(first[name], again[name])] == []
 
 
 def test_train_other_recipe_in_the_same_run_raises(model, squares, tmp_path):
     train(model, RECIPE.model_copy(update={"steps": 1}), squares, tmp_path, ignore)
-    with pytest.raises(ModelError, match="holds a run of another recipe; remove it, or give another folder with --run"):
+    with pytest.raises(
+        ModelError,
+        match="holds a run of another recipe; remove it, or give another folder with --run",
+    ):
         train(model, RECIPE.model_copy(update={"steps": 2}), squares, tmp_path, ignore)
 
 
 def test_train_start_from_the_model_begins_with_its_weights(tiny_model, squares, tmp_path):
-    recipe = RECIPE.model_copy(update={"steps": 1, "start": "model", "backbone_lr": 1e-12, "head_lr": 1e-12})
+    recipe = RECIPE.model_copy(
+        update={"steps": 1, "start": "model", "backbone_lr": 1e-12, "head_lr": 1e-12}
+    )
     trained = dict(train(tiny_model, recipe, squares, tmp_path, ignore).named_parameters())
     for name, parameter in load_network(read_record(tiny_model), tiny_model).named_parameters():
         torch.testing.assert_close(trained[name], parameter, atol=1e-6, rtol=0)
@@ -230,12 +240,18 @@ def test_train_start_share_keeps_that_much_of_the_start(squares, tmp_path):
 
 def test_train_start_share_without_a_start_raises(model, squares, tmp_path):
     recipe = RECIPE.model_copy(update={"start_share": 0.25})
-    with pytest.raises(ModelError, match=r"start_share is 0\.25, but the run starts from a backbone"):
+    with pytest.raises(
+        ModelError, match=r"start_share is 0\.25, but the run starts from a backbone"
+    ):
         train(model, recipe, squares, tmp_path, ignore)
 
 
-def test_train_frozen_norms_keep_their_statistics_and_learn_their_scale(tiny_model, squares, tmp_path):
-    recipe = RECIPE.model_copy(update={"steps": 3, "start": "model", "batch_norm_momentum": 0.0, "ema_decay": 0.0})
+def test_train_frozen_norms_keep_their_statistics_and_learn_their_scale(
+    tiny_model, squares, tmp_path
+):
+    recipe = RECIPE.model_copy(
+        update={"steps": 3, "start": "model", "batch_norm_momentum": 0.0, "ema_decay": 0.0}
+    )
     trained = train(tiny_model, recipe, squares, tmp_path, ignore).state_dict()
     start = load_network(read_record(tiny_model), tiny_model).state_dict()
     norms = [name.removesuffix(".running_mean") for name in start if name.endswith(".running_mean")]
@@ -249,31 +265,12 @@ def test_train_frozen_norms_keep_their_statistics_and_learn_their_scale(tiny_mod
 def test_train_without_loading_processes_sees_the_same_batches(model, squares, tmp_path):
     recipe = RECIPE.model_copy(update={"steps": 2})
     alone, helped = (
-        train(model, recipe, squares, tmp_path / str(n), ignore, options=RunOptions(workers=n)).state_dict()
+        train(
+            model, recipe, squares, tmp_path / str(n), ignore, options=RunOptions(workers=n)
+        ).state_dict()
         for n in (0, 1)
     )
     assert [name for name in alone if not torch.equal(alone[name], helped[name])] == []
-
-
-def test_train_teacher_alone_pulls_the_network_towards_it(model, tiny_model, squares, tmp_path):
-    recipe = RECIPE.model_copy(update={"steps": 30, "teacher": str(tiny_model), "teacher_weight": 0.99})
-    losses = []
-    train(model, recipe, squares, tmp_path, lambda report: losses.append(report.loss))
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
-
-
-@pytest.mark.parametrize(
-    ("changes", "what"),
-    [
-        ({"classes": tiny_record().classes[:2]}, "classes"),
-        ({"input": tiny_record().input.model_copy(update={"mean": (0.1, 0.2, 0.3)})}, "mean"),
-    ],
-    ids=["classes", "mean"],
-)
-def test_train_teacher_that_sees_otherwise_raises(model, squares, tmp_path, changes, what):
-    recipe = RECIPE.model_copy(update={"teacher": str(write_tiny_model(tmp_path, **changes))})
-    with pytest.raises(ModelError, match=rf"teacher .*: has other {what} than the model that it is to teach"):
-        train(model, recipe, squares, tmp_path / "run", ignore)
 
 
 def test_train_diverging_loss_raises(model, squares, tmp_path):
@@ -320,7 +317,9 @@ def test_build_schedule_follows_warm_up_and_poly_from_any_step(finished):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    expected = [0.02 * min(1, (step + 1) / 3) * (1 - step / 8) ** 0.9 for step in range(finished, 8)]
+    expected = [
+        0.02 * min(1, (step + 1) / 3) * (1 - step / 8) ** 0.9 for step in range(finished, 8)
+    ]
     assert rates == pytest.approx(expected)
 
 
@@ -328,39 +327,43 @@ def test_build_schedule_follows_warm_up_and_poly_from_any_step(finished):
 
 
 def test_checkpoint_comes_back_as_it_was_saved(tmp_path):
-    saved = Checkpoint(3, {"recipe": RECIPE.model_dump()}, {"network": {"weight": torch.arange(4.0)}})
+    saved = RunCheckpoint(
+        3, {"recipe": RECIPE.model_dump()}, {"network": {"weight": torch.arange(4.0)}}
+    )
     saved.save(tmp_path / "new folder")
-    loaded = Checkpoint.load(tmp_path / "new folder")
+    loaded = RunCheckpoint.load(tmp_path / "new folder")
     assert (loaded.step, loaded.origin) == (3, {"recipe": RECIPE.model_dump()})
     assert torch.equal(loaded.states["network"]["weight"], torch.arange(4.0))
 
 
 def test_checkpoint_of_an_empty_folder_is_none(tmp_path):
-    assert Checkpoint.load(tmp_path) is None
+    assert RunCheckpoint.load(tmp_path) is None
 
 
 FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from segserve.train.checkpoint import Checkpoint
+from segserve.training.train.state import RunCheckpoint
 folder = Path(sys.argv[1])
-Checkpoint(1, {}, {"network": {"weight": torch.ones(1000)}}).save(folder)
+RunCheckpoint(1, {}, {"network": {"weight": torch.ones(1000)}}).save(folder)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-Checkpoint(2, {}, {"network": {"weight": torch.ones(1_000_000)}}).save(folder)
+RunCheckpoint(2, {}, {"network": {"weight": torch.ones(1_000_000)}}).save(folder)
 """
 
 
-def test_checkpoint_that_the_disk_has_no_room_for_keeps_the_former(tmp_path):
-    failed = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True)
+def test_checkpoint_on_a_full_disk_keeps_the_previous_one(tmp_path):
+    failed = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True
+    )
     assert failed.returncode == 1
     assert "File too large" in failed.stderr
-    assert Checkpoint.load(tmp_path).step == 1
-    Checkpoint(3, {}, {}).save(tmp_path)
-    assert Checkpoint.load(tmp_path).step == 3
+    assert RunCheckpoint.load(tmp_path).step == 1
+    RunCheckpoint(3, {}, {}).save(tmp_path)
+    assert RunCheckpoint.load(tmp_path).step == 3
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
 
 
-def test_run_log_drops_rows_of_steps_that_are_made_again(tmp_path):
+def test_run_log_removes_rows_of_steps_that_are_repeated(tmp_path):
     log = RunLog(tmp_path, 0)
     for step in range(1, 6):
         log.add(StepReport(step, 1.0, 0.1, 2.0, 0.5 if step == 2 else None))
@@ -388,7 +391,7 @@ def test_run_log_drops_rows_of_steps_that_are_made_again(tmp_path):
     [
         ("steps: 0", "steps: .*greater than 0"),
         ("seed: -1", "seed: .*greater than or equal to 0"),
-        ("momentum: 0", "momentum: .*greater than 0"),
+        ("batch_norm_momentum: -1", "batch_norm_momentum: .*greater than or equal to 0"),
         ("lr: 1", "lr: unknown key"),
         ("scales: [0.5]", "scales.1: is missing"),
         ("precision: fp8", "precision: .*'bf16', 'fp16' or 'fp32'"),
@@ -396,7 +399,9 @@ def test_run_log_drops_rows_of_steps_that_are_made_again(tmp_path):
     ids=lambda value: value.split(":")[0],
 )
 def test_read_recipe_bad_value_raises_one_line(tmp_path, line, message):
-    (tmp_path / "recipe.yaml").write_text(line if line.startswith("steps") else f"steps: 1\n{line}\n")
+    (tmp_path / "recipe.yaml").write_text(
+        line if line.startswith("steps") else f"steps: 1\n{line}\n"
+    )
     with pytest.raises(ModelError, match=rf"^recipe\.yaml: .*{message}") as caught:
         read_recipe(tmp_path / "recipe.yaml")
     assert "\n" not in str(caught.value)
@@ -409,7 +414,10 @@ def test_load_backbone_from_a_file_loads_every_tensor(tmp_path):
             parameter.add_(1)
     save_file(source.state_dict(), tmp_path / "backbone.safetensors")
     load_backbone(target, "test_efficientnet", str(tmp_path / "backbone.safetensors"))
-    assert all(torch.equal(tensor, target.state_dict()[name]) for name, tensor in source.state_dict().items())
+    assert all(
+        torch.equal(tensor, target.state_dict()[name])
+        for name, tensor in source.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -420,19 +428,28 @@ def test_load_backbone_from_a_file_loads_every_tensor(tmp_path):
     ],
     ids=["stages lifted to the top", "wrapped"],
 )
-def test_load_backbone_named_otherwise_than_the_classifier_loads_every_tensor(tmp_path, architecture):
+def test_load_backbone_from_a_classifier_with_other_names_loads_every_tensor(
+    tmp_path, architecture
+):
     classifier = timm.create_model(architecture.backbone)
     save_file(classifier.state_dict(), tmp_path / "classifier.safetensors")
     backbone, _ = build_backbone(architecture)
     load_backbone(backbone, architecture.backbone, str(tmp_path / "classifier.safetensors"))
     image = torch.rand(1, 3, 64, 64)
-    torch.testing.assert_close(backbone.eval()(image)[-1], classifier.eval().forward_features(image))
+    torch.testing.assert_close(
+        backbone.eval()(image)[-1], classifier.eval().forward_features(image)
+    )
 
 
 def test_load_backbone_incomplete_file_raises_and_names_a_tensor(tmp_path):
     backbone = tiny_network(tiny_record()).backbone
-    save_file({"conv_stem.weight": backbone.state_dict()["conv_stem.weight"]}, tmp_path / "part.safetensors")
-    with pytest.raises(ModelError, match=r"part\.safetensors: lacks \d+ tensors of backbone x, first: bn1"):
+    save_file(
+        {"conv_stem.weight": backbone.state_dict()["conv_stem.weight"]},
+        tmp_path / "part.safetensors",
+    )
+    with pytest.raises(
+        ModelError, match=r"part\.safetensors: lacks \d+ tensors of backbone x, first: bn1"
+    ):
         load_backbone(backbone, "x", str(tmp_path / "part.safetensors"))
 
 
@@ -442,19 +459,30 @@ def test_export_weights_then_load_network_gives_the_same_logits(tmp_path):
     assert read_record(tmp_path) == record
     files = sorted(tmp_path.iterdir())
     assert [path.name for path in files] == ["model.yaml", "weights.safetensors"]
-    assert len({path.stat().st_mode for path in files}) == 1  # whoever may read the record may read the weights
+    assert (
+        len({path.stat().st_mode for path in files}) == 1
+    )  # record and weights have the same permissions
     stored = load_file(tmp_path / "weights.safetensors")
-    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float16}
+    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {
+        torch.float16
+    }
     loaded = load_network(record, tmp_path)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     inputs = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        torch.testing.assert_close(loaded(inputs), network(inputs), atol=0.1, rtol=0.01)  # half precision
+        torch.testing.assert_close(
+            loaded(inputs), network(inputs), atol=0.1, rtol=0.01
+        )  # half precision
 
 
 def test_export_weights_drops_the_accuracy_of_earlier_weights(tmp_path):
     accuracy = Accuracy(dataset="d", images=1, mean_iou=1, pixel_accuracy=1, class_iou={})
-    assert export_weights(tiny_network(tiny_record()), tiny_record(accuracy=accuracy), tmp_path).accuracy is None
+    assert (
+        export_weights(
+            tiny_network(tiny_record()), tiny_record(accuracy=accuracy), tmp_path
+        ).accuracy
+        is None
+    )
 
 
 @pytest.mark.parametrize("value", [1e6, float("nan"), float("inf")], ids=str)
@@ -462,7 +490,8 @@ def test_export_weights_value_beyond_half_precision_raises_and_writes_nothing(tm
     network = tiny_network(tiny_record())
     network.backbone.bn1.running_var[0] = value
     with pytest.raises(
-        ValueError, match=r"^backbone\.bn1\.running_var: holds values that are not finite, or above 65504"
+        ValueError,
+        match=r"^backbone\.bn1\.running_var: holds values that are not finite, or above 65504",
     ):
         export_weights(network, tiny_record(), tmp_path)
     assert list(tmp_path.iterdir()) == []

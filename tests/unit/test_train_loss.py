@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from segserve.recipe import Recipe
 from segserve.runtime.errors import ModelError
-from segserve.train.average import averaged
-from segserve.train.loss import SegmentationLoss, lovasz_softmax
-from segserve.train.recipe import Recipe
+from segserve.training.train.loss import SegmentationLoss
+from segserve.training.train.optimizer import averaged
 
 LABELS = ("background", "cat", "dog")
 
@@ -23,8 +23,8 @@ class Fixed(torch.nn.Module):
         return self.logits
 
 
-def loss_of(network, labels, teacher=None, **recipe):
-    return SegmentationLoss(network, Recipe(steps=1, precision="fp32", **recipe), LABELS, teacher)(
+def loss_of(network, labels, **recipe):
+    return SegmentationLoss(network, Recipe(steps=1, precision="fp32", **recipe), LABELS)(
         torch.zeros(2, 3, 8, 8), labels
     )
 
@@ -36,9 +36,9 @@ def logits():
 
 @pytest.fixture
 def labels():
-    drawn = torch.randint(3, (2, 8, 8), generator=torch.Generator().manual_seed(1))
-    drawn[0, :4] = 255
-    return drawn.to(torch.uint8)
+    labels = torch.randint(3, (2, 8, 8), generator=torch.Generator().manual_seed(1))
+    labels[0, :4] = 255
+    return labels.to(torch.uint8)
 
 
 def upsampled(logits, size):
@@ -47,12 +47,14 @@ def upsampled(logits, size):
 
 def test_loss_is_the_mean_over_the_labelled_pixels(logits, labels):
     probabilities = upsampled(logits, (8, 8)).log_softmax(1)
-    kept = [(n, y, x) for n in range(2) for y in range(8) for x in range(8) if labels[n, y, x] != 255]
+    kept = [
+        (n, y, x) for n in range(2) for y in range(8) for x in range(8) if labels[n, y, x] != 255
+    ]
     by_hand = -sum(probabilities[n, int(labels[n, y, x]), y, x] for n, y, x in kept) / len(kept)
     torch.testing.assert_close(loss_of(Fixed(logits), labels), by_hand)
 
 
-def test_loss_at_a_stride_looks_at_every_so_manieth_pixel(logits, labels):
+def test_loss_at_a_stride_uses_every_nth_pixel(logits, labels):
     expected = F.cross_entropy(logits, labels[:, 1::2, 1::2].long(), ignore_index=255)
     torch.testing.assert_close(loss_of(Fixed(logits), labels, loss_stride=2), expected)
 
@@ -64,54 +66,17 @@ def test_loss_weighs_classes_by_their_label(logits, labels):
     assert not torch.allclose(expected, loss_of(Fixed(logits), labels))
 
 
-def test_loss_of_the_hard_share_is_the_mean_over_the_highest(logits, labels):
-    losses = F.cross_entropy(upsampled(logits, (8, 8)), labels.long(), ignore_index=255, reduction="none")
-    hardest = losses[labels != 255].sort(descending=True).values[:24]  # a quarter of 96
-    torch.testing.assert_close(loss_of(Fixed(logits), labels, hard_share=0.25), hardest.mean())
-
-
-def test_lovasz_softmax_of_certain_predictions_is_one_minus_mean_iou(labels):
-    predicted = torch.randint(3, (2, 8, 8), generator=torch.Generator().manual_seed(3))
-    certain = 1e4 * F.one_hot(predicted, 3).movedim(3, 1).float()
-    counted = labels != 255
-    ious = [
-        ((predicted == c) & (labels == c))[counted].sum() / ((predicted == c) | (labels == c))[counted].sum()
-        for c in range(3)
-    ]
-    torch.testing.assert_close(lovasz_softmax(certain, labels.long()), 1 - torch.stack(ious).mean())
-
-
-def test_loss_adds_the_lovasz_softmax_by_its_share(logits, labels):
-    expected = 0.75 * loss_of(Fixed(logits), labels) + 0.25 * lovasz_softmax(upsampled(logits, (8, 8)), labels.long())
-    torch.testing.assert_close(loss_of(Fixed(logits), labels, lovasz_weight=0.25), expected)
-
-
-def test_loss_with_a_teacher_learns_its_probabilities_at_every_pixel(logits, labels):
-    network, taught = Fixed(logits), torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
-    teacher = Fixed(taught)
-    by_hand = -(taught.softmax(1) * logits.log_softmax(1)).sum(1).mean()
-    loss = loss_of(network, labels, teacher, teacher_weight=0.25)
-    torch.testing.assert_close(loss, 0.75 * loss_of(Fixed(logits), labels) + 0.25 * by_hand)
-    torch.autograd.backward(loss)
-    assert network.logits.grad[0, :, :2].any()  # where labels are to be ignored
-    assert teacher.logits.grad is None
-
-
-def test_loss_with_a_teacher_of_a_finer_grid_brings_its_logits_to_the_network_s(logits, labels):
-    by_itself = loss_of(Fixed(logits), labels, Fixed(logits), teacher_weight=0.5)
-    finer = loss_of(Fixed(logits), labels, Fixed(logits.repeat_interleave(2, 2).repeat_interleave(2, 3)))
-    torch.testing.assert_close(finer, by_itself)
-
-
 def test_loss_in_bf16_is_computed_in_float32(logits, labels):
-    recipe = Recipe(steps=1, precision="bf16", lovasz_weight=0.25)
+    recipe = Recipe(steps=1, precision="bf16")
     loss = SegmentationLoss(Fixed(logits), recipe, LABELS)(torch.zeros(2, 3, 8, 8), labels)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, loss_of(Fixed(logits), labels, lovasz_weight=0.25))
+    torch.testing.assert_close(loss, loss_of(Fixed(logits), labels))
 
 
 def test_loss_weight_of_an_unknown_class_raises(logits):
-    with pytest.raises(ModelError, match=r"class_weights: cow is none of the classes background, cat, dog"):
+    with pytest.raises(
+        ModelError, match=r"class_weights: cow is none of the classes background, cat, dog"
+    ):
         SegmentationLoss(Fixed(logits), Recipe(steps=1, class_weights={"cow": 2, "cat": 1}), LABELS)
 
 

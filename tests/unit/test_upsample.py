@@ -8,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from segserve.runtime.upsample import Upsampling
+from segserve.runtime.inference.candidates import Upsampling
 
 
 def resized(logits: torch.Tensor, size_hw: tuple[int, int], cuts: list[int]) -> torch.Tensor:
     upsampling = Upsampling((logits.shape[1], logits.shape[2]), size_hw, logits.device)
     strips = [slice(top, bottom) for top, bottom in pairwise(cuts)]
-    return torch.cat([upsampling.strip(logits[:, upsampling.grid_rows(strip)], strip) for strip in strips], dim=1)
+    return torch.cat(
+        [upsampling.strip(logits[:, upsampling.grid_rows(strip)], strip) for strip in strips], dim=1
+    )
 
 
 @given(st.data())
@@ -22,7 +24,9 @@ def test_strips_any_split_equals_interpolate_of_the_whole(data):
     h, w, height, width = (data.draw(st.integers(1, top)) for top in (9, 9, 60, 40))
     logits = torch.randn(3, h, w, generator=torch.Generator().manual_seed(h * w))
     cuts = sorted({0, height, *data.draw(st.lists(st.integers(0, height), max_size=5))})
-    whole = F.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+    whole = F.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[
+        0
+    ]
     torch.testing.assert_close(resized(logits, (height, width), cuts), whole, atol=2e-5, rtol=1e-5)
 
 
@@ -30,4 +34,6 @@ def test_strips_any_split_equals_interpolate_of_the_whole(data):
 def test_strips_of_wide_grids_are_the_same_either_way(columns):
     logits = torch.randn(3, 4, columns, generator=torch.Generator().manual_seed(0))
     whole = F.interpolate(logits[None], size=(30, 500), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(resized(logits, (30, 500), [0, 7, 8, 30]), whole, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        resized(logits, (30, 500), [0, 7, 8, 30]), whole, atol=2e-5, rtol=1e-5
+    )

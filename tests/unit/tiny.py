@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
-from segserve.runtime.network import build_network
-from segserve.runtime.record import Architecture, ClassInfo, InputRule, ModelRecord, ResizeRule
-from segserve.train.export import export_weights
+from segserve.runtime.architecture import Architecture
+from segserve.runtime.network.weights import build_network
+from segserve.runtime.record import ClassInfo, InputRule, ModelRecord, ResizeRule
+from segserve.training.train.model_folder import export_weights
 
 CLASSES = (("background", (0, 0, 0)), ("cat", (64, 0, 0)), ("dog", (64, 0, 128)))
 
@@ -22,7 +23,9 @@ def tiny_record(**changes) -> ModelRecord:
             backbone="test_efficientnet", aspp_rates=(1, 2), aspp_out_channels=8, aspp_dropout=0.1
         ),
         "input": InputRule(
-            resize=ResizeRule(size_px=64, multiple_of=32, max_px=256), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+            resize=ResizeRule(size_px=64, multiple_of=32, max_px=256),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
         ),
         "classes": tuple(ClassInfo(label=label, color=color) for label, color in CLASSES),
     }

@@ -1,4 +1,6 @@
-"""Requests as a worker of TorchServe gets them: packed like its front end packs them, read by its own code."""
+"""Requests as a worker of TorchServe gets them: packed like its front end packs them, read by its
+own code.
+"""
 
 import socket
 import struct
@@ -29,7 +31,9 @@ class Request:
 def raw(content: bytes, content_type: str = "application/octet-stream", **headers: str) -> Request:
     """A request whose body is `content`; in the names of headers, `_` stands for `-`."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Request((Part(content, content_type=content_type),), {"Content-Type": content_type, **named})
+    return Request(
+        (Part(content, content_type=content_type),), {"Content-Type": content_type, **named}
+    )
 
 
 def form(*parts: Part, boundary: str = "xyz", **headers: str) -> Request:
@@ -51,7 +55,15 @@ def received_by(context: Context, *requests: Request) -> list[dict]:
 
 
 def worker_context(folder: Path, config: dict | None = None, gpu: int | None = None) -> Context:
-    return Context("tiny", str(folder), {}, 4, gpu, "0.12.0", model_yaml_config={} if config is None else config)
+    return Context(
+        "tiny",
+        str(folder),
+        {},
+        4,
+        gpu,
+        "0.12.0",
+        model_yaml_config={} if config is None else config,
+    )
 
 
 def _through_a_socket(requests: tuple[Request, ...]) -> list[dict]:
@@ -69,9 +81,12 @@ def _packed(requests: tuple[Request, ...]) -> bytes:
 
 
 def _packed_request(index: int, request: Request) -> bytes:
-    headers = b"".join(_sized(name.encode()) + _sized(value.encode()) for name, value in request.headers.items())
+    headers = b"".join(
+        _sized(name.encode()) + _sized(value.encode()) for name, value in request.headers.items()
+    )
     parts = b"".join(
-        _sized(part.name.encode()) + _sized(part.content_type.encode()) + _sized(part.content) for part in request.parts
+        _sized(part.name.encode()) + _sized(part.content_type.encode()) + _sized(part.content)
+        for part in request.parts
     )
     return _sized(f"request-{index}".encode()) + headers + _END + parts + _END
 

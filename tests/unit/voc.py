@@ -8,7 +8,9 @@ from PIL import Image
 COLORS = {1: (220, 40, 40), 2: (40, 60, 220)}
 
 
-def write_pair(folder: Path, name: str, image_rgb: np.ndarray, labels: np.ndarray, **options) -> None:
+def write_pair(
+    folder: Path, name: str, image_rgb: np.ndarray, labels: np.ndarray, **options
+) -> None:
     for part, content, suffix in (("images", image_rgb, "jpg"), ("labels", labels, "png")):
         (folder / part).mkdir(parents=True, exist_ok=True)
         keywords = {"quality": 95, "subsampling": 0, **options} if suffix == "jpg" else {}

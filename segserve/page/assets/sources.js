@@ -4,18 +4,18 @@
 const isPicture = (type) => type.startsWith("image/");
 const problemOf = (source, error) => props.problems[source][error?.name] ?? props.problems[source][""];
 
-// Has the caller get what it would get, and the user be told what went wrong, or what `flaw` finds wrong with it.
+// Returns what the source gives to the caller, and shows the user what went wrong, or what `flaw` finds wrong with it.
 function telling(source, owner, method, flaw) {
   const plain = owner?.[method]?.bind(owner);
   if (!plain) return; // an old browser, or a page that is not secure
   owner[method] = async (...args) => {
     try {
       const got = await plain(...args);
-      if (flaw?.(got)) tell(problemOf(source));
-      else if (state.told) tell(null);
+      if (flaw?.(got)) report(problemOf(source));
+      else if (state.reported) report(null);
       return got;
     } catch (error) {
-      tell(problemOf(source, error));
+      report(problemOf(source, error));
       throw error;
     }
   };
@@ -32,7 +32,7 @@ function hand(file) {
 function take(files, source) {
   const file = [...files].find(({ type }) => isPicture(type));
   if (file) hand(file);
-  else tell(problemOf(source));
+  else report(problemOf(source));
 }
 
 document.addEventListener("paste", (event) => {

@@ -1,9 +1,9 @@
-// Draws an answer (see `Answer` in view.py) by itself: opacity, switches and the pointer ask the server nothing.
+// Draws a response (see `view.py`). Opacity, switches and the pointer send nothing to the server.
 // Gradio calls this once as the body of a function, with `element`, `props` and `watch`. Whatever comes from the server
 // is put in as text, never as HTML.
 
 const BACKGROUND = props.background;
-const state = { answer: null, told: null, ids: null, hidden: new Set(), opacity: props.opacity, at: null, turn: 0 };
+const state = { response: null, reported: null, ids: null, hidden: new Set(), opacity: props.opacity, at: null, turn: 0 };
 
 const part = (name) => element.querySelector(`[data-part="${name}"]`);
 const shareText = (fraction) => `${(100 * fraction).toFixed(1)} %`;
@@ -18,39 +18,39 @@ function make(tag, attributes = {}, ...children) {
 }
 
 async function show(value) {
-  const turn = ++state.turn; // an answer that is overtaken while its pictures are decoded is dropped
+  const turn = ++state.turn; // a response that is overtaken while its pictures are decoded is dropped
   const [picture, ids] = value?.picture ? await Promise.all([decoded(value.picture), decoded(value.ids)]) : [];
   if (turn !== state.turn) return;
-  state.answer = picture ? value : null;
+  state.response = picture ? value : null;
   part("result").hidden = !picture;
-  if (value) state.told = null;
-  drawProblem(value?.title ? value : state.told);
-  if (picture) drawAnswer(value, picture, ids);
+  if (value) state.reported = null;
+  drawProblem(value?.title ? value : state.reported);
+  if (picture) drawResponse(value, picture, ids);
 }
 
 function drawProblem(problem) {
-  part("empty").hidden = Boolean(problem ?? state.answer);
+  part("empty").hidden = Boolean(problem ?? state.response);
   part("problem").hidden = !problem;
   part("problem-title").textContent = problem?.title ?? "";
   part("problem-detail").textContent = problem?.detail ?? "";
 }
 
-// A problem that the browser has, not the server: what is shown stays, and it is told until there is another answer.
-function tell(problem) {
-  state.told = problem;
+// A problem of the browser, not the server: the picture stays, and the problem is shown until the next response.
+function report(problem) {
+  state.reported = problem;
   drawProblem(problem);
 }
 
-function drawAnswer(answer, picture, ids) {
-  for (const name of ["picture", "colors"]) Object.assign(part(name), { width: answer.width, height: answer.height });
-  part("stage").style.setProperty("--ratio", answer.width / answer.height);
+function drawResponse(response, picture, ids) {
+  for (const name of ["picture", "colors"]) Object.assign(part(name), { width: response.width, height: response.height });
+  part("stage").style.setProperty("--ratio", response.width / response.height);
   part("picture").getContext("2d").drawImage(picture, 0, 0);
   state.ids = classIds(ids);
   part("opacity").value = 100 * state.opacity;
-  part("rows").replaceChildren(...answer.classes.map(row));
-  const steps = answer.steps.map(({ name, ms }) => `${msText(ms)} ${name}`);
-  part("steps").textContent = [`By ${answer.model}`, ...steps].join(" · ");
-  drawSample(answer.sample);
+  part("rows").replaceChildren(...response.classes.map(row));
+  const steps = response.steps.map(({ name, ms }) => `${msText(ms)} ${name}`);
+  part("steps").textContent = [`By ${response.model}`, ...steps].join(" · ");
+  drawSample(response.sample);
   setOpacity(state.opacity);
   drawColors();
   point(null);
@@ -70,15 +70,44 @@ function classIds(bitmap) {
   return grey;
 }
 
+// As in `overlay.py`: bright colours, and outlines that are white inside of a region and black outside.
+const bright = (color) => (Math.max(...color) ? color.map((value) => Math.round((255 * value) / Math.max(...color))) : [255, 255, 255]);
+const asPixel = (color) => new Uint32Array(Uint8Array.of(...color, 255).buffer)[0]; // the bytes R, G, B, A in memory
+const [WHITE, BLACK] = [asPixel([255, 255, 255]), asPixel([0, 0, 0])];
+
 function drawColors() {
-  const painted = new Uint32Array(256); // by class id, as the bytes R, G, B, A lie in memory; 0 is transparent
-  for (const { id, color } of state.answer.classes) {
-    if (id !== BACKGROUND && !state.hidden.has(id)) painted[id] = new Uint32Array(Uint8Array.of(...color, 255).buffer)[0];
+  const { width, height, classes } = state.response;
+  const painted = new Uint32Array(256); // by class id; 0 is transparent
+  const shown = new Uint8Array(256).fill(BACKGROUND); // by class id, the id to draw: hidden classes are background
+  for (const { id, color } of classes) {
+    if (id === BACKGROUND || state.hidden.has(id)) continue;
+    painted[id] = asPixel(bright(color));
+    shown[id] = id;
   }
-  const image = new ImageData(state.answer.width, state.answer.height);
+  const image = new ImageData(width, height);
   const pixels = new Uint32Array(image.data.buffer);
   for (let index = 0; index < pixels.length; index++) pixels[index] = painted[state.ids[index]];
+  drawOutlines(pixels, shown, width, height);
   part("colors").getContext("2d").putImageData(image, 0, 0);
+}
+
+function drawOutlines(pixels, shown, width, height) {
+  const lines = Math.max(1, Math.round(Math.min(width, height) / 250));
+  for (const [right, down] of [[1, 0], [0, 1]]) {
+    for (let y = 0; y < height - down; y++) {
+      for (let x = 0; x < width - right; x++) {
+        const index = y * width + x;
+        const [before, after] = [shown[state.ids[index]], shown[state.ids[index + right + down * width]]];
+        if (before === after) continue;
+        for (let step = 0; step < lines; step++) {
+          const start = Math.max(y - step * down, 0) * width + Math.max(x - step * right, 0);
+          const end = Math.min(y + (step + 1) * down, height - 1) * width + Math.min(x + (step + 1) * right, width - 1);
+          pixels[start] = before > after ? WHITE : BLACK;
+          pixels[end] = after > before ? WHITE : BLACK;
+        }
+      }
+    }
+  }
 }
 
 function setOpacity(opacity) {
@@ -89,7 +118,7 @@ function setOpacity(opacity) {
 
 function row({ id, label, color, pixels, fraction, box, confidence }) {
   const swatch = make("span", { class: "swatch" });
-  swatch.style.background = `rgb(${color})`;
+  swatch.style.background = `rgb(${bright(color)})`;
   const bar = make("span", { class: "bar", "aria-hidden": "true" });
   bar.style.setProperty("--share", fraction);
   const cell = (name, ...content) => make("td", { role: "cell", class: name, "data-name": name }, ...content);
@@ -116,7 +145,7 @@ function toggle(id, label, swatch) {
 function drawSample(sample) {
   part("sample").hidden = !sample;
   if (!sample) return;
-  part("sample-told").textContent = `${sample.encoding}: ${countText(sample.bytes)} bytes in ${msText(sample.ms)}`;
+  part("sample-message").textContent = `${sample.encoding}: ${countText(sample.bytes)} bytes in ${msText(sample.ms)}`;
   part("sample-excerpt").textContent = sample.excerpt;
   part("sample-excerpt").hidden = !sample.excerpt;
 }
@@ -124,31 +153,31 @@ function drawSample(sample) {
 // The pixel [x, y] that is pointed at, or null.
 function point(at) {
   state.at = at;
-  const id = at && state.ids[at[1] * state.answer.width + at[0]];
-  const found = state.answer.classes.find((info) => info.id === id);
+  const id = at && state.ids[at[1] * state.response.width + at[0]];
+  const found = state.response.classes.find((info) => info.id === id);
   part("readout").textContent = found ? `${found.label} at ${at[0]}, ${at[1]}` : "Point at the picture to see a class.";
   for (const line of part("rows").children) line.classList.toggle("pointed", Number(line.dataset.class) === found?.id);
 }
 
 function pixelUnder({ clientX, clientY }) {
   const { left, top, width, height } = part("colors").getBoundingClientRect();
-  const x = Math.floor(((clientX - left) / width) * state.answer.width);
-  const y = Math.floor(((clientY - top) / height) * state.answer.height);
-  return x >= 0 && y >= 0 && x < state.answer.width && y < state.answer.height ? [x, y] : null;
+  const x = Math.floor(((clientX - left) / width) * state.response.width);
+  const y = Math.floor(((clientY - top) / height) * state.response.height);
+  return x >= 0 && y >= 0 && x < state.response.width && y < state.response.height ? [x, y] : null;
 }
 
 function placePointer(shown) {
   const pointer = part("pointer");
   pointer.hidden = !shown;
   if (!shown) return;
-  pointer.style.left = `${(100 * (state.at[0] + 0.5)) / state.answer.width}%`;
-  pointer.style.top = `${(100 * (state.at[1] + 0.5)) / state.answer.height}%`;
+  pointer.style.left = `${(100 * (state.at[0] + 0.5)) / state.response.width}%`;
+  pointer.style.top = `${(100 * (state.at[1] + 0.5)) / state.response.height}%`;
 }
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 function movePointer(arrow) {
-  const { width, height } = state.answer;
+  const { width, height } = state.response;
   const step = Math.max(1, Math.round(Math.max(width, height) / 50));
   const [x, y] = state.at ?? [width >> 1, height >> 1];
   const within = (value, limit) => Math.min(limit - 1, Math.max(0, value));
@@ -158,13 +187,13 @@ function movePointer(arrow) {
 
 const DOWNLOADS = {
   overlay: { ending: "overlay.png", blob: overlay },
-  labels: { ending: "labels.png", blob: async () => (await fetch(state.answer.labels)).blob() },
-  coco: { ending: "coco.json", blob: () => new Blob([JSON.stringify(state.answer.coco)], { type: "application/json" }) },
+  labels: { ending: "labels.png", blob: async () => (await fetch(state.response.labels)).blob() },
+  coco: { ending: "coco.json", blob: () => new Blob([JSON.stringify(state.response.coco)], { type: "application/json" }) },
 };
 
 // The picture as it is seen, with the opacity and the switches as they are.
 function overlay() {
-  const canvas = new OffscreenCanvas(state.answer.width, state.answer.height);
+  const canvas = new OffscreenCanvas(state.response.width, state.response.height);
   const context = canvas.getContext("2d");
   context.drawImage(part("picture"), 0, 0);
   context.globalAlpha = state.opacity;
@@ -174,7 +203,7 @@ function overlay() {
 
 async function save({ ending, blob }) {
   const url = URL.createObjectURL(await blob());
-  make("a", { href: url, download: `${state.answer.stem}-${ending}` }).click();
+  make("a", { href: url, download: `${state.response.stem}-${ending}` }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 

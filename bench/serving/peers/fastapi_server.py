@@ -1,0 +1,34 @@
+"""A FastAPI server as in its documentation: an uploaded file, and a synchronous function in the
+thread pool.
+
+https://fastapi.tiangolo.com/tutorial/request-files/
+"""
+
+import uvicorn
+from fastapi import FastAPI, Response, UploadFile
+
+from .device import first_device
+from .processes import HOST
+from .python_server import server_arguments
+from .steps import STEPS
+
+
+def main() -> None:
+    arguments = server_arguments()
+    steps = STEPS[arguments.network](arguments.model, first_device())
+    app = FastAPI()
+
+    @app.post("/predict")
+    def predict(file: UploadFile) -> Response:
+        label_map = steps.predict(steps.decode(file.file.read()))
+        return Response(steps.encode(label_map), media_type="image/png")
+
+    @app.get("/health")
+    def health() -> str:
+        return "ok"
+
+    uvicorn.run(app, host=HOST, port=arguments.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

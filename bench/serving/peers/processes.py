@@ -1,0 +1,80 @@
+"""Starts servers as processes, waits until they are ready, and ends their process trees."""
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from segserve.engines.process_tree import ProcessTree
+
+from ..errors import BenchError
+
+HOST = "127.0.0.1"
+READY_S = 600
+_POLL_S = 0.25
+_STOP_S = 20
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    log: Path,
+    health_url: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    ca_file: Path | None = None,
+) -> Iterator[int]:
+    """Runs a command within the context. Yields its process id when its health URL responds with
+    200.
+
+    Args:
+        log: receives the command's output.
+        environment: replaces this process's environment.
+        ca_file: the CA certificate for an https URL.
+
+    Raises:
+        BenchError: the command exits early, or is not ready in time.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    tree = ProcessTree.of(process.pid)
+    try:
+        _wait_until_healthy(health_url, process, log, str(ca_file) if ca_file else True)
+        yield process.pid
+    finally:
+        tree.stop(_STOP_S)
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_healthy(
+    url: str, process: subprocess.Popen[bytes], log: Path, verify: bool | str
+) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            words = log.read_text(errors="replace").split()
+            raise BenchError(f"it ended with status {process.returncode}: {' '.join(words)[-300:]}")
+        try:
+            if requests.get(url, timeout=5, verify=verify).ok:
+                return
+        except requests.RequestException:
+            pass  # not listening yet
+        time.sleep(_POLL_S)
+    raise BenchError(f"it is not ready after {READY_S} s")

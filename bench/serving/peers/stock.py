@@ -1,0 +1,112 @@
+"""TorchServe's own `image_segmenter` with the same network and weights, set up as in TorchServe's
+example.
+
+https://github.com/pytorch/serve/tree/master/examples/image_segmenter/deeplabv3: a model file and a
+state dict, no model-config.yaml. The settings are those of TorchServe's docker/config.properties:
+one worker per core, and each worker computes on all cores.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+import torch
+
+from segserve.engines.torchserve.process import TorchServe
+from segserve.runtime.network.weights import load_network
+from segserve.runtime.record import RECORD_FILE, read_record
+
+from ..errors import BenchError
+from ..load import Gateway
+from ..over_http import HttpPeer
+from ..peer import Opened
+from ..workload import Workload
+from .processes import READY_S
+
+NAME = "stock"
+_HERE = Path(__file__).parent
+_SETTINGS = """\
+inference_address=http://127.0.0.1:8080
+management_address=http://127.0.0.1:8081
+metrics_address=http://127.0.0.1:8082
+number_of_netty_threads=32
+job_queue_size=1000
+"""
+# A response has two floats per pixel, as indented JSON. At our input size, this exceeds
+# TorchServe's default limit.
+_LARGE_RESPONSES = "max_response_size=655350000\n"
+
+
+@contextmanager
+def open_stock(workload: Workload, *, title: str, same_size: bool) -> Iterator[Opened]:
+    """Starts the stock handler: unchanged, which processes a crop of 224 x 224 pixels, or at our
+    input size.
+    """
+    folder = workload.scratch / ("stock-same-size" if same_size else "stock")
+    folder.mkdir()
+    config = folder / "stock.properties"
+    config.write_text(_SETTINGS + (_LARGE_RESPONSES if same_size else ""))
+    handler = str(_HERE / "stock_handler.py") if same_size else "image_segmenter"
+    archive = _archive(workload.model, handler, folder)
+    began_s = time.perf_counter()
+    with TorchServe.start([archive], folder / "run", config=config) as server:
+        server.wait_ready(READY_S)
+        _wait_for_every_worker(server)
+        start_s = time.perf_counter() - began_s
+        headers = {"Authorization": f"Bearer {server.inference_token}"}
+        gateway = Gateway(f"{server.inference_url}/predictions/{NAME}", headers)
+        yield Opened({title: HttpPeer(gateway, workload)}, server.pid, start_s)
+
+
+def _archive(model: Path, handler: str, folder: Path) -> Path:
+    record = read_record(model)
+    weights = folder / "weights.pth"
+    torch.save(
+        {
+            f"network.{name}": value
+            for name, value in load_network(record, model).state_dict().items()
+        },
+        weights,
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "model_archiver.model_packaging",
+        "--model-name",
+        NAME,
+        "--version",
+        "1.0",
+    ]
+    command += ["--model-file", str(_HERE / "stock_model.py"), "--serialized-file", str(weights)]
+    command += [
+        "--handler",
+        handler,
+        "--extra-files",
+        str(model / RECORD_FILE),
+        "--export-path",
+        str(folder),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"torch-model-archiver failed: {' '.join(done.stderr.split())[-300:]}")
+    return folder / f"{NAME}.mar"
+
+
+def _wait_for_every_worker(server: TorchServe) -> None:
+    """Waits for all workers. They start one at a time, and the first one responds while the others
+    still load.
+    """
+    deadline = time.monotonic() + READY_S
+    headers = {"Authorization": f"Bearer {server.management_token}"}
+    while time.monotonic() < deadline:
+        [version] = requests.get(
+            f"{server.management_url}/models/{NAME}", headers=headers, timeout=30
+        ).json()
+        if all(worker["status"] == "READY" for worker in version["workers"]):
+            return
+        time.sleep(1)
+    raise BenchError(f"not every worker of {NAME} is ready after {READY_S} s")

@@ -1,1 +1,0 @@
-"""The measured systems. Each starts in a context, provides one or several contestants, and stops with the context."""

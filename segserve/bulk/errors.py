@@ -1,0 +1,72 @@
+"""The errors of bulk runs. Every message is one line of text for people."""
+
+import errno
+import os
+from typing import ClassVar
+
+
+class BulkError(Exception):
+    """Base class of these errors: sources or results that cannot be used. They have no HTTP
+    status.
+    """
+
+    code: ClassVar[str] = "refused"
+    """The error code in the table of a batch job, if a single image has this error."""
+
+
+class StoppedError(BulkError):
+    """The cause would make every other image fail too, so the run ends."""
+
+
+class InterruptedRunError(BulkError):
+    """The signal `signal_number` ended the run. Finished results are kept."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("interrupted")
+        self.signal_number = signal_number
+
+
+# Errors that concern the name of one file. Any other error of the operating system would affect the
+# next file too.
+_NAME_ERRORS = {
+    errno.ENAMETOOLONG,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EILSEQ,
+    errno.EINVAL,
+}
+
+
+def concerns_one_name(error: OSError) -> bool:
+    """Whether only the name of this file causes the error, so that other files can be written."""
+    return error.errno in _NAME_ERRORS
+
+
+def code_and_reason(error: Exception) -> tuple[str, str]:
+    """The error code of a failed image, and one line of text for people.
+
+    The code is that of the error response, `file` if the file cannot be read, `server` if the
+    server does not respond properly, else `internal_error`.
+    """
+    from ..client import ClientError, ResponseError
+    from ..runtime.errors import SegserveError
+
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ResponseError):
+        return error.code, error.message
+    if isinstance(error, SegserveError | BulkError):
+        return error.code, text
+    if isinstance(error, ClientError):
+        return "server", text
+    if isinstance(error, OSError):
+        reason = os.strerror(error.errno) if error.errno else text[:400]
+        return "file", f"cannot be read: {reason}"
+    return "internal_error", f"{type(error).__name__}: {text[:400]}"
+
+
+def printable(path: str) -> str:
+    """A path as one line of text. Control characters and undecodable bytes are escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in path
+    )

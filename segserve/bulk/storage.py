@@ -1,0 +1,270 @@
+"""Folders and files on this machine, by path, and in any store that pyarrow or fsspec reads, by
+URI. Writes are atomic.
+"""
+
+import os
+import posixpath
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, BinaryIO, Self, cast
+from urllib.parse import unquote
+
+from ..runtime.files import whole_file
+from .errors import BulkError, printable
+
+_URI = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?]*)(?P<path>.*?)(?P<query>\?\w+=[^/]*)?$",
+    re.DOTALL,
+)
+
+# The environment variables that a store's library reads, by scheme.
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "gcs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "abfs": "AZURE_STORAGE_ACCOUNT and its key",
+    "abfss": "AZURE_STORAGE_ACCOUNT and its key",
+    "hf": "HF_TOKEN",
+}
+_NO_ACCESS = re.compile(
+    r"access.?denied|forbidden|credential|unauthori[sz]ed|authentication|\b40[13]\b", re.IGNORECASE
+)
+_PARTIAL = ".partial"
+
+
+@contextmanager
+def errors_with_location(location: str) -> Iterator[None]:
+    """Converts the errors of a file system or a store to one line that names the location and, if
+    they seem to be missing, the credentials.
+
+    Raises:
+        BulkError: the operating system, pyarrow or the store's library raised an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        # An error of pyarrow has a module of pyarrow; this module does not import it.
+        if not isinstance(error, OSError | ImportError) and "pyarrow" not in type(error).__module__:
+            raise
+        reason = " ".join(str(error).split())
+        scheme = location.partition("://")[0]
+        hint = (
+            f"; are credentials missing? Set {_credentials(scheme)}"
+            if _NO_ACCESS.search(reason)
+            else ""
+        )
+        raise BulkError(f"{printable(location)}: {reason[:400]}{hint}") from error
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A file or a folder. The names in the arguments of the methods are paths below it.
+
+    Attributes:
+        filesystem: a pyarrow filesystem; None for this machine's own, which needs no pyarrow.
+        query: the URI's options for the store, such as `?region=eu-west-1`.
+    """
+
+    path: str
+    filesystem: Any = None
+    scheme: str = ""
+    query: str = ""
+
+    @classmethod
+    def at(cls, location: str) -> Self:
+        """The storage at a path or a URI.
+
+        Raises:
+            BulkError: the URI's store is not supported, or the URI contains credentials.
+        """
+        match = _URI.fullmatch(location)
+        if match is None:
+            return cls(os.path.abspath(location))
+        scheme, authority, path, query = match.group("scheme", "authority", "path", "query")
+        if scheme == "file":
+            return cls(os.path.abspath(unquote(path)))
+        if ":" in authority.rpartition("@")[0]:
+            raise BulkError(
+                f"{scheme}://: credentials within a URI would be written to the table; set "
+                f"{_credentials(scheme)}"
+            )
+        filesystem, root = _filesystem(scheme, authority, query or "")
+        return cls(root.rstrip("/") + path.rstrip("/"), filesystem, scheme, query or "")
+
+    @property
+    def is_local(self) -> bool:
+        return self.filesystem is None
+
+    def with_path(self, path: str) -> Self:
+        """Another path in the same store."""
+        return replace(self, path=path)
+
+    def path_of(self, name: str) -> str:
+        """The path in the store, for pyarrow."""
+        return posixpath.join(self.path, name) if name else self.path
+
+    def location(self, name: str) -> str:
+        """The path or the URI of a file, as `at` accepts it."""
+        path = self.path_of(name)
+        return path if self.is_local else f"{self.scheme}://{path}{self.query}"
+
+    def contains(self, other: "Storage") -> bool:
+        """Whether the other one is this folder or lies in it."""
+        return self.filesystem == other.filesystem and (
+            posixpath.commonpath([self.path, other.path]) == self.path
+        )
+
+    def is_folder(self) -> bool:
+        if self.is_local:
+            return os.path.isdir(self.path)
+        return bool(self._info("").type.name == "Directory")
+
+    def exists(self, name: str = "") -> bool:
+        if self.is_local:
+            return os.path.lexists(self.path_of(name))
+        return bool(self._info(name).type.name != "NotFound")
+
+    def entries(self, folder: str) -> list[tuple[str, bool]]:
+        """The names in a folder, sorted, and whether each is a folder.
+
+        On this machine, links to folders are omitted, and everything that is neither a folder nor a
+        file: reading a pipe could block forever. Broken links are kept, because their read fails.
+
+        Raises:
+            BulkError: the folder of this machine cannot be read.
+            OSError: the folder of a store cannot be read.
+        """
+        path = self.path_of(folder)
+        if not self.is_local:
+            return sorted((info.base_name, not info.is_file) for info in self._selected(path))
+        try:
+            with os.scandir(path) as entries:
+                return sorted(
+                    (entry.name, entry.is_dir(follow_symlinks=False))
+                    for entry in entries
+                    if entry.is_dir(follow_symlinks=False) or _is_readable(entry)
+                )
+        except OSError as error:
+            raise BulkError(
+                f"{printable(path)}: the folder cannot be read: {error.strerror}"
+            ) from error
+
+    def names(self, folder: str) -> list[str]:
+        """The sorted names of the files in a folder; empty if the folder does not exist."""
+        if not self.exists(folder):
+            return []
+        return [name for name, is_folder in self.entries(folder) if not is_folder]
+
+    def read_bytes(self, name: str = "") -> bytes:
+        """Reads a file.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        path = self.path_of(name)
+        with open(path, "rb") if self.is_local else self.filesystem.open_input_stream(path) as file:
+            return bytes(file.read())
+
+    def read(self, name: str) -> bytes | None:
+        """Reads a file; None if it does not exist."""
+        try:
+            return self.read_bytes(name)
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file; see `writer`."""
+        with self.writer(name) as file:
+            file.write(content)
+
+    @contextmanager
+    def writer(self, name: str) -> Iterator[BinaryIO]:
+        """Opens a file for writing that gets its name when it is complete. An object store does
+        this by itself.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        path = self.path_of(name)
+        if self.is_local:
+            partials = self.path_of(_PARTIAL)  # one folder, for `sweep`
+            for folder in (os.path.dirname(path), partials):
+                os.makedirs(folder, exist_ok=True)
+            with whole_file(path, folder=partials) as file:
+                yield file
+            return
+        stream = self.filesystem.open_output_stream(path)
+        try:
+            yield cast(BinaryIO, stream)
+        except BaseException:
+            with suppress(Exception):
+                stream.close()
+                self.filesystem.delete_file(path)
+            raise
+        stream.close()
+
+    def sweep(self) -> None:
+        """Removes the incomplete files of killed processes. No other process may write at the same
+        time.
+        """
+        if self.is_local:
+            self.delete(_PARTIAL)
+
+    def delete(self, name: str) -> None:
+        """Deletes a file, or a folder with its content, if it exists."""
+        path = self.path_of(name)
+        with suppress(FileNotFoundError):
+            if not self.is_local and self._info(name).is_file:
+                self.filesystem.delete_file(path)
+            elif not self.is_local:
+                self.filesystem.delete_dir(path)
+            elif os.path.isdir(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+
+    def _info(self, name: str) -> Any:  # noqa: ANN401 - pyarrow is not typed
+        return self.filesystem.get_file_info(self.path_of(name))
+
+    def _selected(self, path: str) -> Any:  # noqa: ANN401
+        from pyarrow import fs
+
+        return self.filesystem.get_file_info(fs.FileSelector(path))
+
+
+def _is_readable(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:  # a link that points to itself
+        return True
+
+
+@lru_cache(maxsize=64)
+def _filesystem(scheme: str, authority: str, query: str) -> tuple[Any, str]:
+    """A store, and its root path: pyarrow's own filesystem if it has one, else fsspec's."""
+    uri = f"{scheme}://{authority}{query}"
+    with errors_with_location(uri):
+        import fsspec
+        from pyarrow import fs
+
+        try:
+            return cast(tuple[Any, str], fs.FileSystem.from_uri(uri))
+        except ValueError as error:
+            if "unrecognized filesystem type" not in str(error).lower():
+                raise
+        try:
+            filesystem, root = fsspec.core.url_to_fs(uri)
+        except ValueError as error:
+            raise BulkError(
+                f"{scheme}://: no such store is known; s3, gs, hf and file are among those that are"
+            ) from error
+        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), root
+
+
+def _credentials(scheme: str) -> str:
+    """What to set in the environment to access a store."""
+    return _CREDENTIALS.get(scheme, f"what {scheme}:// needs in the environment")

@@ -1,0 +1,209 @@
+"""The results of a run: the paths of every image's files, the settings that all of them share, and
+the images that failed.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from .errors import BulkError, printable
+from .sources import Source
+from .storage import Storage
+
+COCO_SUFFIX = ".coco.json"
+DATA_SET_FILE = f"segmentation{COCO_SUFFIX}"
+OPTIONS_FILE = ".segserve.json"
+FAILURES_FILE = ".segserve-failed.jsonl"
+_OVERLAY_SUFFIX = "-overlay.jpg"
+
+
+class Format(StrEnum):
+    """`png`: class ids as an indexed PNG. `npy`: a NumPy file. `json`: classes and RLE. `coco`: a
+    COCO data set.
+    """
+
+    PNG = "png"
+    NPY = "npy"
+    JSON = "json"
+    COCO = "coco"
+
+    @property
+    def suffix(self) -> str:
+        return COCO_SUFFIX if self is Format.COCO else f".{self}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The result paths: `a/b.jpg` becomes `FOLDER/a/b.png` and, with `overlay`,
+    `FOLDER/a/b-overlay.jpg`.
+    """
+
+    folder: Path
+    format: Format = Format.PNG
+    overlay: bool = False
+
+    def result(self, source: Source) -> str:
+        return os.path.join(self.folder, source.stem + self.format.suffix)
+
+    def overlay_of(self, source: Source) -> str:
+        return os.path.join(self.folder, source.stem + _OVERLAY_SUFFIX)
+
+    def files(self, source: Source) -> list[str]:
+        return [self.result(source), *([self.overlay_of(source)] if self.overlay else [])]
+
+    def missing(self, source: Source) -> list[str]:
+        """The result files that do not exist. A folder of the same name counts as missing and fails
+        at the write.
+        """
+        return [
+            path
+            for path in self.files(source)
+            if not (os.path.isfile(path) or os.path.islink(path))
+        ]
+
+    def check(self, sources: Sequence[Source], arguments: Iterable[str]) -> None:
+        """Checks that all results are different files, and that no result is one of the images.
+
+        Raises:
+            BulkError: two images have the same result, a result is one of the images, or the folder
+                of results is a folder of images and the results are images too.
+        """
+        writes_images = self.format is Format.PNG or self.overlay
+        for argument in arguments if writes_images else ():
+            if _is_same_folder(argument, self.folder):
+                raise BulkError(
+                    f"{printable(argument)}: the next run would take results in this folder for "
+                    "images; name another folder with -o"
+                )
+        images = {os.path.abspath(source.location) for source in sources}
+        data_set = Source(DATA_SET_FILE, DATA_SET_FILE)
+        source_of = {os.path.join(self.folder, DATA_SET_FILE): data_set}
+        for source in sources:
+            for path in self.files(source):
+                other = source_of.setdefault(path, source)
+                if other is not source:
+                    raise BulkError(
+                        f"{source} and {other} would both become {printable(path)}; rename one, or "
+                        "name a separate folder for each with -o"
+                    )
+                if os.path.abspath(path) in images:
+                    raise BulkError(
+                        f"{printable(path)} is both an image and a result; name another folder "
+                        "with -o"
+                    )
+
+
+def claim(
+    storage: Storage,
+    settings: Mapping[str, object],
+    *,
+    file: str = OPTIONS_FILE,
+    reserved: Sequence[str] = (DATA_SET_FILE,),
+    remedy: str = "name another folder with -o",
+    overwrite: bool = False,
+) -> None:
+    """Writes the settings to a file in the target, so that all results in it have the same ones.
+
+    Existing results count as done. With other settings, that would be a silent error.
+
+    Args:
+        settings: what the results depend on. None stands for the default.
+        file: the name of the file.
+        reserved: names of files and folders that a run overwrites. They must not exist before.
+        remedy: what to do after an error, for its message.
+        overwrite: delete an earlier run's `reserved` files instead of comparing the settings.
+
+    Raises:
+        BulkError: the target contains results with other settings, or reserved files that no run
+            created, or it is a folder of this machine that is not writable.
+        OSError: the store is not writable.
+    """
+    target = printable(storage.location(""))
+    given = _without_defaults(settings)
+    try:
+        content = storage.read(file)
+        if content is None:
+            for name in filter(storage.exists, reserved):
+                raise BulkError(
+                    f"{target}/{name} was not made here and would be overwritten; {remedy}"
+                )
+        else:
+            earlier = _parsed(content, f"{target}/{file} is damaged; remove it, or {remedy}")
+            for name in reserved if overwrite else ():
+                storage.delete(name)
+            if not overwrite and earlier != given:
+                differences = _differences(earlier, given)
+                raise BulkError(
+                    f"{target} holds results of other options ({differences}); {remedy}"
+                )
+        storage.write(file, json.dumps(given, indent=2).encode())
+        storage.sweep()
+    except OSError as error:
+        if not storage.is_local:
+            raise
+        raise BulkError(f"{target}: cannot be written to ({error.strerror}); {remedy}") from error
+
+
+class FailureLog:
+    """The failed images of a folder of results, by path: their error codes and messages.
+
+    An image with a result counts as done, even if it is listed here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FAILURES_FILE
+
+    def read(self) -> dict[str, tuple[str, str]]:
+        failures = {}
+        for line in self._path.read_bytes().splitlines() if self._path.exists() else ():
+            with suppress(ValueError):  # a killed run wrote only a part of the line
+                path, code, message = json.loads(line)
+                failures[path] = code, message
+        return failures
+
+    def add(self, source: Source, code: str, message: str) -> None:
+        """Appends an image.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        line = json.dumps([os.path.abspath(source.location), code, message])
+        with self._path.open("a", encoding="ascii") as file:
+            file.write(f"{line}\n")
+
+    def clear(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _is_same_folder(argument: str, folder: Path) -> bool:
+    return os.path.isdir(argument) and folder.is_dir() and os.path.samefile(argument, folder)
+
+
+def _without_defaults(settings: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _parsed(content: bytes, message: str) -> dict[str, object]:
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise BulkError(message) from error
+    if not isinstance(document, dict):
+        raise BulkError(message)
+    return _without_defaults(document)
+
+
+def _differences(earlier: Mapping[str, object], given: Mapping[str, object]) -> str:
+    names = sorted(
+        name for name in earlier.keys() | given.keys() if earlier.get(name) != given.get(name)
+    )
+    return printable(
+        "; ".join(
+            f"{name}: {earlier.get(name, 'default')} then, {given.get(name, 'default')} now"
+            for name in names
+        )
+    )

@@ -1,0 +1,292 @@
+"""The workers of a batch job on Ray. Each converts blocks of images to label maps and parts of the
+table.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..client.request import JSON, as_fields, http_headers
+from ..local import opened_model
+from ..runtime.decode.quarantine import Quarantine
+from ..runtime.errors import OutOfMemoryError
+from ..runtime.inference.failover import load_segmenter
+from ..runtime.inference.labels import SegmentedImage
+from ..runtime.pipeline import Pipeline
+from ..runtime.record import ModelRecord, read_yaml
+from ..runtime.settings import read_config
+from ..runtime.telemetry.request_stats import RequestStats
+from .batch import Job, LabelFormat
+from .errors import BulkError, StoppedError, code_and_reason, concerns_one_name, printable
+from .listing import Block, images_of
+from .results import encode_label_map
+from .sources import Source
+from .storage import Storage
+from .table import FAILED, Row, decode_part, encode_part, failed_row, segmented_row
+
+_NO_LIMIT = 2**31
+_STORE_BYTES = 256 * 2**20
+"""Size of Ray's object store without the archive. Blocks are small: only names and counts."""
+
+
+class ArchiveModel:
+    """Segments images as a server of the same archive does, but without a limit to the cost of an
+    image. Thread-safe.
+    """
+
+    def __init__(
+        self, archive: Path, options: Mapping[str, object], *, device: torch.device
+    ) -> None:
+        with opened_model(archive) as (folder, config_file):
+            settings = read_config(read_yaml(config_file)).handler
+            segmenter = load_segmenter(folder, device=device, settings=settings)
+        self._quarantine = Quarantine.in_temporary_folder()
+        unlimited = settings.model_copy(update={"max_cost": _NO_LIMIT})
+        self._pipeline = Pipeline(segmenter, unlimited, self._quarantine)
+        self._headers = http_headers(JSON, as_fields(**options))  # type: ignore[arg-type]
+
+    @property
+    def record(self) -> ModelRecord:
+        return self._pipeline.segmenter.record
+
+    def find_crashes(self) -> None:
+        """Finds the images that made other workers of this machine crash, so that this worker
+        rejects them.
+        """
+        if self._quarantine:
+            self._quarantine.sweep()
+
+    def segment(self, image_file: bytes) -> SegmentedImage:
+        """Segments an image at its original size. Raises as `Pipeline.segment`."""
+        return self._pipeline.segment({"body": image_file}, self._headers, RequestStats())[2]
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """The result of a block.
+
+    Attributes:
+        images, failed: numbers of images.
+        began_s: start of the processing, Unix time.
+        stopped: why the job must stop; else empty.
+    """
+
+    images: int
+    failed: int
+    began_s: float
+    stopped: str = ""
+
+
+class BlockWorker:
+    """Processes blocks. Ray Data calls it with the fields of a `Block`.
+
+    Args:
+        threads: number of images that are processed at the same time. Each thread computes with
+            as many torch threads as the calling thread.
+    """
+
+    def __init__(self, job: Job, model: ArchiveModel, *, threads: int = 2) -> None:
+        self._job = job
+        self._storage = job.storage
+        self._model = model
+        self._threads = ThreadPoolExecutor(
+            threads, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
+        )
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Processes the block with these fields. Returns the fields of a `BlockReport`."""
+        block, began_s = Block(**row), time.time()
+        try:
+            report = BlockReport(block.images, self._finish(block), began_s)
+        except StoppedError as error:
+            report = BlockReport(block.images, 0, began_s, str(error))
+        return asdict(report)
+
+    def _finish(self, block: Block) -> int:
+        """Processes a block, unless a previous worker has finished it. Returns the number of failed
+        images.
+
+        Raises:
+            StoppedError: results cannot be written.
+        """
+        try:
+            part = self._storage.read(block.part)
+            rows = [] if part is None else decode_part(part)
+            if part is None or block.retry:
+                rows = self._rows(images_of(self._storage, block), rows)
+                self._storage.write(block.part, encode_part(rows))
+        except OSError as error:
+            raise _stopped(self._storage, error) from error
+        return sum(row["status"] == FAILED for row in rows)
+
+    def _rows(self, images: list[Source], earlier: list[Row]) -> list[Row]:
+        """The rows of the images, in order. Rows of an earlier run are kept if they have not
+        failed.
+        """
+        self._model.find_crashes()  # another worker may have crashed at this block
+        rows = earlier or [{"status": FAILED}] * len(images)
+        failed = [index for index, row in enumerate(rows) if row["status"] == FAILED]
+        computed = self._threads.map(self._row, [images[index] for index in failed])
+        for index, row in zip(failed, computed, strict=True):
+            rows[index] = row
+        for index in failed:
+            if rows[index].get("error_code") == OutOfMemoryError.code:
+                rows[index] = self._row(images[index])  # alone: the others may have used the memory
+        return rows
+
+    def _row(self, image: Source) -> Row:
+        """Segments an image, and writes its label map.
+
+        Raises:
+            StoppedError: results cannot be written.
+        """
+        began_s = time.perf_counter()
+        record = self._model.record
+        try:
+            segmentation = self._model.segment(Storage.at(image.location).read_bytes())
+            row = segmented_row(image, segmentation.label_map, segmentation.classes, record)
+            content = b""
+            if self._job.format is not LabelFormat.RLE:
+                content = encode_label_map(segmentation.label_map, record.palette, self._job.format)
+        except Exception as error:  # the image's row reports any error
+            return failed_row(image, *code_and_reason(error), record)
+        row["milliseconds"] = 1000 * (time.perf_counter() - began_s)
+        row["labels"] = self._job.label_file(image)
+        try:
+            if content:
+                self._storage.write(row["labels"], content)
+        except OSError as error:
+            if not concerns_one_name(error):
+                raise _stopped(self._storage, error) from error
+            reason = f"the label map cannot be written: {error.strerror}"
+            return failed_row(image, "file", reason, record)
+        return row
+
+
+class PoolWorker(BlockWorker):
+    """A worker in its own process on Ray.
+
+    It computes with one torch thread. One worker per core is fastest for many images. Sums in torch
+    depend on the number of threads; with one thread each, any number of workers gives the same
+    label maps.
+
+    Args:
+        archive: the archive's content, uint8 (N,), in Ray's object store, because other machines do
+            not have the file.
+        threads: see `BlockWorker`.
+    """
+
+    def __init__(self, job: Job, archive: Any, device: str, threads: int) -> None:  # noqa: ANN401
+        import ray
+
+        torch.set_num_threads(1)
+        with TemporaryDirectory(prefix="segserve-") as folder:
+            file = Path(folder, "model.mar")
+            ray.get(archive).tofile(file)
+            model = ArchiveModel(file, job.options, device=torch.device(device))
+        super().__init__(job, model, threads=threads)
+
+
+def processed_blocks(
+    ray: ModuleType, job: Job, blocks: Sequence[Block], workers: int | None
+) -> Iterator[BlockReport]:
+    """Processes blocks with a pool of workers. Yields their reports in order of completion.
+
+    Args:
+        workers: by default, one per GPU or, without GPUs, one per core.
+
+    Raises:
+        StoppedError: workers failed repeatedly, or the cluster is lost.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    workers = workers or max(1, int(gpus or cpus))
+    cpus_each = max(1.0, cpus // workers) if gpus else min(1.0, cpus / workers)
+    archive = ray.put(np.fromfile(job.archive, np.uint8))
+    rows = [asdict(block) for block in blocks]
+    reports = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        PoolWorker,
+        fn_constructor_args=(
+            job,
+            archive,
+            "cuda" if gpus else "cpu",
+            max(2, int(cpus_each)),
+        ),
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+        num_cpus=cpus_each,
+        num_gpus=min(1.0, gpus / workers),
+    )
+    try:
+        for batch in reports.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
+            yield from (BlockReport(**report) for report in batch.to_pylist())
+    except ray.exceptions.RayError as error:
+        reason = " ".join(str(error.__cause__ or error).split())[-300:]
+        raise StoppedError(f"the workers failed: {reason}") from error
+
+
+@contextmanager
+def joined_ray(address: str | None, cpus: int | None, archive_bytes: int) -> Iterator[ModuleType]:
+    """Connects to Ray and yields its module.
+
+    Without an address, a private Ray instance is started and ends with this context. It has no
+    dashboard, sends no usage statistics, and keeps its files in its own folder. A Ray instance that
+    already runs on this machine is not used.
+
+    Raises:
+        BulkError: Ray does not start, or is not at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    import ray.data
+
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if ray.is_initialized():  # the caller's own session in this process
+        yield ray
+        return
+    folder = None if address else mkdtemp(prefix="segserve-")
+    settings: dict[str, Any] = {
+        "num_cpus": cpus,
+        "include_dashboard": False,
+        "object_store_memory": _STORE_BYTES + 2 * archive_bytes,
+        "_temp_dir": folder,
+    }
+    try:
+        try:
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                configure_logging=False,
+                logging_level=logging.CRITICAL,
+                **({} if address else settings),
+            )
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise BulkError(f"{address or 'Ray'}: cannot be joined: {reason}") from error
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        yield ray
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stopped(storage: Storage, error: OSError) -> StoppedError:
+    reason = error.strerror or " ".join(str(error).split())[:400]
+    return StoppedError(f"{printable(storage.location(''))}: cannot be written: {reason}")

@@ -1,0 +1,215 @@
+"""Shared parts of `segserve segment` and `segserve batch`: flags, early ends, and reports."""
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from ..bulk.errors import InterruptedRunError, StoppedError, printable
+from ..schema.request import Alpha, Mode, Tta
+from .app import console, print_error
+from .output import SIGNALLED, write_output
+
+if TYPE_CHECKING:
+    from ..bulk.run import Outcome, Run
+    from ..schema.response import ClassRow
+
+_PANEL = "Options of a request"
+
+ModeFlag = Annotated[Mode | None, typer.Option(help="whole, or in tiles", rich_help_panel=_PANEL)]
+TtaFlag = Annotated[Tta | None, typer.Option(help="test-time augmentation", rich_help_panel=_PANEL)]
+ClassesFlag = Annotated[
+    str | None, typer.Option(help="keep only these, by name or id: cat,dog", rich_help_panel=_PANEL)
+]
+ThresholdFlag = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="less certain pixels become background", rich_help_panel=_PANEL
+    ),
+]
+AlphaFlag = Annotated[
+    Alpha | None, typer.Option(help="how to read transparent pixels", rich_help_panel=_PANEL)
+]
+RetryFlag = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="compute images again that failed in an earlier run"),
+]
+RESUME_HINT = "the same command goes on where it stopped"
+RETRY_HINT = "--retry-failed computes the failed images again"
+
+
+def given_options(**options: object) -> dict[str, object]:
+    """The options that are not None. The server's defaults apply to the others."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def ended_early(finish: Callable[[], None], report_end: Callable[[str], None]) -> int | None:
+    """Runs `finish`. If it is stopped or interrupted, reports the reason and returns the exit
+    status; else None.
+
+    Further signals are ignored while the run ends, so that a second Ctrl-C does not change the
+    message. A run has its own signal handlers; at its end, it restores the previous ones.
+    """
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        finish()
+    except StoppedError as error:
+        report_end(str(error))
+        return 1
+    except InterruptedRunError as error:
+        before = {}  # only the message is left to print
+        report_end(str(error))
+        return SIGNALLED + error.signal_number
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return None
+
+
+def counts_text(*, segmented: int, skipped: int = 0, failed: int = 0, left: int = 0) -> str:
+    counts = ((skipped, "already there"), (failed, "failed"), (left, "left"))
+    return ", ".join(
+        [f"{segmented} segmented", *(f"{count} {what}" for count, what in counts if count)]
+    )
+
+
+def run_text(run: "Run", stopped: str = "") -> str:
+    """The counts of a run, after the reason if it ended early."""
+    counts = counts_text(segmented=run.done, skipped=run.skipped, failed=run.failed, left=run.left)
+    if not stopped:
+        return counts
+    return f"{stopped}; {counts}" if run.force else f"{stopped}; {counts}; {RESUME_HINT}"
+
+
+def image_table(classes: "Iterable[ClassRow]", title: str = "") -> Table:
+    """The classes of one image."""
+    table = _table(title, "class", "share of the image", "confidence")
+    for row in classes:
+        table.add_row(row.label, f"{row.fraction:.1%}", f"{row.confidence:.2f}")
+    return table
+
+
+def totals_table(totals: Iterable[tuple[str, float, int]]) -> Table:
+    """The classes of several images: label, fraction of all pixels, and number of images."""
+    table = _table("classes", "class", "share of all pixels", "images")
+    for label, fraction, images in totals:
+        table.add_row(label, f"{fraction:.1%}", str(images))
+    return table
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title or None, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    return table
+
+
+class Reporter:
+    """Reports outcomes to people: failures and a progress bar on stderr, the classes that were
+    found on stdout.
+    """
+
+    def __init__(self, progress: Progress, total: int, left_out: Counter[str]) -> None:
+        self._left_out = left_out
+        self._progress = progress
+        self._task = progress.add_task("", total=total)
+        self._images: list[tuple[ClassRow, ...]] = []
+
+    def outcome(self, outcome: "Outcome") -> None:
+        """Called for every image."""
+        if outcome.classes:
+            self._images.append(outcome.classes)
+        if outcome.message and not outcome.is_skipped:
+            self._print(f"{outcome.source}: {outcome.message}", style="red")
+        self._progress.advance(self._task)
+
+    def end(self, run: "Run", stopped: str = "") -> None:
+        """Called once. `stopped` is why the run ended early; empty if it did not."""
+        self._progress.stop()
+        if stopped:
+            print_error(run_text(run, stopped))
+            return
+        if self._images:
+            console.print(self._classes())
+        rate = f", {run.done / run.seconds:.1f} images/s" if run.done else ""
+        hint = f"; {RETRY_HINT}" if run.failed else ""
+        if self._left_out:
+            counts = ", ".join(f"{count} {suffix}" for suffix, count in self._left_out.items())
+            hint += f"; left out, as they are not images: {printable(counts)}"
+        folder = printable(str(run.layout.folder))
+        self._print(
+            f"{run_text(run)}; results in {folder}{os.sep} ({run.seconds:.1f} s{rate}){hint}"
+        )
+
+    def _classes(self) -> Table:
+        if len(self._images) == 1:
+            return image_table(self._images[0])
+        pixels, images = Counter[str](), Counter[str]()
+        for classes in self._images:
+            for row in classes:
+                pixels[row.label] += row.pixels
+                images[row.label] += 1
+        total = pixels.total()
+        return totals_table(
+            (label, count / total, images[label]) for label, count in pixels.most_common()
+        )
+
+    def _print(self, line: str, style: str | None = None) -> None:
+        self._progress.console.print(
+            line, style=style, markup=False, highlight=False, soft_wrap=True
+        )
+
+
+class QuietReporter(Reporter):
+    """Reports nothing but failures and early ends."""
+
+    def end(self, run: "Run", stopped: str = "") -> None:
+        self._progress.stop()
+        if stopped:
+            print_error(run_text(run, stopped))
+
+
+class JsonReporter(Reporter):
+    r"""Prints outcomes for programs on stdout: one JSON object per line.
+
+    File names that are not UTF-8 contain `\udcXX`; `os.fsencode` converts these back to bytes.
+    """
+
+    def outcome(self, outcome: "Outcome") -> None:
+        document: dict[str, object] = {"path": outcome.source.location}
+        document |= dict(zip(("output", "overlay"), outcome.files, strict=False))
+        if outcome.message:
+            document["error"] = {"code": outcome.code, "message": outcome.message}
+        if outcome.classes:
+            document["classes"] = [row.as_document() for row in outcome.classes]
+        if outcome.is_skipped:
+            document["skipped"] = True
+        _print_json(document)
+
+    def end(self, run: "Run", stopped: str = "") -> None:
+        summary = {
+            "segmented": run.done,
+            "skipped": run.skipped,
+            "failed": run.failed,
+            "left": run.left,
+            "left_out": dict(self._left_out),
+            "seconds": round(run.seconds, 3),
+            "stopped": stopped or None,
+        }
+        try:
+            _print_json({"summary": summary})
+        finally:
+            if stopped:
+                print_error(run_text(run, stopped))
+
+
+def _print_json(document: dict[str, object]) -> None:
+    write_output(json.dumps(document).encode() + b"\n")

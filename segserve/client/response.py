@@ -1,0 +1,249 @@
+"""Responses: errors become exceptions, transient errors are retried, and a JSON response becomes a
+`Segmentation`.
+"""
+
+import base64
+import binascii
+import io
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+from tenacity import (
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
+
+from ..schema.response import ClassRow, ConfidenceMap, PngMask, PngResponse
+from .errors import (
+    AuthenticationError,
+    MalformedResponseError,
+    ResponseError,
+    UnknownModelError,
+    UnreachableError,
+)
+from .segmentation import Segmentation
+
+_TIMING = re.compile(r"([\w-]+);dur=([0-9.]+)")
+_LONGEST_MESSAGE = 1000  # characters; a proxy may send a long page
+
+# By the type of TorchServe's own error: the exception, and advice that TorchServe's message lacks.
+_ADVICE: Mapping[str, tuple[type[ResponseError], str]] = {
+    "InvalidKeyException": (AuthenticationError, "`segserve serve` prints a new one"),
+    "ModelNotFoundException": (UnknownModelError, "name the model that is served"),
+    "ModelVersionNotFoundException": (
+        UnknownModelError,
+        "leave the version out for the one that is served",
+    ),
+    "ServiceUnavailableException": (ResponseError, "send fewer requests at once"),
+    "ResourceNotFoundException": (ResponseError, "name the address of the inference port"),
+}
+_NOT_OURS = "this is not a segmentation server: check the address"
+_UNKNOWN = "unknown"  # for an error without a code, such as a proxy's or another server's
+_TOO_LARGE = (
+    "the server takes no request of so many bytes; send a smaller image, or raise its "
+    "max_request_size"
+)
+
+_TRANSIENT = (503, 507)  # 503: the queue is full or a worker restarts; 507: out of memory
+# TorchServe's type, with status 500 or 507. The handler's errors have other codes.
+_WORKER_DIED = "InternalServerException"
+_LONGEST_WAIT_S = 60.0  # caps the delay that a server requests
+_backoff = wait_exponential(multiplier=0.2, max=10) + wait_random(0, 0.2)
+
+
+@dataclass(frozen=True)
+class HttpResponse:
+    """A server's response.
+
+    Attributes:
+        headers: a case-insensitive mapping, or one with names in lower case.
+    """
+
+    status: int
+    phrase: str
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def timings_ms(self) -> dict[str, float]:
+        """Milliseconds per stage, from the header `Server-Timing`."""
+        return {
+            stage: float(ms) for stage, ms in _TIMING.findall(self.headers.get("server-timing", ""))
+        }
+
+
+def raise_for_error(response: HttpResponse) -> None:
+    """Raises an exception if the response is an error.
+
+    Raises:
+        ResponseError: the response is an error; the exception has the server's code and message.
+    """
+    if response.status == 200:
+        return
+    code, message = _code_and_message(response)
+    kind, advice = _ADVICE.get(code, (ResponseError, ""))
+    if response.status == 413 and not response.body:  # TorchServe's own
+        code, message = "request_too_large", _TOO_LARGE
+    if code == _UNKNOWN and response.status in (401, 403, 404, 405):
+        advice = _NOT_OURS
+    if 300 <= response.status < 400:
+        location = response.headers.get("location", "an unknown address")
+        advice = f"the server redirects to {location!r:.200}; use that address"
+    message = f"{message.rstrip('.')}; {advice}" if advice else message
+    raise kind(
+        response.status,
+        code,
+        message,
+        retry_after_s=_retry_after_s(response.headers.get("retry-after", "")),
+    )
+
+
+def _code_and_message(response: HttpResponse) -> tuple[str, str]:
+    """Reads an error of the handler, of TorchServe or of a proxy. Their formats differ; a proxy may
+    send no JSON.
+    """
+    try:
+        document = orjson.loads(response.body)
+    except orjson.JSONDecodeError:
+        document = {}
+    error = document.get("error", document) if isinstance(document, dict) else {}
+    error = error if isinstance(error, dict) else {"message": error}
+    code = error.get("type") or error.get("code") or _UNKNOWN
+    message = " ".join(str(error.get("message") or response.phrase).split())
+    return str(code), message[:_LONGEST_MESSAGE]
+
+
+def _retry_after_s(value: str) -> float | None:
+    """Converts a number of seconds or a date (RFC 9110, section 10.2.3) to seconds; None for any
+    other value.
+    """
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def retry_policy(retries: int) -> dict[str, Any]:
+    """Arguments for tenacity's `Retrying` and `AsyncRetrying`.
+
+    Broken connections and transient error responses are retried. The delay is the one that the
+    server requests; without one, it is an exponential backoff. After the last attempt, the last
+    error is raised. A timeout is not retried, because the server is probably still computing.
+
+    Raises:
+        ValueError: `retries` is negative.
+    """
+    if retries < 0:
+        raise ValueError(f"retries is how often a request is sent again, at least 0, got {retries}")
+    return {
+        "stop": stop_after_attempt(retries + 1),
+        "wait": _wait_s,
+        "retry": retry_if_exception(_is_transient),
+        "reraise": True,
+    }
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, ResponseError):
+        return error.status in _TRANSIENT or error.code == _WORKER_DIED
+    return isinstance(error, UnreachableError)
+
+
+def _wait_s(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, ResponseError) and error.retry_after_s is not None:
+        return min(error.retry_after_s, _LONGEST_WAIT_S)
+    return _backoff(state)
+
+
+def read_segmentation(response: HttpResponse, image_file: bytes) -> Segmentation:
+    """Reads the segmentation from the JSON response to a request with `mask=png`.
+
+    Raises:
+        ResponseError: the server sent an error response.
+        MalformedResponseError: the response is not a segmentation, or its parts contradict each
+            other.
+    """
+    raise_for_error(response)
+    try:
+        document = PngResponse.model_validate_json(response.body)
+    except ValidationError as error:
+        raise MalformedResponseError(_what_is_wrong(response, error)) from error
+    size_wh = document.width, document.height
+    mask = _decoded(document.mask, size_wh, "mask", modes=("P", "L"))
+    _check_counts(mask, document.classes)
+    confidence = document.confidence and _decoded(
+        document.confidence, size_wh, "confidence", modes=("L",)
+    )
+    return Segmentation(
+        label_map=_pixels(mask),
+        classes=document.classes,
+        model=document.model.name,
+        model_version=document.model.version,
+        palette=bytes(mask.getpalette("RGB") or ()),
+        image_file=image_file,
+        confidence_map=_pixels(confidence) if confidence else None,
+        timings_ms=response.timings_ms,
+    )
+
+
+def _decoded(
+    part: PngMask | ConfidenceMap, size_wh: tuple[int, int], name: str, *, modes: tuple[str, ...]
+) -> Image.Image:
+    """Decodes the base64 PNG of a response. Raises an error if its size or its mode is wrong."""
+    try:
+        content = base64.b64decode(part.data, validate=True)
+    except binascii.Error as error:
+        raise MalformedResponseError(f"the server's {name} is not base64: {error}") from error
+    try:
+        decoded = Image.open(io.BytesIO(content), formats=("PNG",))
+        if decoded.size != size_wh or decoded.mode not in modes:
+            expected, got = ("{} x {} pixels".format(*size) for size in (size_wh, decoded.size))
+            raise MalformedResponseError(
+                f"expected a {name} of {expected} and mode {modes[0]}, got {got} and {decoded.mode}"
+            )
+        decoded.load()
+    # SyntaxError: an invalid chunk
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MalformedResponseError(f"the server's {name} cannot be decoded: {error}") from error
+    return decoded
+
+
+def _check_counts(mask: Image.Image, classes: tuple[ClassRow, ...]) -> None:
+    counted = {class_id: pixels for class_id, pixels in enumerate(mask.histogram()) if pixels}
+    reported = {row.id: row.pixels for row in classes}
+    if counted != reported or len(reported) != len(classes):
+        raise MalformedResponseError(
+            f"the server's mask and its classes disagree: pixels {counted} and {reported}"[:300]
+        )
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = np.asarray(image)
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _what_is_wrong(response: HttpResponse, error: ValidationError) -> str:
+    detail: Any = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, detail["loc"])) or response.headers.get(
+        "content-type", "unknown type"
+    )
+    return (
+        f"the response is not a segmentation ({where}: {detail['msg'].lower()}): "
+        "is the address that of its inference port?"
+    )

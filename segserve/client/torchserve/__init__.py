@@ -1,1 +1,0 @@
-"""Stubs of TorchServe's gRPC inference API, generated from inference.proto. They need grpcio and protobuf."""

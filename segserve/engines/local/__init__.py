@@ -1,0 +1,1 @@
+"""Runs archives in worker processes of the gateway, without Java, TorchServe and Ray."""

@@ -1,0 +1,86 @@
+"""A worker process: the handler of one archive. It receives batches from the main process.
+
+Nothing here imports `segserve.runtime`, for the reason given in `workers.loading`.
+"""
+
+import logging
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from ..workers.loading import BatchHandler
+from ..workers.messages import Handled
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The first message of a worker. `error` is None if the handler is ready."""
+
+    error: str | None = None
+
+
+BatchResult = list[Handled] | None
+"""The responses to a batch, or None if the handler failed."""
+
+
+def run_worker(
+    connection: Connection,
+    archive: str,
+    folder: str,
+    index: int,
+    on_gpu: bool,
+    metrics: Mapping[str, Sequence[str]],
+) -> None:
+    """Loads the archive and handles batches until the main process closes the connection.
+
+    Args:
+        connection: to the main process.
+        archive: path of the archive.
+        folder: an empty folder for its content.
+        index: number of the worker; workers are distributed over the GPUs in this order.
+        on_gpu: whether the worker may use a GPU.
+        metrics: see `load_handler`.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when workers end
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        handler = BatchHandler(
+            Path(archive),
+            Path(folder),
+            overrides={},
+            gpu_id=_gpu(index) if on_gpu else None,
+            metrics=metrics,
+        )
+    except Exception as error:
+        logger.exception("the archive cannot be loaded")
+        connection.send(Loaded(str(error) or type(error).__name__))
+        return
+    with suppress(EOFError, BrokenPipeError):  # the main process has ended
+        connection.send(Loaded())
+        while True:
+            connection.send(_handled(handler, connection))
+
+
+def _handled(handler: BatchHandler, connection: Connection) -> BatchResult:
+    requests = connection.recv()
+    try:
+        handled = handler.handle(requests)
+    except Exception:
+        logger.exception("the handler failed at a batch")
+        return None
+    if len(handled) != len(requests):
+        logger.error("%d responses to %d requests", len(handled), len(requests))
+        return None
+    return handled
+
+
+def _gpu(index: int) -> int | None:
+    import torch
+
+    count = torch.cuda.device_count()
+    return index % count if count else None

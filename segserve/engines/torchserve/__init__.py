@@ -1,0 +1,1 @@
+"""TorchServe: `segserve.engines.torchserve.process.TorchServe` starts, watches and stops it."""

@@ -1,0 +1,222 @@
+"""TorchServe's settings for one run: config.properties with free ports and the run's own paths.
+
+The order is: overrides > the run's ports and paths > config.properties. TorchServe silently ignores
+unknown keys; here they are an error.
+"""
+
+import difflib
+import errno
+import os
+import re
+import socket
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import javaproperties
+
+from ..errors import ServerError
+
+# Every key of TorchServe 0.12.0 (the constants of its ConfigManager), and vmargs, which its
+# launcher reads.
+_KEYS = """
+    allowed_urls async_logging blacklist_env_vars certificate_file cors_allowed_headers
+    cors_allowed_methods cors_allowed_origin cpp_log_config cpu_launcher_args cpu_launcher_enable
+    debug decode_input_request default_response_timeout default_service_handler
+    default_startup_timeout default_workers_per_model disable_system_metrics
+    disable_token_authorization enable_envvars_config enable_grpc_ssl enable_metrics_api
+    enable_model_api grpc_inference_address grpc_inference_max_connection_age_grace_ms
+    grpc_inference_max_connection_age_ms grpc_inference_port grpc_management_address
+    grpc_management_max_connection_age_grace_ms grpc_management_max_connection_age_ms
+    grpc_management_port inference_address initial_distribution_port initial_worker_port
+    install_py_dep_per_model io_ratio ipex_enable ipex_gpu_enable job_queue_size keystore
+    keystore_pass keystore_type limit_max_image_pixels load_models management_address
+    max_request_size max_response_size metric_time_interval metrics_address metrics_config
+    metrics_mode model_metrics_auto_detect model_server_home model_snapshot model_store models
+    netty_client_threads number_of_gpu number_of_netty_threads prefer_direct_buffer private_key_file
+    service_envelope system_metrics_cmd token_expiration_min ts_header_key_sequence_end
+    ts_header_key_sequence_id ts_header_key_sequence_start ts_open_inference_protocol
+    unregister_model_timeout use_env_allowed_urls use_native_io vmargs
+    workflow_store
+"""
+KNOWN_KEYS = frozenset(_KEYS.split())
+
+TORCHSERVE_MAX_REQUEST_BYTES = "6553500"
+"""TorchServe's own limit, if config.properties sets none."""
+
+HTTP_PORTS = (  # key, environment variable, TorchServe's default
+    ("inference_address", "SEGSERVE_PORT", 8080),
+    ("management_address", "SEGSERVE_MANAGEMENT_PORT", 8081),
+    ("metrics_address", "SEGSERVE_METRICS_PORT", 8082),
+)
+GRPC_PORTS = (
+    ("grpc_inference", "SEGSERVE_GRPC_PORT", 7070),
+    ("grpc_management", "SEGSERVE_GRPC_MANAGEMENT_PORT", 7071),
+)
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Reads a Java properties file.
+
+    Raises:
+        ServerError: the file cannot be read, or a line is not `key=value`, although Java would
+            accept a blank or a colon instead of the equals sign.
+    """
+    properties, number = {}, 1
+    try:
+        with path.open("rb") as file:
+            for entry in javaproperties.parse(file):
+                if isinstance(entry, javaproperties.KeyValue):
+                    if "=" not in entry.source:
+                        line = entry.source.strip()
+                        raise ServerError(
+                            f"{path}, line {number}: expected key=value, got {line!r}"
+                        )
+                    properties[entry.key] = entry.value
+                number += entry.source.count("\n")
+    except OSError as error:
+        raise ServerError(f"cannot read the settings {path}: {error.strerror}") from error
+    except javaproperties.InvalidUEscapeError as error:
+        raise ServerError(f"{path}, line {number}: {error}") from error
+    return properties
+
+
+def write_properties(properties: Mapping[str, str], path: Path) -> None:
+    """Writes a Java properties file, sorted by key."""
+    text = javaproperties.dumps(properties, sort_keys=True, timestamp=False)
+    path.write_text(text, encoding="ascii")
+
+
+def read_config(path: Path) -> dict[str, str]:
+    """Read a config.properties.
+
+    Raises:
+        ServerError: the file cannot be read, a line is not `key=value`, or TorchServe has no such
+            key.
+    """
+    properties = read_properties(path)
+    _check_keys(properties, where=str(path))
+    return properties
+
+
+def merge(
+    config: Mapping[str, str], *, model_store: Path, overrides: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the settings of one run: free ports, and URLs of models limited to the run's own
+    store.
+
+    Raises:
+        ServerError: an unknown key in `overrides`, an address or a port that makes no sense.
+    """
+    _check_keys(overrides, where="overrides")
+    settings = {**config, "allowed_urls": store_urls(model_store), **overrides}
+    return {**settings, **choose_addresses(settings)}
+
+
+def max_request_bytes(settings: Mapping[str, str]) -> int:
+    """The limit of a request's size.
+
+    Raises:
+        ServerError: it is not a number.
+    """
+    size = settings.get("max_request_size", TORCHSERVE_MAX_REQUEST_BYTES)
+    if not size.isdecimal():
+        raise ServerError(f"max_request_size must be a number of bytes, got {size!r}")
+    return int(size)
+
+
+def choose_addresses(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the address and port settings, each with the port of the environment, else that of
+    `settings`.
+
+    A port that is taken is replaced by a free one. The variables are SEGSERVE_PORT,
+    SEGSERVE_MANAGEMENT_PORT, SEGSERVE_METRICS_PORT, SEGSERVE_GRPC_PORT and
+    SEGSERVE_GRPC_MANAGEMENT_PORT; an empty one counts as absent.
+
+    Raises:
+        ServerError: a port outside 1..65535, one that may not be bound, or an address that is not http(s)://HOST:PORT.
+    """
+    chosen = {}
+    with ExitStack() as held:  # all ports stay bound until all are chosen, so that they differ
+        for key, variable, default in HTTP_PORTS:
+            scheme, host, port = _wanted_address(settings, key, variable, default)
+            chosen[key] = f"{scheme}://{host}:{_free_port(host, port, held)}"
+        for prefix, variable, default in GRPC_PORTS:
+            host = settings.get(f"{prefix}_address", "127.0.0.1")
+            port = _parse_port(settings.get(f"{prefix}_port", str(default)), f"{prefix}_port")
+            chosen[f"{prefix}_address"] = host
+            chosen[f"{prefix}_port"] = str(_free_port(host, _wanted_port(variable, port), held))
+    return chosen
+
+
+def loopback(url: str) -> str:
+    """The URL at which this machine reaches a server that may listen on every interface."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:")
+
+
+def wanted_inference_port(settings: Mapping[str, str]) -> int:
+    """The port of predictions that the environment or `settings` set. It may be in use."""
+    return _wanted_address(settings, *HTTP_PORTS[0])[2]
+
+
+def _wanted_address(
+    settings: Mapping[str, str], key: str, variable: str, default: int
+) -> tuple[str, str, int]:
+    scheme, host, port = _split_address(settings.get(key, f"http://127.0.0.1:{default}"), key)
+    return scheme, host, _wanted_port(variable, port or default)
+
+
+def _check_keys(properties: Mapping[str, str], *, where: str) -> None:
+    for key in properties:
+        if key not in KNOWN_KEYS:
+            near = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ServerError(f"{where}: TorchServe has no setting {key!r}{hint}")
+
+
+def _wanted_port(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "").strip()
+    return _parse_port(text, variable) if text else default
+
+
+def _parse_port(text: str, where: str) -> int:
+    if re.fullmatch(r"[0-9]{1,5}", text) and 1 <= int(text) <= 65535:
+        return int(text)
+    raise ServerError(f"{where} must be a port number from 1 to 65535, got {text!r}")
+
+
+def _split_address(address: str, key: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(address)
+    host, separator, port = parts.netloc.partition(":")
+    if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/"):
+        raise ServerError(f"{key} must be http://HOST:PORT or https://HOST:PORT, got {address!r}")
+    return parts.scheme, host, _parse_port(port, key) if separator else None
+
+
+def _free_port(host: str, wanted: int, held: ExitStack) -> int:
+    """Return `wanted`, or any free port where that is taken; it stays bound for as long as `held`
+    is open.
+    """
+    probe = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    probe.setsockopt(
+        socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+    )  # as TorchServe: closed connections do not count
+    try:
+        probe.bind((host, wanted))
+        probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and wanted:
+            return _free_port(host, 0, held)
+        raise ServerError(f"cannot listen on {host}:{wanted}: {error.strerror}") from error
+    return int(probe.getsockname()[1])
+
+
+def store_urls(model_store: Path) -> str:
+    """A regular expression for the file URLs of archives inside the store; TorchServe splits it at
+    commas.
+
+    No name may have a percent sign: TorchServe 0.12.0 rejects `..`, but accepts `%2e%2e%2f` and
+    then opens the file that it encodes.
+    """
+    return f"file://{re.escape(str(model_store))}/[^/%]+[.]mar".replace(",", r"\x2c")

@@ -1,0 +1,125 @@
+"""Starts the Java process that is TorchServe, inside a run folder."""
+
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...runtime.telemetry.metrics import OWN, Kind, Metric
+from ..errors import ServerError
+
+CONFIG_FILE = "config.properties"
+LOG_FILE = "server.log"
+MODEL_STORE = "model-store"
+
+_LONGEST_TMP_BYTES = (
+    85  # a worker's unix socket is TMP/.ts.sock.9000, and its path may have 103 bytes on macOS
+)
+_LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
+OWNER_ALONE = 0o077
+"""The umask of a server: other users cannot read its files, which contain parts of requests."""
+
+
+def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> Path:
+    """Return an empty folder for unpacked models and sockets: in the run folder, unless that path
+    is too long.
+    """
+    inside = run_dir / "tmp"
+    shutil.rmtree(inside, ignore_errors=True)
+    if len(os.fsencode(inside)) <= longest_bytes:
+        inside.mkdir(mode=0o700)
+        return inside
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(parent)) + len("/segserve-12345678") > longest_bytes:
+        parent = "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
+    return Path(tempfile.mkdtemp(prefix="segserve-", dir=parent))
+
+
+def new_log(run_dir: Path) -> Path:
+    """The empty log of a run, readable only by this user."""
+    log_file = run_dir / LOG_FILE
+    log_file.unlink(missing_ok=True)
+    log_file.touch(mode=0o600)
+    return log_file
+
+
+def launch(
+    java_home: Path,
+    run_dir: Path,
+    tmp_dir: Path,
+    *,
+    models: Sequence[str],
+    vm_arguments: str,
+    environment: Mapping[str, str],
+) -> subprocess.Popen[bytes]:
+    """Start Java itself, so that the process we hold is the server and not a launcher of it."""
+    site = torchserve_home()
+    command = [
+        *(
+            str(java_home / "bin" / "java"),
+            f"-Dmodel_server_home={site}",
+            f"-Djava.io.tmpdir={tmp_dir}",
+        ),
+        f"-Dlog4j.configurationFile=classpath:log4j2.xml,{_LOG_SETTINGS.as_uri()}",
+        *shlex.split(vm_arguments),
+        *("-cp", str(site / "ts" / "frontend" / "*"), "org.pytorch.serve.ModelServer"),
+        *("--python", sys.executable, "-f", CONFIG_FILE, "-s", MODEL_STORE, "-ncs"),
+        *("-m", *(f"{name}={name}.mar" for name in models)),
+    ]
+    with new_log(run_dir).open(
+        "ab"
+    ) as log:  # append mode, so that the follower of the log may truncate it
+        return subprocess.Popen(
+            command,
+            cwd=run_dir,
+            env={**environment, "JAVA_HOME": str(java_home), "TMPDIR": str(tmp_dir)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            umask=OWNER_ALONE,
+        )
+
+
+def torchserve_home() -> Path:
+    """The folder that holds TorchServe's package `ts`, which is located and not imported."""
+    found = importlib.util.find_spec("ts")
+    if found is None or found.origin is None:
+        raise ServerError(
+            "TorchServe is not installed; install it with: pip install torchserve==0.12.0"
+        )
+    return Path(found.origin).resolve().parents[1]
+
+
+METRICS_FILE = "metrics.yaml"
+
+
+def write_metrics_file(path: Path, torchserve_s: Path) -> None:
+    """Writes TorchServe's own metrics and segserve's to `path`.
+
+    Args:
+        torchserve_s: its own file, `ts/configs/metrics.yaml`.
+    """
+    content = yaml.safe_load(torchserve_s.read_text(encoding="utf-8"))
+    for kind, metrics in by_kind(OWN).items():
+        content["model_metrics"].setdefault(kind, []).extend(metrics)
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def by_kind(metrics: Iterable[Metric]) -> dict[str, list[dict[str, Any]]]:
+    """The metrics as TorchServe's file has them; the label with the host's name is its own
+    addition.
+    """
+    entries: dict[str, list[dict[str, Any]]] = {kind.value: [] for kind in Kind}
+    for metric in metrics:
+        entry = {"name": metric.name, "unit": metric.unit, "dimensions": list(metric.labels)}
+        entries[metric.kind.value].append(entry)
+    return entries

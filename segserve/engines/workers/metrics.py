@@ -1,0 +1,130 @@
+"""Prometheus metrics with TorchServe's names, so that dashboards and alerts work with both
+engines.
+"""
+
+import platform
+from collections.abc import Iterable
+
+import psutil
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.metrics_core import Metric as Family
+
+from ...runtime.telemetry.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
+from .messages import Observation
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_ANY_VERSION = "default"  # TorchServe's label for a request without a version
+_HUNDREDS = (2, 4, 5)
+
+
+class _Total(Gauge):
+    """A total whose name does not end in `_total`. For a counter, prometheus_client would require
+    that ending.
+    """
+
+    _type = "unknown"
+
+
+class ServerMetrics:
+    """The metrics of one gateway. The figures of its host are measured when the metrics are
+    requested.
+    """
+
+    def __init__(self) -> None:
+        self._hostname = platform.node()
+        self._registry = registry = CollectorRegistry()
+        host_figures = _host_figures()
+        self._collectors = {
+            metric.name: _collector(metric, registry)
+            for metric in (*OWN, *ENGINE)
+            if metric.name not in host_figures
+        }
+        for hundred in _HUNDREDS:  # starts at 0, so that rates include the first response
+            self._add(f"Requests{hundred}XX", 0, "Host")
+        registry.register(_Host(self._hostname))
+
+    def count_response(self, status: int) -> None:
+        """Counts any response."""
+        if status // 100 in _HUNDREDS:
+            self._add(f"Requests{status // 100}XX", 1, "Host")
+
+    def count_prediction(
+        self, model: str, version: str | None, *, seconds: float, handler_seconds: float
+    ) -> None:
+        """Counts a request that a handler has completed: its total time, and its time in the
+        handler.
+        """
+        labels = model, version or _ANY_VERSION
+        queue_s = max(0.0, seconds - handler_seconds)
+        self._add("ts_inference_requests_total", 1, *labels)
+        self._add("ts_inference_latency_microseconds", 1e6 * seconds, *labels)
+        self._add("ts_queue_latency_microseconds", 1e6 * queue_s, *labels)
+        self._add("QueueTime", 1e3 * queue_s, "Host")
+        self._add("PredictionTime", 1e3 * handler_seconds, model, "Model")
+
+    def count_observations(self, observations: Iterable[Observation]) -> None:
+        """Counts what a handler has reported."""
+        for name, value, labels in observations:
+            self._add(name, value, *labels)
+
+    def _add(self, name: str, value: float, *labels: str) -> None:
+        collector = self._collectors[name].labels(*labels, self._hostname)
+        if isinstance(collector, Histogram):
+            collector.observe(value)
+        elif isinstance(collector, Counter | _Total):
+            collector.inc(value)
+        else:
+            collector.set(value)
+
+    def exposed(self) -> bytes:
+        """All metrics in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+
+def _collector(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    labels = (*metric.labels, metric.host_label)
+    if metric.kind is Kind.HISTOGRAM:
+        return Histogram(
+            metric.name, metric.description, labels, registry=registry, buckets=BUCKETS
+        )
+    if metric.kind is Kind.GAUGE:
+        return Gauge(metric.name, metric.description, labels, registry=registry)
+    kind = Counter if metric.name.endswith("_total") else _Total
+    return kind(metric.name, metric.description, labels, registry=registry)
+
+
+class _Host:
+    """Processor, memory and disk of this machine."""
+
+    def __init__(self, hostname: str) -> None:
+        self._labels = {"Level": "Host", "Hostname": hostname}
+        psutil.cpu_percent()  # the first call only starts the measurement
+
+    def collect(self) -> Iterable[Family]:
+        descriptions = {metric.name: metric.description for metric in ENGINE}
+        for name, value in _host_figures().items():
+            family = Family(name, descriptions[name], "gauge")
+            family.add_sample(name, self._labels, value)
+            yield family
+
+
+def _host_figures() -> dict[str, float]:
+    memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
+    return {
+        "CPUUtilization": psutil.cpu_percent(),
+        "MemoryUsed": memory.used / 2**20,
+        "MemoryAvailable": memory.available / 2**20,
+        "MemoryUtilization": memory.percent,
+        "DiskUsage": disk.used / 2**30,
+        "DiskAvailable": disk.free / 2**30,
+        "DiskUtilization": disk.percent,
+    }

@@ -1,0 +1,39 @@
+"""Runs a gateway with its engine until it is stopped. It exits with 0, or with one log line and 1
+if it cannot serve.
+
+Worker processes import this module again, under another name. So it imports nothing at that time.
+"""
+
+import sys
+
+
+def main() -> int:
+    """Returns 0 if it was stopped, 1 if it could not serve."""
+    import asyncio
+    import logging
+    import os
+
+    from . import CANNOT_SERVE
+    from .json_log import log_to
+
+    log_to(sys.stdout)
+    try:
+        from ..engines.errors import ServerError
+        from ..signing import SignatureError
+        from .machine import check_memory
+        from .serve import serve
+        from .settings import GatewaySettings
+    except ImportError as error:
+        logging.getLogger("segserve.gateway").error("%s%s", CANNOT_SERVE, error)
+        return 1
+    try:
+        check_memory()
+        asyncio.run(serve(GatewaySettings.from_environment(os.environ)))
+    except (ServerError, SignatureError, OSError, ImportError) as error:
+        logging.getLogger("segserve.gateway").error("%s%s", CANNOT_SERVE, error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

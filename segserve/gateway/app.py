@@ -1,0 +1,309 @@
+"""The HTTP gateway in front of an engine: stable tokens, request limits, a fair queue, correct
+readiness, and a shutdown that loses no request.
+
+It knows nothing about images: it forwards requests as they arrive. TorchServe alone would change
+its tokens at every start, return 200 from `/ping` while models load, serve one client's hundred
+requests before another's first, and drop its requests on SIGTERM.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import cache
+from urllib.parse import parse_qsl
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..engines.engine import Engine, EngineRequest, EngineResponse, Headers
+from ..engines.errors import bad_token, frontend_json
+from ..runtime.errors import BadRequestError, UnavailableError
+from ..runtime.request import OPTION_HEADER_PREFIX
+from ..schema.openapi import openapi
+from .forms import distinct_parts
+from .http_server import MAX_HEAD_BYTES
+from .limits import FairQueue, RequestBody, too_large
+from .metrics import CONTENT_TYPE, GatewayMetrics
+from .responses import JSON, TimedResponse, error_response, json_response
+from .settings import Limits
+from .tokens import TokenFile
+
+logger = logging.getLogger("segserve.gateway")
+
+CLIENT_LEFT = 499
+"""The client closed the connection. nginx's code; appears only in logs and metrics."""
+
+_openapi_once = cache(openapi)  # takes 70 ms
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+_QUIET_PATHS = frozenset({"/ping", "/metrics"})  # requested every few seconds, so not logged
+_OWN_HEADERS = {"server": "segserve", "x-content-type-options": "nosniff"}
+_SINGLE_CONNECTION_HEADERS = frozenset(  # RFC 9110, section 7.6.1, and the token
+    {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te"}
+    | {b"trailer", b"transfer-encoding", b"upgrade", b"expect", b"host", b"authorization"}
+)
+
+
+class Gateway:
+    """Three ASGI applications: predictions, metrics, and the management API if it has a token.
+
+    Args:
+        engine: None until it is started; requests are rejected with 503 till then.
+        token: the token of predictions; None if they need none.
+        management_token: the token of the management API; None disables that application.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine | None = None,
+        token: TokenFile | None,
+        management_token: TokenFile | None,
+        limits: Limits,
+    ) -> None:
+        self.engine = engine
+        self.obstacle = "the model is being loaded" if engine is None else None
+        """Why the server is not ready; None if every model has a worker that is ready."""
+        self.closing = False
+        """Whether to close each connection after its response."""
+        self.in_flight = 0
+        """The requests that have no complete response yet."""
+        self.lost = 0
+        """The requests that were cancelled at shutdown."""
+        self._token = token
+        self._management_token = management_token
+        self._limits = limits
+        self._queue = FairQueue(in_flight=limits.client_in_flight, waiting=limits.client_waiting)
+        self._metrics = GatewayMetrics(ready=lambda: self.obstacle is None)
+
+    def open(self, engine: Engine) -> None:
+        """Starts to forward requests: every model has a worker that is ready."""
+        self.engine, self.obstacle = engine, None
+
+    def inference_app(self) -> ASGIApp:
+        """`/predictions`, the description of models, `/ping` and `/openapi.json`."""
+        return self._app(
+            Route("/ping", self._ping),
+            Route("/openapi.json", self._openapi),
+            Route("/predictions/{path:path}", self._predict, methods=_METHODS),
+            Route("/models", self._describe),
+            Route("/models/{path:path}", self._describe),
+        )
+
+    def metrics_app(self) -> ASGIApp:
+        """`GET /metrics` for Prometheus: the engine's metrics and the gateway's own."""
+        return self._app(Route("/metrics", self._show_metrics))
+
+    def management_app(self) -> ASGIApp | None:
+        """The engine's whole management API; None if it has no token."""
+        if self._management_token is None:
+            return None
+        return self._app(Route("/{path:path}", self._manage, methods=_METHODS))
+
+    def _app(self, *routes: Route) -> ASGIApp:
+        router = Router(routes, redirect_slashes=False)
+
+        async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["app"] = router  # so that unknown paths and methods raise an HTTPException
+            _check_head(scope)
+            await router(scope, receive, send)
+
+        handlers = {HTTPException: _on_error, Exception: _on_error}
+        return _Exchanges(self, ExceptionMiddleware(checked, handlers))
+
+    async def _ping(self, _: Request) -> Response:
+        """200 if every model has a worker that is ready, else 503."""
+        if self.obstacle is not None:
+            raise UnavailableError(f"not ready: {self.obstacle}")
+        return Response(frontend_json({"status": "Healthy"}), media_type=JSON)
+
+    async def _openapi(self, _: Request) -> Response:
+        return json_response(_openapi_once())
+
+    async def _predict(self, request: Request) -> Response:
+        _check_token(self._token, request)
+        return await self._in_slot(request, self._started().predict)
+
+    async def _describe(self, request: Request) -> Response:
+        """Takes a slot too: with `customized=true`, a worker handles the request."""
+        _check_token(self._token, request)
+        return await self._in_slot(request, self._started().describe)
+
+    async def _manage(self, request: Request) -> Response:
+        _check_token(self._management_token, request)
+        return await self._forward(request, self._started().manage)
+
+    async def _show_metrics(self, _: Request) -> Response:
+        of_engine = await self.engine.metrics() if self.engine is not None else b""
+        return Response(of_engine + self._metrics.as_text(), headers={"content-type": CONTENT_TYPE})
+
+    async def _in_slot(
+        self, request: Request, forward: Callable[[EngineRequest], Awaitable[EngineResponse]]
+    ) -> Response:
+        with self._metrics.waiting():
+            slot = self._queue.slot(self._client_of(request))
+            await request.state.exchange.enter_async_context(slot)
+        if await request.state.body.client_left():  # skip the computation
+            return Response(status_code=CLIENT_LEFT)
+        return await self._forward(request, forward)
+
+    async def _forward(
+        self, request: Request, forward: Callable[[EngineRequest], Awaitable[EngineResponse]]
+    ) -> Response:
+        declared_bytes = _declared_bytes(request)
+        if (declared_bytes or 0) > self._limits.request_bytes:
+            raise too_large(self._limits.request_bytes)
+        scope = request.scope
+        query = scope["query_string"]
+        response = await forward(
+            EngineRequest(
+                method=request.method,
+                target=scope["raw_path"] + (b"?" + query if query else b""),
+                headers=[*_end_to_end(scope["headers"]), *_query_options(request)],
+                body=_checked_body(request),
+                has_body=bool(declared_bytes) or "transfer-encoding" in request.headers,
+            )
+        )
+        end_to_end = response._replace(headers=_end_to_end(response.headers))
+        return TimedResponse(end_to_end, timeout_s=self._limits.request_s)
+
+    def _client_of(self, request: Request) -> str:
+        """Identifies the client by the proxy's header, else by its address: all clients have the
+        same token.
+        """
+        header = self._limits.client_header
+        named = request.headers.get(header) if header else None
+        return named or (request.client.host if request.client else "")
+
+    def _started(self) -> Engine:
+        if self.engine is None:
+            raise UnavailableError(f"not ready: {self.obstacle}; try again in a few seconds")
+        return self.engine
+
+    def new_body(self, receive: Receive) -> RequestBody:
+        """The body of a request, under the limits of this gateway."""
+        return RequestBody(
+            receive, max_bytes=self._limits.request_bytes, timeout_s=self._limits.request_s
+        )
+
+    def record(self, scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
+        """Counts a response to a prediction, and logs one line for each response except those to
+        health checks and scrapes.
+
+        Args:
+            status: of the response, or `CLIENT_LEFT`.
+        """
+        if scope.get("endpoint") == self._predict:
+            self._metrics.count_response(status)
+        if scope["path"] in _QUIET_PATHS:
+            return
+        request = Request(scope)
+        fields = {
+            "method": request.method,
+            "path": scope["path"],
+            "status": status,
+            "duration_ms": round(seconds * 1000, 1),
+            "request_bytes": _declared_bytes(request),
+            "response_bytes": sent_bytes,
+            "client": request.client.host if request.client else None,
+            "traceparent": request.headers.get("traceparent"),
+        }
+        known = {name: value for name, value in fields.items() if value is not None}
+        logger.info("%s %s %s", request.method, scope["path"], status, extra={"fields": known})
+
+
+class _Exchanges:
+    """Middleware: keeps a request's slot until its response is sent, adds the gateway's own
+    headers, and records every response.
+    """
+
+    def __init__(self, gateway: Gateway, app: ASGIApp) -> None:
+        self._gateway = gateway
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        gateway, began_s = self._gateway, time.perf_counter()
+        body = gateway.new_body(receive)
+        status, sent_bytes = CLIENT_LEFT, 0
+
+        async def send_and_count(message: Message) -> None:
+            nonlocal status, sent_bytes
+            if message["type"] == "http.response.start":
+                status = CLIENT_LEFT if await body.client_left() else message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update(_OWN_HEADERS)
+                if gateway.closing:
+                    headers["connection"] = "close"
+            else:
+                sent_bytes += len(message.get("body", b""))
+            await send(message)
+
+        gateway.in_flight += 1
+        try:
+            async with AsyncExitStack() as exchange:
+                scope.setdefault("state", {}).update(exchange=exchange, body=body)
+                await self._app(scope, receive, send_and_count)
+        except asyncio.CancelledError:
+            gateway.lost += 1
+            raise
+        finally:
+            gateway.in_flight -= 1
+            gateway.record(scope, status, sent_bytes, time.perf_counter() - began_s)
+
+
+def _check_token(token: TokenFile | None, request: Request) -> None:
+    if token is not None and not token.matches(request.headers.get("authorization")):
+        raise bad_token()
+
+
+def _declared_bytes(request: Request) -> int | None:
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else None
+
+
+def _checked_body(request: Request) -> AsyncIterable[bytes]:
+    content_type = request.headers.get("content-type", "")
+    is_form = content_type.lower().startswith("multipart/form-data")
+    body: RequestBody = request.state.body
+    return distinct_parts(body, content_type) if is_form else body
+
+
+def _end_to_end(headers: Headers) -> Headers:
+    return [
+        (name, value) for name, value in headers if name.lower() not in _SINGLE_CONNECTION_HEADERS
+    ]
+
+
+def _query_options(request: Request) -> Headers:
+    """Options in the query as headers, unless a header sets them. TorchServe drops the query."""
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(request.url.query, keep_blank_values=True):
+        header = f"{OPTION_HEADER_PREFIX}{name.lower()}"
+        options[header] = f"{options[header]},{value}" if header in options else value
+    return [
+        (name.encode(), value.encode())
+        for name, value in options.items()
+        if name not in request.headers
+    ]
+
+
+def _check_head(scope: Scope) -> None:
+    """The HTTP server limits only a head that arrives in parts."""
+    head_bytes = len(scope["raw_path"]) + len(scope["query_string"])
+    head_bytes += sum(len(name) + len(value) for name, value in scope["headers"])
+    if head_bytes > MAX_HEAD_BYTES:
+        raise BadRequestError(
+            f"the path and the headers have {head_bytes} bytes, the limit is {MAX_HEAD_BYTES}"
+        )
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    return error_response(error)

@@ -1,0 +1,156 @@
+"""uvicorn, with what a gateway needs beside its settings: one server for several ports, a way to
+abort a connection, and a moment for requests that are already on their way at shutdown.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import math
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+
+import h11
+import orjson
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from ..engines.errors import ServerError
+from ..runtime.errors import BadRequestError
+
+logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+MAX_HEAD_BYTES = 2**14
+"""The limit of a request's line and headers."""
+
+_BACKLOG = 512
+_LINGER_S = 5  # how long the rest of a body is read and discarded after an early response
+_IDLE_S = 75  # how long a connection may stay open between two requests
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 whose ASGI scope has `state["abort"]`, which closes the connection at once.
+
+    After a response to a request that is still arriving, uvicorn reads the rest, so that the client
+    can read the response. Here that is limited in time.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort}
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.more_body:
+            self.loop.call_later(_LINGER_S, self._abort_if_unread, self.cycle)
+
+    def _abort_if_unread(self, cycle: RequestResponseCycle) -> None:
+        if self.cycle is cycle and self.conn.their_state is h11.SEND_BODY:
+            self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        """Responds to a request that is not HTTP with a JSON error."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
+            return
+        error = BadRequestError("the request is not valid HTTP/1.1")
+        headers = [("content-type", "application/json"), ("connection", "close")]
+        for event in (
+            h11.Response(status_code=error.status, reason="Bad Request", headers=headers),
+            h11.Data(data=orjson.dumps(error.as_document())),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers, as the gateway has its own.
+
+    Attributes:
+        late_request_s: how long, after the last connection was accepted, an open connection may
+            still send its request.
+    """
+
+    late_request_s = 0.0
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in self.servers:
+            listener.close()
+        await asyncio.sleep(self.late_request_s)
+        await super().shutdown(sockets)
+
+
+def bind(host: str, port: int, variable: str) -> socket.socket:
+    """Binds a listening socket. Connections wait until the socket is served.
+
+    Args:
+        variable: the environment variable that sets the port.
+
+    Raises:
+        ServerError: the port is in use, or is not permitted.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sets TCP_NODELAY only where the protocol is given. Without it, each response
+    # waits 40 ms between its headers and its body.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        is_taken = error.errno == errno.EADDRINUSE
+        remedy = "stop what listens there, or set another port" if is_taken else "set another port"
+        raise ServerError(
+            f"cannot listen on {host}:{port}: {error.strerror}; {remedy} with {variable}"
+        ) from error
+    return listener
+
+
+@asynccontextmanager
+async def serving(
+    apps: Mapping[socket.socket, ASGIApp], *, drain_timeout_s: float, late_request_s: float = 0.5
+) -> AsyncIterator[None]:
+    """Serves each application on its socket.
+
+    At the end, it accepts no new connections and completes the pending requests.
+
+    Args:
+        drain_timeout_s: the time limit for pending responses at the end.
+        late_request_s: see `_Server`.
+    """
+    by_port = {listener.getsockname()[1]: app for listener, app in apps.items()}
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        await by_port[scope["server"][1]](scope, receive, send)
+
+    server = _Server(
+        uvicorn.Config(
+            dispatch,
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            backlog=_BACKLOG,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            proxy_headers=False,
+            timeout_keep_alive=_IDLE_S,
+            timeout_graceful_shutdown=math.ceil(drain_timeout_s),
+        )
+    )
+    server.late_request_s = late_request_s
+    task = asyncio.create_task(server.serve(sockets=list(apps)))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task

@@ -1,0 +1,129 @@
+"""The limits of requests: size and duration of a body, and the concurrency slots of a client.
+
+The engine's queue is first in, first out for all clients together. If one client sends a hundred
+requests at once, all others wait for a hundred responses. If each client has only a few requests in
+the queue, the others wait only for those few.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from starlette.types import Receive
+
+from ..runtime.errors import BadRequestError, OverloadedError, RequestTimeoutError, TooLargeError
+
+
+@dataclass
+class _Client:
+    """The slots of one client, and the number of its requests that hold one or wait for one."""
+
+    slots: asyncio.Semaphore
+    requests: int = 0
+
+
+class FairQueue:
+    """A queue for every client that has requests here.
+
+    Args:
+        in_flight: how many requests of one client hold a slot at the same time.
+        waiting: how many more of its requests may wait for one.
+    """
+
+    def __init__(self, *, in_flight: int, waiting: int) -> None:
+        self._in_flight = in_flight
+        self._max_requests = in_flight + waiting
+        self._clients: dict[str, _Client] = {}
+
+    @asynccontextmanager
+    async def slot(self, name: str) -> AsyncIterator[None]:
+        """Waits for a slot of this client and holds it until the context ends.
+
+        Raises:
+            OverloadedError: too many requests of the client wait already.
+        """
+        client = self._clients.setdefault(name, _Client(asyncio.Semaphore(self._in_flight)))
+        if client.requests >= self._max_requests:
+            raise OverloadedError(
+                f"{client.requests} of your requests are here already; send fewer at once, or "
+                "again later"
+            )
+        client.requests += 1
+        try:
+            async with client.slots:
+                yield
+        finally:
+            client.requests -= 1
+            if not client.requests:
+                del self._clients[name]
+
+
+class RequestBody:
+    """A request's body, in chunks as it arrives.
+
+    Args:
+        receive: of the ASGI server.
+        max_bytes: a larger body is rejected, whether or not its length was declared.
+        timeout_s: the time limit for the whole body.
+    """
+
+    def __init__(self, receive: Receive, *, max_bytes: int, timeout_s: float) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._peeked: Any = None
+        self._complete = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yields the chunks.
+
+        Raises:
+            TooLargeError: the body is larger than the limit.
+            RequestTimeoutError: the body takes longer than the limit.
+            BadRequestError: the client left.
+        """
+        received_bytes = 0
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        while not self._complete:
+            chunk = await self._next(deadline)
+            received_bytes += len(chunk)
+            if received_bytes > self._max_bytes:
+                raise too_large(self._max_bytes)
+            if chunk:
+                yield chunk
+
+    async def client_left(self) -> bool:
+        """Whether the client has closed the connection. Never waits, and loses no chunk."""
+        if self._peeked is None:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                self._peeked = await self._receive()
+        return self._peeked is not None and self._peeked["type"] == "http.disconnect"
+
+    async def _next(self, deadline: float) -> bytes:
+        message, self._peeked = self._peeked, None
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = message or await self._receive()
+        except TimeoutError:
+            raise RequestTimeoutError(
+                f"the request did not arrive whole within {self._timeout_s:g} s; send it faster, "
+                "or the image smaller"
+            ) from None
+        if message["type"] == "http.disconnect":
+            self._peeked = message
+            raise BadRequestError("the client closed the connection")
+        self._complete = not message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        return chunk
+
+
+def too_large(max_bytes: int) -> TooLargeError:
+    """The error for a request above the limit."""
+    return TooLargeError(
+        f"the request has more than {max_bytes} bytes, the limit of this server; send the image "
+        "smaller, or as JPEG or PNG"
+    )

@@ -1,0 +1,191 @@
+"""Runs an engine and its gateway. The gateway starts before the engine and ends after the last
+response.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Coroutine
+from contextlib import ExitStack
+from socket import socket
+from typing import Any, Never
+
+from starlette.types import ASGIApp
+
+from ..engines import EngineName
+from ..engines.engine import Engine
+from ..engines.environment import HIDDEN_SETTING, hide_environment
+from ..engines.errors import ServerError
+from ..signing import TrustedKeys
+from . import ENGINE_FOLDER, TOKEN_FILE
+from .app import Gateway
+from .http_server import bind, serving
+from .json_log import LogFollower
+from .machine import check_settings
+from .settings import GatewaySettings
+from .tokens import TokenFile
+
+logger = logging.getLogger("segserve.gateway")
+
+_WATCH_S = 2.0
+_LATE_REQUEST_S = 0.5
+
+
+async def serve(settings: GatewaySettings) -> None:
+    """Serves until SIGTERM or SIGINT, then completes the pending requests.
+
+    Raises:
+        ServerError: the server cannot be started, or ended by itself.
+        SignatureError: an archive is not signed by a trusted key.
+    """
+    stop_signal = asyncio.Event()
+    _on_signals(stop_signal)
+    check_settings(settings)
+    gateway = _gateway(settings)
+    apps = _bind_all(settings, gateway)
+    engine = _start_engine(settings)
+    try:
+        with ExitStack() as log:
+            if (path := getattr(engine, "log_path", None)) is not None:
+                log.enter_context(LogFollower(path))
+            async with serving(
+                apps, drain_timeout_s=settings.drain_timeout_s, late_request_s=_LATE_REQUEST_S
+            ):
+                await _first_of(
+                    _watch(engine, gateway, stop_signal, settings.start_timeout_s),
+                    stop_signal.wait(),
+                )
+                await _stop_accepting(gateway, settings.drain_delay_s)
+            lost = gateway.lost + gateway.in_flight
+            await engine.stop()
+    except BaseException:
+        await engine.stop()
+        raise
+    if lost:
+        logger.warning(
+            "stopped; %d requests took longer than SEGSERVE_DRAIN_TIMEOUT_S, %g s, and are lost: "
+            "raise it, and with it the time after which the container is killed",
+            lost,
+            settings.drain_timeout_s,
+        )
+    else:
+        logger.info("stopped; every request has its response")
+
+
+def _trusted(settings: GatewaySettings) -> TrustedKeys | None:
+    if settings.trust is None:
+        return None
+    if settings.management_token_file is not None:
+        raise ServerError(
+            "SEGSERVE_TRUST and SEGSERVE_MANAGEMENT_TOKEN_FILE are both set, and archives "
+            "registered over HTTP are not verified; unset one of them"
+        )
+    return TrustedKeys.read(settings.trust)
+
+
+def _start_engine(settings: GatewaySettings) -> Engine:
+    trusted = _trusted(settings)
+    run_dir = settings.run_dir.resolve() / ENGINE_FOLDER
+    if settings.engine is not EngineName.TORCHSERVE:  # TorchServe's environment is its own
+        hide_environment(settings.server_config().get(HIDDEN_SETTING, ""))
+    match settings.engine:
+        case EngineName.TORCHSERVE:
+            from ..engines.torchserve.engine import TorchServeEngine
+
+            return TorchServeEngine(
+                settings.archive,
+                run_dir,
+                config=settings.config,
+                overrides=settings.torchserve_settings(),
+                trusted=trusted,
+            )
+        case EngineName.LOCAL:
+            from ..engines.local.engine import LocalEngine
+
+            return LocalEngine(
+                settings.archive,
+                run_dir,
+                config=settings.server_config(),
+                trusted=trusted,
+            )
+        case EngineName.RAY:
+            from ..engines.ray.engine import RayEngine
+
+            return RayEngine(
+                settings.archive, run_dir, config=settings.server_config(), trusted=trusted
+            )
+
+
+def _gateway(settings: GatewaySettings) -> Gateway:
+    management = settings.management_token_file
+    return Gateway(
+        token=_token(settings) if settings.needs_token() else None,
+        management_token=TokenFile(management) if management else None,
+        limits=settings.limits(),
+    )
+
+
+def _token(settings: GatewaySettings) -> TokenFile:
+    if settings.token_file is not None:
+        return TokenFile(settings.token_file)
+    path = settings.run_dir / TOKEN_FILE
+    logger.warning(
+        "SEGSERVE_TOKEN_FILE is not set: a random token, valid until the server stops, is in %s",
+        path,
+    )
+    return TokenFile.generate(path)
+
+
+def _bind_all(settings: GatewaySettings, gateway: Gateway) -> dict[socket, ASGIApp]:
+    """Binds a socket for every application. The ports are exactly those in `settings`."""
+    apps = [
+        (gateway.inference_app(), "SEGSERVE_PORT", settings.port),
+        (gateway.metrics_app(), "SEGSERVE_METRICS_PORT", settings.metrics_port),
+        (gateway.management_app(), "SEGSERVE_MANAGEMENT_PORT", settings.management_port),
+    ]
+    return {
+        bind(settings.host, port, variable): app for app, variable, port in apps if app is not None
+    }
+
+
+async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
+    """Returns or raises when the first coroutine does. Cancels the others."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    for task in done:
+        task.result()
+
+
+def _on_signals(stop_signal: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop_signal.set)
+
+
+async def _watch(
+    engine: Engine, gateway: Gateway, stop_signal: asyncio.Event, start_timeout_s: float
+) -> Never:
+    """Opens the gateway when every model has a worker. From then on, keeps its readiness up to
+    date.
+    """
+    await engine.start(start_timeout_s)
+    _on_signals(stop_signal)  # Ray has replaced the handlers
+    gateway.open(engine)
+    logger.info("ready: %s", ", ".join(engine.models))
+    while True:
+        await asyncio.sleep(_WATCH_S)
+        obstacle = await engine.obstacle()
+        if obstacle != gateway.obstacle:
+            logger.warning("not ready: %s", obstacle) if obstacle else logger.info("ready again")
+        gateway.obstacle = obstacle
+
+
+async def _stop_accepting(gateway: Gateway, delay_s: float) -> None:
+    """Reports that the server is not ready, and keeps serving until clients have noticed."""
+    logger.info(
+        "stopping: requests are accepted for %g s more, and all of them get a response", delay_s
+    )
+    gateway.obstacle = "the server is being stopped"
+    gateway.closing = True  # a new connection goes to another server once clients have noticed
+    await asyncio.sleep(delay_s)

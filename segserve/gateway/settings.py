@@ -1,0 +1,223 @@
+"""The environment variables of the container."""
+
+import difflib
+import json
+import shlex
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
+
+from ..engines import EngineName
+from ..engines.environment import EXTRA_VARIABLE
+from ..engines.errors import ServerError
+from ..engines.torchserve.config import max_request_bytes, read_config, store_urls
+from ..resources import resource
+
+PREFIX = "SEGSERVE_"
+BAKED_ARCHIVE = Path("/opt/segserve/model.mar")
+DEFAULT_RUN_DIR = Path("/tmp/segserve")  # noqa: S108 - no other user writes in the container
+
+_LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
+_TOKEN_LIFE_MIN = 10 * 365 * 24 * 60  # TorchServe's own tokens never leave the machine
+_FOREIGN = frozenset(
+    {"SEGSERVE_HOME", "SEGSERVE_MIRROR", "SEGSERVE_BROWSER", "SEGSERVE_URL", EXTRA_VARIABLE}
+)  # other commands' own
+_Port = Annotated[int, Field(ge=1, le=65535)]
+_PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]  # RFC 9110, 5.6.2
+
+
+class Limits(NamedTuple):
+    """The limits of the gateway.
+
+    Attributes:
+        request_bytes: a larger request is rejected.
+        request_s: the time limit for a request to arrive, and for its response to be read.
+        client_in_flight: how many requests of one client the engine holds at a time.
+        client_waiting: how many more requests of one client wait; the next one is rejected.
+        client_header: the header in which a proxy names the client; None for the client's address.
+    """
+
+    request_bytes: int
+    request_s: float = 120
+    client_in_flight: int = 8
+    client_waiting: int = 100
+    client_header: str | None = None
+
+
+class Device(StrEnum):
+    """The device of the network."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class GatewaySettings(BaseModel):
+    """Each field is an environment variable: `SEGSERVE_` and the field's name in capitals.
+
+    Attributes:
+        archive: the archive to serve, or several separated by commas or as a JSON list.
+        engine: what runs the handlers of the archives.
+        models_dir: the folder whose archives may be registered at runtime, see
+            `management_token_file`.
+        host: the address to listen on.
+        port: for predictions, `/ping` and the description of models.
+        metrics_port: for Prometheus's `/metrics`, which requires no token.
+        management_port: for TorchServe's management API.
+        token_file: holds the bearer token of requests; if unset, a random token is generated at
+            start.
+        management_token_file: holds the bearer token of the management API; if unset, that API is
+            off.
+        trust: the file of the public keys that archives must be signed with; by default any archive
+            is served.
+        device: `gpu` ends the container if there is no GPU; `auto` uses a GPU if there is one.
+        config: a config.properties that replaces the project's own.
+        run_dir: where everything is written; can be a tmpfs.
+        request_timeout_s: how long a request may take to arrive, and its response to be read.
+        client_in_flight: how many requests of one client TorchServe holds at a time; with twice
+            batchSize x workers, one client keeps all workers busy.
+        client_waiting: how many more requests of one client wait in the gateway.
+        client_header: the header in which a proxy names the client's address; without a proxy,
+            clients could forge it.
+        start_timeout_s: how long loading the models may take.
+        drain_delay_s: how long requests are still accepted after SIGTERM, until clients have
+            noticed.
+        drain_timeout_s: how long requests in flight may take after that.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    archive: tuple[Path, ...] = (BAKED_ARCHIVE,)
+    engine: EngineName = EngineName.TORCHSERVE
+    models_dir: Path = Path("/models")
+    host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside
+    port: _Port = 8080
+    metrics_port: _Port = 8082
+    management_port: _Port = 8081
+    token_file: Path | None = None
+    management_token_file: Path | None = None
+    trust: Path | None = None
+    device: Device = Device.AUTO
+    config: Path | None = None
+    run_dir: Path = DEFAULT_RUN_DIR
+    request_timeout_s: _PositiveSeconds = 120
+    client_in_flight: PositiveInt = 8
+    client_waiting: NonNegativeInt = 100
+    client_header: _HeaderName | None = None
+    start_timeout_s: _PositiveSeconds = 120
+    drain_delay_s: _Seconds = 0
+    drain_timeout_s: _Seconds = 60
+
+    @field_validator("archive", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.startswith("["):
+            return json.loads(value)
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Reads the settings from an environment. An empty variable counts as unset.
+
+        Raises:
+            ServerError: a variable is unknown, holds a secret that must be in a file, or has an
+                invalid value.
+        """
+        given = {
+            name: value.strip()
+            for name, value in environment.items()
+            if name.startswith(PREFIX) and name not in _FOREIGN and value.strip()
+        }
+        for name in given:
+            _check_name(name)
+        try:
+            return cls.model_validate({_field(name): value for name, value in given.items()})
+        except ValidationError as error:
+            [detail, *_] = error.errors()
+            name = PREFIX + str(detail["loc"][0]).upper()
+            raise ServerError(
+                f"{name} is {given[name]!r}, which is not valid: {detail['msg']}"
+            ) from None
+
+    def limits(self) -> Limits:
+        """The limits of one request and of one client. The limit in bytes is TorchServe's own."""
+        return Limits(
+            request_bytes=max_request_bytes(self.server_config()),
+            request_s=self.request_timeout_s,
+            client_in_flight=self.client_in_flight,
+            client_waiting=self.client_waiting,
+            client_header=self.client_header,
+        )
+
+    def torchserve_settings(self) -> dict[str, str]:
+        """The settings of TorchServe that differ from config.properties."""
+        # TorchServe's own log files would grow in memory. The container logs TorchServe's console
+        # instead.
+        options = (
+            f"-Dlog4j.configurationFile={_LOG_SETTINGS.as_uri()}",
+            "-XX:+ExitOnOutOfMemoryError",
+        )
+        own: dict[str, Any] = {
+            # Only the gateway is reached from outside. Ports in use are replaced by free ones.
+            "inference_address": "http://127.0.0.1:8080",
+            "management_address": "http://127.0.0.1:8081",
+            "metrics_address": "http://127.0.0.1:8082",
+            "vmargs": " ".join(
+                filter(None, (self.server_config().get("vmargs"), shlex.join(options)))
+            ),
+            "token_expiration_min": _TOKEN_LIFE_MIN,
+            "allowed_urls": store_urls(self.models_dir),
+            "enable_model_api": "true" if self.management_token_file else "false",
+        }
+        if self.device is Device.CPU:
+            own["number_of_gpu"] = 0
+        return {key: str(value) for key, value in own.items()}
+
+    def needs_token(self) -> bool:
+        """Whether requests must carry a token; config.properties may switch that off."""
+        return self.server_config().get("disable_token_authorization") != "true"
+
+    def server_config(self) -> dict[str, str]:
+        """The settings of config.properties."""
+        return read_config(self.config or resource("config.properties"))
+
+
+def variables() -> tuple[str, ...]:
+    """The names of all variables, in the order of the documentation."""
+    return tuple(PREFIX + name.upper() for name in GatewaySettings.model_fields)
+
+
+def _field(name: str) -> str:
+    return name.removeprefix(PREFIX).lower()
+
+
+def _check_name(name: str) -> None:
+    if name in variables():
+        return
+    if f"{name}_FILE" in variables():
+        raise ServerError(
+            f"{name}: a secret in the environment can be read by others; put it in a file: "
+            f"{name}_FILE"
+        )
+    near = difflib.get_close_matches(_field(name), GatewaySettings.model_fields, n=1)
+    hint = (
+        f"did you mean {PREFIX}{near[0].upper()}?"
+        if near
+        else f"there are {', '.join(variables())}"
+    )
+    raise ServerError(f"there is no variable {name}; {hint}")

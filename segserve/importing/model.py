@@ -1,0 +1,226 @@
+"""Makes a model folder of a checkpoint: renames its tensors, completes the record, and segments a
+picture before anything is written.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..runtime.encode.mask import LabelMap
+from ..runtime.errors import ModelError
+from ..runtime.inference.segmenter import Segmenter
+from ..runtime.network.weights import build_network, check_fit, write_weights
+from ..runtime.record import (
+    RECORD_FILE,
+    ClassInfo,
+    InputRule,
+    ModelRecord,
+    validated,
+    voc_color,
+    write_record,
+)
+from .checkpoint import State, load_checkpoint
+from .layouts import Recognised, recognise
+
+_COUNTER = "num_batches_tracked"  # files before PyTorch 0.4.1 lack it
+_CHECK_HW = (96, 128)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model folder that was written.
+
+    Attributes:
+        notes: what the import found, removed or assumed, one line each.
+        label_map: uint8 (H, W) of the image that was segmented as a check.
+    """
+
+    record: ModelRecord
+    notes: tuple[str, ...]
+    label_map: LabelMap
+
+
+def import_checkpoint(
+    path: Path,
+    folder: Path,
+    *,
+    labels: Sequence[str] | None,
+    size_px: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    licence: str,
+    architecture: Mapping[str, object],
+    image_rgb: NDArray[np.uint8] | None = None,
+    check: Callable[[LabelMap], None] = lambda _label_map: None,
+) -> Imported:
+    """Imports a checkpoint as a new model folder.
+
+    Args:
+        path: a checkpoint file, or a folder that `save_pretrained` wrote.
+        labels: the class names, in the order of the classifier's outputs. A network with one output
+            has two classes; the name of the first may be left out.
+        size_px: longer side of the network's input. `labels`, `size_px`, `mean` and `std` may be
+            None if the checkpoint's folder has them.
+        architecture: fields of the architecture that replace what the checkpoint or its library
+            says.
+        image_rgb: uint8 (H, W, 3), segmented as a check; by default a generated image.
+        check: called with the label map of that image; what it raises ends the import.
+
+    Raises:
+        ModelError: the folder is not empty, the checkpoint is not of a served
+            architecture, or something is missing; nothing is written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "holds a model already" if (folder / RECORD_FILE).exists() else "is not empty"
+        raise ModelError(f"{folder}: {what}; name another folder with --output")
+    checkpoint = load_checkpoint(path)
+    found = recognise(checkpoint, architecture)
+    notes = [*checkpoint.notes, _summary(found)]
+    state, num_classes = _two_classes(found.state), max(2, found.num_classes)
+    if found.num_classes == 1:
+        notes.append("one output: the class is where its sigmoid is above 0.5, the rest background")
+    record = validated(
+        {
+            "name": folder.resolve().name,
+            "version": "1.0",
+            "summary": f"DeepLabV3 on {found.architecture.backbone}, imported from {found.library}",
+            "licence": licence,
+            "source": f"{path.name}, {found.library}",
+            "architecture": found.architecture,
+            "input": _input_rule(found, size_px, mean, std),
+            "classes": _classes(found, labels, num_classes),
+        },
+        ModelRecord,
+        RECORD_FILE,
+    )
+    state = _fitting(state, record)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=".import-") as name:
+        written = Path(name) / "model"
+        written.mkdir()
+        record = record.model_copy(update={"weights": write_weights(state, written)})
+        del state, found, checkpoint
+        write_record(record, written)
+        label_map = Segmenter.load(written).segment(_checked_image(image_rgb)).label_map
+        check(label_map)
+        written.rename(folder)  # an empty folder is replaced
+    return Imported(record, tuple(notes), label_map)
+
+
+def _summary(found: Recognised) -> str:
+    own = found.architecture
+    rates = ", ".join(map(str, own.aspp_rates)) or "none"
+    return (
+        f"{found.library}: {own.head} on {own.backbone}, output stride {own.output_stride}, atrous "
+        f"rates {rates}, {found.num_classes} outputs"
+    )
+
+
+def _two_classes(state: State) -> State:
+    """The state dict of a network with one output as one with two: sigmoid(x) = softmax(0, x)."""
+    for classifier in ("head.classifier", "head.4", "head.1"):
+        bias = state.get(f"{classifier}.bias")
+        if bias is not None and state[f"{classifier}.weight"].ndim == 4:
+            if len(bias) > 1:
+                return state
+            parts = {
+                f"{classifier}.{part}": state[f"{classifier}.{part}"] for part in ("weight", "bias")
+            }
+            return state | {
+                name: torch.cat([torch.zeros_like(values), values])
+                for name, values in parts.items()
+            }
+    return state
+
+
+def _fitting(state: State, record: ModelRecord) -> State:
+    """The state dict with contiguous tensors of their own and complete counters.
+
+    Raises:
+        ModelError: it does not fit the architecture.
+    """
+    with torch.device("meta"):  # names and shapes only
+        network = build_network(record.architecture, len(record.classes))
+    expected = network.state_dict()
+    counters = {
+        name: torch.tensor(0) for name in expected if name.endswith(_COUNTER) and name not in state
+    }
+    # Classifiers have layers that no head reads.
+    kept = {name: values for name, values in state.items() if name in expected} | counters
+    check_fit(kept, network, record)
+    seen: set[int] = set()
+    return {name: _own_copy(values, seen) for name, values in kept.items()}
+
+
+def _own_copy(values: Tensor, seen: set[int]) -> Tensor:
+    """The tensor, or a copy if it is not contiguous or shares memory with an earlier one. A copy of
+    each would double the memory.
+    """
+    pointer = values.data_ptr()
+    if values.is_contiguous() and pointer not in seen:
+        seen.add(pointer)
+        return values
+    return values.clone(memory_format=torch.contiguous_format)
+
+
+def _input_rule(
+    found: Recognised,
+    size_px: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> InputRule:
+    known = found.rule
+    if known is None and (size_px is None or mean is None or std is None):
+        missing = [
+            flag
+            for flag, value in (("--size-px", size_px), ("--mean", mean), ("--std", std))
+            if value is None
+        ]
+        raise ModelError(
+            "the checkpoint does not say how images become its input: give "
+            f"{', '.join(missing)}, as in training (often --mean 0.485,0.456,0.406 and --std "
+            "0.229,0.224,0.225)"
+        )
+    resize = (
+        {"size_px": size_px, "multiple_of": found.size_multiple}
+        if size_px is not None or known is None
+        else known.resize
+    )
+    fields = {
+        "resize": resize,
+        "mean": mean if mean is not None or known is None else known.mean,
+        "std": std if std is not None or known is None else known.std,
+    }
+    return validated(fields, InputRule, "input")
+
+
+def _classes(
+    found: Recognised, labels: Sequence[str] | None, num_classes: int
+) -> tuple[ClassInfo, ...]:
+    labels = labels or found.labels
+    if labels is None:
+        raise ModelError(
+            f"the checkpoint does not name its {found.num_classes} classes: give --classes"
+        )
+    if found.num_classes == 1 and len(labels) == 1:
+        labels = ("background", *labels)
+    if len(labels) != num_classes:
+        raise ModelError(
+            f"--classes names {len(labels)} classes, the checkpoint has {num_classes}"
+            + (" (the background and one more)" if found.num_classes == 1 else "")
+        )
+    return tuple(
+        ClassInfo(label=label, color=voc_color(class_id)) for class_id, label in enumerate(labels)
+    )
+
+
+def _checked_image(image_rgb: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    if image_rgb is not None:
+        return image_rgb
+    return np.random.default_rng(0).integers(0, 256, (*_CHECK_HW, 3), dtype=np.uint8)

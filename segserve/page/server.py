@@ -1,0 +1,108 @@
+"""The requests of the page: models, classes and segmentations. The server is looked up for every
+request, so that it may restart.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Unpack
+
+import requests
+
+from ..client import ClientError, SegmentationClient
+from ..client.request import SegmentOptions
+from ..engines.errors import ServerError
+from ..gateway.endpoint import Endpoint, find_endpoint
+from ..runtime.errors import SegserveError
+from .view import PageResponse, Problem, as_response, in_plain_words, take_sample
+
+_TIMEOUT_S = 5
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The choices of the page. `labels` are the classes of `model` without background; empty if
+    unknown.
+    """
+
+    models: tuple[str, ...]
+    model: str
+    labels: tuple[str, ...] = ()
+
+
+def read_catalogue(endpoint: Endpoint) -> Catalogue:
+    """Reads models and classes from the management port. This port is only available for a server
+    on this machine.
+
+    If the port does not respond, the catalogue contains only the endpoint's model.
+    """
+    alone = Catalogue((endpoint.model,), endpoint.model)
+    if endpoint.running is None:
+        return alone
+    try:
+        models = tuple(entry["modelName"] for entry in _requested(endpoint, "models")["models"])
+        model = endpoint.model if endpoint.model in models else models[0]
+        [described] = _requested(endpoint, f"models/{model}?customized=true")
+        labels = tuple(info["label"] for info in described["customizedMetadata"]["classes"])
+    except (requests.RequestException, ValueError, LookupError, TypeError):
+        return alone
+    return Catalogue(models, model, labels[1:])
+
+
+def _requested(endpoint: Endpoint, path: str) -> Any:  # noqa: ANN401 - any JSON
+    assert endpoint.running is not None  # noqa: S101 - for mypy
+    token = endpoint.token
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with requests.Session() as session:
+        session.trust_env = False  # no proxy for a server on this machine
+        response = session.get(
+            f"{endpoint.running.inference_url}/{path}", headers=headers, timeout=_TIMEOUT_S
+        )
+    response.raise_for_status()
+    return response.json()
+
+
+_RETRIES = 1  # the user waits, and can press the button again
+
+
+@dataclass(frozen=True)
+class PageServer:
+    """The server of the page. If `url` or `token` is None, the value of the server of `segserve
+    serve` applies.
+    """
+
+    url: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def endpoint(self, model: str | None = None) -> Endpoint:
+        return find_endpoint(self.url, token=self.token, model=model)
+
+    def catalogue(self, model: str | None = None) -> Catalogue:
+        return read_catalogue(self.endpoint(model))
+
+    def send(
+        self,
+        picture: Path,
+        *,
+        model: str | None = None,
+        encoding: str | None = None,
+        **options: Unpack[SegmentOptions],
+    ) -> PageResponse | Problem:
+        """Segments an image file. Returns the result for the viewer, or the problem that occurred.
+
+        Args:
+            encoding: one of `ENCODINGS`, to measure with a second request.
+        """
+        try:
+            endpoint = self.endpoint(model)
+            image_file = picture.read_bytes()
+            with SegmentationClient(
+                endpoint.url, token=endpoint.token, model=endpoint.model, retries=_RETRIES
+            ) as client:
+                began = time.perf_counter()
+                segmentation = client.segment(image_file, **options)
+                seconds = time.perf_counter() - began
+                sample = take_sample(client, image_file, encoding, **options) if encoding else None
+            return as_response(segmentation, picture.name, seconds=seconds, sample=sample)
+        except (ClientError, SegserveError, ServerError, OSError, ValueError) as error:
+            return in_plain_words(error)

@@ -1,0 +1,171 @@
+"""Conv-BN fusion: finds the norm and the activation after each convolution, and replaces all three
+with one layer.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self, TypeGuard
+
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+# The name, parameters and algorithm of an activation that oneDNN computes as part of a convolution.
+Activation = tuple[str, list[float], str]
+NO_ACTIVATION: Activation = ("none", [], "")
+_ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.ReLU: ("relu", [], ""),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0], ""),
+    nn.Hardswish: ("hardswish", [], ""),
+    nn.SiLU: ("swish", [], ""),
+}
+
+Layer = Callable[[nn.Conv2d, Tensor, Tensor | None, Activation], nn.Module]
+"""Builds the layer that replaces a convolution.
+
+Its arguments are the convolution, the weight and the bias with the norm merged in, float32, and the
+activation after it.
+"""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a module: its input and its output."""
+
+    name: str
+    module: nn.Module
+    given: Tensor
+    gave: Tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The positions of a convolution's kernel."""
+
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+    same_padding: bool
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> Self:
+        same_padding = isinstance(conv, Conv2dSame)
+        padding = [0, 0] if same_padding else [int(pad) for pad in conv.padding]
+        return cls(
+            list(conv.kernel_size),
+            list(conv.stride),
+            padding,
+            list(conv.dilation),
+            conv.groups,
+            same_padding,
+        )
+
+    def padded(self, x: Tensor, zero: int = 0) -> Tensor:
+        """Pads (N, C, H, W) with `zero` where the padding depends on the size. oneDNN adds all
+        other padding.
+        """
+        return (
+            pad_same(x, self.kernel, self.stride, self.dilation, zero) if self.same_padding else x
+        )
+
+
+def fuse(network: nn.Module, image: Tensor, layer: Layer) -> None:
+    """Replaces every convolution that runs once per image, with the norm and the activation after
+    it.
+
+    Args:
+        network: changed in place; a merged norm or activation becomes an `nn.Identity`.
+        image: float32 (N, 3, H, W). Runs through the network to find the order of the modules.
+    """
+    calls = _calls(network, image)
+    times = Counter(call.name for call in calls)
+    for index, call in enumerate(calls):
+        if _is_fusible(call.module) and times[call.name] == 1:
+            followers = [
+                follower for follower in _followers(calls, index) if times[follower.name] == 1
+            ]
+            for name, module in _replacements(call, followers, layer).items():
+                network.set_submodule(name, module)
+
+
+def _calls(network: nn.Module, image: Tensor) -> list[_Call]:
+    """The innermost modules in the order in which they run on an image. A norm counts as
+    innermost.
+    """
+    calls: list[_Call] = []
+    names = {module: name for name, module in _innermost(network)}
+
+    def take_note(module: nn.Module, given: tuple[Tensor, ...], gave: Tensor) -> None:
+        calls.append(_Call(names[module], module, given[0], gave))
+
+    hooks = [module.register_forward_hook(take_note) for module in names]
+    try:
+        network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _innermost(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    children = [] if isinstance(module, nn.BatchNorm2d) else list(module.named_children())
+    if not children:
+        yield name, module
+    for child_name, child in children:
+        yield from _innermost(child, f"{name}.{child_name}" if name else child_name)
+
+
+def _is_fusible(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return (
+        type(module) in (nn.Conv2d, Conv2dSame)
+        and module.padding_mode == "zeros"
+        and module.padding != "same"
+    )
+
+
+def _followers(calls: Sequence[_Call], index: int) -> Iterator[_Call]:
+    """The next two calls, as long as the input of each is the output of the one before it."""
+    for before, after in pairwise(calls[index : index + 3]):
+        if after.given is not before.gave:
+            return
+        yield after
+
+
+def _replacements(call: _Call, followers: Sequence[_Call], layer: Layer) -> dict[str, nn.Module]:
+    """By name, the replacements of a convolution, of its norm and of its activation."""
+    conv = call.module
+    assert isinstance(conv, nn.Conv2d)  # noqa: S101 - _is_fusible
+    weight, bias, replaced = conv.weight, conv.bias, dict[str, nn.Module]()
+    following = [(follower.name, follower.module) for follower in followers]
+    if (
+        following
+        and isinstance(norm := following[0][1], nn.BatchNorm2d)
+        and norm.track_running_stats
+    ):
+        name, _ = following.pop(0)
+        weight, bias = _fused(conv, norm)
+        replaced[name] = getattr(
+            norm, "act", nn.Identity()
+        )  # timm's norms include their activation
+        if not isinstance(replaced[name], nn.Identity):
+            following = [(name, replaced[name])]
+    activation = NO_ACTIVATION
+    if following and type(following[0][1]) in _ACTIVATIONS:
+        name, module = following[0]
+        activation = _ACTIVATIONS[type(module)]
+        replaced[name] = nn.Identity()
+    return replaced | {call.name: layer(conv, weight, bias, activation)}
+
+
+def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None  # noqa: S101 - _replacements
+    assert variance is not None  # noqa: S101
+    return fuse_conv_bn_weights(
+        conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
+    )

@@ -1,0 +1,104 @@
+"""Verified optimisation: replaces a network with a faster one that gives the same logits. Names the
+failures of a device.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+# Only PyTorch's own CUDA allocator raises a dedicated type. The CPU's allocator, CUDA's libraries
+# and CUDA itself report it in the message.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "_ALLOC_FAILED",
+    "_ALLOCATION_FAILED",
+)
+
+# From CUDA, its libraries and its driver. `HIP` is AMD's, which PyTorch uses under CUDA's name.
+_FAILED = ("CUDA", "cuDNN", "CUDNN_", "CUBLAS_", "NVIDIA", "HIP error", "unable to find an engine")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means too little memory, on the host or on a GPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether an error means that a GPU is missing or broken. A full GPU memory is not a
+    failure.
+    """
+    if is_out_of_memory(error) or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.AcceleratorError) or any(sign in str(error) for sign in _FAILED)
+
+
+def reason(error: BaseException) -> str:
+    """Formats an error as part of one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+Made = TypeVar("Made", bound=nn.Module)
+
+# The size of the image for the comparison: small, and a multiple of all strides.
+TYPICAL_HW = (128, 160)
+
+
+class OptimizationError(Exception):
+    """The optimisation failed, or it gives other logits. The message gives the reason in one
+    line.
+    """
+
+
+def verified(
+    network: nn.Module,
+    make: Callable[[nn.Module, Tensor], Made],
+    dtype: torch.dtype,
+    tolerance: float,
+) -> Made:
+    """Optimises a copy of the network with `make`, for inference, and compares the logits of both.
+
+    Args:
+        network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w). Is not
+            changed.
+        make: receives the copy, which it may change, and the image for the comparison, float32 (1,
+            3, H, W).
+        dtype: of the images that the optimised network takes.
+        tolerance: largest RMS difference of the logits, in standard deviations of the logits. A
+            wrong network has about 1.
+
+    Raises:
+        OptimizationError: `make` failed, which may happen with any version of PyTorch because it
+            uses private operators. Or the logits differ by more than the tolerance.
+    """
+    image = _clouds()
+    try:
+        with torch.inference_mode():
+            made = make(copy.deepcopy(network), image)
+            error = _relative_error(made(image.to(dtype)).float(), network(image))
+    except Exception as failure:
+        raise OptimizationError(reason(failure)) from failure
+    if not error <= tolerance:  # also if NaN
+        raise OptimizationError(f"its logits differ by {error:.2g} standard deviations")
+    return made
+
+
+def _clouds() -> Tensor:
+    """An image (1, 3, H, W) in -1..1, smooth like a photograph.
+
+    Noise would cause activations that no image causes.
+    """
+    noise = torch.randn(1, 3, 16, 20, generator=torch.Generator().manual_seed(0))
+    image = F.interpolate(noise, size=TYPICAL_HW, mode="bilinear").tanh()
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def _relative_error(logits: Tensor, expected: Tensor) -> float:
+    spread = expected.std().clamp(min=torch.finfo(torch.float32).tiny)
+    return float((logits - expected).square().mean().sqrt() / spread)

@@ -1,0 +1,1 @@
+"""Image bytes to upright uint8 RGB pixels, within limits."""

@@ -1,0 +1,1 @@
+"""Label map to JSON, PNG, RLE, polygons, overlay and NumPy."""

@@ -1,0 +1,259 @@
+"""Encodes a segmentation as a response body, in the media type and encoding that the request
+selects.
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, get_args
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from ...schema.request import MaskEncoding, MediaType
+from ...schema.response import ClassRow
+from ..errors import ResponseTooLargeError, SegserveError
+from ..inference.labels import SegmentedImage
+from ..record import ModelRecord
+from ..request import SegmentRequest
+from ..telemetry.request_stats import RequestStats
+from .mask import LabelMap, dense_json_bytes, encode_grey_png, encode_jpeg, encode_npy, encode_png
+from .overlay import draw_overlay
+from .polygons import encode_polygons
+from .rle import encode_rle
+
+
+def json_bytes(document: object) -> bytes:
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+
+
+def class_rows(segmentation: SegmentedImage, record: ModelRecord) -> tuple[ClassRow, ...]:
+    """The classes of an image, with the record's labels and colours."""
+    named = ((area, record.classes[area.id]) for area in segmentation.classes)
+    return tuple(ClassRow.of(area, info.label, info.color) for area, info in named)
+
+
+class JsonResponse:
+    """One segmentation, encoded for any `mask` and `confidence`.
+
+    `rle` and `polygons` have one member for each entry of `classes`, including the background. So
+    their members match the class table, and together they give the whole label map.
+    """
+
+    def __init__(self, segmentation: SegmentedImage, record: ModelRecord) -> None:
+        self._segmentation = segmentation
+        self._record = record
+        self._texts: dict[str, bytes] = {}
+
+    def size_bytes(self, mask: MaskEncoding, *, confidence: bool) -> int:
+        """The size of `body` in bytes, computed without the rows of `dense`."""
+        size = len(json_bytes(self._document(mask, confidence=confidence, texts={})))
+        size += self._dense_bytes if mask == "dense" else len(self._mask_text(mask))
+        return size + (len(self._confidence_text) if confidence else 0)
+
+    def body(self, mask: MaskEncoding, *, confidence: bool) -> bytes:
+        texts = {"mask": self._mask_text(mask)}
+        if confidence:
+            texts["confidence"] = self._confidence_text
+        return json_bytes(self._document(mask, confidence=confidence, texts=texts))
+
+    def _document(
+        self, mask: MaskEncoding, *, confidence: bool, texts: dict[str, bytes]
+    ) -> dict[str, Any]:
+        """The document. Its members with pixels hold the JSON of `texts`, or are empty."""
+        document = dict(self._head)
+        for name, encoding, requested in (
+            ("mask", mask, mask != "none"),
+            ("confidence", "png", confidence),
+        ):
+            if requested:
+                document[name] = {
+                    "encoding": encoding,
+                    "data": orjson.Fragment(texts.get(name, b"")),
+                }
+        return document
+
+    @cached_property
+    def _head(self) -> dict[str, Any]:
+        height_px, width_px = self._segmentation.label_map.shape
+        return {
+            "model": {"name": self._record.name, "version": self._record.version},
+            "width": width_px,
+            "height": height_px,
+            "classes": [row.as_document() for row in class_rows(self._segmentation, self._record)],
+        }
+
+    def _mask_text(self, mask: MaskEncoding) -> bytes:
+        """The JSON of `mask.data`, built once."""
+        if mask not in self._texts:
+            self._texts[mask] = self._encoded(mask)
+        return self._texts[mask]
+
+    def _encoded(self, mask: MaskEncoding) -> bytes:
+        label_map = self._segmentation.label_map
+        ids = [area.id for area in self._segmentation.classes]
+        match mask:
+            case "dense":
+                return json_bytes(np.ascontiguousarray(label_map))
+            case "png":
+                return _base64_text(encode_png(label_map, self._record.palette))
+            case "rle":
+                return json_bytes(encode_rle(label_map, ids))
+            case "polygons":
+                return json_bytes(encode_polygons(label_map, ids))
+            case "none":
+                return b""
+
+    @property
+    def _dense_bytes(self) -> int:
+        pixels_by_class = {area.id: area.pixels for area in self._segmentation.classes}
+        return dense_json_bytes(pixels_by_class, self._segmentation.label_map.shape[0])
+
+    @cached_property
+    def _confidence_text(self) -> bytes:
+        confidence_map = self._segmentation.confidence_map
+        return b"" if confidence_map is None else _base64_text(encode_grey_png(confidence_map))
+
+
+def _base64_text(content: bytes) -> bytes:
+    return b'"' + base64.b64encode(content) + b'"'
+
+
+JPEG_MAX_SIDE_PX = 65_500  # libjpeg's limit; the format itself allows 65,535
+
+
+@dataclass(frozen=True)
+class Response:
+    """The response to one client, with the statistics of its request."""
+
+    body: bytes
+    media_type: str
+    status: int = 200
+    phrase: str = "OK"
+    stats: RequestStats | None = None
+
+    @property
+    def server_timing(self) -> str:
+        """The `Server-Timing` header: milliseconds per stage, with a description where a stage has
+        one.
+        """
+        if self.stats is None:
+            return ""
+        timings = self.stats.timings
+        return ", ".join(
+            f"{stage};dur={1000 * seconds:.2f}"
+            + (f';desc="{timings.descriptions[stage]}"' if stage in timings.descriptions else "")
+            for stage, seconds in timings.seconds.items()
+        )
+
+
+def error_response(error: SegserveError, stats: RequestStats | None = None) -> Response:
+    """The response to a request that failed with `error`. Stores the error code in `stats`."""
+    if stats is not None:
+        stats.error = error.code
+    return Response(
+        json_bytes(error.as_document()), MediaType.JSON, error.status, error.phrase, stats
+    )
+
+
+def encode_response(
+    request: SegmentRequest,
+    image_rgb: NDArray[np.uint8],
+    segmentation: SegmentedImage,
+    record: ModelRecord,
+    max_bytes: int,
+) -> bytes:
+    """Encodes the response body.
+
+    Raises:
+        ResponseTooLargeError: the body is larger than `max_bytes`; the message lists the encodings
+            that are small enough. Or the image is too large for JPEG.
+    """
+    label_map = segmentation.label_map
+    in_json = JsonResponse(segmentation, record)
+    if request.media_type is MediaType.JSON:
+        return _json_body(request, in_json, label_map, record, max_bytes)
+    if request.media_type is MediaType.PNG:
+        body = encode_png(label_map, record.palette)
+    elif request.media_type is MediaType.NPY:
+        body = encode_npy(label_map)
+    else:
+        body = _overlay_jpeg(image_rgb, segmentation, record)
+    if len(body) > max_bytes:
+        sizes = _sizes(in_json, label_map, record, confidence=False)
+        raise _too_large(f"Accept: {request.media_type}", len(body), sizes, max_bytes)
+    return body
+
+
+def _overlay_jpeg(
+    image_rgb: NDArray[np.uint8], segmentation: SegmentedImage, record: ModelRecord
+) -> bytes:
+    if max(image_rgb.shape[:2]) > JPEG_MAX_SIDE_PX:
+        raise ResponseTooLargeError(
+            f"a JPEG's sides end at {JPEG_MAX_SIDE_PX} pixels; request {MediaType.PNG} or "
+            f"{MediaType.JSON}"
+        )
+    shown = [area.id for area in segmentation.classes]
+    label_map = _reduced(segmentation.label_map, image_rgb.shape[:2])
+    return encode_jpeg(draw_overlay(image_rgb, label_map, record.classes, shown))
+
+
+def _reduced(label_map: LabelMap, size_hw: tuple[int, ...]) -> LabelMap:
+    """The label map at the size of an image that was decoded at a fraction, by nearest pixel."""
+    if label_map.shape == size_hw:
+        return label_map
+    rows, columns = (
+        np.arange(reduced) * whole // reduced
+        for reduced, whole in zip(size_hw, label_map.shape, strict=True)
+    )
+    reduced_map: LabelMap = label_map[rows[:, None], columns]
+    return reduced_map
+
+
+def _json_body(
+    request: SegmentRequest,
+    in_json: JsonResponse,
+    label_map: LabelMap,
+    record: ModelRecord,
+    max_bytes: int,
+) -> bytes:
+    mask, confidence = request.options.mask, request.with_confidence
+    size_bytes = in_json.size_bytes(mask, confidence=confidence)
+    if size_bytes > max_bytes:
+        sizes = _sizes(in_json, label_map, record, confidence=confidence)
+        raise _too_large(_json_name(mask, confidence=confidence), size_bytes, sizes, max_bytes)
+    return in_json.body(mask, confidence=confidence)
+
+
+def _json_name(mask: str, *, confidence: bool) -> str:
+    return f"mask={mask} confidence=true" if confidence else f"mask={mask}"
+
+
+def _sizes(
+    in_json: JsonResponse, label_map: LabelMap, record: ModelRecord, *, confidence: bool
+) -> dict[str, int]:
+    """Size in bytes of every possible response for this image, keyed by the option that selects
+    it.
+    """
+    in_json_sizes = {
+        _json_name(mask, confidence=with_it): in_json.size_bytes(mask, confidence=with_it)
+        for with_it in ((True, False) if confidence else (False,))
+        for mask in get_args(MaskEncoding)
+    }
+    return {
+        **in_json_sizes,
+        f"Accept: {MediaType.NPY}": len(encode_npy(label_map)),
+        f"Accept: {MediaType.PNG}": len(encode_png(label_map, record.palette)),
+    }
+
+
+def _too_large(
+    what: str, size_bytes: int, sizes: Mapping[str, int], max_bytes: int
+) -> ResponseTooLargeError:
+    fitting = [f"{name} ({size} bytes)" for name, size in sizes.items() if size <= max_bytes]
+    return ResponseTooLargeError(
+        f"the response as {what} would take {size_bytes} bytes, the limit is {max_bytes}; "
+        f"these fit: {', '.join(fitting) or 'none, send a smaller image'}"
+    )

@@ -1,0 +1,286 @@
+"""Converts logits to the class of every pixel at the image's own size, and to a table of the
+classes present.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...schema.response import ClassArea
+from ..encode.mask import LabelMap
+from ..record import BACKGROUND
+from .candidates import CandidateMap, Upsampling
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over an image's pixels, on the network's own grid, before `classes` and `threshold` are
+    applied.
+
+    Attributes:
+        shares: by class id, the fraction of pixels with this top class; they sum to 1.
+        confidence: mean top probability, in 0..1.
+        entropy: mean entropy of the probabilities, divided by the largest possible entropy: in
+            0..1.
+    """
+
+    shares: tuple[float, ...]
+    confidence: float
+    entropy: float
+
+    @property
+    def is_background_only(self) -> bool:
+        return self.shares[BACKGROUND] == 1
+
+
+def measure_quality(logits: Tensor) -> Quality:
+    """Measures the quality signals of logits, float32 (classes, h, w).
+
+    They are measured before the logits are resized to the image's size. At that size, they would
+    cost as much as choosing the labels.
+    """
+    num_classes = len(logits)
+    top, labels = logits.max(dim=0)
+    weights = (logits - top).exp_()
+    total = weights.sum(dim=0)
+    # H = -sum p ln p with p = weights / total and ln p = logits - top - ln total. This avoids a
+    # second tensor of logarithms.
+    entropy = total.log() + top - weights.mul_(logits).sum(dim=0) / total
+    counts = torch.bincount(labels.flatten(), minlength=num_classes)
+    means = torch.stack([total.reciprocal().mean(), entropy.mean()])
+    *pixels, confidence, mean_entropy = torch.cat(
+        [counts, means.to(torch.float64)]
+    ).tolist()  # one copy from a GPU
+    # With a single class, the entropy is 0 and log(1) cannot be a divisor. Rounding may give a
+    # value just below 0.
+    largest = log(max(2, num_classes))
+    return Quality(
+        tuple(count / labels.numel() for count in pixels),
+        confidence,
+        min(1.0, max(0.0, mean_entropy / largest)),
+    )
+
+
+# Pixels labelled at a time. The logits of a few classes for them stay within the cache.
+_STRIP_PIXELS = 2**17
+
+# A GPU waits for the kernel launches of every strip and has no such cache, so most images are one
+# strip there. In the worst case, with 21 classes that may win everywhere, the logits of a strip
+# take 176 MB.
+_STRIP_PIXELS_ON_GPU = 2**21
+
+_LOG2_E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Which of the pixels' top classes are kept, and whether their probabilities are kept.
+
+    Attributes:
+        kept: ids of the classes to keep, or None for all; pixels of other classes become
+            background.
+        threshold: a pixel with a lower top probability becomes background.
+        keep_confidence: whether to keep every pixel's top probability.
+    """
+
+    kept: frozenset[int] | None = None
+    threshold: float = 0.0
+    keep_confidence: bool = False
+
+
+EVERY_PIXEL = LabelRule()
+
+
+@dataclass(frozen=True)
+class SegmentedImage:
+    """The classes of an image's pixels.
+
+    Attributes:
+        label_map: uint8 (H, W), the class id of every pixel.
+        classes: the classes present, largest first.
+        confidence_map: uint8 (H, W), 255 times every pixel's top probability, rounded; None unless
+            requested. It belongs to the class that the network chose, even where the rule replaced
+            the class with background.
+        quality: quality signals of the network's output for the image; independent of the rule.
+    """
+
+    label_map: LabelMap
+    classes: tuple[ClassArea, ...]
+    confidence_map: NDArray[np.uint8] | None = None
+    quality: Quality | None = None
+
+
+def choose_labels(
+    logits: Tensor,
+    height_px: int,
+    width_px: int,
+    rule: LabelRule = EVERY_PIXEL,
+    *,
+    temperature: float = 1.0,
+) -> SegmentedImage:
+    """Chooses the class of every pixel at the image's size.
+
+    The logits are resized to that size before the class is chosen. This is done for one strip of
+    rows at a time, so the logits of a large image never exist at once. In each strip, the classes
+    that cannot win are merged into one, see `candidates.py`.
+
+    Args:
+        logits: float32 (classes, h, w).
+        temperature: probabilities are the softmax of the logits divided by this (Guo et al.,
+            arXiv:1706.04599). The top class does not depend on it.
+    """
+    if width_px <= _strip_pixels(logits.device):
+        labelled = _label_strips(logits, height_px, width_px, rule, temperature)
+    else:  # one row is larger than a strip: use strips of columns
+        labelled = _label_strips(logits.mT, width_px, height_px, rule, temperature).turned()
+    quality = measure_quality(logits / temperature)
+    return SegmentedImage(labelled.label_map, labelled.areas(), labelled.confidence_map, quality)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Maps as in `SegmentedImage`. By class: its pixels, and the sum of their top probabilities."""
+
+    label_map: LabelMap
+    confidence_map: NDArray[np.uint8] | None
+    pixels: Sequence[int]
+    confidence: Sequence[float]
+
+    def turned(self) -> Self:
+        """Transposes the maps."""
+        confidence_map = (
+            None if self.confidence_map is None else np.ascontiguousarray(self.confidence_map.T)
+        )
+        return type(self)(
+            np.ascontiguousarray(self.label_map.T), confidence_map, self.pixels, self.confidence
+        )
+
+    def areas(self) -> tuple[ClassArea, ...]:
+        pixels = self.pixels
+        present = sorted(
+            (class_id for class_id, count in enumerate(pixels) if count),
+            key=lambda i: (-pixels[i], i),
+        )
+        return tuple(
+            ClassArea(
+                id=class_id,
+                pixels=pixels[class_id],
+                fraction=pixels[class_id] / self.label_map.size,
+                box_xyxy=_box_xyxy(self.label_map == class_id),
+                confidence=self.confidence[class_id] / pixels[class_id],
+            )
+            for class_id in present
+        )
+
+
+def _label_strips(
+    logits: Tensor, height_px: int, width_px: int, rule: LabelRule, temperature: float
+) -> _Labelled:
+    label_map = torch.empty((height_px, width_px), dtype=torch.uint8, device=logits.device)
+    confidence_map = torch.empty_like(label_map) if rule.keep_confidence else None
+    tally = _Tally(len(logits), logits.device)
+    candidate_map = CandidateMap.of(logits, temperature)
+    upsampling = Upsampling(
+        (logits.shape[1], logits.shape[2]), (height_px, width_px), logits.device
+    )
+    rows_px = max(1, _strip_pixels(logits.device) // width_px)
+    for top_px in range(0, height_px, rows_px):
+        strip = slice(top_px, top_px + rows_px)
+        candidates = candidate_map.candidates(upsampling.grid_rows(strip))
+        strip_logits = upsampling.strip(candidates.logits * _LOG2_E, strip)
+        labels, probabilities = _top_class(strip_logits, candidates.class_ids, temperature)
+        if rule.kept is None and rule.threshold == 0:
+            possible = set(candidates.class_ids)
+        else:
+            possible = {*candidates.class_ids, BACKGROUND}
+            labels = _ruled(labels, probabilities, candidates.class_ids, rule)
+        tally.add(labels, probabilities, possible)
+        label_map[strip] = labels
+        if confidence_map is not None:
+            confidence_map[strip] = (255 * probabilities).round_()
+    # Whole maps are copied from a GPU at once. Only here does the CPU wait for the GPU.
+    kept_map = None if confidence_map is None else confidence_map.cpu().numpy()
+    return _Labelled(
+        label_map.cpu().numpy(), kept_map, tally.pixels.tolist(), tally.confidence.tolist()
+    )
+
+
+def _strip_pixels(device: torch.device) -> int:
+    return _STRIP_PIXELS if device.type == "cpu" else _STRIP_PIXELS_ON_GPU
+
+
+def _top_class(
+    logits: Tensor, class_ids: Sequence[int], temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The top class, uint8 (H, W), and its softmax probability, float32 (H, W).
+
+    Args:
+        logits: float32 (C, H, W), multiplied by log2(e): processors compute powers of 2 at a third
+            of the cost.
+        class_ids: ids of the first logits, ascending; one of these classes wins at every pixel.
+        temperature: divides the differences of logits, not the logits: rounding could make two of
+            the quotients equal.
+    """
+    top, labels = logits[0], torch.full_like(logits[0], class_ids[0], dtype=torch.uint8)
+    beaten = list(logits[len(class_ids) :])
+    for class_logits, class_id in zip(logits[1:], class_ids[1:], strict=False):
+        # A later class has a higher id, so the maximum is the last winner. This is far cheaper than
+        # filling by a mask.
+        labels = torch.maximum(labels, (class_logits > top).view(torch.uint8) * class_id)
+        beaten.append(torch.minimum(top, class_logits))
+        top = torch.maximum(top, class_logits)
+    exponentials = torch.ones_like(top)  # of the top class
+    for class_logits in beaten:
+        exponentials += (class_logits - top).mul_(1 / temperature).exp2_()
+    return labels, exponentials.reciprocal_()
+
+
+def _ruled(
+    labels: Tensor, probabilities: Tensor, class_ids: Sequence[int], rule: LabelRule
+) -> Tensor:
+    """Replaces the labels that the rule does not keep with background."""
+    if rule.kept is not None:
+        for class_id in set(class_ids) - rule.kept:
+            labels = labels.masked_fill(labels == class_id, BACKGROUND)
+    return labels.where(probabilities >= rule.threshold, BACKGROUND)
+
+
+class _Tally:
+    """By class: its pixels, and the sum of their top probabilities."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.pixels = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self.confidence = torch.zeros(num_classes, dtype=torch.float64, device=device)
+
+    def add(self, labels: Tensor, probabilities: Tensor, possible: Collection[int]) -> None:
+        """Counts a part of an image that has no other classes than `possible`."""
+        if len(possible) == 1:
+            (class_id,) = possible
+            self.pixels[class_id] += labels.numel()
+            self.confidence[class_id] += _sum(probabilities)
+            return
+        for class_id in possible:
+            has_class = labels.clone().eq_(
+                class_id
+            )  # bytes: on a CPU, bools take several times as long
+            self.pixels[class_id] += has_class.sum(dtype=torch.int32)
+            self.confidence[class_id] += _sum(probabilities * has_class.float())
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Sums a part of an image, (H, W), row by row. The result does not depend on the number of
+    threads.
+    """
+    return values.sum(dim=1).sum(dtype=torch.float64)
+
+
+def _box_xyxy(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -1,0 +1,1 @@
+"""The network that a record describes, with its weights."""

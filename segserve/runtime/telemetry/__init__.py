@@ -1,0 +1,1 @@
+"""Timings, metrics and traces of requests."""

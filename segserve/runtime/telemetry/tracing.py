@@ -1,0 +1,158 @@
+"""OpenTelemetry traces: one span per request, and one child span per stage. Off by default.
+
+OpenTelemetry is imported only if the environment enables traces, by OpenTelemetry's own variables:
+OTEL_TRACES_EXPORTER (`otlp` or `console`), or an address in OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or
+OTEL_EXPORTER_OTLP_ENDPOINT. All other variables have their usual meaning.
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+"""
+
+from __future__ import annotations
+
+from time import perf_counter, time_ns
+from typing import TYPE_CHECKING, Self
+
+from ..errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from ..record import ModelRecord
+    from .request_stats import RequestStats
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_SERVICE = "segserve"
+
+
+class Tracing:
+    """Exports the spans of requests.
+
+    Args:
+        provider: the SDK's tracer provider, with its exporter.
+    """
+
+    def __init__(self, provider: TracerProvider) -> None:
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        self._provider = provider
+        self._tracer = provider.get_tracer(_SERVICE)
+        self._propagator = TraceContextTextMapPropagator()
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self | None:
+        """The tracing that the environment enables; None if it enables none.
+
+        Raises:
+            ModelError: the exporter or the protocol is not supported, or OpenTelemetry is not
+                installed.
+        """
+        exporter = _wanted_exporter(environment)
+        if exporter == "none":
+            return None
+        try:
+            return cls(_provider(exporter, environment))
+        except ImportError as error:
+            raise ModelError(
+                f"the environment requests traces, and {error.name} is not installed; "
+                "install it with: pip install 'segserve[otel]', or set OTEL_TRACES_EXPORTER=none"
+            ) from error
+
+    def trace(
+        self, record: ModelRecord, status: int, stats: RequestStats, headers: Mapping[str, object]
+    ) -> None:
+        """Records a request that has just been completed. Its `traceparent` header names the parent
+        span.
+
+        Args:
+            status: of the response.
+            headers: of the request, with names in any case.
+        """
+        from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
+
+        intervals = stats.timings.intervals
+        if not intervals:
+            return
+        epoch_ns = time_ns() - round(1e9 * perf_counter())
+
+        def at(seconds: float) -> int:
+            return epoch_ns + round(1e9 * seconds)
+
+        span = self._tracer.start_span(
+            f"segment {record.name}",
+            context=self._parent(headers),
+            kind=SpanKind.SERVER,
+            attributes=_attributes(record, status, stats),
+            start_time=at(intervals[0].began_s),
+        )
+        if status >= 500:
+            span.set_status(StatusCode.ERROR)
+        below = set_span_in_context(span)
+        for stage, began_s, ended_s in intervals:
+            self._tracer.start_span(stage, context=below, start_time=at(began_s)).end(at(ended_s))
+        span.end(at(intervals[-1].ended_s))
+
+    def _parent(self, headers: Mapping[str, object]) -> Context:
+        return self._propagator.extract(
+            {name.lower(): str(value) for name, value in headers.items()}
+        )
+
+
+def _wanted_exporter(environment: Mapping[str, str]) -> str:
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return "none"
+    default = "otlp" if any(environment.get(variable) for variable in _ENDPOINTS) else "none"
+    return environment.get("OTEL_TRACES_EXPORTER", "").strip() or default
+
+
+def _provider(exporter: str, environment: Mapping[str, str]) -> TracerProvider:
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    is_named = "OTEL_SERVICE_NAME" in environment or SERVICE_NAME in environment.get(
+        "OTEL_RESOURCE_ATTRIBUTES", ""
+    )
+    provider = TracerProvider(
+        resource=Resource.create({} if is_named else {SERVICE_NAME: _SERVICE})
+    )
+    provider.add_span_processor(BatchSpanProcessor(_exporter(exporter, environment)))
+    return provider
+
+
+def _exporter(exporter: str, environment: Mapping[str, str]) -> SpanExporter:
+    protocol = next(
+        (environment[variable] for variable in _PROTOCOLS if environment.get(variable)),
+        "http/protobuf",
+    )
+    if exporter == "otlp" and protocol == "http/protobuf":
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        return OTLPSpanExporter()
+    if exporter == "console":
+        from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+
+        return ConsoleSpanExporter()
+    raise ModelError(
+        f"the environment requests traces through {exporter!r} by {protocol!r}; "
+        "OTEL_TRACES_EXPORTER is otlp, console or none, and OTEL_EXPORTER_OTLP_PROTOCOL is "
+        "http/protobuf"
+    )
+
+
+def _attributes(record: ModelRecord, status: int, stats: RequestStats) -> dict[str, str | int]:
+    """The attributes of a span, named by OpenTelemetry's conventions where a name exists."""
+    attributes: dict[str, str | int] = {
+        "http.response.status_code": status,
+        "segserve.model": record.name,
+        "segserve.model_version": record.version,
+        "segserve.encoding": stats.encoding,
+        "segserve.image_bytes": stats.image_bytes,
+        "segserve.image_pixels": stats.pixels,
+    }
+    if stats.error:
+        attributes["error.type"] = stats.error
+    return attributes

@@ -1,0 +1,36 @@
+"""The HTTP contract as data: the only definition of a class row, of a segmentation response and of
+an error response.
+
+The archive carries this package too. Only `openapi`, which the archive does not carry, needs the
+rest of segserve. `python -m segserve.schema` writes the documents in `docs/`. The contract's tests
+check live responses against them.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+
+
+class Strict(BaseModel):
+    """A frozen model that rejects unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(BaseModel):
+    """A frozen part of a response.
+
+    Clients ignore unknown members, because a newer server may send more. The JSON Schema of this
+    version has no others.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
+        json_schema_extra={"additionalProperties": False},
+    )

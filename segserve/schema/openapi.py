@@ -1,0 +1,256 @@
+"""The OpenAPI 3.1 document of the HTTP contract, generated from the models of requests and
+responses.
+"""
+
+from collections import defaultdict
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, JsonValue, PositiveInt
+from pydantic.json_schema import models_json_schema
+
+from .. import __version__
+from ..runtime.decode.formats import FORMATS
+from ..runtime.errors import error_classes
+from ..runtime.record import ModelRecord
+from . import Base64, Strict
+from .request import MediaType, Options
+from .response import ErrorBody, SegmentationResponse, TorchServeError
+
+Json = dict[str, Any]
+
+_INFERENCE = {"url": "http://127.0.0.1:8080", "description": "inference"}
+_MANAGEMENT = {"url": "http://127.0.0.1:8081", "description": "management"}
+
+
+class JsonRequest(Options):
+    """An image as base64, and options."""
+
+    data: Base64
+
+
+class FormRequest(Options):
+    """An image as a file, and options as fields."""
+
+    data: bytes
+
+
+class RequestLimits(Strict):
+    max_image_pixels: PositiveInt
+    max_decoded_pixels: PositiveInt
+    max_response_bytes: PositiveInt
+    max_cost: Annotated[
+        PositiveInt, Field(description="Maximum number of forward passes per request.")
+    ]
+
+
+class Description(ModelRecord):
+    """The model's record, options, limits and device."""
+
+    options: dict[str, JsonValue]
+    media_types: list[str]
+    image_formats: list[str]
+    limits: RequestLimits
+    device: str
+    precision: str
+
+
+def response_schema() -> Json:
+    """The JSON Schema of the response to an image."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **SegmentationResponse.model_json_schema(mode="serialization"),
+    }
+
+
+def openapi() -> Json:
+    """The whole document."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "segserve",
+            "version": __version__,
+            "summary": "Semantic segmentation over HTTP: an image in the request, "
+            "the class of every pixel in the response.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [_INFERENCE],
+        "security": [{"token": []}],
+        "paths": _paths(),
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": _schemas(),
+        },
+    }
+
+
+def _schemas() -> Json:
+    models: list[type[BaseModel]] = [SegmentationResponse, Description, ErrorBody, TorchServeError]
+    _, responses = models_json_schema(
+        [(model, "serialization") for model in models], ref_template="#/components/schemas/{model}"
+    )
+    _, requests = models_json_schema(
+        [(model, "validation") for model in (JsonRequest, FormRequest)],
+        ref_template="#/components/schemas/{model}",
+    )
+    codes = list(dict.fromkeys(kind.code for kind in error_classes()))
+    responses["$defs"]["ErrorDetail"]["properties"]["code"]["enum"] = codes
+    return {**requests["$defs"], **responses["$defs"]}
+
+
+def _paths() -> Json:
+    version = _path_parameter(
+        "version", ModelRecord.model_json_schema()["properties"]["version"], "1.0"
+    )
+    return {
+        "/predictions/{model}": _prediction([]),
+        "/predictions/{model}/{version}": _prediction([version], suffix="OfVersion"),
+        "/ping": {"get": _ping()},
+        "/models/{model}": {"servers": [_MANAGEMENT], "get": _describe()},
+    }
+
+
+def _path_parameter(name: str, schema: Json, example: str) -> Json:
+    kept = {key: value for key, value in schema.items() if key in ("type", "pattern")}
+    return {"name": name, "in": "path", "required": True, "schema": kept, "example": example}
+
+
+def _model_parameter() -> Json:
+    return _path_parameter(
+        "model", ModelRecord.model_json_schema()["properties"]["name"], "deeplabv3"
+    )
+
+
+def _prediction(parameters: list[Json], suffix: str = "") -> Json:
+    """`POST` and `PUT` do the same; `curl -T` sends `PUT`."""
+    shared = {
+        "summary": "The class of every pixel of an image",
+        "requestBody": {"required": True, "content": _request_content()},
+        "responses": {"200": _segmented(), **_errors()},
+    }
+    return {
+        "parameters": [_model_parameter(), *parameters, *_option_headers()],
+        "post": {"operationId": f"segment{suffix}", **shared},
+        "put": {"operationId": f"segmentFile{suffix}", **shared},
+    }
+
+
+def _option_headers() -> list[Json]:
+    """Options as headers. A header is text, so a list is separated by commas."""
+    return [
+        {
+            "name": f"X-Segment-{name.title()}",
+            "in": "header",
+            "description": schema["description"],
+            "schema": {"type": "string", "minLength": 1}
+            if name == "classes"
+            else _without_names(schema),
+        }
+        for name, schema in Options.model_json_schema()["properties"].items()
+    ]
+
+
+def _without_names(schema: Json) -> Json:
+    return {key: value for key, value in schema.items() if key not in ("title", "description")}
+
+
+def _request_content() -> Json:
+    image: Json = {"schema": {"type": "string", "format": "binary"}}
+    types = [f"image/{name.lower()}" for name in FORMATS]
+    return {
+        **dict.fromkeys((*types, "application/octet-stream"), image),
+        "multipart/form-data": {"schema": _reference("FormRequest")},
+        "application/json": {"schema": _reference("JsonRequest")},
+    }
+
+
+def _segmented() -> Json:
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    content = {MediaType.JSON.value: {"schema": _reference("SegmentationResponse")}}
+    content |= {
+        media_type.value: binary for media_type in MediaType if media_type is not MediaType.JSON
+    }
+    timing = {"description": "Milliseconds by stage.", "schema": {"type": "string"}}
+    return {
+        "description": "The segmentation.",
+        "headers": {"Server-Timing": timing},
+        "content": content,
+    }
+
+
+def _errors() -> Json:
+    """The error responses of the handler and of TorchServe, by status."""
+    codes: dict[int, list[str]] = defaultdict(list)
+    for kind in error_classes():
+        codes[kind.status].append(kind.code)
+    errors = {
+        str(status): _error_response(
+            ", ".join(dict.fromkeys(names)),
+            ErrorBody,
+            *([TorchServeError] if status == 400 else []),
+        )
+        for status, names in codes.items()
+    }
+    errors["400"]["description"] += "; a missing or wrong token (TorchServe)"
+    errors["413"]["description"] += "; an empty body if TorchServe rejected the request"
+    errors["404"] = _error_response("no such model or version (TorchServe)", TorchServeError)
+    errors["503"] = _error_response(
+        f"{', '.join(codes[503])}: the queue is full, or no worker is ready (TorchServe)",
+        ErrorBody,
+        TorchServeError,
+    )
+    return dict(sorted(errors.items()))
+
+
+def _error_response(description: str, *models: type[BaseModel]) -> Json:
+    schemas = [_reference(model.__name__) for model in models]
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _ping() -> Json:
+    healthy = {
+        "type": "object",
+        "properties": {"status": {"type": "string"}},
+        "required": ["status"],
+    }
+    return {
+        "operationId": "ping",
+        "summary": "Whether the server is up; true before its models are loaded, too",
+        "responses": {
+            "200": {
+                "description": "The server is up.",
+                "content": {"application/json": {"schema": healthy}},
+            },
+            "400": _error_response("a missing or wrong token", TorchServeError),
+        },
+    }
+
+
+def _describe() -> Json:
+    entry = {
+        "type": "object",
+        "properties": {
+            "modelName": {"type": "string"},
+            "customizedMetadata": _reference("Description"),
+        },
+        "required": ["modelName", "customizedMetadata"],
+    }
+    customized = {"name": "customized", "in": "query", "required": True, "schema": {"const": True}}
+    described = {"type": "array", "minItems": 1, "items": entry}
+    return {
+        "operationId": "describe",
+        "summary": "Describes the model; needs the management token",
+        "parameters": [_model_parameter(), customized],
+        "responses": {
+            "200": {
+                "description": "The model.",
+                "content": {"application/json": {"schema": described}},
+            },
+            "400": _error_response("a missing or wrong token", TorchServeError),
+            "404": _error_response("no such model", TorchServeError),
+        },
+    }
+
+
+def _reference(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}

@@ -1,1 +1,0 @@
-"""How a model's weights are made: data set, recipe, loop, checkpoints and the finished model folder."""

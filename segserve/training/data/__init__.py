@@ -1,0 +1,19 @@
+"""Data sets of images and label maps, for training and evaluation."""
+
+from .check import CheckedSplit, check_split
+from .files import IGNORED, DataError, LabelledImages
+from .opening import ClassFile, dataset_name, open_data, read_class_file
+from .voc import VocFolder
+
+__all__ = [
+    "IGNORED",
+    "CheckedSplit",
+    "ClassFile",
+    "DataError",
+    "LabelledImages",
+    "VocFolder",
+    "check_split",
+    "dataset_name",
+    "open_data",
+    "read_class_file",
+]

@@ -1,0 +1,254 @@
+"""Opens a split of a data set in any of the supported layouts."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ...runtime.errors import ModelError
+from ...runtime.record import ClassInfo, Strict, read_document, voc_color
+from .annotations import read_annotations, read_labelme_folder
+from .coco import CocoInstances, CocoPanoptic
+from .exports import ROBOFLOW_CLASSES, cityscapes, roboflow_masks
+from .files import IGNORED, DataError, LabelledImages
+from .label_images import LabelCoding, read_labelmap
+from .options import AS_USUAL, ReadOptions
+from .voc import LABELMAP, VocFolder, voc_splits
+
+_PANOPTIC, _ANNOTATIONS = "panoptic", "annotations"
+_ROBOFLOW_JSON = "_annotations.coco.json"
+_KINDS = "instances", _PANOPTIC  # the names of COCO's JSON files start with one of these
+
+
+def open_data(
+    data: Path,
+    split: str | None,
+    classes: Sequence[ClassInfo],
+    *,
+    default_split: str = "train",
+    images: Path | None = None,
+    categories: Mapping[str, int] | None = None,
+    options: ReadOptions = AS_USUAL,
+) -> LabelledImages:
+    """Opens one split of a data set: COCO if the split has a JSON file, Cityscapes or Roboflow's
+    masks by their folders, otherwise PASCAL VOC.
+
+    Args:
+        data: a folder with annotations/instances_SPLIT.json or annotations/panoptic_SPLIT.json, a
+            folder in PASCAL VOC layout (see `VocFolder`), or the COCO JSON file of one split.
+        split: a name, or the path of a COCO JSON file or of a .txt list in PASCAL VOC layout. None
+            for the split of the file `data`, or the split `default_split` of the folder `data`.
+        images: the folder of the images of a COCO file. By default SPLIT/ or images/ in the data
+            set's folder, or the folder of a JSON file that was named itself.
+        categories: category of the data set -> class id, 255 for categories to ignore. By default
+            each class takes the category with its own label.
+        options: how unclear data is read.
+
+    Raises:
+        DataError: the data set, the split or a folder does not exist, or the split is empty.
+    """
+    if not data.exists():
+        raise DataError(f"{data}: there is no such folder or file")
+    named = _named_file(data, split)
+    split = _existing_split(data, split or default_split)
+    path = named or _annotations(data, split)
+    if path is None:
+        if images:
+            raise DataError(
+                f"{data}: --images is for COCO JSON, and there is none for the split {split}"
+            )
+        return _folder(data, split, classes, categories, options)
+    folder = images or (named.parent if named else _images(data, split))
+    if categories is None:
+        categories = {info.label: class_id for class_id, info in enumerate(classes)}
+    if path.name.startswith(_PANOPTIC):
+        return CocoPanoptic(path, folder, categories, options)
+    return CocoInstances(path, folder, categories, options, read_annotations(path))
+
+
+def split_names(data: Path) -> list[str]:
+    """The splits of a data set's folder, in alphabetical order."""
+    annotations = {
+        path.stem.removeprefix(f"{kind}_")
+        for kind in _KINDS
+        for path in (data / _ANNOTATIONS).glob(f"{kind}_*.json")
+    }
+    folders = {
+        path.parent.name
+        for name in (_ROBOFLOW_JSON, ROBOFLOW_CLASSES)
+        for path in data.glob(f"*/{name}")
+    }
+    cities = {path.name for path in (data / "leftImg8bit").glob("*/")}
+    return sorted(annotations or folders or cities or voc_splits(data))
+
+
+def _folder(
+    data: Path,
+    split: str,
+    classes: Sequence[ClassInfo],
+    categories: Mapping[str, int] | None,
+    options: ReadOptions,
+) -> LabelledImages:
+    named = categories or {info.label: class_id for class_id, info in enumerate(classes)}
+    if (data / "leftImg8bit").is_dir() and (data / "gtFine").is_dir():
+        return cityscapes(data, split, named)
+    if (data / split / ROBOFLOW_CLASSES).is_file():
+        return roboflow_masks(data / split, named)
+    folder = data / split if (data / split).is_dir() else data
+    if (annotations := read_labelme_folder(folder)) is not None:
+        return CocoInstances(folder, folder, named, options, annotations)
+    labelmap = data / LABELMAP
+    coding = LabelCoding.of(
+        classes,
+        colors=read_labelmap(labelmap) if labelmap.is_file() else None,
+        categories=categories,
+        ignore_id=options.ignore_id,
+    )
+    return VocFolder(data, split, coding)
+
+
+def _existing_split(data: Path, split: str) -> str:
+    """The split, or Roboflow's name of it."""
+    if split in ("dev", "val") and not (data / split).is_dir() and (data / "valid").is_dir():
+        return "valid"
+    return split
+
+
+def dataset_name(data: Path) -> str:
+    """The name of the data set's folder, for people. The file of a split is in it or in
+    annotations/.
+    """
+    folder = data.resolve()
+    if folder.is_file():
+        folder = folder.parent
+        folder = folder.parent if folder.name == _ANNOTATIONS else folder
+    return folder.name
+
+
+def _named_file(data: Path, split: str | None) -> Path | None:
+    """The COCO JSON file that the split or else `data` names, if either does.
+
+    Raises:
+        DataError: `data` is the file of one split, and `split` is the name of another.
+    """
+    if split and split.endswith((".json", ".xml")):
+        return Path(split)
+    if not data.is_file():
+        return None
+    if split:
+        raise DataError(
+            f"{data}: is the file of one split, so it has no split {split}: give the JSON file of "
+            "that split instead of its name, or the folder above annotations/ as --data"
+        )
+    return data
+
+
+def _annotations(folder: Path, split: str) -> Path | None:
+    """The COCO JSON file of the split, or None if the folder has no such file for any split."""
+    beside_images = folder / split / _ROBOFLOW_JSON
+    if beside_images.is_file():
+        return beside_images
+    annotations = folder / _ANNOTATIONS
+    existing = sorted(path.name for kind in _KINDS for path in annotations.glob(f"{kind}_*.json"))
+    expected = [f"{kind}_{split}.json" for kind in _KINDS]
+    found = [name for name in expected if name in existing]
+    if existing and not found:
+        raise DataError(
+            f"{annotations}: expected {' or '.join(expected)}; there are {', '.join(existing)}"
+        )
+    return annotations / found[0] if found else None
+
+
+def _images(data: Path, split: str) -> Path:
+    candidates = data / split, data / "images"
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise DataError(
+        f"{data}: expected the images in {' or '.join(map(str, candidates))}; name their folder "
+        "(--images)"
+    )
+
+
+class ListedClass(ClassInfo):
+    categories: Annotated[
+        tuple[Annotated[str, BeforeValidator(str)], ...] | None, Field(alias="from")
+    ] = None
+
+
+class ClassFile(Strict):
+    """The id of a class is its index in the list. Pixels without a COCO annotation are class 0.
+
+    Attributes:
+        ignore: COCO categories whose pixels belong to no class.
+    """
+
+    listed: Annotated[
+        tuple[ListedClass, ...], Field(alias="classes", min_length=2, max_length=IGNORED)
+    ]
+    ignore: tuple[Annotated[str, BeforeValidator(str)], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, content: object) -> object:
+        """Accepts a plain list of classes, plain labels, and classes without a colour."""
+        document = {"classes": content} if isinstance(content, list) else content
+        if not isinstance(document, dict):
+            raise ValueError("expected a list of classes")
+        if not isinstance(document.get("classes"), list):
+            return document
+        entries = [
+            {"label": entry} if isinstance(entry, str) else entry for entry in document["classes"]
+        ]
+        colored = [
+            {"color": voc_color(class_id), **entry} if isinstance(entry, dict) else entry
+            for class_id, entry in enumerate(entries)
+        ]
+        return {**document, "classes": colored}
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        for kind, names in (
+            ("label", [entry.label for entry in self.listed]),
+            ("category", self._category_names()),
+        ):
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"{kind} {', '.join(repeated)} is listed more than once")
+        return self
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        return tuple(ClassInfo(label=entry.label, color=entry.color) for entry in self.listed)
+
+    @property
+    def categories(self) -> dict[str, int]:
+        """COCO category -> class id, 255 for categories to ignore."""
+        class_ids = {
+            name: class_id
+            for class_id, names in enumerate(self._categories_by_class())
+            for name in names
+        }
+        return class_ids | dict.fromkeys(self.ignore, IGNORED)
+
+    def _categories_by_class(self) -> list[tuple[str, ...]]:
+        return [
+            (entry.label,) if entry.categories is None else entry.categories
+            for entry in self.listed
+        ]
+
+    def _category_names(self) -> list[str]:
+        return [*(name for names in self._categories_by_class() for name in names), *self.ignore]
+
+
+def read_class_file(path: Path) -> ClassFile:
+    """Reads and validates a class file.
+
+    Raises:
+        DataError: the file is missing, is not YAML, or breaks rules. The error lists all of them.
+    """
+    try:
+        return read_document(path, ClassFile)
+    except ModelError as error:
+        raise DataError(str(error)) from error

@@ -1,0 +1,167 @@
+"""Data sets in PASCAL VOC layout: images, label images and split lists.
+
+DATA/images/NAME.jpg    or another format that is read
+DATA/labels/NAME.png    or NAME_mask.png: class ids, or the colours of the classes
+DATA/SPLIT.txt          one NAME per line
+
+The folders may also have the original names: JPEGImages, SegmentationClass and
+ImageSets/Segmentation. Without any list, the images are split by a fixed seed.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ...runtime.encode.mask import LabelMap
+from .files import IGNORED, DataError, LabelledImages, read_bytes
+from .label_images import CLASS_IDS, LabelCoding, read_label_image
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".gif", ".avif", ".mpo"),
+)
+"""Of images, in upper or lower case; of several images with one name, the first is taken."""
+
+_LABEL_ENDINGS = (".png", "_mask.png", ".PNG", "_mask.PNG")
+LABELMAP = "labelmap.txt"
+"""CVAT's list of colours; no split."""
+
+_DEV_NAMES = ("dev", "val", "valid")
+_DEV_SHARE = 10  # every tenth image
+
+
+class _VocLayout(NamedTuple):
+    """Folders within the data set."""
+
+    images: str
+    labels: str
+    lists: str
+
+
+_LAYOUTS = (
+    _VocLayout("images", "labels", "."),
+    _VocLayout("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
+)
+
+
+class VocFolder(LabelledImages):
+    """One split of a folder in PASCAL VOC layout.
+
+    Args:
+        folder: the data set.
+        split: the name of a list in the folder, or the path of a .txt list.
+
+    Raises:
+        DataError: the folder has another layout, or the list is missing or empty.
+    """
+
+    def __init__(self, folder: Path, split: str, coding: LabelCoding = CLASS_IDS) -> None:
+        self.folder = folder
+        self._layout = _layout_of(folder)
+        self._coding = coding
+        self._images = _images_by_name(folder / self._layout.images)
+        self.source = (
+            Path(split) if split.endswith(".txt") else folder / self._layout.lists / f"{split}.txt"
+        )
+        self._notes: tuple[str, ...] = ()
+        if self.source.is_file() or _has_lists(self.source.parent):
+            self.names = [self._known_name(name) for name in _read_names(self.source)]
+        else:
+            self.names = self._seeded_split(split)
+
+    def notes(self) -> Sequence[str]:
+        return self._notes
+
+    def hint(self) -> str:
+        if self._coding.ignore_id != IGNORED:
+            return ""
+        return f"; if {IGNORED} is the foreground, --ignore-id none reads it"
+
+    def paths(self, name: str) -> tuple[Path, Path]:
+        image = self._images.get(name, self.folder / self._layout.images / f"{name}.jpg")
+        labels = self.folder / self._layout.labels
+        candidates = (labels / f"{name}{ending}" for ending in _LABEL_ENDINGS)
+        return image, next((p for p in candidates if p.is_file()), labels / f"{name}.png")
+
+    def labels(self, name: str) -> LabelMap:
+        path = self.paths(name)[1]
+        if not path.is_file() and path.with_suffix(".jpg").is_file():
+            raise DataError(
+                f"{path.with_suffix('.jpg')}: JPEG changes the values of label images: save them "
+                "as PNG"
+            )
+        return read_label_image(path, self._coding)
+
+    def _known_name(self, listed: str) -> str:
+        """The name of an image that a list gives with or without its suffix."""
+        path = Path(listed)
+        has_suffix = listed not in self._images and path.suffix.lower() in SUFFIXES
+        return path.name.removesuffix(path.suffix) if has_suffix else listed
+
+    def _seeded_split(self, split: str) -> list[str]:
+        names = sorted(self._images)
+        random.Random(0).shuffle(names)  # noqa: S311 - no secret
+        dev = names[: max(1, len(names) // _DEV_SHARE)]
+        chosen = dev if split in _DEV_NAMES else names[len(dev) :] if split == "train" else None
+        if not chosen:
+            raise DataError(
+                f"{self.source}: there is no such split list, and none that could be made: without "
+                f"lists, there are train and {', '.join(_DEV_NAMES)}"
+            )
+        self._notes = (
+            f"{self.folder}: has no split lists; {split} are {len(chosen)} of {len(names)} images, "
+            "chosen by a fixed seed",
+        )
+        return sorted(chosen)
+
+
+def _has_lists(folder: Path) -> bool:
+    return any(path.name != LABELMAP for path in folder.glob("*.txt"))
+
+
+def voc_splits(folder: Path) -> list[str]:
+    """The names of the lists in a folder in PASCAL VOC layout; train and dev without lists."""
+    lists = folder / _layout_of(folder).lists
+    if not _has_lists(lists):
+        return ["train", "dev"]
+    return [path.stem for path in lists.glob("*.txt") if path.name != LABELMAP]
+
+
+def _images_by_name(folder: Path) -> dict[str, Path]:
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    paths.sort(key=lambda path: -SUFFIXES.index(path.suffix.lower()))
+    return {path.stem: path for path in paths}
+
+
+def _layout_of(folder: Path) -> _VocLayout:
+    for layout in _LAYOUTS:
+        if (folder / layout.images).is_dir():
+            return layout
+    expected = " or ".join(f"{layout.images}/ and {layout.labels}/" for layout in _LAYOUTS)
+    below = [
+        path
+        for path in sorted(folder.iterdir())
+        if any((path / layout.images).is_dir() for layout in _LAYOUTS)
+    ]
+    # The published archive is VOCdevkit/VOC2012.
+    hint = f"; there is one in {', '.join(map(str, below))}" if below else ""
+    raise DataError(
+        f"{folder}: is no data set in PASCAL VOC layout: expected {expected} in it{hint}"
+    )
+
+
+def _read_names(path: Path) -> list[str]:
+    if not path.is_file():
+        lists = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
+        raise DataError(f"{path}: there is no such split list; lists in that folder: {lists}")
+    try:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8 text ({error.reason}, byte {error.start})") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise DataError(
+            f"{path}: the split is empty; write one image name per line, without the suffix"
+        )
+    return names

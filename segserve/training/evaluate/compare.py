@@ -1,0 +1,200 @@
+"""Compares two models on the same labelled images: differences of IoU with bootstrap intervals."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...runtime.encode.mask import LabelMap
+from ...runtime.encode.overlay import draw_overlay
+from ...runtime.errors import ModelError
+from ...runtime.files import write_whole
+from ..data import IGNORED, LabelledImages
+from .measure import Predictor, SegmentedImage
+from .metrics import Counts
+from .report import data_uri, page_templates, reduced
+
+_RESAMPLES, _SEED = 2000, 0
+_INTERVAL = (2.5, 97.5)  # percentiles
+
+
+class Difference(NamedTuple):
+    """IoU of the first and the second model, their difference, and its 95 % interval."""
+
+    label: str
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+
+
+class _Compared(NamedTuple):
+    """Of one image, for both models: intersections and unions, (2, classes); the labelled pixels of
+    each class, (classes,); the number of pixels that changed, and of all labelled pixels.
+    """
+
+    intersections: Counts
+    unions: Counts
+    true: Counts
+    changed: int
+    labelled: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on one split.
+
+    Attributes:
+        classes: the classes that occur in the labels.
+        mean: the mean over these classes.
+        changed: by image, the share of its labelled pixels whose class differs, largest first.
+        changed_share: of all labelled pixels.
+    """
+
+    classes: tuple[Difference, ...]
+    mean: Difference
+    changed: tuple[tuple[str, float], ...]
+    changed_share: float
+
+
+def compare(
+    data: LabelledImages,
+    first: Predictor,
+    second: Predictor,
+    report: Callable[[int], None] = lambda _finished: None,
+) -> Comparison:
+    """Segments every image with both models.
+
+    The intervals come from 2,000 bootstrap samples of the images, the same for both models (Efron,
+    1979): a difference whose interval includes 0 may be chance.
+
+    Args:
+        report: called after every image with the number of finished ones.
+
+    Raises:
+        ModelError: the models have different classes.
+        ValueError: as of `measure`.
+    """
+    labels = first.record.labels
+    if second.record.labels != labels:
+        raise ModelError("the two models have different classes, so they cannot be compared")
+    results = []
+    # The second model, opened beside the first, finds one thread left and says 1.
+    with ThreadPoolExecutor(first.at_once) as pool:
+        for compared in pool.map(lambda name: _compared(data, first, second, name), data.names):
+            results.append(compared)
+            report(len(results))
+    return _summary(labels, data.names, results)
+
+
+def _compared(data: LabelledImages, first: Predictor, second: Predictor, name: str) -> _Compared:
+    image_rgb, truth = data.pair(name)
+    maps = [predictor.label_map(name, image_rgb) for predictor in (first, second)]
+    counted, classes = truth != IGNORED, len(first.record.labels)
+    true = np.bincount(truth[counted], minlength=classes)
+    intersections = [_hits(truth, own, counted, classes) for own in maps]
+    unions = [
+        true + np.bincount(own[counted], minlength=classes) - hits
+        for own, hits in zip(maps, intersections, strict=True)
+    ]
+    changed = int(((maps[0] != maps[1]) & counted).sum())
+    return _Compared(np.stack(intersections), np.stack(unions), true, changed, int(counted.sum()))
+
+
+def _hits(truth: LabelMap, own: LabelMap, counted: NDArray[np.bool_], classes: int) -> Counts:
+    return np.bincount(truth[(truth == own) & counted], minlength=classes)
+
+
+def _summary(
+    labels: Sequence[str], names: Sequence[str], results: Sequence[_Compared]
+) -> Comparison:
+    present = np.flatnonzero(sum(result.true for result in results))
+    intersections = np.stack([result.intersections[:, present] for result in results])
+    unions = np.stack([result.unions[:, present] for result in results])  # (images, 2, classes)
+    weights = np.random.default_rng(_SEED).multinomial(
+        len(results), np.full(len(results), 1 / len(results)), size=_RESAMPLES
+    )
+    iou = _iou(intersections.sum(0), unions.sum(0))
+    sampled = _iou(
+        np.einsum("ri,imc->rmc", weights, intersections), np.einsum("ri,imc->rmc", weights, unions)
+    )
+    differences = sampled[:, 1] - sampled[:, 0]
+    rows = tuple(
+        _difference(labels[int(class_id)], iou[:, index], differences[:, index])
+        for index, class_id in enumerate(present)
+    )
+    shares = [result.changed / max(1, result.labelled) for result in results]
+    return Comparison(
+        rows,
+        _difference("mean", iou.mean(axis=1), np.nanmean(differences, axis=1)),
+        tuple(sorted(zip(names, shares, strict=True), key=lambda entry: -entry[1])),
+        sum(result.changed for result in results) / sum(result.labelled for result in results),
+    )
+
+
+def _iou(intersections: NDArray[np.int64], unions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """NaN where a sample does not hold the class."""
+    figures = np.full(intersections.shape, np.nan)
+    np.divide(intersections, unions, out=figures, where=unions > 0)
+    return figures
+
+
+def _difference(
+    label: str, iou: NDArray[np.float64], differences: NDArray[np.float64]
+) -> Difference:
+    low, high = np.nanpercentile(differences, _INTERVAL)
+    return Difference(label, *map(float, (iou[0], iou[1], iou[1] - iou[0], low, high)))
+
+
+@dataclass(frozen=True)
+class ChangedImage:
+    """One image of the page. The pictures are `data:` URIs."""
+
+    name: str
+    share: float
+    truth: str
+    first: str
+    second: str
+
+
+def write_comparison(
+    path: Path,
+    comparison: Comparison,
+    data: LabelledImages,
+    first: Predictor,
+    second: Predictor,
+    *,
+    names: tuple[str, str],
+    most: int,
+) -> None:
+    """Writes one HTML file: the figures, and the images that changed most."""
+    changed = [
+        _changed_image(data, first, second, name, share)
+        for name, share in comparison.changed[:most]
+        if share
+    ]
+    page = (
+        page_templates()
+        .get_template("compare.html.j2")
+        .render(names=names, comparison=comparison, images=changed)
+    )
+    write_whole(path, page)
+
+
+def _changed_image(
+    data: LabelledImages, first: Predictor, second: Predictor, name: str, share: float
+) -> ChangedImage:
+    image_rgb, truth = data.pair(name)
+    classes = first.record.classes
+    pictures = []
+    for label_map in (truth, *(p.label_map(name, image_rgb) for p in (first, second))):
+        small = reduced(SegmentedImage(image_rgb, truth, label_map))
+        shown: Image.Image = draw_overlay(small.image_rgb, small.predicted, classes, shown=())
+        pictures.append(data_uri(shown))
+    return ChangedImage(name, share, *pictures)

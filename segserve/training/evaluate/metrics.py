@@ -1,0 +1,265 @@
+"""Label maps -> pixel counts -> metrics.
+
+Pixel accuracy, mean accuracy, mean IoU and frequency-weighted IoU are those of Long, Shelhamer,
+Darrell: "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 5. Counts are
+summed over the data set before the division, as in PASCAL VOC, so that an image weighs by its
+pixels.
+
+Boundary IoU is that of Cheng, Girshick, Dollar, Berg, Kirillov: "Boundary IoU: Improving
+Object-Centric Image Segmentation Evaluation", CVPR 2021, arXiv:2103.16562, equation 1 and section
+5, with the authors' dilation ratio of 0.02. The boundary region of a class is the part of its mask
+that erosion removes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from ...runtime.encode.mask import LabelMap
+from ...runtime.record import CoveredMean
+from ..data import IGNORED
+
+DILATION_RATIO = 0.02
+_OUTSIDE = 255  # no class has this id
+
+Counts = NDArray[np.int64]
+Figures = NDArray[np.float64]
+"""float64 (classes,) in 0..1; NaN for a class without a figure."""
+
+
+@dataclass(frozen=True)
+class PixelCounts:
+    """The pixel counts of one or several images.
+
+    Attributes:
+        confusion: (true class, predicted class), without ignored pixels.
+        boundary: (2, classes): intersections and unions of the boundary regions.
+        images_with: (classes,): the number of images that contain each class.
+    """
+
+    confusion: Counts
+    boundary: Counts
+    images_with: Counts
+
+    @classmethod
+    def none(cls, num_classes: int) -> "PixelCounts":
+        zeros = [
+            np.zeros(shape, np.int64)
+            for shape in ((num_classes, num_classes), (2, num_classes), num_classes)
+        ]
+        return cls(*zeros)
+
+    def __add__(self, other: "PixelCounts") -> "PixelCounts":
+        return PixelCounts(
+            self.confusion + other.confusion,
+            self.boundary + other.boundary,
+            self.images_with + other.images_with,
+        )
+
+    @property
+    def true(self) -> Counts:
+        """The labelled pixels of each class."""
+        true: Counts = self.confusion.sum(axis=1)
+        return true
+
+    @property
+    def iou(self) -> Figures:
+        """Intersection over union of the classes that occur in the labels."""
+        hits = self.confusion.diagonal()
+        return _divided(hits, self.true + self.confusion.sum(axis=0) - hits, where=self.true > 0)
+
+    @property
+    def accuracy(self) -> Figures:
+        """The share of each class's labelled pixels that were predicted as it: the recall."""
+        return _divided(self.confusion.diagonal(), self.true, where=self.true > 0)
+
+    @property
+    def boundary_iou(self) -> Figures:
+        """Boundary IoU of the classes that occur in the labels; NaN if the contour is ignored."""
+        agreed, either = self.boundary
+        return _divided(agreed, either, where=(self.true > 0) & (either > 0))
+
+
+def _divided(part: Counts, whole: Counts, *, where: NDArray[np.bool_]) -> Figures:
+    figures = np.full(len(part), np.nan)
+    np.divide(part, whole, out=figures, where=where)
+    return figures
+
+
+def count_pixels(truth: LabelMap, predicted: LabelMap, num_classes: int) -> PixelCounts:
+    """Counts one image.
+
+    Args:
+        truth: uint8 (H, W): class ids, 255 for ignored pixels.
+        predicted: uint8 (H, W): class ids below `num_classes`.
+
+    Raises:
+        ValueError: labels are neither 255 nor a class id. The message lists them.
+    """
+    unknown = (
+        np.flatnonzero(np.bincount(truth.ravel(), minlength=IGNORED + 1)[num_classes:IGNORED])
+        + num_classes
+    )
+    if len(unknown):
+        raise ValueError(
+            f"labels {unknown.tolist()} are none of the model's {num_classes} classes: "
+            f"expected 0 to {num_classes - 1}, and {IGNORED} for pixels to ignore"
+        )
+    maps = torch.tensor(predicted), torch.tensor(truth)
+    confusion = multiclass_confusion_matrix(
+        *maps, num_classes, ignore_index=IGNORED, validate_args=False
+    ).numpy()
+    present = (confusion.sum(axis=1) > 0).astype(np.int64)
+    return PixelCounts(confusion, count_boundaries(truth, predicted, num_classes), present)
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """Mean IoU of one image over the classes of its labels."""
+
+    name: str
+    mean_iou: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The measurements on the images of a split.
+
+    Attributes:
+        labels: class id -> class name.
+        scores: of every image with labelled pixels, in the order of the split.
+        images: the number of segmented images.
+        seconds: duration, from the first file to the last count.
+    """
+
+    labels: tuple[str, ...]
+    counts: PixelCounts
+    scores: tuple[ImageScore, ...]
+    images: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not self.counts.confusion.any():
+            raise ValueError(
+                f"every pixel of the {self.images} images is labelled {IGNORED}, to be ignored"
+            )
+
+    @property
+    def class_iou(self) -> dict[str, float]:
+        """Class name -> IoU, for the classes that occur in the labels."""
+        return self._named(self.counts.iou)
+
+    @property
+    def class_boundary_iou(self) -> dict[str, float]:
+        return self._named(self.counts.boundary_iou)
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean over the classes that occur in the labels."""
+        return float(np.nanmean(self.counts.iou))
+
+    def covered(self, min_images: int) -> list[str]:
+        """The classes that occur in at least `min_images` images, which is 1 or more."""
+        return [
+            label
+            for label, count in zip(self.labels, self.counts.images_with, strict=True)
+            if count >= min_images
+        ]
+
+    def covered_mean(self, min_images: int) -> CoveredMean | None:
+        """Mean IoU over the classes in at least `min_images` images; None if there are none."""
+        class_iou = self.class_iou
+        covered = [class_iou[label] for label in self.covered(min_images)]
+        if not covered:
+            return None
+        return CoveredMean(
+            min_images=min_images, classes=len(covered), mean_iou=float(np.mean(covered))
+        )
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        """Mean over the classes that occur in the labels, weighted by their labelled pixels."""
+        true = self.counts.true
+        return float(np.nansum(true * self.counts.iou) / true.sum())
+
+    @property
+    def pixel_accuracy(self) -> float:
+        return float(self.counts.confusion.trace() / self.counts.confusion.sum())
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean of the accuracies of the classes that occur in the labels."""
+        return float(np.nanmean(self.counts.accuracy))
+
+    @property
+    def mean_boundary_iou(self) -> float | None:
+        """Mean over the classes that occur in the labels; None if every contour is ignored."""
+        class_boundary_iou = self.class_boundary_iou
+        return float(np.mean(list(class_boundary_iou.values()))) if class_boundary_iou else None
+
+    def worst(self, number: int) -> list[ImageScore]:
+        """The images with the lowest mean IoU, the worst first."""
+        return sorted(self.scores, key=lambda score: (score.mean_iou, score.name))[:number]
+
+    def _named(self, figures: Figures) -> dict[str, float]:
+        return {
+            label: float(value)
+            for label, value in zip(self.labels, figures, strict=True)
+            if not np.isnan(value)
+        }
+
+
+def reach_px(height_px: int, width_px: int) -> int:
+    """The width of the boundary region: 2 % of the image's diagonal, at least one pixel."""
+    return max(1, round(DILATION_RATIO * math.hypot(height_px, width_px)))
+
+
+def near_contour(label_map: LabelMap, reach: int) -> NDArray[np.bool_]:
+    """The pixels with another class, or the image's edge, within `reach` pixels in any direction.
+
+    These are the pixels that `reach` erosions by a 3 x 3 square remove from the mask of their
+    class. For all classes at once: those whose square of side `2 * reach + 1` has a minimum or a
+    maximum other than the pixel itself.
+    """
+    size = 2 * reach + 1
+    highest = ndimage.maximum_filter(label_map, size, mode="constant", cval=_OUTSIDE)
+    lowest = ndimage.minimum_filter(label_map, size, mode="constant", cval=_OUTSIDE)
+    near: NDArray[np.bool_] = (highest != label_map) | (lowest != label_map)
+    return near
+
+
+def count_boundaries(truth: LabelMap, predicted: LabelMap, num_classes: int) -> NDArray[np.int64]:
+    """Counts the pixels of the boundary regions of one image, by class.
+
+    The paper has no ignored pixels. Here, ignored pixels take the predicted class, so that they add
+    no contour of their own, and are not counted. A correct prediction has a boundary IoU of 1,
+    whatever it predicts for ignored pixels.
+
+    Args:
+        truth: uint8 (H, W): class ids, 255 for ignored pixels.
+        predicted: uint8 (H, W): class ids.
+
+    Returns:
+        int64 (2, num_classes): pixels of the intersections and of the unions.
+    """
+    counted = truth != IGNORED
+    known = np.where(counted, truth, predicted)
+    reach = reach_px(*truth.shape)
+    near_truth = near_contour(known, reach) & counted
+    near_predicted = near_contour(predicted, reach) & counted
+    agreed = _by_class(known[near_truth & near_predicted & (known == predicted)], num_classes)
+    either = (
+        _by_class(known[near_truth], num_classes)
+        + _by_class(predicted[near_predicted], num_classes)
+        - agreed
+    )
+    return np.stack([agreed, either])
+
+
+def _by_class(class_ids: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
+    return np.bincount(class_ids, minlength=num_classes)

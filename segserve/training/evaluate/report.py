@@ -1,0 +1,283 @@
+"""The report of an evaluation: a JSON document with a format version, and the accuracy for a
+model's record.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.Image import Resampling
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from ...runtime.encode.mask import encode_jpeg
+from ...runtime.encode.overlay import bright, draw_overlay
+from ...runtime.files import write_whole
+from ...runtime.record import Accuracy, Calibration, CoveredMean, ModelRecord, Strict, Unit
+from ..data import IGNORED, LabelledImages
+from .measure import Predictor, SegmentedImage, segmented
+from .metrics import Evaluation, ImageScore, count_pixels
+
+Scores = Annotated[
+    dict[str, Unit], Field(description="mean IoU of every image over the classes of its labels")
+]
+
+
+class ClassFigures(Strict):
+    """One class. A class that does not occur in the labels has no figures, but may be predicted."""
+
+    id: NonNegativeInt
+    label: str
+    images: NonNegativeInt
+    pixels: NonNegativeInt
+    iou: Unit | None
+    accuracy: Unit | None
+    boundary_iou: Unit | None
+
+
+class EvaluationReport(Strict):
+    """The result of one run of `segserve evaluate`.
+
+    Attributes:
+        options: the options that were set; the model or the server decides about the others.
+        server: the address of the measured server, if there was one.
+        pixels: the number of labelled pixels.
+        seconds: duration, from the first file to the last count.
+        covered: the mean IoU over the classes that occur in enough images.
+        calibration: a copy from the model's record (`segserve calibrate`), not a measurement.
+        confusion: pixels, a row for every true class, a column for every predicted class.
+    """
+
+    format: Literal["segserve-evaluation"] = "segserve-evaluation"
+    format_version: Literal[1] = 1
+    model: str
+    model_version: str
+    output_stride: int
+    options: dict[str, str]
+    server: str | None
+    data: str
+    split: str
+    images: PositiveInt
+    pixels: PositiveInt
+    seconds: NonNegativeFloat
+    mean_iou: Unit
+    covered: CoveredMean | None
+    frequency_weighted_iou: Unit
+    mean_boundary_iou: Unit | None
+    pixel_accuracy: Unit
+    mean_accuracy: Unit
+    calibration: Calibration | None = None
+    classes: tuple[ClassFigures, ...]
+    confusion: tuple[tuple[NonNegativeInt, ...], ...]
+    image_mean_iou: Scores
+
+    @property
+    def present(self) -> list[ClassFigures]:
+        """The classes that occur in the labels."""
+        return [figures for figures in self.classes if figures.images]
+
+
+def build_report(
+    evaluation: Evaluation, predictor: Predictor, *, data: str, split: str, min_images: int
+) -> EvaluationReport:
+    """The report of an evaluation of this predictor. `data` and `split` are names for people."""
+    record = predictor.record
+    return EvaluationReport(
+        model=record.name,
+        model_version=record.version,
+        output_stride=record.architecture.output_stride,
+        options=predictor.options.model_dump(exclude_unset=True),
+        server=predictor.server,
+        data=data,
+        split=split,
+        images=evaluation.images,
+        pixels=int(evaluation.counts.confusion.sum()),
+        seconds=round(evaluation.seconds, 3),
+        mean_iou=evaluation.mean_iou,
+        covered=evaluation.covered_mean(min_images),
+        frequency_weighted_iou=evaluation.frequency_weighted_iou,
+        mean_boundary_iou=evaluation.mean_boundary_iou,
+        pixel_accuracy=evaluation.pixel_accuracy,
+        mean_accuracy=evaluation.mean_accuracy,
+        calibration=record.calibration,
+        classes=_class_figures(evaluation),
+        confusion=evaluation.counts.confusion.tolist(),
+        image_mean_iou={score.name: score.mean_iou for score in evaluation.scores},
+    )
+
+
+def _class_figures(evaluation: Evaluation) -> tuple[ClassFigures, ...]:
+    counts = evaluation.counts
+    return tuple(
+        ClassFigures(
+            id=class_id,
+            label=label,
+            images=int(counts.images_with[class_id]),
+            pixels=int(counts.true[class_id]),
+            iou=_figure(counts.iou[class_id]),
+            accuracy=_figure(counts.accuracy[class_id]),
+            boundary_iou=_figure(counts.boundary_iou[class_id]),
+        )
+        for class_id, label in enumerate(evaluation.labels)
+    )
+
+
+def _figure(value: np.float64) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def as_accuracy(report: EvaluationReport) -> Accuracy:
+    """The accuracy for the model's record, with four digits."""
+    covered = report.covered
+    return Accuracy(
+        dataset=f"{report.data} {report.split}",
+        images=report.images,
+        mean_iou=round(report.mean_iou, 4),
+        covered=covered and covered.model_copy(update={"mean_iou": round(covered.mean_iou, 4)}),
+        frequency_weighted_iou=round(report.frequency_weighted_iou, 4),
+        mean_boundary_iou=None
+        if report.mean_boundary_iou is None
+        else round(report.mean_boundary_iou, 4),
+        pixel_accuracy=round(report.pixel_accuracy, 4),
+        mean_accuracy=round(report.mean_accuracy, 4),
+        class_iou={
+            figures.label: round(figures.iou, 4)
+            for figures in report.classes
+            if figures.iou is not None
+        },
+        class_boundary_iou={
+            figures.label: round(figures.boundary_iou, 4)
+            for figures in report.classes
+            if figures.boundary_iou is not None
+        },
+    )
+
+
+def write_report(path: Path, report: EvaluationReport) -> None:
+    """Writes the report as JSON. The file appears when it is complete."""
+    write_whole(path, report.model_dump_json(indent=1) + "\n")
+
+
+_LONGER_SIDE_PX = 400
+_PALE, _WRONG_RGB, _WRONG_OPACITY = 0.4, (225, 20, 60), 0.75
+
+
+def write_page(
+    path: Path,
+    report: EvaluationReport,
+    scores: Sequence[ImageScore],
+    data: LabelledImages,
+    predictor: Predictor,
+) -> None:
+    """Writes the page, with these images segmented again. The file appears when it is complete."""
+    views = [
+        view_image(score, segmented(data, predictor, score.name), predictor.record)
+        for score in scores
+    ]
+    write_whole(path, render_page(report, predictor.record, views))
+
+
+def page_templates() -> Environment:
+    """The templates of HTML pages; every value in them is escaped."""
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+
+
+def render_page(report: EvaluationReport, record: ModelRecord, worst: "Sequence[ImageView]") -> str:
+    """The page as HTML. Every name in it is escaped.
+
+    Args:
+        record: for the colours of the classes.
+        worst: the images, in this order.
+    """
+    environment = page_templates()
+    environment.filters["figure"] = _shown_figure
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        colors=["#{:02x}{:02x}{:02x}".format(*bright(info.color)) for info in record.classes],
+        rows=report.present,
+        columns=[
+            row
+            for row in report.classes
+            if row.images or any(true[row.id] for true in report.confusion)
+        ],
+        worst=worst,
+    )
+
+
+def _shown_figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """One image of the page. The pictures are `data:` URIs of JPEGs."""
+
+    score: ImageScore
+    class_iou: dict[str, float]
+    picture: str
+    truth: str
+    prediction: str
+    difference: str
+
+
+def view_image(score: ImageScore, image: SegmentedImage, record: ModelRecord) -> ImageView:
+    """Draws one image with the record's colours.
+
+    Ignored pixels are dark in `truth` and white in `difference`.
+    """
+    iou = count_pixels(image.truth, image.predicted, len(record.classes)).iou
+    small = reduced(image)
+    return ImageView(
+        score=score,
+        class_iou={
+            label: float(value)
+            for label, value in zip(record.labels, iou, strict=True)
+            if not np.isnan(value)
+        },
+        picture=data_uri(Image.fromarray(small.image_rgb)),
+        truth=data_uri(draw_overlay(small.image_rgb, small.truth, record.classes, shown=())),
+        prediction=data_uri(
+            draw_overlay(small.image_rgb, small.predicted, record.classes, shown=())
+        ),
+        difference=data_uri(Image.fromarray(draw_difference(small))),
+    )
+
+
+def reduced(image: SegmentedImage) -> SegmentedImage:
+    """The same with a longer side of at most 400 pixels. Labels use nearest neighbours."""
+    return SegmentedImage(
+        _thumbnail(image.image_rgb, Resampling.BICUBIC),
+        _thumbnail(image.truth, Resampling.NEAREST),
+        _thumbnail(image.predicted, Resampling.NEAREST),
+    )
+
+
+def _thumbnail(pixels: NDArray[np.uint8], resampling: Resampling) -> NDArray[np.uint8]:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_LONGER_SIDE_PX, _LONGER_SIDE_PX), resampling)
+    return np.array(picture)
+
+
+def draw_difference(image: SegmentedImage) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3), RGB: the image in pale grey, wrong pixels red, ignored pixels white."""
+    grey = np.array(Image.fromarray(image.image_rgb).convert("L"))[..., None].repeat(3, axis=2)
+    pixels = 255 - _PALE * (255 - grey)
+    wrong = (image.truth != image.predicted) & (image.truth != IGNORED)
+    pixels[wrong] = (1 - _WRONG_OPACITY) * grey[wrong] + _WRONG_OPACITY * np.array(_WRONG_RGB)
+    pixels[image.truth == IGNORED] = 255
+    return pixels.astype(np.uint8)
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A JPEG of the picture, for the attribute `src`."""
+    return f"data:image/jpeg;base64,{base64.b64encode(encode_jpeg(picture)).decode('ascii')}"

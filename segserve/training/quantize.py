@@ -1,0 +1,84 @@
+"""Prepares a model for int8 inference: measures the input ranges of its convolutions."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime.acceleration.cpu_fusion import FusedConv2d, cpu_fused_network
+from ..runtime.acceleration.int8 import has_vnni, quantized_network
+from ..runtime.acceleration.verified import OptimizationError
+from ..runtime.decode.image import decode_image
+from ..runtime.errors import ModelError, SegserveError
+from ..runtime.inference.segmenter import Segmenter
+from ..runtime.network.weights import Ranges, load_network, write_ranges
+from ..runtime.record import read_record, write_record
+from ..runtime.settings import Settings
+
+_FLOAT32 = Settings(precision="fp32")
+
+
+def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int], None]) -> None:
+    """Measures the ranges of a model's activations and writes them into its folder and its record.
+
+    On a CPU with VNNI, the int8 network is verified before anything is written. The weights do not
+    change.
+
+    Args:
+        images: a few dozen photographs like those that the model will segment.
+        report: called after every image with the number of finished ones.
+
+    Raises:
+        ModelError: the model cannot be loaded, or does not support int8.
+        SegserveError: an image cannot be read. The message names it.
+    """
+    record = read_record(folder)
+    network = load_network(record, folder)
+    segmenter = Segmenter.of(network, record, settings=_FLOAT32)
+    network.ranges = measure_ranges(network, _inputs(segmenter, images, report))
+    if not network.ranges:
+        raise ModelError(
+            f"{record.name} does not support int8: oneDNN does not compute its convolutions on "
+            "this machine"
+        )
+    if has_vnni():
+        try:
+            quantized_network(network, segmenter.device)
+        except OptimizationError as error:
+            raise ModelError(f"{record.name} does not support int8: {error}") from error
+    write_record(record.model_copy(update={"int8": write_ranges(network.ranges, folder)}), folder)
+
+
+def measure_ranges(network: nn.Module, images: Iterable[Tensor]) -> Ranges:
+    """The input ranges of the network's convolutions for these images.
+
+    Args:
+        images: float32 (1, 3, H, W), normalised.
+    """
+    ranges: dict[str, tuple[float, float]] = {}
+
+    def widen(name: str, given: Tensor) -> None:
+        least, largest = ranges.get(name, (0.0, 0.0))
+        ranges[name] = (min(least, float(given.min())), max(largest, float(given.max())))
+
+    fused = cpu_fused_network(network, torch.float32)
+    for name, module in fused.named_modules():
+        if isinstance(module, FusedConv2d):
+            module.register_forward_pre_hook(lambda module, given, name=name: widen(name, given[0]))
+    with torch.inference_mode():
+        for image in images:
+            fused(image)
+    return ranges
+
+
+def _inputs(
+    segmenter: Segmenter, images: Sequence[Path], report: Callable[[int], None]
+) -> Iterator[Tensor]:
+    for finished, path in enumerate(images, start=1):
+        try:
+            image_rgb = decode_image(path.read_bytes(), max_pixels=_FLOAT32.max_image_pixels)
+        except SegserveError as error:
+            raise type(error)(f"{path}: {error}") from error
+        yield segmenter.preprocess(image_rgb)
+        report(finished)

@@ -1,0 +1,1 @@
+"""Training: recipe, batches, loss, loop, checkpoints and the finished model folder."""

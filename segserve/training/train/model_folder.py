@@ -1,0 +1,274 @@
+"""The model folder in training: the record of a new model, the weights that its backbone starts
+from, and the trained weights.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from ...importing.checkpoint import load_checkpoint
+from ...runtime.architecture import Architecture
+from ...runtime.errors import ModelError
+from ...runtime.network.weights import (
+    SegmentationNetwork,
+    build_network,
+    load_network,
+    write_weights,
+)
+from ...runtime.record import (
+    RECORD_FILE,
+    ClassInfo,
+    ModelRecord,
+    read_record,
+    validated,
+    write_record,
+)
+
+_SIZE_PX, _SIZE_MULTIPLE = 448, 32
+_CLASSIFIER_TENSORS = 2
+
+
+def record_for(
+    folder: Path,
+    architecture: Mapping[str, object],
+    classes: Sequence[ClassInfo] | None,
+    *,
+    size_px: int | None,
+    licence: str,
+    start: Path | None = None,
+) -> ModelRecord:
+    """The record of the folder, or of a new model. Nothing is written.
+
+    Args:
+        start: the folder of the model that a new one starts from; it has its architecture, its
+            input rule, and its classes unless there are others.
+        architecture: fields of a new model's architecture. Those of an existing record must agree.
+        size_px: longer side of an image at the input of a new model's network; None for the
+            default, or for the size of `start`.
+
+    Raises:
+        ModelError: the folder's record is broken or disagrees, the new model lacks classes or a
+            backbone, or the backbone does not have what the head needs.
+    """
+    if not (folder / RECORD_FILE).exists():
+        if start is not None:
+            return _derived_record(
+                folder, read_record(start), architecture, classes, size_px, licence
+            )
+        return _new_record(folder, architecture, classes, size_px or _SIZE_PX, licence)
+    record = read_record(folder)
+    requested = validated(
+        {**record.architecture.model_dump(), **architecture}, Architecture, "flags"
+    )
+    differing = [
+        name
+        for name in architecture
+        if getattr(requested, name) != getattr(record.architecture, name)
+    ]
+    if classes and tuple(classes) != record.classes:
+        differing.append("classes")
+    if differing:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
+        raise ModelError(
+            f"{folder / RECORD_FILE} does not agree with {flags}: leave that out, or give a new "
+            "folder"
+        )
+    return record
+
+
+def write_new_record(record: ModelRecord, folder: Path) -> None:
+    """Writes the record into the folder, unless the folder has one already."""
+    if not (folder / RECORD_FILE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(record, folder)
+
+
+def _new_record(
+    folder: Path,
+    architecture: Mapping[str, object],
+    classes: Sequence[ClassInfo] | None,
+    size_px: int,
+    licence: str,
+) -> ModelRecord:
+    if classes is None or "backbone" not in architecture:
+        raise ModelError(
+            f"{folder} has no {RECORD_FILE}: a new model needs --classes and --backbone"
+        )
+    checked = validated(dict(architecture), Architecture, "flags")
+    build_network(checked, len(classes))
+    mean, std = _normalization(checked.backbone)
+    fields = {
+        "name": folder.resolve().name,
+        "version": "1.0",
+        "summary": f"DeepLabV3 ({checked.head} head) on {checked.backbone}, {len(classes)} classes",
+        "licence": licence,
+        "source": "segserve train",
+        "architecture": checked,
+        "input": {
+            "resize": {"size_px": size_px, "multiple_of": _SIZE_MULTIPLE},
+            "mean": mean,
+            "std": std,
+        },
+        "classes": classes,
+    }
+    return validated(fields, ModelRecord, RECORD_FILE)
+
+
+def _derived_record(
+    folder: Path,
+    start: ModelRecord,
+    architecture: Mapping[str, object],
+    classes: Sequence[ClassInfo] | None,
+    size_px: int | None,
+    licence: str,
+) -> ModelRecord:
+    """The record of a new model that has the architecture of another one."""
+    known = start.architecture.model_copy(update={"aux_head": False})
+    requested = validated({**known.model_dump(), **architecture}, Architecture, "flags")
+    if requested != known:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in architecture)
+        raise ModelError(
+            f"a model that starts from {start.name} has its architecture: leave out {flags}"
+        )
+    resize = start.input.resize
+    if size_px is not None:
+        resize = resize.model_copy(update={"size_px": size_px})
+    listed = tuple(classes or start.classes)
+    fields = {
+        "name": folder.resolve().name,
+        "version": "1.0",
+        "summary": f"DeepLabV3 ({requested.head} head) on {requested.backbone}, "
+        f"{len(listed)} classes",
+        "licence": licence,
+        "source": f"segserve train, from {start.name} {start.version}: {start.source}",
+        "architecture": requested,
+        "input": start.input.model_copy(update={"resize": resize}),
+        "classes": listed,
+    }
+    return validated(fields, ModelRecord, RECORD_FILE)
+
+
+def load_start(network: SegmentationNetwork, start: Path) -> None:
+    """Loads the weights of another model, in place. A classifier with other classes keeps its
+    random values.
+
+    Raises:
+        ModelError: the other model has another architecture.
+    """
+    given, own = load_network(read_record(start), start).state_dict(), network.state_dict()
+    kept = [
+        name
+        for name, tensor in own.items()
+        if name not in given or given[name].shape != tensor.shape
+    ]
+    if not all(name.startswith("head.") for name in kept) or len(kept) > _CLASSIFIER_TENSORS:
+        raise ModelError(
+            f"{start}: has another architecture than the model to train; first: {kept[0]}"
+        )
+    network.load_state_dict({name: given[name] for name in own.keys() - set(kept)}, strict=False)
+
+
+def _normalization(backbone: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of the backbone's published weights, by default ImageNet's."""
+    published = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    return (
+        (published.mean, published.std)
+        if published
+        else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
+
+
+def load_backbone(backbone: nn.Module, name: str, source: str) -> None:
+    """Loads pretrained weights into a timm backbone, in place.
+
+    Args:
+        source: see `Recipe.backbone_weights`.
+
+    Raises:
+        ModelError: the source cannot be had, or lacks a tensor of the backbone.
+    """
+    if source == "none":
+        return
+    state = _named_as_in(backbone, _published_state(name, source))
+    missing = backbone.load_state_dict(state, strict=False).missing_keys
+    if missing:
+        raise ModelError(
+            f"{source}: lacks {len(missing)} tensors of backbone {name}, first: {missing[0]}"
+        )
+
+
+def _named_as_in(backbone: nn.Module, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with the backbone's own names.
+
+    timm makes a backbone from a classifier either by wrapping it (`model.stages.0...`) or by moving
+    its stages to the top (`stages_0...`).
+    """
+    own = backbone.state_dict().keys()
+    names = {
+        alias: name
+        for name in published
+        for alias in (name, f"model.{name}", name.replace(".", "_", 1))
+    }
+    return {name: published[names[name]] for name in own & names.keys()}
+
+
+def _published_state(name: str, source: str) -> Mapping[str, Tensor]:
+    if source not in ("timm", "torchvision"):
+        return load_checkpoint(Path(source)).state
+    torchvision_name = name.removeprefix("torchvision.")
+    if (source == "torchvision") != (torchvision_name != name):
+        other = "torchvision" if source == "timm" else "timm"
+        raise ModelError(
+            f"backbone {name}: its weights come from {other}: --backbone-weights {other}"
+        )
+    try:
+        if source == "timm":
+            model = timm.create_model(name, pretrained=True)
+        else:
+            model = torchvision.models.get_model(torchvision_name, weights="DEFAULT")
+    except Exception as error:  # of the network, of the cache, or of a backbone without weights
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"backbone {name}: {source} cannot give its weights ({reason}); name a file with "
+            "--backbone-weights, or start from a model with --start"
+        ) from error
+    state: Mapping[str, Tensor] = model.state_dict()
+    return {key.removeprefix("features."): tensor for key, tensor in state.items()}
+
+
+def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> ModelRecord:
+    """Writes `folder/weights.safetensors`, in half precision, and `folder/model.yaml`.
+
+    Accuracy, calibration and activation ranges of earlier weights are removed from the record.
+
+    Returns:
+        The record as written, with the SHA-256 of the weights.
+
+    Raises:
+        ValueError: a weight is not finite in half precision.
+    """
+    weights = write_weights(
+        {name: _halved(name, tensor) for name, tensor in network.state_dict().items()}, folder
+    )
+    trained = record.model_copy(
+        update={"weights": weights, "accuracy": None, "calibration": None, "int8": None}
+    )
+    write_record(trained, folder)
+    return trained
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    if not tensor.is_floating_point():
+        return tensor
+    halved = tensor.to(torch.float16)
+    if not halved.isfinite().all():
+        raise ValueError(
+            f"{name}: holds values that are not finite, or above {torch.finfo(torch.float16).max}"
+        )
+    return halved

@@ -1,0 +1,215 @@
+"""Result paths, the settings of a target, and the errors before a run starts."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from segserve.bulk.batch import RESERVED
+from segserve.bulk.errors import BulkError
+from segserve.bulk.sources import Source, find_sources
+from segserve.bulk.storage import Storage
+from segserve.bulk.target import FAILURES_FILE, OPTIONS_FILE, FailureLog, Format, Layout, claim
+
+from .pictures import write_images
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def check(layout: Layout, *arguments: str) -> None:
+    layout.check(find_sources(arguments, results=layout.folder), arguments)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "expected"),
+    [
+        (Format.PNG, "out/deep/a.png"),
+        (Format.NPY, "out/deep/a.npy"),
+        (Format.JSON, "out/deep/a.json"),
+        (Format.COCO, "out/deep/a.coco.json"),
+    ],
+    ids=str,
+)
+def test_files_keep_the_structure_below_the_folder(tmp_path, file_format, expected):
+    layout = Layout(tmp_path / "out", file_format, overlay=True)
+    result, overlay = layout.files(Source("in/deep/a.jpg", "deep/a.jpg"))
+    assert result == str(tmp_path / expected)
+    assert overlay == str(tmp_path / "out/deep/a-overlay.jpg")
+
+
+def test_missing_names_the_files_that_are_not_there(tmp_path):
+    layout, source = Layout(tmp_path, overlay=True), Source("in/a.jpg", "a.jpg")
+    Path(layout.result(source)).touch()
+    assert layout.missing(source) == [layout.overlay_of(source)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("in",), ("in/a.jpg", "other/a.jpg"), ("in/a.jpg", "other")],
+    ids=["two suffixes", "two folders", "file and folder"],
+)
+def test_check_with_two_images_of_one_result_names_both(folder, arguments):
+    write_images(folder, "in/a.jpg", "in/a.png", "other/a.jpg")
+    with pytest.raises(
+        BulkError, match=r"a\.(jpg|png) and (in|other)/a\.(jpg|png) would both become out/a\.png"
+    ):
+        check(Layout(Path("out")), *arguments)
+
+
+def test_check_with_result_that_is_an_image_raises(folder):
+    [image] = write_images(folder, "in/a.png")
+    with pytest.raises(BulkError, match=r"in/a\.png is both an image and a result"):
+        check(Layout(image.parent), "in/a.png")
+
+
+def test_check_with_results_among_the_images_raises(folder):
+    write_images(folder, "in/a.jpg")
+    with pytest.raises(
+        BulkError, match="in: the next run would take results in this folder for images"
+    ):
+        check(Layout(folder / "in"), "in")
+    check(Layout(folder / "in", Format.NPY), "in")
+
+
+def test_check_keeps_the_name_of_the_data_set_free(folder):
+    write_images(folder, "segmentation.jpg")
+    check(Layout(folder / "out"), "segmentation.jpg")
+    with pytest.raises(BulkError, match=r"would both become .*segmentation\.coco\.json"):
+        check(Layout(folder / "out", Format.COCO), "segmentation.jpg")
+
+
+def test_claim_creates_the_folder_and_writes_the_settings(tmp_path):
+    out = tmp_path / "a" / "b"
+    claim(Storage(str(out)), {"model": "tiny", "mode": None, "tta": "flip"})
+    claim(Storage(str(out)), {"model": "tiny", "tta": "flip"})
+    assert json.loads((out / OPTIONS_FILE).read_text()) == {"model": "tiny", "tta": "flip"}
+    assert [path.name for path in out.iterdir()] == [OPTIONS_FILE]
+
+
+def test_claim_with_other_options_raises_and_keeps_the_file(tmp_path):
+    claim(Storage(str(tmp_path)), {"model": "tiny", "mode": "slide"})
+    with pytest.raises(
+        BulkError, match=r"\(mode: slide then, default now; threshold: default then, 0.5 now\)"
+    ):
+        claim(Storage(str(tmp_path)), {"model": "tiny", "threshold": 0.5})
+    claim(Storage(str(tmp_path)), {"model": "tiny", "mode": "slide"})
+
+
+def test_claim_with_a_damaged_file_says_what_to_do(tmp_path):
+    (tmp_path / OPTIONS_FILE).write_text("{")
+    with pytest.raises(BulkError, match="is damaged; remove it"):
+        claim(Storage(str(tmp_path)), {})
+
+
+def test_claim_with_a_data_set_of_another_program_keeps_it(tmp_path):
+    (tmp_path / "segmentation.coco.json").write_text("{}")
+    with pytest.raises(BulkError, match="was not made here"):
+        claim(Storage(str(tmp_path)), {})
+
+
+@pytest.mark.parametrize(
+    "name", ["file", "file/below", "/proc/segserve"], ids=["file", "below a file", "read-only"]
+)
+def test_claim_of_a_folder_that_is_not_writable_raises(folder, name):
+    (folder / "file").write_text("")
+    with pytest.raises(BulkError, match="cannot be written to"):
+        claim(Storage(str(folder / name)), {})
+
+
+def test_failure_log_returns_the_images_that_were_added(tmp_path):
+    log, odd = FailureLog(tmp_path), os.fsdecode(b"in/\xff\n.jpg")
+    assert log.read() == {}
+    log.add(Source("in/a.jpg", "a.jpg"), "image_corrupt", "the image\u2028is broken")
+    log.add(Source(odd, odd), "file", "cannot be read")
+    assert log.read() == {
+        os.path.abspath("in/a.jpg"): ("image_corrupt", "the image\u2028is broken"),
+        os.path.abspath(odd): ("file", "cannot be read"),
+    }
+    log.clear()
+    assert log.read() == {}
+
+
+def test_failure_log_with_a_partial_line_returns_the_others(tmp_path):
+    log = FailureLog(tmp_path)
+    log.add(Source("/in/a.jpg", "a.jpg"), "file", "cannot be read")
+    with (tmp_path / FAILURES_FILE).open("a") as file:
+        file.write('["/in/b.jpg", "fi')
+    assert log.read() == {"/in/a.jpg": ("file", "cannot be read")}
+
+
+MANIFEST = {"archive_sha256": "0" * 64, "format": "png", "classes": None}
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage.at(str(tmp_path / "out"))
+
+
+def claim_target(storage: Storage, manifest: dict, *, overwrite: bool = False) -> None:
+    """Claims the target of a batch job."""
+    remedy = "name another target, or --overwrite"
+    claim(
+        storage,
+        manifest,
+        file="job.json",
+        reserved=RESERVED,
+        remedy=remedy,
+        overwrite=overwrite,
+    )
+
+
+def test_claim_target_twice_for_the_same_job_is_fine(storage):
+    for _ in range(2):
+        claim_target(storage, MANIFEST)
+    assert json.loads(storage.read("job.json")) == {
+        "archive_sha256": "0" * 64,
+        "format": "png",
+    }
+
+
+def test_claim_target_of_another_job_raises_and_names_the_difference(storage):
+    claim_target(storage, MANIFEST)
+    with pytest.raises(
+        BulkError,
+        match=r"\(classes: default then, cat now\); name another target, or --overwrite",
+    ):
+        claim_target(storage, {**MANIFEST, "classes": "cat"}, overwrite=False)
+
+
+def test_claim_target_to_overwrite_removes_what_a_job_made_and_nothing_else(storage, tmp_path):
+    claim_target(storage, MANIFEST)
+    for name in (
+        "labels/a.png",
+        "table/part-000-0000000.parquet",
+        "summary.json",
+        ".listings/000.parquet",
+        "mine.txt",
+    ):
+        storage.write(name, b"")
+    claim_target(storage, {**MANIFEST, "classes": "cat"}, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["job.json", "mine.txt"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["careful", "overwrite"])
+def test_claim_target_of_another_program_raises_even_with_overwrite(storage, overwrite):
+    storage.write("labels/precious.png", b"")
+    with pytest.raises(BulkError, match="/labels was not made here"):
+        claim_target(storage, MANIFEST, overwrite=overwrite)
+    assert storage.exists("labels/precious.png")
+
+
+def test_claim_target_with_a_damaged_manifest_raises(storage):
+    storage.write("job.json", b"{")
+    with pytest.raises(BulkError, match=r"job.json is damaged"):
+        claim_target(storage, MANIFEST, overwrite=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that is not writable")
+def test_claim_target_that_is_not_writable_raises():
+    with pytest.raises(BulkError, match="/proc/self/out: "):
+        claim_target(Storage.at("/proc/self/out"), MANIFEST)

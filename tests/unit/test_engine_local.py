@@ -1,0 +1,180 @@
+"""The local engine as a process: lost workers, full queues, its end, broken archives."""
+
+import os
+import signal
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from segserve.engines.errors import ServerError
+from segserve.gateway.background import Server
+from tests.packed import BROKEN, pack
+
+CONTROLLED = """
+import os, time
+
+class Controlled:
+    def initialize(self, context):
+        pass
+
+    def handle(self, data, context):
+        command = bytes(data[0]["body"])
+        if command == b"die":
+            os._exit(1)
+        if command == b"fail":
+            raise ValueError("a failure of the handler")
+        if command.startswith(b"sleep"):
+            time.sleep(float(command.split()[1]))
+        return [f"{os.getpid()} {len(data)}".encode()] * len(data)
+"""
+READY_S = 120
+
+
+def archive(folder: Path, name: str = "echo", source: str = CONTROLLED, **settings: int) -> Path:
+    """An archive whose model-config.yaml has these settings."""
+    path = pack(folder, name, source)
+    whole = folder / f"{name}.mar"
+    config = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 1, "maxBatchDelay": 1} | settings
+    with zipfile.ZipFile(path) as packed, zipfile.ZipFile(whole, "w") as target:
+        for member in packed.namelist():
+            if member != "model-config.yaml":
+                target.writestr(member, packed.read(member))
+        target.writestr(
+            "model-config.yaml", "".join(f"{key}: {value}\n" for key, value in config.items())
+        )
+    return whole
+
+
+def post(server: Server, body: str = "", model: str = "echo") -> requests.Response:
+    return requests.post(
+        f"{server.inference_url}/predictions/{model}",
+        data=body.encode(),
+        headers={"Authorization": f"Bearer {server.inference_token}"},
+        timeout=60,
+    )
+
+
+def code(response: requests.Response) -> str:
+    return response.json()["error"]["code"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("local")
+    archives = [
+        archive(folder, responseTimeout=2, jobQueueSize=2),
+        archive(folder, "other", batchSize=4, maxBatchDelay=500),
+    ]
+    with Server.start(archives, folder / "run", engine="local") as server:
+        server.wait_ready(READY_S)
+        yield server
+
+
+def test_two_archives_have_a_worker_each(server):
+    assert server.models == ("echo", "other")
+    first, second = post(server).text.split()[0], post(server, model="other").text.split()[0]
+    children = {child.pid for child in psutil.Process(server.pid).children(recursive=True)}
+    assert first != second
+    assert {int(first), int(second)} <= children
+
+
+def test_requests_that_wait_together_are_one_batch(server):
+    with ThreadPoolExecutor(4) as threads:
+        responses = list(threads.map(lambda _: post(server, model="other"), range(4)))
+    assert {response.text.split()[1] for response in responses} == {"4"}
+
+
+@pytest.mark.parametrize("command", ["die", "sleep 30"], ids=["death", "timeout"])
+def test_lost_worker_is_replaced_and_its_request_is_503(server, command):
+    before = post(server).text
+    response = post(server, command)
+    assert (response.status_code, code(response)) == (503, "unavailable")
+    assert response.headers["Retry-After"] == "2"
+    after = post(server)
+    assert after.status_code == 200
+    assert after.text != before
+
+
+def test_worker_that_is_killed_while_idle_is_replaced_before_the_next_request(server):
+    pid = int(post(server).text.split()[0])
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.5)
+    response = post(server)
+    assert response.status_code == 200
+    assert int(response.text.split()[0]) != pid
+
+
+def test_handler_that_raises_is_500_and_its_worker_stays(server):
+    before = post(server).text
+    response = post(server, "fail")
+    assert (response.status_code, code(response)) == (500, "internal_error")
+    assert post(server).text == before
+    assert "a failure of the handler" in server.log_path.read_text()
+
+
+def test_full_queue_is_503_with_retry_after(server):
+    with ThreadPoolExecutor(8) as threads:
+        responses = list(threads.map(lambda _: post(server, "sleep 0.4"), range(8)))
+    rejected = [response for response in responses if response.status_code == 503]
+    assert 1 <= len(rejected) <= 6
+    assert {code(response) for response in rejected} == {"overloaded"}
+    assert {response.headers["Retry-After"] for response in rejected} == {"2"}
+    assert sum(response.status_code == 200 for response in responses) == 8 - len(rejected)
+
+
+def test_server_listens_on_the_loopback_interface_only(server):
+    processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    addresses = {
+        connection.laddr.ip
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert addresses == {"127.0.0.1"}
+
+
+def test_sigterm_completes_pending_requests_and_ends_every_process(tmp_path):
+    with Server.start([archive(tmp_path)], tmp_path / "run", engine="local") as server:
+        server.wait_ready(READY_S)
+        leader = psutil.Process(server.pid)
+        processes = [leader, *leader.children(recursive=True)]
+        responses: list[requests.Response] = []
+        pending = threading.Thread(target=lambda: responses.append(post(server, "sleep 2")))
+        pending.start()
+        time.sleep(0.7)
+        leader.send_signal(signal.SIGTERM)
+        pending.join()
+        assert [response.status_code for response in responses] == [200]
+        with suppress(psutil.NoSuchProcess):
+            deadline_s = time.monotonic() + 20
+            while leader.status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.1)
+        _, alive = psutil.wait_procs(processes[1:], timeout=20)
+        assert alive == []
+
+
+def test_archive_that_cannot_be_loaded_is_one_clear_line(tmp_path):
+    broken = archive(tmp_path, "broken", BROKEN)
+    with (
+        Server.start([broken], tmp_path / "run", engine="local") as server,
+        pytest.raises(
+            ServerError,
+            match="the server ended: the model 'broken' failed to load: the weights are of another",
+        ),
+    ):
+        server.wait_ready(READY_S)
+    assert Server.running(tmp_path / "run") is None
+
+
+def test_running_server_is_found_again(server):
+    found = Server.running(server.run_dir)
+    assert found is not None
+    assert (found.pid, found.models, found.obstacle()) == (server.pid, server.models, None)

@@ -1,0 +1,128 @@
+"""The network with norms folded for a GPU, on the CPU, where it computes the same; and on a GPU
+where there is one.
+"""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from segserve.runtime.acceleration import gpu_fusion as folded_module
+from segserve.runtime.acceleration.gpu_fusion import GpuFusedConv2d, gpu_fused_network
+from segserve.runtime.network.weights import build_network
+
+from .test_cpu_fusion import ARCHITECTURES, ReadBeforeItsNorm, randomised
+from .tiny import tiny_network, tiny_record
+
+CPU = torch.device("cpu")
+DEVICES = [
+    pytest.param(CPU, id="cpu"),
+    pytest.param(
+        torch.device("cuda", 0),
+        id="gpu",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+@torch.inference_mode()
+def test_folded_network_of_any_architecture_gives_the_same_logits_at_any_size(architecture, device):
+    network = randomised(build_network(architecture, num_classes=5))
+    result = gpu_fused_network(network, torch.float32, device)
+    assert {type(module) for module in result.modules()} & {GpuFusedConv2d, nn.BatchNorm2d} == {
+        GpuFusedConv2d
+    }
+    tolerance = 1e-3 if device == CPU else 2e-2  # of TF32
+    for height_px, width_px in ((96, 128), (160, 64)):
+        image = torch.randn(2, 3, height_px, width_px)
+        torch.testing.assert_close(
+            result(image.to(device)).cpu(), network(image), rtol=tolerance, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@torch.inference_mode()
+def test_folded_network_in_bf16_gives_the_labels_of_float32(device):
+    network = tiny_network(tiny_record())
+    image = torch.randn(1, 3, 256, 256)
+    result = gpu_fused_network(network, torch.bfloat16, device)
+    assert result is not network
+    labels = result(image.to(device, torch.bfloat16)).argmax(dim=1).cpu()
+    assert (labels == network(image).argmax(dim=1)).float().mean() > 0.98
+
+
+@torch.inference_mode()
+def test_folded_convolution_in_bf16_keeps_the_digits_of_its_bias():
+    conv = nn.Conv2d(1, 1, 1)
+    layer = GpuFusedConv2d(
+        conv,
+        torch.ones(1, 1, 1, 1),
+        torch.tensor([1.00390625]),
+        ("none", [], ""),
+        dtype=torch.bfloat16,
+    )
+    # bf16 has nothing between 1 and 1.0078125: a bias of that dtype would be 1, and the sum
+    # nothing.
+    assert layer(torch.full((1, 1, 1, 1), -1.0, dtype=torch.bfloat16)).item() == 0.00390625
+
+
+def test_folded_network_can_be_moved_and_leaves_the_network_as_it_was():
+    network = tiny_network(tiny_record())
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    gpu_fused_network(network, torch.bfloat16, CPU).to(torch.float64)
+    torch.testing.assert_close(dict(network.state_dict()), before, rtol=0, atol=0)
+
+
+def test_folded_network_that_would_be_wrong_is_not_used_and_warned_of(caplog):
+    network = randomised(ReadBeforeItsNorm())
+    with caplog.at_level(logging.WARNING):
+        assert gpu_fused_network(network, torch.float32, CPU) is network
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "the network runs unfolded on cpu, which is slower: its logits differ by"
+    )
+
+
+class NotFinite(nn.Module):
+    """What is added to bf16 is finite, and the sum is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) * torch.tensor(
+            3e38 if x.dtype == torch.float32 else float("inf"), dtype=x.dtype
+        )
+
+
+def test_folded_network_whose_logits_are_not_finite_is_not_used_and_warned_of(caplog):
+    network = randomised(NotFinite())
+    assert gpu_fused_network(network, torch.bfloat16, CPU) is network
+    (record,) = caplog.records
+    assert record.getMessage().endswith(
+        "unfolded on cpu, which is slower: ValueError: its logits are not finite"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: unspecified launch failure"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+    ],
+    ids=["broken", "full"],
+)
+def test_folded_network_on_a_device_that_fails_raises_and_warns_of_nothing(
+    monkeypatch, caplog, error
+):
+    def fuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(folded_module, "fuse", fuse)
+    with pytest.raises(type(error), match="CUDA"):
+        gpu_fused_network(tiny_network(tiny_record()), torch.float32, CPU)
+    assert not caplog.records

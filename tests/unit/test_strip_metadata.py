@@ -1,0 +1,199 @@
+"""Files without their metadata: the pixels and the way up stay what they were, and little is left
+to read.
+"""
+
+import io
+import struct
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.decode.orientation import orientation_of
+from segserve.runtime.decode.strip_metadata import MAX_JPEG_SCANS, strip_metadata
+from segserve.runtime.errors import (
+    SegserveError,
+    TooLargeError,
+    TruncatedImageError,
+    UnsupportedImageError,
+)
+from tests.hostile.bombs import tiff
+from tests.hostile.damage import spliced
+from tests.hostile.whole import boundaries, run_length_bmp, whole_files
+
+from .images import chunk, encoded, noise
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+MAX_PIXELS = 2**24
+GREY_16_BIT = ("png 16 bits", "tiff 16 bits")  # Pillow alone would clip them
+READABLE = sorted(set(whole_files()) - {*GREY_16_BIT, "bmp header alone"})
+
+
+def status_of(work: Callable[[], object]) -> int:
+    try:
+        work()
+    except SegserveError as error:
+        return error.status
+    return 200
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_decode_image_of_a_bare_file_gives_what_pillow_gives_of_the_whole(name):
+    content = whole_files()[name]
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    pixels = decode_image(content, max_pixels=MAX_PIXELS, alpha="ignore")
+    assert np.array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["jpeg metadata", "png metadata", "gif comment", "jpeg two pictures", "tiff pages"]
+)
+def test_bare_leaves_metadata_and_further_pictures_out(name):
+    with Image.open(io.BytesIO(strip_metadata(whole_files()[name]).content)) as image:
+        assert not {"exif", "icc_profile", "comment", "mp"} & image.info.keys()
+        assert getattr(image, "n_frames", 1) == 1
+
+
+@given(st.sampled_from(sorted(whole_files())), st.data())
+@settings(max_examples=150)
+def test_decode_image_of_changed_fields_gives_an_image_or_a_documented_error(name, data):
+    content = bytearray(whole_files()[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.sampled_from(boundaries(bytes(content))))
+        number = data.draw(
+            st.sampled_from((0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31, 2**32 - 1))
+            | st.integers(0, 2**32 - 1)
+        )
+        content[place : place + 4] = struct.pack(data.draw(st.sampled_from("<>")) + "I", number)
+    assert status_of(lambda: decode_image(bytes(content), max_pixels=2**20)) in (200, 413, 415, 422)
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 1000))
+@settings(max_examples=60)
+def test_bare_of_spliced_files_ends_in_little_time(random, number):
+    content = spliced(random, number)
+    began_s = time.process_time()
+    assert status_of(lambda: strip_metadata(content)) in (200, 413, 415, 422)
+    assert time.process_time() - began_s < 1
+
+
+# Orientation
+
+
+def exif_of(order: str, entries: list[tuple[int, int, int, int]]) -> bytes:
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    packed = b"".join(
+        struct.pack(f"{order}HHI", tag, kind, count)
+        + struct.pack(f"{order}{'H2x' if kind == 3 else 'I'}", value)
+        for tag, kind, count, value in entries
+    )
+    return b"Exif\0\0" + mark + struct.pack(f"{order}IH", 8, len(entries)) + packed
+
+
+@pytest.mark.parametrize("order", ["<", ">"], ids=["little", "big"])
+@pytest.mark.parametrize("kind", [3, 4], ids=["short", "long"])
+def test_orientation_of_exif_is_its_tag_s_value(order, kind):
+    assert orientation_of(exif_of(order, [(0x010F, 2, 9, 8), (0x0112, kind, 1, 6)]), b"") == 6
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0junk",
+        exif_of("<", [(0x0112, 2, 1, 6)]),
+        exif_of("<", [(0x0112, 3, 2, 6)]),
+        exif_of("<", [(0x0112, 3, 1, 6)])[:-5],
+        b"Exif\0\0II*\0" + struct.pack("<I", 2**32 - 1),
+    ],
+    ids=["none", "empty", "junk", "text", "two values", "cut short", "elsewhere"],
+)
+def test_orientation_of_what_cannot_be_read_is_upright_or_what_xmp_says(exif):
+    assert orientation_of(exif, b"") == 1
+    assert orientation_of(exif, b'<x tiff:Orientation="8"/>') == 8
+
+
+@pytest.mark.parametrize("file_format", ["jpeg", "png"])
+def test_decode_image_orientation_in_xmp_alone_turns(file_format):
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<tiff:Orientation>6</tiff:Orientation>"
+    content = encoded(noise(5, 7), file_format.upper())
+    if file_format == "jpeg":
+        content = content[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(xmp)) + xmp + content[2:]
+    else:
+        content = (
+            content[:33] + chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp[29:]) + content[33:]
+        )
+    assert decode_image(content, max_pixels=99).shape == (7, 5, 3)
+
+
+# Limits
+
+
+def scans(count: int) -> bytes:
+    content = encoded(noise(16, 16), "JPEG", progressive=True)
+    last = content.rfind(b"\xff\xda")
+    there = content.count(b"\xff\xda")
+    return content[:-2] + content[last:-2] * (count - there) + b"\xff\xd9"
+
+
+def test_decode_image_jpeg_of_too_many_scans_is_rejected():
+    assert decode_image(scans(MAX_JPEG_SCANS), max_pixels=256).shape == (16, 16, 3)
+    with pytest.raises(TooLargeError, match="more than 100 scans; save it again"):
+        decode_image(scans(MAX_JPEG_SCANS + 1), max_pixels=256)
+
+
+def test_decode_image_run_length_bitmap_that_would_outgrow_its_size_is_rejected():
+    with pytest.raises(TooLargeError, match="run-length encoded bitmap of 8388608 pixels a row"):
+        decode_image(run_length_bmp(2**23, 1, b"\0\2\0\xff\0\1"), max_pixels=MAX_PIXELS)
+
+
+def test_decode_image_tiff_of_a_tile_above_the_limit_is_rejected():
+    tags = {
+        0x100: (4, 1, 16),
+        0x101: (4, 1, 16),
+        0x102: (3, 1, 8),
+        0x103: (3, 1, 8),
+        0x106: (3, 1, 1),
+    }
+    tiles = {0x142: (4, 1, 4096), 0x143: (4, 1, 4112), 0x144: (4, 1, 8), 0x145: (4, 1, 8)}
+    with pytest.raises(TooLargeError, match="tiles of 4096 x 4112 pixels, the limit is 16777216"):
+        decode_image(tiff({**tags, **tiles}), max_pixels=MAX_PIXELS)
+
+
+@pytest.mark.parametrize("compression", [6, 34925, 65535], ids=["old JPEG", "LZMA", "unknown"])
+def test_decode_image_tiff_of_a_compression_that_is_not_read_says_so(compression):
+    with pytest.raises(
+        UnsupportedImageError, match=f"compression {compression} of the TIFF is not read; these are"
+    ):
+        decode_image(tiff({0x103: (3, 1, compression)}), max_pixels=MAX_PIXELS)
+
+
+def test_decode_image_tiff_whose_directory_is_missing_is_truncated():
+    with pytest.raises(TruncatedImageError, match="ends before its directory"):
+        decode_image(b"II*\0" + struct.pack("<I", 1000) + bytes(20), max_pixels=MAX_PIXELS)
+
+
+@pytest.mark.parametrize("order", ["<", ">"], ids=["little-endian", "big-endian"])
+def test_strip_tiff_that_begins_with_a_reduced_copy_is_unsupported(order):
+    """As the raw files of cameras do: the whole photograph is in another directory."""
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    tags = [(0xFE, 1), (0x100, 1), (0x101, 1), (0x102, 8), (0x103, 1), (0x106, 1)]
+    tags += [(0x111, 8 + 2 + 12 * 9 + 4), (0x116, 1), (0x117, 1)]
+
+    def file_of(tags: list[tuple[int, int]]) -> bytes:
+        entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
+        head = mark + struct.pack(f"{order}IH", 8, len(tags))
+        return head + entries + struct.pack(f"{order}I", 0) + b"\x80"
+
+    with pytest.raises(UnsupportedImageError, match=r"raw files .*export .*JPEG"):
+        decode_image(file_of(tags), max_pixels=100)
+    whole = decode_image(file_of([(0xFE, 0), *tags[1:]]), max_pixels=100)
+    assert whole.tolist() == [[[0x80] * 3]]
