@@ -58,7 +58,8 @@ def _label_map(picture: Image.Image) -> np.ndarray:
     """A label map of five smooth areas with the edges of a photograph, like a network's output."""
     blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(6)))
     levels = blurred.astype(np.uint16).sum(axis=2) // 160
-    return np.array([0, 8, 15, 12, 20], np.uint8)[np.minimum(levels, 4)]
+    label_map: np.ndarray = np.array([0, 8, 15, 12, 20], np.uint8)[np.minimum(levels, 4)]
+    return label_map
 
 
 def _respond(label_map: np.ndarray, record: ModelRecord) -> bytes:

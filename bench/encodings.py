@@ -21,8 +21,9 @@ from segserve.demo import sample_photograph
 from segserve.resources import resource
 from segserve.runtime.encode.mask import encode_npy, encode_png
 from segserve.runtime.encode.response import JsonResponse
-from segserve.runtime.inference.labels import LabelRule, Segmentation
+from segserve.runtime.inference.labels import LabelRule, SegmentedImage
 from segserve.runtime.inference.segmenter import Segmenter
+from segserve.schema.request import MaskEncoding
 
 SIZES_WH = {"640 x 480": (640, 480), "4096 x 4096": (4096, 4096)}
 
@@ -53,19 +54,21 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _segmented(segmenter: Segmenter, name: str, size_wh: tuple[int, int]) -> Segmentation:
+def _segmented(segmenter: Segmenter, name: str, size_wh: tuple[int, int]) -> SegmentedImage:
     with Image.open(sample_photograph(name)) as image:
         pixels = np.array(image.convert("RGB").resize(size_wh))
     return segmenter.segment(pixels, rule=LabelRule(keep_confidence=True))
 
 
-def _encoders(segmenter: Segmenter) -> dict[str, Callable[[Segmentation], bytes]]:
+def _encoders(segmenter: Segmenter) -> dict[str, Callable[[SegmentedImage], bytes]]:
     """Functions that encode a segmentation as the server does: they compute the size first, then
     the response body.
     """
     record = segmenter.record
 
-    def in_json(segmentation: Segmentation, *, mask: str, confidence: bool = False) -> bytes:
+    def in_json(
+        segmentation: SegmentedImage, *, mask: MaskEncoding, confidence: bool = False
+    ) -> bytes:
         reply = JsonResponse(segmentation, record)
         reply.size_bytes(mask, confidence=confidence)
         return reply.body(mask, confidence=confidence)
@@ -84,7 +87,7 @@ def _encoders(segmenter: Segmenter) -> dict[str, Callable[[Segmentation], bytes]
 
 
 def _cost(
-    encode: Callable[[Segmentation], bytes], segmentations: Sequence[Segmentation], runs: int
+    encode: Callable[[SegmentedImage], bytes], segmentations: Sequence[SegmentedImage], runs: int
 ) -> str:
     times_ms, sizes = [], []
     for segmentation in list(segmentations) * runs:

@@ -9,7 +9,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import cycle, islice
@@ -74,11 +74,11 @@ def _images_a_second(client: SegmentationClient, images: Sequence[bytes]) -> flo
     return len(images) / (time.perf_counter() - began_s)
 
 
-def _report(rounds: Sequence[dict[str, float]], images: int) -> None:
+def _report(rounds: Sequence[Mapping[EngineName, float]], images: int) -> None:
     print(f"{images} images a round, {CLIENTS} clients, {len(rounds)} rounds")
     for engine in EngineName:
         print(f"{engine:12}{statistics.median(each[engine] for each in rounds):6.1f} images/s")
-    ratio = statistics.median(each["ray"] / each["torchserve"] for each in rounds)
+    ratio = statistics.median(each[EngineName.RAY] / each[EngineName.TORCHSERVE] for each in rounds)
     print(f"Ray Serve to TorchServe: {ratio:.2f}")
 
 

@@ -16,7 +16,7 @@ from segserve.demo import sample_photograph
 from segserve.resources import resource
 from segserve.runtime.decode.image import decode_image
 from segserve.runtime.encode.overlay import draw_overlay
-from segserve.runtime.inference.labels import LabelRule, Segmentation
+from segserve.runtime.inference.labels import LabelRule, SegmentedImage
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import BACKGROUND
 from segserve.training.data import IGNORED, open_data
@@ -112,10 +112,12 @@ def print_table(
         print(f"  {line}")
 
 
-def wrong_shares(segmentation: Segmentation, held: set[int]) -> dict[int, float]:
+def wrong_shares(segmentation: SegmentedImage, held: set[int]) -> dict[int, float]:
     """The share of confident pixels of every class that is not in the image, by class id; only
     large shares.
     """
+    if segmentation.confidence_map is None:
+        raise TypeError("the segmenter kept no confidence map")
     confident = segmentation.confidence_map >= 255 * LEAST_CONFIDENCE
     counts = (
         np.bincount(segmentation.label_map[confident], minlength=256) / segmentation.label_map.size

@@ -48,9 +48,9 @@ def measure(
     try:
         with ExitStack() as stack:
             opened = _started(peers, workload, outcome, stack)
-            peers = {title: each for peer in opened.values() for title, each in peer.peers.items()}
+            titled = {title: each for peer in opened.values() for title, each in peer.peers.items()}
             for number, whole in enumerate(
-                measured_rounds(peers, clients, rounds, _report_run), start=1
+                measured_rounds(titled, clients, rounds, _report_run), start=1
             ):
                 outcome.rounds.append(whole)
                 outcome.peaks_bytes = {

@@ -36,8 +36,9 @@ class Settings(Strict):
         precision: `auto` computes in bf16 if the processor or the GPU supports it, else in fp32.
             `int8` needs a record that names ranges; it works on a CPU with VNNI, and is the same as
             `auto` on other devices.
-        fuse: conv-BN fusion, on a CPU with oneDNN. `false` computes the network module by module,
-            which is slower.
+        fuse: on a CPU, compile the network with OpenVINO, or merge its norms into its convolutions
+            where OpenVINO is not installed; on a GPU, the latter. `false` computes the network
+            module by module, which is slower.
         acceleration: switches that are off by default, see `Acceleration`.
         threads: CPU threads of one worker; by default the machine's cores divided by the number of
             workers.

@@ -1,6 +1,7 @@
 """The benchmark's own parts: figures, rounds, load, report. No peer is started."""
 
 import base64
+import io
 import json
 import math
 import os
@@ -13,14 +14,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+import torch
+from PIL import Image
 
 from bench import __main__ as command
+from bench.images import mixed_photographs
 from bench.serving import session
 from bench.serving.errors import BenchError
 from bench.serving.figures import Run, headlines, median_ms_of, ratio, rows, throughput
 from bench.serving.load import Gateway
 from bench.serving.over_http import HttpPeer, send_requests
 from bench.serving.peer import Opened
+from bench.serving.peers.steps import STEPS
 from bench.serving.plot import draw
 from bench.serving.registry import Peer
 from bench.serving.report import BEGIN, END, Report, write_between_marks
@@ -388,7 +393,16 @@ def test_plot_of_several_client_counts_is_a_picture(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-# Images and the command.
+# Images, their steps and the command.
+
+
+@pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
+def test_steps_of_a_peer_convert_an_image_file_to_a_label_png(steps, tiny_model):
+    peer = steps(tiny_model, torch.device("cpu"))
+    file = next(iter(mixed_photographs().values()))
+    content = peer.encode(peer.predict(peer.decode(file)))
+    with Image.open(io.BytesIO(file)) as photograph, Image.open(io.BytesIO(content)) as png:
+        assert (png.format, png.mode, png.size) == ("PNG", "P", photograph.size)
 
 
 def test_workload_is_mixed_and_always_the_same(tmp_path):

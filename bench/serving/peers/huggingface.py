@@ -8,8 +8,9 @@ classes.
 
 from __future__ import annotations
 
+from logging import CRITICAL
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor
@@ -32,7 +33,7 @@ def prepare(workload: Workload) -> Work:
     from transformers import pipeline
     from transformers.utils import logging
 
-    logging.set_verbosity(logging.CRITICAL)  # hides the warning that the model is not its own
+    logging.set_verbosity(CRITICAL)  # hides the warning that the model is not its own
     record = read_record(workload.model)
     segment = pipeline(
         "image-segmentation",
@@ -74,7 +75,7 @@ def _image_processor(record: ModelRecord) -> BaseImageProcessor:
     from transformers.image_utils import SizeDict
 
     class SameSize(MobileNetV2ImageProcessor):
-        def resize(self, image: Tensor, size: SizeDict, *how: object, **named: object) -> Tensor:
+        def resize(self, image: Tensor, size: SizeDict, *how: Any, **named: Any) -> Tensor:
             height_px, width_px = record.input.resize.size_for(*image.shape[-2:])
             return super().resize(image, SizeDict(height=height_px, width=width_px), *how, **named)
 

@@ -20,8 +20,7 @@ from segserve.runtime.encode.mask import encode_png
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import read_record
-
-from ..workload import MAX_PIXELS
+from segserve.runtime.settings import Settings
 
 LabelMap = NDArray[np.uint8]
 Pixels = TypeVar("Pixels")
@@ -82,9 +81,10 @@ class OurSteps:
 
     def __init__(self, model: Path, device: torch.device) -> None:
         self._segmenter = Segmenter.load(model, device=device)
+        self._limits = Settings().pixel_limits
 
     def decode(self, content: bytes) -> Decoded:
-        return decode_reduced(content, max_pixels=MAX_PIXELS, needed=self._segmenter.needed_hw)
+        return decode_reduced(content, limits=self._limits, needed=self._segmenter.needed_hw)
 
     def predict(self, image: Decoded) -> LabelMap:
         return self._segmenter.segment(image.rgb, size_hw=image.size_hw).label_map

@@ -1,8 +1,6 @@
 """Conv-BN fusion for a CPU: oneDNN computes norms and activations as part of the convolutions.
 
-A compiler would produce the same kind of network, and it is no faster on a CPU. This code needs no
-compiler. The network is ready in a fraction of a second and takes images of any size, so no request
-waits for a kernel to be compiled.
+Used where OpenVINO is not installed or does not support the network, see `cpu.py`.
 """
 
 import logging
@@ -20,7 +18,7 @@ logger = logging.getLogger(__name__)
 _MOST_COPIES, _PACKED_BYTES = 4, 2**26
 
 # RMS difference of the logits, in standard deviations of the logits.
-_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class FusedConv2d(nn.Module):
@@ -86,7 +84,7 @@ def cpu_fused_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         return copied
 
     try:
-        return verified(network, fused, dtype, _TOLERANCES[dtype])
+        return verified(network, fused, dtype, TOLERANCES[dtype])
     except OptimizationError as error:
         logger.warning("the network runs unfused, which is slower: %s", error)
         return network

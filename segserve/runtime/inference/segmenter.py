@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from ...schema.request import Mode, Tta
-from ..acceleration.cpu_fusion import cpu_fused_network
+from ..acceleration.cpu import cpu_network
 from ..acceleration.cuda import CudaRecorder, CudaStreams, GraphedNetwork, uploaded
 from ..acceleration.gpu_fusion import gpu_fused_network
 from ..acceleration.int8 import quantized_network
@@ -107,7 +107,7 @@ class Segmenter:
             return cls(network, record, device=device, settings=settings)
         if device.type == "cpu":
             return cls(
-                cpu_fused_network(network, _dtype(settings, device)),
+                cpu_network(network, _dtype(settings, device)),
                 record,
                 device=device,
                 settings=settings,
