@@ -80,6 +80,8 @@ class DeepLabHandler:
             context.set_response_status(reply.status, reply.phrase, index)
             context.set_response_content_type(index, reply.media_type)
             context.set_response_header(index, "X-Content-Type-Options", "nosniff")
+            if reply.content_encoding:
+                context.set_response_header(index, "Content-Encoding", reply.content_encoding)
             if reply.stats is not None:
                 context.set_response_header(index, "Server-Timing", reply.server_timing)
         telemetry = self._telemetry(self._pipeline.segmenter.device)

@@ -2,10 +2,13 @@
 
 from abc import ABCMeta
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import gradio as gr
+from PIL import Image
 
 from ..demo import PHOTOGRAPHS, sample_photograph
 from ..runtime.encode.overlay import DEFAULT_OPACITY
@@ -49,8 +52,16 @@ _VIEWS = (
     ("With its mirror image", "flip"),
     ("Several sizes, mirrored", "multiscale"),
 )
+_THUMBNAIL_WH = (192, 192)
 _UPLOADS_CHECKED_S, _UPLOADS_KEPT_S = 600, 3600
 _AT_ONCE, _WAITING = 2, 16  # requests
+
+# The viewer ends it with the next response. Gradio's own progress indicator announces the name of a
+# missing translation to screen readers.
+_BUSY = """(...values) => {
+  if (values[0]) document.querySelector(".viewer").setAttribute("aria-busy", "true");
+  return values;
+}"""
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # programs must use the server instead
 
@@ -87,13 +98,13 @@ def build_page(server: PageServer) -> gr.Blocks:
                     buttons=[],
                     elem_id="picture",
                 )
-                button = gr.Button("Segment", variant="primary", elem_id="segment")
+                retry = gr.Button("Try again", variant="primary", elem_id="retry")
                 _offer_examples(picture)
                 with gr.Accordion("Options", open=False, elem_id="options"):
                     controls = _lay_out_controls(picture)
             with gr.Column(scale=3, min_width=280):
                 viewer = _viewer()
-        _wire(page, server, address, button, controls, viewer)
+        _wire(page, server, address, retry, controls, viewer)
         page.queue(max_size=_WAITING, default_concurrency_limit=_AT_ONCE, api_open=False)
     return page
 
@@ -136,18 +147,24 @@ def _lay_out_controls(picture: gr.Image) -> Controls:
     )
 
 
-def _offer_examples(picture: gr.Image) -> None:
+def examples() -> dict[str, Path]:
+    """The sample photographs by what they show; none if the extra `demo` is not installed."""
     try:
-        files = [[str(sample_photograph(name))] for name in PHOTOGRAPHS]
-    except FileNotFoundError:  # the extra `demo` contains them
-        return
-    gr.Examples(
-        files,
-        picture,
-        label="Or try",
-        example_labels=[what.capitalize() for what in PHOTOGRAPHS.values()],
-        **_PRIVATE,
-    )
+        return {what.capitalize(): sample_photograph(name) for name, what in PHOTOGRAPHS.items()}
+    except FileNotFoundError:
+        return {}
+
+
+def _offer_examples(picture: gr.Image) -> None:
+    """A button with a thumbnail for each sample photograph."""
+    with TemporaryDirectory() as folder, gr.Row(elem_id="examples"):
+        for what, file in examples().items():
+            thumbnail = Path(folder, file.name)
+            with Image.open(file) as photograph:
+                photograph.thumbnail(_THUMBNAIL_WH)
+                photograph.save(thumbnail)
+            button = gr.Button(what, icon=thumbnail)  # copies the thumbnail
+            button.click(partial(str, file), outputs=picture, show_progress="hidden", **_PRIVATE)
 
 
 def _viewer() -> gr.HTML:
@@ -171,7 +188,7 @@ def _wire(
     page: gr.Blocks,
     server: PageServer,
     address: gr.Markdown,
-    button: gr.Button,
+    retry: gr.Button,
     controls: Controls,
     viewer: gr.HTML,
 ) -> None:
@@ -206,12 +223,14 @@ def _wire(
         "outputs": [address, controls.model, controls.classes],
     }
     page.load(look_around, **surroundings, show_progress="hidden", **_PRIVATE)
+    options = controls[1:]
     requested = gr.on(
-        [button.click, controls.picture.change],
+        [controls.picture.change, retry.click, *(option.input for option in options)],
         send,
         list(controls),
         viewer,
-        show_progress_on=viewer,
+        js=_BUSY,
+        show_progress="hidden",
         trigger_mode="always_last",  # replacing an image causes two changes
         **_PRIVATE,
     )

@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .app import STYLES, build_page
+from .app import STYLES, build_page, examples
 from .server import PageServer
 
 # Gradio compiles templates in the browser, which needs 'unsafe-eval', and has inline styles and
@@ -96,6 +96,7 @@ def _settings(port: int | None) -> dict[str, Any]:
         "max_file_size": _UPLOAD_LIMIT,
         "state_session_capacity": _SESSIONS,
         "enable_monitoring": False,
+        "allowed_paths": [str(file) for file in examples().values()],
         "ssr_mode": False,
         "pwa": False,
         "mcp_server": False,

@@ -14,6 +14,7 @@ from ..client.request import SegmentOptions
 from ..engines.errors import ServerError
 from ..gateway.endpoint import Endpoint, find_endpoint
 from ..runtime.errors import SegserveError
+from ..runtime.record import BACKGROUND
 from .view import PageResponse, Problem, as_response, in_plain_words, take_sample
 
 _TIMEOUT_S = 5
@@ -103,6 +104,13 @@ class PageServer:
                 segmentation = client.segment(image_file, **options)
                 seconds = time.perf_counter() - began
                 sample = take_sample(client, image_file, encoding, **options) if encoding else None
-            return as_response(segmentation, picture.name, seconds=seconds, sample=sample)
+            is_found = any(row.id != BACKGROUND for row in segmentation.classes)
+            return as_response(
+                segmentation,
+                picture.name,
+                seconds=seconds,
+                known=() if is_found else self.catalogue(model).labels,
+                sample=sample,
+            )
         except (ClientError, SegserveError, ServerError, OSError, ValueError) as error:
             return in_plain_words(error)

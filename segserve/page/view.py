@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict, Unpack
 
@@ -20,6 +20,7 @@ from ..client import (
 )
 from ..client.request import SegmentOptions
 from ..runtime.encode.mask import encode_grey_png, encode_jpeg, encode_png
+from ..runtime.encode.overlay import widest_place
 from ..schema.request import MediaType
 
 _EXCERPT_BYTES = 600
@@ -97,7 +98,9 @@ class PageResponse(TypedDict):
             colours, and two classes may have the same colour.
         labels: data URL of the label map as indexed PNG, for download.
         coco: a COCO data set of this image, for download.
+        classes: rows of the response's table, with the pixel (x, y) at which to write the name.
         steps: the time of each stage; the last entry is the total, measured by the page.
+        known: the classes that the model knows, if it found none of them; else empty.
         sample: a response in the requested encoding, or None.
     """
 
@@ -111,17 +114,24 @@ class PageResponse(TypedDict):
     coco: dict[str, object]
     classes: list[dict[str, object]]
     steps: list[Step]
+    known: list[str]
     sample: Sample | None
 
 
 def as_response(
-    segmentation: Segmentation, name: str, *, seconds: float, sample: Sample | None = None
+    segmentation: Segmentation,
+    name: str,
+    *,
+    seconds: float,
+    known: Sequence[str] = (),
+    sample: Sample | None = None,
 ) -> PageResponse:
     """Converts a segmentation to the viewer's document.
 
     Args:
         name: name of the image file.
         seconds: time from the request to its response.
+        known: the classes that the model knows, if it found none of them.
 
     Raises:
         SegserveError: the image file cannot be decoded on this machine.
@@ -136,8 +146,12 @@ def as_response(
         "ids": data_url(encode_grey_png(segmentation.label_map), "image/png"),
         "labels": data_url(encode_png(segmentation.label_map, segmentation.palette), "image/png"),
         "coco": as_coco(segmentation, Source(name, name)),
-        "classes": [row.as_document() for row in segmentation.classes],
+        "classes": [
+            row.as_document() | {"at": widest_place(segmentation.label_map == row.id)}
+            for row in segmentation.classes
+        ],
         "steps": steps(segmentation.timings_ms, 1000 * seconds),
+        "known": list(known),
         "sample": sample,
     }
 
@@ -171,7 +185,7 @@ class _Words(NamedTuple):
 _BY_KIND: tuple[tuple[type[Exception], _Words], ...] = (
     (
         UnreachableError,
-        _Words("No server responds", "Start one with `segserve serve`, then press Segment again."),
+        _Words("No server responds", "Start one with `segserve serve`, then try again."),
     ),
     (TimedOutError, _Words("The server took too long", "Try a smaller picture, or fewer passes.")),
     (
@@ -193,23 +207,18 @@ _BY_KIND: tuple[tuple[type[Exception], _Words], ...] = (
         _Words("The picture is no longer here", "Drop it again: pictures are kept for an hour."),
     ),
 )
+# By the error code of the server, whose message says what to do.
 _BY_CODE = {
-    "image_truncated": _Words("The file ends too early", "Save or copy the picture once more."),
-    "image_corrupt": _Words("The file is damaged", "Try another copy of the picture."),
-    "image_unsupported": _Words("This file is no picture that can be read", "Choose another file."),
-    "image_too_large": _Words("The picture is too large", "Make it smaller."),
-    "request_too_large": _Words("The file is too large", "Make it smaller."),
-    "answer_too_large": _Words(
-        "The response would be too large", "Choose another encoding, or a smaller picture."
-    ),
-    "cost_too_high": _Words(
-        "This would take too long", "Turn off tiles, or average over fewer views."
-    ),
-    "bad_option": _Words("The server does not know this option", "Change it under Options."),
-    "out_of_memory": _Words("The server has no memory left", "Try a smaller picture."),
-    "ServiceUnavailableException": _Words(
-        "The server is busy", "Wait a moment, then press Segment again."
-    ),
+    "image_truncated": "The file ends too early",
+    "image_corrupt": "The file is damaged",
+    "image_unsupported": "This file is no picture that can be read",
+    "image_too_large": "The picture is too large",
+    "request_too_large": "The file is too large",
+    "answer_too_large": "The response would be too large",
+    "cost_too_high": "This would take too long",
+    "bad_option": "The server does not know this option",
+    "out_of_memory": "The server has no memory left",
+    "ServiceUnavailableException": "The server is busy",
 }
 # For the browser's script: by the image's source and the browser's error name, "" for any other
 # error.
@@ -241,27 +250,21 @@ IN_BROWSER: dict[str, dict[str, Problem]] = {
     },
     "drop": {"": {"title": "This file is no picture", "detail": "Choose another file."}},
 }
-_OTHERWISE = _Words("This did not work", "")
 
 
 def in_plain_words(error: Exception) -> Problem:
-    """Converts an error to a problem. The server's message is included, because it contains the
-    numbers.
+    """Converts an error to a problem: a title, and the page's advice or else the message of the
+    server, which gives its own.
     """
-    title, advice = _words(error)
-    message = (
-        error.message
-        if isinstance(error, ResponseError)
-        else ""
-        if isinstance(error, OSError)
-        else str(error)
-    )
-    sentence = f"{message[:1].upper()}{message[1:].rstrip('.')}." if message else ""
-    return {"title": title, "detail": " ".join(part for part in (advice, sentence) if part)}
+    words = next((words for kind, words in _BY_KIND if isinstance(error, kind)), None)
+    if words is not None:
+        return {"title": words.title, "detail": words.advice}
+    title = _BY_CODE.get(error.code) if isinstance(error, ResponseError) else None
+    if isinstance(error, OSError):  # names a file of this machine
+        return {"title": "This did not work", "detail": ""}
+    message = error.message if isinstance(error, ResponseError) else str(error)
+    return {"title": title or "This did not work", "detail": _sentence(message)}
 
 
-def _words(error: Exception) -> _Words:
-    for kind, words in _BY_KIND:
-        if isinstance(error, kind):
-            return words
-    return _BY_CODE.get(error.code, _OTHERWISE) if isinstance(error, ResponseError) else _OTHERWISE
+def _sentence(message: str) -> str:
+    return f"{message[:1].upper()}{message[1:].rstrip('.')}." if message else ""

@@ -17,7 +17,7 @@ from .classes import class_ids
 from .decode.formats import FORMATS
 from .decode.image import Decoded, decode_reduced
 from .decode.quarantine import Quarantine
-from .encode.response import Response, encode_response, error_response, json_bytes
+from .encode.response import Response, compressed, encode_response, error_response, json_bytes
 from .errors import (
     BadOptionError,
     InternalError,
@@ -77,9 +77,10 @@ class Pipeline:
                     self.segmenter.record,
                     self.settings.max_response_bytes,
                 )
+                body, content_encoding = compressed(body, request)
         except Exception as error:
             return error_response(request_error(error), stats)
-        return Response(body, request.media_type, stats=stats)
+        return Response(body, request.media_type, stats=stats, content_encoding=content_encoding)
 
     def segment(
         self, row: Mapping[str, object], headers: Mapping[str, object], stats: RequestStats

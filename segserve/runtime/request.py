@@ -60,6 +60,14 @@ def negotiate(accept: str | None) -> MediaType:
     return media_type
 
 
+def accepts_gzip(accept_encoding: str | None) -> bool:
+    """Whether an `Accept-Encoding` header names gzip, with a quality above 0 (RFC 9110, section
+    12.5.3).
+    """
+    codings = dict(_media_range(part) for part in (accept_encoding or "").split(","))
+    return codings.get("gzip", 0.0) > 0
+
+
 def _media_range(part: str) -> tuple[str, float]:
     """A media range and its quality. A quality outside 0..1 counts as 0."""
     pattern, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -99,11 +107,13 @@ class SegmentRequest:
 
     Attributes:
         image: the encoded file, as it was sent.
+        accepts_gzip: whether the response may be compressed.
     """
 
     image: bytes
     options: Options
     media_type: MediaType
+    accepts_gzip: bool = False
 
     @property
     def with_confidence(self) -> bool:
@@ -146,7 +156,9 @@ def read_request(
             f"{responded}; "
             "accept JSON with mask=png, or leave the option out"
         )
-    return SegmentRequest(image, options, responded)
+    accept_encoding = lowered.get("accept-encoding")
+    gzip = accepts_gzip(None if accept_encoding is None else str(accept_encoding))
+    return SegmentRequest(image, options, responded, gzip)
 
 
 def _header_options(lowered: Mapping[str, object]) -> dict[str, object]:

@@ -170,9 +170,13 @@ def _segmented() -> Json:
         media_type.value: binary for media_type in MediaType if media_type is not MediaType.JSON
     }
     timing = {"description": "Milliseconds by stage.", "schema": {"type": "string"}}
+    coding = {
+        "description": "`gzip` if the body is large JSON and `Accept-Encoding` names gzip.",
+        "schema": {"type": "string"},
+    }
     return {
         "description": "The segmentation.",
-        "headers": {"Server-Timing": timing},
+        "headers": {"Server-Timing": timing, "Content-Encoding": coding},
         "content": content,
     }
 

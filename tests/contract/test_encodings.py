@@ -56,6 +56,34 @@ def plain(api: Api, photographs) -> np.ndarray:
     return label_map_of(segmented(api, photographs["chelsea"]))
 
 
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [
+        pytest.param("gzip, deflate, br", "gzip", id="as requests sends it"),
+        pytest.param("br;q=1, GZIP;q=0.1", "gzip", id="low quality"),
+        pytest.param("gzip;q=0", None, id="refused"),
+        pytest.param("identity", None, id="identity"),
+        pytest.param("br, zstd", None, id="other codings"),
+        pytest.param(None, None, id="no header"),
+    ],
+)
+def test_predictions_dense_is_compressed_for_clients_that_accept_gzip(
+    api: Api, photographs, plain, accepted, coding
+):
+    response = api.post(data=photographs["chelsea"], headers={"Accept-Encoding": accepted})
+    assert response.headers.get("Content-Encoding") == coding
+    assert (int(response.headers["Content-Length"]) < len(response.content) / 10) == bool(coding)
+    np.testing.assert_array_equal(label_map_of(response.json()), plain)
+
+
+@pytest.mark.parametrize("accept", ["application/json", "image/png", "application/x-npy"])
+def test_predictions_small_or_binary_body_is_not_compressed(api: Api, photographs, accept):
+    headers = {"Accept": accept, "Accept-Encoding": "gzip", "X-Segment-Mask": "png"}
+    response = api.post(data=photographs["chelsea"], headers=headers)
+    assert response.status_code == 200
+    assert "Content-Encoding" not in response.headers
+
+
 @pytest.mark.parametrize("mask", ["rle", "png", "polygons"])
 def test_predictions_encoding_holds_the_mask_of_dense(api: Api, photographs, plain, mask):
     document = segmented(api, photographs["chelsea"], mask=mask)

@@ -71,7 +71,8 @@ def _in_int8(workload: Workload) -> Path:
 
 def _peer(server: Server, encoding: str, workload: Workload) -> HttpPeer:
     headers = http_headers(JSON, as_fields(mask=encoding)) | {
-        "Authorization": f"Bearer {server.inference_token}"
+        "Accept-Encoding": "gzip",  # as requests, httpx and browsers send
+        "Authorization": f"Bearer {server.inference_token}",
     }
     return HttpPeer(
         Gateway(f"{server.inference_url}/predictions/{server.models[0]}", headers), workload

@@ -3,7 +3,7 @@
 // is put in as text, never as HTML.
 
 const BACKGROUND = props.background;
-const state = { response: null, reported: null, ids: null, hidden: new Set(), opacity: props.opacity, at: null, turn: 0 };
+const state = { response: null, reported: null, ids: null, hidden: new Set(), opacity: props.opacity, before: 0, at: null, turn: 0 };
 
 const part = (name) => element.querySelector(`[data-part="${name}"]`);
 const shareText = (fraction) => `${(100 * fraction).toFixed(1)} %`;
@@ -17,7 +17,12 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
+const isPhone = () => matchMedia("(max-width: 640px)").matches;
+const isTouched = matchMedia("(pointer: coarse)").matches;
+const INVITATION = `${isTouched ? "Tap" : "Point at"} the picture to see a class.`;
+
 async function show(value) {
+  element.querySelector(".viewer").removeAttribute("aria-busy");
   const turn = ++state.turn; // a response that is overtaken while its pictures are decoded is dropped
   const [picture, ids] = value?.picture ? await Promise.all([decoded(value.picture), decoded(value.ids)]) : [];
   if (turn !== state.turn) return;
@@ -25,7 +30,9 @@ async function show(value) {
   part("result").hidden = !picture;
   if (value) state.reported = null;
   drawProblem(value?.title ? value : state.reported);
-  if (picture) drawResponse(value, picture, ids);
+  if (!picture) return;
+  drawResponse(value, picture, ids);
+  if (isPhone()) element.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion)").matches ? "auto" : "smooth" });
 }
 
 function drawProblem(problem) {
@@ -42,7 +49,7 @@ function report(problem) {
 }
 
 function drawResponse(response, picture, ids) {
-  for (const name of ["picture", "colors"]) Object.assign(part(name), { width: response.width, height: response.height });
+  for (const name of ["picture", "colors", "names"]) Object.assign(part(name), { width: response.width, height: response.height });
   part("stage").style.setProperty("--ratio", response.width / response.height);
   part("picture").getContext("2d").drawImage(picture, 0, 0);
   state.ids = classIds(ids);
@@ -52,6 +59,8 @@ function drawResponse(response, picture, ids) {
   part("steps").textContent = [`By ${response.model}`, ...steps].join(" · ");
   drawSample(response.sample);
   setOpacity(state.opacity);
+  setBefore(state.before);
+  drawNothing(response);
   drawColors();
   point(null);
 }
@@ -89,6 +98,25 @@ function drawColors() {
   for (let index = 0; index < pixels.length; index++) pixels[index] = painted[state.ids[index]];
   drawOutlines(pixels, shown, width, height);
   part("colors").getContext("2d").putImageData(image, 0, 0);
+  drawNames();
+}
+
+// Each on the widest region of its class.
+function drawNames() {
+  const { width, height, classes } = state.response;
+  const context = part("names").getContext("2d");
+  const size = Math.max(12, Math.floor(Math.min(width, height) / 18));
+  const within = (value, margin, limit) => Math.min(Math.max(value, margin), limit - margin);
+  context.clearRect(0, 0, width, height);
+  Object.assign(context, { font: `600 ${size}px sans-serif`, textAlign: "center", textBaseline: "middle" });
+  Object.assign(context, { lineJoin: "round", lineWidth: size / 5, strokeStyle: "#000", fillStyle: "#fff" });
+  for (const { id, label, at } of classes) {
+    const half = context.measureText(label).width / 2 + 3;
+    if (id === BACKGROUND || state.hidden.has(id) || !at || 2 * half > width || 2 * size > height) continue;
+    const place = [within(at[0], half, width), within(at[1], size, height)];
+    context.strokeText(label, ...place);
+    context.fillText(label, ...place);
+  }
 }
 
 function drawOutlines(pixels, shown, width, height) {
@@ -114,6 +142,19 @@ function setOpacity(opacity) {
   state.opacity = opacity;
   part("colors").style.opacity = opacity;
   part("opacity-told").textContent = `${Math.round(100 * opacity)} %`;
+}
+
+// The part of the picture, from the left, that is shown without its classes.
+function setBefore(fraction) {
+  state.before = fraction;
+  part("before").value = 100 * fraction;
+  for (const name of ["colors", "names"]) part(name).style.clipPath = `inset(0 0 0 ${100 * fraction}%)`;
+  part("before-told").textContent = `${Math.round(100 * fraction)} %`;
+}
+
+function drawNothing({ known }) {
+  part("nothing").hidden = !known.length;
+  part("nothing").textContent = `Nothing was found. The model knows these classes: ${known.join(", ")}.`;
 }
 
 function row({ id, label, color, pixels, fraction, box, confidence }) {
@@ -155,7 +196,7 @@ function point(at) {
   state.at = at;
   const id = at && state.ids[at[1] * state.response.width + at[0]];
   const found = state.response.classes.find((info) => info.id === id);
-  part("readout").textContent = found ? `${found.label} at ${at[0]}, ${at[1]}` : "Point at the picture to see a class.";
+  part("readout").textContent = found ? `${found.label} at ${at[0]}, ${at[1]}` : INVITATION;
   for (const line of part("rows").children) line.classList.toggle("pointed", Number(line.dataset.class) === found?.id);
 }
 
@@ -198,6 +239,8 @@ function overlay() {
   context.drawImage(part("picture"), 0, 0);
   context.globalAlpha = state.opacity;
   context.drawImage(part("colors"), 0, 0);
+  context.globalAlpha = 1;
+  context.drawImage(part("names"), 0, 0);
   return canvas.convertToBlob({ type: "image/png" });
 }
 
@@ -209,6 +252,7 @@ async function save({ ending, blob }) {
 
 element.addEventListener("input", ({ target }) => {
   if (target.matches('[data-part="opacity"]')) setOpacity(target.value / 100);
+  if (target.matches('[data-part="before"]')) setBefore(target.value / 100);
   if (!target.matches("[data-switch]")) return;
   const id = Number(target.dataset.switch);
   if (target.checked) state.hidden.delete(id);

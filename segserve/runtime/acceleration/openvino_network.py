@@ -34,6 +34,8 @@ class OpenVinoNetwork(nn.Module):
         Raises:
             ImportError: OpenVINO is not installed.
             RuntimeError: OpenVINO does not support an operation of the network.
+            ValueError: an operation depends on the size of the image: it would be compiled for one
+                size.
         """
         super().__init__()
         import openvino
@@ -41,12 +43,19 @@ class OpenVinoNetwork(nn.Module):
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
         image = torch.zeros(1, 3, *_TRACED_HW)
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             traced = torch.jit.trace(network, image, check_trace=False)  # type: ignore[no-untyped-call]
+        if any(issubclass(warning.category, torch.jit._trace.TracerWarning) for warning in caught):
+            raise ValueError("an operation depends on the size of the image")
         # The front end itself, as `openvino.convert_model` reports its use to a server.
         front_end = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchScriptPythonDecoder(traced, example_input=(image,))  # must outlive the load
         model = front_end.convert(front_end.load(decoder))
+        del decoder, traced
+        # PyTorch's registry of traced modules would keep their weights.
+        torch._C._jit_clear_class_registry()
+        torch.jit._state._clear_class_state()
         model.reshape([-1, 3, -1, -1])
         self._model, self._core = model, openvino.Core()
         self._precision = _PRECISIONS[dtype]

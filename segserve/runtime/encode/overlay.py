@@ -98,7 +98,7 @@ def _draw_outlines(picture: NDArray[np.uint8], label_map: LabelMap) -> None:
 
 def _draw_name(picture: Image.Image, label_map: LabelMap, class_id: int, label: str) -> None:
     """Writes the name on the class's widest region; nothing if the picture is too small."""
-    place = _widest_place(label_map == class_id)
+    place = widest_place(label_map == class_id)
     size_px = max(12, min(picture.size) // 18)
     font = ImageFont.load_default(size_px)
     half_px = font.getlength(label) / 2 + 3
@@ -117,7 +117,7 @@ def _draw_name(picture: Image.Image, label_map: LabelMap, class_id: int, label: 
     )
 
 
-def _widest_place(mask: NDArray[np.bool_]) -> tuple[int, int] | None:
+def widest_place(mask: NDArray[np.bool_]) -> tuple[int, int] | None:
     """(x, y) of a pixel of the mask far from its border; None if the mask is empty. A reduced mask
     is eroded until nothing is left.
     """
@@ -127,7 +127,7 @@ def _widest_place(mask: NDArray[np.bool_]) -> tuple[int, int] | None:
     while left.any():
         rows, columns = np.nonzero(left)
         middle = len(rows) // 2
-        place = (columns[middle] - 1) * step, (rows[middle] - 1) * step
+        place = int(columns[middle] - 1) * step, int(rows[middle] - 1) * step
         inner = left[1:-1, 1:-1]
         inner &= left[:-2, 1:-1] & left[2:, 1:-1] & left[1:-1, :-2] & left[1:-1, 2:]
     if place is None and mask.any():  # between the pixels of the reduced mask

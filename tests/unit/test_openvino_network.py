@@ -1,0 +1,148 @@
+"""The network compiled by OpenVINO, and what serves where it cannot be compiled."""
+
+import gc
+import logging
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from segserve.runtime.acceleration.cpu import cpu_network
+from segserve.runtime.acceleration.cpu_fusion import FusedConv2d
+from segserve.runtime.acceleration.openvino_network import OpenVinoNetwork
+from segserve.runtime.inference.segmenter import has_bf16
+from segserve.runtime.network.weights import build_network
+from tests.unit.test_cpu_fusion import ARCHITECTURES, randomised
+from tests.unit.tiny import tiny_network, tiny_record
+
+
+@pytest.fixture
+def threads():
+    """The threads of torch, as they were before the test."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+@torch.inference_mode()
+def test_compiled_network_of_any_architecture_gives_the_same_logits_at_any_size(architecture):
+    network = randomised(build_network(architecture, num_classes=5))
+    result = cpu_network(network, torch.float32)
+    depends_on_size = architecture.head == "multiscale"
+    assert isinstance(result, OpenVinoNetwork) != depends_on_size
+    for height_px, width_px in ((96, 128), (160, 64), (33, 50)):
+        image = torch.randn(2, 3, height_px, width_px)
+        torch.testing.assert_close(result(image), network(image), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this processor has no bf16")
+@torch.inference_mode()
+def test_compiled_network_in_bf16_gives_the_labels_of_float32():
+    network = tiny_network(tiny_record())
+    image = torch.randn(1, 3, 256, 256)
+    labels = cpu_network(network, torch.bfloat16)(image.bfloat16()).argmax(dim=1)
+    assert (labels == network(image).argmax(dim=1)).float().mean() > 0.98
+
+
+def test_compiled_network_gives_the_same_bits_on_every_number_of_threads(threads):
+    torch.set_num_threads(3)
+    network = cpu_network(tiny_network(tiny_record()), torch.float32)
+    image = torch.randn(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+
+    def logits(count: int) -> torch.Tensor:
+        torch.set_num_threads(count)
+        with torch.inference_mode():
+            return network(image)
+
+    expected = logits(1)
+    for count in (2, 3):
+        torch.testing.assert_close(logits(count), expected, rtol=0, atol=0)
+
+
+def test_compiled_network_gives_concurrent_callers_their_own_logits(threads):
+    network = cpu_network(tiny_network(tiny_record()), torch.float32)
+    images = [torch.full((1, 3, 64, 32 * size), size / 8) for size in range(1, 9)]
+
+    def logits(image: torch.Tensor) -> torch.Tensor:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            return network(image)
+
+    alone = [logits(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            torch.testing.assert_close(list(pool.map(logits, images)), alone, rtol=0, atol=0)
+
+
+def test_compiled_network_leaves_the_network_as_it_was():
+    network = tiny_network(tiny_record())
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    cpu_network(network, torch.float32)
+    torch.testing.assert_close(dict(network.state_dict()), before, rtol=0, atol=0)
+
+
+def test_compiling_opens_no_connection(monkeypatch):
+    """OpenVINO's `convert_model` reports its use to a server of its makers."""
+
+    def refused(*_: object) -> None:
+        pytest.fail("a connection was opened")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refused)
+    assert isinstance(cpu_network(tiny_network(tiny_record()), torch.float32), OpenVinoNetwork)
+
+
+def test_compiling_keeps_no_copy_of_the_weights():
+    network = nn.Sequential(*(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2**16, 8, stride=8)))
+    size_bytes = 4 * sum(weight.numel() for weight in network.parameters())
+    process = psutil.Process()
+    for _ in range(2):  # the first one loads libraries
+        OpenVinoNetwork(network.eval().requires_grad_(False), torch.float32)
+    before = process.memory_info().rss
+    for _ in range(4):
+        OpenVinoNetwork(network, torch.float32)
+    gc.collect()
+    assert process.memory_info().rss - before < 2 * size_bytes
+
+
+class Patches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 16, stride=16)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class OfOneSize(Patches):
+    """Its output has the size of the image that it was traced with."""
+
+    def forward(self, x):
+        height_px, width_px = (int(side) // 16 for side in x.shape[2:])
+        return super().forward(x)[:, :, :height_px, :width_px]
+
+
+@pytest.mark.parametrize(
+    ("network", "missing", "reason"),
+    [
+        pytest.param(OfOneSize(), (), "depends on the size of the image", id="of one size"),
+        pytest.param(Patches(), ("openvino",), "ModuleNotFoundError", id="not installed"),
+    ],
+)
+def test_network_that_cannot_be_compiled_is_fused_with_one_warning(
+    network, missing, reason, caplog, monkeypatch
+):
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    with caplog.at_level(logging.WARNING):
+        result = cpu_network(network.eval(), torch.float32)
+    assert not isinstance(result, OpenVinoNetwork)
+    [record] = caplog.records
+    assert record.message.startswith("the network runs without OpenVINO, which is slower: ")
+    assert reason in record.message
+    assert any(isinstance(module, FusedConv2d) for module in result.modules())
