@@ -3,6 +3,7 @@
 import gc
 import logging
 import socket
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ from segserve.runtime.acceleration.cpu_fusion import FusedConv2d
 from segserve.runtime.acceleration.openvino_network import OpenVinoNetwork
 from segserve.runtime.inference.segmenter import has_bf16
 from segserve.runtime.network.weights import build_network
+from tests.conftest import PROJECT
 from tests.unit.test_cpu_fusion import ARCHITECTURES, randomised
 from tests.unit.tiny import tiny_network, tiny_record
 
@@ -110,6 +112,35 @@ def test_compiling_keeps_no_copy_of_the_weights():
     assert process.memory_info().rss - before < 2 * size_bytes
 
 
+SIGNAL_AFTER_TWO_NETWORKS = """
+import gc
+import signal
+
+import torch
+from torch import nn
+
+from segserve.runtime.acceleration.openvino_network import OpenVinoNetwork
+
+received = []
+signal.signal(signal.SIGUSR1, lambda *_: received.append(1))
+network = nn.Conv2d(3, 5, 8, stride=8).eval().requires_grad_(False)
+first, second = (OpenVinoNetwork(network, torch.float32) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+signal.raise_signal(signal.SIGUSR1)
+assert received
+"""
+
+
+def test_signal_after_two_networks_are_gone_is_handled():
+    """The stack of signal handlers was freed memory, and the process ended with SIGSEGV."""
+    command = [sys.executable, "-c", SIGNAL_AFTER_TWO_NETWORKS]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 class Patches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +162,7 @@ class OfOneSize(Patches):
     ("network", "missing", "reason"),
     [
         pytest.param(OfOneSize(), (), "depends on the size of the image", id="of one size"),
-        pytest.param(Patches(), ("openvino",), "ModuleNotFoundError", id="not installed"),
+        pytest.param(Patches(), ("openvino.frontend",), "ModuleNotFoundError", id="not installed"),
     ],
 )
 def test_network_that_cannot_be_compiled_is_fused_with_one_warning(

@@ -6,6 +6,7 @@ The logits do not depend on the number of threads.
 """
 
 import warnings
+from functools import cache
 from threading import Lock, local
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _TRACED_HW = (64, 96)  # any size: the compiled network takes all sizes
+
+
+@cache
+def _core() -> "openvino.Core":
+    """One for the process, never destroyed.
+
+    Each gives the thread that creates it a signal stack. Of two, the stack that the first one freed
+    would be restored when the second one ends, and the next signal would end the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoNetwork(nn.Module):
@@ -38,7 +51,6 @@ class OpenVinoNetwork(nn.Module):
                 size.
         """
         super().__init__()
-        import openvino
         from openvino.frontend import FrontEndManager
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -57,7 +69,7 @@ class OpenVinoNetwork(nn.Module):
         torch._C._jit_clear_class_registry()
         torch.jit._state._clear_class_state()
         model.reshape([-1, 3, -1, -1])
-        self._model, self._core = model, openvino.Core()
+        self._model = model
         self._precision = _PRECISIONS[dtype]
         self._threads = torch.get_num_threads()
         self._compiled: dict[int, openvino.CompiledModel] = {}
@@ -82,7 +94,7 @@ class OpenVinoNetwork(nn.Module):
 
     def _compile(self, threads: int) -> "openvino.CompiledModel":
         streams = max(1, self._threads // threads)
-        return self._core.compile_model(
+        return _core().compile_model(
             self._model,
             "CPU",
             {
