@@ -64,7 +64,11 @@ class DeepLabHandler:
         )
         self._telemetry(segmenter.device).loaded()
         logger.info(
-            "serving %s on %s in %s", segmenter.record.name, segmenter.device, segmenter.precision
+            "serving %s on %s in %s by %s",
+            segmenter.record.name,
+            segmenter.device,
+            segmenter.precision,
+            segmenter.backend,
         )
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:  # noqa: ANN401

@@ -1,9 +1,9 @@
-"""Measures the cost of lower precision: accuracy on labelled images, and the share of pixels with
-float32's class.
+"""Measures the cost of lower precision and of each way to compute the network: accuracy on labelled
+images, and the share of pixels with float32's class.
 
-`python -m bench.precision --data DATA` prints a table with one row per precision. The network's
-time is the median CPU time of one image of the resize rule's size, on one thread, over alternating
-rounds.
+`python -m bench.precision --data DATA` prints a table with one row per precision and way. The
+network's time is the median time of one image of the resize rule's size, on one thread and on all
+threads, over alternating rounds.
 """
 
 import argparse
@@ -11,15 +11,18 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from time import thread_time
+from time import perf_counter
+from typing import Literal
 
 import numpy as np
 import torch
 
 from segserve.fetch import servable_folder
 from segserve.resources import resource
+from segserve.runtime.acceleration.cpu_fusion import cpu_fused_network
 from segserve.runtime.encode.mask import LabelMap
 from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import read_record
 from segserve.runtime.settings import Settings
 from segserve.training.data import LabelledImages, open_data
@@ -33,6 +36,7 @@ SETTINGS: Mapping[str, Settings] = {
     "bf16": Settings(precision="bf16"),
     "int8": Settings(precision="int8"),
 }
+FUSED: tuple[Literal["bf16", "fp32"], ...] = ("bf16", "fp32")
 ROUNDS = 15
 
 
@@ -42,21 +46,34 @@ def main() -> None:
     data = open_data(arguments.data, arguments.split, read_record(folder).classes)
     segmenters = {
         name: Segmenter.load(folder, settings=settings) for name, settings in SETTINGS.items()
+    } | {
+        f"{precision}, conv-BN fusion": _fused(folder, Settings(precision=precision))
+        for precision in FUSED
     }
-    times_ms = _network_ms(segmenters)
+    threads = torch.get_num_threads()
+    times_ms = [_network_ms(segmenters, count) for count in (1, threads)]
     reference: dict[str, LabelMap] = {}
     print(
         "| precision | mean IoU, all classes | those in 20 images | pixel accuracy | as float32 | "
-        "network, ms |"
+        f"network, ms: 1 thread | {threads} threads |"
     )
-    print("|---|---:|---:|---:|---:|---:|")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for name, segmenter in segmenters.items():
         label_maps, figures = _measured(segmenter, data)
         reference = reference or label_maps
         same = statistics.mean(
             float(np.mean(label_maps[image] == reference[image])) for image in data.names
         )
-        print(f"| {name} | {' | '.join(figures)} | {same:.1%} | {times_ms[name]:.0f} |", flush=True)
+        cells = [name, *figures, f"{same:.2%}", *(f"{times[name]:.0f}" for times in times_ms)]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def _fused(folder: Path, settings: Settings) -> Segmenter:
+    """The segmenter that serves where OpenVINO is not installed."""
+    record = read_record(folder)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.precision]
+    network = cpu_fused_network(load_network(record, folder), dtype)
+    return Segmenter(network, record, device=torch.device("cpu"), settings=settings)
 
 
 def _measured(segmenter: Segmenter, data: LabelledImages) -> tuple[dict[str, LabelMap], list[str]]:
@@ -74,9 +91,9 @@ def _measured(segmenter: Segmenter, data: LabelledImages) -> tuple[dict[str, Lab
     return label_maps, [f"{report.mean_iou:.4f}", covered, f"{report.pixel_accuracy:.4f}"]
 
 
-def _network_ms(segmenters: Mapping[str, Segmenter]) -> dict[str, float]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _network_ms(segmenters: Mapping[str, Segmenter], threads: int) -> dict[str, float]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     times_s: dict[str, list[float]] = {name: [] for name in segmenters}
     with torch.inference_mode():
         for _ in range(ROUNDS):
@@ -84,10 +101,11 @@ def _network_ms(segmenters: Mapping[str, Segmenter]) -> dict[str, float]:
                 size_px = segmenter.record.input.resize.size_px
                 grey = np.full((size_px * 3 // 4, size_px, 3), 128, np.uint8)
                 inputs = segmenter.preprocess(grey)
-                began_s = thread_time()
+                segmenter.infer(inputs)  # the threads of the one before it may still spin
+                began_s = perf_counter()
                 segmenter.infer(inputs)
-                times_s[name].append(thread_time() - began_s)
-    torch.set_num_threads(threads)
+                times_s[name].append(perf_counter() - began_s)
+    torch.set_num_threads(before)
     return {name: 1000 * statistics.median(values) for name, values in times_s.items()}
 
 

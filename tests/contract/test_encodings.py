@@ -61,7 +61,7 @@ def plain(api: Api, photographs) -> np.ndarray:
     [
         pytest.param("gzip, deflate, br", "gzip", id="as requests sends it"),
         pytest.param("br;q=1, GZIP;q=0.1", "gzip", id="low quality"),
-        pytest.param("gzip;q=0", None, id="refused"),
+        pytest.param("gzip;q=0", None, id="quality 0"),
         pytest.param("identity", None, id="identity"),
         pytest.param("br, zstd", None, id="other codings"),
         pytest.param(None, None, id="no header"),

@@ -347,7 +347,7 @@ def test_phone_width_needs_no_horizontal_scrolling(page, photographs):
     assert overflow_px(page) == 0
 
 
-def test_phone_is_asked_to_tap(browser, url, photographs):
+def test_phone_readout_says_tap(browser, url, photographs):
     page = browser.new_page()
     page.context.new_cdp_session(page).send("Emulation.setTouchEmulationEnabled", {"enabled": True})
     page.goto(url)

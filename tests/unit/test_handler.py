@@ -441,7 +441,7 @@ def test_initialize_on_a_gpu_that_is_not_there_serves_on_the_cpu_with_one_warnin
     ours = [record for record in caplog.records if record.name.startswith(("segserve", "handler"))]
     (warning,) = [record.getMessage() for record in ours if record.levelno == logging.WARNING]
     assert warning.startswith("cuda:0 failed: the CPU computes from now on")
-    assert "serving tiny on cpu in float32" in [record.getMessage() for record in ours]
+    assert "serving tiny on cpu in float32 by OpenVINO" in [record.getMessage() for record in ours]
 
 
 def test_handle_reports_the_metrics_of_the_device_that_computes_now(

@@ -37,6 +37,8 @@ class OpenVinoNetwork(nn.Module):
 
     Shape: (N, 3, H, W) -> (N, classes, h, w), float32.
 
+    PyTorch keeps the weights that were traced until the process ends, 4 bytes each.
+
     A call uses as many threads as `torch.set_num_threads` gave the calling thread. Calls of several
     threads run at the same time.
     """
@@ -64,10 +66,6 @@ class OpenVinoNetwork(nn.Module):
         front_end = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchScriptPythonDecoder(traced, example_input=(image,))  # must outlive the load
         model = front_end.convert(front_end.load(decoder))
-        del decoder, traced
-        # PyTorch's registry of traced modules would keep their weights.
-        torch._C._jit_clear_class_registry()
-        torch.jit._state._clear_class_state()
         model.reshape([-1, 3, -1, -1])
         self._model = model
         self._precision = _PRECISIONS[dtype]

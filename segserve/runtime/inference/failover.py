@@ -58,6 +58,10 @@ class FailoverSegmenter:
     def precision(self) -> str:
         return self._segmenter.precision
 
+    @property
+    def backend(self) -> str:
+        return self._segmenter.backend
+
     def plan(
         self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
     ) -> Plan:

@@ -21,6 +21,7 @@ from ..acceleration.cpu import cpu_network
 from ..acceleration.cuda import CudaRecorder, CudaStreams, GraphedNetwork, uploaded
 from ..acceleration.gpu_fusion import gpu_fused_network
 from ..acceleration.int8 import quantized_network
+from ..acceleration.openvino_network import OpenVinoNetwork
 from ..acceleration.verified import OptimizationError, is_out_of_memory
 from ..errors import OutOfMemoryError
 from ..network.weights import SegmentationNetwork, load_network
@@ -63,6 +64,11 @@ class Segmenter:
         self._mean = torch.tensor(record.input.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(record.input.std, device=device).view(1, 3, 1, 1) * 255
         self._streams = _streams(device, settings)
+
+    @property
+    def backend(self) -> str:
+        """What computes the network: `OpenVINO` or `PyTorch`."""
+        return "OpenVINO" if isinstance(self._network, OpenVinoNetwork) else "PyTorch"
 
     @classmethod
     def load(
