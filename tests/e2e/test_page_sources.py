@@ -54,7 +54,7 @@ def page(browser, url):
     page = browser.new_page()
     page.set_default_timeout(RESPONSE_MS)
     page.goto(url)
-    page.get_by_role("button", name="Segment").wait_for()
+    page.get_by_role("button", name="A cat").wait_for()
     page.bring_to_front()
     yield page
     page.close()
