@@ -41,6 +41,10 @@ document.addEventListener("paste", (event) => {
   event.preventDefault();
   take(files, "clipboard");
 });
+// Without this, the browser offers no drop where Gradio's own area is hidden.
+document.addEventListener("dragover", (event) => {
+  if (event.target.closest?.("#picture")) event.preventDefault();
+});
 // Before Gradio sees it, who on a picture would look at the files when the browser has already taken them back.
 document.addEventListener(
   "drop",
