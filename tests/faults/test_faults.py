@@ -128,7 +128,7 @@ def test_served_short_of_memory_rejects_what_does_not_fit_and_serves_the_rest(
     served, table, form, image
 ):
     worker = served.worker()
-    colossal = encoded(picture(4000, 3000), "JPEG")
+    colossal = encoded(picture(4000, 4000), "PNG")  # more than the freed memory of the worker
     with Load(served.url, TOKEN, image) as load:
         load.wait_for_responses(form.responses)
         limit = worker.memory_info().vms + 2**23
