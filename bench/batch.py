@@ -28,12 +28,11 @@ import psutil
 import torch
 
 from bench.images import photographs
+from bench.serving.workload import MAX_PIXELS
 from segserve.archive import build_archive
 from segserve.resources import resource
 from segserve.runtime.decode.image import decode_image
 from segserve.runtime.inference.segmenter import Segmenter
-
-MAX_PIXELS = 2**24
 
 
 def main() -> None:

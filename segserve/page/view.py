@@ -19,8 +19,9 @@ from ..client import (
     UnreachableError,
 )
 from ..client.request import SegmentOptions
-from ..runtime.encode.mask import encode_grey_png, encode_jpeg, encode_png
+from ..runtime.encode.mask import LabelMap, encode_grey_png, encode_jpeg, encode_png
 from ..runtime.encode.overlay import widest_place
+from ..runtime.record import BACKGROUND
 from ..schema.request import MediaType
 
 _EXCERPT_BYTES = 600
@@ -98,7 +99,7 @@ class PageResponse(TypedDict):
             colours, and two classes may have the same colour.
         labels: data URL of the label map as indexed PNG, for download.
         coco: a COCO data set of this image, for download.
-        classes: rows of the response's table, with the pixel (x, y) at which to write the name.
+        classes: rows of the response's table, each with `at`: the pixel (x, y) for its name.
         steps: the time of each stage; the last entry is the total, measured by the page.
         known: the classes that the model knows, if it found none of them; else empty.
         sample: a response in the requested encoding, or None.
@@ -147,13 +148,20 @@ def as_response(
         "labels": data_url(encode_png(segmentation.label_map, segmentation.palette), "image/png"),
         "coco": as_coco(segmentation, Source(name, name)),
         "classes": [
-            row.as_document() | {"at": widest_place(segmentation.label_map == row.id)}
+            row.as_document() | {"at": _name_place(segmentation.label_map, row.id)}
             for row in segmentation.classes
         ],
         "steps": steps(segmentation.timings_ms, 1000 * seconds),
         "known": list(known),
         "sample": sample,
     }
+
+
+def _name_place(label_map: LabelMap, class_id: int) -> tuple[int, int] | None:
+    """The pixel (x, y) for the name of a class; None for the background, whose name is not
+    written.
+    """
+    return None if class_id == BACKGROUND else widest_place(label_map == class_id)
 
 
 def steps(timings_ms: Mapping[str, float], total_ms: float) -> list[Step]:
@@ -250,6 +258,7 @@ IN_BROWSER: dict[str, dict[str, Problem]] = {
     },
     "drop": {"": {"title": "This file is no picture", "detail": "Choose another file."}},
 }
+_OTHERWISE = "This did not work"
 
 
 def in_plain_words(error: Exception) -> Problem:
@@ -259,11 +268,12 @@ def in_plain_words(error: Exception) -> Problem:
     words = next((words for kind, words in _BY_KIND if isinstance(error, kind)), None)
     if words is not None:
         return {"title": words.title, "detail": words.advice}
-    title = _BY_CODE.get(error.code) if isinstance(error, ResponseError) else None
-    if isinstance(error, OSError):  # names a file of this machine
-        return {"title": "This did not work", "detail": ""}
-    message = error.message if isinstance(error, ResponseError) else str(error)
-    return {"title": title or "This did not work", "detail": _sentence(message)}
+    title, message = _OTHERWISE, str(error)
+    if isinstance(error, ResponseError):
+        title, message = _BY_CODE.get(error.code, _OTHERWISE), error.message
+    elif isinstance(error, OSError):  # its message names a file of this machine
+        message = ""
+    return {"title": title, "detail": _sentence(message)}
 
 
 def _sentence(message: str) -> str:

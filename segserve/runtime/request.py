@@ -60,11 +60,11 @@ def negotiate(accept: str | None) -> MediaType:
     return media_type
 
 
-def accepts_gzip(accept_encoding: str | None) -> bool:
+def accepts_gzip(accept_encoding: str) -> bool:
     """Whether an `Accept-Encoding` header names gzip, with a quality above 0 (RFC 9110, section
     12.5.3).
     """
-    codings = dict(_media_range(part) for part in (accept_encoding or "").split(","))
+    codings = dict(_media_range(part) for part in accept_encoding.split(","))
     return codings.get("gzip", 0.0) > 0
 
 
@@ -156,8 +156,7 @@ def read_request(
             f"{responded}; "
             "accept JSON with mask=png, or leave the option out"
         )
-    accept_encoding = lowered.get("accept-encoding")
-    gzip = accepts_gzip(None if accept_encoding is None else str(accept_encoding))
+    gzip = accepts_gzip(str(lowered.get("accept-encoding", "")))
     return SegmentRequest(image, options, responded, gzip)
 
 

@@ -21,7 +21,6 @@ from .messages import Observation
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ANY_VERSION = "default"  # TorchServe's label for a request without a version
 _HUNDREDS = (2, 4, 5)
 

@@ -141,7 +141,7 @@ function drawOutlines(pixels, shown, width, height) {
 function setOpacity(opacity) {
   state.opacity = opacity;
   part("colors").style.opacity = opacity;
-  part("opacity-told").textContent = `${Math.round(100 * opacity)} %`;
+  part("opacity-value").textContent = `${Math.round(100 * opacity)} %`;
 }
 
 // The part of the picture, from the left, that is shown without its classes.
@@ -149,7 +149,7 @@ function setBefore(fraction) {
   state.before = fraction;
   part("before").value = 100 * fraction;
   for (const name of ["colors", "names"]) part(name).style.clipPath = `inset(0 0 0 ${100 * fraction}%)`;
-  part("before-told").textContent = `${Math.round(100 * fraction)} %`;
+  part("before-value").textContent = `${Math.round(100 * fraction)} %`;
 }
 
 function drawNothing({ known }) {
