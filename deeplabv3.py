@@ -371,15 +371,19 @@ def _fused_channels(level_channels: Sequence[int]) -> int:
     return level2 * 4 + level3 + level4 // 4 + level5 // 16
 
 
+# A trace keeps the operations of the image that it was made with. So under a trace, these two pad and
+# resize whatever the sizes are; where the sizes agree already, nothing changes.
+
+
 def _padded_to_even(x: Tensor) -> Tensor:
     odd_height, odd_width = x.shape[-2] % 2, x.shape[-1] % 2
-    if odd_height == 0 and odd_width == 0:
+    if not torch.jit.is_tracing() and odd_height == 0 and odd_width == 0:
         return x
     return F.pad(x, [0, odd_width, 0, odd_height], mode="replicate")
 
 
 def _resized_to(x: Tensor, reference: Tensor) -> Tensor:
-    if x.shape[-2:] == reference.shape[-2:]:
+    if not torch.jit.is_tracing() and x.shape[-2:] == reference.shape[-2:]:
         return x
     return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
 

@@ -13,13 +13,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-
 from segserve.runtime import errors
 from segserve.runtime.cores import available_cores
 from segserve.runtime.decode.quarantine import Quarantine
 from segserve.runtime.encode.response import Response
-from segserve.runtime.inference.failover import load_segmenter
+from segserve.runtime.inference.loading import load_segmenter
 from segserve.runtime.parallel import ParallelExecutor
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.settings import read_config
@@ -46,12 +44,13 @@ class DeepLabHandler:
         try:
             config = read_config(context.model_yaml_config)
             threads = config.handler.threads or max(1, available_cores() // config.maxWorkers)
-            self._executor = ParallelExecutor(threads)
             segmenter = load_segmenter(
                 Path(properties["model_dir"]),
                 device=_device(properties.get("gpu_id")),
                 settings=config.handler,
+                threads=threads,
             )
+            self._executor = ParallelExecutor(threads, segmenter.use_threads)
             self._pipeline = Pipeline(segmenter, config.handler, Quarantine.in_temporary_folder())
             tracing = Tracing.from_environment(os.environ)
         except errors.ModelError as error:
@@ -62,7 +61,7 @@ class DeepLabHandler:
         self._telemetry = cache(
             partial(Telemetry, segmenter.record, server=context.metrics, tracing=tracing)
         )
-        self._telemetry(segmenter.device).loaded()
+        self._telemetry(str(segmenter.device)).loaded()
         logger.info(
             "serving %s on %s in %s by %s",
             segmenter.record.name,
@@ -88,7 +87,7 @@ class DeepLabHandler:
                 context.set_response_header(index, "Content-Encoding", reply.content_encoding)
             if reply.stats is not None:
                 context.set_response_header(index, "Server-Timing", reply.server_timing)
-        telemetry = self._telemetry(self._pipeline.segmenter.device)
+        telemetry = self._telemetry(str(self._pipeline.segmenter.device))
         telemetry.responded(responses, headers, seconds=perf_counter() - began_s)
         return [reply.body for reply in responses]
 
@@ -101,9 +100,9 @@ class DeepLabHandler:
         )
 
 
-def _device(gpu_id: int | None) -> torch.device:
+def _device(gpu_id: int | None) -> str:
     """TorchServe gives no GPU as None or as -1."""
-    return torch.device("cpu") if gpu_id is None or gpu_id < 0 else torch.device("cuda", gpu_id)
+    return "cpu" if gpu_id is None or gpu_id < 0 else f"cuda:{gpu_id}"
 
 
 def _lacks_memory(reply: Response) -> bool:

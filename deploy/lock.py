@@ -48,6 +48,7 @@ def locks() -> Mapping[str, Lock]:
     return {
         "torch": Lock(["torch", "torchvision"]),
         "container": Lock(_requirements("serve", but=_WITHOUT), beside=["torch"]),
+        "onnx": Lock(["openvino", *_requirements("gateway", but=_WITHOUT)]),
         "ray": Lock(_requirements("serve", "ray", but=_WITHOUT), beside=["torch", "container"]),
         "otel": Lock(_requirements("serve", "otel", but=_WITHOUT), beside=["torch", "container"]),
         "archiver": Lock(["torch-model-archiver"]),
@@ -58,14 +59,18 @@ def locks() -> Mapping[str, Lock]:
 def _requirements(*extras: str, but: frozenset[str] = frozenset()) -> list[str]:
     """The project's dependencies and those of the extras, except the packages `but`."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirements = [*project["dependencies"]]
-    for extra in extras:
-        requirements += project["optional-dependencies"][extra]
+    optional, own = project["optional-dependencies"], project["name"]
+    requirements, pending = [*project["dependencies"]], [*extras]
+    while pending:
+        for requirement in optional[pending.pop()]:
+            nested = re.fullmatch(rf"{own}\[(.*)\]", requirement)
+            pending += nested[1].split(",") if nested else []
+            requirements += [] if nested else [requirement]
     if missing := but - set(map(name_of, requirements)):
         sys.exit(
             f"pyproject.toml has no dependency {', '.join(sorted(missing))}: mend deploy/lock.py"
         )
-    return [each for each in requirements if name_of(each) not in {*but, project["name"]}]
+    return [each for each in requirements if name_of(each) not in but]
 
 
 def name_of(requirement: str) -> str:

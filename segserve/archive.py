@@ -16,11 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
+import yaml
+
 from . import runtime, schema
 from .resources import require_packages, resource
 from .runtime.errors import ModelError
 from .runtime.files import whole_file
 from .runtime.record import (
+    NETWORK_FILE,
     RECORD_FILE,
     ModelRecord,
     named_weights,
@@ -28,7 +31,7 @@ from .runtime.record import (
     read_yaml,
     verified_file,
 )
-from .runtime.settings import CONFIG_FILE, check_precision, read_config
+from .runtime.settings import CONFIG_FILE, Runtime, check_precision, read_config
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 # What the handler does not need: openapi.py and the command that writes its documents.
@@ -36,7 +39,9 @@ _NOT_PACKED = ("__pycache__", "openapi.py", "__main__.py")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
 
 
-def build_archive(model: Path, output: Path, *, load: bool = True) -> Path:
+def build_archive(
+    model: Path, output: Path, *, load: bool = True, runtime: Runtime | None = None
+) -> Path:
     """Packs the model folder `model` into `output/NAME.mar`, NAME being the record's, and returns
     its path.
 
@@ -47,11 +52,13 @@ def build_archive(model: Path, output: Path, *, load: bool = True) -> Path:
     Args:
         load: whether to load the network too, which takes seconds. Otherwise only the SHA-256 of
             the weights is checked.
+        runtime: replaces the setting of model-config.yaml. For `onnx`, a network.onnx that the
+            folder does not have is made.
 
     Raises:
         ModelError: the model cannot be served as it is, or torch-model-archiver failed.
     """
-    require_packages("torch", "model_archiver")
+    require_packages("model_archiver")
     record = read_record(model)
     if load:
         from .runtime.network.weights import load_network
@@ -64,7 +71,7 @@ def build_archive(model: Path, output: Path, *, load: bool = True) -> Path:
 
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output) as workspace:
-        packed = _packed(record, model, config, Path(workspace))
+        packed = _packed(record, model, config, Path(workspace), runtime)
         with whole_file(archive := output / packed.name) as file:
             _repack(packed, file)
     return archive
@@ -88,11 +95,17 @@ def config_of(model: Path) -> Path:
     return own or resource(f"model/{CONFIG_FILE}")
 
 
-def _packed(record: ModelRecord, model: Path, config: Path, workspace: Path) -> Path:
+def _packed(
+    record: ModelRecord, model: Path, config: Path, workspace: Path, runtime: Runtime | None
+) -> Path:
     """The archive as torch-model-archiver makes it."""
     assert record.weights is not None  # noqa: S101 - load_network has rejected a record without
     extra, scratch, export = (workspace / name for name in ("extra", "scratch", "export"))
     _stage(record, model, extra)
+    if runtime == "onnx" and not (extra / NETWORK_FILE).exists():
+        from .exporting.graph import write_graph
+
+        write_graph(model, extra)
     scratch.mkdir()
     export.mkdir()
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--force"]
@@ -101,7 +114,7 @@ def _packed(record: ModelRecord, model: Path, config: Path, workspace: Path) -> 
         "--handler": resource("handler.py"),
         "--model-file": _head_file(),
         "--serialized-file": model / record.weights.file,
-        "--config-file": _copy(config, workspace),
+        "--config-file": _config_with(config, runtime, workspace),
         "--extra-files": extra,
         "--export-path": export,
     }
@@ -124,7 +137,7 @@ def _packed(record: ModelRecord, model: Path, config: Path, workspace: Path) -> 
 
 def _stage(record: ModelRecord, model: Path, extra: Path) -> None:
     """Copies the files of the archive besides network, weights and handler: the record, int8
-    ranges, model card, runtime and schema.
+    ranges, network as ONNX, model card, runtime and schema.
     """
     for package in (runtime, schema):
         folder = Path(str(package.__file__)).parent
@@ -135,12 +148,19 @@ def _stage(record: ModelRecord, model: Path, extra: Path) -> None:
     shutil.copy(model / RECORD_FILE, extra)
     if record.int8:
         shutil.copy(model / record.int8.file, extra)
-    if (model / "README.md").exists():
-        shutil.copy(model / "README.md", extra)
+    for optional in ("README.md", NETWORK_FILE):
+        if (model / optional).exists():
+            shutil.copy(model / optional, extra)
 
 
-def _copy(config: Path, workspace: Path) -> Path:
-    return Path(shutil.copy(config, workspace / CONFIG_FILE))
+def _config_with(config: Path, runtime: Runtime | None, workspace: Path) -> Path:
+    """A copy of the configuration, with this runtime unless it is None."""
+    copied = Path(shutil.copy(config, workspace / CONFIG_FILE))
+    if runtime is not None:
+        content = yaml.safe_load(copied.read_text(encoding="utf-8")) or {}
+        content["handler"] = {**(content.get("handler") or {}), "runtime": runtime}
+        copied.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return copied
 
 
 def _repack(archive: Path, file: BinaryIO) -> None:

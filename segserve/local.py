@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Self, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .archive import config_of
@@ -29,10 +28,10 @@ from .client.request import (
 from .client.response import HttpResponse, raise_for_error
 from .runtime.encode.response import class_rows, error_response
 from .runtime.errors import ModelError
-from .runtime.inference.failover import load_segmenter
+from .runtime.inference.loading import load_segmenter, uses_onnx
 from .runtime.pipeline import Pipeline, request_error
 from .runtime.record import read_yaml
-from .runtime.settings import CONFIG_FILE, read_config
+from .runtime.settings import CONFIG_FILE, Runtime, Settings, read_config
 from .runtime.telemetry.request_stats import RequestStats
 
 
@@ -47,15 +46,24 @@ class LocalSegmenter:
         model: an archive (`.mar`), or a model folder.
         device: for example `cpu` or `cuda:0`; by default the first GPU, else the CPU. If the GPU
             fails, the CPU replaces it, with a warning.
+        runtime: `torch` or `onnx`; by default the model's setting, see `Settings.runtime`.
 
     Raises:
         ModelError: the model is missing or broken, or cannot be served.
     """
 
-    def __init__(self, model: str | os.PathLike[str], *, device: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
         with opened_model(Path(model)) as (folder, config_file):
             settings = read_config(read_yaml(config_file)).handler
-            on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            if runtime is not None:
+                settings = settings.model_copy(update={"runtime": runtime})
+            on = device or _best_device(settings)
             self._pipeline = Pipeline(
                 load_segmenter(folder, device=on, settings=settings), settings
             )
@@ -124,6 +132,14 @@ class LocalSegmenter:
         at: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _best_device(settings: Settings) -> str:
+    if uses_onnx(settings):
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _read_only(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

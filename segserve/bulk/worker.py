@@ -22,8 +22,8 @@ from ..client.request import JSON, as_fields, http_headers
 from ..local import opened_model
 from ..runtime.decode.quarantine import Quarantine
 from ..runtime.errors import OutOfMemoryError
-from ..runtime.inference.failover import load_segmenter
 from ..runtime.inference.labels import SegmentedImage
+from ..runtime.inference.loading import load_segmenter
 from ..runtime.pipeline import Pipeline
 from ..runtime.record import ModelRecord, read_yaml
 from ..runtime.settings import read_config
@@ -51,7 +51,7 @@ class ArchiveModel:
     ) -> None:
         with opened_model(archive) as (folder, config_file):
             settings = read_config(read_yaml(config_file)).handler
-            segmenter = load_segmenter(folder, device=device, settings=settings)
+            segmenter = load_segmenter(folder, device=str(device), settings=settings)
         self._quarantine = Quarantine.in_temporary_folder()
         unlimited = settings.model_copy(update={"max_cost": _NO_LIMIT})
         self._pipeline = Pipeline(segmenter, unlimited, self._quarantine)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import requests
 import typer
@@ -39,6 +39,14 @@ def model_names(incomplete: str) -> list[str]:
 ModelArgument = Annotated[
     str,
     typer.Argument(help="a model folder, or the name of one in model/", autocompletion=model_names),
+]
+
+RuntimeFlag = Annotated[
+    Literal["torch", "onnx"] | None,
+    typer.Option(
+        help="what computes the network; onnx needs no PyTorch, and computes on the CPU. By "
+        "default PyTorch, where it is installed"
+    ),
 ]
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.console import Console
@@ -103,6 +103,13 @@ def segment(
             rich_help_panel=_COMPUTE,
         ),
     ] = None,
+    runtime: Annotated[
+        Literal["torch", "onnx"] | None,
+        typer.Option(
+            help="with --local, what computes the network; onnx needs no PyTorch",
+            rich_help_panel=_COMPUTE,
+        ),
+    ] = None,
     jobs: Annotated[
         int, typer.Option(min=1, max=64, help="requests in flight", rich_help_panel=_COMPUTE)
     ] = 8,
@@ -117,6 +124,8 @@ def segment(
         for flag, value in (("--server", server), ("--token", token)):
             if local and value:
                 raise ValueError(f"--local computes without a server: leave out {flag}, or --local")
+        if runtime and not local:
+            raise ValueError("--runtime is of the server's archive: leave it out, or add --local")
         to_stdout = images == [STDIN] and output is None
         _check_streams(images, json=json)
         if to_stdout:
@@ -126,7 +135,9 @@ def segment(
         sources = find_sources(images, results=layout.folder, left_out=left_out)
         if not to_stdout:
             layout.check(sources, images)
-        name, load = _local(model) if local else _served(server or None, token, model, jobs)
+        name, load = (
+            _local(model, runtime) if local else _served(server or None, token, model, jobs)
+        )
         if to_stdout:
             with load() as segmenter:
                 from ..bulk.results import encode_result
@@ -238,15 +249,17 @@ def _served(
     return endpoint.model, lambda: client
 
 
-def _local(model: str | None) -> "tuple[str, Callable[[], LocalSegmenter]]":
+def _local(
+    model: str | None, runtime: Literal["torch", "onnx"] | None
+) -> "tuple[str, Callable[[], LocalSegmenter]]":
     """The name of the model, and a function that loads it in this process."""
     from ..engines.store import model_name
     from ..runtime.record import read_record
 
     def load() -> "LocalSegmenter":
-        from ..local import LocalSegmenter  # imports torch
+        from ..local import LocalSegmenter  # may import torch
 
-        return LocalSegmenter(path)
+        return LocalSegmenter(path, runtime=runtime)
 
     if model and Path(model).is_file():
         path = Path(model)

@@ -14,6 +14,7 @@ from .app import (
     MAKE,
     USE,
     ModelArgument,
+    RuntimeFlag,
     app,
     console,
     errors_in_one_line,
@@ -25,6 +26,7 @@ from .signing import SignFlag, TrustFlag, sign_archive
 
 if TYPE_CHECKING:
     from ..gateway.background import Server
+    from ..runtime.settings import Runtime
 
 DEMO_DIR = Path(".run/demo")
 BUILD_DIR = Path("build")
@@ -35,11 +37,12 @@ _READY_TIMEOUT_S = 300  # long enough for a busy machine; failures are reported 
 def archive(
     model: ModelArgument = "embedded",
     output: Annotated[Path, typer.Option(help="folder for the archive")] = BUILD_DIR,
+    runtime: RuntimeFlag = None,
     sign: SignFlag = None,
 ) -> None:
     """Pack a model into a self-contained, reproducible archive."""
     with errors_in_one_line():
-        path = _build(model, output, load=True)
+        path = _build(model, output, load=runtime != "onnx", runtime=runtime)
         if sign is not None:
             sign_archive(path, sign)
 
@@ -48,17 +51,23 @@ def archive(
 def serve(
     model: ModelArgument = "embedded",
     engine: Annotated[
-        EngineName, typer.Option(help="what runs the archive")
-    ] = EngineName.TORCHSERVE,
+        EngineName | None,
+        typer.Option(
+            help="what runs the archive; by default torchserve, or local where TorchServe is not "
+            "installed"
+        ),
+    ] = None,
     archive: Annotated[
         Path | None,
         typer.Option(help="an archive that is there already, in place of one made of the model"),
     ] = None,
+    runtime: RuntimeFlag = None,
     trust: TrustFlag = None,
 ) -> None:
     """Start a server with a model, wait until it is ready, and leave it running in the
     background.
     """
+    from ..engines import default_engine
     from ..gateway.background import Server
     from ..gateway.endpoint import SERVE_DIR, running_server
 
@@ -68,9 +77,9 @@ def serve(
                 f"a server already runs at {running.inference_url}: `segserve stop` ends it"
             )
         server = Server.start(
-            [archive or _build(model, BUILD_DIR)],
+            [archive or _build(model, BUILD_DIR, runtime=runtime)],
             SERVE_DIR,
-            engine=engine,
+            engine=engine or default_engine(),
             trust=trust,
             start_timeout_s=_READY_TIMEOUT_S,
         )
@@ -123,11 +132,13 @@ def demo(model: ModelArgument = "embedded") -> None:
         run_demo(_build(model, BUILD_DIR), DEMO_DIR, BUILD_DIR / "demo", console)
 
 
-def _build(model: str, output: Path, *, load: bool = False) -> Path:
+def _build(
+    model: str, output: Path, *, load: bool = False, runtime: "Runtime | None" = None
+) -> Path:
     from ..archive import build_archive
     from ..runtime.record import sha256_of
 
-    path = build_archive(model_folder(model), output, load=load)
+    path = build_archive(model_folder(model), output, load=load, runtime=runtime)
     print_plain(f"{path}  {path.stat().st_size / 1e6:.1f} MB  SHA-256 {sha256_of(path)}")
     return path
 

@@ -4,6 +4,7 @@
 """
 
 from enum import StrEnum
+from importlib.util import find_spec
 
 
 class EngineName(StrEnum):
@@ -12,3 +13,8 @@ class EngineName(StrEnum):
     TORCHSERVE = "torchserve"
     LOCAL = "local"
     RAY = "ray"
+
+
+def default_engine() -> EngineName:
+    """TorchServe where it is installed, else `local`."""
+    return EngineName.LOCAL if find_spec("ts") is None else EngineName.TORCHSERVE

@@ -136,6 +136,25 @@ def error_classes() -> list[type[SegserveError]]:
     return sorted(below(SegserveError), key=lambda kind: (kind.status, kind.code))
 
 
+# Only PyTorch's own CUDA allocator raises a type of its own. The CPU's allocator, CUDA's libraries,
+# CUDA itself and C++ report it in the message.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "_ALLOC_FAILED",
+    "_ALLOCATION_FAILED",
+    "bad_alloc",
+    "Failed to allocate memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means too little memory, on the host or on a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+
+
 class ModelError(Exception):
     """A model folder, record or archive that cannot be served. Raised at load, never by a
     request.

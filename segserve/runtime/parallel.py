@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
-
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
@@ -21,11 +19,16 @@ Result = TypeVar("Result")
 class ParallelExecutor:
     """Runs work on the threads of one worker. The thread that creates it uses all of them when it
     works alone.
+
+    Args:
+        threads: those of the worker.
+        use_threads: sets how many of them compute for the calling thread.
     """
 
-    def __init__(self, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, threads: int, use_threads: Callable[[int], None]) -> None:
+        use_threads(threads)
         self._threads = threads
+        self._use_threads = use_threads
         # Twice as many threads as can compute: the last items of a batch then end together, and no
         # core becomes idle early.
         self._pool = ThreadPoolExecutor(2 * threads, thread_name_prefix="parallel")
@@ -50,7 +53,7 @@ class ParallelExecutor:
         share = max(1, self._threads // len(items))
 
         def work_with_share(item: Item) -> Result:
-            torch.set_num_threads(share)  # PyTorch stores this number per thread
+            self._use_threads(share)
             return work(item)
 
         results = list(self._pool.map(work_with_share, items))

@@ -26,7 +26,7 @@ from .errors import (
     SegserveError,
     TooCostlyError,
 )
-from .inference.failover import AnySegmenter
+from .inference.base import AnySegmenter
 from .inference.labels import LabelRule, SegmentedImage
 from .request import SegmentRequest, read_request
 from .settings import CONFIG_FILE, Settings

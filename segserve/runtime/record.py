@@ -29,6 +29,9 @@ from .files import write_whole
 
 RECORD_FILE = "model.yaml"
 WEIGHTS_FILE = "weights.safetensors"
+NETWORK_FILE = "network.onnx"
+"""The network as ONNX, beside the weights, which it refers to. Input: uint8 (N, h, w, 3), RGB;
+output: logits, float32 (N, classes, h / stride, w / stride)."""
 _ROUNDINGS: dict[str, Callable[[Fraction], int]] = {"nearest": round, "down": floor, "up": ceil}
 # Class id of a pixel whose class is not requested or not certain enough. Has no colour in overlays.
 BACKGROUND = 0

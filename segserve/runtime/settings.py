@@ -14,6 +14,8 @@ from .record import ModelRecord, ResizeRule, Strict, validated
 
 CONFIG_FILE = "model-config.yaml"
 
+Runtime = Literal["auto", "torch", "onnx"]
+
 
 class Acceleration(Strict):
     """The section `acceleration:` of `handler:`. These switches have not been measured on a GPU, so
@@ -33,6 +35,8 @@ class Settings(Strict):
     """The `handler:` section.
 
     Attributes:
+        runtime: what computes the network: `torch`, or `onnx`, which needs no PyTorch and computes
+            on the CPU; `auto` is PyTorch where it is installed.
         precision: `auto` computes in bf16 if the processor or the GPU supports it, else in fp32.
             `int8` needs a record that names ranges; it works on a CPU with VNNI, and is the same as
             `auto` on other devices.
@@ -53,6 +57,7 @@ class Settings(Strict):
         defaults: options that apply unless a request sets them.
     """
 
+    runtime: Runtime = "auto"
     precision: Literal["auto", "bf16", "fp32", "int8"] = "auto"
     fuse: bool = True
     acceleration: Acceleration = Acceleration()

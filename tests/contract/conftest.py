@@ -55,23 +55,38 @@ class Api:
         return requests.get(url, headers=self.headers, timeout=120)
 
 
+@pytest.fixture(
+    scope="package",
+    params=[*[(engine, "torch") for engine in EngineName], (EngineName.LOCAL, "onnx")],
+    ids=[*EngineName, "local-onnx"],
+)
+def engine(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """The name of an engine, and the runtime of the archives that it serves."""
+    if request.param[0] == "ray":
+        pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segserve[ray]'")
+    return request.param
+
+
 @pytest.fixture(scope="package")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def archives(
+    engine: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    _, runtime = engine
     folder = tmp_path_factory.mktemp("archives")
-    return [build_archive(EMBEDDED, folder), build_archive(_narrow_model(folder), folder)]
+    models = (EMBEDDED, _narrow_model(folder))
+    return [build_archive(model, folder, runtime=runtime) for model in models]
 
 
-@pytest.fixture(scope="package", params=list(EngineName))
+@pytest.fixture(scope="package")
 def server(
-    request: pytest.FixtureRequest, archives: list[Path], tmp_path_factory: pytest.TempPathFactory
+    engine: tuple[str, str], archives: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """Tests are grouped by engine: each is started once, not while the other runs, and gone when
     other tests begin.
     """
-    if request.param == "ray":
-        pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'segserve[ray]'")
-    run_dir = tmp_path_factory.mktemp(request.param) / "run"
-    with Server.start(archives, run_dir, engine=request.param) as server:
+    name, _ = engine
+    run_dir = tmp_path_factory.mktemp(name) / "run"
+    with Server.start(archives, run_dir, engine=name) as server:
         server.wait_ready(timeout_s=300)
         yield server
 

@@ -51,7 +51,7 @@ def cut(logits: torch.Tensor, tiled: TiledScale, stride: int) -> torch.Tensor:
 @given(st.integers(1, 3000), st.integers(1, 600), st.sampled_from([4, 8, 16, 32]))
 def test_blend_weights_of_every_place_sum_to_one(length_px, size_px, stride):
     axis = view_of(length_px, 10, size_px).rows
-    weights = blend_weights(axis, axis.tile_px // stride)
+    weights = torch.from_numpy(blend_weights(axis, axis.tile_px // stride))
     total = torch.zeros(axis.length_px // stride)
     for origin_px, of_tile in zip(axis.origins_px, weights, strict=True):
         total[origin_px // stride :][: len(of_tile)] += of_tile
@@ -147,23 +147,23 @@ def borders(axis: TileAxis, changes: int) -> torch.Tensor:
         axis.tile_px * (changes + 1) // axis.length_px,
     )
     for origin_px, weights in zip(axis.origins_px, blend.blend_weights(axis, cells), strict=True):
-        counting = weights.nonzero().flatten() + origin_px * cells // axis.tile_px
+        counting = np.flatnonzero(weights) + origin_px * cells // axis.tile_px
         for step in (int(counting[0]) - 1, int(counting[-1])):
             if 0 <= step < changes:
                 at[step] = True
     return at
 
 
-def hard_edges(axis: TileAxis, cells: int) -> torch.Tensor:
+def hard_edges(axis: TileAxis, cells: int) -> np.ndarray:
     """Weights without a blend: every place belongs to the tile that counts most there."""
     begins = [origin_px * cells // axis.tile_px for origin_px in axis.origins_px]
     spread = torch.zeros(axis.tiles, begins[-1] + cells)
     for row, begin, weights in zip(spread, begins, blend_weights(axis, cells), strict=True):
-        row[begin : begin + cells] = weights
+        row[begin : begin + cells] = torch.from_numpy(weights)
     owner = spread.argmax(dim=0)
     return torch.stack(
         [(owner[begin : begin + cells] == index).float() for index, begin in enumerate(begins)]
-    )
+    ).numpy()
 
 
 def test_blend_tiles_of_the_shipped_model_leave_no_visible_seams(photographs, monkeypatch):

@@ -18,7 +18,7 @@ import torch
 
 from segserve.runtime.acceleration.cuda import GraphedNetwork
 from segserve.runtime.inference import segmenter as segmenter_module
-from segserve.runtime.inference.failover import load_segmenter
+from segserve.runtime.inference.failover import load_with_failover
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.settings import Acceleration, Settings
 
@@ -239,7 +239,7 @@ def test_segmenter_on_a_gpu_through_graphs_from_many_threads_gives_the_labels_of
 ):
     acceleration = Acceleration(cuda_graphs=True, cuda_streams=True)
     settings = Settings(precision=precision, acceleration=acceleration)
-    segmenter = load_segmenter(tiny_model, device=torch.device("cuda", 0), settings=settings)
+    segmenter = load_with_failover(tiny_model, device=torch.device("cuda", 0), settings=settings)
     cpu = Segmenter.load(tiny_model, settings=Settings(precision="fp32"))
     images = [
         smooth(120, 160),

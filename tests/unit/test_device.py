@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from segserve.runtime.acceleration.verified import is_device_failure, is_out_of_memory, reason
+from segserve.runtime.acceleration.verified import is_device_failure, reason
+from segserve.runtime.errors import is_out_of_memory
 
 NO_MEMORY = {
     "CPU": RuntimeError(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from segserve.runtime.errors import OutOfMemoryError
-from segserve.runtime.inference.failover import FailoverSegmenter, load_segmenter
+from segserve.runtime.inference.failover import FailoverSegmenter, load_with_failover
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.settings import Settings
@@ -160,10 +160,10 @@ def test_failover_segmenter_plans_as_its_segmenter():
 
 
 @without_gpu
-def test_load_segmenter_on_a_gpu_that_is_not_there_is_on_the_cpu_with_one_warning(
+def test_load_with_failover_on_a_gpu_that_is_not_there_is_on_the_cpu_with_one_warning(
     tiny_model, tiny_segmenter, caplog
 ):
-    segmenter = load_segmenter(tiny_model, device=GPU, settings=FP32)
+    segmenter = load_with_failover(tiny_model, device=GPU, settings=FP32)
     assert isinstance(segmenter, Segmenter)
     assert segmenter.device == CPU
     assert np.array_equal(
@@ -177,7 +177,7 @@ def test_load_segmenter_on_a_gpu_that_is_not_there_is_on_the_cpu_with_one_warnin
 @pytest.mark.parametrize(
     "error", [LOST, torch.OutOfMemoryError("CUDA out of memory.")], ids=["broken", "full"]
 )
-def test_load_segmenter_whose_gpu_fails_at_the_first_image_is_on_the_cpu(
+def test_load_with_failover_whose_gpu_fails_at_the_first_image_is_on_the_cpu(
     tiny_model, monkeypatch, caplog, error
 ):
     load = Segmenter.of
@@ -188,20 +188,20 @@ def test_load_segmenter_whose_gpu_fails_at_the_first_image_is_on_the_cpu(
         return load(network, record, device=device, settings=settings)
 
     monkeypatch.setattr(Segmenter, "of", of)
-    segmenter = load_segmenter(tiny_model, device=GPU, settings=FP32)
+    segmenter = load_with_failover(tiny_model, device=GPU, settings=FP32)
     assert isinstance(segmenter, Segmenter)
     assert segmenter.segment(IMAGE).label_map.shape == (40, 60)
     assert len(warnings(caplog)) == 1
 
 
-def test_load_segmenter_on_the_cpu_is_a_plain_segmenter(tiny_model, caplog):
-    assert type(load_segmenter(tiny_model, device=CPU, settings=FP32)) is Segmenter
+def test_load_with_failover_on_the_cpu_is_a_plain_segmenter(tiny_model, caplog):
+    assert type(load_with_failover(tiny_model, device=CPU, settings=FP32)) is Segmenter
     assert warnings(caplog) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_load_segmenter_on_a_gpu_computes_there(tiny_model, tiny_segmenter, caplog):
-    segmenter = load_segmenter(tiny_model, device=GPU, settings=FP32)
+def test_load_with_failover_on_a_gpu_computes_there(tiny_model, tiny_segmenter, caplog):
+    segmenter = load_with_failover(tiny_model, device=GPU, settings=FP32)
     assert segmenter.device == GPU
     assert (
         segmenter.segment(IMAGE).label_map == tiny_segmenter.segment(IMAGE).label_map

@@ -178,7 +178,7 @@ class Crowded(torch.nn.Module):
 
 @pytest.fixture
 def two_threads():
-    yield ParallelExecutor(2)
+    yield ParallelExecutor(2, torch.set_num_threads)
     torch.set_num_threads(1)
 
 

@@ -11,7 +11,7 @@ from segserve.runtime.parallel import ParallelExecutor
 @pytest.fixture
 def four_threads():
     before = torch.get_num_threads()
-    yield ParallelExecutor(4)
+    yield ParallelExecutor(4, torch.set_num_threads)
     torch.set_num_threads(before)
 
 
@@ -41,7 +41,7 @@ def test_map_single_item_stays_on_this_thread(four_threads):
 
 def test_map_on_one_thread_is_one_after_the_other():
     assert (
-        ParallelExecutor(1).map(lambda _: threading.get_ident(), range(3))
+        ParallelExecutor(1, torch.set_num_threads).map(lambda _: threading.get_ident(), range(3))
         == [threading.get_ident()] * 3
     )
 
@@ -71,6 +71,6 @@ def test_map_tries_again_one_at_a_time_with_all_threads_after_the_others(four_th
 @pytest.mark.parametrize("count", [1, 3], ids=["a single item", "on one thread"])
 def test_map_what_had_nothing_beside_it_is_not_tried_again(four_threads, count):
     tried = []
-    parallel = four_threads if count == 1 else ParallelExecutor(1)
+    parallel = four_threads if count == 1 else ParallelExecutor(1, torch.set_num_threads)
     parallel.map(tried.append, range(count), again=lambda _: True)
     assert tried == list(range(count))

@@ -19,7 +19,7 @@ from segserve.schema.request import MediaType
 from .images import encoded, noise, smooth
 from .tiny import tiny_record
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 STOCK = torchserve_home() / "ts" / "configs" / "metrics.yaml"
 
 # How TorchServe's front end reads a line (org.pytorch.serve.metrics.Metric, 0.12.0).
@@ -222,5 +222,5 @@ def test_server_cache_of_segserve_s_file_has_every_metric(server):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_loaded_on_a_gpu_reports_its_memory(server, reported):
     kept = torch.ones(2**20, device="cuda")
-    telemetry(server, device=kept.device).loaded()
+    telemetry(server, device=str(kept.device)).loaded()
     assert reported()[("segserve_gpu_memory_bytes", "0")][0] >= kept.nbytes

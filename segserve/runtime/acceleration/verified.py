@@ -10,24 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-# Only PyTorch's own CUDA allocator raises a dedicated type. The CPU's allocator, CUDA's libraries
-# and CUDA itself report it in the message.
-_NO_MEMORY = (
-    "can't allocate memory",
-    "CUDA error: out of memory",
-    "_ALLOC_FAILED",
-    "_ALLOCATION_FAILED",
-)
+from ..errors import is_out_of_memory
 
 # From CUDA, its libraries and its driver. `HIP` is AMD's, which PyTorch uses under CUDA's name.
 _FAILED = ("CUDA", "cuDNN", "CUDNN_", "CUBLAS_", "NVIDIA", "HIP error", "unable to find an engine")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means too little memory, on the host or on a GPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def is_device_failure(error: BaseException) -> bool:

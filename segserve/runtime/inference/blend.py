@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name the field uses
+import numpy as np
+from numpy.typing import NDArray
 
+from .arrays import Array, as_like, namespace, softmax, zeros
+from .candidates import Upsampling
 from .plan import TileAxis, TiledScale
 
 # Fraction of a tile's side, at either end: a quarter of the smallest overlap. Logits there depend
 # on the tile's border and not on the image.
 _MARGIN = 1 / 12
 
+_TINY = float(np.finfo(np.float32).tiny)
 
-def blend_tiles(logits: Tensor, tiled: TiledScale) -> Tensor:
+
+def blend_tiles(logits: Array, tiled: TiledScale) -> Array:
     """Blends the logits of one scale's tiles, float32 (tiles, classes, h, w), row by row ->
     (classes, H, W).
 
@@ -25,9 +28,9 @@ def blend_tiles(logits: Tensor, tiled: TiledScale) -> Tensor:
     tile_hw = logits.shape[2:]
     height = _cells(tiled.rows, tiled.rows.length_px, tile_hw[0])
     width = _cells(tiled.columns, tiled.columns.length_px, tile_hw[1])
-    blended = logits.new_zeros((logits.shape[1], height, width))
-    row_weights = blend_weights(tiled.rows, tile_hw[0]).to(logits.device)
-    column_weights = blend_weights(tiled.columns, tile_hw[1]).to(logits.device)
+    blended = zeros(logits, (logits.shape[1], height, width), "float32")
+    row_weights = as_like(blend_weights(tiled.rows, tile_hw[0]), logits)
+    column_weights = as_like(blend_weights(tiled.columns, tile_hw[1]), logits)
     for index, (top_px, left_px) in enumerate(tiled.origins_yx):
         row, column = divmod(index, tiled.columns.tiles)
         top, left = (
@@ -39,7 +42,7 @@ def blend_tiles(logits: Tensor, tiled: TiledScale) -> Tensor:
     return blended
 
 
-def blend_weights(axis: TileAxis, cells: int) -> Tensor:
+def blend_weights(axis: TileAxis, cells: int) -> NDArray[np.float32]:
     """The weights of a tile's logits, float32 (tiles, cells). At each position, the weights sum to
     1.
 
@@ -47,19 +50,19 @@ def blend_weights(axis: TileAxis, cells: int) -> Tensor:
     tile's border have weight 0. Towards the border of the image itself, the window stays at its
     maximum.
     """
-    place = (torch.arange(cells) + 0.5) / cells
-    inside = ((torch.minimum(place, 1 - place) - _MARGIN) / (0.5 - _MARGIN)).clamp(min=0)
-    windows = (inside * (torch.pi / 2)).sin().square().repeat(axis.tiles, 1)
+    place = (np.arange(cells, dtype=np.float32) + 0.5) / cells
+    inside = np.clip((np.minimum(place, 1 - place) - _MARGIN) / (0.5 - _MARGIN), 0, None)
+    windows = np.tile(np.square(np.sin(inside * (np.pi / 2))), (axis.tiles, 1))
     windows[0, place < 0.5] = 1
     windows[-1, place > 0.5] = 1
     begins = [_cells(axis, origin_px, cells) for origin_px in axis.origins_px]
-    total = torch.zeros(_cells(axis, axis.length_px, cells))
+    total = np.zeros(_cells(axis, axis.length_px, cells), np.float32)
     for begin, window in zip(begins, windows, strict=True):
         total[begin : begin + cells] += window
-    return windows / torch.stack([total[begin : begin + cells] for begin in begins])
+    return windows / np.stack([total[begin : begin + cells] for begin in begins])
 
 
-def average_scales(logits: Sequence[Tensor]) -> Tensor:
+def average_scales(logits: Sequence[Array]) -> Array:
     """Averages several logits of one image, float32 (classes, h, w) each. The result is on the grid
     of the first.
 
@@ -70,14 +73,14 @@ def average_scales(logits: Sequence[Tensor]) -> Tensor:
     if len(logits) == 1:
         return logits[0]
     grid_hw = logits[0].shape[1:]
-    probabilities = torch.zeros_like(logits[0])
-    for tiled in logits:
-        if tiled.shape[1:] != grid_hw:
-            tiled = F.interpolate(tiled[None], size=grid_hw, mode="bilinear", align_corners=False)[
-                0
-            ]
-        probabilities += tiled.softmax(dim=0)
-    return (probabilities / len(logits)).clamp_(min=torch.finfo(torch.float32).tiny).log_()
+    probabilities = zeros(logits[0], logits[0].shape, "float32")
+    for scale in logits:
+        if scale.shape[1:] != grid_hw:
+            upsampling = Upsampling(scale.shape[1:], grid_hw, scale)
+            scale = upsampling.strip(scale, slice(0, grid_hw[0]))
+        probabilities += softmax(scale)
+    xp = namespace(probabilities)
+    return xp.log(xp.clip(probabilities / len(logits), _TINY, None))
 
 
 def _cells(axis: TileAxis, length_px: int, cells: int) -> int:

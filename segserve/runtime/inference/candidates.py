@@ -6,10 +6,9 @@ from math import ceil
 from typing import Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from .arrays import Array, as_like, empty, logsumexp, namespace, on_host, softmax
 
 # A class that is nowhere more probable than this is merged with others. This changes no probability
 # by more than 0.004 and no mean by more than 0.0001 (measured on photographs).
@@ -28,7 +27,7 @@ class Candidates:
         class_ids: of the candidates, ascending: the lower class wins a tie, as among all classes.
     """
 
-    logits: Tensor
+    logits: Array
     class_ids: Sequence[int]
 
 
@@ -49,21 +48,21 @@ class CandidateMap:
         temperature: see `choose_labels`.
     """
 
-    logits: Tensor
+    logits: Array
     matters: NDArray[np.bool_]
     temperature: float = 1.0
 
     @classmethod
-    def of(cls, logits: Tensor, temperature: float = 1.0) -> Self:
+    def of(cls, logits: Array, temperature: float = 1.0) -> Self:
+        xp = namespace(logits)
         largest, smallest = (
-            _among_neighbours(logits, torch.maximum),
-            _among_neighbours(logits, torch.minimum),
+            _among_neighbours(logits, xp.maximum),
+            _among_neighbours(logits, xp.minimum),
         )
-        may_win = (largest >= smallest.amax(dim=0)).any(dim=2)
-        probable = (
-            _with_next_row((logits / temperature).softmax(dim=0), torch.maximum) > _NEGLIGIBLE
-        ).any(dim=2)
-        return cls(logits, (may_win | probable).cpu().numpy(), temperature)
+        may_win = xp.any(largest >= xp.amax(smallest, 0), 2)
+        most = _with_next_row(softmax(logits / temperature), xp.maximum)
+        probable = xp.any(most > _NEGLIGIBLE, 2)
+        return cls(logits, on_host(may_win | probable), temperature)
 
     def candidates(self, rows: slice) -> Candidates:
         """The candidates between the first and the last of these rows of the grid, which are at
@@ -76,13 +75,12 @@ class CandidateMap:
         logits = self.logits[:, rows]
         if not others:
             return Candidates(logits, class_ids)
-        others_as_one = (logits[others] / self.temperature).logsumexp(
-            dim=0, keepdim=True
-        ) * self.temperature
-        return Candidates(torch.cat([logits[class_ids], others_as_one]), class_ids)
+        others_as_one = logsumexp(logits[others] / self.temperature) * self.temperature
+        together = namespace(logits).concatenate([logits[class_ids], others_as_one])
+        return Candidates(together, class_ids)
 
 
-def _among_neighbours(logits: Tensor, pick: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _among_neighbours(logits: Array, pick: Callable[[Array, Array], Array]) -> Array:
     """(C, h, w) -> (C, h, w - 1): `pick` of every 2x2 neighbours. A single column stays
     unchanged.
     """
@@ -90,18 +88,22 @@ def _among_neighbours(logits: Tensor, pick: Callable[[Tensor, Tensor], Tensor]) 
     return pick(logits[..., :-1], logits[..., 1:]) if logits.shape[2] > 1 else logits
 
 
-def _with_next_row(values: Tensor, pick: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _with_next_row(values: Array, pick: Callable[[Array, Array], Array]) -> Array:
     """(C, h, w) -> (C, h, w): `pick` of every row and the next. The last row stays unchanged."""
-    return torch.cat([pick(values[:, :-1], values[:, 1:]), values[:, -1:]], dim=1)
+    with_next = [pick(values[:, :-1], values[:, 1:]), values[:, -1:]]
+    return namespace(values).concatenate(with_next, 1)
 
 
-# Grids of up to this many columns are resized by matrix products, which are several times as fast
-# on processors.
-_FEW_COLUMNS = 64
-
-# A part of the image's columns needs only a part of the grid's columns. This saves half of the
+# A part of the image's columns needs only a part of the grid's columns. This saves most of the
 # multiplications by 0.
-_PARTS = 4
+_FEWEST_PARTS, _COLUMNS_OF_A_PART = 4, 16
+
+
+def _positions(grid_length: int, length_px: int) -> NDArray[np.float32]:
+    """Where the image's pixels along one side lie between the cells of the grid."""
+    pixels = np.arange(length_px, dtype=np.float32)
+    scale = np.float32(grid_length / length_px)
+    return np.clip((pixels + np.float32(0.5)) * scale - np.float32(0.5), 0, grid_length - 1)
 
 
 @dataclass(frozen=True)
@@ -112,16 +114,22 @@ class _Part:
 
     columns: slice
     grid: slice
-    weights: Tensor
+    weights: Array
 
     @classmethod
-    def of(cls, weights: Tensor, columns: slice) -> Self:
-        """Selects the weights of some columns of the image from the weights of all columns, (w,
-        W).
-        """
-        used = weights[:, columns].any(dim=1).nonzero()
-        grid = slice(int(used[0]), int(used[-1]) + 1)
-        return cls(columns, grid, weights[grid, columns].contiguous())
+    def of(
+        cls, positions: NDArray[np.float32], columns: slice, grid_width: int, like: Array
+    ) -> Self:
+        """The weights of some columns of the image, from the positions of all columns."""
+        left = positions[columns].astype(np.int64)
+        right = np.minimum(left + 1, grid_width - 1)
+        share = positions[columns] - left
+        grid = slice(int(left[0]), int(right[-1]) + 1)
+        weights = np.zeros((grid.stop - grid.start, len(left)), np.float32)
+        each = np.arange(len(left))
+        weights[left - grid.start, each] = 1 - share
+        weights[right - grid.start, each] += share
+        return cls(columns, grid, as_like(weights, like))
 
 
 class Upsampling:
@@ -129,27 +137,23 @@ class Upsampling:
     rows on its own.
 
     The strips equal those of `interpolate(mode="bilinear", align_corners=False)` of the whole. Such
-    a resize is
-    separable: rows are interpolated first, columns second.
+    a resize is separable: rows are interpolated first, columns second. Columns are matrix products,
+    which are several times as fast on processors.
+
+    Args:
+        like: an array of the kind and on the device of the logits.
     """
 
-    def __init__(
-        self, grid_hw: tuple[int, int], size_hw: tuple[int, int], device: torch.device
-    ) -> None:
+    def __init__(self, grid_hw: tuple[int, int], size_hw: tuple[int, int], like: Array) -> None:
         (grid_height, grid_width), (height, self._width) = grid_hw, size_hw
-        positions = (torch.arange(height) + 0.5) * (grid_height / height) - 0.5
-        self._positions = positions.clamp(
-            min=0, max=grid_height - 1
-        )  # the image's rows, in rows of the grid
-        self._parts: list[_Part] = []
-        if grid_width <= _FEW_COLUMNS:
-            grid = torch.eye(grid_width, device=device)[None, None]
-            columns = F.interpolate(grid, size=(grid_width, self._width), mode="bilinear")[0, 0]
-            width = ceil(self._width / _PARTS)
-            self._parts = [
-                _Part.of(columns, slice(left, left + width))
-                for left in range(0, self._width, width)
-            ]
+        self._positions = _positions(grid_height, height)
+        columns = _positions(grid_width, self._width)
+        parts = max(_FEWEST_PARTS, ceil(grid_width / _COLUMNS_OF_A_PART))
+        width = ceil(self._width / parts)
+        self._parts = [
+            _Part.of(columns, slice(left, left + width), grid_width, like)
+            for left in range(0, self._width, width)
+        ]
 
     def grid_rows(self, strip: slice) -> slice:
         """The rows of the grid around a strip of the image's rows. The end may be beyond the
@@ -158,21 +162,17 @@ class Upsampling:
         positions = self._positions[strip]
         return slice(int(positions[0]), int(positions[-1]) + 2)
 
-    def strip(self, logits: Tensor, strip: slice) -> Tensor:
+    def strip(self, logits: Array, strip: slice) -> Array:
         """These rows of the grid, float32 (C, rows, w) -> this strip of the image, float32 (C, H,
         W).
         """
-        positions = (self._positions[strip] - self.grid_rows(strip).start).to(logits.device)
-        above = positions.long()
-        below = (above + 1).clamp(max=logits.shape[1] - 1)
-        rows = torch.lerp(logits[:, above], logits[:, below], (positions - above).view(1, -1, 1))
-        if not self._parts:
-            return F.interpolate(rows[None], size=(len(positions), self._width), mode="bilinear")[0]
-        resized = rows.new_empty((*rows.shape[:2], self._width))
+        positions = self._positions[strip] - np.float32(self.grid_rows(strip).start)
+        above = positions.astype(np.int64)
+        below = np.minimum(above + 1, logits.shape[1] - 1)
+        share = as_like((positions - above)[:, None], logits)
+        upper, lower = (logits[:, as_like(index, logits)] for index in (above, below))
+        rows = (upper + share * (lower - upper)).reshape(-1, logits.shape[2])
+        resized = empty(rows, (len(rows), self._width), "float32")
         for part in self._parts:
-            torch.mm(
-                rows.flatten(0, 1)[:, part.grid],
-                part.weights,
-                out=resized.flatten(0, 1)[:, part.columns],
-            )
-        return resized
+            namespace(rows).matmul(rows[:, part.grid], part.weights, out=resized[:, part.columns])
+        return resized.reshape(logits.shape[0], len(positions), self._width)

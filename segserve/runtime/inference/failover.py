@@ -62,6 +62,9 @@ class FailoverSegmenter:
     def backend(self) -> str:
         return self._segmenter.backend
 
+    def use_threads(self, threads: int) -> None:
+        self._segmenter.use_threads(threads)
+
     def plan(
         self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
     ) -> Plan:
@@ -111,10 +114,9 @@ class FailoverSegmenter:
             return self._segmenter
 
 
-AnySegmenter = Segmenter | FailoverSegmenter
-
-
-def load_segmenter(folder: Path, *, device: torch.device, settings: Settings) -> AnySegmenter:
+def load_with_failover(
+    folder: Path, *, device: torch.device, settings: Settings
+) -> Segmenter | FailoverSegmenter:
     """Loads the segmenter of a model folder. The folder is not needed afterwards.
 
     For a GPU, a copy of the network stays in the host's memory for failover to the CPU. A GPU that

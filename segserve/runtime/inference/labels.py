@@ -9,13 +9,12 @@ from math import log
 from typing import Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ...schema.response import ClassArea
 from ..encode.mask import LabelMap
 from ..record import BACKGROUND
+from .arrays import Array, empty, equal_to, is_on_cpu, namespace, on_host, zeros
 from .candidates import CandidateMap, Upsampling
 
 
@@ -40,29 +39,28 @@ class Quality:
         return self.shares[BACKGROUND] == 1
 
 
-def measure_quality(logits: Tensor) -> Quality:
+def measure_quality(logits: Array) -> Quality:
     """Measures the quality signals of logits, float32 (classes, h, w).
 
     They are measured before the logits are resized to the image's size. At that size, they would
     cost as much as choosing the labels.
     """
-    num_classes = len(logits)
-    top, labels = logits.max(dim=0)
-    weights = (logits - top).exp_()
-    total = weights.sum(dim=0)
+    xp, num_classes = namespace(logits), len(logits)
+    top, labels = xp.amax(logits, 0), xp.argmax(logits, 0)
+    weights = logits - top
+    xp.exp(weights, out=weights)
+    total = xp.sum(weights, 0)
     # H = -sum p ln p with p = weights / total and ln p = logits - top - ln total. This avoids a
     # second tensor of logarithms.
-    entropy = total.log() + top - weights.mul_(logits).sum(dim=0) / total
-    counts = torch.bincount(labels.flatten(), minlength=num_classes)
-    means = torch.stack([total.reciprocal().mean(), entropy.mean()])
-    *pixels, confidence, mean_entropy = torch.cat(
-        [counts, means.to(torch.float64)]
-    ).tolist()  # one copy from a GPU
+    weights *= logits
+    entropy = xp.log(total) + top - xp.sum(weights, 0) / total
+    pixels = xp.bincount(labels.flatten(), minlength=num_classes).tolist()
+    confidence, mean_entropy = float(xp.mean(1 / total)), float(xp.mean(entropy))
     # With a single class, the entropy is 0 and log(1) cannot be a divisor. Rounding may give a
     # value just below 0.
     largest = log(max(2, num_classes))
     return Quality(
-        tuple(count / labels.numel() for count in pixels),
+        tuple(count / sum(pixels) for count in pixels),
         confidence,
         min(1.0, max(0.0, mean_entropy / largest)),
     )
@@ -118,7 +116,7 @@ class SegmentedImage:
 
 
 def choose_labels(
-    logits: Tensor,
+    logits: Array,
     height_px: int,
     width_px: int,
     rule: LabelRule = EVERY_PIXEL,
@@ -136,10 +134,11 @@ def choose_labels(
         temperature: probabilities are the softmax of the logits divided by this (Guo et al.,
             arXiv:1706.04599). The top class does not depend on it.
     """
-    if width_px <= _strip_pixels(logits.device):
+    if width_px <= _strip_pixels(logits):
         labelled = _label_strips(logits, height_px, width_px, rule, temperature)
     else:  # one row is larger than a strip: use strips of columns
-        labelled = _label_strips(logits.mT, width_px, height_px, rule, temperature).turned()
+        turned = namespace(logits).swapaxes(logits, 1, 2)
+        labelled = _label_strips(turned, width_px, height_px, rule, temperature).turned()
     quality = measure_quality(logits / temperature)
     return SegmentedImage(labelled.label_map, labelled.areas(), labelled.confidence_map, quality)
 
@@ -181,16 +180,14 @@ class _Labelled:
 
 
 def _label_strips(
-    logits: Tensor, height_px: int, width_px: int, rule: LabelRule, temperature: float
+    logits: Array, height_px: int, width_px: int, rule: LabelRule, temperature: float
 ) -> _Labelled:
-    label_map = torch.empty((height_px, width_px), dtype=torch.uint8, device=logits.device)
-    confidence_map = torch.empty_like(label_map) if rule.keep_confidence else None
-    tally = _Tally(len(logits), logits.device)
+    label_map = empty(logits, (height_px, width_px), "uint8")
+    confidence_map = empty(logits, (height_px, width_px), "uint8") if rule.keep_confidence else None
+    tally = _Tally(logits)
     candidate_map = CandidateMap.of(logits, temperature)
-    upsampling = Upsampling(
-        (logits.shape[1], logits.shape[2]), (height_px, width_px), logits.device
-    )
-    rows_px = max(1, _strip_pixels(logits.device) // width_px)
+    upsampling = Upsampling((logits.shape[1], logits.shape[2]), (height_px, width_px), logits)
+    rows_px = max(1, _strip_pixels(logits) // width_px)
     for top_px in range(0, height_px, rows_px):
         strip = slice(top_px, top_px + rows_px)
         candidates = candidate_map.candidates(upsampling.grid_rows(strip))
@@ -204,21 +201,20 @@ def _label_strips(
         tally.add(labels, probabilities, possible)
         label_map[strip] = labels
         if confidence_map is not None:
-            confidence_map[strip] = (255 * probabilities).round_()
+            confidence_map[strip] = (255 * probabilities).round()
     # Whole maps are copied from a GPU at once. Only here does the CPU wait for the GPU.
-    kept_map = None if confidence_map is None else confidence_map.cpu().numpy()
-    return _Labelled(
-        label_map.cpu().numpy(), kept_map, tally.pixels.tolist(), tally.confidence.tolist()
-    )
+    kept_map = None if confidence_map is None else on_host(confidence_map)
+    pixels, confidence = (on_host(sums).tolist() for sums in (tally.pixels, tally.confidence))
+    return _Labelled(on_host(label_map), kept_map, [int(count) for count in pixels], confidence)
 
 
-def _strip_pixels(device: torch.device) -> int:
-    return _STRIP_PIXELS if device.type == "cpu" else _STRIP_PIXELS_ON_GPU
+def _strip_pixels(logits: Array) -> int:
+    return _STRIP_PIXELS if is_on_cpu(logits) else _STRIP_PIXELS_ON_GPU
 
 
 def _top_class(
-    logits: Tensor, class_ids: Sequence[int], temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
+    logits: Array, class_ids: Sequence[int], temperature: float = 1.0
+) -> tuple[Array, Array]:
     """The top class, uint8 (H, W), and its softmax probability, float32 (H, W).
 
     Args:
@@ -228,57 +224,59 @@ def _top_class(
         temperature: divides the differences of logits, not the logits: rounding could make two of
             the quotients equal.
     """
-    top, labels = logits[0], torch.full_like(logits[0], class_ids[0], dtype=torch.uint8)
+    xp = namespace(logits)
+    top, labels = logits[0], xp.full_like(logits[0], class_ids[0], dtype=xp.uint8)
     beaten = list(logits[len(class_ids) :])
     for class_logits, class_id in zip(logits[1:], class_ids[1:], strict=False):
         # A later class has a higher id, so the maximum is the last winner. This is far cheaper than
         # filling by a mask.
-        labels = torch.maximum(labels, (class_logits > top).view(torch.uint8) * class_id)
-        beaten.append(torch.minimum(top, class_logits))
-        top = torch.maximum(top, class_logits)
-    exponentials = torch.ones_like(top)  # of the top class
+        labels = xp.maximum(labels, (class_logits > top).view(xp.uint8) * class_id)
+        beaten.append(xp.minimum(top, class_logits))
+        top = xp.maximum(top, class_logits)
+    exponentials = xp.ones_like(top)  # of the top class
     for class_logits in beaten:
-        exponentials += (class_logits - top).mul_(1 / temperature).exp2_()
-    return labels, exponentials.reciprocal_()
+        power = class_logits - top
+        power *= 1 / temperature
+        exponentials += xp.exp2(power, out=power)
+    return labels, xp.reciprocal(exponentials, out=exponentials)
 
 
-def _ruled(
-    labels: Tensor, probabilities: Tensor, class_ids: Sequence[int], rule: LabelRule
-) -> Tensor:
+def _ruled(labels: Array, probabilities: Array, class_ids: Sequence[int], rule: LabelRule) -> Array:
     """Replaces the labels that the rule does not keep with background."""
+    kept = probabilities >= rule.threshold
     if rule.kept is not None:
         for class_id in set(class_ids) - rule.kept:
-            labels = labels.masked_fill(labels == class_id, BACKGROUND)
-    return labels.where(probabilities >= rule.threshold, BACKGROUND)
+            kept &= labels != class_id
+    xp = namespace(labels)
+    return xp.where(kept, labels, xp.full_like(labels, BACKGROUND))
 
 
 class _Tally:
-    """By class: its pixels, and the sum of their top probabilities."""
+    """By class: its pixels, and the sum of their top probabilities, float64."""
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.pixels = torch.zeros(num_classes, dtype=torch.int64, device=device)
-        self.confidence = torch.zeros(num_classes, dtype=torch.float64, device=device)
+    def __init__(self, logits: Array) -> None:
+        self.pixels = zeros(logits, [len(logits)], "float64")
+        self.confidence = zeros(logits, [len(logits)], "float64")
 
-    def add(self, labels: Tensor, probabilities: Tensor, possible: Collection[int]) -> None:
+    def add(self, labels: Array, probabilities: Array, possible: Collection[int]) -> None:
         """Counts a part of an image that has no other classes than `possible`."""
         if len(possible) == 1:
             (class_id,) = possible
-            self.pixels[class_id] += labels.numel()
+            self.pixels[class_id] += math.prod(labels.shape)
             self.confidence[class_id] += _sum(probabilities)
             return
         for class_id in possible:
-            has_class = labels.clone().eq_(
-                class_id
-            )  # bytes: on a CPU, bools take several times as long
-            self.pixels[class_id] += has_class.sum(dtype=torch.int32)
-            self.confidence[class_id] += _sum(probabilities * has_class.float())
+            has_class = equal_to(labels, class_id)
+            self.pixels[class_id] += _sum(has_class)
+            self.confidence[class_id] += _sum(probabilities * has_class)
 
 
-def _sum(values: Tensor) -> Tensor:
-    """Sums a part of an image, (H, W), row by row. The result does not depend on the number of
-    threads.
+def _sum(values: Array) -> Array:
+    """Sums a part of an image, float32 (H, W), row by row. The result does not depend on the number
+    of threads, and is exact for counts.
     """
-    return values.sum(dim=1).sum(dtype=torch.float64)
+    xp = namespace(values)
+    return xp.sum(xp.sum(values, 1), dtype=xp.float64)
 
 
 def _box_xyxy(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:

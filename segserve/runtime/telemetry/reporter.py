@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import psutil
-import torch
 
 from ..encode.response import Response
 from ..record import ModelRecord
@@ -47,7 +46,7 @@ class Telemetry:
 
     Args:
         record: the model's record.
-        device: the device that computes.
+        device: what computes: `cpu`, or for example `cuda:0`.
         server: the metrics of the server; None if it has none.
         tracing: exports spans; None to disable traces.
     """
@@ -55,7 +54,7 @@ class Telemetry:
     def __init__(
         self,
         record: ModelRecord,
-        device: torch.device,
+        device: str,
         server: MetricsCache | None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -131,12 +130,11 @@ class Telemetry:
 
     def _report_memory(self) -> None:
         self._report(m.MEMORY_BYTES, self._process.memory_info().rss)
-        if self._device.type == "cuda":
-            self._report(
-                m.GPU_MEMORY_BYTES,
-                torch.cuda.memory_reserved(self._device),
-                str(self._device.index or 0),
-            )
+        if self._device.startswith("cuda"):
+            import torch
+
+            index = self._device.partition(":")[2] or "0"
+            self._report(m.GPU_MEMORY_BYTES, torch.cuda.memory_reserved(int(index)), index)
 
     def _report(self, metric: m.Metric, value: float, *labels: str) -> None:
         sink = self._sinks.get(metric.name)

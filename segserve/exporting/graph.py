@@ -1,0 +1,185 @@
+"""Writes a model's network as ONNX for the runtime `onnx`: the graph in a small file, which refers
+to the weights in their own.
+"""
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from PIL import Image
+from torch import Tensor, nn
+
+from ..runtime.errors import ModelError
+from ..runtime.inference.onnx_segmenter import OnnxSegmenter
+from ..runtime.network.weights import SegmentationNetwork, load_network
+from ..runtime.record import NETWORK_FILE, InputRule, ModelRecord, named_weights, read_record
+from ..runtime.settings import Settings
+
+_OPSET = 18
+_TYPES = {"F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16, "F32": TensorProto.FLOAT}
+_NETWORK = "network."  # the names of its parameters in `_FromPixels` begin with this
+
+# The sizes of the images for the comparison with PyTorch, (N, height, width). A graph that was made
+# for one size fails at the other.
+_COMPARED = ((1, 96, 128), (2, 80, 64))
+_TRACED = (2, 64, 96)
+
+# RMS difference of the logits, in their standard deviations.
+_TOLERANCE = 1e-3
+
+
+def write_graph(model: Path, folder: Path) -> Path:
+    """Writes `network.onnx` of a model folder into `folder`, where the weights file must lie beside
+    it to be used.
+
+    Its input is uint8 (N, h, w, 3), RGB; its output is logits, float32 (N, classes, h / stride, w /
+    stride).
+
+    Raises:
+        ModelError: the weights are missing, PyTorch cannot export the network, or the file gives
+            other logits than PyTorch.
+    """
+    record = read_record(model)
+    network = load_network(record, model)
+    weights = model / named_weights(record).file
+    with TemporaryDirectory(prefix="segserve-") as name:
+        workspace = Path(name)
+        shutil.copy(weights, workspace)
+        graph = workspace / NETWORK_FILE
+        onnx.save(_exported(network, record, weights), graph)
+        _compare(graph, network, record)
+        return Path(shutil.copy(graph, folder))
+
+
+class _FromPixels(nn.Module):
+    """uint8 (N, h, w, 3) -> logits, float32 (N, classes, h', w')."""
+
+    def __init__(self, network: nn.Module, rule: InputRule) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", _per_channel(rule.mean))
+        self.register_buffer("std", _per_channel(rule.std))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.network((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+        return logits
+
+
+def _per_channel(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).view(1, 3, 1, 1) * 255
+
+
+def _exported(network: SegmentationNetwork, record: ModelRecord, weights: Path) -> onnx.ModelProto:
+    """The network as a graph that refers to the file of the weights.
+
+    PyTorch's older exporter: the newer one takes a minute for the sizes of one network, which it
+    derives symbolically, and this one half a second.
+    """
+    file = BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            torch.onnx.export(
+                _FromPixels(network, record.input).eval(),
+                (torch.zeros(*_TRACED, 3, dtype=torch.uint8),),
+                file,
+                input_names=["pixels"],
+                output_names=["logits"],
+                dynamic_axes={"pixels": {0: "n", 1: "h", 2: "w"}},
+                opset_version=_OPSET,
+                do_constant_folding=False,  # the weights stay as they are
+                dynamo=False,
+            )
+    except Exception as error:  # of many types
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{record.name}: PyTorch cannot export the network: {reason}") from error
+    proto = onnx.load_from_string(file.getvalue())
+    _refer_to(weights, proto.graph)
+    helper.set_model_props(proto, {"weights_sha256": named_weights(record).sha256})
+    return proto
+
+
+def _refer_to(weights: Path, graph: onnx.GraphProto) -> None:
+    """Replaces the parameters in a graph by references into the file of the weights, converted to
+    float32 where it has them in half precision.
+    """
+    stored = _stored_tensors(weights)
+    converted = []
+    for initializer in graph.initializer:
+        name = initializer.name.removeprefix(_NETWORK)
+        if initializer.data_type != TensorProto.FLOAT or name not in stored:
+            continue
+        data_type, offset, length = stored[name]
+        if data_type != TensorProto.FLOAT:
+            half = f"{initializer.name}.half"
+            converted.append(
+                helper.make_node("Cast", [half], [initializer.name], to=TensorProto.FLOAT)
+            )
+            initializer.name = half
+        initializer.data_type = data_type
+        onnx.external_data_helper.set_external_data(
+            initializer, weights.name, offset=offset, length=length
+        )
+        initializer.ClearField("raw_data")
+    for node in reversed(converted):
+        graph.node.insert(0, node)
+
+
+def _stored_tensors(weights: Path) -> Mapping[str, tuple[int, int, int]]:
+    """By name: ONNX's data type, where the tensor begins in the file, and its length in bytes."""
+    header, begin = _header(weights)
+    return {
+        name: (_TYPES[entry["dtype"]], begin + first, last - first)
+        for name, entry in header.items()
+        if entry.get("dtype") in _TYPES
+        for first, last in [entry["data_offsets"]]
+    }
+
+
+def _header(weights: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where the tensors begin: 8 bytes hold its length."""
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
+
+
+def _compare(graph: Path, network: nn.Module, record: ModelRecord) -> None:
+    """Checks that the file gives PyTorch's logits."""
+    segmenter = OnnxSegmenter(graph, record, settings=Settings(precision="fp32"), threads=1)
+    from_pixels = _FromPixels(network, record.input).eval()
+    for shape in _COMPARED:
+        pixels = _clouds(*shape)
+        with torch.inference_mode():
+            expected = from_pixels(torch.from_numpy(pixels)).numpy()
+        difference = segmenter.infer(pixels) - expected
+        error = float(np.sqrt(np.square(difference).mean()) / expected.std())
+        if not error <= _TOLERANCE:  # also if NaN
+            raise ModelError(
+                f"{record.name}: ONNX gives other logits than PyTorch: they differ by {error:.2g} "
+                "standard deviations"
+            )
+
+
+def _clouds(count: int, height_px: int, width_px: int) -> NDArray[np.uint8]:
+    """Images, uint8 (N, H, W, 3), smooth like photographs: noise causes activations that no
+    photograph causes.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (count, 6, 8, 3), dtype=np.uint8)
+    return np.stack(
+        [
+            np.asarray(
+                Image.fromarray(each).resize((width_px, height_px), Image.Resampling.BICUBIC)
+            )
+            for each in noise
+        ]
+    )
