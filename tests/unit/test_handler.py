@@ -456,7 +456,7 @@ def test_handle_reports_the_metrics_of_the_device_that_computes_now(
         context = worker_context(tiny_model)
         context.request_processor = []
         loaded.handle([], context)
-    assert [device.type for device in reported] == ["cpu", "meta", "cpu"]
+    assert reported == ["cpu", "meta", "cpu"]
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ class Upsampling:
         positions = self._positions[strip] - np.float32(self.grid_rows(strip).start)
         above = positions.astype(np.int64)
         below = np.minimum(above + 1, logits.shape[1] - 1)
-        share = as_like((positions - above)[:, None], logits)
+        share = as_like((positions - above).astype(np.float32)[:, None], logits)
         upper, lower = (logits[:, as_like(index, logits)] for index in (above, below))
         rows = (upper + share * (lower - upper)).reshape(-1, logits.shape[2])
         resized = empty(rows, (len(rows), self._width), "float32")
