@@ -371,8 +371,8 @@ def _fused_channels(level_channels: Sequence[int]) -> int:
     return level2 * 4 + level3 + level4 // 4 + level5 // 16
 
 
-# A trace keeps the operations of the image that it was made with. So under a trace, these two pad and
-# resize whatever the sizes are; where the sizes agree already, nothing changes.
+# A trace keeps the operations of the image that it was made with. So under a trace, these two pad
+# and resize whatever the sizes are; where the sizes agree already, nothing changes.
 
 
 def _padded_to_even(x: Tensor) -> Tensor:

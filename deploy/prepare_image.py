@@ -3,9 +3,9 @@
     python prepare_image.py ARCHIVE [LIBRARIES]
 
 It removes unused files. With TorchServe, it copies Netty's native library to the folder LIBRARIES,
-because Netty would extract it to a folder that forbids execution. It segments one image with the archive, so that
-Python compiles exactly the modules that serving imports. A read-only image cannot store compiled
-modules later.
+because Netty would extract it to a folder that forbids execution. It segments one image with the
+archive, so that Python compiles exactly the modules that serving imports. A read-only image cannot
+store compiled modules later.
 """
 
 import contextlib
@@ -26,7 +26,10 @@ UNUSED = (
     *(f"{package}/**/tests" for package in ("mpmath", "networkx", "numpy", "sympy")),
     "openvino/libs/cache.json",  # of GPU kernels
     *(f"openvino/libs/libopenvino_intel_{device}_*" for device in ("gpu", "npu")),
-    *(f"openvino/libs/libopenvino_{read}_frontend*" for read in ("gguf", "jax", "paddle", "tensor*")),
+    *(
+        f"openvino/libs/libopenvino_{read}_frontend*"
+        for read in ("gguf", "jax", "paddle", "tensor*")
+    ),
 )
 NETTY = "META-INF/native/libnetty_transport_native_epoll_{}.so"
 ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "aarch_64"}  # Python's name, Netty's

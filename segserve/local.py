@@ -26,12 +26,13 @@ from .client.request import (
     http_headers,
 )
 from .client.response import HttpResponse, raise_for_error
+from .gpu import count_gpus
 from .runtime.encode.response import class_rows, error_response
 from .runtime.errors import ModelError
-from .runtime.inference.loading import load_segmenter, uses_onnx
+from .runtime.inference.loading import load_segmenter
 from .runtime.pipeline import Pipeline, request_error
 from .runtime.record import read_yaml
-from .runtime.settings import CONFIG_FILE, Runtime, Settings, read_config
+from .runtime.settings import CONFIG_FILE, Runtime, read_config
 from .runtime.telemetry.request_stats import RequestStats
 
 
@@ -63,7 +64,7 @@ class LocalSegmenter:
             settings = read_config(read_yaml(config_file)).handler
             if runtime is not None:
                 settings = settings.model_copy(update={"runtime": runtime})
-            on = device or _best_device(settings)
+            on = device or ("cuda" if count_gpus() else "cpu")
             self._pipeline = Pipeline(
                 load_segmenter(folder, device=on, settings=settings), settings
             )
@@ -132,14 +133,6 @@ class LocalSegmenter:
         at: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _best_device(settings: Settings) -> str:
-    if uses_onnx(settings):
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _read_only(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -45,7 +45,7 @@ RuntimeFlag = Annotated[
     Literal["torch", "onnx"] | None,
     typer.Option(
         help="what computes the network; onnx needs no PyTorch, and computes on the CPU. By "
-        "default PyTorch, where it is installed"
+        "default onnx on a CPU, if the model has a network.onnx"
     ),
 ]
 

@@ -36,7 +36,8 @@ class Settings(Strict):
 
     Attributes:
         runtime: what computes the network: `torch`, or `onnx`, which needs no PyTorch and computes
-            on the CPU; `auto` is PyTorch where it is installed.
+            on the CPU. `auto` is `onnx` on a CPU if the model has a network.onnx and OpenVINO is
+            installed, or if PyTorch is not installed; otherwise `torch`.
         precision: `auto` computes in bf16 if the processor or the GPU supports it, else in fp32.
             `int8` needs a record that names ranges; it works on a CPU with VNNI, and is the same as
             `auto` on other devices.

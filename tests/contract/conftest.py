@@ -68,9 +68,7 @@ def engine(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="package")
-def archives(
-    engine: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> list[Path]:
+def archives(engine: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     _, runtime = engine
     folder = tmp_path_factory.mktemp("archives")
     models = (EMBEDDED, _narrow_model(folder))

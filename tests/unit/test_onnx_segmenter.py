@@ -1,5 +1,6 @@
 """The runtime `onnx`: the same classes as PyTorch's, and no PyTorch."""
 
+import base64
 import io
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -15,10 +17,15 @@ from segserve.archive import build_archive
 from segserve.exporting.graph import write_graph
 from segserve.local import LocalSegmenter
 from segserve.runtime.errors import ModelError
-from segserve.runtime.inference.onnx_segmenter import OnnxSegmenter, _OnnxRuntimeModel
+from segserve.runtime.inference.loading import computes_onnx, load_segmenter
+from segserve.runtime.inference.onnx_segmenter import (
+    LOGITS_PROPERTY,
+    OnnxRuntimeNetwork,
+    OnnxSegmenter,
+)
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network.weights import build_network
-from segserve.runtime.record import NETWORK_FILE, WEIGHTS_FILE
+from segserve.runtime.record import NETWORK_FILE, WEIGHTS_FILE, read_record
 from segserve.runtime.settings import Settings
 from segserve.training.train.model_folder import export_weights
 from tests.conftest import EMBEDDED, PROJECT
@@ -106,7 +113,7 @@ def test_segment_gives_the_same_bits_on_every_number_of_threads(exported, image_
 def test_onnx_runtime_gives_the_logits_of_openvino(exported, image_rgb):
     segmenter = onnx_of(exported)
     inputs = segmenter.preprocess(image_rgb)
-    logits = _OnnxRuntimeModel(exported / NETWORK_FILE).infer(inputs, 1)
+    logits = OnnxRuntimeNetwork(exported / NETWORK_FILE).infer(inputs, 1)
     np.testing.assert_allclose(logits, segmenter.infer(inputs), atol=1e-3)
 
 
@@ -151,13 +158,15 @@ def test_load_of_a_truncated_graph_is_an_error(kept, exported, tmp_path):
     content = (folder / NETWORK_FILE).read_bytes()
     kept_bytes = kept if isinstance(kept, int) else int(len(content) * kept)
     (folder / NETWORK_FILE).write_bytes(content[:kept_bytes])
-    with pytest.raises(ModelError, match="network.onnx"):
+    with pytest.raises(ModelError, match=NETWORK_FILE.replace(".", r"\.")):
         onnx_of(folder)
 
 
 def test_load_of_the_graph_of_other_weights_is_an_error(exported, tmp_path):
     folder = broken(exported, tmp_path)
-    shutil.copy(EMBEDDED / NETWORK_FILE, folder)
+    sha256 = read_record(folder).weights.sha256.encode()
+    content = (folder / NETWORK_FILE).read_bytes()
+    (folder / NETWORK_FILE).write_bytes(content.replace(sha256, sha256[::-1]))
     with pytest.raises(ModelError, match="other weights"):
         onnx_of(folder)
 
@@ -174,3 +183,42 @@ def test_load_with_changed_weights_is_an_error(exported, tmp_path):
 def test_load_in_int8_is_an_error():
     with pytest.raises(ModelError, match="int8"):
         OnnxSegmenter.load(EMBEDDED, settings=Settings(precision="int8"), threads=1)
+
+
+def test_load_of_a_network_that_computes_other_logits_is_an_error(exported, tmp_path):
+    folder = broken(exported, tmp_path)
+    graph = onnx.load(folder / NETWORK_FILE, load_external_data=False)
+    [properties] = [each for each in graph.metadata_props if each.key == LOGITS_PROPERTY]
+    logits = np.frombuffer(base64.b64decode(properties.value), np.float16)
+    properties.value = base64.b64encode(logits[::-1].tobytes()).decode()
+    onnx.save(graph, folder / NETWORK_FILE)
+    with pytest.raises(ModelError, match="other logits"):
+        onnx_of(folder)
+
+
+def test_load_segmenter_of_a_broken_graph_computes_with_pytorch(exported, tmp_path, caplog):
+    folder = broken(exported, tmp_path)
+    (folder / NETWORK_FILE).write_bytes(b"")
+    assert isinstance(load_segmenter(folder, device="cpu", settings=FP32), Segmenter)
+    assert "PyTorch computes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "expected"),
+    [
+        ({}, "cpu", True),
+        ({}, "cuda:0", False),
+        ({"fuse": False}, "cpu", False),
+        ({"precision": "int8"}, "cpu", False),
+        ({"runtime": "torch"}, "cpu", False),
+        ({"runtime": "onnx"}, "cuda:0", True),
+    ],
+    ids=str,
+)
+def test_computes_onnx_depends_on_device_and_settings(changes, device, expected):
+    assert computes_onnx(EMBEDDED, Settings(**changes), device) is expected
+
+
+def test_computes_onnx_of_a_model_without_the_graph_only_if_set(tiny_model):
+    assert not computes_onnx(tiny_model, Settings())
+    assert computes_onnx(tiny_model, Settings(runtime="onnx"))

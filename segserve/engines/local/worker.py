@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from ...gpu import count_gpus
 from ..workers.loading import BatchHandler
 from ..workers.messages import Handled
 
@@ -80,7 +81,5 @@ def _handled(handler: BatchHandler, connection: Connection) -> BatchResult:
 
 
 def _gpu(index: int) -> int | None:
-    import torch
-
-    count = torch.cuda.device_count()
+    count = count_gpus()
     return index % count if count else None

@@ -1,10 +1,16 @@
 """Loads the segmenter of a model folder. PyTorch is imported only if it computes."""
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..cores import available_cores
+from ..errors import ModelError
+from ..record import NETWORK_FILE
 from ..settings import Settings
 from .base import AnySegmenter
+
+logger = logging.getLogger(__name__)
 
 
 def load_segmenter(
@@ -20,22 +26,34 @@ def load_segmenter(
         ModelError: the record or the weights are missing or broken, or do not match, or the model
             does not support the settings.
     """
-    if uses_onnx(settings):
-        from ..cores import available_cores
+    threads = threads or available_cores()
+    if computes_onnx(folder, settings, device):
         from .onnx_segmenter import OnnxSegmenter
 
-        return OnnxSegmenter.load(folder, settings=settings, threads=threads or available_cores())
+        try:
+            return OnnxSegmenter.load(folder, settings=settings, threads=threads)
+        except ModelError as error:
+            if settings.runtime == "onnx" or not has_torch():
+                raise
+            logger.warning("PyTorch computes the network, which starts more slowly: %s", error)
     import torch
 
     from .failover import load_with_failover
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     return load_with_failover(folder, device=torch.device(device), settings=settings)
 
 
-def uses_onnx(settings: Settings) -> bool:
-    """Whether the network is that of the ONNX file, and not PyTorch's."""
-    if settings.runtime == "auto":
-        return find_spec("torch") is None
-    return settings.runtime == "onnx"
+def computes_onnx(folder: Path, settings: Settings, device: str = "cpu") -> bool:
+    """Whether the network is that of the ONNX file, and not PyTorch's. See `Settings.runtime`."""
+    if settings.runtime != "auto":
+        return settings.runtime == "onnx"
+    if not has_torch():
+        return True
+    is_as_fast = device == "cpu" and find_spec("openvino") is not None
+    is_the_same = settings.fuse and settings.precision != "int8"
+    return is_as_fast and is_the_same and (folder / NETWORK_FILE).is_file()
+
+
+def has_torch() -> bool:
+    return find_spec("torch") is not None

@@ -3,7 +3,8 @@
 OpenVINO computes it where it is installed, else ONNX Runtime.
 """
 
-import logging
+import base64
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from threading import local
@@ -13,17 +14,42 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..acceleration.openvino_model import OpenVinoModel, has_bf16, read_onnx
+from ..acceleration.openvino_model import OpenVinoModel, OpenVinoPrecision, has_bf16, read_onnx
 from ..errors import ModelError
 from ..record import NETWORK_FILE, ModelRecord, named_weights, read_record, verified_file
 from ..settings import Settings
 from .base import BaseSegmenter
 
-logger = logging.getLogger(__name__)
+WEIGHTS_PROPERTY = "weights_sha256"
+"""The property of the file with the SHA-256 of the weights that it refers to."""
+
+LOGITS_PROPERTY = "float32_logits"
+"""The property of the file with PyTorch's logits of `check_image`: float16, in base64."""
+
+# The largest RMS difference to PyTorch's logits, in standard deviations of the logits. A wrong
+# network has about 1.
+_TOLERANCES = {"float32": 3e-3, "bfloat16": 0.1}
 
 
 class CompiledNetwork(Protocol):
+    """A network that is ready to compute, and the properties of its file."""
+
+    properties: Mapping[str, str]
+
     def infer(self, inputs: NDArray[Any], threads: int) -> NDArray[np.float32]: ...
+
+
+def check_image() -> NDArray[np.uint8]:
+    """An image, uint8 (1, 96, 128, 3), smooth like a photograph: noise causes activations that no
+    photograph causes.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((128, 96), Image.Resampling.BICUBIC))[None]
+
+
+def relative_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """RMS of the difference, in standard deviations of the expected logits."""
+    return float(np.sqrt(np.square(logits - expected).mean()) / expected.std())
 
 
 class OnnxSegmenter(BaseSegmenter):
@@ -42,9 +68,28 @@ class OnnxSegmenter(BaseSegmenter):
         self._threads = local()
         try:
             self._backend, self.precision, self._network = _compiled(network, settings, threads)
+            self._check()
+        except ModelError:
+            raise
         except Exception as error:  # neither library has exceptions of its own for this
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"{NETWORK_FILE} cannot be loaded: {reason}") from error
+
+    def _check(self) -> None:
+        """Checks that the network belongs to the record's weights, and gives PyTorch's logits on
+        this processor.
+        """
+        properties = self._network.properties
+        if properties.get(WEIGHTS_PROPERTY) != named_weights(self.record).sha256:
+            raise ModelError(f"{NETWORK_FILE} belongs to other weights than the record's")
+        logits = self.infer(check_image())
+        stored = np.frombuffer(base64.b64decode(properties[LOGITS_PROPERTY]), np.float16)
+        error = relative_error(logits, stored.astype(np.float32).reshape(logits.shape))
+        if not error <= _TOLERANCES[self.precision]:  # also if NaN
+            raise ModelError(
+                f"{NETWORK_FILE}: {self.backend} computes other logits on this processor than "
+                f"PyTorch: they differ by {error:.2g} standard deviations"
+            )
 
     @classmethod
     def load(cls, folder: Path, *, settings: Settings, threads: int) -> Self:
@@ -57,16 +102,13 @@ class OnnxSegmenter(BaseSegmenter):
         record = read_record(folder)
         if settings.precision == "int8":
             raise ModelError("precision int8: the runtime onnx has bf16 and fp32 alone")
-        weights = named_weights(record)
-        verified_file(weights, folder, "weights")
+        verified_file(named_weights(record), folder, "weights")
         network = folder / NETWORK_FILE
         if not network.is_file():
             raise ModelError(
                 f"{record.name}: {NETWORK_FILE} is missing, which the runtime onnx needs: "
                 "`segserve archive --runtime onnx` makes it, where PyTorch is installed"
             )
-        if weights.sha256.encode() not in network.read_bytes():  # its property weights_sha256
-            raise ModelError(f"{NETWORK_FILE} belongs to other weights than the record's")
         return cls(network, record, settings=settings, threads=threads)
 
     @property
@@ -96,33 +138,42 @@ class OnnxSegmenter(BaseSegmenter):
 def _compiled(network: Path, settings: Settings, threads: int) -> tuple[str, str, CompiledNetwork]:
     """The name of what computes, its precision, and the network."""
     if find_spec("openvino") is None:
-        return "ONNX Runtime", "float32", _OnnxRuntimeModel(network)
+        return "ONNX Runtime", "float32", OnnxRuntimeNetwork(network)
     in_bf16 = settings.precision != "fp32" and has_bf16()
-    model = OpenVinoModel(
-        read_onnx(network), precision="bf16" if in_bf16 else "f32", threads=threads
-    )
+    model = OpenVinoNetworkFile(network, precision="bf16" if in_bf16 else "f32", threads=threads)
     return "OpenVINO", "bfloat16" if in_bf16 else "float32", model
 
 
-class _OnnxRuntimeModel:
-    """A session of ONNX Runtime for each number of threads."""
+class OpenVinoNetworkFile(OpenVinoModel):
+    """An ONNX file compiled by OpenVINO."""
+
+    def __init__(self, network: Path, *, precision: OpenVinoPrecision, threads: int) -> None:
+        model = read_onnx(network)
+        properties = dict(model.get_rt_info().items()).get("framework", {})
+        self.properties = {name: str(value.value) for name, value in properties.items()}
+        super().__init__(model, precision=precision, threads=threads)
+
+
+class OnnxRuntimeNetwork:
+    """An ONNX file in sessions of ONNX Runtime: one for each number of threads."""
 
     def __init__(self, network: Path) -> None:
         self._network = network
-        self._sessions: dict[int, Any] = {}
+        self._sessions = {1: self._session(1)}
+        self.properties = self._sessions[1].get_modelmeta().custom_metadata_map
 
     def infer(self, inputs: NDArray[Any], threads: int) -> NDArray[np.float32]:
-        session = self._sessions.get(threads)
-        if session is None:
-            session = self._sessions[threads] = _session(self._network, threads)
-        [logits] = session.run(None, {"pixels": inputs})
+        if threads not in self._sessions:
+            self._sessions[threads] = self._session(threads)
+        [logits] = self._sessions[threads].run(None, {"pixels": inputs})
         return logits  # type: ignore[no-any-return]
 
+    def _session(self, threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
+        import onnxruntime
 
-def _session(network: Path, threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(network), options, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return onnxruntime.InferenceSession(
+            str(self._network), options, providers=["CPUExecutionProvider"]
+        )
