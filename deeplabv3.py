@@ -375,15 +375,19 @@ def _fused_channels(level_channels: Sequence[int]) -> int:
 # and resize whatever the sizes are; where the sizes agree already, nothing changes.
 
 
+def _is_tracing() -> bool:
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
+
+
 def _padded_to_even(x: Tensor) -> Tensor:
     odd_height, odd_width = x.shape[-2] % 2, x.shape[-1] % 2
-    if not torch.jit.is_tracing() and odd_height == 0 and odd_width == 0:
+    if not _is_tracing() and odd_height == 0 and odd_width == 0:
         return x
     return F.pad(x, [0, odd_width, 0, odd_height], mode="replicate")
 
 
 def _resized_to(x: Tensor, reference: Tensor) -> Tensor:
-    if not torch.jit.is_tracing() and x.shape[-2:] == reference.shape[-2:]:
+    if not _is_tracing() and x.shape[-2:] == reference.shape[-2:]:
         return x
     return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
 

@@ -7,7 +7,6 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,13 +58,20 @@ def write_graph(model: Path, folder: Path) -> Path:
         workspace = Path(name)
         shutil.copy(weights, workspace)
         graph = workspace / NETWORK_FILE
-        onnx.save(_exported(network, record, weights), graph)
+        _export(network, record, graph)
+        proto = onnx.load(graph)
+        _refer_to(weights, proto.graph)
+        helper.set_model_props(proto, _properties(network, record))
+        onnx.save(proto, graph)
         _compare(graph, network, record)
         return Path(shutil.copy(graph, folder))
 
 
 class _FromPixels(nn.Module):
     """uint8 (N, h, w, 3) -> logits, float32 (N, classes, h', w')."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, network: nn.Module, rule: InputRule) -> None:
         super().__init__()
@@ -82,20 +88,19 @@ def _per_channel(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values).view(1, 3, 1, 1) * 255
 
 
-def _exported(network: SegmentationNetwork, record: ModelRecord, weights: Path) -> onnx.ModelProto:
-    """The network as a graph that refers to the file of the weights.
+def _export(network: SegmentationNetwork, record: ModelRecord, path: Path) -> None:
+    """Writes the network with its weights.
 
-    PyTorch's older exporter: the newer one takes a minute for the sizes of one network, which it
-    derives symbolically, and this one half a second.
+    This is PyTorch's older exporter. The newer one derives the sizes of all layers symbolically,
+    which takes a minute; this one takes half a second.
     """
-    file = BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             torch.onnx.export(
                 _FromPixels(network, record.input).eval(),
                 (torch.zeros(*_TRACED, 3, dtype=torch.uint8),),
-                file,
+                path,
                 input_names=["pixels"],
                 output_names=["logits"],
                 dynamic_axes={"pixels": {0: "n", 1: "h", 2: "w"}},
@@ -106,15 +111,14 @@ def _exported(network: SegmentationNetwork, record: ModelRecord, weights: Path) 
     except Exception as error:  # of many types
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{record.name}: PyTorch cannot export the network: {reason}") from error
-    proto = onnx.load_from_string(file.getvalue())
-    _refer_to(weights, proto.graph)
+
+
+def _properties(network: nn.Module, record: ModelRecord) -> dict[str, str]:
     logits = _logits(network, record, check_image()).astype(np.float16)
-    properties = {
+    return {
         WEIGHTS_PROPERTY: named_weights(record).sha256,
         LOGITS_PROPERTY: base64.b64encode(logits.tobytes()).decode(),
     }
-    helper.set_model_props(proto, properties)
-    return proto
 
 
 def _refer_to(weights: Path, graph: onnx.GraphProto) -> None:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from ..errors import is_out_of_memory
 from .fusion import Activation, fuse
-from .verified import OptimizationError, is_device_failure, is_out_of_memory, verified
+from .verified import OptimizationError, is_device_failure, verified
 
 logger = logging.getLogger(__name__)
 

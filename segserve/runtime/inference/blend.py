@@ -59,7 +59,8 @@ def blend_weights(axis: TileAxis, cells: int) -> NDArray[np.float32]:
     total = np.zeros(_cells(axis, axis.length_px, cells), np.float32)
     for begin, window in zip(begins, windows, strict=True):
         total[begin : begin + cells] += window
-    return windows / np.stack([total[begin : begin + cells] for begin in begins])
+    totals = np.stack([total[begin : begin + cells] for begin in begins])
+    return (windows / totals).astype(np.float32)
 
 
 def average_scales(logits: Sequence[Array]) -> Array:

@@ -103,7 +103,8 @@ def _positions(grid_length: int, length_px: int) -> NDArray[np.float32]:
     """Where the image's pixels along one side lie between the cells of the grid."""
     pixels = np.arange(length_px, dtype=np.float32)
     scale = np.float32(grid_length / length_px)
-    return np.clip((pixels + np.float32(0.5)) * scale - np.float32(0.5), 0, grid_length - 1)
+    positions = (pixels + np.float32(0.5)) * scale - np.float32(0.5)
+    return positions.clip(0, grid_length - 1)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ _TOLERANCES = {"float32": 3e-3, "bfloat16": 0.1}
 class CompiledNetwork(Protocol):
     """A network that is ready to compute, and the properties of its file."""
 
-    properties: Mapping[str, str]
+    @property
+    def properties(self) -> Mapping[str, str]: ...
 
     def infer(self, inputs: NDArray[Any], threads: int) -> NDArray[np.float32]: ...
 
