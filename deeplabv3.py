@@ -375,21 +375,23 @@ def _fused_channels(level_channels: Sequence[int]) -> int:
 # and resize whatever the sizes are; where the sizes agree already, nothing changes.
 
 
-def _is_tracing() -> bool:
-    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call, no-any-return]
-
-
 def _padded_to_even(x: Tensor) -> Tensor:
     odd_height, odd_width = x.shape[-2] % 2, x.shape[-1] % 2
-    if not _is_tracing() and odd_height == 0 and odd_width == 0:
+    padding = [0, odd_width, 0, odd_height]
+    if not torch.jit.is_scripting() and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return F.pad(x, padding, mode="replicate")
+    if odd_height == 0 and odd_width == 0:
         return x
-    return F.pad(x, [0, odd_width, 0, odd_height], mode="replicate")
+    return F.pad(x, padding, mode="replicate")
 
 
 def _resized_to(x: Tensor, reference: Tensor) -> Tensor:
-    if not _is_tracing() and x.shape[-2:] == reference.shape[-2:]:
+    size = reference.shape[-2:]
+    if not torch.jit.is_scripting() and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    if x.shape[-2:] == size:
         return x
-    return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def _check_positive(**counts: int) -> None:

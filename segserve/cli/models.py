@@ -1,4 +1,4 @@
-"""The command `segserve fetch`, and the options that name a data set."""
+"""The commands `segserve fetch` and `export`, and the options that name a data set."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +15,22 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from ..resources import require_packages
 from ..runtime.record import ClassInfo
-from .app import MAKE, ModelArgument, app, errors_in_one_line, model_source, print_plain
+from .app import (
+    MAKE,
+    ModelArgument,
+    app,
+    errors_in_one_line,
+    model_folder,
+    model_source,
+    print_plain,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
-    from ..training.data import CheckedSplit
+    from ..exporting.write import ExportReport
+    from ..training.data import CheckedSplit, LabelledImages
     from ..training.data.options import ReadOptions
 
 
@@ -128,3 +139,90 @@ def open_checked(
     for note in checked.notes:
         typer.echo(note, err=True)
     return checked
+
+
+_CHECK = "What verifies it, besides generated pictures"
+_DEFAULT_OUTPUT = Path("build")
+
+
+@app.command("export", rich_help_panel=MAKE)
+def export_model(
+    model: ModelArgument = "embedded",
+    format: Annotated[  # noqa: A002 - names the flag
+        Literal["onnx", "triton", "openvino-server"],
+        typer.Option(help="one file, or the model repository of another server"),
+    ] = "onnx",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="the file, by default build/NAME.onnx; of a repository the folder, by default "
+            "build/FORMAT",
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16"], typer.Option(help="of the weights and the multiplications")
+    ] = "fp32",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="a second output: those of every class")
+    ] = False,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="a photograph; may be repeated", dir_okay=False, rich_help_panel=_CHECK),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="a data set, to compare the mean IoU too", rich_help_panel=_CHECK),
+    ] = None,
+    split: DevSplitOption = None,
+) -> None:
+    """Write a model for other runtimes: ONNX from the picture to the class of every pixel. It is
+    verified against PyTorch.
+    """
+    with errors_in_one_line(), progress_bar("image", shown=data is not None) as progress:
+        require_packages("torch", "onnx", "onnxruntime")
+        folder = model_folder(model)
+        labelled = None if data is None else _labelled(data, split, folder)
+        from ..exporting.write import Checks, ExportFormat, export_onnx, export_repository
+        from ..runtime.record import read_record
+
+        task = progress.add_task("", total=len(labelled.names) if labelled else 0)
+        checks = Checks(image or (), labelled, lambda count: progress.update(task, completed=count))
+        kind, name = ExportFormat(format), read_record(folder).name
+        if kind is ExportFormat.ONNX:
+            target = output or _DEFAULT_OUTPUT / f"{name}.onnx"
+            if target.is_dir():
+                raise IsADirectoryError(f"{target} is a folder; --output names a file")
+            report = export_onnx(
+                folder, target, precision=precision, probabilities=probabilities, checks=checks
+            )
+        else:
+            target = output or _DEFAULT_OUTPUT / kind
+            report = export_repository(
+                folder,
+                target,
+                kind,
+                precision=precision,
+                probabilities=probabilities,
+                checks=checks,
+            )
+        _print(report, target)
+
+
+def _labelled(data: Path, split: str | None, folder: Path) -> "LabelledImages":
+    from ..runtime.record import read_record
+
+    classes = read_record(folder).classes
+    return open_checked(data, split, classes, default_split="dev").data
+
+
+def _print(report: "ExportReport", target: Path) -> None:
+    print_plain(f"{target}  {report.bytes / 1e6:.1f} MB  SHA-256 {report.sha256}")
+    found = report.mean_iou
+    where = f"{report.pictures} pictures" if found is None else f"{found.images} images"
+    print_plain(f"{report.equal_pixels:.3%} of the pixels of {where} have PyTorch's class")
+    difference = report.probability_difference
+    print_plain(f"probabilities differ by {difference:.1g} in the mean")
+    if found is not None:
+        print_plain(f"mean IoU {found.onnx:.4f}, PyTorch's {found.pytorch:.4f}")

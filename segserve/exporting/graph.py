@@ -30,7 +30,7 @@ from ..runtime.network.weights import SegmentationNetwork, load_network
 from ..runtime.record import NETWORK_FILE, InputRule, ModelRecord, named_weights, read_record
 from ..runtime.settings import Settings
 
-_OPSET = 18
+OPSET = 18
 _TYPES = {"F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16, "F32": TensorProto.FLOAT}
 _NETWORK = "network."  # the names of its parameters in `_FromPixels` begin with this
 
@@ -58,7 +58,7 @@ def write_graph(model: Path, folder: Path) -> Path:
         workspace = Path(name)
         shutil.copy(weights, workspace)
         graph = workspace / NETWORK_FILE
-        _export(network, record, graph)
+        export_network(network, record, graph)
         proto = onnx.load(graph)
         _refer_to(weights, proto.graph)
         helper.set_model_props(proto, _properties(network, record))
@@ -88,8 +88,8 @@ def _per_channel(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values).view(1, 3, 1, 1) * 255
 
 
-def _export(network: SegmentationNetwork, record: ModelRecord, path: Path) -> None:
-    """Writes the network with its weights.
+def export_network(network: SegmentationNetwork, record: ModelRecord, path: Path) -> None:
+    """Writes the network with its weights as ONNX. See `write_graph` for input and output.
 
     This is PyTorch's older exporter. The newer one derives the sizes of all layers symbolically,
     which takes a minute; this one takes half a second.
@@ -104,7 +104,7 @@ def _export(network: SegmentationNetwork, record: ModelRecord, path: Path) -> No
                 input_names=["pixels"],
                 output_names=["logits"],
                 dynamic_axes={"pixels": {0: "n", 1: "h", 2: "w"}},
-                opset_version=_OPSET,
+                opset_version=OPSET,
                 do_constant_folding=False,  # the weights stay as they are
                 dynamo=False,
             )

@@ -1,0 +1,296 @@
+"""Writes a model for another runtime, and verifies it: its classes must be PyTorch's."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+
+from ..runtime.encode.mask import LabelMap
+from ..runtime.errors import ModelError
+from ..runtime.files import write_whole
+from ..runtime.inference.onnx_segmenter import check_image
+from ..runtime.inference.segmenter import Segmenter
+from ..runtime.network.weights import load_network
+from ..runtime.record import Strict, read_record, sha256_of
+from ..runtime.settings import Settings
+from ..runtime.telemetry.request_stats import Timings
+from .graph import OPSET
+from .picture_model import Precision, picture_model
+
+if TYPE_CHECKING:
+    from ..training.data import LabelledImages
+
+REPORT_SUFFIX = ".report.json"
+
+# The fewest pixels with PyTorch's class, the largest mean difference of a probability, and the
+# largest difference of the mean IoU. In fp16, the logits have an error of a thousandth.
+_EQUAL_PIXELS: dict[Precision, float] = {"fp32": 0.999, "fp16": 0.995}
+_PROBABILITY: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-3}
+_MEAN_IOU: dict[Precision, float] = {"fp32": 0.001, "fp16": 0.003}
+
+# Sizes of the generated pictures, (width, height): common ones, odd ones, a thin one.
+_SIZES = ((500, 375), (375, 500), (641, 479), (1200, 900), (97, 203), (900, 120))
+
+
+class ExportFormat(StrEnum):
+    """`triton` and `openvino-server` are model repositories of these servers."""
+
+    ONNX = "onnx"
+    TRITON = "triton"
+    OPENVINO_SERVER = "openvino-server"
+
+
+class Accuracies(Strict):
+    """Mean IoU on labelled images."""
+
+    images: int
+    pytorch: float
+    onnx: float
+
+
+class ExportReport(Strict):
+    """What was written, and how it compares with PyTorch in float32.
+
+    Attributes:
+        equal_pixels: the share of pixels that have the same class.
+        probability_difference: mean absolute difference of the classes' probabilities in the
+            pictures. Classes alone would show nothing in a picture that is all background.
+    """
+
+    model: str
+    version: str
+    precision: Precision
+    opset: int
+    bytes: int
+    sha256: str
+    pictures: int
+    equal_pixels: float
+    probability_difference: float
+    mean_iou: Accuracies | None = None
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What an export is verified with, besides generated pictures.
+
+    Attributes:
+        images: photographs.
+        data: labelled images, for the mean IoU.
+        progress: called after every labelled image with the number of finished ones.
+    """
+
+    images: Sequence[Path] = ()
+    data: "LabelledImages | None" = None
+    progress: Callable[[int], None] = lambda _finished: None
+
+
+def export_onnx(
+    model: Path,
+    output: Path,
+    *,
+    precision: Precision = "fp32",
+    probabilities: bool = False,
+    checks: Checks | None = None,
+) -> ExportReport:
+    """Writes a model folder as the ONNX file `output`, and the report beside it.
+
+    The file appears under its name only when it is verified.
+
+    Raises:
+        ModelError: the model cannot be loaded or exported, or the file gives other classes.
+        OSError: a file cannot be read or written.
+    """
+    record = read_record(model)
+    network = load_network(record, model)
+    expected = Segmenter.of(network, record, settings=Settings(precision="fp32", fuse=False))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent, prefix=".segserve-") as folder:
+        file, with_probabilities = (Path(folder) / name for name in ("model", "probabilities"))
+        for path, has_probabilities in ((file, probabilities), (with_probabilities, True)):
+            exported = picture_model(
+                network, record, probabilities=has_probabilities, precision=precision
+            )
+            onnx.save(exported, path)
+        difference = _probability_difference(PictureModel(with_probabilities), expected)
+        report = _verified(file, expected, precision, checks or Checks(), difference)
+        file.rename(output)
+    write_whole(output.with_suffix(REPORT_SUFFIX), report.model_dump_json(indent=2) + "\n")
+    return report
+
+
+class PictureModel:
+    """An exported file in ONNX Runtime. Thread-safe."""
+
+    def __init__(self, file: Path) -> None:
+        """Loads it.
+
+        Raises:
+            ModelError: it is not an ONNX file, or not one that `export_onnx` has written.
+        """
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # of onnxruntime's own types, which it does not export
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"{file.name}: ONNX Runtime cannot load it: {reason}") from error
+        names = [each.name for each in (*self._session.get_inputs(), *self._session.get_outputs())]
+        if names[:2] != ["image", "label_map"]:
+            raise ModelError(
+                f"{file.name}: expected the input image and the output label_map, got "
+                f"{', '.join(names)}"
+            )
+
+    def label_map(self, image_rgb: NDArray[np.uint8]) -> LabelMap:
+        """uint8 (H, W, 3), RGB -> class ids, uint8 (H, W)."""
+        [label_map] = self._session.run(["label_map"], {"image": image_rgb[None]})
+        return label_map[0]  # type: ignore[no-any-return]
+
+    def probabilities(self, image_rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 (H, W, 3), RGB -> float32 (classes, H, W), of a file that has this output."""
+        [probabilities] = self._session.run(["probabilities"], {"image": image_rgb[None]})
+        return probabilities[0]  # type: ignore[no-any-return]
+
+
+def _probability_difference(exported: PictureModel, expected: Segmenter) -> float:
+    """Mean absolute difference of the probabilities in the generated pictures."""
+    differences = []
+    for picture in _generated():
+        height_px, width_px = picture.shape[:2]
+        with torch.inference_mode():
+            logits = expected.logits(picture, expected.plan(height_px, width_px), Timings())
+            resized = F.interpolate(logits[None], size=(height_px, width_px), mode="bilinear")[0]
+            probabilities = (resized / expected.record.temperature).softmax(0).numpy()
+        differences.append(np.abs(exported.probabilities(picture) - probabilities).mean())
+    return float(np.mean(differences))
+
+
+def _verified(
+    file: Path,
+    expected: Segmenter,
+    precision: Precision,
+    checks: Checks,
+    probability_difference: float,
+) -> ExportReport:
+    record, exported = expected.record, PictureModel(file)
+    pictures = [*_generated(), *(_read(path) for path in checks.images)]
+    equal = [
+        float((exported.label_map(picture) == expected.segment(picture).label_map).mean())
+        for picture in pictures
+    ]
+    equal_pixels, accuracies = float(np.mean(equal)), None
+    if checks.data is not None:
+        equal_pixels, accuracies = _compared(exported, expected, checks)
+    report = ExportReport(
+        model=record.name,
+        version=record.version,
+        precision=precision,
+        opset=OPSET,
+        bytes=file.stat().st_size,
+        sha256=sha256_of(file),
+        pictures=len(pictures),
+        equal_pixels=equal_pixels,
+        probability_difference=probability_difference,
+        mean_iou=accuracies,
+    )
+    _check(report)
+    return report
+
+
+def _check(report: ExportReport) -> None:
+    least, most = _EQUAL_PIXELS[report.precision], _MEAN_IOU[report.precision]
+    if report.equal_pixels < least:
+        raise ModelError(
+            f"{report.model}: {report.equal_pixels:.2%} of the pixels have PyTorch's class, at "
+            f"least {least:.1%} are required; nothing was written"
+        )
+    if not report.probability_difference <= _PROBABILITY[report.precision]:  # also if NaN
+        raise ModelError(
+            f"{report.model}: the probabilities differ from PyTorch's by "
+            f"{report.probability_difference:.2g} in the mean; nothing was written"
+        )
+    found = report.mean_iou
+    if found is not None and found.pytorch - found.onnx > most:
+        raise ModelError(
+            f"{report.model}: the mean IoU is {found.onnx:.4f}, PyTorch's is {found.pytorch:.4f}, "
+            f"and at most {most:g} less are allowed; nothing was written"
+        )
+
+
+def _generated() -> list[NDArray[np.uint8]]:
+    picture = Image.fromarray(check_image()[0])
+    return [np.array(picture.resize(size, Image.Resampling.BICUBIC)) for size in _SIZES]
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    from ..runtime.decode.image import decode_image
+
+    return decode_image(path.read_bytes(), max_pixels=Settings().max_image_pixels)
+
+
+def _compared(
+    exported: PictureModel, expected: Segmenter, checks: Checks
+) -> tuple[float, Accuracies]:
+    """The share of equal pixels among the labelled ones, and both accuracies."""
+    from ..schema.request import Options
+    from ..training.evaluate.compare import compare
+    from ..training.evaluate.measure import Predictor, predictor_of
+
+    assert checks.data is not None  # noqa: S101 - the caller has checked it
+    other = Predictor(expected.record, lambda _, image: exported.label_map(image), 1, Options())
+    with predictor_of(expected) as first:
+        found = compare(checks.data, first, other, checks.progress)
+    accuracies = Accuracies(
+        images=len(checks.data.names), pytorch=found.mean.first, onnx=found.mean.second
+    )
+    return 1 - found.changed_share, accuracies
+
+
+def export_repository(
+    model: Path,
+    output: Path,
+    kind: ExportFormat,
+    *,
+    precision: Precision = "fp32",
+    probabilities: bool = False,
+    checks: Checks | None = None,
+) -> ExportReport:
+    """Writes the folder of a model for Triton or OpenVINO Model Server: `output/NAME/1/model.onnx`
+    with its configuration.
+
+    Raises:
+        FileExistsError: the folder exists.
+        ModelError, OSError: as `export_onnx`.
+    """
+    from .repository import write_configuration
+
+    record = read_record(model)
+    folder = output / record.name
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; remove it, or take another folder")
+    try:
+        report = export_onnx(
+            model,
+            folder / "1" / "model.onnx",
+            precision=precision,
+            probabilities=probabilities,
+            checks=checks,
+        )
+        write_configuration(record, output, kind, probabilities=probabilities)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return report
