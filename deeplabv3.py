@@ -378,7 +378,7 @@ def _fused_channels(level_channels: Sequence[int]) -> int:
 def _padded_to_even(x: Tensor) -> Tensor:
     odd_height, odd_width = x.shape[-2] % 2, x.shape[-1] % 2
     padding = [0, odd_width, 0, odd_height]
-    if not torch.jit.is_scripting() and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if not torch.jit.is_scripting() and torch.jit.is_tracing():
         return F.pad(x, padding, mode="replicate")
     if odd_height == 0 and odd_width == 0:
         return x
@@ -387,7 +387,7 @@ def _padded_to_even(x: Tensor) -> Tensor:
 
 def _resized_to(x: Tensor, reference: Tensor) -> Tensor:
     size = reference.shape[-2:]
-    if not torch.jit.is_scripting() and torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if not torch.jit.is_scripting() and torch.jit.is_tracing():
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
     if x.shape[-2:] == size:
         return x
