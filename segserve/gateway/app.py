@@ -9,11 +9,13 @@ requests before another's first, and drop its requests on SIGTERM.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import cache
-from urllib.parse import parse_qsl
+from typing import Any
+from urllib.parse import parse_qsl, quote
 
+import orjson
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -31,6 +33,9 @@ from .forms import distinct_parts
 from .http_server import MAX_HEAD_BYTES
 from .limits import FairQueue, RequestBody, too_large
 from .metrics import CONTENT_TYPE, GatewayMetrics
+from .protocols.huggingface import HuggingFace
+from .protocols.native import checked
+from .protocols.open_inference import OpenInference
 from .responses import JSON, TimedResponse, error_response, json_response
 from .settings import Limits
 from .tokens import TokenFile
@@ -94,6 +99,8 @@ class Gateway:
             Route("/predictions/{path:path}", self._predict, methods=_METHODS),
             Route("/models", self._describe),
             Route("/models/{path:path}", self._describe),
+            *OpenInference(self).routes(),
+            *HuggingFace(self).routes(),
         )
 
     def metrics_app(self) -> ASGIApp:
@@ -135,6 +142,27 @@ class Gateway:
         _check_token(self._token, request)
         return await self._in_slot(request, self._started().describe)
 
+    async def read_body(self, request: Request) -> bytes:
+        """The whole body of a request in another protocol, after its token is checked."""
+        _check_token(self._token, request)
+        self._check_declared(request)
+        return b"".join([chunk async for chunk in request.state.body])
+
+    async def predict(self, request: Request, forwarded: EngineRequest) -> EngineResponse:
+        """Forwards the native form of a request in another protocol, in a slot of its client."""
+        engine = self._started()
+        await self._enter_slot(request)
+        return await engine.predict(forwarded)
+
+    async def describe_model(self, request: Request, model: str) -> Mapping[str, Any]:
+        """The engine's description of a model, after the token is checked."""
+        _check_token(self._token, request)
+        target = f"/models/{quote(model)}".encode()
+        empty = EngineRequest("GET", target, [], body=_nothing(), has_body=False)
+        response = await self._started().describe(empty)
+        [described] = orjson.loads(checked(response).body)
+        return described  # type: ignore[no-any-return]
+
     async def _manage(self, request: Request) -> Response:
         _check_token(self._management_token, request)
         return await self._forward(request, self._started().manage)
@@ -146,19 +174,25 @@ class Gateway:
     async def _in_slot(
         self, request: Request, forward: Callable[[EngineRequest], Awaitable[EngineResponse]]
     ) -> Response:
-        with self._metrics.waiting():
-            slot = self._queue.slot(self._client_of(request))
-            await request.state.exchange.enter_async_context(slot)
+        await self._enter_slot(request)
         if await request.state.body.client_left():  # skip the computation
             return Response(status_code=CLIENT_LEFT)
         return await self._forward(request, forward)
 
+    async def _enter_slot(self, request: Request) -> None:
+        """Waits for a slot of the client, and keeps it until the response is sent."""
+        with self._metrics.waiting():
+            slot = self._queue.slot(self._client_of(request))
+            await request.state.exchange.enter_async_context(slot)
+
+    def _check_declared(self, request: Request) -> None:
+        if (_declared_bytes(request) or 0) > self._limits.request_bytes:
+            raise too_large(self._limits.request_bytes)
+
     async def _forward(
         self, request: Request, forward: Callable[[EngineRequest], Awaitable[EngineResponse]]
     ) -> Response:
-        declared_bytes = _declared_bytes(request)
-        if (declared_bytes or 0) > self._limits.request_bytes:
-            raise too_large(self._limits.request_bytes)
+        self._check_declared(request)
         scope = request.scope
         query = scope["query_string"]
         response = await forward(
@@ -167,7 +201,7 @@ class Gateway:
                 target=scope["raw_path"] + (b"?" + query if query else b""),
                 headers=[*_end_to_end(scope["headers"]), *_query_options(request)],
                 body=_checked_body(request),
-                has_body=bool(declared_bytes) or "transfer-encoding" in request.headers,
+                has_body=bool(_declared_bytes(request)) or "transfer-encoding" in request.headers,
             )
         )
         end_to_end = response._replace(headers=_end_to_end(response.headers))
@@ -199,7 +233,8 @@ class Gateway:
         Args:
             status: of the response, or `CLIENT_LEFT`.
         """
-        if scope.get("endpoint") == self._predict:
+        is_translated = scope["path"].startswith(("/v2/", "/hf/")) and scope["method"] == "POST"
+        if scope.get("endpoint") == self._predict or is_translated:
             self._metrics.count_response(status)
         if scope["path"] in _QUIET_PATHS:
             return
@@ -257,6 +292,11 @@ class _Exchanges:
         finally:
             gateway.in_flight -= 1
             gateway.record(scope, status, sent_bytes, time.perf_counter() - began_s)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield
 
 
 def _check_token(token: TokenFile | None, request: Request) -> None:
