@@ -12,7 +12,7 @@ from .loop import Prepare, open_loop
 from .peer import Opened
 from .peers import huggingface, limit, plain_loop
 from .peers.deployed import open_deployed
-from .peers.ours import open_ours, open_ours_in_int8
+from .peers.ours import open_ours, open_ours_in_int8, open_ours_in_onnx
 from .peers.python_server import open_python_server
 from .peers.stock import open_stock
 from .workload import Workload
@@ -68,6 +68,7 @@ PEERS: Mapping[str, Peer] = {
         _loop("loop", PLAIN_LOOP, plain_loop.prepare),
         Peer("ours", open_ours),
         Peer("ours-int8", open_ours_in_int8),
+        Peer("ours-onnx", open_ours_in_onnx),
         Peer("deployed", open_deployed),
         _stock("stock", "image_segmenter, as shipped", same_size=False),
         _stock("stock-same-size", "image_segmenter, our input size", same_size=True),

@@ -12,6 +12,7 @@ import yaml
 
 from segserve.archive import build_archive, config_of
 from segserve.client.request import JSON, as_fields, http_headers
+from segserve.engines import EngineName
 from segserve.gateway.background import Server
 from segserve.runtime.record import read_record
 from segserve.runtime.settings import CONFIG_FILE
@@ -51,11 +52,31 @@ def open_ours_in_int8(workload: Workload) -> Iterator[Opened]:
 
 
 @contextmanager
+def open_ours_in_onnx(workload: Workload) -> Iterator[Opened]:
+    """Starts the engine `local` with the runtime `onnx`, without PyTorch, TorchServe and Java, with
+    one peer for the first encoding.
+    """
+    encoding = workload.encodings[0]
+    archive = build_archive(workload.model, workload.scratch / "onnx-archive", runtime="onnx")
+    with _started(workload, archive, "ours-onnx", EngineName.LOCAL) as (server, start_s):
+        peers = {f"ours local onnx, {encoding}": _peer(server, encoding, workload)}
+        yield Opened(peers, server.pid, start_s)
+
+
+@contextmanager
 def _served(workload: Workload, model: Path, name: str) -> Iterator[tuple[Server, float]]:
-    """The ready server, and its start time in seconds."""
+    """The ready server of a model, and its start time in seconds."""
     archive = build_archive(model, workload.scratch / f"{name}-archive")
+    with _started(workload, archive, name, EngineName.TORCHSERVE) as started:
+        yield started
+
+
+@contextmanager
+def _started(
+    workload: Workload, archive: Path, name: str, engine: EngineName
+) -> Iterator[tuple[Server, float]]:
     began_s = perf_counter()
-    with Server.start([archive], workload.scratch / name) as server:
+    with Server.start([archive], workload.scratch / name, engine=engine) as server:
         server.wait_ready(READY_S)
         yield server, perf_counter() - began_s
 
