@@ -13,6 +13,14 @@ from ..runtime.decode.formats import FORMATS
 from ..runtime.errors import error_classes
 from ..runtime.record import ModelRecord
 from . import Base64, Strict
+from .protocols import (
+    HuggingFaceRequest,
+    HuggingFaceSegment,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    PlainError,
+)
 from .request import MediaType, Options
 from .response import ErrorBody, SegmentationResponse, TorchServeError
 
@@ -54,6 +62,9 @@ class Description(ModelRecord):
     precision: str
 
 
+_REQUESTS = (JsonRequest, FormRequest, InferRequest, HuggingFaceRequest)
+
+
 def response_schema() -> Json:
     """The JSON Schema of the response to an image."""
     return {
@@ -85,11 +96,12 @@ def openapi() -> Json:
 
 def _schemas() -> Json:
     models: list[type[BaseModel]] = [SegmentationResponse, Description, ErrorBody, TorchServeError]
+    models += [PlainError, InferResponse, ModelMetadata, HuggingFaceSegment]
     _, responses = models_json_schema(
         [(model, "serialization") for model in models], ref_template="#/components/schemas/{model}"
     )
     _, requests = models_json_schema(
-        [(model, "validation") for model in (JsonRequest, FormRequest)],
+        [(model, "validation") for model in _REQUESTS],
         ref_template="#/components/schemas/{model}",
     )
     codes = list(dict.fromkeys(kind.code for kind in error_classes()))
@@ -106,7 +118,75 @@ def _paths() -> Json:
         "/predictions/{model}/{version}": _prediction([version], suffix="OfVersion"),
         "/ping": {"get": _ping()},
         "/models/{model}": {"servers": [_MANAGEMENT], "get": _describe()},
+        **_open_inference("/v2/models/{model}", []),
+        **_open_inference("/v2/models/{model}/versions/{version}", [version], suffix="OfVersion"),
+        "/hf/{model}": _hugging_face(),
     }
+
+
+_BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
+
+
+def _open_inference(path: str, parameters: list[Json], suffix: str = "") -> Json:
+    """The endpoints of a model in the Open Inference Protocol v2."""
+    shared = {"parameters": [_model_parameter(), *parameters]}
+    metadata = {"schema": _reference("ModelMetadata")}
+    ready = {"schema": {"type": "object", "properties": {"ready": {"const": True}}}}
+    request = {"application/json": {"schema": _reference("InferRequest")}}
+    response = {"application/json": {"schema": _reference("InferResponse")}}
+    binary = {"application/octet-stream": _BINARY}
+    return {
+        path: shared
+        | {
+            "get": {
+                "operationId": f"modelMetadata{suffix}",
+                "summary": "Inputs and outputs of a model (Open Inference Protocol v2)",
+                "responses": _translated({"application/json": metadata}, "400", "404", "503"),
+            }
+        },
+        f"{path}/ready": shared
+        | {
+            "get": {
+                "operationId": f"modelReady{suffix}",
+                "summary": "Whether a model is ready (Open Inference Protocol v2)",
+                "responses": _translated({"application/json": ready}, "400", "404", "503"),
+            }
+        },
+        f"{path}/infer": shared
+        | {
+            "post": {
+                "operationId": f"infer{suffix}",
+                "summary": "The class of every pixel of an image (Open Inference Protocol v2)",
+                "requestBody": {"required": True, "content": {**request, **binary}},
+                "responses": _translated({**response, **binary}, *_errors()),
+            }
+        },
+    }
+
+
+def _hugging_face() -> Json:
+    segments = {"type": "array", "items": _reference("HuggingFaceSegment")}
+    content = {
+        "application/json": {"schema": _reference("HuggingFaceRequest")},
+        "application/octet-stream": _BINARY,
+    }
+    return {
+        "parameters": [_model_parameter()],
+        "post": {
+            "operationId": "imageSegmentation",
+            "summary": "The classes of an image, as Hugging Face's inference clients read them",
+            "requestBody": {"required": True, "content": content},
+            "responses": _translated({"application/json": {"schema": segments}}, *_errors()),
+        },
+    }
+
+
+def _translated(content: Json, *statuses: str) -> Json:
+    """The responses of another protocol, whose errors are plain."""
+    errors = {
+        status: _error_response("an error, as of /predictions", PlainError) for status in statuses
+    }
+    return {"200": {"description": "The result.", "content": content}, **errors}
 
 
 def _path_parameter(name: str, schema: Json, example: str) -> Json:

@@ -98,7 +98,7 @@ def test_build_archive_holds_exactly_what_a_worker_needs(archive):
         str(path.relative_to(PROJECT))
         for package in ("runtime", "schema")
         for path in (PROJECT / "segserve" / package).rglob("*.py")
-    } - {"segserve/schema/openapi.py", "segserve/schema/__main__.py"}
+    } - {f"segserve/schema/{name}.py" for name in ("openapi", "protocols", "__main__")}
     assert "segserve/runtime/inference/segmenter.py" in packages
     assert "segserve/schema/response.py" in packages
     with zipfile.ZipFile(archive) as content:

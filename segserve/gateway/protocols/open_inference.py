@@ -47,7 +47,7 @@ class Output(NamedTuple):
     is_binary: bool
 
 
-class InferRequest(NamedTuple):
+class ImageQuery(NamedTuple):
     """A parsed request.
 
     Attributes:
@@ -61,7 +61,7 @@ class InferRequest(NamedTuple):
     outputs: Sequence[Output]
 
 
-def read_infer_request(body: bytes, json_length: str | None) -> InferRequest:
+def read_infer_request(body: bytes, json_length: str | None) -> ImageQuery:
     """Parses the body of `POST /v2/models/{model}/infer`.
 
     Args:
@@ -85,7 +85,7 @@ def read_infer_request(body: bytes, json_length: str | None) -> InferRequest:
     request_id = document.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise BadRequestError("id: expected a string")
-    return InferRequest(
+    return ImageQuery(
         request_id,
         _image(document.get("inputs"), body[head_bytes:]),
         {name: value for name, value in parameters.items() if name != _BINARY_OUTPUT},
@@ -206,7 +206,7 @@ def _mapping(value: object, name: str) -> Json:
     return value
 
 
-def infer_native(parsed: InferRequest, model: str, version: str | None) -> EngineRequest:
+def infer_native(parsed: ImageQuery, model: str, version: str | None) -> EngineRequest:
     """The native request. The confidences are part of JSON alone."""
     with_confidence = any(output.name == _CONFIDENCE for output in parsed.outputs)
     own = {"mask": "png", "confidence": True} if with_confidence else {}
@@ -225,7 +225,7 @@ def tensors_of(response: HttpResponse, outputs: Sequence[Output]) -> list[NDArra
 
 
 def _infer_response(
-    parsed: InferRequest, model: str, version: str, tensors: Sequence[NDArray[np.uint8]]
+    parsed: ImageQuery, model: str, version: str, tensors: Sequence[NDArray[np.uint8]]
 ) -> Response:
     entries, blobs = [], []
     for output, tensor in zip(parsed.outputs, tensors, strict=True):
