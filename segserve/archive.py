@@ -61,6 +61,7 @@ def build_archive(
     require_packages("model_archiver")
     record = read_record(model)
     if load:
+        require_packages("torch")
         from .runtime.network.weights import load_network
 
         load_network(record, model)

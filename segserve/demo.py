@@ -7,6 +7,7 @@ from rich.console import Console
 
 from .cli.bulk import image_table
 from .client import SegmentationClient
+from .engines import default_engine
 from .gateway.background import Server
 
 PHOTOGRAPHS = {"chelsea.png": "a cat", "astronaut.png": "a person"}
@@ -35,7 +36,7 @@ def run_demo(archive: Path, run_dir: Path, pictures: Path, console: Console) -> 
         ClientError: its response is not a segmentation.
     """
     pictures.mkdir(parents=True, exist_ok=True)
-    with Server.start([archive], run_dir) as server:
+    with Server.start([archive], run_dir, engine=default_engine()) as server:
         console.print(f"a server is starting at {server.inference_url} ...")
         server.wait_ready()
         with SegmentationClient(

@@ -1,4 +1,6 @@
-"""The wheel in environments outside the checkout: the client alone, and with the extra `serve`."""
+"""The wheel in environments outside the checkout: the client alone, and with the extras `serve` and
+`onnx`.
+"""
 
 import json
 import os
@@ -20,11 +22,14 @@ from PIL import Image
 from tests.conftest import PROJECT
 
 MOST_BYTES = 150e6
+MOST_BYTES_WITH_ONNX = 400e6
 CAT = 8
 # Nothing may be downloaded after the installation.
 OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
 NEEDS_SERVE = "segserve: this needs {}, not installed: pip install 'segserve[serve]'"
 TORCH = NEEDS_SERVE.format("torch")
+ARCHIVER = NEEDS_SERVE.format("model_archiver")
+ONNX = "segserve: this needs onnxruntime, not installed: pip install 'segserve[onnx]'"
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +43,18 @@ def wheel(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def client(wheel, tmp_path_factory) -> Path:
     """`pip install segserve`: the wheel, and links to the packages that it requires."""
-    environment = installed(wheel, tmp_path_factory.mktemp("client"))
-    for package in required_by(wheel):
+    return with_links(installed(wheel, tmp_path_factory.mktemp("client")), required_by(wheel))
+
+
+@pytest.fixture(scope="module")
+def without_torch(wheel, tmp_path_factory) -> Path:
+    """`pip install 'segserve[onnx]'`: the wheel, and links to the packages that it requires."""
+    environment = installed(wheel, tmp_path_factory.mktemp("onnx"))
+    return with_links(environment, required_by(wheel, "onnx"))
+
+
+def with_links(environment: Path, packages: list[Distribution]) -> Path:
+    for package in packages:
         for name in {file.parts[0] for file in package.files or () if file.parts[0] != ".."}:
             link = packages_of(environment) / name
             if not link.exists():
@@ -80,8 +95,8 @@ def packages_of(environment: Path) -> Path:
     return path
 
 
-def required_by(wheel: Path) -> list[Distribution]:
-    """The packages that the client needs, and those that they need."""
+def required_by(wheel: Path, extra: str = "") -> list[Distribution]:
+    """The packages that the client needs, or those of an extra, and those that they need."""
     found: dict[str, Distribution] = {}
 
     def add(requirements: list[str] | None, extras: set[str]) -> None:
@@ -89,7 +104,9 @@ def required_by(wheel: Path) -> list[Distribution]:
             marker = requirement.marker
             if marker and not any(marker.evaluate({"extra": extra}) for extra in extras):
                 continue
-            if requirement.name not in found:
+            if requirement.name == "segserve":
+                add(lines, requirement.extras)
+            elif requirement.name not in found:
                 package = distribution(requirement.name)
                 found[requirement.name] = package
                 add(package.requires, {"", *requirement.extras})
@@ -98,7 +115,7 @@ def required_by(wheel: Path) -> list[Distribution]:
         [name] = [name for name in packed.namelist() if name.endswith("/METADATA")]
         metadata = packed.read(name).decode()
     lines = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
-    add(lines, {""})
+    add(lines, {"", extra})
     return list(found.values())
 
 
@@ -128,11 +145,11 @@ def test_client_is_small(wheel, client):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        pytest.param(["serve"], TORCH, id="serve"),
+        pytest.param(["serve"], ARCHIVER, id="serve"),
         pytest.param(["archive"], TORCH, id="archive"),
-        pytest.param(["demo"], TORCH, id="demo"),
+        pytest.param(["demo"], ARCHIVER, id="demo"),
         pytest.param(["fetch", "resnet50"], TORCH, id="fetch"),
-        pytest.param(["segment", "--local", "cat.png"], TORCH, id="segment-local"),
+        pytest.param(["segment", "--local", "cat.png"], ONNX, id="segment-local"),
         pytest.param(["profile", "cat.png"], TORCH, id="profile"),
         pytest.param(["train", "new", "--data", "."], TORCH, id="train"),
         pytest.param(["evaluate", "embedded", "--data", "."], TORCH, id="evaluate"),
@@ -149,7 +166,22 @@ def test_client_without_an_extra_says_in_one_line_which_to_install(client, cat, 
     assert (done.returncode, done.stderr.strip()) == (1, message)
 
 
-def test_server_of_the_wheel_serves_the_client_of_the_wheel(server, client, cat, tmp_path):
+def test_extra_onnx_is_small_and_brings_no_torch(wheel, without_torch):
+    packages = required_by(wheel, "onnx")
+    assert "torch" not in {package.name for package in packages}
+    own = PathDistribution.discover(name="segserve", path=[str(packages_of(without_torch))])
+    assert bytes_of(packages) + bytes_of(own) < MOST_BYTES_WITH_ONNX
+
+
+def test_extra_onnx_segments_without_a_server(without_torch, cat, tmp_path):
+    done = segserve(without_torch, "segment", "--local", "--json", "cat.png", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["classes"][0]["label"] == "cat"
+
+
+@pytest.mark.parametrize("extra", ["server", "without_torch"])
+def test_server_of_the_wheel_serves_the_client_of_the_wheel(extra, client, cat, tmp_path, request):
+    server = request.getfixturevalue(extra)
     started = segserve(server, "serve", folder=tmp_path)
     assert started.returncode == 0, started.stderr
     try:

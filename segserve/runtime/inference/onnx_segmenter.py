@@ -70,7 +70,7 @@ class OnnxSegmenter(BaseSegmenter):
         try:
             self._backend, self.precision, self._network = _compiled(network, settings, threads)
             self._check()
-        except ModelError:
+        except (ModelError, ModuleNotFoundError):
             raise
         except Exception as error:  # neither library has exceptions of its own for this
             reason = " ".join(str(error).split())[:300]
@@ -99,6 +99,7 @@ class OnnxSegmenter(BaseSegmenter):
         Raises:
             ModelError: the record, the weights or the network are missing or broken, or this
                 runtime does not support the settings.
+            ModuleNotFoundError: neither OpenVINO nor ONNX Runtime is installed.
         """
         record = read_record(folder)
         if settings.precision == "int8":
