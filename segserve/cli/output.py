@@ -23,7 +23,8 @@ _EXTRAS = {
     "gradio": "page",
     **dict.fromkeys(("ray", "pyarrow"), "ray"),
     **dict.fromkeys(("jinja2", "scipy", "tensorboard", "torchmetrics"), "train"),
-    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "openvino"), "onnx"),
+    **dict.fromkeys(("onnx", "onnxruntime"), "export"),
+    "openvino": "onnx",
     **dict.fromkeys(_SERVE.split(), "serve"),
 }
 """By package, the extra of pyproject.toml that installs it."""

@@ -154,9 +154,28 @@ class Gateway:
         await self._enter_slot(request)
         return await engine.predict(forwarded)
 
+    async def predict_for(self, client: str, forwarded: EngineRequest) -> EngineResponse:
+        """As `predict`, without a request over HTTP."""
+        engine = self._started()
+        async with self._queue.slot(client):
+            return await engine.predict(forwarded)
+
+    def check_token(self, authorization: str | None) -> None:
+        """Checks the token of a request that did not come over HTTP.
+
+        Raises:
+            FrontendError: it is missing or wrong.
+        """
+        if self._token is not None and not self._token.matches(authorization):
+            raise bad_token()
+
     async def describe_model(self, request: Request, model: str) -> Mapping[str, Any]:
         """The engine's description of a model, after the token is checked."""
         _check_token(self._token, request)
+        return await self.description(model)
+
+    async def description(self, model: str) -> Mapping[str, Any]:
+        """As `describe_model`, without a request over HTTP."""
         target = f"/models/{quote(model)}".encode()
         empty = EngineRequest("GET", target, [], body=_nothing(), has_body=False)
         response = await self._started().describe(empty)

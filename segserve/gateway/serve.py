@@ -5,8 +5,8 @@ response.
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import ExitStack, asynccontextmanager
 from socket import socket
 from typing import Any, Never
 
@@ -48,8 +48,11 @@ async def serve(settings: GatewaySettings) -> None:
         with ExitStack() as log:
             if (path := getattr(engine, "log_path", None)) is not None:
                 log.enter_context(LogFollower(path))
-            async with serving(
-                apps, drain_timeout_s=settings.drain_timeout_s, late_request_s=_LATE_REQUEST_S
+            async with (
+                serving(
+                    apps, drain_timeout_s=settings.drain_timeout_s, late_request_s=_LATE_REQUEST_S
+                ),
+                _serving_grpc(settings, gateway),
             ):
                 await _first_of(
                     _watch(engine, gateway, stop_signal, settings.start_timeout_s),
@@ -146,6 +149,28 @@ def _bind_all(settings: GatewaySettings, gateway: Gateway) -> dict[socket, ASGIA
     return {
         bind(settings.host, port, variable): app for app, variable, port in apps if app is not None
     }
+
+
+@asynccontextmanager
+async def _serving_grpc(settings: GatewaySettings, gateway: Gateway) -> AsyncIterator[None]:
+    """Serves gRPC too within the context, if it has a port."""
+    if settings.grpc_port is None:
+        yield
+        return
+    try:
+        from .protocols.open_inference_grpc import serving_grpc
+    except ModuleNotFoundError as error:
+        raise ServerError(
+            f"SEGSERVE_GRPC_PORT is set, and {error.name} is not installed: pip install "
+            "'segserve[grpc]'"
+        ) from error
+    async with serving_grpc(
+        gateway,
+        f"{settings.host}:{settings.grpc_port}",
+        max_bytes=settings.limits().request_bytes,
+        drain_timeout_s=settings.drain_timeout_s,
+    ):
+        yield
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:

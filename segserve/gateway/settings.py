@@ -75,6 +75,7 @@ class GatewaySettings(BaseModel):
             `management_token_file`.
         host: the address to listen on.
         port: for predictions, `/ping` and the description of models.
+        grpc_port: for the Open Inference Protocol over gRPC; off by default.
         metrics_port: for Prometheus's `/metrics`, which requires no token.
         management_port: for TorchServe's management API.
         token_file: holds the bearer token of requests; if unset, a random token is generated at
@@ -105,6 +106,7 @@ class GatewaySettings(BaseModel):
     models_dir: Path = Path("/models")
     host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside
     port: _Port = 8080
+    grpc_port: _Port | None = None
     metrics_port: _Port = 8082
     management_port: _Port = 8081
     token_file: Path | None = None

@@ -29,7 +29,7 @@ OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:
 NEEDS_SERVE = "segserve: this needs {}, not installed: pip install 'segserve[serve]'"
 TORCH = NEEDS_SERVE.format("torch")
 ARCHIVER = NEEDS_SERVE.format("model_archiver")
-ONNX = "segserve: this needs onnxruntime, not installed: pip install 'segserve[onnx]'"
+ONNX = "segserve: this needs openvino, not installed: pip install 'segserve[onnx]'"
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_client_is_small(wheel, client):
     ("command", "message"),
     [
         pytest.param(["serve"], ARCHIVER, id="serve"),
-        pytest.param(["archive"], TORCH, id="archive"),
+        pytest.param(["archive"], ARCHIVER, id="archive"),
         pytest.param(["demo"], ARCHIVER, id="demo"),
         pytest.param(["fetch", "resnet50"], TORCH, id="fetch"),
         pytest.param(["segment", "--local", "cat.png"], ONNX, id="segment-local"),

@@ -94,12 +94,10 @@ def read_infer_request(body: bytes, json_length: str | None) -> ImageQuery:
 
 
 def _image(inputs: object, binary: bytes) -> bytes:
-    if not isinstance(inputs, list) or len(inputs) != 1:
-        raise BadRequestError(f"inputs: expected a list of one tensor, {_INPUT!r}")
-    tensor = _mapping(inputs[0], "inputs[0]")
-    name, datatype, shape = (tensor.get(key) for key in ("name", "datatype", "shape"))
-    if name != _INPUT:
-        raise BadRequestError(f"inputs: expected the name {_INPUT!r}, got {name!r:.80}")
+    listed = inputs if isinstance(inputs, list) else []
+    names = [_mapping(each, "an input").get("name") for each in listed]
+    tensor = single_input(listed, names)
+    datatype, shape = tensor.get("datatype"), tensor.get("shape")
     parameters = _mapping(tensor.get("parameters") or {}, "parameters of the input")
     size = parameters.get("binary_data_size")
     if size is not None:
@@ -119,6 +117,29 @@ def _image(inputs: object, binary: bytes) -> bytes:
     raise BadRequestError(
         f"datatype: expected BYTES for an encoded image or UINT8 for pixels, got {datatype!r:.80}"
     )
+
+
+def single_input(inputs: Sequence[Any], names: Sequence[object]) -> Any:  # noqa: ANN401
+    """The input of a request, JSON or a message.
+
+    Raises:
+        BadRequestError: there are others, or it has another name.
+    """
+    if len(inputs) != 1 or names[0] != _INPUT:
+        found = ", ".join(f"{name!r:.40}" for name in names[:8]) or "none"
+        raise BadRequestError(f"inputs: expected one tensor, {_INPUT!r}, got {found}")
+    return inputs[0]
+
+
+def output_name(name: object) -> str:
+    """Checks the name of a requested output.
+
+    Raises:
+        BadRequestError: there is no such output.
+    """
+    if name not in _OUTPUTS:
+        raise BadRequestError(f"outputs: expected {' or '.join(_OUTPUTS)}, got {name!r:.80}")
+    return str(name)
 
 
 def image_of_bytes(data: object, shape: object) -> bytes:
@@ -179,13 +200,10 @@ def _requested(outputs: object, all_binary: bool) -> list[Output]:
     requested = []
     for entry in outputs:
         output = _mapping(entry, "an output")
-        if output.get("name") not in _OUTPUTS:
-            raise BadRequestError(
-                f"outputs: expected {' or '.join(_OUTPUTS)}, got {output.get('name')!r:.80}"
-            )
+        name = output_name(output.get("name"))
         parameters = _mapping(output.get("parameters") or {}, "parameters of an output")
         is_binary = parameters.get("binary_data", all_binary) is True
-        requested.append(Output(output["name"], is_binary))
+        requested.append(Output(name, is_binary))
     return requested
 
 
@@ -293,7 +311,7 @@ class OpenInference:
 
     async def _model_ready(self, request: Request) -> Response:
         described = await self._described(request)
-        if all(worker["status"] != _READY for worker in described["workers"]):
+        if not ready_worker(described):
             raise UnavailableError("the model has no worker that is ready")
         return json_response({"name": described["modelName"], "ready": True})
 
@@ -311,6 +329,11 @@ class OpenInference:
         version = request.path_params.get("version")
         model = request.path_params["model"] + (f"/{version}" if version else "")
         return await self._backend.describe_model(request, model)
+
+
+def ready_worker(described: Mapping[str, Any]) -> bool:
+    """Whether a model has a worker that is ready."""
+    return any(worker["status"] == _READY for worker in described["workers"])
 
 
 def model_metadata(name: str, version: str) -> Json:

@@ -139,7 +139,7 @@ class OnnxSegmenter(BaseSegmenter):
 
 def _compiled(network: Path, settings: Settings, threads: int) -> tuple[str, str, CompiledNetwork]:
     """The name of what computes, its precision, and the network."""
-    if find_spec("openvino") is None:
+    if find_spec("openvino") is None and find_spec("onnxruntime") is not None:
         return "ONNX Runtime", "float32", OnnxRuntimeNetwork(network)
     in_bf16 = settings.precision != "fp32" and has_bf16()
     model = OpenVinoNetworkFile(network, precision="bf16" if in_bf16 else "f32", threads=threads)

@@ -1,0 +1,248 @@
+"""The Open Inference Protocol v2 over gRPC: the same translation as over REST."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from ... import __version__
+from ...client.errors import ResponseError
+from ...engines.errors import FrontendError
+from ...runtime.errors import BadRequestError, SegserveError
+from ..app import Gateway
+from .native import checked
+from .open_inference import (
+    ImageQuery,
+    Output,
+    image_of_bytes,
+    image_of_pixels,
+    infer_native,
+    model_metadata,
+    output_name,
+    ready_worker,
+    single_input,
+    tensors_of,
+)
+
+_SERVICE = "inference.GRPCInferenceService"
+
+# The messages of the protocol, and their fields in the order of their numbers, which begin at 1.
+# `*` marks a repeated field. A map is sent as repeated pairs.
+_MESSAGES = """
+ServerLiveRequest
+ServerLiveResponse live:bool
+ServerReadyRequest
+ServerReadyResponse ready:bool
+ModelReadyRequest name:string version:string
+ModelReadyResponse ready:bool
+ServerMetadataRequest
+ServerMetadataResponse name:string version:string extensions:string*
+ModelMetadataRequest name:string version:string
+TensorMetadata name:string datatype:string shape:int64*
+ModelMetadataResponse name:string versions:string* platform:string inputs:TensorMetadata* outputs:TensorMetadata*
+InferParameter bool_param:bool int64_param:int64 string_param:string double_param:double uint64_param:uint64
+Parameter key:string value:InferParameter
+Contents bools:bool* ints:int32* int64s:int64* uints:uint32* uint64s:uint64* floats:float* doubles:double* bytes:bytes*
+InputTensor name:string datatype:string shape:int64* parameters:Parameter* contents:Contents
+RequestedOutput name:string parameters:Parameter*
+ModelInferRequest model_name:string model_version:string id:string parameters:Parameter* inputs:InputTensor* outputs:RequestedOutput* raw_input_contents:bytes*
+OutputTensor name:string datatype:string shape:int64* parameters:Parameter* contents:Contents
+ModelInferResponse model_name:string model_version:string id:string parameters:Parameter* outputs:OutputTensor* raw_output_contents:bytes*
+"""  # noqa: E501 - a message on one line
+
+_CODES = {
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    507: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+Message = Any
+Method = Callable[[Message, grpc.aio.ServicerContext], Awaitable[Message]]
+
+
+def _message_classes() -> dict[str, type[Message]]:
+    file = descriptor_pb2.FileDescriptorProto(name="open_inference.proto", package="segserve.v2")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    for line in _MESSAGES.strip().splitlines():
+        name, *fields = line.split()
+        message = file.message_type.add(name=name)
+        for number, declared in enumerate(fields, start=1):
+            field_name, _, kind = declared.partition(":")
+            field = message.field.add(name=field_name, number=number)
+            field.label = kinds.LABEL_REPEATED if kind[-1] == "*" else kinds.LABEL_OPTIONAL
+            kind = kind.rstrip("*")
+            if kind[0].isupper():
+                field.type, field.type_name = kinds.TYPE_MESSAGE, f".segserve.v2.{kind}"
+            else:
+                field.type = getattr(kinds, f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {
+        message.name: message_factory.GetMessageClass(
+            pool.FindMessageTypeByName(f"segserve.v2.{message.name}")
+        )
+        for message in file.message_type
+    }
+
+
+_CLASSES = _message_classes()
+
+
+@asynccontextmanager
+async def serving_grpc(
+    gateway: Gateway, address: str, *, max_bytes: int, drain_timeout_s: float
+) -> AsyncIterator[None]:
+    """Serves the protocol at HOST:PORT within the context. At its end, pending requests are
+    completed.
+
+    Raises:
+        OSError: the address cannot be used.
+    """
+    unlimited = -1  # responses are limited by the handler
+    options = [
+        ("grpc.max_receive_message_length", max_bytes),
+        ("grpc.max_send_message_length", unlimited),
+        ("grpc.so_reuseport", 0),
+    ]
+    server = grpc.aio.server(options=options)
+    service = _Service(gateway)
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(_SERVICE, service.handlers())]
+    )
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"SEGSERVE_GRPC_PORT: {address} cannot be used: {error}") from error
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(drain_timeout_s)
+
+
+class _Service:
+    """The methods of the protocol."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
+        methods: Mapping[str, Method] = {
+            "ServerLive": self._live,
+            "ServerReady": self._ready,
+            "ServerMetadata": self._server,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._model,
+            "ModelInfer": self._infer,
+        }
+        return {
+            name: grpc.unary_unary_rpc_method_handler(
+                _with_status(method),
+                request_deserializer=_CLASSES[f"{name}Request"].FromString,
+                response_serializer=lambda message: message.SerializeToString(),
+            )
+            for name, method in methods.items()
+        }
+
+    async def _live(self, _: Message, context: grpc.aio.ServicerContext) -> Message:
+        return _CLASSES["ServerLiveResponse"](live=True)
+
+    async def _ready(self, _: Message, context: grpc.aio.ServicerContext) -> Message:
+        return _CLASSES["ServerReadyResponse"](ready=self._gateway.obstacle is None)
+
+    async def _server(self, _: Message, context: grpc.aio.ServicerContext) -> Message:
+        return _CLASSES["ServerMetadataResponse"](name="segserve", version=__version__)
+
+    async def _model_ready(self, request: Message, context: grpc.aio.ServicerContext) -> Message:
+        described = await self._described(request, context)
+        return _CLASSES["ModelReadyResponse"](ready=ready_worker(described))
+
+    async def _model(self, request: Message, context: grpc.aio.ServicerContext) -> Message:
+        described = await self._described(request, context)
+        metadata = model_metadata(described["modelName"], described["modelVersion"])
+        return _CLASSES["ModelMetadataResponse"](**metadata)
+
+    async def _infer(self, request: Message, context: grpc.aio.ServicerContext) -> Message:
+        self._gateway.check_token(_authorization(context))
+        query = await asyncio.to_thread(_read, request)
+        forwarded = infer_native(query, request.model_name, request.model_version or None)
+        response = checked(await self._gateway.predict_for(context.peer(), forwarded))
+        tensors = await asyncio.to_thread(tensors_of, response, query.outputs)
+        outputs = [
+            _CLASSES["OutputTensor"](name=output.name, datatype="UINT8", shape=tensor.shape)
+            for output, tensor in zip(query.outputs, tensors, strict=True)
+        ]
+        return _CLASSES["ModelInferResponse"](
+            model_name=request.model_name,
+            model_version=request.model_version,
+            id=request.id,
+            outputs=outputs,
+            raw_output_contents=[tensor.tobytes() for tensor in tensors],
+        )
+
+    async def _described(
+        self, request: Message, context: grpc.aio.ServicerContext
+    ) -> Mapping[str, Any]:
+        self._gateway.check_token(_authorization(context))
+        version = f"/{request.version}" if request.version else ""
+        return await self._gateway.description(request.name + version)
+
+
+def _with_status(method: Method) -> Method:
+    """Converts errors to a status of gRPC."""
+
+    async def safe(request: Message, context: grpc.aio.ServicerContext) -> Message:
+        try:
+            return await method(request, context)
+        except ResponseError as error:
+            status, message = error.status, error.message
+        except (SegserveError, FrontendError) as error:
+            status, message = error.status, str(error)
+        code = _CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
+        await context.abort(grpc.StatusCode.INTERNAL if status == 500 else code, message)
+
+    return safe
+
+
+def _authorization(context: grpc.aio.ServicerContext) -> str | None:
+    metadata = context.invocation_metadata() or ()
+    return next((str(value) for name, value in metadata if name == "authorization"), None)
+
+
+def _read(request: Message) -> ImageQuery:
+    """Raises BadRequestError: the request is not one for this model."""
+    tensor = single_input(request.inputs, [each.name for each in request.inputs])
+    raw, shape = list(request.raw_input_contents), list(tensor.shape)
+    if len(raw) > 1:
+        raise BadRequestError(f"raw_input_contents: expected one element, got {len(raw)}")
+    match tensor.datatype:
+        case "BYTES":
+            contents = list(tensor.contents.bytes)
+            image = image_of_bytes(raw[0], shape) if raw else _only(contents)
+        case "UINT8":
+            image = image_of_pixels(raw[0] if raw else list(tensor.contents.uints), shape)
+        case _:
+            raise BadRequestError(f"datatype: expected BYTES or UINT8, got {tensor.datatype!r:.80}")
+    names = [output_name(output.name) for output in request.outputs] or ["label_map"]
+    return ImageQuery(
+        request.id,
+        image,
+        {each.key: _value(each.value) for each in request.parameters},
+        [Output(name, is_binary=True) for name in names],
+    )
+
+
+def _only(contents: Sequence[bytes]) -> bytes:
+    if len(contents) != 1:
+        raise BadRequestError(f"contents: expected one image, got {len(contents)}")
+    return contents[0]
+
+
+def _value(parameter: Message) -> object:
+    for field, value in parameter.ListFields():
+        return value if field.name != "bool_param" else bool(value)
+    raise BadRequestError("parameters: a parameter has no value")
