@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from ..runtime.errors import ModelError
 from ..runtime.inference.onnx_segmenter import (
     LOGITS_PROPERTY,
-    WEIGHTS_PROPERTY,
+    RECORD_PROPERTY,
     OnnxSegmenter,
     check_image,
+    made_from,
     relative_error,
 )
 from ..runtime.network.weights import SegmentationNetwork, load_network
@@ -116,7 +117,7 @@ def export_network(network: SegmentationNetwork, record: ModelRecord, path: Path
 def _properties(network: nn.Module, record: ModelRecord) -> dict[str, str]:
     logits = _logits(network, record, check_image()).astype(np.float16)
     return {
-        WEIGHTS_PROPERTY: named_weights(record).sha256,
+        RECORD_PROPERTY: made_from(record),
         LOGITS_PROPERTY: base64.b64encode(logits.tobytes()).decode(),
     }
 

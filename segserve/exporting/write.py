@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from ..runtime.encode.mask import LabelMap
 from ..runtime.errors import ModelError
-from ..runtime.files import write_whole
+from ..runtime.files import whole_file, write_whole
 from ..runtime.inference.onnx_segmenter import check_image
 from ..runtime.inference.segmenter import Segmenter
 from ..runtime.network.weights import load_network
@@ -115,7 +115,7 @@ def export_onnx(
     network = load_network(record, model)
     expected = Segmenter.of(network, record, settings=Settings(precision="fp32", fuse=False))
     output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=output.parent, prefix=".segserve-") as folder:
+    with TemporaryDirectory(prefix="segserve-") as folder:
         file, with_probabilities = (Path(folder) / name for name in ("model", "probabilities"))
         for path, has_probabilities in ((file, probabilities), (with_probabilities, True)):
             exported = picture_model(
@@ -124,7 +124,8 @@ def export_onnx(
             onnx.save(exported, path)
         difference = _probability_difference(PictureModel(with_probabilities), expected)
         report = _verified(file, expected, precision, checks or Checks(), difference)
-        file.rename(output)
+        with whole_file(output) as target, file.open("rb") as source:
+            shutil.copyfileobj(source, target)
     write_whole(output.with_suffix(REPORT_SUFFIX), report.model_dump_json(indent=2) + "\n")
     return report
 

@@ -2,7 +2,9 @@
 on every engine.
 """
 
+import os
 import shutil
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +86,22 @@ def server(
     """
     name, _ = engine
     run_dir = tmp_path_factory.mktemp(name) / "run"
-    with Server.start(archives, run_dir, engine=name) as server:
-        server.wait_ready(timeout_s=300)
-        yield server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSERVE_GRPC_PORT", str(_free_port()))
+        with Server.start(archives, run_dir, engine=name) as server:
+            server.wait_ready(timeout_s=300)
+            yield server
+
+
+@pytest.fixture(scope="package")
+def grpc_address(server: Server) -> str:
+    return f"127.0.0.1:{os.environ['SEGSERVE_GRPC_PORT']}"
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
 
 
 @pytest.fixture(scope="package")

@@ -2,11 +2,14 @@
 
 import base64
 import io
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import requests
+import tritonclient.grpc
 import tritonclient.http
+import tritonclient.utils
 from huggingface_hub import InferenceClient
 from PIL import Image
 
@@ -206,6 +209,89 @@ def test_request_without_the_token_is_an_error(api, cat, path):
     response = requests.post(f"{api.inference_url}/{path}", data=cat, timeout=60)
     assert response.status_code == 400
     assert "Token" in response.json()["error"]
+
+
+# gRPC
+
+
+@pytest.fixture(scope="module")
+def triton_grpc(grpc_address) -> Iterator[tritonclient.grpc.InferenceServerClient]:
+    with tritonclient.grpc.InferenceServerClient(grpc_address) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def bearer(api: Api) -> dict[str, str]:
+    return {"authorization": api.headers["Authorization"]}
+
+
+def grpc_input(tensor: np.ndarray, datatype: str, name: str = "image"):
+    image = tritonclient.grpc.InferInput(name, tensor.shape, datatype)
+    image.set_data_from_numpy(tensor)
+    return image
+
+
+@pytest.mark.parametrize("datatype", ["BYTES", "UINT8", "UINT8 of four axes"])
+def test_triton_client_over_grpc_gets_the_native_label_map(
+    triton_grpc, bearer, cat, pixels, native, datatype
+):
+    tensor = np.array([cat], object) if datatype == "BYTES" else pixels
+    image = grpc_input(tensor[None] if "four" in datatype else tensor, datatype[:5])
+    outputs = [tritonclient.grpc.InferRequestedOutput(name) for name in ("label_map", "confidence")]
+    result = triton_grpc.infer(MODEL, [image], outputs=outputs, request_id="7", headers=bearer)
+    assert np.array_equal(result.as_numpy("label_map"), native[None])
+    assert result.as_numpy("confidence").mean() > 128
+    assert result.get_response().id == "7"
+
+
+def test_triton_client_over_grpc_sees_what_is_ready(triton_grpc, bearer):
+    assert triton_grpc.is_server_live()
+    assert triton_grpc.is_server_ready()
+    assert triton_grpc.is_model_ready(MODEL, headers=bearer)
+    metadata = triton_grpc.get_model_metadata(MODEL, headers=bearer)
+    assert list(metadata.versions) == ["2.0"]
+    assert [output.name for output in metadata.outputs] == ["label_map", "confidence"]
+    assert triton_grpc.get_server_metadata().name == "segserve"
+
+
+def test_grpc_parameters_are_native_options(triton_grpc, bearer, pixels):
+    image, parameters = grpc_input(pixels, "UINT8"), {"classes": "dog", "confidence": True}
+    result = triton_grpc.infer(MODEL, [image], parameters=parameters, headers=bearer)
+    assert not result.as_numpy("label_map").any()
+
+
+BAD_CALLS = {
+    "model": ({"model": "unknown"}, "NOT_FOUND"),
+    "version": ({"version": "9.9"}, "NOT_FOUND"),
+    "no image": ({"tensor": np.array([b"text"], object), "datatype": "BYTES"}, "INVALID_ARGUMENT"),
+    "empty": ({"tensor": np.array([b""], object), "datatype": "BYTES"}, "INVALID_ARGUMENT"),
+    "two": ({"tensor": np.array([b"a", b"b"], object), "datatype": "BYTES"}, "INVALID_ARGUMENT"),
+    "shape": ({"tensor": np.zeros((4, 4), np.uint8)}, "INVALID_ARGUMENT"),
+    "datatype": ({"tensor": np.zeros((1, 1, 3), np.float32), "datatype": "FP32"}, "INVALID"),
+    "name": ({"name": "picture"}, "INVALID_ARGUMENT"),
+    "option": ({"parameters": {"colour": "red"}}, "INVALID_ARGUMENT"),
+    "line break": ({"parameters": {"tta": "flip\r\n"}}, "INVALID_ARGUMENT"),
+    "no token": ({"headers": {}}, "UNAUTHENTICATED"),
+    "wrong token": ({"headers": {"authorization": "Bearer wrong"}}, "UNAUTHENTICATED"),
+}
+
+
+@pytest.mark.parametrize(("changes", "code"), BAD_CALLS.values(), ids=BAD_CALLS.keys())
+def test_grpc_call_that_is_bad_has_a_status_and_a_sentence(
+    triton_grpc, bearer, pixels, changes, code
+):
+    given = {"tensor": pixels, "datatype": "UINT8", "name": "image", **changes}
+    image = grpc_input(given["tensor"], given["datatype"], given["name"])
+    with pytest.raises(tritonclient.utils.InferenceServerException) as caught:
+        triton_grpc.infer(
+            given.get("model", MODEL),
+            [image],
+            model_version=given.get("version", ""),
+            headers=given.get("headers", bearer),
+            parameters=given.get("parameters"),
+        )
+    assert code in caught.value.status()
+    assert len(caught.value.message()) > 10
 
 
 # Hugging Face

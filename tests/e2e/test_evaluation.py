@@ -13,7 +13,8 @@ from segserve.cli import app
 from segserve.demo import sample_photograph
 from segserve.gateway.background import Server
 from segserve.runtime.decode.image import decode_image
-from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.inference.loading import load_segmenter
+from segserve.runtime.settings import Settings
 from segserve.training.data import IGNORED
 from segserve.training.evaluate.report import EvaluationReport
 from tests.conftest import EMBEDDED
@@ -31,7 +32,10 @@ def data(tmp_path_factory) -> Path:
     On the first, the model is perfect, so that every other pixel of the server shows. On the
     second, no metric is 0 or 1.
     """
-    folder, segmenter = tmp_path_factory.mktemp("photographs"), Segmenter.load(EMBEDDED)
+    folder, segmenter = (
+        tmp_path_factory.mktemp("photographs"),
+        load_segmenter(EMBEDDED, device="cpu", settings=Settings()),
+    )
     files = {name: sample_photograph(name).read_bytes() for name in PHOTOGRAPHS} | {
         "turned.jpg": turned_cat()
     }

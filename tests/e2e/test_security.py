@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import grpc
+import onnx
 import psutil
 import pytest
 import requests
@@ -270,12 +271,14 @@ def test_start_with_trusted_keys_and_the_model_api_is_rejected(signing, tmp_path
 
 
 def test_archive_holds_no_pickle(tmp_path):
-    """Weights are safetensors: everything else is text."""
+    """Weights are safetensors, the network is ONNX: everything else is text."""
     with zipfile.ZipFile(build_archive(EMBEDDED, tmp_path)) as archive:
         for name in archive.namelist():
             content = archive.read(name)
             if name.endswith(".safetensors"):
                 assert json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            elif name.endswith(".onnx"):
+                assert onnx.load_model_from_string(content).graph.node
             else:
                 content.decode("utf-8")
 

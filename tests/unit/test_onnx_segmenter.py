@@ -25,7 +25,7 @@ from segserve.runtime.inference.onnx_segmenter import (
 )
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network.weights import build_network
-from segserve.runtime.record import NETWORK_FILE, WEIGHTS_FILE, read_record
+from segserve.runtime.record import NETWORK_FILE, WEIGHTS_FILE, read_record, write_record
 from segserve.runtime.settings import Settings
 from segserve.training.train.model_folder import export_weights
 from tests.conftest import EMBEDDED, PROJECT
@@ -167,7 +167,15 @@ def test_load_of_the_graph_of_other_weights_is_an_error(exported, tmp_path):
     sha256 = read_record(folder).weights.sha256.encode()
     content = (folder / NETWORK_FILE).read_bytes()
     (folder / NETWORK_FILE).write_bytes(content.replace(sha256, sha256[::-1]))
-    with pytest.raises(ModelError, match="other weights"):
+    with pytest.raises(ModelError, match="made from other weights"):
+        onnx_of(folder)
+
+
+def test_load_of_the_graph_of_another_record_is_an_error(exported, tmp_path):
+    folder = broken(exported, tmp_path)
+    record = read_record(folder)
+    write_record(record.model_copy(update={"classes": record.classes[:-1]}), folder)
+    with pytest.raises(ModelError, match="another architecture"):
         onnx_of(folder)
 
 

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MAKING = {"cli", "training"}  # the other packages serve models, or request segmentations
+MAKING = {
+    "cli",
+    "exporting",
+    "training",
+}  # the other packages serve models, or request segmentations
 SERVING = sorted(
     path.parent.name
     for path in (ROOT / "segserve").glob("*/__init__.py")

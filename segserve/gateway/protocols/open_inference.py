@@ -25,7 +25,7 @@ from starlette.routing import Route
 from ... import __version__
 from ...client.response import HttpResponse, read_segmentation
 from ...engines.engine import EngineRequest
-from ...runtime.errors import BadRequestError, UnavailableError
+from ...runtime.errors import BadRequestError, TooLargeError, UnavailableError
 from ...schema.request import MediaType
 from ..responses import json_response
 from .native import Backend, checked, native_request, with_plain_errors
@@ -36,6 +36,9 @@ _BINARY_OUTPUT = "binary_data_output"
 _INPUT, _LABEL_MAP, _CONFIDENCE = "image", "label_map", "confidence"
 _OUTPUTS = (_LABEL_MAP, _CONFIDENCE)
 _READY = "READY"
+
+# Of a JSON request: RGB pixels of 1.3 megapixels.
+_MOST_VALUES = 4_000_000
 
 Json = dict[str, Any]
 
@@ -75,6 +78,12 @@ def read_infer_request(body: bytes, json_length: str | None) -> ImageQuery:
     if head_bytes > len(body):
         raise BadRequestError(
             f"Inference-Header-Content-Length is {head_bytes}, the body has {len(body)} bytes"
+        )
+    values = body.count(b",", 0, head_bytes)
+    if values > _MOST_VALUES:  # Python's numbers take many times the memory
+        raise TooLargeError(
+            f"the JSON holds {values} values, the limit is {_MOST_VALUES}; send the tensor as "
+            "binary data"
         )
     try:
         document = orjson.loads(body[:head_bytes])

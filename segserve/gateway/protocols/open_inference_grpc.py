@@ -10,7 +10,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from ... import __version__
 from ...client.errors import ResponseError
-from ...engines.errors import FrontendError
+from ...engines.errors import FrontendError, bad_token
 from ...runtime.errors import BadRequestError, SegserveError
 from ..app import Gateway
 from .native import checked
@@ -28,6 +28,7 @@ from .open_inference import (
 )
 
 _SERVICE = "inference.GRPCInferenceService"
+_MOST_CALLS = 64  # each holds its message in memory
 
 # The messages of the protocol, and their fields in the order of their numbers, which begin at 1.
 # `*` marks a repeated field. A map is sent as repeated pairs.
@@ -108,7 +109,7 @@ async def serving_grpc(
         ("grpc.max_send_message_length", unlimited),
         ("grpc.so_reuseport", 0),
     ]
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MOST_CALLS)
     service = _Service(gateway)
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler(_SERVICE, service.handlers())]
@@ -202,6 +203,8 @@ def _with_status(method: Method) -> Method:
             status, message = error.status, error.message
         except (SegserveError, FrontendError) as error:
             status, message = error.status, str(error)
+        if message == str(bad_token()):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
         code = _CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
         await context.abort(grpc.StatusCode.INTERNAL if status == 500 else code, message)
 

@@ -4,6 +4,7 @@ OpenVINO computes it where it is installed, else ONNX Runtime.
 """
 
 import base64
+import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +21,8 @@ from ..record import NETWORK_FILE, ModelRecord, named_weights, read_record, veri
 from ..settings import Settings
 from .base import BaseSegmenter
 
-WEIGHTS_PROPERTY = "weights_sha256"
-"""The property of the file with the SHA-256 of the weights that it refers to."""
+RECORD_PROPERTY = "made_from"
+"""The property of the file with what it was made from, see `made_from`."""
 
 LOGITS_PROPERTY = "float32_logits"
 """The property of the file with PyTorch's logits of `check_image`: float16, in base64."""
@@ -38,6 +39,19 @@ class CompiledNetwork(Protocol):
     def properties(self) -> Mapping[str, str]: ...
 
     def infer(self, inputs: NDArray[Any], threads: int) -> NDArray[np.float32]: ...
+
+
+def made_from(record: ModelRecord) -> str:
+    """All that a network depends on, as JSON."""
+    rule = record.input
+    document = {
+        "weights": named_weights(record).sha256,
+        "architecture": record.architecture.model_dump(mode="json"),
+        "classes": len(record.classes),
+        "mean": rule.mean,
+        "std": rule.std,
+    }
+    return json.dumps(document, sort_keys=True)
 
 
 def check_image() -> NDArray[np.uint8]:
@@ -77,12 +91,15 @@ class OnnxSegmenter(BaseSegmenter):
             raise ModelError(f"{NETWORK_FILE} cannot be loaded: {reason}") from error
 
     def _check(self) -> None:
-        """Checks that the network belongs to the record's weights, and gives PyTorch's logits on
-        this processor.
+        """Checks that the network belongs to the record, and gives PyTorch's logits on this
+        processor.
         """
         properties = self._network.properties
-        if properties.get(WEIGHTS_PROPERTY) != named_weights(self.record).sha256:
-            raise ModelError(f"{NETWORK_FILE} belongs to other weights than the record's")
+        if properties.get(RECORD_PROPERTY) != made_from(self.record):
+            raise ModelError(
+                f"{NETWORK_FILE} was made from other weights or for another architecture than the "
+                "record's"
+            )
         logits = self.infer(check_image())
         stored = np.frombuffer(base64.b64decode(properties[LOGITS_PROPERTY]), np.float16)
         error = relative_error(logits, stored.astype(np.float32).reshape(logits.shape))

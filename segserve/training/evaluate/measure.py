@@ -22,6 +22,8 @@ from ...client import ClientError, Segmentation, SegmentationClient, Unreachable
 from ...runtime.architecture import Architecture
 from ...runtime.encode.mask import LabelMap
 from ...runtime.errors import ModelError, SegserveError
+from ...runtime.inference.base import AnySegmenter
+from ...runtime.inference.loading import load_segmenter
 from ...runtime.inference.segmenter import Segmenter
 from ...runtime.network.weights import load_network
 from ...runtime.record import ModelRecord, read_record
@@ -119,19 +121,23 @@ def offline_model(
         ModelError: the model cannot be loaded, or not at that output stride.
     """
     record = at_output_stride(read_record(folder), output_stride)
-    network = load_network(record, folder)
-    with predictor_of(Segmenter.of(network, record, settings=settings), options) as predictor:
+    if record.architecture == read_record(folder).architecture:
+        segmenter = load_segmenter(folder, device="cpu", settings=settings)
+    else:
+        segmenter = Segmenter.of(load_network(record, folder), record, settings=settings)
+    with predictor_of(segmenter, options) as predictor:
         yield predictor
 
 
 @contextmanager
-def predictor_of(segmenter: Segmenter, options: Options = NO_OPTIONS) -> Iterator[Predictor]:
-    """A segmenter that uses torch's threads for several images at once.
+def predictor_of(segmenter: AnySegmenter, options: Options = NO_OPTIONS) -> Iterator[Predictor]:
+    """A segmenter that uses the threads of PyTorch for several images at once.
 
     That is faster than to use all threads for one image.
     """
 
     def label_map(name: str, image_rgb: NDArray[np.uint8]) -> LabelMap:
+        segmenter.use_threads(threads // at_once)
         try:
             return segmenter.segment(image_rgb, mode=options.mode, tta=options.tta).label_map
         except SegserveError as error:
