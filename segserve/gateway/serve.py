@@ -5,8 +5,8 @@ response.
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from socket import socket
 from typing import Any, Never
 
@@ -43,6 +43,7 @@ async def serve(settings: GatewaySettings) -> None:
     check_settings(settings)
     gateway = _gateway(settings)
     apps = _bind_all(settings, gateway)
+    serving_grpc = _bind_grpc(settings, gateway)  # before TorchServe chooses its own ports
     engine = _start_engine(settings)
     try:
         with ExitStack() as log:
@@ -52,7 +53,7 @@ async def serve(settings: GatewaySettings) -> None:
                 serving(
                     apps, drain_timeout_s=settings.drain_timeout_s, late_request_s=_LATE_REQUEST_S
                 ),
-                _serving_grpc(settings, gateway),
+                serving_grpc,
             ):
                 await _first_of(
                     _watch(engine, gateway, stop_signal, settings.start_timeout_s),
@@ -151,26 +152,23 @@ def _bind_all(settings: GatewaySettings, gateway: Gateway) -> dict[socket, ASGIA
     }
 
 
-@asynccontextmanager
-async def _serving_grpc(settings: GatewaySettings, gateway: Gateway) -> AsyncIterator[None]:
-    """Serves gRPC too within the context, if it has a port."""
+def _bind_grpc(settings: GatewaySettings, gateway: Gateway) -> AbstractAsyncContextManager[None]:
+    """Binds the port of gRPC, if there is one. Serves it within the context."""
     if settings.grpc_port is None:
-        yield
-        return
+        return nullcontext()
     try:
-        from .protocols.open_inference_grpc import serving_grpc
+        from .protocols import open_inference_grpc
     except ModuleNotFoundError as error:
         raise ServerError(
             f"SEGSERVE_GRPC_PORT is set, and {error.name} is not installed: pip install "
             "'segserve[grpc]'"
         ) from error
-    async with serving_grpc(
+    server = open_inference_grpc.bound_server(
         gateway,
         f"{settings.host}:{settings.grpc_port}",
         max_bytes=settings.limits().request_bytes,
-        drain_timeout_s=settings.drain_timeout_s,
-    ):
-        yield
+    )
+    return open_inference_grpc.serving(server, drain_timeout_s=settings.drain_timeout_s)
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:

@@ -255,7 +255,7 @@ def test_triton_client_over_grpc_sees_what_is_ready(triton_grpc, bearer):
 
 
 def test_grpc_parameters_are_native_options(triton_grpc, bearer, pixels):
-    image, parameters = grpc_input(pixels, "UINT8"), {"classes": "dog", "confidence": True}
+    image, parameters = grpc_input(pixels, "UINT8"), {"classes": "dog", "tta": "flip"}
     result = triton_grpc.infer(MODEL, [image], parameters=parameters, headers=bearer)
     assert not result.as_numpy("label_map").any()
 

@@ -51,8 +51,8 @@ HTTP_PORTS = (  # key, environment variable, TorchServe's default
     ("metrics_address", "SEGSERVE_METRICS_PORT", 8082),
 )
 GRPC_PORTS = (
-    ("grpc_inference", "SEGSERVE_GRPC_PORT", 7070),
-    ("grpc_management", "SEGSERVE_GRPC_MANAGEMENT_PORT", 7071),
+    ("grpc_inference", 7070),
+    ("grpc_management", 7071),
 )
 
 
@@ -131,8 +131,7 @@ def choose_addresses(settings: Mapping[str, str]) -> dict[str, str]:
     `settings`.
 
     A port that is taken is replaced by a free one. The variables are SEGSERVE_PORT,
-    SEGSERVE_MANAGEMENT_PORT, SEGSERVE_METRICS_PORT, SEGSERVE_GRPC_PORT and
-    SEGSERVE_GRPC_MANAGEMENT_PORT; an empty one counts as absent.
+    SEGSERVE_MANAGEMENT_PORT and SEGSERVE_METRICS_PORT; an empty one counts as absent.
 
     Raises:
         ServerError: a port outside 1..65535, one that may not be bound, or an address that is not http(s)://HOST:PORT.
@@ -142,11 +141,11 @@ def choose_addresses(settings: Mapping[str, str]) -> dict[str, str]:
         for key, variable, default in HTTP_PORTS:
             scheme, host, port = _wanted_address(settings, key, variable, default)
             chosen[key] = f"{scheme}://{host}:{_free_port(host, port, held)}"
-        for prefix, variable, default in GRPC_PORTS:
+        for prefix, default in GRPC_PORTS:
             host = settings.get(f"{prefix}_address", "127.0.0.1")
             port = _parse_port(settings.get(f"{prefix}_port", str(default)), f"{prefix}_port")
             chosen[f"{prefix}_address"] = host
-            chosen[f"{prefix}_port"] = str(_free_port(host, _wanted_port(variable, port), held))
+            chosen[f"{prefix}_port"] = str(_free_port(host, port, held))
     return chosen
 
 

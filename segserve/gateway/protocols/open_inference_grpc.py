@@ -93,12 +93,8 @@ def _message_classes() -> dict[str, type[Message]]:
 _CLASSES = _message_classes()
 
 
-@asynccontextmanager
-async def serving_grpc(
-    gateway: Gateway, address: str, *, max_bytes: int, drain_timeout_s: float
-) -> AsyncIterator[None]:
-    """Serves the protocol at HOST:PORT within the context. At its end, pending requests are
-    completed.
+def bound_server(gateway: Gateway, address: str, *, max_bytes: int) -> grpc.aio.Server:
+    """A server of the protocol that is bound to HOST:PORT, and not started.
 
     Raises:
         OSError: the address cannot be used.
@@ -110,14 +106,18 @@ async def serving_grpc(
         ("grpc.so_reuseport", 0),
     ]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MOST_CALLS)
-    service = _Service(gateway)
-    server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler(_SERVICE, service.handlers())]
-    )
+    handlers = _Service(gateway).handlers()
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
     try:
         server.add_insecure_port(address)
     except RuntimeError as error:
         raise OSError(f"SEGSERVE_GRPC_PORT: {address} cannot be used: {error}") from error
+    return server
+
+
+@asynccontextmanager
+async def serving(server: grpc.aio.Server, *, drain_timeout_s: float) -> AsyncIterator[None]:
+    """Serves within the context. At its end, pending requests are completed."""
     await server.start()
     try:
         yield
