@@ -4,6 +4,7 @@ Kubernetes.
 
 from pathlib import Path
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -277,3 +278,68 @@ def test_ray_service_application_is_one_that_ray_serve_takes(ray_service):
 def test_ray_service_runs_the_ray_of_constraints(ray_service):
     pinned = (PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert f"ray=={ray_service['spec']['rayClusterConfig']['rayVersion']}" in pinned
+
+
+KSERVE_OWN = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["deploymentStrategy", "minReplicas", "maxReplicas"],
+    "properties": {
+        "deploymentStrategy": {"type": "object"},
+        "minReplicas": {"type": "integer", "minimum": 0},
+        "maxReplicas": {"type": "integer", "minimum": 1},
+        "scaleMetric": {"enum": ["cpu", "memory"]},  # with an autoscaler of the class hpa
+        "scaleTarget": {"type": "integer", "minimum": 1, "maximum": 100},
+    },
+}
+"""The fields of a predictor that KServe has beside those of a pod; the names are those of
+`kserve.models.V1beta1PredictorSpec` 0.21."""
+
+
+@pytest.fixture(scope="module")
+def inference_service():
+    return yaml.safe_load(
+        (PROJECT / "deploy" / "kserve" / "inferenceservice.yaml").read_text(encoding="utf-8")
+    )
+
+
+def pod_of(inference_service: dict) -> dict:
+    predictor = inference_service["spec"]["predictor"]
+    return {
+        name: value for name, value in predictor.items() if name not in KSERVE_OWN["properties"]
+    }
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_inference_service_fits_the_schemas(inference_service, version):
+    predictor = inference_service["spec"]["predictor"]
+    own = {name: predictor[name] for name in predictor.keys() & KSERVE_OWN["properties"].keys()}
+    jsonschema.validate(own, KSERVE_OWN)
+    assert set(inference_service) == {"apiVersion", "kind", "metadata", "spec"}
+    assert inference_service["apiVersion"] == "serving.kserve.io/v1beta1"
+    assert set(inference_service["spec"]) == {"predictor"}
+    labels = {"app": "segserve"}
+    deployment = {  # what KServe makes of it
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": inference_service["metadata"],
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "strategy": own["deploymentStrategy"],
+            "template": {"metadata": {"labels": labels}, "spec": pod_of(inference_service)},
+        },
+    }
+    kubernetes_validate.validate(deployment, version, strict=True)
+
+
+def test_inference_service_pod_is_that_of_the_chart(inference_service):
+    deployment = render({})["Deployment"]["spec"]
+    chart, pod = deployment["template"]["spec"], pod_of(inference_service)
+    del chart["topologySpreadConstraints"]  # of the chart's labels
+    [of_chart], [container] = chart.pop("containers"), pod.pop("containers")
+    assert pod == chart
+    assert container.pop("name") == "kserve-container"  # the name that KServe requires
+    assert {name: of_chart[name] for name in container} == container
+    assert set(of_chart) == {*container, "name", "imagePullPolicy"}
+    strategy = inference_service["spec"]["predictor"]["deploymentStrategy"]
+    assert strategy["rollingUpdate"] == deployment["strategy"]["rollingUpdate"]
