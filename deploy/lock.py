@@ -51,6 +51,7 @@ def locks() -> Mapping[str, Lock]:
         "onnx": Lock(["openvino", *_requirements("gateway", but=_WITHOUT)]),
         "ray": Lock(_requirements("serve", "ray", but=_WITHOUT), beside=["torch", "container"]),
         "otel": Lock(_requirements("serve", "otel", but=_WITHOUT), beside=["torch", "container"]),
+        "grpc": Lock(_requirements("serve", "grpc", but=_WITHOUT), beside=["torch", "container"]),
         "archiver": Lock(["torch-model-archiver"]),
         "page": Lock(_requirements("page")),
     }
