@@ -13,7 +13,7 @@ PEERS := .venv/.peers-installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SILENT:
-.PHONY: help setup demo batch-demo serve page stop mar image image-test test test-all hostile faults lint check format bench determinism lock audit sbom docs clean
+.PHONY: help setup demo batch-demo browser serve page stop mar image image-test test test-all hostile faults lint check format bench determinism lock audit sbom docs clean
 
 help: ## list the targets
 	echo "usage: make TARGET [MODEL=embedded] [PYTHON=python3]"
@@ -49,6 +49,9 @@ serve: $(SERVE_STAMP) ## start the server, leave it running, print a curl comman
 
 page: $(STAMP) ## open a page to drop pictures on, over the server that `make serve` started
 	$(BIN)/segserve page
+
+browser: $(STAMP) ## write a page that segments pictures in the browser, without a server, into build/browser
+	$(BIN)/python -m examples.browser.build $(MODEL)
 
 stop: $(SERVE_STAMP) ## stop the server that `make serve` started
 	$(BIN)/segserve stop
