@@ -19,7 +19,7 @@ PROJECT = HERE.parent
 LOCKS = HERE / "locks"
 
 # The server's image needs no command line and packs no archives.
-_WITHOUT = frozenset({"rich", "tenacity", "torch-model-archiver", "typer"})
+_WITHOUT = frozenset({"rich", "torch-model-archiver", "typer"})
 _COMMAND = (
     "-m",
     "uv",
