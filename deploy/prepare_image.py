@@ -24,6 +24,8 @@ SITE = Path(sysconfig.get_path("purelib"))
 UNUSED = (
     "hf_xet*",
     *(f"{package}/**/tests" for package in ("mpmath", "networkx", "numpy", "sympy")),
+    "openvino/include",
+    *(f"openvino/frontend/{read}" for read in ("jax", "paddle", "tensorflow")),
     "openvino/libs/cache.json",  # of GPU kernels
     *(f"openvino/libs/libopenvino_intel_{device}_*" for device in ("gpu", "npu")),
     *(
@@ -31,13 +33,15 @@ UNUSED = (
         for read in ("gguf", "jax", "paddle", "tensor*")
     ),
 )
+UNUSED_WITHOUT_TORCH = ("openvino/frontend/pytorch", "openvino/libs/libopenvino_pytorch_frontend*")
 NETTY = "META-INF/native/libnetty_transport_native_epoll_{}.so"
 ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "aarch_64"}  # Python's name, Netty's
 
 
 def main() -> None:
     archive, *libraries = map(Path, sys.argv[1:])
-    for pattern in UNUSED:
+    has_torch = (SITE / "torch").exists()
+    for pattern in UNUSED if has_torch else UNUSED + UNUSED_WITHOUT_TORCH:
         for path in list(SITE.glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for folder in libraries:
