@@ -3,6 +3,7 @@
 PYTHON ?= python3
 MODEL ?= embedded
 IMAGE ?= segserve
+TARGET ?= server
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -60,11 +61,11 @@ mar: $(SERVE_STAMP) ## pack the model into an archive for TorchServe in build/, 
 	$(BIN)/segserve fetch model/$(MODEL)
 	$(BIN)/segserve archive model/$(MODEL) --output build
 
-image: ## build the server's image with docker or podman (IMAGE=segserve; deploy/Dockerfile has the rest)
-	IMAGE=$(IMAGE) MODEL=$(MODEL) deploy/build_image.sh
+image: ## build the server's image with docker or podman (IMAGE=segserve; TARGET=onnx: without PyTorch and Java)
+	IMAGE=$(IMAGE) TARGET=$(TARGET) MODEL=$(MODEL) deploy/build_image.sh
 
 image-test: $(STAMP) ## run that image as users would, but for fewer rights, and stop it under load
-	SEGSERVE_IMAGE=$(IMAGE) $(BIN)/python -m pytest -q tests/deploy/test_image.py
+	SEGSERVE_IMAGE=$(IMAGE) SEGSERVE_IMAGE_TARGET=$(TARGET) $(BIN)/python -m pytest -q tests/deploy/test_image.py
 
 test: $(STAMP) ## run the unit tests, and the HTTP contract on every engine, a real TorchServe included (ten minutes)
 	$(BIN)/python -m pytest -q --durations=10 tests/unit tests/contract

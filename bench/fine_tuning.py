@@ -10,6 +10,7 @@ weights have seen objects of these classes, so this is the easy case.
 
 import argparse
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -42,11 +43,13 @@ def main() -> None:
         began_s = perf_counter()
         _train(folder, classes, arguments.steps)
         minutes = (perf_counter() - began_s) / 60
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         accuracy = read_record(folder / "model").accuracy
         if accuracy is None:
             sys.exit("the training measured no accuracy")
         print(f"{len(splits['train'])} images for training, {len(splits['val'])} for validation")
-        print(f"{minutes:.1f} minutes, mean IoU {accuracy.mean_iou:.3f}: {accuracy.class_iou}")
+        print(f"{minutes:.1f} minutes, {(used.ru_utime + used.ru_stime) / 60:.1f} of processor time")
+        print(f"mean IoU {accuracy.mean_iou:.3f}: {accuracy.class_iou}")
 
 
 def _write_data(data: LabelledImages, class_ids: list[int], folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 # Builds the image with docker or podman, whichever runs here: `make image`. Settings come from the environment:
 #
 #   IMAGE         its name (segserve)
+#   TARGET        what to build of deploy/Dockerfile: server, onnx or page (server)
 #   BASE_IMAGE, TORCH_INDEX, EXTRAS, MODEL    build arguments, see deploy/Dockerfile
 #   OCI_BUILD     further options of `docker build` or `podman build`
 set -euo pipefail
@@ -21,5 +22,5 @@ for name in BASE_IMAGE TORCH_INDEX EXTRAS MODEL; do
   if [ -n "${!name:-}" ]; then arguments+=(--build-arg "$name=${!name}"); fi
 done
 # shellcheck disable=SC2086 # OCI_BUILD is several options
-"$engine" build ${OCI_BUILD:-} "${arguments[@]}" --tag "${IMAGE:-segserve}" --file deploy/Dockerfile .
+"$engine" build ${OCI_BUILD:-} "${arguments[@]}" --target "${TARGET:-server}" --tag "${IMAGE:-segserve}" --file deploy/Dockerfile .
 "$engine" image inspect --format "${IMAGE:-segserve}: {{.Size}} bytes" "${IMAGE:-segserve}"

@@ -24,10 +24,14 @@ SITE = Path(sysconfig.get_path("purelib"))
 UNUSED = (
     "hf_xet*",
     *(f"{package}/**/tests" for package in ("mpmath", "networkx", "numpy", "sympy")),
+    *(f"{package}/**/*.pyi" for package in ("numpy", "openvino", "torch")),
+    "numpy/_core/include",
     "openvino/include",
+    "openvino/tools/benchmark",
     *(f"openvino/frontend/{read}" for read in ("jax", "paddle", "tensorflow")),
     "openvino/libs/cache.json",  # of GPU kernels
     *(f"openvino/libs/libopenvino_intel_{device}_*" for device in ("gpu", "npu")),
+    *(f"openvino/libs/libopenvino_{device}_plugin*" for device in ("auto", "auto_batch", "hetero")),
     *(
         f"openvino/libs/libopenvino_{read}_frontend*"
         for read in ("gguf", "jax", "paddle", "tensor*")
