@@ -9,8 +9,8 @@ weights have seen objects of these classes, so this is the easy case.
 """
 
 import argparse
+import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -43,12 +43,13 @@ def main() -> None:
         began_s = perf_counter()
         _train(folder, classes, arguments.steps)
         minutes = (perf_counter() - began_s) / 60
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times = os.times()
+        cpu_minutes = (times.children_user + times.children_system) / 60
         accuracy = read_record(folder / "model").accuracy
         if accuracy is None:
             sys.exit("the training measured no accuracy")
         print(f"{len(splits['train'])} images for training, {len(splits['val'])} for validation")
-        print(f"{minutes:.1f} minutes, {(used.ru_utime + used.ru_stime) / 60:.1f} of processor time")
+        print(f"{minutes:.1f} minutes, {cpu_minutes:.1f} CPU minutes")
         print(f"mean IoU {accuracy.mean_iou:.3f}: {accuracy.class_iou}")
 
 
