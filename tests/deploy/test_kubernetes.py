@@ -41,6 +41,7 @@ VALUES = {
     "named-by-numbers": {"auth": {"secret": "123", "managementSecret": "1e3"}, "env": {"NO": "x"}},
     "managed": {"auth": {"secret": "segserve-token", "managementSecret": "segserve-management"}},
     "watched": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+    "grpc": {"env": {"SEGSERVE_GRPC_PORT": 8084}},
     "open": {"networkPolicy": {"enabled": False}, "podDisruptionBudget": {"enabled": False}},
 }
 ENVIRONMENT = {
@@ -151,6 +152,16 @@ def test_chart_sets_variables_that_the_container_has():
         "metrics": settings.metrics_port,
         "management": settings.management_port,
     }
+
+
+def test_chart_opens_the_port_of_grpc_if_it_is_set():
+    objects = render(VALUES["grpc"])
+    assert {"name": "grpc", "containerPort": 8084} in server_of(objects)["ports"]
+    service_ports = objects["Service"]["spec"]["ports"]
+    assert {"name": "grpc", "port": 8084, "targetPort": "grpc"} in service_ports
+    allowed = objects["NetworkPolicy"]["spec"]["ingress"][0]["ports"]
+    assert allowed == [{"port": "http"}, {"port": "grpc"}]
+    assert "grpc" not in str(render({}))
 
 
 def test_chart_leaves_large_numbers_as_they_are():
