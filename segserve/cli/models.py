@@ -162,7 +162,7 @@ def export_model(
         ),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16"], typer.Option(help="of the weights and the multiplications")
+        Literal["fp32", "fp16", "int8"], typer.Option(help="of the weights and the multiplications")
     ] = "fp32",
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="a second output: those of every class")

@@ -33,7 +33,7 @@ from ..runtime.settings import Settings
 
 OPSET = 18
 _TYPES = {"F16": TensorProto.FLOAT16, "BF16": TensorProto.BFLOAT16, "F32": TensorProto.FLOAT}
-_NETWORK = "network."  # the names of its parameters in `_FromPixels` begin with this
+PARAMETER_PREFIX = "network."  # the names of its parameters in `_FromPixels` begin with this
 
 _TRACED = (2, 64, 96)  # any size: the graph takes all sizes
 
@@ -129,7 +129,7 @@ def _refer_to(weights: Path, graph: onnx.GraphProto) -> None:
     stored = _stored_tensors(weights)
     converted = []
     for initializer in graph.initializer:
-        name = initializer.name.removeprefix(_NETWORK)
+        name = initializer.name.removeprefix(PARAMETER_PREFIX)
         if initializer.data_type != TensorProto.FLOAT or name not in stored:
             continue
         data_type, offset, length = stored[name]

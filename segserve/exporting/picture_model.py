@@ -19,8 +19,9 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from ..runtime.network.weights import SegmentationNetwork
 from ..runtime.record import ModelRecord, ResizeRule
 from .graph import OPSET, export_network
+from .int8 import quantized_model
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 _NO_INPUT = ""  # an input of an operation that is left out
 _OVERLAP_PERCENT = 15  # of the tiles that Deepness cuts
@@ -62,7 +63,7 @@ def picture_model(
     """The model of a network, float32 on the CPU, in evaluation mode.
 
     Raises:
-        ModelError: PyTorch cannot export the network.
+        ModelError: PyTorch cannot export the network, or int8 lacks measured ranges.
     """
     with TemporaryDirectory(prefix="segserve-") as folder:
         path = Path(folder) / "network.onnx"
@@ -70,6 +71,8 @@ def picture_model(
         model = onnx.load(path)
     if precision == "fp16":
         model = convert_float_to_float16(model, keep_io_types=True)
+    elif precision == "int8":
+        model = quantized_model(model, network.ranges)
     before, after = _Nodes("before"), _Nodes("after")
     size = before.add("Shape", "image")
     height, width = (_element(before, size, index) for index in (1, 2))
@@ -136,7 +139,7 @@ def _rounded(nodes: _Nodes, rule: ResizeRule, side: str, numerator: str, denomin
 
     Whole numbers alone: a float32 could round to the wrong multiple.
     """
-    one, two = nodes.constant([1]), nodes.constant([2])
+    one = nodes.constant([1])
     dividend = nodes.add("Mul", side, numerator)
     divisor = nodes.add("Mul", denominator, nodes.constant([rule.multiple_of]))
     quotient = nodes.add("Div", dividend, divisor)
@@ -144,6 +147,7 @@ def _rounded(nodes: _Nodes, rule: ResizeRule, side: str, numerator: str, denomin
     if rule.rounding == "up":
         is_up = nodes.add("Greater", rest, nodes.constant([0]))
     elif rule.rounding == "nearest":  # of two equally near, the even one
+        two = nodes.constant([2])
         twice = nodes.add("Mul", rest, two)
         is_odd = nodes.add("Equal", nodes.add("Mod", quotient, two), one)
         is_tie = nodes.add("And", nodes.add("Equal", twice, divisor), is_odd)

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 REPORT_SUFFIX = ".report.json"
 
 # The fewest pixels with PyTorch's class, the largest mean difference of a probability, and the
-# largest difference of the mean IoU. In fp16, the logits have an error of a thousandth.
-_EQUAL_PIXELS: dict[Precision, float] = {"fp32": 0.999, "fp16": 0.995}
-_PROBABILITY: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-3}
-_MEAN_IOU: dict[Precision, float] = {"fp32": 0.001, "fp16": 0.003}
+# largest difference of the mean IoU. In fp16, the logits have an error of a thousandth; int8 moves
+# the edges of objects.
+_EQUAL_PIXELS: dict[Precision, float] = {"fp32": 0.999, "fp16": 0.995, "int8": 0.95}
+_PROBABILITY: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-3, "int8": 1e-2}
+_MEAN_IOU: dict[Precision, float] = {"fp32": 0.001, "fp16": 0.003, "int8": 0.01}
 
 # Sizes of the generated pictures, (width, height): common ones, odd ones, a thin one.
 _SIZES = ((500, 375), (375, 500), (641, 479), (1200, 900), (97, 203), (900, 120))

@@ -116,6 +116,27 @@ def test_resize_in_the_graph_has_the_size_of_the_rule(rule):
         assert tuple(int(side[0]) for side in size) == rule.size_for(int(height_px), int(width_px))
 
 
+def test_export_in_int8_gives_nearly_the_classes_of_pytorch_in_both_runtimes(photographs, tmp_path):
+    image_file = photograph(photographs, "chelsea", (451, 300), tmp_path)
+    path = tmp_path / "int8.onnx"
+    report = export_onnx(EMBEDDED, path, precision="int8", checks=Checks([image_file]))
+    assert report.bytes < 6e6
+    assert report.equal_pixels > 0.95
+    image = np.array(Image.open(image_file))
+    expected = Segmenter.load(EMBEDDED, settings=PLAIN).segment(image).label_map
+    label_map = PictureModel(path).label_map(image)
+    by_openvino = openvino.compile_model(path, "CPU")([image[None]])[0][0]
+    assert (label_map == expected).mean() > 0.97
+    assert (by_openvino == expected).mean() > 0.97
+
+
+def test_export_in_int8_needs_measured_ranges(tmp_path):
+    record = tiny_record()
+    network = build_network(record.architecture, len(record.classes))
+    with pytest.raises(ModelError, match="was not measured; `segserve quantize` measures it"):
+        picture_model(network, record, precision="int8")
+
+
 def test_openvino_loads_the_file_and_gives_the_same_classes(exported, photographs, tmp_path):
     image = np.array(Image.open(photograph(photographs, "chelsea", (333, 251), tmp_path)))
     compiled = openvino.Core().compile_model(exported, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
