@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from .errors import BenchError
 from .figures import Run
-from .peer import Opened
+from .peer import BenchError, Opened
 from .workload import Workload
 
 Work = Callable[[Path], object]

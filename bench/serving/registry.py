@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
-from .errors import BenchError
 from .figures import LIMIT, PLAIN_LOOP
 from .loop import Prepare, open_loop
-from .peer import Opened
+from .peer import BenchError, Opened
 from .peers import huggingface, limit, plain_loop
 from .peers.deployed import open_deployed
 from .peers.ours import open_ours, open_ours_in_int8, open_ours_in_onnx

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.images import mixed_photographs
-from bench.serving.errors import BenchError
 from bench.serving.machine import facts
+from bench.serving.peer import BenchError
 from bench.serving.report import write_between_marks
 from segserve.archive import build_archive
 from segserve.engines.store import model_name

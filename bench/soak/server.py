@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 import psutil
 import requests
 
-from bench.serving.errors import BenchError
+from bench.serving.peer import BenchError
 
 _READY_S = 600
 _STOP_S = 90

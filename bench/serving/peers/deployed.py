@@ -12,10 +12,8 @@ from segserve.archive import build_archive
 from segserve.client.request import JSON, as_fields, http_headers
 from segserve.runtime.record import read_record
 
-from ..errors import BenchError
-from ..load import Gateway
-from ..over_http import HttpPeer
-from ..peer import Opened
+from ..load import Gateway, HttpPeer
+from ..peer import BenchError, Opened
 from ..workload import Workload
 from .processes import HOST, free_port, running
 from .proxy import make_secrets, write_proxy

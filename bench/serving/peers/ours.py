@@ -17,10 +17,8 @@ from segserve.gateway.background import Server
 from segserve.runtime.record import read_record
 from segserve.runtime.settings import CONFIG_FILE
 
-from ..errors import BenchError
-from ..load import Gateway
-from ..over_http import HttpPeer
-from ..peer import Opened
+from ..load import Gateway, HttpPeer
+from ..peer import BenchError, Opened
 from ..workload import Workload
 from .processes import READY_S
 

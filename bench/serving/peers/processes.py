@@ -11,7 +11,7 @@ import requests
 
 from segserve.engines.process_tree import ProcessTree
 
-from ..errors import BenchError
+from ..peer import BenchError
 
 HOST = "127.0.0.1"
 READY_S = 600

@@ -20,10 +20,8 @@ from segserve.engines.torchserve.process import TorchServe
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import RECORD_FILE, read_record
 
-from ..errors import BenchError
-from ..load import Gateway
-from ..over_http import HttpPeer
-from ..peer import Opened
+from ..load import Gateway, HttpPeer
+from ..peer import BenchError, Opened
 from ..workload import Workload
 from .processes import READY_S
 
