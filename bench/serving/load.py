@@ -2,8 +2,8 @@
 after the response.
 
 It reads its order as JSON from standard input, and writes its results as JSON to standard output.
-`send_requests` starts it. The clients are threads with `http.client`, which need the least CPU time. On
-one machine, the clients' CPU time is lost for the server.
+`send_requests` starts it. The clients are threads with `http.client`, which need the least CPU
+time. On one machine, the clients' CPU time is lost for the server.
 """
 
 import base64
@@ -113,6 +113,18 @@ def send_requests(
         )
     response = json.loads(done.stdout)
     return Run(**{**response, "latencies_s": tuple(response["latencies_s"])})
+
+
+def send_all(gateway: Gateway, images: Sequence[Path], *, clients: int) -> Run:
+    """As `send_requests`, but no request may fail.
+
+    Raises:
+        BenchError: a request failed.
+    """
+    run = send_requests(gateway, images, clients=clients)
+    if run.failures:
+        raise BenchError(f"{run.failures} of {len(images)} images failed: {run.reason}")
+    return run
 
 
 class ClosedLoop:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.images import mixed_photographs
+from bench.images import write_mixed_photographs
 from bench.serving.machine import facts
 from bench.serving.peer import BenchError
 from bench.serving.report import write_between_marks
@@ -24,7 +24,7 @@ from segserve.resources import resource
 from segserve.runtime.errors import ModelError
 
 from .load import Order, Outcome, send
-from .server import Running, Sample, Watch, container
+from .server import Running, Sample, container, watched
 from .verdict import Finding, findings
 
 _SAMPLES = 240
@@ -83,7 +83,7 @@ def _arguments() -> argparse.Namespace:
 def _soaked(arguments: argparse.Namespace) -> Soak:
     shutil.rmtree(arguments.output, ignore_errors=True)
     scratch = arguments.output.resolve()
-    images = _images(scratch / "images")
+    images = sorted(write_mixed_photographs(scratch / "images"))
     archive = arguments.archive or build_archive(
         servable_folder(resource(f"model/{arguments.model}")), scratch
     )
@@ -93,17 +93,10 @@ def _soaked(arguments: argparse.Namespace) -> Soak:
             capacity = _capacity(server, images, min(30.0, seconds / 4))
             print(f"soak: it can do {capacity:.1f} requests a second", file=sys.stderr)
             order = _order(server, images, seconds, rate=arguments.load * capacity)
-            with Watch(server, every_s=max(_SHORTEST_S, seconds / _SAMPLES)) as watch:
+            with watched(server, every_s=max(_SHORTEST_S, seconds / _SAMPLES)) as samples:
                 outcomes = send(order)
-        shutil.copy(Path(run_dir) / "server" / "log", scratch / "log")
-    return Soak(capacity, arguments.load * capacity, seconds, watch.samples, outcomes)
-
-
-def _images(folder: Path) -> list[Path]:
-    folder.mkdir(parents=True)
-    for name, content in mixed_photographs().items():
-        (folder / name).write_bytes(content)
-    return sorted(folder.iterdir())
+        shutil.copy(Path(run_dir) / "server" / "container.log", scratch / "log")
+    return Soak(capacity, arguments.load * capacity, seconds, samples, outcomes)
 
 
 def _order(server: Running, images: Sequence[Path], seconds: float, *, rate: float | None) -> Order:
