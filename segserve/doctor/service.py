@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from .findings import Finding, Level
@@ -23,7 +23,6 @@ BUILD_DIR = Path("build")
 MANIFEST = "MAR-INF/MANIFEST.json"
 
 _HTTP_TIMEOUT_S = 10
-_BLOCK_BYTES = 2**20
 _START_ONE = "`segserve serve` starts one"
 
 
@@ -80,7 +79,8 @@ def archive_fault(path: Path) -> str:
                 return f"{damaged} in it is damaged"
             named = json.loads(archive.read(MANIFEST))["model"]["serializedFile"]
             weights = yaml.safe_load(archive.read("model.yaml"))["weights"]
-            digest = _sha256(archive, named)
+            with archive.open(named) as member:
+                digest = hashlib.file_digest(cast(zipfile.ZipExtFile, member), "sha256").hexdigest()
     except zipfile.BadZipFile:
         return "is no archive, or was cut short"
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -192,14 +192,6 @@ def _owner(port: int) -> str:
             ):
                 return f" (process {connection.pid}, {psutil.Process(connection.pid).name()})"
     return ""
-
-
-def _sha256(archive: zipfile.ZipFile, name: str) -> str:
-    digest = hashlib.sha256()
-    with archive.open(name) as member:
-        while block := member.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _own_server(server: "Server") -> Finding:
