@@ -185,36 +185,32 @@ class Problem(TypedDict):
     detail: str
 
 
-class _Words(NamedTuple):
-    title: str
-    advice: str
-
-
-_BY_KIND: tuple[tuple[type[Exception], _Words], ...] = (
-    (
-        UnreachableError,
-        _Words("No server responds", "Start one with `segserve serve`, then try again."),
-    ),
-    (TimedOutError, _Words("The server took too long", "Try a smaller picture, or fewer passes.")),
-    (
-        AuthenticationError,
-        _Words(
-            "The server rejects the token", "Start the page again with --token or $SEGSERVE_TOKEN."
-        ),
-    ),
-    (
-        UnknownModelError,
-        _Words("The server has no such model", "Choose another one under Options."),
-    ),
-    (
-        MalformedResponseError,
-        _Words("This is not a segmentation server", "Look at the address that the page was given."),
-    ),
-    (
-        FileNotFoundError,
-        _Words("The picture is no longer here", "Drop it again: pictures are kept for an hour."),
-    ),
-)
+_BY_KIND: dict[type[Exception], Problem] = {
+    UnreachableError: {
+        "title": "No server responds",
+        "detail": "Start one with `segserve serve`, then try again.",
+    },
+    TimedOutError: {
+        "title": "The server took too long",
+        "detail": "Try a smaller picture, or fewer passes.",
+    },
+    AuthenticationError: {
+        "title": "The server rejects the token",
+        "detail": "Start the page again with --token or $SEGSERVE_TOKEN.",
+    },
+    UnknownModelError: {
+        "title": "The server has no such model",
+        "detail": "Choose another one under Options.",
+    },
+    MalformedResponseError: {
+        "title": "This is not a segmentation server",
+        "detail": "Look at the address that the page was given.",
+    },
+    FileNotFoundError: {
+        "title": "The picture is no longer here",
+        "detail": "Drop it again: pictures are kept for an hour.",
+    },
+}
 # By the error code of the server, whose message says what to do.
 _BY_CODE = {
     "image_truncated": "The file ends too early",
@@ -265,9 +261,9 @@ def in_plain_words(error: Exception) -> Problem:
     """Converts an error to a problem: a title, and the page's advice or else the message of the
     server, which gives its own.
     """
-    words = next((words for kind, words in _BY_KIND if isinstance(error, kind)), None)
-    if words is not None:
-        return {"title": words.title, "detail": words.advice}
+    for kind, problem in _BY_KIND.items():
+        if isinstance(error, kind):
+            return problem
     title, message = _OTHERWISE, str(error)
     if isinstance(error, ResponseError):
         title, message = _BY_CODE.get(error.code, _OTHERWISE), error.message
