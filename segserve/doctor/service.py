@@ -167,16 +167,11 @@ def _own_ports(server: "Server | None") -> set[int]:
 
 
 def _is_free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as TorchServe: closed connections do not count
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError:
-            return False
-    return True
+    try:
+        with socket.create_server((host, port)):  # as TorchServe: closed connections do not count
+            return True
+    except OSError:
+        return False
 
 
 def _owner(port: int) -> str:
