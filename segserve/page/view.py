@@ -4,7 +4,7 @@ import base64
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from ..bulk.results import as_coco
 from ..bulk.sources import Source
@@ -27,20 +27,16 @@ from ..schema.request import MediaType
 _EXCERPT_BYTES = 600
 
 
-class _Encoding(NamedTuple):
-    accept: str
-    mask: str | None
-
-
-ENCODINGS = {
-    "JSON, mask as PNG": _Encoding(MediaType.JSON, "png"),
-    "JSON, mask as run lengths (COCO RLE)": _Encoding(MediaType.JSON, "rle"),
-    "JSON, mask as polygons": _Encoding(MediaType.JSON, "polygons"),
-    "JSON, mask as rows of class ids": _Encoding(MediaType.JSON, "dense"),
-    "JSON, classes without a mask": _Encoding(MediaType.JSON, "none"),
-    "PNG, the label map": _Encoding(MediaType.PNG, None),
-    "JPEG, the overlay": _Encoding(MediaType.JPEG, None),
-    "NumPy file, the label map": _Encoding(MediaType.NPY, None),
+# The media type to accept and the mask encoding, by the name to choose from.
+ENCODINGS: dict[str, tuple[str, str | None]] = {
+    "JSON, mask as PNG": (MediaType.JSON, "png"),
+    "JSON, mask as run lengths (COCO RLE)": (MediaType.JSON, "rle"),
+    "JSON, mask as polygons": (MediaType.JSON, "polygons"),
+    "JSON, mask as rows of class ids": (MediaType.JSON, "dense"),
+    "JSON, classes without a mask": (MediaType.JSON, "none"),
+    "PNG, the label map": (MediaType.PNG, None),
+    "JPEG, the overlay": (MediaType.JPEG, None),
+    "NumPy file, the label map": (MediaType.NPY, None),
 }
 
 
