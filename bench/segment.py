@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -42,7 +41,15 @@ def main(model: str = "embedded", images: int = 300, rounds: int = 3) -> None:
                 )
                 for number in range(rounds)
             ]
-    _report(measured, images)
+    bare, own, whole = (
+        statistics.median(images / seconds for seconds in of_rounds)
+        for of_rounds in zip(*measured, strict=True)
+    )
+    ratio = statistics.median(bare_s / own_s for bare_s, own_s, _ in measured)
+    print(f"{images} images, {CLIENTS} in flight, {rounds} rounds")
+    print(f"bare loop of ready requests:        {bare:.1f} images/s")
+    print(f"segserve segment:                   {own:.1f} images/s; ratio {ratio:.2f}")
+    print(f"segserve segment with its start-up: {whole:.1f} images/s")
 
 
 def _command_s(folder: Path, output: str) -> tuple[float, float]:
@@ -54,17 +61,6 @@ def _command_s(folder: Path, output: str) -> tuple[float, float]:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     whole_s = time.perf_counter() - began_s
     return json.loads(done.stdout.splitlines()[-1])["summary"]["seconds"], whole_s
-
-
-def _report(rounds: Sequence[tuple[float, float, float]], images: int) -> None:
-    bare, own, whole = (
-        statistics.median(images / round_s[place] for round_s in rounds) for place in range(3)
-    )
-    ratio = statistics.median(bare_s / own_s for bare_s, own_s, _ in rounds)
-    print(f"{images} images, {CLIENTS} in flight, {len(rounds)} rounds")
-    print(f"bare loop of ready requests:        {bare:.1f} images/s")
-    print(f"segserve segment:                   {own:.1f} images/s; ratio {ratio:.2f}")
-    print(f"segserve segment with its start-up: {whole:.1f} images/s")
 
 
 if __name__ == "__main__":
