@@ -13,12 +13,11 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from bench.serving.errors import BenchError
 from bench.serving.figures import rows
 from bench.serving.machine import facts
-from bench.serving.plot import draw
+from bench.serving.peer import BenchError
 from bench.serving.registry import PEERS
-from bench.serving.report import Report, write_between_marks
+from bench.serving.report import Report, draw, write_between_marks
 from bench.serving.session import measure, report_progress
 from bench.serving.workload import Workload, mixed_workload
 from segserve.doctor.torch_facts import TorchBrokenError

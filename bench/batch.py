@@ -10,7 +10,6 @@ to a long job. The time with this start is reported too.
 compares two jobs; the second has four times the images.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -23,11 +22,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Annotated
 
 import psutil
 import torch
+import typer
 
-from bench.images import photographs
+from bench.images import photographs, write_photographs
 from bench.serving.workload import MAX_PIXELS
 from segserve.archive import build_archive
 from segserve.resources import resource
@@ -35,54 +36,39 @@ from segserve.runtime.decode.image import decode_image
 from segserve.runtime.inference.segmenter import Segmenter
 
 
-def main() -> None:
-    arguments = _arguments()
+def main(
+    model: str = "embedded",
+    images: int = 400,
+    workers: int = os.cpu_count() or 1,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="compare N images with 4 N; N of 1000 takes long")
+    ] = False,
+) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build_archive(resource(f"model/{arguments.model}"), folder)
-        archive = next(folder.glob("*.mar"))
-        counts = (
-            (arguments.images, 4 * arguments.images) if arguments.memory else (arguments.images,)
-        )
-        jobs = [_job(folder, archive, count, arguments.workers) for count in counts]
-    if arguments.memory:
+        archive = build_archive(resource(f"model/{model}"), folder)
+        counts = (images, 4 * images) if memory else (images,)
+        jobs = [_job(folder, archive, count, workers) for count in counts]
+    if memory:
         _report_memory(counts, [peak_bytes for *_, peak_bytes in jobs])
-    else:
-        [(seconds, whole_s, _)] = jobs
-        bare_s = _bare_s(arguments.model, arguments.images, arguments.workers)
-        _report_speed(arguments, seconds, whole_s, bare_s)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.batch", description=__doc__.splitlines()[0]
+        return
+    [(seconds, whole_s, _)] = jobs
+    bare_s = _bare_s(model, images, workers)
+    print(f"model {model}, {images} images, {workers} workers, torch {torch.__version__}")
+    print(f"bare loop of the network: {images / bare_s:.1f} images/s")
+    print(
+        f"segserve batch:           {images / seconds:.1f} images/s; ratio {bare_s / seconds:.2f}"
     )
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument(
-        "--memory", action="store_true", help="compare N images with 4 N; N of 1000 takes long"
-    )
-    return parser.parse_args()
+    print(f"with the start of Ray:    {images / whole_s:.1f} images/s ({whole_s:.0f} s)")
 
 
 def _job(folder: Path, archive: Path, count: int, workers: int) -> tuple[float, float, int]:
     """The seconds of the work and of the whole command, and the largest resident set of all
     processes in bytes.
     """
-    source = folder / f"in{count}"
-    source.mkdir()
-    for number, content in enumerate(islice(cycle(photographs()), count)):
-        (source / f"{number:06}.jpg").write_bytes(content)
-    command = [
-        sys.executable,
-        "-m",
-        "segserve",
-        "batch",
-        str(source),
-        str(folder / f"out{count}"),
-        "--json",
-    ]
+    source, target = folder / f"in{count}", folder / f"out{count}"
+    write_photographs(source, count)
+    command = [sys.executable, "-m", "segserve", "batch", str(source), str(target), "--json"]
     command += ["--archive", str(archive), "--workers", str(workers)]
     began_s = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -141,21 +127,6 @@ def _network_s(model: str, count: int) -> float:
         return time.perf_counter() - began_s
 
 
-def _report_speed(
-    arguments: argparse.Namespace, seconds: float, whole_s: float, bare_s: float
-) -> None:
-    images = arguments.images
-    print(
-        f"model {arguments.model}, {images} images, {arguments.workers} workers, torch "
-        f"{torch.__version__}"
-    )
-    print(f"bare loop of the network: {images / bare_s:.1f} images/s")
-    print(
-        f"segserve batch:           {images / seconds:.1f} images/s; ratio {bare_s / seconds:.2f}"
-    )
-    print(f"with the start of Ray:    {images / whole_s:.1f} images/s ({whole_s:.0f} s)")
-
-
 def _report_memory(counts: Sequence[int], peaks_bytes: Sequence[int]) -> None:
     for count, peak_bytes in zip(counts, peaks_bytes, strict=True):
         print(f"{count} images: {peak_bytes / 1e9:.3f} GB at most, all processes together")
@@ -163,4 +134,4 @@ def _report_memory(counts: Sequence[int], peaks_bytes: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

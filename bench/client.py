@@ -6,10 +6,8 @@ duration of the whole exchange. The baseline sends the same bytes with `http.cli
 parse the response.
 """
 
-import base64
 import http.client
 import io
-import json
 import multiprocessing
 import statistics
 import time
@@ -23,7 +21,8 @@ from PIL import Image, ImageFilter
 from segserve.client import SegmentationClient
 from segserve.demo import sample_photograph
 from segserve.resources import resource
-from segserve.runtime.encode.mask import encode_png
+from segserve.runtime.encode.response import JsonResponse
+from segserve.runtime.inference.labels import choose_labels
 from segserve.runtime.record import ModelRecord, read_record
 
 SIZE_WH = 640, 480
@@ -63,28 +62,9 @@ def _label_map(picture: Image.Image) -> np.ndarray:
 
 
 def _respond(label_map: np.ndarray, record: ModelRecord) -> bytes:
-    ids, counts = np.unique(label_map, return_counts=True)
-    classes = [
-        {
-            "id": int(class_id),
-            "label": record.classes[class_id].label,
-            "color": record.classes[class_id].color,
-            "pixels": int(pixels),
-            "fraction": int(pixels) / label_map.size,
-            "box": [0, 0, *SIZE_WH],
-            "confidence": 0.9,
-        }
-        for class_id, pixels in zip(ids, counts, strict=True)
-    ]
-    mask = {
-        "encoding": "png",
-        "data": base64.b64encode(encode_png(label_map, record.palette)).decode(),
-    }
-    model = {"name": record.name, "version": record.version}
-    width_px, height_px = SIZE_WH
-    return json.dumps(
-        {"model": model, "width": width_px, "height": height_px, "classes": classes, "mask": mask}
-    ).encode()
+    logits = 20.0 * (np.arange(len(record.classes))[:, None, None] == label_map)
+    segmentation = choose_labels(logits.astype(np.float32), *label_map.shape)
+    return JsonResponse(segmentation, record).body("png", confidence=False)
 
 
 def _serve(port: Connection, response: bytes) -> None:

@@ -6,14 +6,15 @@ is the median of the runs over all photographs, with the fastest run in parenthe
 machine, the fastest run is the better estimate of the code's own cost.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 from PIL import Image
 
 from bench.images import NAMES
@@ -28,30 +29,23 @@ from segserve.schema.request import MaskEncoding
 SIZES_WH = {"640 x 480": (640, 480), "4096 x 4096": (4096, 4096)}
 
 
-def main() -> None:
-    arguments = _arguments()
+def main(
+    model: str = "embedded",
+    runs: Annotated[
+        int, typer.Option(help="of each photograph at 640 x 480; fewer of larger ones")
+    ] = 40,
+) -> None:
     torch.set_num_threads(1)
-    segmenter = Segmenter.load(resource(f"model/{arguments.model}"))
+    segmenter = Segmenter.load(resource(f"model/{model}"))
     for title, size_wh in SIZES_WH.items():
         segmentations = [_segmented(segmenter, name, size_wh) for name in NAMES]
-        runs = max(3, arguments.runs * 640 * 480 // (size_wh[0] * size_wh[1]))
+        repeats = max(3, runs * 640 * 480 // (size_wh[0] * size_wh[1]))
         print(
-            f"{title}, {len(NAMES)} photographs, {runs} runs of each: median (fastest) ms, largest "
-            "response"
+            f"{title}, {len(NAMES)} photographs, {repeats} runs of each: median (fastest) ms, "
+            "largest response"
         )
         for name, encode in _encoders(segmenter).items():
-            print(f"  {name:24} {_cost(encode, segmentations, runs)}")
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.encodings", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument(
-        "--runs", type=int, default=40, help="of each photograph at 640 x 480; fewer of larger ones"
-    )
-    return parser.parse_args()
+            print(f"  {name:24} {_cost(encode, segmentations, repeats)}")
 
 
 def _segmented(segmenter: Segmenter, name: str, size_wh: tuple[int, int]) -> SegmentedImage:
@@ -99,4 +93,4 @@ def _cost(
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

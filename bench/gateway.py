@@ -6,98 +6,70 @@ Both ways lead to the same TorchServe and worker. The rounds alternate between t
 the median of the rounds.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle, islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from bench.images import photographs
+import typer
+
+from bench.images import write_photographs
+from bench.serving.figures import Figure, Run
+from bench.serving.load import Gateway, send_all
+from bench.serving.peers.ours import gateway_of, gateway_to, ready_server
 from segserve.archive import build_archive
-from segserve.client import SegmentationClient
 from segserve.engines.torchserve.config import read_properties
 from segserve.engines.torchserve.launch import CONFIG_FILE
 from segserve.engines.torchserve.process import KEY_FILE
 from segserve.gateway import ENGINE_FOLDER
-from segserve.gateway.background import Server
 from segserve.resources import resource
 
 CLIENTS = 8
 
 
-def main() -> None:
-    arguments = _arguments()
-    images = list(islice(cycle(photographs()), arguments.images))
+def main(
+    images: Annotated[int, typer.Option(help="images of a round")] = 100, rounds: int = 5
+) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        paths = write_photographs(folder / "images", images)
         archive = build_archive(resource("model/embedded"), folder)
-        with Server.start([archive], folder / "run") as server:
-            server.wait_ready(300)
+        with ready_server(archive, folder / "run") as server:
             ways = {
-                "direct": _direct(folder / "run" / ENGINE_FOLDER),
-                "gateway": _client(server.inference_url, server.inference_token),
+                "direct": _direct(folder / "run" / ENGINE_FOLDER, server.models[0]),
+                "gateway": gateway_to(server),
             }
-            for client in ways.values():
-                _images_a_second(client, images[:20])  # warm-up
-            _report("median of one client, ms", ways, images, arguments.rounds, _median_ms)
-            _report("8 clients, images/s", ways, images, arguments.rounds, _images_a_second)
+            for gateway in ways.values():
+                send_all(gateway, paths[:20], clients=CLIENTS)  # warm-up
+            runs = [_round(ways, paths, number, clients=1) for number in range(rounds)]
+            _report("median of one client, ms", runs, Run.median_ms)
+            runs = [_round(ways, paths, number, clients=CLIENTS) for number in range(rounds)]
+            _report("8 clients, images/s", runs, Run.images_a_second)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=100, help="images of a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    return parser.parse_args()
-
-
-def _direct(engine_folder: Path) -> SegmentationClient:
-    """A client of the TorchServe behind the gateway, by the files in its folder."""
+def _direct(engine_folder: Path, model: str) -> Gateway:
+    """Requests to the TorchServe behind the gateway, by the files in its folder."""
     url = read_properties(engine_folder / CONFIG_FILE)["inference_address"]
     tokens = json.loads((engine_folder / KEY_FILE).read_text(encoding="utf-8"))
-    return _client(url, tokens["inference"]["key"])
+    return gateway_of(url, tokens["inference"]["key"], model)
 
 
-def _client(url: str, token: str | None) -> SegmentationClient:
-    return SegmentationClient(url, token=token, pool_size=CLIENTS)
+def _round(
+    ways: Mapping[str, Gateway], paths: Sequence[Path], number: int, *, clients: int
+) -> dict[str, Run]:
+    order = list(ways) if number % 2 else list(ways)[::-1]
+    return {way: send_all(ways[way], paths, clients=clients) for way in order}
 
 
-def _median_ms(client: SegmentationClient, images: Sequence[bytes]) -> float:
-    durations_s = []
-    for image in images:
-        began_s = time.perf_counter()
-        client.segment_raw(image, mask="png")
-        durations_s.append(time.perf_counter() - began_s)
-    return 1000 * statistics.median(durations_s)
-
-
-def _images_a_second(client: SegmentationClient, images: Sequence[bytes]) -> float:
-    began_s = time.perf_counter()
-    with ThreadPoolExecutor(CLIENTS) as threads:
-        list(threads.map(lambda image: client.segment_raw(image, mask="png"), images))
-    return len(images) / (time.perf_counter() - began_s)
-
-
-def _report(
-    title: str,
-    ways: dict[str, SegmentationClient],
-    images: Sequence[bytes],
-    rounds: int,
-    measure: Callable[[SegmentationClient, Sequence[bytes]], float],
-) -> None:
-    results: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(rounds):
-        order = list(ways) if number % 2 else list(reversed(ways))
-        for way in order:
-            results[way].append(measure(ways[way], images))
-    direct, gateway = (statistics.median(results[way]) for way in ("direct", "gateway"))
-    pairs = zip(results["gateway"], results["direct"], strict=True)
-    ratio = statistics.median(one / other for one, other in pairs)
+def _report(title: str, runs: Sequence[Mapping[str, Run]], figure: Figure) -> None:
+    direct, gateway = (
+        statistics.median(figure(run[way]) for run in runs) for way in ("direct", "gateway")
+    )
+    ratio = statistics.median(figure(run["gateway"]) / figure(run["direct"]) for run in runs)
     print(f"{title}: direct {direct:.1f}, gateway {gateway:.1f}, ratio {ratio:.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -19,6 +19,15 @@ def photographs() -> list[bytes]:
     return [_as_jpeg(_opened(name)) for name in NAMES]
 
 
+def write_photographs(folder: Path, count: int) -> list[Path]:
+    """Writes the photographs as `count` JPEG files, repeatedly."""
+    folder.mkdir()
+    paths = [folder / f"{number:06}.jpg" for number in range(count)]
+    for path, content in zip(paths, cycle(photographs()), strict=False):
+        path.write_bytes(content)
+    return paths
+
+
 def mixed_photographs() -> dict[str, bytes]:
     """JPEG files by name: every photograph (landscape, square or portrait) at every size, with
     cycling qualities.
@@ -35,6 +44,16 @@ def mixed_photographs() -> dict[str, bytes]:
         for side_px in LONGER_SIDES_PX
         for name, picture in pictures.items()
     }
+
+
+def write_mixed_photographs(folder: Path) -> list[Path]:
+    """Writes `mixed_photographs`, and returns their paths in this order."""
+    folder.mkdir(parents=True)
+    paths = []
+    for name, content in mixed_photographs().items():
+        paths.append(folder / name)
+        paths[-1].write_bytes(content)
+    return paths
 
 
 def _opened(name: str) -> Image.Image:

@@ -14,17 +14,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench.serving.load import send_all
+from bench.serving.peers.ours import gateway_to, ready_server
 from segserve.archive import build_archive
-from segserve.client import SegmentationClient
 from segserve.demo import sample_photograph
-from segserve.gateway.background import Server
-from segserve.resources import resource
+from segserve.fetch import model_named
 
 WAITING = {
     "as libgomp has it": {},
@@ -62,8 +60,7 @@ def main() -> None:
     parser.add_argument("--server", action="store_true", help="measure a server")
     parser.add_argument("--threads", type=int, nargs="*", default=[1, os.cpu_count() or 1])
     arguments = parser.parse_args()
-    folder = Path(arguments.model)
-    folder = folder if folder.is_dir() else resource(f"model/{arguments.model}")
+    folder = model_named(arguments.model)
     if arguments.server:
         measure_server(folder, arguments.rounds)
         return
@@ -98,57 +95,34 @@ def measure_server(folder: Path, requests: int) -> None:
     """Prints, for each number of neighbours: the median of one client in ms; images a second and
     the 99th percentile in ms of 8 clients. `requests` of one client; 4 times as many of 8.
     """
-    image = sample_photograph("chelsea.png").read_bytes()
-    with tempfile.TemporaryDirectory() as name:
-        archive = build_archive(folder, Path(name))
-        with Server.start([archive], Path(name) / "run") as server:
-            server.wait_ready(300)
-            client = SegmentationClient(
-                server.inference_url, token=server.inference_token, pool_size=CLIENTS
+    images = [sample_photograph("chelsea.png")]
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ready_server(build_archive(folder, Path(name)), Path(name) / "run") as server,
+    ):
+        gateway = gateway_to(server)
+        send_all(gateway, images * 40, clients=CLIENTS)  # warm-up
+        quiet: list[float] = []
+        for count in NEIGHBOURS:
+            with neighbours(count):
+                one = send_all(gateway, images * requests, clients=1)
+                many = send_all(gateway, images * 4 * requests, clients=CLIENTS)
+            figures = [one.median_ms(), many.images_a_second(), many.p99_ms()]
+            quiet = quiet or figures
+            ratios = [own / alone for own, alone in zip(figures, quiet, strict=True)]
+            print(
+                f"{count} neighbours: one client {figures[0]:.0f} ms ({ratios[0]:.2f} x), "
+                f"{CLIENTS} clients {figures[1]:.1f} images/s ({ratios[1]:.2f} x), "
+                f"p99 {figures[2]:.0f} ms ({ratios[2]:.2f} x)",
+                flush=True,
             )
-
-            def seconds(_number: int) -> float:
-                began_s = time.perf_counter()
-                client.segment_raw(image, mask="png")
-                return time.perf_counter() - began_s
-
-            _durations(seconds, 40)  # warm-up
-            quiet: list[float] = []
-            for count in NEIGHBOURS:
-                with neighbours(count):
-                    median_ms = 1000 * statistics.median(seconds(n) for n in range(requests))
-                    began_s = time.perf_counter()
-                    durations_s = _durations(seconds, 4 * requests)
-                    rate = 4 * requests / (time.perf_counter() - began_s)
-                p99_ms = 1000 * statistics.quantiles(durations_s, n=100)[98]
-                figures = [median_ms, rate, p99_ms]
-                quiet = quiet or figures
-                ratios = [own / alone for own, alone in zip(figures, quiet, strict=True)]
-                print(
-                    f"{count} neighbours: one client {median_ms:.0f} ms ({ratios[0]:.2f} x), "
-                    f"{CLIENTS} clients {rate:.1f} images/s ({ratios[1]:.2f} x), "
-                    f"p99 {p99_ms:.0f} ms ({ratios[2]:.2f} x)",
-                    flush=True,
-                )
-
-
-def _durations(seconds: Callable[[int], float], requests: int) -> list[float]:
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        return list(pool.map(seconds, range(requests)))
 
 
 def measure(folder: Path, threads: int, environment: dict[str, str], rounds: int) -> list[float]:
     """The latency of each segmentation in milliseconds, after 5 warm-up runs."""
     photograph = sample_photograph("chelsea.png")
-    command = [
-        sys.executable,
-        "-c",
-        MEASURE,
-        str(folder),
-        str(photograph),
-        str(threads),
-        str(rounds),
-    ]
+    arguments = map(str, (folder, photograph, threads, rounds))
+    command = [sys.executable, "-c", MEASURE, *arguments]
     finished = subprocess.run(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True
     )

@@ -5,15 +5,17 @@ a confidence of at least 0.5. The images are those of a labelled split and the p
 scikit-image. `--picture` writes an image of some of these photographs with their predicted classes.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
+from numpy.typing import NDArray
 from PIL import Image
 
 from segserve.demo import sample_photograph
-from segserve.resources import resource
+from segserve.fetch import model_named
 from segserve.runtime.decode.image import decode_image
 from segserve.runtime.encode.overlay import draw_overlay
 from segserve.runtime.inference.labels import LabelRule, SegmentedImage
@@ -56,45 +58,43 @@ DRAWN = (
 )
 CELL_PX = 300
 
+Labelled = tuple[str, NDArray[np.uint8], set[int]]
+"""An image's name, its pixels, and the ids of the classes in it."""
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, help="labelled images in any layout of docs/data.md")
-    parser.add_argument("--split", default="dev")
-    parser.add_argument("--model", default="embedded", help="a name in model/, or a folder")
-    parser.add_argument("--picture", type=Path, help="JPEG to write")
-    arguments = parser.parse_args()
-    folder = Path(arguments.model)
-    segmenter = Segmenter.load(folder if folder.is_dir() else resource(f"model/{arguments.model}"))
+
+def main(
+    data: Annotated[
+        Path | None, typer.Option(help="labelled images in any layout of docs/data.md")
+    ] = None,
+    split: str = "dev",
+    model: Annotated[str, typer.Option(help="a name in model/, or a folder")] = "embedded",
+    picture: Annotated[Path | None, typer.Option(help="JPEG to write")] = None,
+) -> None:
+    segmenter = Segmenter.load(model_named(model))
     print_table("scikit-image", segmenter, photographs(segmenter))
-    if arguments.data:
-        print_table(
-            arguments.split, segmenter, labelled(segmenter, arguments.data, arguments.split)
-        )
-    if arguments.picture:
-        draw(segmenter).save(arguments.picture, quality=90)
+    if data is not None:
+        print_table(split, segmenter, labelled(segmenter, data, split))
+    if picture is not None:
+        draw(segmenter).save(picture, quality=90)
 
 
-def photographs(segmenter: Segmenter) -> Iterator[tuple[str, np.ndarray, set[int]]]:
+def photographs(segmenter: Segmenter) -> Iterator[Labelled]:
     for name, held in PHOTOGRAPHS.items():
-        image_rgb = decode_image(sample_photograph(name).read_bytes(), max_pixels=2**24)
-        yield name, image_rgb, {segmenter.record.labels.index(label) for label in held}
+        yield name, _pixels(name), {segmenter.record.labels.index(label) for label in held}
 
 
-def labelled(
-    segmenter: Segmenter, folder: Path, split: str
-) -> Iterator[tuple[str, np.ndarray, set[int]]]:
+def labelled(segmenter: Segmenter, folder: Path, split: str) -> Iterator[Labelled]:
     data = open_data(folder, split, segmenter.record.classes)
     for name in data.names:
         image_rgb, labels = data.pair(name)
         yield name, image_rgb, set(np.unique(labels).tolist()) - {IGNORED}
 
 
-def print_table(
-    source: str, segmenter: Segmenter, images: Iterator[tuple[str, np.ndarray, set[int]]]
-) -> None:
+def _pixels(name: str) -> NDArray[np.uint8]:
+    return decode_image(sample_photograph(name).read_bytes(), max_pixels=2**24)
+
+
+def print_table(source: str, segmenter: Segmenter, images: Iterator[Labelled]) -> None:
     count, mistaken = 0, []
     for name, image_rgb, held in images:
         count += 1
@@ -132,7 +132,7 @@ def draw(segmenter: Segmenter) -> Image.Image:
     """Draws photographs with their classes, three per row."""
     cells = []
     for name in DRAWN:
-        image_rgb = decode_image(sample_photograph(name).read_bytes(), max_pixels=2**24)
+        image_rgb = _pixels(name)
         segmentation = segmenter.segment(image_rgb)
         shown = [area.id for area in segmentation.classes]
         overlay = draw_overlay(image_rgb, segmentation.label_map, segmenter.record.classes, shown)
@@ -146,4 +146,4 @@ def draw(segmenter: Segmenter) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -6,19 +6,18 @@ network's time is the median time of one image of the resize rule's size, on one
 threads, over alternating rounds.
 """
 
-import argparse
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import typer
 
-from segserve.fetch import servable_folder
-from segserve.resources import resource
+from segserve.fetch import model_named
 from segserve.runtime.acceleration.cpu_fusion import cpu_fused_network
 from segserve.runtime.encode.mask import LabelMap
 from segserve.runtime.inference.segmenter import Segmenter
@@ -40,10 +39,13 @@ FUSED: tuple[Literal["bf16", "fp32"], ...] = ("bf16", "fp32")
 ROUNDS = 15
 
 
-def main() -> None:
-    arguments = _arguments()
-    folder = servable_folder(resource(f"model/{arguments.model}"))
-    data = open_data(arguments.data, arguments.split, read_record(folder).classes)
+def main(
+    data: Annotated[Path, typer.Option(help="as for `segserve evaluate`")],
+    model: Annotated[str, typer.Option(help="a model of model/")] = "embedded",
+    split: str = "dev",
+) -> None:
+    folder = model_named(model)
+    images = open_data(data, split, read_record(folder).classes)
     segmenters = {
         name: Segmenter.load(folder, settings=settings) for name, settings in SETTINGS.items()
     } | {
@@ -59,10 +61,10 @@ def main() -> None:
     )
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, segmenter in segmenters.items():
-        label_maps, figures = _measured(segmenter, data)
+        label_maps, figures = _measured(segmenter, images)
         reference = reference or label_maps
         same = statistics.mean(
-            float(np.mean(label_maps[image] == reference[image])) for image in data.names
+            float(np.mean(label_maps[image] == reference[image])) for image in images.names
         )
         cells = [name, *figures, f"{same:.2%}", *(f"{times[name]:.0f}" for times in times_ms)]
         print(f"| {' | '.join(cells)} |", flush=True)
@@ -109,15 +111,5 @@ def _network_ms(segmenters: Mapping[str, Segmenter], threads: int) -> dict[str, 
     return {name: 1000 * statistics.median(values) for name, values in times_s.items()}
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.precision", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--model", default="embedded", help="a model of model/")
-    parser.add_argument("--data", type=Path, required=True, help="as for `segserve evaluate`")
-    parser.add_argument("--split", default="dev")
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    main()
+    typer.run(main)

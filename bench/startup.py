@@ -5,23 +5,22 @@
 `serve` ends when the server is ready. All commands run in an empty folder.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from segserve.demo import sample_photograph
 
 _SEGSERVE = (sys.executable, "-m", "segserve")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="of each command (5)")
-    rounds = parser.parse_args().rounds
+def main(rounds: Annotated[int, typer.Option(help="of each command")] = 5) -> None:
     photograph = str(sample_photograph("chelsea.png"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -56,4 +55,4 @@ def _report(command: tuple[str, ...], seconds: list[float]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

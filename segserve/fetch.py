@@ -61,7 +61,8 @@ def servable_folder(model: Path) -> Path:
         raise ModelError(
             f"{name}: its weights are not in the repository: `segserve fetch {name}` downloads them"
         )
-    if _without_weights(read_record(folder)) != record:
+    fetched = read_record(folder).model_copy(update={"weights": None, "int8": None})
+    if fetched != record:
         raise ModelError(
             f"{name}: its record has changed since it was fetched: `segserve fetch {name}` renews "
             "it"
@@ -111,10 +112,6 @@ def _fetched_folder(model: Path) -> Path:
     return (
         Path(os.environ.get(HOME_VARIABLE) or cache / "segserve") / "models" / model.resolve().name
     )
-
-
-def _without_weights(record: ModelRecord) -> ModelRecord:
-    return record.model_copy(update={"weights": None, "int8": None})
 
 
 def _has_weights(folder: Path, record: ModelRecord) -> bool:

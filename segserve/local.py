@@ -26,7 +26,7 @@ from .client.request import (
     http_headers,
 )
 from .client.response import HttpResponse, raise_for_error
-from .gpu import count_gpus
+from .resources import count_gpus
 from .runtime.encode.response import class_rows, error_response
 from .runtime.errors import ModelError
 from .runtime.inference.loading import load_segmenter

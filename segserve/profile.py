@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 from .local import LocalSegmenter
 
@@ -73,7 +73,7 @@ def profile_image(
         began_s = perf_counter()
         stages_ms.append(segment())
         totals_s.append(perf_counter() - began_s)
-    with profile(activities=_activities()) as profiler:
+    with profile() as profiler:
         segment()
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
@@ -82,11 +82,6 @@ def profile_image(
         {stage: statistics.median(run[stage] for run in stages_ms) for stage in stages_ms[0]},
         _operators(profiler),
     )
-
-
-def _activities() -> list[ProfilerActivity]:
-    gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-    return [ProfilerActivity.CPU, *gpu]
 
 
 def _operators(profiler: profile) -> tuple[Operator, ...]:

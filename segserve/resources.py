@@ -1,4 +1,6 @@
-"""Files of the project that are not Python modules of this package: beside it in a checkout, in its
+"""What is present: the project's own files, packages and GPUs.
+
+Files of the project that are not Python modules of this package are beside it in a checkout, in its
 folder `files` in an installed wheel.
 """
 
@@ -8,6 +10,9 @@ from pathlib import Path
 _PACKAGE = Path(__file__).parent
 _INSTALLED = _PACKAGE / "files"
 _ROOT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
+
+# Of NVIDIA's driver, of AMD's, and of Windows's for Linux.
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def require_packages(*names: str) -> None:
@@ -31,3 +36,14 @@ def resource(name: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{name}: not found in {_ROOT}")
     return path
+
+
+def count_gpus() -> int:
+    """The number of GPUs that PyTorch can use. PyTorch, which takes seconds to import, is only
+    imported if there is a driver.
+    """
+    if find_spec("torch") is None or not any(Path(device).exists() for device in _GPU_DEVICES):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

@@ -2,8 +2,7 @@
 signature stands beside its archive as `NAME.mar.minisig`.
 
 It is Ed25519 over the BLAKE2b-512 hash of the archive, and a second time over that signature and
-the comment shown as
-trusted. The format: https://jedisct1.github.io/minisign/, "Signature format".
+the comment shown as trusted. The format: https://jedisct1.github.io/minisign/, "Signature format".
 """
 
 import base64
@@ -11,10 +10,13 @@ import binascii
 import hashlib
 import os
 import secrets
+import shutil
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -25,13 +27,11 @@ SECRET_SUFFIX, PUBLIC_SUFFIX = ".key", ".pub"
 _KEY, _HASHED, _UNHASHED = b"Ed", b"ED", b"Ed"
 _NO_PASSWORD, _CHECKSUM = b"\0\0", b"B2"
 _UNTRUSTED, _TRUSTED = "untrusted comment: ", "trusted comment: "
-_KDF_BYTES = (
-    32 + 8 + 8
-)  # salt and limits of the key derivation, all zero where there is no password
+# Salt and limits of the key derivation, all zero where there is no password.
+_KDF_BYTES = 32 + 8 + 8
 _PUBLIC_BYTES = 2 + 8 + 32
 _SECRET_BYTES = 2 + 2 + 2 + _KDF_BYTES + 8 + 64 + 32
 _SIGNATURE_BYTES = 2 + 8 + 64
-_CHUNK_BYTES = 1 << 20
 _OTHERS = 0o077
 
 
@@ -79,18 +79,17 @@ class TrustedKeys:
         Raises:
             SignatureError: it is not, or its signature is missing or broken.
         """
-        with _opened(archive) as file:
-            self._check(archive, _hashed(file))
+        self._check(archive, _digest(archive))
 
     def copy(self, archive: Path, target: Path) -> None:
-        """Copies an archive while it is verified: what lies at `target` is what was signed,
-        whatever happens to the original; nothing is written if it is rejected. Errors as in
+        """Copies an archive and verifies the copy: what lies at `target` is what was signed,
+        whatever happens to the original; nothing is left there if it is rejected. Errors as in
         `verify`.
         """
         try:
             with _opened(archive) as file, target.open("xb") as copied:
-                digest = _hashed(file, copied)
-            self._check(archive, digest)
+                shutil.copyfileobj(file, copied)
+            self._check(archive, _digest(target))
         except BaseException:
             target.unlink(missing_ok=True)
             raise
@@ -152,9 +151,8 @@ class SigningKey:
             raise SignatureError(
                 f"{path}: others may read this key (mode {mode:04o}): chmod 600 {path}"
             )
-        key_id, seed, public, _ = _parts(
-            content[6 + _KDF_BYTES :], 8, 32, 32, 32
-        )  # minisign leaves the checksum empty
+        # minisign leaves the checksum, which comes last, empty
+        key_id, seed, public, _ = struct.unpack("8s32s32s32s", content[6 + _KDF_BYTES :])
         key = Ed25519PrivateKey.from_private_bytes(seed)
         if public != key.public_key().public_bytes_raw():
             raise SignatureError(f"{path}: this key is damaged; take it from your backup")
@@ -188,12 +186,10 @@ class SigningKey:
         Raises:
             SignatureError: the archive cannot be read, or the signature not be written.
         """
-        from .runtime.files import (
-            write_whole,
-        )  # not at the top: workers of Ray import the archive's `segserve.runtime`
+        # Not at the top, because workers of Ray import the archive's `segserve.runtime`.
+        from .runtime.files import write_whole
 
-        with _opened(archive) as file:
-            of_file = self._key.sign(_hashed(file))
+        of_file = self._key.sign(_digest(archive))
         shown_name = "".join(letter if letter.isprintable() else "?" for letter in archive.name)
         comment = f"file:{shown_name}\thashed"
         of_comment = self._key.sign(of_file + comment.encode())
@@ -234,7 +230,7 @@ class _Signature(NamedTuple):
         if len(lines) == 4 and lines[2].startswith(_TRUSTED):
             of_file, of_comment = _decoded(lines[1], _SIGNATURE_BYTES), _decoded(lines[3], 64)
             if of_file is not None and of_comment is not None:
-                algorithm, key_id, signature = _parts(of_file, 2, 8, 64)
+                algorithm, key_id, signature = struct.unpack("2s8s64s", of_file)
                 if algorithm == _HASHED:
                     return cls(
                         key_id, signature, lines[2].removeprefix(_TRUSTED).encode(), of_comment
@@ -248,14 +244,10 @@ class _Signature(NamedTuple):
         )
 
 
-def _hashed(source: BinaryIO, target: BinaryIO | None = None) -> bytes:
-    """BLAKE2b-512 of what is left of a file, copied as it is read."""
-    digest = hashlib.blake2b()
-    while chunk := source.read(_CHUNK_BYTES):
-        digest.update(chunk)
-        if target is not None:
-            target.write(chunk)
-    return digest.digest()
+def _digest(path: Path) -> bytes:
+    """BLAKE2b-512 of a file."""
+    with _opened(path) as file:
+        return hashlib.file_digest(file, hashlib.blake2b).digest()
 
 
 def _holds(key: Ed25519PublicKey, signature: bytes, content: bytes) -> bool:
@@ -283,12 +275,7 @@ def _decoded(line: str, size: int) -> bytes | None:
     return content if len(content) == size else None
 
 
-def _parts(content: bytes, *sizes: int) -> list[bytes]:
-    ends = [sum(sizes[: place + 1]) for place in range(len(sizes))]
-    return [content[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-
-
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:

@@ -6,8 +6,9 @@ So a drift of the machine's speed, or a short load, has little influence on them
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 OURS = "ours, png"
 DENSE = "ours, dense"
@@ -31,21 +32,21 @@ class Run:
     failures: int = 0
     reason: str = ""
 
-    @property
     def images_a_second(self) -> float:
         return len(self.latencies_s) / self.wall_s
 
-    @property
     def median_ms(self) -> float:
         """The median latency; NaN without a successful request."""
         return 1000 * statistics.median(self.latencies_s) if self.latencies_s else math.nan
 
-    @property
     def p99_ms(self) -> float:
-        """The 99th percentile of the latency (nearest rank); NaN without a successful request."""
-        if not self.latencies_s:
-            return math.nan
-        return 1000 * sorted(self.latencies_s)[math.ceil(0.99 * len(self.latencies_s)) - 1]
+        """The 99th percentile of the latency; NaN without a successful request."""
+        return 1000 * p99_s(self.latencies_s) if self.latencies_s else math.nan
+
+
+def p99_s(latencies_s: Sequence[float]) -> float:
+    """The 99th percentile of the latencies (nearest rank)."""
+    return sorted(latencies_s)[math.ceil(0.99 * len(latencies_s)) - 1]
 
 
 Key = tuple[str, int]
@@ -62,7 +63,7 @@ class Row:
     Attributes:
         ours_to_it: ratio of the throughput of `OURS` to this peer's throughput. None if one
             of the two was not measured or had no successful request.
-        completed: number of successful requests in all rounds.
+        responded: number of successful requests in all rounds.
         failures: number of failed requests in all rounds.
         reason: reason of the first failure.
     """
@@ -86,33 +87,17 @@ def rows(rounds: Sequence[Round]) -> list[Row]:
 def _row(rounds: Sequence[Round], key: Key) -> Row:
     peer, clients = key
     runs = [each[key] for each in rounds]
-    images_a_second, median_ms, p99_ms = (
-        statistics.median(figure(run) for run in runs)
-        for figure in (throughput, median_ms_of, p99_ms_of)
-    )
     return Row(
         peer,
         clients,
-        images_a_second,
-        median_ms,
-        p99_ms,
-        ours_to_it=ratio(rounds, throughput, (OURS, clients), key),
+        images_a_second=statistics.median(run.images_a_second() for run in runs),
+        median_ms=statistics.median(run.median_ms() for run in runs),
+        p99_ms=statistics.median(run.p99_ms() for run in runs),
+        ours_to_it=ratio(rounds, Run.images_a_second, (OURS, clients), key),
         responded=sum(len(run.latencies_s) for run in runs),
         failures=sum(run.failures for run in runs),
         reason=next((run.reason for run in runs if run.reason), ""),
     )
-
-
-def throughput(run: Run) -> float:
-    return run.images_a_second
-
-
-def median_ms_of(run: Run) -> float:
-    return run.median_ms
-
-
-def p99_ms_of(run: Run) -> float:
-    return run.p99_ms
 
 
 def ratio(
@@ -126,35 +111,26 @@ def ratio(
     return statistics.median(figure(each[of]) / (to_figure or figure)(each[to]) for each in rounds)
 
 
-def headlines(rounds: Sequence[Round]) -> Iterator[tuple[str, float]]:
-    """The most important ratios with their titles. Ratios that were not measured are omitted."""
+def headlines(rounds: Sequence[Round]) -> dict[str, float]:
+    """The most important ratios by their titles. Ratios that were not measured are omitted."""
+    latency = partial(ratio, rounds, Run.median_ms)
+    throughput = partial(ratio, rounds, Run.images_a_second)
     found = {
-        "one client: median latency, ours to the limit": ratio(
-            rounds, median_ms_of, (OURS, 1), (LIMIT, 1)
+        "one client: median latency, ours to the limit": latency((OURS, 1), (LIMIT, 1)),
+        "one client: median latency, ours to the plain loop": latency((OURS, 1), (PLAIN_LOOP, 1)),
+        "8 clients: images a second, ours to the limit": throughput((OURS, 8), (LIMIT, 8)),
+        "8 clients: images a second, ours to the plain loop": throughput(
+            (OURS, 8), (PLAIN_LOOP, 8)
         ),
-        "one client: median latency, ours to the plain loop": ratio(
-            rounds, median_ms_of, (OURS, 1), (PLAIN_LOOP, 1)
+        "8 clients: p99 of ours to 8 x the limit's median": ratio(
+            rounds, Run.p99_ms, (OURS, 8), (LIMIT, 8), to_figure=_eighth_in_queue_ms
         ),
-        "8 clients: images a second, ours to the limit": ratio(
-            rounds, throughput, (OURS, 8), (LIMIT, 8)
-        ),
-        "8 clients: images a second, ours to the plain loop": ratio(
-            rounds, throughput, (OURS, 8), (PLAIN_LOOP, 8)
-        ),
-        "8 clients: p99 of ours to 8 x the limit's median": _p99_to_limit(rounds, clients=8),
-        "8 clients: images a second, dense to png": ratio(
-            rounds, throughput, (DENSE, 8), (OURS, 8)
-        ),
-        "images a second of ours, 32 clients to 8": ratio(
-            rounds, throughput, (OURS, 32), (OURS, 8)
-        ),
+        "8 clients: images a second, dense to png": throughput((DENSE, 8), (OURS, 8)),
+        "images a second of ours, 32 clients to 8": throughput((OURS, 32), (OURS, 8)),
     }
-    return ((title, value) for title, value in found.items() if value is not None)
+    return {title: value for title, value in found.items() if value is not None}
 
 
-def _p99_to_limit(rounds: Sequence[Round], *, clients: int) -> float | None:
-    """With n clients in a queue, each waits for n images. So a server's minimum is n times the
-    limit's latency.
-    """
-    key, limit = (OURS, clients), (LIMIT, clients)
-    return ratio(rounds, p99_ms_of, key, limit, to_figure=lambda run: clients * run.median_ms)
+def _eighth_in_queue_ms(run: Run) -> float:
+    """With 8 clients in a queue, each waits for 8 images, so this is a server's minimum."""
+    return 8 * run.median_ms()

@@ -2,28 +2,37 @@
 after the response.
 
 It reads its order as JSON from standard input, and writes its results as JSON to standard output.
-`over_http` starts it. The clients are threads with `http.client`, which need the least CPU time. On
-one machine, the clients' CPU time is lost for the server.
+`send_requests` starts it. The clients are threads with `http.client`, which need the least CPU
+time. On one machine, the clients' CPU time is lost for the server.
 """
 
 import base64
 import http.client
 import json
 import ssl
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from urllib3.filepost import encode_multipart_formdata
 
 from .figures import Run
+from .peer import BenchError
+
+if TYPE_CHECKING:  # its imports would slow down the start of the process
+    from .workload import Workload
 
 BodyKind = Literal["file", "form", "json"]
+
+TIMEOUT_S = 300.0
+_WARM_UP_CLIENTS = 4  # to reach every worker of a server
+_WARM_UP_REPEATS = 2
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,62 @@ class Order:
     clients: int
     max_s: float
     timeout_s: float
+
+
+@dataclass(frozen=True)
+class HttpPeer:
+    gateway: Gateway
+    workload: "Workload"
+
+    def warm_up(self) -> None:
+        run = send_requests(
+            self.gateway, self.workload.warm_up * _WARM_UP_REPEATS, clients=_WARM_UP_CLIENTS
+        )
+        if run.failures:
+            raise BenchError(f"{run.failures} of the first images failed: {run.reason}")
+
+    def run(self, clients: int) -> Run:
+        return send_requests(
+            self.gateway, self.workload.requests, clients=clients, max_s=self.workload.max_s
+        )
+
+
+def send_requests(
+    gateway: Gateway,
+    images: Sequence[Path],
+    *,
+    clients: int,
+    max_s: float = TIMEOUT_S,
+    timeout_s: float = TIMEOUT_S,
+) -> Run:
+    """Sends image files in order from a separate process; see `Order`.
+
+    Raises:
+        BenchError: the process failed. No response of a server causes this.
+    """
+    order = Order(gateway, tuple(map(str, images)), clients, max_s, timeout_s)
+    command = [sys.executable, "-m", "bench.serving.load"]
+    done = subprocess.run(
+        command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise BenchError(
+            f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}"
+        )
+    response = json.loads(done.stdout)
+    return Run(**{**response, "latencies_s": tuple(response["latencies_s"])})
+
+
+def send_all(gateway: Gateway, images: Sequence[Path], *, clients: int) -> Run:
+    """As `send_requests`, but no request may fail.
+
+    Raises:
+        BenchError: a request failed.
+    """
+    run = send_requests(gateway, images, clients=clients)
+    if run.failures:
+        raise BenchError(f"{run.failures} of {len(images)} images failed: {run.reason}")
+    return run
 
 
 class ClosedLoop:

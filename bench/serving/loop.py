@@ -6,16 +6,18 @@ a ratio compares measurements of nearly the same time.
 """
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from .errors import BenchError
 from .figures import Run
-from .peer import Opened
+from .peer import BenchError, Opened
 from .workload import Workload
 
 Work = Callable[[Path], object]
@@ -24,23 +26,22 @@ Work = Callable[[Path], object]
 Prepare = Callable[[Workload], Work]
 """Loads and compiles everything that the work needs for the workload's files."""
 
-_END_S = 5
+Result = TypeVar("Result")
+
+_prepared: list[Work] = []
+"""The work of this process, if it is the one of a loop."""
 
 
+@dataclass(frozen=True)
 class LoopPeer:
-    def __init__(self, workload: Workload, pipe: Connection) -> None:
-        self._workload = workload
-        self._pipe = pipe
+    workload: Workload
+    pool: ProcessPoolExecutor
 
     def warm_up(self) -> None:
-        self._send(self._workload.warm_up * 2, float("inf"))
+        _result(self.pool, _loop, self.workload.warm_up * 2, float("inf"))
 
     def run(self, clients: int) -> Run:
-        return self._send(self._workload.requests, self._workload.max_s)
-
-    def _send(self, images: Sequence[Path], max_s: float) -> Run:
-        self._pipe.send((images, max_s))
-        return _received(self._pipe)
+        return _result(self.pool, _loop, self.workload.requests, self.workload.max_s)
 
 
 @contextmanager
@@ -50,50 +51,38 @@ def open_loop(workload: Workload, *, title: str, prepare: Prepare) -> Iterator[O
     Raises:
         BenchError: the preparation failed.
     """
-    context = multiprocessing.get_context("spawn")  # PyTorch's threads do not work after a fork
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, prepare, workload), daemon=True)
     began_s = time.perf_counter()
-    process.start()
-    theirs.close()
+    with ProcessPoolExecutor(
+        1,
+        multiprocessing.get_context("spawn"),  # PyTorch's threads do not work after a fork
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),  # the benchmark receives it, and ends the process
+    ) as pool:
+        pid = pool.submit(os.getpid).result()
+        try:
+            _result(pool, _prepare, prepare, workload)
+            yield Opened({title: LoopPeer(workload, pool)}, pid, time.perf_counter() - began_s)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)  # it may be busy
+
+
+def _result(
+    pool: ProcessPoolExecutor, function: Callable[..., Result], *arguments: object
+) -> Result:
     try:
-        _received(ours)
-        peer = LoopPeer(workload, ours)
-        yield Opened({title: peer}, process.pid or 0, time.perf_counter() - began_s)
-    finally:
-        ours.close()  # the process then ends, unless it is busy
-        process.join(_END_S)
-        process.terminate()
-        process.join()
-
-
-def _received(pipe: Connection) -> Run:
-    try:
-        response: Run | BenchError = pipe.recv()
-    except EOFError as error:
-        raise BenchError("the process of the loop has ended") from error
-    if isinstance(response, BenchError):
-        raise response
-    return response
-
-
-def _serve(pipe: Connection, prepare: Prepare, workload: Workload) -> None:
-    """The separate process: prepares, then processes lists of images and returns each run, until
-    the pipe closes.
-    """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the benchmark receives it too, and ends this process
-    try:
-        work = prepare(workload)
-        pipe.send(Run((), 1.0))
-        while True:
-            images, max_s = pipe.recv()
-            pipe.send(looped(work, images, max_s))
-    except EOFError:
-        return
+        return pool.submit(function, *arguments).result()
     except Exception as error:  # the benchmark reports any error and continues without this peer
-        pipe.send(BenchError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+        reason = " ".join(str(error).split())[:300]
+        raise BenchError(f"{type(error).__name__}: {reason}") from error
+
+
+def _prepare(prepare: Prepare, workload: Workload) -> None:
+    _prepared.append(prepare(workload))
+
+
+def _loop(images: Sequence[Path], max_s: float) -> Run:
+    return looped(_prepared[0], images, max_s)
 
 
 def looped(work: Work, images: Sequence[Path], max_s: float) -> Run:

@@ -1,10 +1,16 @@
-"""The common interface of all measured systems."""
+"""The common interface of all measured systems, and their error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from .figures import Run
+
+
+class BenchError(Exception):
+    """A benchmark or one of its systems cannot continue. The message is one line of text for
+    people.
+    """
 
 
 class Peer(Protocol):

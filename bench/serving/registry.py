@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
-from .errors import BenchError
 from .figures import LIMIT, PLAIN_LOOP
 from .loop import Prepare, open_loop
-from .peer import Opened
-from .peers import huggingface, limit, plain_loop
+from .peer import BenchError, Opened
+from .peers import huggingface
 from .peers.deployed import open_deployed
+from .peers.loops import prepare_limit, prepare_plain_loop
 from .peers.ours import open_ours, open_ours_in_int8, open_ours_in_onnx
 from .peers.python_server import open_python_server
 from .peers.stock import open_stock
@@ -64,8 +64,8 @@ def _server(name: str, title: str, module: str, network: str, *needs: str) -> Pe
 PEERS: Mapping[str, Peer] = {
     peer.name: peer
     for peer in (
-        _loop("limit", LIMIT, limit.prepare),
-        _loop("loop", PLAIN_LOOP, plain_loop.prepare),
+        _loop("limit", LIMIT, prepare_limit),
+        _loop("loop", PLAIN_LOOP, prepare_plain_loop),
         Peer("ours", open_ours),
         Peer("ours-int8", open_ours_in_int8),
         Peer("ours-onnx", open_ours_in_onnx),

@@ -1,14 +1,21 @@
-"""Reports the results as Markdown and as JSON."""
+"""Reports the results as Markdown, as JSON and as a plot."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .errors import BenchError
-from .figures import Round, Row, headlines, rows
+import orjson
+
+from .figures import LIMIT, Round, Row, headlines, rows
+from .peer import BenchError
 from .session import Outcome
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_OURS, _LIMIT, _OTHERS = "#2a6f97", "#555555", "#c9ccd1"
 
 
 def marks(name: str) -> tuple[str, str]:
@@ -28,20 +35,20 @@ class Report:
     outcome: Outcome
 
     def as_json(self) -> str:
-        """All results except the individual latencies."""
+        """All results except the individual latencies; null in place of NaN."""
         outcome = self.outcome
         document = {
             "machine": self.machine,
             "setting": self.setting,
-            "figures": [_without_nan(asdict(row)) for row in rows(outcome.rounds)],
-            "headlines": dict(headlines(outcome.rounds)),
+            "figures": rows(outcome.rounds),
+            "headlines": headlines(outcome.rounds),
             "rounds": [_round(each) for each in outcome.rounds],
             "starts_s": outcome.starts_s,
             "peaks_bytes": outcome.peaks_bytes,
             "skipped": outcome.skipped,
             "ended_by": outcome.ended_by,
         }
-        return json.dumps(document, indent=2, allow_nan=False) + "\n"
+        return orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n"
 
     def as_markdown(self) -> str:
         """The headlines, one table per number of clients, the start time and memory of each system,
@@ -75,7 +82,7 @@ def write_between_marks(document: Path, text: str, *, name: str = "figures") -> 
 
 
 def _headline_table(rounds: Sequence[Round]) -> str:
-    found = [f"| {title} | {value:.2f} |" for title, value in headlines(rounds)]
+    found = [f"| {title} | {value:.2f} |" for title, value in headlines(rounds).items()]
     return "\n".join(["| ratio | |", "|---|---:|", *found]) if found else ""
 
 
@@ -123,25 +130,52 @@ def _circumstances(report: Report) -> Iterator[str]:
 
 def _round(runs: Round) -> list[dict[str, object]]:
     return [
-        _without_nan(
-            {
-                "peer": peer,
-                "clients": clients,
-                "completed": len(run.latencies_s),
-                "failures": run.failures,
-                "wall_s": run.wall_s,
-                "images_a_second": run.images_a_second,
-                "median_ms": run.median_ms,
-                "p99_ms": run.p99_ms,
-            }
-        )
+        {
+            "peer": peer,
+            "clients": clients,
+            "completed": len(run.latencies_s),
+            "failures": run.failures,
+            "wall_s": run.wall_s,
+            "images_a_second": run.images_a_second(),
+            "median_ms": run.median_ms(),
+            "p99_ms": run.p99_ms(),
+        }
         for (peer, clients), run in runs.items()
     ]
 
 
-def _without_nan(figures: Mapping[str, object]) -> dict[str, object]:
-    """Replaces NaN, because JSON does not support it."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in figures.items()
-    }
+def draw(found: Sequence[Row], path: Path) -> None:
+    """Writes the plot. The path's suffix defines the format.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure  # pyplot would need a display
+
+    clients = list(dict.fromkeys(row.clients for row in found))
+    height_in = 1.2 + 0.32 * sum(row.clients == clients[0] for row in found)
+    figure = Figure(figsize=(3.6 * len(clients) + 1.5, height_in), layout="constrained")
+    panels = figure.subplots(1, len(clients), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, count in zip(panels, clients, strict=True):
+        _draw_panel(panel, [row for row in found if row.clients == count])
+        panel.set_title("one client" if count == 1 else f"{count} clients")
+    figure.supxlabel("images a second")
+    figure.savefig(path, dpi=150)
+
+
+def _draw_panel(panel: "Axes", found: Sequence[Row]) -> None:
+    names = [row.peer for row in found]
+    bars = panel.barh(
+        names, [row.images_a_second for row in found], color=[_color(name) for name in names]
+    )
+    panel.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    panel.margins(x=0.2)
+    panel.spines[["top", "right"]].set_visible(False)
+    if not panel.yaxis_inverted():
+        panel.invert_yaxis()
+
+
+def _color(name: str) -> str:
+    if name == LIMIT:
+        return _LIMIT
+    return _OURS if name.startswith("ours") else _OTHERS

@@ -3,7 +3,7 @@ stops them.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -11,12 +11,12 @@ from bench.memory import peak_python_bytes
 from segserve.engines.errors import ServerError
 from segserve.runtime.errors import ModelError
 
-from .errors import BenchError
 from .figures import Key, Round, Run
-from .peer import Opened, Peer
+from .peer import BenchError, Opened, Peer
 from .registry import PEERS
-from .rounds import measured_rounds
 from .workload import Workload
+
+Progress = Callable[[int, Key, Run], None]
 
 
 @dataclass
@@ -62,6 +62,24 @@ def measure(
     return outcome
 
 
+def measured_rounds(
+    peers: Mapping[str, Peer], clients: Iterable[int], rounds: int, progress: Progress
+) -> Iterator[Round]:
+    """Yields every complete round. Calls `progress` after every run.
+
+    Every second round has the reverse order, so that no peer is always first on a machine
+    that slows down.
+    """
+    order = [(name, count) for count in clients for name in peers]
+    for number in range(rounds):
+        runs = {}
+        for key in reversed(order) if number % 2 else order:
+            name, count = key
+            runs[key] = peers[name].run(count)
+            progress(number, key, runs[key])
+        yield {key: runs[key] for key in order}
+
+
 def _started(
     peers: Sequence[str], workload: Workload, outcome: Outcome, stack: ExitStack
 ) -> Mapping[str, Opened]:
@@ -92,7 +110,7 @@ def _report_run(number: int, key: Key, run: Run) -> None:
     name, clients = key
     failed = f", {run.failures} failed: {run.reason}" if run.failures else ""
     report_progress(
-        f"round {number + 1}, {clients:2} clients, {name:32} {run.images_a_second:6.1f} "
+        f"round {number + 1}, {clients:2} clients, {name:32} {run.images_a_second():6.1f} "
         f"images/s{failed}"
     )
 

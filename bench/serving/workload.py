@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
-from bench.images import mixed_photographs
+from bench.images import write_mixed_photographs
 
 MAX_PIXELS = 2**24
 
@@ -39,12 +39,7 @@ def mixed_workload(
     """A workload of `count` photographs at mixed sizes. The files are written to
     `scratch/images`.
     """
-    folder = scratch / "images"
-    folder.mkdir()
-    paths = []
-    for name, content in mixed_photographs().items():
-        paths.append(folder / name)
-        paths[-1].write_bytes(content)
+    paths = write_mixed_photographs(scratch / "images")
     warm_up = tuple(paths[: len(paths) // len({path.stem.rpartition("-")[2] for path in paths})])
     random.Random(0).shuffle(paths)  # noqa: S311 - a reproducible order
     return Workload(

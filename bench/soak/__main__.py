@@ -4,7 +4,6 @@ The server's capacity is measured first, with the same mix of requests. The figu
 output. A folder receives them as JSON with every sample. docs/reliability.md explains them.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -12,19 +11,21 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from bench.images import mixed_photographs
-from bench.serving.errors import BenchError
+import typer
+
+from bench.images import write_mixed_photographs
 from bench.serving.machine import facts
+from bench.serving.peer import BenchError
 from bench.serving.report import write_between_marks
 from segserve.archive import build_archive
 from segserve.engines.store import model_name
-from segserve.fetch import servable_folder
-from segserve.resources import resource
+from segserve.fetch import model_named
 from segserve.runtime.errors import ModelError
 
 from .load import Order, Outcome, send
-from .server import Running, Sample, Watch, container
+from .server import Running, Sample, container, watched
 from .verdict import Finding, findings
 
 _SAMPLES = 240
@@ -47,11 +48,30 @@ class Soak:
         return findings(self.samples, self.outcomes, self.seconds)
 
 
-def main() -> None:
-    arguments = _arguments()
+def main(
+    model: Annotated[str, typer.Option(help="a model of model/")] = "embedded",
+    archive: Annotated[Path | None, typer.Option(help="an archive, in place of a model")] = None,
+    minutes: float = 20.0,
+    load: Annotated[float, typer.Option(help="times what the server can do")] = 1.2,
+    output: Annotated[Path, typer.Option(help="folder of results and the server's log")] = Path(
+        "build/soak"
+    ),
+    document: Annotated[
+        Path | None,
+        typer.Option(help="put the figures between the marks of this document, too"),
+    ] = None,
+) -> None:
     try:
-        soak = _soaked(arguments)
-        _report(soak, arguments)
+        shutil.rmtree(output, ignore_errors=True)
+        images = sorted(write_mixed_photographs(output.resolve() / "images"))
+        packed = archive or build_archive(model_named(model), output)
+        soak = _soaked(packed.resolve(), images, 60 * minutes, load, output / "log")
+        text = _markdown(soak, model_name(packed) if archive else model)
+        print(text)
+        found = {**asdict(soak), "findings": [asdict(finding) for finding in soak.findings()]}
+        (output / "results.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+        if document is not None:
+            write_between_marks(document, text, name="soak")
     except (BenchError, ModelError, OSError) as error:
         sys.exit(f"soak: {error}")
     except KeyboardInterrupt:
@@ -60,50 +80,17 @@ def main() -> None:
         sys.exit(f"soak: not as it should be: {', '.join(broken)}")
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.soak", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--model", default="embedded", help="a model of model/")
-    parser.add_argument("--archive", type=Path, help="an archive, in place of a model")
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--load", type=float, default=1.2, help="times what the server can do")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("build/soak"),
-        help="folder of results and the server's log",
-    )
-    parser.add_argument(
-        "--document", type=Path, help="put the figures between the marks of this document, too"
-    )
-    return parser.parse_args()
-
-
-def _soaked(arguments: argparse.Namespace) -> Soak:
-    shutil.rmtree(arguments.output, ignore_errors=True)
-    scratch = arguments.output.resolve()
-    images = _images(scratch / "images")
-    archive = arguments.archive or build_archive(
-        servable_folder(resource(f"model/{arguments.model}")), scratch
-    )
-    seconds = 60 * arguments.minutes
+def _soaked(archive: Path, images: Sequence[Path], seconds: float, load: float, log: Path) -> Soak:
     with tempfile.TemporaryDirectory() as run_dir:
-        with container(archive.resolve(), model_name(archive), Path(run_dir) / "server") as server:
+        folder = Path(run_dir) / "server"
+        with container(archive, model_name(archive), folder) as server:
             capacity = _capacity(server, images, min(30.0, seconds / 4))
             print(f"soak: it can do {capacity:.1f} requests a second", file=sys.stderr)
-            order = _order(server, images, seconds, rate=arguments.load * capacity)
-            with Watch(server, every_s=max(_SHORTEST_S, seconds / _SAMPLES)) as watch:
+            order = _order(server, images, seconds, rate=load * capacity)
+            with watched(server, every_s=max(_SHORTEST_S, seconds / _SAMPLES)) as samples:
                 outcomes = send(order)
-        shutil.copy(Path(run_dir) / "server" / "log", scratch / "log")
-    return Soak(capacity, arguments.load * capacity, seconds, watch.samples, outcomes)
-
-
-def _images(folder: Path) -> list[Path]:
-    folder.mkdir(parents=True)
-    for name, content in mixed_photographs().items():
-        (folder / name).write_bytes(content)
-    return sorted(folder.iterdir())
+        shutil.copy(folder / "container.log", log)
+    return Soak(capacity, load * capacity, seconds, samples, outcomes)
 
 
 def _order(server: Running, images: Sequence[Path], seconds: float, *, rate: float | None) -> Order:
@@ -118,15 +105,6 @@ def _capacity(server: Running, images: Sequence[Path], seconds: float) -> float:
     if not any(outcome.status == 200 for outcome in outcomes):
         raise BenchError("no request was completed")
     return len(outcomes) / max(outcome.sent_s + outcome.latency_s for outcome in outcomes)
-
-
-def _report(soak: Soak, arguments: argparse.Namespace) -> None:
-    text = _markdown(soak, model_name(arguments.archive) if arguments.archive else arguments.model)
-    print(text)
-    found = {**asdict(soak), "findings": [asdict(finding) for finding in soak.findings()]}
-    (arguments.output / "results.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-    if arguments.document:
-        write_between_marks(arguments.document, text, name="soak")
 
 
 def _markdown(soak: Soak, model: str) -> str:
@@ -146,4 +124,4 @@ def _markdown(soak: Soak, model: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

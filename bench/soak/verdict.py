@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bench.serving.figures import p99_s
+
 from .load import Outcome
 from .server import Sample
 
@@ -60,11 +62,6 @@ def growth(values: Sequence[float]) -> float:
     if not third:
         return math.nan
     return statistics.median(values[-third:]) / statistics.median(values[:third]) - 1
-
-
-def p99_s(latencies_s: Sequence[float]) -> float:
-    """The 99th percentile of the latencies (nearest rank)."""
-    return sorted(latencies_s)[math.ceil(0.99 * len(latencies_s)) - 1]
 
 
 def p99_by_part(outcomes: Sequence[Outcome], part_s: float) -> list[float]:

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from .findings import Finding, Level
@@ -23,7 +23,6 @@ BUILD_DIR = Path("build")
 MANIFEST = "MAR-INF/MANIFEST.json"
 
 _HTTP_TIMEOUT_S = 10
-_BLOCK_BYTES = 2**20
 _START_ONE = "`segserve serve` starts one"
 
 
@@ -80,7 +79,8 @@ def archive_fault(path: Path) -> str:
                 return f"{damaged} in it is damaged"
             named = json.loads(archive.read(MANIFEST))["model"]["serializedFile"]
             weights = yaml.safe_load(archive.read("model.yaml"))["weights"]
-            digest = _sha256(archive, named)
+            with archive.open(named) as member:
+                digest = hashlib.file_digest(cast(zipfile.ZipExtFile, member), "sha256").hexdigest()
     except zipfile.BadZipFile:
         return "is no archive, or was cut short"
     except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -167,16 +167,11 @@ def _own_ports(server: "Server | None") -> set[int]:
 
 
 def _is_free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as TorchServe: closed connections do not count
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError:
-            return False
-    return True
+    try:
+        with socket.create_server((host, port)):  # as TorchServe: closed connections do not count
+            return True
+    except OSError:
+        return False
 
 
 def _owner(port: int) -> str:
@@ -192,14 +187,6 @@ def _owner(port: int) -> str:
             ):
                 return f" (process {connection.pid}, {psutil.Process(connection.pid).name()})"
     return ""
-
-
-def _sha256(archive: zipfile.ZipFile, name: str) -> str:
-    digest = hashlib.sha256()
-    with archive.open(name) as member:
-        while block := member.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _own_server(server: "Server") -> Finding:

@@ -1,7 +1,7 @@
 """The web page of `segserve page`: a Gradio app for a running server.
 
-`app` defines the layout. `sending` sends an image to the server. `view` converts the response for
-the browser. `words` explains errors. `catalogue` lists the models. The scripts in `assets/` draw
-the segmentation in the browser. Changes of opacity, visible classes and the pointer's position send
-no request.
+`app` defines the layout, and `launch` serves it on this machine. `server` sends an image to the
+server and lists its models. `view` converts the response for the browser, and explains errors. The
+scripts in `assets/` draw the segmentation in the browser. Changes of opacity, visible classes and
+the pointer's position send no request.
 """

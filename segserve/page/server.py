@@ -18,6 +18,7 @@ from ..runtime.record import BACKGROUND
 from .view import PageResponse, Problem, as_response, in_plain_words, take_sample
 
 _TIMEOUT_S = 5
+_RETRIES = 1  # the user waits, and can press the button again
 
 
 @dataclass(frozen=True)
@@ -31,39 +32,13 @@ class Catalogue:
     labels: tuple[str, ...] = ()
 
 
-def read_catalogue(endpoint: Endpoint) -> Catalogue:
-    """Reads models and classes from the management port. This port is only available for a server
-    on this machine.
-
-    If the port does not respond, the catalogue contains only the endpoint's model.
-    """
-    alone = Catalogue((endpoint.model,), endpoint.model)
-    if endpoint.running is None:
-        return alone
-    try:
-        models = tuple(entry["modelName"] for entry in _requested(endpoint, "models")["models"])
-        model = endpoint.model if endpoint.model in models else models[0]
-        [described] = _requested(endpoint, f"models/{model}?customized=true")
-        labels = tuple(info["label"] for info in described["customizedMetadata"]["classes"])
-    except (requests.RequestException, ValueError, LookupError, TypeError):
-        return alone
-    return Catalogue(models, model, labels[1:])
-
-
-def _requested(endpoint: Endpoint, path: str) -> Any:  # noqa: ANN401 - any JSON
-    assert endpoint.running is not None  # noqa: S101 - for mypy
-    token = endpoint.token
+def _requested(url: str, token: str | None) -> Any:  # noqa: ANN401 - any JSON
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with requests.Session() as session:
         session.trust_env = False  # no proxy for a server on this machine
-        response = session.get(
-            f"{endpoint.running.inference_url}/{path}", headers=headers, timeout=_TIMEOUT_S
-        )
+        response = session.get(url, headers=headers, timeout=_TIMEOUT_S)
     response.raise_for_status()
     return response.json()
-
-
-_RETRIES = 1  # the user waits, and can press the button again
 
 
 @dataclass(frozen=True)
@@ -79,7 +54,22 @@ class PageServer:
         return find_endpoint(self.url, token=self.token, model=model)
 
     def catalogue(self, model: str | None = None) -> Catalogue:
-        return read_catalogue(self.endpoint(model))
+        """Reads models and classes. If the server does not run on this machine or does not respond,
+        the catalogue contains only the endpoint's model.
+        """
+        endpoint = self.endpoint(model)
+        alone = Catalogue((endpoint.model,), endpoint.model)
+        if endpoint.running is None:
+            return alone
+        listed, token = f"{endpoint.running.inference_url}/models", endpoint.token
+        try:
+            models = tuple(entry["modelName"] for entry in _requested(listed, token)["models"])
+            named = endpoint.model if endpoint.model in models else models[0]
+            [described] = _requested(f"{listed}/{named}?customized=true", token)
+            labels = tuple(info["label"] for info in described["customizedMetadata"]["classes"])
+        except (requests.RequestException, ValueError, LookupError, TypeError):
+            return alone
+        return Catalogue(models, named, labels[1:])
 
     def send(
         self,

@@ -4,7 +4,7 @@ import base64
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from ..bulk.results import as_coco
 from ..bulk.sources import Source
@@ -27,20 +27,16 @@ from ..schema.request import MediaType
 _EXCERPT_BYTES = 600
 
 
-class _Encoding(NamedTuple):
-    accept: str
-    mask: str | None
-
-
-ENCODINGS = {
-    "JSON, mask as PNG": _Encoding(MediaType.JSON, "png"),
-    "JSON, mask as run lengths (COCO RLE)": _Encoding(MediaType.JSON, "rle"),
-    "JSON, mask as polygons": _Encoding(MediaType.JSON, "polygons"),
-    "JSON, mask as rows of class ids": _Encoding(MediaType.JSON, "dense"),
-    "JSON, classes without a mask": _Encoding(MediaType.JSON, "none"),
-    "PNG, the label map": _Encoding(MediaType.PNG, None),
-    "JPEG, the overlay": _Encoding(MediaType.JPEG, None),
-    "NumPy file, the label map": _Encoding(MediaType.NPY, None),
+# The media type to accept and the mask encoding, by the name to choose from.
+ENCODINGS: dict[str, tuple[str, str | None]] = {
+    "JSON, mask as PNG": (MediaType.JSON, "png"),
+    "JSON, mask as run lengths (COCO RLE)": (MediaType.JSON, "rle"),
+    "JSON, mask as polygons": (MediaType.JSON, "polygons"),
+    "JSON, mask as rows of class ids": (MediaType.JSON, "dense"),
+    "JSON, classes without a mask": (MediaType.JSON, "none"),
+    "PNG, the label map": (MediaType.PNG, None),
+    "JPEG, the overlay": (MediaType.JPEG, None),
+    "NumPy file, the label map": (MediaType.NPY, None),
 }
 
 
@@ -185,36 +181,32 @@ class Problem(TypedDict):
     detail: str
 
 
-class _Words(NamedTuple):
-    title: str
-    advice: str
-
-
-_BY_KIND: tuple[tuple[type[Exception], _Words], ...] = (
-    (
-        UnreachableError,
-        _Words("No server responds", "Start one with `segserve serve`, then try again."),
-    ),
-    (TimedOutError, _Words("The server took too long", "Try a smaller picture, or fewer passes.")),
-    (
-        AuthenticationError,
-        _Words(
-            "The server rejects the token", "Start the page again with --token or $SEGSERVE_TOKEN."
-        ),
-    ),
-    (
-        UnknownModelError,
-        _Words("The server has no such model", "Choose another one under Options."),
-    ),
-    (
-        MalformedResponseError,
-        _Words("This is not a segmentation server", "Look at the address that the page was given."),
-    ),
-    (
-        FileNotFoundError,
-        _Words("The picture is no longer here", "Drop it again: pictures are kept for an hour."),
-    ),
-)
+_BY_KIND: dict[type[Exception], Problem] = {
+    UnreachableError: {
+        "title": "No server responds",
+        "detail": "Start one with `segserve serve`, then try again.",
+    },
+    TimedOutError: {
+        "title": "The server took too long",
+        "detail": "Try a smaller picture, or fewer passes.",
+    },
+    AuthenticationError: {
+        "title": "The server rejects the token",
+        "detail": "Start the page again with --token or $SEGSERVE_TOKEN.",
+    },
+    UnknownModelError: {
+        "title": "The server has no such model",
+        "detail": "Choose another one under Options.",
+    },
+    MalformedResponseError: {
+        "title": "This is not a segmentation server",
+        "detail": "Look at the address that the page was given.",
+    },
+    FileNotFoundError: {
+        "title": "The picture is no longer here",
+        "detail": "Drop it again: pictures are kept for an hour.",
+    },
+}
 # By the error code of the server, whose message says what to do.
 _BY_CODE = {
     "image_truncated": "The file ends too early",
@@ -265,9 +257,9 @@ def in_plain_words(error: Exception) -> Problem:
     """Converts an error to a problem: a title, and the page's advice or else the message of the
     server, which gives its own.
     """
-    words = next((words for kind, words in _BY_KIND if isinstance(error, kind)), None)
-    if words is not None:
-        return {"title": words.title, "detail": words.advice}
+    for kind, problem in _BY_KIND.items():
+        if isinstance(error, kind):
+            return problem
     title, message = _OTHERWISE, str(error)
     if isinstance(error, ResponseError):
         title, message = _BY_CODE.get(error.code, _OTHERWISE), error.message

@@ -17,7 +17,7 @@ import pytest
 import requests
 import yaml
 
-from bench.serving.peers.proxy import make_secrets, write_proxy
+from bench.serving.peers.deployed import make_secrets, write_proxy
 from segserve.gateway.settings import variables
 from tests.conftest import PROJECT
 from tests.packed import pack

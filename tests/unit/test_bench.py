@@ -20,17 +20,13 @@ from PIL import Image
 from bench import __main__ as command
 from bench.images import mixed_photographs
 from bench.serving import session
-from bench.serving.errors import BenchError
-from bench.serving.figures import Run, headlines, median_ms_of, ratio, rows, throughput
-from bench.serving.load import Gateway
-from bench.serving.over_http import HttpPeer, send_requests
-from bench.serving.peer import Opened
+from bench.serving.figures import Run, headlines, ratio, rows
+from bench.serving.load import Gateway, HttpPeer, send_requests
+from bench.serving.peer import BenchError, Opened
 from bench.serving.peers.steps import STEPS
-from bench.serving.plot import draw
 from bench.serving.registry import Peer
-from bench.serving.report import BEGIN, END, Report, write_between_marks
-from bench.serving.rounds import measured_rounds
-from bench.serving.session import Outcome, measure
+from bench.serving.report import BEGIN, END, Report, draw, write_between_marks
+from bench.serving.session import Outcome, measure, measured_rounds
 from bench.serving.workload import Workload, mixed_workload
 
 
@@ -56,19 +52,19 @@ def round_of(limit_ms: float, ours_ms: float, clients: int = 8) -> dict[tuple[st
     ],
 )
 def test_p99_of_a_run_is_the_nearest_rank(latencies_ms, expected_ms):
-    assert run_of(*latencies_ms).p99_ms == pytest.approx(expected_ms)
+    assert run_of(*latencies_ms).p99_ms() == pytest.approx(expected_ms)
 
 
 def test_run_without_a_response_has_no_latency():
     run = Run((), 2.0, 3, "status 503")
-    assert run.images_a_second == 0
-    assert math.isnan(run.median_ms)
-    assert math.isnan(run.p99_ms)
+    assert run.images_a_second() == 0
+    assert math.isnan(run.median_ms())
+    assert math.isnan(run.p99_ms())
 
 
 def test_ratio_of_a_drifting_machine_is_the_median_of_the_rounds_ratios():
     rounds = [round_of(10, 20), round_of(100, 200), round_of(1000, 9000)]
-    assert ratio(rounds, median_ms_of, ("ours, png", 8), ("limit", 8)) == pytest.approx(2)
+    assert ratio(rounds, Run.median_ms, ("ours, png", 8), ("limit", 8)) == pytest.approx(2)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +78,7 @@ def test_ratio_of_a_drifting_machine_is_the_median_of_the_rounds_ratios():
     ],
 )
 def test_ratio_to_a_peer_without_figures_is_none(rounds):
-    assert ratio(rounds, throughput, ("ours, png", 8), ("limit", 8)) is None
+    assert ratio(rounds, Run.images_a_second, ("ours, png", 8), ("limit", 8)) is None
 
 
 def test_rows_have_the_ratio_of_our_throughput():

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.serving.errors import BenchError
 from bench.serving.loop import Work, looped, open_loop
+from bench.serving.peer import BenchError
 from bench.serving.workload import Workload
 
 

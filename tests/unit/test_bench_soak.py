@@ -6,8 +6,7 @@ from itertools import islice
 
 import pytest
 
-from bench.soak.load import Outcome
-from bench.soak.mix import BAD_SHARE, mixed_requests
+from bench.soak.load import BAD_SHARE, Outcome, mixed_requests
 from bench.soak.server import Sample
 from bench.soak.verdict import findings, growth, most_open, p99_by_part
 

@@ -12,8 +12,17 @@ from pathlib import Path
 import pytest
 
 from segserve.archive import build_archive
-from segserve.doctor import Finding, Level, as_json, as_lines, examine, machine, service, status_of
-from segserve.doctor.findings import isolated
+from segserve.doctor import (
+    Finding,
+    Level,
+    as_json,
+    as_lines,
+    examine,
+    isolated,
+    machine,
+    service,
+    status_of,
+)
 from segserve.doctor.torch_facts import TorchBrokenError, TorchFacts, send_torch
 from segserve.engines.errors import ServerError
 

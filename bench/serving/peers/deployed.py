@@ -1,24 +1,29 @@
-"""The server as deployed: the container's first process, and the TLS proxy in front of it."""
+"""The server as deployed: the container's first process, and the TLS proxy in front of it.
+
+The proxy is that of deploy/compose.yaml: nginx with the project's settings, but other paths and
+ports.
+"""
 
 import os
 import shutil
-import sys
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from segserve.archive import build_archive
-from segserve.client.request import JSON, as_fields, http_headers
+from segserve.resources import resource
 from segserve.runtime.record import read_record
 
-from ..errors import BenchError
-from ..load import Gateway
-from ..over_http import HttpPeer
-from ..peer import Opened
+from ..load import HttpPeer
+from ..peer import BenchError, Opened
 from ..workload import Workload
-from .processes import HOST, free_port, running
-from .proxy import make_secrets, write_proxy
+from .ours import gateway_of
+from .processes import HOST, free_port, running, running_container
+
+TLS_PORT = "8443"
 
 
 @contextmanager
@@ -32,53 +37,68 @@ def open_deployed(workload: Workload) -> Iterator[Opened]:
     missing = [program for program in ("nginx", "openssl") if not shutil.which(program)]
     if missing:
         raise BenchError(f"{' and '.join(missing)} must be installed")
-    folder = workload.scratch / "deployed"
+    folder, encoding = workload.scratch / "deployed", workload.encodings[0]
     secrets = make_secrets(folder / "secrets")
-    certificate, port, tls_port = secrets / "tls.crt", free_port(), free_port()
-    environment = _environment(workload, folder, port)
-    proxy = write_proxy(
-        folder / "proxy", secrets, port=tls_port, server=f"{HOST}:{port}", page=f"{HOST}:{port}"
-    )
-    container = [sys.executable, "-m", "segserve.gateway"]
-    plain, tls = f"http://{HOST}:{port}", f"https://{HOST}:{tls_port}"
+    archive = build_archive(workload.model, folder)
     began_s = time.monotonic()
-    with running(
-        container, folder / "container.log", f"{plain}/ping", environment=environment
-    ) as pid:
+    with running_container(archive, secrets / "token", folder) as (plain, pid):
         start_s = time.monotonic() - began_s
+        server, tls_port = plain.removeprefix("http://"), free_port()
+        tls, certificate = f"https://{HOST}:{tls_port}", secrets / "tls.crt"
+        proxy = write_proxy(folder / "proxy", secrets, port=tls_port, server=server, page=server)
         with running(proxy, folder / "proxy.log", f"{tls}/ping", ca_file=certificate):
-            encoding, path = (
-                workload.encodings[0],
-                f"/predictions/{read_record(workload.model).name}",
-            )
             token = (secrets / "token").read_text(encoding="utf-8").strip()
-            headers = http_headers(JSON, as_fields(mask=encoding)) | {
-                "Authorization": f"Bearer {token}"
+            direct = gateway_of(plain, token, read_record(workload.model).name, encoding)
+            proxied = replace(direct, url=direct.url.replace(plain, tls), ca_file=str(certificate))
+            peers = {
+                f"ours in the container, {encoding}": HttpPeer(direct, workload),
+                f"ours behind the proxy, {encoding}": HttpPeer(proxied, workload),
             }
-            gateways = {
-                f"ours in the container, {encoding}": Gateway(plain + path, headers),
-                f"ours behind the proxy, {encoding}": Gateway(
-                    tls + path, headers, ca_file=str(certificate)
-                ),
-            }
-            yield Opened(
-                {title: HttpPeer(gateway, workload) for title, gateway in gateways.items()},
-                pid,
-                start_s,
-            )
+            yield Opened(peers, pid, start_s)
 
 
-def _environment(workload: Workload, folder: Path, port: int) -> dict[str, str]:
-    """The environment of the container's command: this process's, but with the command's own
-    SEGSERVE_ variables.
+def write_proxy(folder: Path, secrets: Path, *, port: int, server: str, page: str) -> list[str]:
+    """Writes the settings and copies of the secrets to a folder. Returns the command that runs
+    nginx.
+
+    Args:
+        secrets: a folder with the files of `make-secrets.sh`.
+        port: nginx's port on 127.0.0.1.
+        server, page: host and port of the upstream servers.
+
+    Raises:
+        FileNotFoundError: nginx is not installed.
+        ValueError: nginx.conf does not contain an expected path or port.
     """
-    settings = {
-        "ARCHIVE": build_archive(workload.model, folder),
-        "TOKEN_FILE": folder / "secrets" / "token",
-        "RUN_DIR": folder / "run",
-        "HOST": HOST,
-        "PORT": port,
-        "METRICS_PORT": free_port(),
+    nginx = shutil.which("nginx")
+    if nginx is None:
+        raise FileNotFoundError("nginx is not installed")
+    (folder / "extra").mkdir(parents=True)
+    for file in secrets.iterdir():
+        shutil.copy(file, folder)
+    folder.chmod(0o755)
+    settings = resource("deploy/proxy/nginx.conf").read_text(encoding="utf-8")
+    places = {
+        "/tmp/": f"{folder}/",  # noqa: S108 - must be first, because the other values may contain /tmp/
+        f"listen {TLS_PORT}": f"listen 127.0.0.1:{port}",
+        "server:8080": server,
+        "127.0.0.1:7860": page,
+        "/run/secrets/segserve": f"{folder}",
+        "/etc/nginx/extra": f"{folder}/extra",
+        "/dev/stdout": f"{folder}/access.log",
     }
-    others = {name: value for name, value in os.environ.items() if not name.startswith("SEGSERVE_")}
-    return others | {f"SEGSERVE_{name}": str(value) for name, value in settings.items()}
+    for there, here in places.items():
+        if there not in settings:
+            raise ValueError(f"nginx.conf does not name {there} any more")
+        settings = settings.replace(there, here)
+    if os.getuid() == 0:
+        settings = f"user root;\n{settings}"  # Debian's default user cannot read our files
+    (folder / "nginx.conf").write_text(settings, encoding="utf-8")
+    return [nginx, "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
+
+
+def make_secrets(folder: Path) -> Path:
+    """Creates a token, passwords and a certificate for localhost in a folder. Needs openssl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["/bin/sh", resource("deploy/proxy/make-secrets.sh"), folder], check=True)
+    return folder

@@ -7,10 +7,9 @@ https://fastapi.tiangolo.com/tutorial/request-files/
 import uvicorn
 from fastapi import FastAPI, Response, UploadFile
 
-from .device import first_device
 from .processes import HOST
 from .python_server import server_arguments
-from .steps import STEPS
+from .steps import STEPS, first_device
 
 
 def main() -> None:

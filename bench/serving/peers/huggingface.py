@@ -20,7 +20,7 @@ from segserve.runtime.record import ModelRecord, read_record
 
 from ..loop import Work
 from ..workload import Workload
-from .device import first_device
+from .steps import first_device
 
 if TYPE_CHECKING:  # the import takes seconds, and the package is optional
     from transformers import BaseImageProcessor, PreTrainedModel

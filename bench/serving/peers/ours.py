@@ -3,8 +3,8 @@ TorchServe.
 """
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -17,27 +17,19 @@ from segserve.gateway.background import Server
 from segserve.runtime.record import read_record
 from segserve.runtime.settings import CONFIG_FILE
 
-from ..errors import BenchError
-from ..load import Gateway
-from ..over_http import HttpPeer
-from ..peer import Opened
+from ..load import Gateway, HttpPeer
+from ..peer import BenchError, Opened
 from ..workload import Workload
 from .processes import READY_S
 
 
-@contextmanager
-def open_ours(workload: Workload) -> Iterator[Opened]:
+def open_ours(workload: Workload) -> AbstractContextManager[Opened]:
     """Starts one server with one peer per mask encoding."""
-    with _served(workload, workload.model, "ours") as (server, start_s):
-        peers = {
-            f"ours, {encoding}": _peer(server, encoding, workload)
-            for encoding in workload.encodings
-        }
-        yield Opened(peers, server.pid, start_s)
+    archive = build_archive(workload.model, workload.scratch / "ours-archive")
+    return _opened("ours", workload, archive, workload.encodings)
 
 
-@contextmanager
-def open_ours_in_int8(workload: Workload) -> Iterator[Opened]:
+def open_ours_in_int8(workload: Workload) -> AbstractContextManager[Opened]:
     """Starts the server with int8 inference, with one peer for the first encoding.
 
     Raises:
@@ -45,40 +37,60 @@ def open_ours_in_int8(workload: Workload) -> Iterator[Opened]:
     """
     if read_record(workload.model).int8 is None:
         raise BenchError("the model has no ranges: `segserve quantize` measures them")
-    encoding = workload.encodings[0]
-    with _served(workload, _in_int8(workload), "ours-int8") as (server, start_s):
-        peers = {f"ours int8, {encoding}": _peer(server, encoding, workload)}
-        yield Opened(peers, server.pid, start_s)
+    archive = build_archive(_in_int8(workload), workload.scratch / "ours-int8-archive")
+    return _opened("ours int8", workload, archive, workload.encodings[:1])
 
 
-@contextmanager
-def open_ours_in_onnx(workload: Workload) -> Iterator[Opened]:
+def open_ours_in_onnx(workload: Workload) -> AbstractContextManager[Opened]:
     """Starts the engine `local` with the runtime `onnx`, without PyTorch, TorchServe and Java, with
     one peer for the first encoding.
     """
-    encoding = workload.encodings[0]
     archive = build_archive(workload.model, workload.scratch / "onnx-archive", runtime="onnx")
-    with _started(workload, archive, "ours-onnx", EngineName.LOCAL) as (server, start_s):
-        peers = {f"ours local onnx, {encoding}": _peer(server, encoding, workload)}
+    return _opened(
+        "ours local onnx", workload, archive, workload.encodings[:1], engine=EngineName.LOCAL
+    )
+
+
+@contextmanager
+def _opened(
+    title: str,
+    workload: Workload,
+    archive: Path,
+    encodings: Sequence[str],
+    *,
+    engine: EngineName = EngineName.TORCHSERVE,
+) -> Iterator[Opened]:
+    began_s, run_dir = perf_counter(), workload.scratch / title.replace(" ", "-")
+    with ready_server(archive, run_dir, engine=engine) as server:
+        start_s = perf_counter() - began_s
+        peers = {
+            f"{title}, {encoding}": HttpPeer(gateway_to(server, encoding), workload)
+            for encoding in encodings
+        }
         yield Opened(peers, server.pid, start_s)
 
 
 @contextmanager
-def _served(workload: Workload, model: Path, name: str) -> Iterator[tuple[Server, float]]:
-    """The ready server of a model, and its start time in seconds."""
-    archive = build_archive(model, workload.scratch / f"{name}-archive")
-    with _started(workload, archive, name, EngineName.TORCHSERVE) as started:
-        yield started
-
-
-@contextmanager
-def _started(
-    workload: Workload, archive: Path, name: str, engine: EngineName
-) -> Iterator[tuple[Server, float]]:
-    began_s = perf_counter()
-    with Server.start([archive], workload.scratch / name, engine=engine) as server:
+def ready_server(
+    archive: Path, run_dir: Path, *, engine: EngineName = EngineName.TORCHSERVE
+) -> Iterator[Server]:
+    """Runs a server within the context, and waits until it is ready."""
+    with Server.start([archive], run_dir, engine=engine) as server:
         server.wait_ready(READY_S)
-        yield server, perf_counter() - began_s
+        yield server
+
+
+def gateway_to(server: Server, encoding: str = "png") -> Gateway:
+    return gateway_of(server.inference_url, server.inference_token, server.models[0], encoding)
+
+
+def gateway_of(url: str, token: str | None, model: str, encoding: str = "png") -> Gateway:
+    """Requests for JSON with the mask in an encoding, compressed as for most clients."""
+    headers = http_headers(JSON, as_fields(mask=encoding)) | {
+        "Accept-Encoding": "gzip",  # as requests, httpx and browsers send
+        "Authorization": f"Bearer {token}",
+    }
+    return Gateway(f"{url}/predictions/{model}", headers)
 
 
 def _in_int8(workload: Workload) -> Path:
@@ -88,13 +100,3 @@ def _in_int8(workload: Workload) -> Path:
     config["handler"]["precision"] = "int8"
     (copy / CONFIG_FILE).write_text(yaml.safe_dump(config), encoding="utf-8")
     return copy
-
-
-def _peer(server: Server, encoding: str, workload: Workload) -> HttpPeer:
-    headers = http_headers(JSON, as_fields(mask=encoding)) | {
-        "Accept-Encoding": "gzip",  # as requests, httpx and browsers send
-        "Authorization": f"Bearer {server.inference_token}",
-    }
-    return HttpPeer(
-        Gateway(f"{server.inference_url}/predictions/{server.models[0]}", headers), workload
-    )

@@ -1,7 +1,9 @@
 """Starts servers as processes, waits until they are ready, and ends their process trees."""
 
+import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,12 +13,12 @@ import requests
 
 from segserve.engines.process_tree import ProcessTree
 
-from ..errors import BenchError
+from ..peer import BenchError
 
 HOST = "127.0.0.1"
 READY_S = 600
 _POLL_S = 0.25
-_STOP_S = 20
+_STOP_S = 90
 
 
 @contextmanager
@@ -55,6 +57,29 @@ def running(
     finally:
         tree.stop(_STOP_S)
         process.wait()
+
+
+@contextmanager
+def running_container(
+    archive: Path, token_file: Path, folder: Path, **settings: str
+) -> Iterator[tuple[str, int]]:
+    """Runs the container's command, `python -m segserve.gateway`, within the context. Yields its
+    URL and its process id. The log is `folder/container.log`.
+
+    Args:
+        settings: other SEGSERVE_ variables, without this prefix.
+
+    Raises:
+        BenchError: as `running`.
+    """
+    port = free_port()
+    own = {"ARCHIVE": archive, "TOKEN_FILE": token_file, "RUN_DIR": folder / "run", "HOST": HOST}
+    own |= {"PORT": port, "METRICS_PORT": free_port(), **settings}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("SEGSERVE_")}
+    environment = others | {f"SEGSERVE_{name}": str(value) for name, value in own.items()}
+    url, command = f"http://{HOST}:{port}", [sys.executable, "-m", "segserve.gateway"]
+    with running(command, folder / "container.log", f"{url}/ping", environment=environment) as pid:
+        yield url, pid
 
 
 def free_port() -> int:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..load import Gateway
-from ..over_http import HttpPeer
+from ..load import Gateway, HttpPeer
 from ..peer import Opened
 from ..workload import Workload
 from .processes import HOST, free_port, running

@@ -26,6 +26,11 @@ LabelMap = NDArray[np.uint8]
 Pixels = TypeVar("Pixels")
 
 
+def first_device() -> torch.device:
+    """The first GPU, if there is one, as in TorchServe's workers."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Steps(Protocol[Pixels]):
     """Converts an image file to its label map, uint8 (H, W) at the image's original size, and that
     to a PNG.

@@ -20,10 +20,8 @@ from segserve.engines.torchserve.process import TorchServe
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import RECORD_FILE, read_record
 
-from ..errors import BenchError
-from ..load import Gateway
-from ..over_http import HttpPeer
-from ..peer import Opened
+from ..load import Gateway, HttpPeer
+from ..peer import BenchError, Opened
 from ..workload import Workload
 from .processes import READY_S
 
@@ -63,33 +61,20 @@ def open_stock(workload: Workload, *, title: str, same_size: bool) -> Iterator[O
 
 
 def _archive(model: Path, handler: str, folder: Path) -> Path:
-    record = read_record(model)
+    network = load_network(read_record(model), model)
     weights = folder / "weights.pth"
-    torch.save(
-        {
-            f"network.{name}": value
-            for name, value in load_network(record, model).state_dict().items()
-        },
-        weights,
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "model_archiver.model_packaging",
-        "--model-name",
-        NAME,
-        "--version",
-        "1.0",
-    ]
-    command += ["--model-file", str(_HERE / "stock_model.py"), "--serialized-file", str(weights)]
-    command += [
-        "--handler",
-        handler,
-        "--extra-files",
-        str(model / RECORD_FILE),
-        "--export-path",
-        str(folder),
-    ]
+    torch.save({f"network.{name}": value for name, value in network.state_dict().items()}, weights)
+    options = {
+        "--model-name": NAME,
+        "--version": "1.0",
+        "--model-file": _HERE / "stock_model.py",
+        "--serialized-file": weights,
+        "--handler": handler,
+        "--extra-files": model / RECORD_FILE,
+        "--export-path": folder,
+    }
+    command = [sys.executable, "-m", "model_archiver.model_packaging"]
+    command += [str(word) for option in options.items() for word in option]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(f"torch-model-archiver failed: {' '.join(done.stderr.split())[-300:]}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ...gpu import count_gpus
+from ...resources import count_gpus
 from ..workers.loading import BatchHandler
 from ..workers.messages import Handled
 

@@ -1,4 +1,4 @@
-"""The upper bound for all servers: only the network, compiled and frozen, on prepared tensors."""
+"""Our code without a server: the plain loop, and the limit, an upper bound for all servers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +13,21 @@ from segserve.runtime.record import read_record
 
 from ..loop import Work
 from ..workload import MAX_PIXELS, Workload
-from .device import first_device, wait_for
+from .steps import OurSteps, first_device
 
 _MOST_SHAPES = 64
 
 
-def prepare(workload: Workload) -> Work:
-    """Compiles one graph for each input shape of the workload's images."""
+def prepare_plain_loop(workload: Workload) -> Work:
+    """A script with the same code: it converts an image file to its label map as PNG."""
+    steps = OurSteps(workload.model, first_device())
+    return lambda path: steps.encode(steps.predict(steps.decode(path.read_bytes())))
+
+
+def prepare_limit(workload: Workload) -> Work:
+    """Only the network, compiled and frozen, on prepared tensors: one graph for each input shape of
+    the workload's images.
+    """
     device = first_device()
     segmenter = Segmenter.load(workload.model, device=device)
     inputs = {path: _input(segmenter, path) for path in set(workload.requests + workload.warm_up)}
@@ -29,7 +37,8 @@ def prepare(workload: Workload) -> Work:
     def work(path: Path) -> None:
         with torch.inference_mode():
             compiled(inputs[path])
-            wait_for(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
     for path in {tensor.shape: path for path, tensor in inputs.items()}.values():
         work(path)
