@@ -106,9 +106,9 @@ def evaluate(
     from ..runtime.settings import Settings
     from ..schema.request import Options
     from ..training.data import dataset_name
+    from ..training.evaluate.card import EVALUATE_COMMAND, write_card
     from ..training.evaluate.measure import offline_model, served_model
     from ..training.evaluate.report import as_accuracy, build_report, write_page, write_report
-    from ..training.train.card import EVALUATE_COMMAND, write_card
 
     given = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
     with errors_in_one_line():

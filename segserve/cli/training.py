@@ -109,7 +109,7 @@ def train(
     from ..recipe import recipe_with, write_recipe
     from ..runtime.record import read_record
     from ..training.data import dataset_name, read_class_file
-    from ..training.train.card import measure_model
+    from ..training.evaluate.card import measure_model
     from ..training.train.loop import RunOptions, Validation
     from ..training.train.loop import train as train_network
     from ..training.train.loss import check_class_weights

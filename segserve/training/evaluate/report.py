@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
@@ -183,13 +183,15 @@ def write_page(
 
 
 def page_templates() -> Environment:
-    """The templates of HTML pages; every value in them is escaped."""
-    return Environment(
+    """The templates of HTML pages, in which every value is escaped, and of the model card."""
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+    environment.filters["figure"] = lambda value: "-" if value is None else f"{value:.3f}"
+    return environment
 
 
 def render_page(report: EvaluationReport, record: ModelRecord, worst: "Sequence[ImageView]") -> str:
@@ -199,23 +201,21 @@ def render_page(report: EvaluationReport, record: ModelRecord, worst: "Sequence[
         record: for the colours of the classes.
         worst: the images, in this order.
     """
-    environment = page_templates()
-    environment.filters["figure"] = _shown_figure
-    return environment.get_template("page.html.j2").render(
-        report=report,
-        colors=["#{:02x}{:02x}{:02x}".format(*bright(info.color)) for info in record.classes],
-        rows=report.present,
-        columns=[
-            row
-            for row in report.classes
-            if row.images or any(true[row.id] for true in report.confusion)
-        ],
-        worst=worst,
+    return (
+        page_templates()
+        .get_template("page.html.j2")
+        .render(
+            report=report,
+            colors=["#{:02x}{:02x}{:02x}".format(*bright(info.color)) for info in record.classes],
+            rows=report.present,
+            columns=[
+                row
+                for row in report.classes
+                if row.images or any(true[row.id] for true in report.confusion)
+            ],
+            worst=worst,
+        )
     )
-
-
-def _shown_figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 @dataclass(frozen=True)
