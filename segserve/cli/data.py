@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..runtime.errors import ModelError
 from .app import MAKE, app, console, errors_in_one_line, model_source, print_plain
@@ -40,11 +40,11 @@ def check_data(
     images and pixels of each class.
     """
     with errors_in_one_line():
+        from ..training.data.check import contact_sheet
         from ..training.data.opening import split_names
-        from ..training.data.sheet import contact_sheet
 
         listed, categories = _classes(data, classes, model)
-        names = [split] if split or data.is_file() else list(split_names(data))
+        names = [split] if split or data.is_file() else split_names(data)
         found = {
             name: open_checked(
                 data,
@@ -87,10 +87,7 @@ def _print_split(name: str, checked: "CheckedSplit", classes: "Sequence[ClassInf
         f"{name}: {len(sizes)} images of {min(widths)} x {min(heights)} to {max(widths)} x "
         f"{max(heights)} pixels"
     )
-    table = Table()
-    table.add_column("class")
-    table.add_column("pixels", justify="right")
-    table.add_column("share", justify="right")
+    table = Table("class", Column("pixels", justify="right"), Column("share", justify="right"))
     total = max(1, int(checked.pixels.sum()))
     for info, pixels in zip(classes, checked.pixels.tolist(), strict=True):
         table.add_row(info.label, f"{pixels:,}", f"{pixels / total:.2%}")

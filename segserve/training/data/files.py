@@ -6,6 +6,7 @@ import io
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,9 @@ from PIL import Image
 from ...runtime.decode.image import decode_image, decoded_size
 from ...runtime.encode.mask import LabelMap
 from ...runtime.errors import SegserveError
-from .options import IGNORED as IGNORED
+
+IGNORED = 255
+"""The label of pixels that belong to no class. Training and evaluation leave them out."""
 
 MAX_PIXELS = 2**26
 """The largest width times height of an image or a label map. Cameras give less."""
@@ -35,6 +38,26 @@ _COLOR_TYPES = {
 }
 
 Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How data is read that can mean several things, or is broken.
+
+    Attributes:
+        ignore_id: the value of pixels to ignore in label images; None if there is none.
+        crowds_as_objects: COCO annotations with `iscrowd` are objects, as CVAT exports masks;
+            otherwise their pixels are ignored.
+        skip_broken: images and annotations that cannot be read are left out and counted;
+            otherwise they are errors.
+    """
+
+    ignore_id: int | None = IGNORED
+    crowds_as_objects: bool = False
+    skip_broken: bool = False
+
+
+AS_USUAL = ReadOptions()
 
 
 class DataError(ValueError):
@@ -102,15 +125,11 @@ class LabelledImages(ABC):
         return ()
 
     def image(self, name: str) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3), RGB, upright as when it is served.
-
-        Raises:
-            DataError: the image is missing or cannot be decoded completely.
-        """
+        """The image as `read_image` gives it."""
         return read_image(self.paths(name)[0])
 
     def image_size(self, name: str) -> tuple[int, int]:
-        """(height, width) of the image. Raises as `image` does; faster."""
+        """(height, width) as `image_size` gives it."""
         return image_size(self.paths(name)[0])
 
     def pair(self, name: str) -> tuple[NDArray[np.uint8], LabelMap]:
