@@ -16,7 +16,6 @@ from .app import (
     MAKE,
     ModelArgument,
     app,
-    console,
     errors_in_one_line,
     model_folder,
     print_plain,
@@ -110,10 +109,10 @@ def train(
     from ..runtime.record import read_record
     from ..training.data import dataset_name, read_class_file
     from ..training.evaluate.card import measure_model
-    from ..training.train.loop import RunOptions, Validation
+    from ..training.train.loop import RunOptions, validation_iou
     from ..training.train.loop import train as train_network
-    from ..training.train.loss import check_class_weights
     from ..training.train.model_folder import export_weights, record_for, write_new_record
+    from ..training.train.optimization import check_class_weights
     from ..training.train.state import leads
 
     with errors_in_one_line():
@@ -148,7 +147,7 @@ def train(
                 training,
                 run or Path("runs") / model.resolve().name / Path(recipe).stem,
                 _shown_in(progress, steps.steps),
-                validate=Validation(record, measured.data) if measured else None,
+                validate=partial(validation_iou, record, measured.data) if measured else None,
                 options=RunOptions(checkpoint_every, validate_every, workers),
             )
         if not leads():
@@ -156,10 +155,8 @@ def train(
         export_weights(network, read_record(model), model)
         if measured:
             report = measure_model(model, measured.data, dataset=dataset_name(data))
-            console.print(f"mean IoU {report.mean_iou:.4f} on {val}", highlight=False)
-        console.print(
-            f"{model} is ready: segserve archive {model}", highlight=False, soft_wrap=True
-        )
+            print_plain(f"mean IoU {report.mean_iou:.4f} on {val}")
+        print_plain(f"{model} is ready: segserve archive {model}")
 
 
 def _start_text(recipe: Recipe, model: Path) -> str:
