@@ -36,7 +36,6 @@ def calibrate_model(
     error without and with it.
 
     Args:
-        report: called after every image with the number of finished ones.
         dataset: name of the split for people.
 
     Raises:
