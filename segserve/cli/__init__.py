@@ -8,7 +8,6 @@ from . import (  # noqa: I001, F401 - the order of `segserve --help`
     serving,
     diagnosis,
     evaluation,
-    comparison,
     models,
     importing,
     data,
