@@ -10,7 +10,6 @@ from . import (  # noqa: I001, F401 - the order of `segserve --help`
     evaluation,
     models,
     importing,
-    data,
     training,
     signing,
 )

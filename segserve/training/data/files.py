@@ -28,14 +28,8 @@ _LISTED_PROBLEMS = 50
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Of a PNG file: signature, length, IHDR, width, height, bit depth, colour type.
 _HEADER = struct.Struct(">8x4x4sIIBB")
-_GREY, _RGB, _PALETTE, _GREY_ALPHA = 0, 2, 3, 4
-_COLOR_TYPES = {
-    _GREY: "grey",
-    _RGB: "RGB",
-    _PALETTE: "palette",
-    _GREY_ALPHA: "grey with alpha",
-    6: "RGB with alpha",
-}
+_GREY, _RGB, _GREY_ALPHA = 0, 2, 4
+_COLOR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 
 Read = TypeVar("Read")
 
@@ -73,15 +67,13 @@ class DataError(ValueError):
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
-        self.lines = problems if len(problems) == 1 else _listed(problems)
+        self.lines = problems
+        if len(problems) > 1:
+            counted = f"{len(problems)} problems with the data:"
+            self.lines = counted, *problems[:_LISTED_PROBLEMS]
+        if len(problems) > _LISTED_PROBLEMS:
+            self.lines += (f"and {len(problems) - _LISTED_PROBLEMS} more",)
         super().__init__("\n  ".join(self.lines))
-
-
-def _listed(problems: tuple[str, ...]) -> tuple[str, ...]:
-    lines = [f"{len(problems)} problems with the data:", *problems[:_LISTED_PROBLEMS]]
-    if len(problems) > _LISTED_PROBLEMS:
-        lines.append(f"and {len(problems) - _LISTED_PROBLEMS} more")
-    return tuple(lines)
 
 
 class LabelledImages(ABC):

@@ -91,7 +91,10 @@ def _from_ids(path: Path, values: LabelMap, coding: LabelCoding) -> LabelMap:
         known = {coding.ignore_id: IGNORED} | dict(coding.ids)
         unknown = [value for value in np.unique(values).tolist() if value not in known]
         if unknown:
-            shown = ", ".join(_shown(value, coding) for value in unknown[:_LISTED])
+            shown = ", ".join(
+                f"{value} ({coding.names[value]})" if value in coding.names else str(value)
+                for value in unknown[:_LISTED]
+            )
             raise DataError(
                 f"{path}: values in no class: {shown}; name them in the class file by `from` or "
                 "`ignore`"
@@ -105,10 +108,6 @@ def _from_ids(path: Path, values: LabelMap, coding: LabelCoding) -> LabelMap:
     elif coding.ignore_id != IGNORED:
         table[coding.ignore_id] = IGNORED
     return np.asarray(table[values])
-
-
-def _shown(value: int, coding: LabelCoding) -> str:
-    return f"{value} ({coding.names[value]})" if value in coding.names else str(value)
 
 
 def _from_colors(path: Path, rgb: NDArray[np.uint8], coding: LabelCoding) -> LabelMap:
@@ -180,7 +179,7 @@ class PairedFiles(LabelledImages):
             raise DataError(f"{source}: the split is empty")
         self.source = source
         self.names = list(pairs)
-        self._pairs = dict(pairs)
+        self._pairs = pairs
         self._coding = coding
 
     def paths(self, name: str) -> tuple[Path, Path]:

@@ -128,7 +128,7 @@ def _input_rule(backbone: str) -> InputRule:
         "mean": published.mean if published else IMAGENET_DEFAULT_MEAN,
         "std": published.std if published else IMAGENET_DEFAULT_STD,
     }
-    return InputRule.model_validate(fields)
+    return validated(fields, InputRule, "input")
 
 
 def write_new_record(record: ModelRecord, folder: Path) -> None:
