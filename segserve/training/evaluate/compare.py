@@ -34,14 +34,13 @@ class Difference(NamedTuple):
 
 class _Compared(NamedTuple):
     """Of one image, for both models: intersections and unions, (2, classes); the labelled pixels of
-    each class, (classes,); the number of pixels that changed, and of all labelled pixels.
+    each class, (classes,); the number of them that changed.
     """
 
     intersections: Counts
     unions: Counts
     true: Counts
     changed: int
-    labelled: int
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,14 @@ def _compared(data: LabelledImages, first: Predictor, second: Predictor, name: s
     )
     predicted = np.stack([np.bincount(own[labelled], minlength=classes) for own in maps])
     changed = int((labelled & (maps[0] != maps[1])).sum())
-    return _Compared(hits, true + predicted - hits, true, changed, int(true.sum()))
+    return _Compared(hits, true + predicted - hits, true, changed)
 
 
 def _summary(
     labels: Sequence[str], names: Sequence[str], results: Sequence[_Compared]
 ) -> Comparison:
-    present = np.flatnonzero(sum(result.true for result in results))
+    true = np.sum([result.true for result in results], axis=0)
+    present = np.flatnonzero(true)
     intersections = np.stack([result.intersections[:, present] for result in results])
     unions = np.stack([result.unions[:, present] for result in results])  # (images, 2, classes)
     weights = np.random.default_rng(_SEED).multinomial(
@@ -118,12 +118,12 @@ def _summary(
         _difference(labels[int(class_id)], iou[:, index], differences[:, index])
         for index, class_id in enumerate(present)
     )
-    shares = [result.changed / max(1, result.labelled) for result in results]
+    shares = [result.changed / max(1, int(result.true.sum())) for result in results]
     return Comparison(
         rows,
         _difference("mean", iou.mean(axis=1), np.nanmean(differences, axis=1)),
         tuple(sorted(zip(names, shares, strict=True), key=lambda entry: -entry[1])),
-        sum(result.changed for result in results) / sum(result.labelled for result in results),
+        sum(result.changed for result in results) / int(true.sum()),
     )
 
 
