@@ -95,15 +95,6 @@ FINE_TUNING: Mapping[str, object] = {
 """The defaults of a new recipe that starts from another model: gentle, and short."""
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Reads a recipe file.
-
-    Raises:
-        ModelError: the file is missing or breaks a rule.
-    """
-    return read_document(path, Recipe)
-
-
 def recipe_with(path: Path, changes: Mapping[str, object]) -> Recipe:
     """The recipe of a file, if it exists, with the changes applied. Nothing is written.
 
@@ -120,5 +111,5 @@ def recipe_with(path: Path, changes: Mapping[str, object]) -> Recipe:
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Writes the recipe, unless the file already holds the same one."""
-    if not path.exists() or read_recipe(path) != recipe:
+    if not path.exists() or read_document(path, Recipe) != recipe:
         write_whole(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))

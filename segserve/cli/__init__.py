@@ -8,10 +8,8 @@ from . import (  # noqa: I001, F401 - the order of `segserve --help`
     serving,
     diagnosis,
     evaluation,
-    comparison,
     models,
     importing,
-    data,
     training,
     signing,
 )

@@ -1,12 +1,14 @@
-"""The commands that measure models: `segserve evaluate` and `calibrate`."""
+"""The commands that measure models: `segserve evaluate`, `calibrate` and `compare`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
+from ..runtime.errors import ModelError
 from ..schema.request import Mode, Tta
 from .app import (
     MAKE,
@@ -17,10 +19,12 @@ from .app import (
     model_folder,
     model_names,
     model_source,
+    print_error,
     print_plain,
     progress_bar,
 )
 from .models import (
+    Crowds,
     CrowdsOption,
     DataOption,
     DevSplitOption,
@@ -32,12 +36,13 @@ from .models import (
 )
 
 if TYPE_CHECKING:
+    from ..runtime.record import ModelRecord
     from ..training.data import LabelledImages
-    from ..training.evaluate.measure import Predictor
-    from ..training.evaluate.metrics import Evaluation
+    from ..training.evaluate.compare import Comparison
     from ..training.evaluate.report import EvaluationReport
 
 _DEFAULT_MODEL = "embedded"
+_SERVER = ("http://", "https://")
 _PANEL = "Through a server"
 
 
@@ -106,9 +111,9 @@ def evaluate(
     from ..runtime.settings import Settings
     from ..schema.request import Options
     from ..training.data import dataset_name
-    from ..training.evaluate.measure import offline_model, served_model
+    from ..training.evaluate.card import EVALUATE_COMMAND, write_card
+    from ..training.evaluate.measure import measure, offline_model, served_model
     from ..training.evaluate.report import as_accuracy, build_report, write_page, write_report
-    from ..training.train.card import EVALUATE_COMMAND, write_card
 
     given = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
     with errors_in_one_line():
@@ -116,27 +121,15 @@ def evaluate(
         _check_alternatives("--output-stride", output_stride, {"--server": server})
         chosen = precision if precision != "auto" else None
         _check_alternatives("--precision", chosen, {"--server": server})
-        changes = {
-            "--server": server,
-            "--output-stride": output_stride,
-            "--mode": mode,
-            "--tta": tta,
-        }
-        _check_alternatives("--write", write, {**changes, "--precision": chosen})
+        changes = {"--server": server, "--output-stride": output_stride, "--mode": mode}
+        _check_alternatives("--write", write, {**changes, "--tta": tta, "--precision": chosen})
         _create_parents(path for path in (json, page) if path)
 
         folder = (model_source if server else model_folder)(
             model or model_argument or _DEFAULT_MODEL
         )
         record, options = read_record(folder), Options.model_validate(given)
-        labelled = open_checked(
-            data,
-            split,
-            record.classes,
-            default_split="dev",
-            images=images,
-            options=read_options(ignore_id, crowds, skip_broken=skip_broken),
-        ).data
+        labelled = _labelled(data, split, record, images, ignore_id, crowds, skip_broken)
         opened = (
             served_model(server, record, labelled, options, name=name, token=token)
             if server
@@ -145,7 +138,8 @@ def evaluate(
             )
         )
         with opened as predictor:
-            evaluation = _measure(labelled, predictor)
+            with _image_count(labelled) as report_count:
+                evaluation = measure(labelled, predictor, report_count)
             report = build_report(
                 evaluation,
                 predictor,
@@ -179,27 +173,105 @@ def calibrate(
 
     with errors_in_one_line():
         folder = model_folder(model)
-        classes = read_record(folder).classes
-        labelled = open_checked(
-            data,
-            split,
-            classes,
-            default_split="dev",
-            images=images,
-            options=read_options(ignore_id, crowds, skip_broken=skip_broken),
-        ).data
-        with progress_bar("image") as progress:
-            task = progress.add_task("", total=len(labelled.names))
-            found = calibrate_model(
-                folder,
-                labelled,
-                lambda count: progress.update(task, completed=count),
-                dataset=f"{dataset_name(data)} {labelled.split}",
-            )
+        record = read_record(folder)
+        labelled = _labelled(data, split, record, images, ignore_id, crowds, skip_broken)
+        name = f"{dataset_name(data)} {labelled.split}"
+        with _image_count(labelled) as report_count:
+            found = calibrate_model(folder, labelled, report_count, dataset=name)
         print_plain(
             f"temperature {found.temperature:g}; expected calibration error {found.ece_before:.4f} "
             f"without it, {found.ece:.4f} with it, on every second of {found.images} images"
         )
+
+
+@app.command(rich_help_panel=MAKE)
+def compare(
+    first: Annotated[
+        str, typer.Argument(help="a model folder, or a name of model/", autocompletion=model_names)
+    ],
+    second: Annotated[
+        str, typer.Argument(help="another one, or the address of a server: http://127.0.0.1:8080")
+    ],
+    data: DataOption,
+    split: DevSplitOption = None,
+    images: ImagesOption = None,
+    ignore_id: IgnoreOption = "255",
+    crowds: CrowdsOption = "ignore",
+    skip_broken: SkipOption = False,
+    no_worse_than: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="end with 1 if the second one's mean IoU is lower by more than this"
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="write figures and changed images to this HTML file")
+    ] = None,
+    most: Annotated[int, typer.Option(min=0, help="number of images on the page")] = 20,
+    token: Annotated[
+        str | None, typer.Option(envvar="SEGSERVE_TOKEN", help="inference token of the server")
+    ] = None,
+) -> None:
+    """Compare two models, or a model and a server, on the same labelled images: the difference of
+    IoU by class with its 95 % interval, and the images that changed most.
+    """
+    with errors_in_one_line(), ExitStack() as stack:
+        from ..runtime.record import read_record
+        from ..schema.request import Options
+        from ..training.evaluate.compare import compare as compare_models
+        from ..training.evaluate.compare import write_comparison
+        from ..training.evaluate.measure import offline_model, served_model
+
+        if first.startswith(_SERVER):
+            raise ModelError("the first of the two is a model; give the server second")
+        folder = model_folder(first)
+        record = read_record(folder)
+        labelled = _labelled(data, split, record, images, ignore_id, crowds, skip_broken)
+        other = (
+            served_model(second, record, labelled, Options(), token=token)
+            if second.startswith(_SERVER)
+            else offline_model(model_folder(second))
+        )
+        predictors = stack.enter_context(offline_model(folder)), stack.enter_context(other)
+        with _image_count(labelled) as report_count:
+            found = compare_models(labelled, *predictors, report_count)
+        _print_comparison(found, first, second)
+        if page:
+            names = first, second
+            write_comparison(page, found, labelled, *predictors, names=names, most=most)
+    if no_worse_than is not None and found.mean.difference < -no_worse_than:
+        print_error(
+            f"{second} is worse by {-found.mean.difference:.4f}, more than {no_worse_than:g}"
+        )
+        raise typer.Exit(1)
+
+
+def _labelled(
+    data: Path,
+    split: str | None,
+    record: "ModelRecord",
+    images: Path | None,
+    ignore_id: str,
+    crowds: Crowds,
+    skip_broken: bool,
+) -> "LabelledImages":
+    """The checked split that the options of a command name, by default `dev`."""
+    return open_checked(
+        data,
+        split,
+        record.classes,
+        default_split="dev",
+        images=images,
+        options=read_options(ignore_id, crowds, skip_broken=skip_broken),
+    ).data
+
+
+@contextmanager
+def _image_count(data: "LabelledImages") -> "Iterator[Callable[[int], None]]":
+    """A progress bar; the function sets the number of finished images."""
+    with progress_bar("image") as progress:
+        task = progress.add_task("", total=len(data.names))
+        yield lambda count: progress.update(task, completed=count)
 
 
 def _check_alternatives(option: str, value: object, others: Mapping[str, object]) -> None:
@@ -216,36 +288,18 @@ def _create_parents(paths: Iterable[Path]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _measure(data: "LabelledImages", predictor: "Predictor") -> "Evaluation":
-    from ..training.evaluate.measure import measure
-
-    with progress_bar("image") as progress:
-        task = progress.add_task("", total=len(data.names))
-        return measure(data, predictor, lambda count: progress.update(task, completed=count))
-
-
 def _print_report(report: "EvaluationReport") -> None:
-    table = Table()
-    table.add_column("class")
-    for heading in ("images", "IoU", "accuracy", "boundary IoU"):
-        table.add_column(heading, justify="right")
+    table = _class_table("images", "IoU", "accuracy", "boundary IoU")
     for row in report.present:
-        table.add_row(
-            row.label,
-            str(row.images),
-            _figure(row.iou),
-            _figure(row.accuracy),
-            _figure(row.boundary_iou),
-        )
+        figures = map(_figure, (row.iou, row.accuracy, row.boundary_iou))
+        table.add_row(row.label, str(row.images), *figures)
     console.print(table)
     covered = report.covered
-    means = [f"mean IoU {report.mean_iou:.4f} over the {len(report.present)} classes present"]
+    means = f"mean IoU {report.mean_iou:.4f} over the {len(report.present)} classes present"
     if covered:
-        means.append(
-            f"{covered.mean_iou:.4f} over the {covered.classes} in at least {covered.min_images} "
-            "images"
-        )
-    print_plain(", ".join(means))
+        classes = f"{covered.classes} in at least {covered.min_images} images"
+        means += f", {covered.mean_iou:.4f} over the {classes}"
+    print_plain(means)
     print_plain(
         f"frequency-weighted IoU {report.frequency_weighted_iou:.4f}, "
         f"mean boundary IoU {_figure(report.mean_boundary_iou, digits=4)}, "
@@ -254,5 +308,24 @@ def _print_report(report: "EvaluationReport") -> None:
     print_plain(f"{report.images} images in {report.seconds:.1f} s")
 
 
+def _class_table(*headings: str) -> Table:
+    return Table("class", *(Column(heading, justify="right") for heading in headings))
+
+
 def _figure(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _print_comparison(found: "Comparison", first: str, second: str) -> None:
+    print_plain(f"first: {first}\nsecond: {second}")
+    table = _class_table("first", "second", "difference", "95 % interval")
+    for row in (*found.classes, found.mean):
+        table.add_row(
+            row.label,
+            f"{row.first:.3f}",
+            f"{row.second:.3f}",
+            f"{row.difference:+.3f}",
+            f"{row.low:+.3f} to {row.high:+.3f}",
+        )
+    console.print(table)
+    print_plain(f"{found.changed_share:.2%} of the labelled pixels have another class")

@@ -15,6 +15,9 @@ from ..runtime.record import Strict
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_METAVARS = {tuple: "A,B,...", dict: "KEY: VALUE, ..."}
+_BRACKETS = {tuple: "[{}]", dict: "{{{}}}"}  # of YAML
+
 
 def flags_of(*documents: type[Strict]) -> Callable[[Command], Command]:
     """Replaces a command's `**given` with one flag for every field of the documents.
@@ -51,14 +54,13 @@ def _parameter(name: str, document: type[Strict]) -> inspect.Parameter:
     option = typer.Option(
         help=_described(document).get(name),
         rich_help_panel=document.__name__,
-        metavar=_metavar(name, document),
+        metavar=_METAVARS.get(get_origin(_field_type(name, document))),
     )
-    kind = _flag_type(name, document)
+    field = _field_type(name, document)
+    kind: Any = field if field in (bool, int, float, str) or get_origin(field) is Literal else str
+    annotation = Annotated[kind | None, option]
     return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind | None, option],
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
 
 
@@ -69,17 +71,8 @@ def _field_type(name: str, document: type[Strict]) -> Any:  # noqa: ANN401 - any
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def _flag_type(name: str, document: type[Strict]) -> Any:  # noqa: ANN401
-    kind = _field_type(name, document)
-    return kind if kind in (bool, int, float, str) or get_origin(kind) is Literal else str
-
-
-def _metavar(name: str, document: type[Strict]) -> str | None:
-    return {tuple: "A,B,...", dict: "KEY: VALUE, ..."}.get(get_origin(_field_type(name, document)))
-
-
 def _parsed(name: str, document: type[Strict], value: object) -> object:
-    brackets = {tuple: "[{}]", dict: "{{{}}}"}.get(get_origin(_field_type(name, document)))
+    brackets = _BRACKETS.get(get_origin(_field_type(name, document)))
     if brackets is None or not isinstance(value, str):
         return value
     try:

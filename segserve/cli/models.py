@@ -30,8 +30,7 @@ from .app import (
 
 if TYPE_CHECKING:
     from ..exporting.write import ExportReport
-    from ..training.data import CheckedSplit, LabelledImages
-    from ..training.data.options import ReadOptions
+    from ..training.data import CheckedSplit, LabelledImages, ReadOptions
 
 
 @app.command(rich_help_panel=MAKE)
@@ -99,7 +98,7 @@ def read_options(ignore_id: str, crowds: Crowds, *, skip_broken: bool) -> "ReadO
     Raises:
         ValueError: the value to ignore is none of a label image.
     """
-    from ..training.data.options import ReadOptions
+    from ..training.data import ReadOptions
 
     if ignore_id != "none" and not (ignore_id.isdecimal() and int(ignore_id) <= _LARGEST_ID):
         raise ValueError(f"--ignore-id: expected none or a value up to 255, got {ignore_id!r}")
@@ -122,10 +121,9 @@ def open_checked(
     Raises:
         DataError: lists all problems of the split.
     """
-    from ..training.data import check_split, open_data
-    from ..training.data.options import AS_USUAL
+    from ..training.data import ReadOptions, check_split, open_data
 
-    options = options or AS_USUAL
+    options = options or ReadOptions()
     opened = open_data(
         data,
         split,

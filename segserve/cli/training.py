@@ -1,6 +1,6 @@
-"""The commands that make models: `segserve quantize` and `train`."""
+"""The commands that make models: `segserve data check`, `quantize` and `train`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
+from rich.table import Column, Table
 
 from ..bulk.sources import find_sources
 from ..recipe import Recipe
 from ..runtime.architecture import Architecture
+from ..runtime.errors import ModelError
 from .app import (
     MAKE,
     ModelArgument,
@@ -19,6 +21,7 @@ from .app import (
     console,
     errors_in_one_line,
     model_folder,
+    model_source,
     print_plain,
     progress_bar,
 )
@@ -35,7 +38,87 @@ from .models import (
 )
 
 if TYPE_CHECKING:
+    from ..runtime.record import ClassInfo
+    from ..training.data import CheckedSplit
     from ..training.train.loop import StepReport
+
+
+data_app = typer.Typer(help="Look at a data set before training.", no_args_is_help=True)
+app.add_typer(data_app, name="data", rich_help_panel=MAKE)
+
+
+@data_app.command("check")
+def check_data(
+    data: Annotated[Path, typer.Argument(help="folder, or the COCO JSON file of a split")],
+    split: Annotated[str | None, typer.Option(help="by default every split of the folder")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="class file; by default classes.yaml in the folder")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="the classes of this model instead")] = None,
+    images: ImagesOption = None,
+    ignore_id: IgnoreOption = "255",
+    crowds: CrowdsOption = "ignore",
+    skip_broken: SkipOption = False,
+    sheet: Annotated[
+        Path | None, typer.Option(help="write a contact sheet of the first split to this PNG file")
+    ] = None,
+) -> None:
+    """Read every image and label of a data set, and print what it holds: images, sizes, and the
+    images and pixels of each class.
+    """
+    with errors_in_one_line():
+        from ..training.data.check import contact_sheet
+        from ..training.data.opening import split_names
+
+        listed, categories = _listed_classes(data, classes, model)
+        names = [split] if split or data.is_file() else split_names(data)
+        found = {
+            name: open_checked(
+                data,
+                name,
+                listed,
+                default_split="train",
+                images=images,
+                categories=categories,
+                options=read_options(ignore_id, crowds, skip_broken=skip_broken),
+            )
+            for name in names
+        }
+        for name, checked in found.items():
+            _print_split(name or checked.data.split, checked, listed)
+        if sheet:
+            contact_sheet(found[names[0]].data, listed).save(sheet, "PNG")
+            print_plain(f"contact sheet: {sheet}")
+
+
+def _listed_classes(
+    data: Path, classes: Path | None, model: str | None
+) -> "tuple[Sequence[ClassInfo], Mapping[str, int] | None]":
+    """The classes, and the categories of each."""
+    from ..runtime.record import read_record
+    from ..training.data import read_class_file
+
+    if model:
+        return read_record(model_source(model)).classes, None
+    path = classes or data / "classes.yaml"
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no class file; name one with --classes, or --model")
+    listed = read_class_file(path)
+    return listed.classes, listed.categories
+
+
+def _print_split(name: str, checked: "CheckedSplit", classes: "Sequence[ClassInfo]") -> None:
+    sizes = [checked.data.image_size(image) for image in checked.data.names]
+    heights, widths = zip(*sizes, strict=True)
+    print_plain(
+        f"{name}: {len(sizes)} images of {min(widths)} x {min(heights)} to {max(widths)} x "
+        f"{max(heights)} pixels"
+    )
+    table = Table("class", Column("pixels", justify="right"), Column("share", justify="right"))
+    total = max(1, int(checked.pixels.sum()))
+    for info, pixels in zip(classes, checked.pixels.tolist(), strict=True):
+        table.add_row(info.label, f"{pixels:,}", f"{pixels / total:.2%}")
+    console.print(table)
 
 
 @app.command(rich_help_panel=MAKE)
@@ -109,11 +192,11 @@ def train(
     from ..recipe import recipe_with, write_recipe
     from ..runtime.record import read_record
     from ..training.data import dataset_name, read_class_file
-    from ..training.train.card import measure_model
-    from ..training.train.loop import RunOptions, Validation
+    from ..training.evaluate.card import measure_model
+    from ..training.train.loop import RunOptions, validation_iou
     from ..training.train.loop import train as train_network
-    from ..training.train.loss import check_class_weights
     from ..training.train.model_folder import export_weights, record_for, write_new_record
+    from ..training.train.optimization import check_class_weights
     from ..training.train.state import leads
 
     with errors_in_one_line():
@@ -148,7 +231,7 @@ def train(
                 training,
                 run or Path("runs") / model.resolve().name / Path(recipe).stem,
                 _shown_in(progress, steps.steps),
-                validate=Validation(record, measured.data) if measured else None,
+                validate=partial(validation_iou, record, measured.data) if measured else None,
                 options=RunOptions(checkpoint_every, validate_every, workers),
             )
         if not leads():
@@ -156,10 +239,8 @@ def train(
         export_weights(network, read_record(model), model)
         if measured:
             report = measure_model(model, measured.data, dataset=dataset_name(data))
-            console.print(f"mean IoU {report.mean_iou:.4f} on {val}", highlight=False)
-        console.print(
-            f"{model} is ready: segserve archive {model}", highlight=False, soft_wrap=True
-        )
+            print_plain(f"mean IoU {report.mean_iou:.4f} on {val}")
+        print_plain(f"{model} is ready: segserve archive {model}")
 
 
 def _start_text(recipe: Recipe, model: Path) -> str:

@@ -5,7 +5,7 @@ folders that segmentation_models_pytorch and Hugging Face write. No code from a 
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ class LoadedCheckpoint:
 
     path: Path
     state: State
-    config: Mapping[str, Any] = field(default_factory=dict)
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    config: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+    notes: tuple[str, ...]
 
 
 def load_checkpoint(path: Path) -> LoadedCheckpoint:
@@ -50,20 +50,14 @@ def load_checkpoint(path: Path) -> LoadedCheckpoint:
     Raises:
         ModelError: the file or folder holds no state dict that can be read without running code.
     """
-    if not path.is_dir():
-        state, notes = _unwrapped(_read(path), path.name)
-        return LoadedCheckpoint(path, state, notes=tuple(notes))
-    file = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+    file: Path | None = path
+    if path.is_dir():
+        file = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
     if file is None:
         raise ModelError(f"{path}: expected one of {', '.join(_WEIGHTS)} in the folder")
     state, notes = _unwrapped(_read(file), file.name)
-    return LoadedCheckpoint(
-        path,
-        state,
-        _json(path / "config.json"),
-        _json(path / "preprocessor_config.json"),
-        tuple(notes),
-    )
+    config, preprocessing = _json(path / "config.json"), _json(path / "preprocessor_config.json")
+    return LoadedCheckpoint(path, state, config, preprocessing, tuple(notes))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -100,8 +94,7 @@ def _unreadable(path: Path) -> str:
     """Why PyTorch does not load a file without running code, in one sentence."""
     save = "in the program that made it: torch.save(model.state_dict(), 'weights.pth')"
     if not zipfile.is_zipfile(path):
-        start = path.read_bytes()[:2]
-        if start == b"\x80\x02":  # the format before PyTorch 1.6
+        if path.read_bytes().startswith(b"\x80\x02"):  # the format before PyTorch 1.6
             return f"holds more than tensors, and would run code when it is loaded; {save}"
         return "is damaged, or not a file that torch.save wrote"
     try:
@@ -142,17 +135,13 @@ def _unwrapped(content: object, name: str) -> tuple[State, list[str]]:
 
 def _without_packaging(state: State, notes: list[str]) -> State:
     """The tensors without the names that wrappers add to each of theirs."""
-    removed: dict[str, None] = {}
-
-    def plain(name: str) -> str:
-        parts = name.split(".")
-        for part in _PACKAGING:
-            if part in parts:
-                removed[part] = None
-        return ".".join(part for part in parts if part not in _PACKAGING)
-
-    renamed = {plain(name): tensor for name, tensor in state.items()}
+    paths = {name: name.split(".") for name in state}
+    renamed = {
+        ".".join(part for part in paths[name] if part not in _PACKAGING): tensor
+        for name, tensor in state.items()
+    }
     if len(renamed) < len(state):  # the names mean something here
         return state
+    removed = [part for part in _PACKAGING if any(part in path for path in paths.values())]
     notes += [f"prefix {part!r} removed" for part in removed]
     return renamed

@@ -120,11 +120,8 @@ def _torchvision(
         "aspp_rates": _RATES,
         "use_l5_exp": mobile,
     }
-    renamed = {
-        name.replace("classifier.", "head.", 1) if name.startswith("classifier.") else name: tensor
-        for name, tensor in state.items()
-        if name.startswith(("backbone.", "classifier."))  # the auxiliary head is never computed
-    }
+    # The auxiliary head is never computed.
+    renamed = _renamed(state, {"backbone.": "backbone.", "classifier.": "head."})
     return _recognised("torchvision", fields, renamed, given)
 
 
@@ -140,6 +137,15 @@ def _resnet(state: State, prefix: str, checkpoint: LoadedCheckpoint) -> str:
             f"{checkpoint.path.name}: its encoder is not one of {', '.join(_RESNETS.values())}"
         )
     return name
+
+
+def _renamed(state: State, prefixes: Mapping[str, str]) -> State:
+    """The tensors below these prefixes, with ours in their place."""
+    return {
+        own + name: state[theirs + name]
+        for theirs, own in prefixes.items()
+        for name in _below(state, theirs)
+    }
 
 
 def _below(state: State, prefix: str) -> list[str]:
@@ -181,19 +187,14 @@ def _smp(checkpoint: LoadedCheckpoint, state: State, given: Mapping[str, object]
         "aspp_sep_conv": separable,
     }
     names = {theirs: "backbone."} | (_SMP_PLUS_HEAD if plus else _SMP_HEAD)
-    renamed = {
-        _flat_branch(own + name.removeprefix(start), separable=separable): tensor
-        for name, tensor in state.items()
-        for start, own in names.items()
-        if name.startswith(start)
-    }
+    renamed = _renamed(state, names)
+    if separable:
+        renamed = {_flat_branch(name): tensor for name, tensor in renamed.items()}
     return _recognised("segmentation_models_pytorch", fields, renamed, given, multiple=32)
 
 
-def _flat_branch(name: str, *, separable: bool) -> str:
+def _flat_branch(name: str) -> str:
     """Theirs: a separable convolution of two layers, then the norm. Ours: three layers."""
-    if not separable:
-        return name
     name = re.sub(r"(convs\.[123])\.1\.(\w+)$", r"\1.2.\2", name)
     return re.sub(r"(convs\.[123])\.0\.([01])\.weight$", r"\1.\2.weight", name)
 
@@ -220,7 +221,15 @@ def _smp_encoder(
 # Hugging Face
 
 _EPSILON = 1e-5  # of nn.BatchNorm2d
-_HF_PREFIX = "mobilenet_v2"
+_HF_HEAD = {
+    "segmentation_head.conv_aspp.convolution.": "head.0.convs.0.0.",
+    "segmentation_head.conv_aspp.normalization.": "head.0.convs.0.1.",
+    "segmentation_head.conv_pool.convolution.": "head.0.convs.1.1.",  # behind the average
+    "segmentation_head.conv_pool.normalization.": "head.0.convs.1.2.",
+    "segmentation_head.conv_projection.convolution.": "head.0.project.0.",
+    "segmentation_head.conv_projection.normalization.": "head.0.project.1.",
+    "segmentation_head.classifier.convolution.": "head.1.",
+}
 
 
 def _hugging_face(
@@ -243,18 +252,20 @@ def _hugging_face(
     architecture = validated({**fields, **given}, Architecture, "architecture")
     labels = config.get("id2label") or {}
     num_classes = len(_taken(state, "segmentation_head.classifier.convolution.bias"))
-    renamed = _hugging_face_head(state)
     with torch.device("meta"):
         own = build_network(architecture, num_classes).backbone
-    epsilon = float(config.get("layer_norm_eps", 0.001)) - _EPSILON
+    names = dict(_HF_HEAD)
     for theirs, (conv, norm) in zip(_hugging_face_convolutions(), _pairs(own), strict=True):
-        source = f"{_HF_PREFIX}.{theirs}"
-        renamed[f"backbone.{conv}.weight"] = _taken(state, f"{source}.convolution.weight")
-        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-            values = state.get(f"{source}.normalization.{part}")
-            if values is not None:
-                shifted = values + epsilon if part == "running_var" else values
-                renamed[f"backbone.{norm}.{part}"] = shifted
+        names[f"mobilenet_v2.{theirs}.convolution."] = f"backbone.{conv}."
+        names[f"mobilenet_v2.{theirs}.normalization."] = f"backbone.{norm}."
+    renamed = _renamed(state, names)
+    epsilon = float(config.get("layer_norm_eps", 0.001)) - _EPSILON
+    for name, values in renamed.items():
+        if name.startswith("backbone.") and name.endswith(".running_var"):
+            renamed[name] = values + epsilon
+    project = _taken(renamed, "head.0.project.0.weight")
+    # Theirs concatenates the image branch first.
+    renamed["head.0.project.0.weight"] = project.roll(project.shape[1] // 2, dims=1)
     named = [str(labels.get(str(index), "")) for index in range(num_classes)]
     return Recognised(
         "Hugging Face",
@@ -277,27 +288,6 @@ def _pairs(backbone: nn.Module) -> list[tuple[str, str]]:
     convolutions = [name for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d)]
     norms = [name for name, part in backbone.named_modules() if isinstance(part, nn.BatchNorm2d)]
     return list(zip(convolutions, norms, strict=True))
-
-
-def _hugging_face_head(state: State) -> State:
-    """The head: a 1x1 branch and an image branch, which theirs concatenates first."""
-    renamed: State = {}
-    places = {"conv_aspp": "convs.0", "conv_pool": "convs.1", "conv_projection": "project"}
-    for theirs, own in places.items():
-        offset = 1 if theirs == "conv_pool" else 0  # behind the average
-        source, target = f"segmentation_head.{theirs}", f"head.0.{own}"
-        weight = _taken(state, f"{source}.convolution.weight")
-        if theirs == "conv_projection":
-            weight = weight.roll(weight.shape[1] // 2, dims=1)
-        renamed[f"{target}.{offset}.weight"] = weight
-        for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-            values = state.get(f"{source}.normalization.{part}")
-            if values is not None:
-                renamed[f"{target}.{offset + 1}.{part}"] = values
-    for part in ("weight", "bias"):
-        classifier = _taken(state, f"segmentation_head.classifier.convolution.{part}")
-        renamed[f"head.1.{part}"] = classifier
-    return renamed
 
 
 def _taken(state: State, name: str) -> Tensor:

@@ -107,7 +107,9 @@ def import_checkpoint(
         record = record.model_copy(update={"weights": write_weights(state, written)})
         del state, found, checkpoint
         write_record(record, written)
-        label_map = Segmenter.load(written).segment(_checked_image(image_rgb)).label_map
+        if image_rgb is None:
+            image_rgb = np.random.default_rng(0).integers(0, 256, (*_CHECK_HW, 3), dtype=np.uint8)
+        label_map = Segmenter.load(written).segment(image_rgb).label_map
         check(label_map)
         written.rename(folder)  # an empty folder is replaced
     return Imported(record, tuple(notes), label_map)
@@ -125,16 +127,13 @@ def _summary(found: Recognised) -> str:
 def _two_classes(state: State) -> State:
     """The state dict of a network with one output as one with two: sigmoid(x) = softmax(0, x)."""
     for classifier in ("head.classifier", "head.4", "head.1"):
-        bias = state.get(f"{classifier}.bias")
-        if bias is not None and state[f"{classifier}.weight"].ndim == 4:
-            if len(bias) > 1:
+        weight, bias = f"{classifier}.weight", f"{classifier}.bias"
+        if bias in state and state[weight].ndim == 4:
+            if len(state[bias]) > 1:
                 return state
-            parts = {
-                f"{classifier}.{part}": state[f"{classifier}.{part}"] for part in ("weight", "bias")
-            }
             return state | {
-                name: torch.cat([torch.zeros_like(values), values])
-                for name, values in parts.items()
+                name: torch.cat([torch.zeros_like(state[name]), state[name]])
+                for name in (weight, bias)
             }
     return state
 
@@ -175,28 +174,19 @@ def _input_rule(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> InputRule:
+    flags = {"--size-px": size_px, "--mean": mean, "--std": std}
+    missing = [flag for flag, value in flags.items() if value is None]
     known = found.rule
-    if known is None and (size_px is None or mean is None or std is None):
-        missing = [
-            flag
-            for flag, value in (("--size-px", size_px), ("--mean", mean), ("--std", std))
-            if value is None
-        ]
+    if known is None and missing:
         raise ModelError(
             "the checkpoint does not say how images become its input: give "
             f"{', '.join(missing)}, as in training (often --mean 0.485,0.456,0.406 and --std "
             "0.229,0.224,0.225)"
         )
-    resize = (
-        {"size_px": size_px, "multiple_of": found.size_multiple}
-        if size_px is not None or known is None
-        else known.resize
-    )
-    fields = {
-        "resize": resize,
-        "mean": mean if mean is not None or known is None else known.mean,
-        "std": std if std is not None or known is None else known.std,
-    }
+    fields = known.model_dump(exclude_unset=True) if known else {}
+    if size_px is not None:
+        fields["resize"] = {"size_px": size_px, "multiple_of": found.size_multiple}
+    fields |= {name: value for name, value in (("mean", mean), ("std", std)) if value is not None}
     return validated(fields, InputRule, "input")
 
 
@@ -218,9 +208,3 @@ def _classes(
     return tuple(
         ClassInfo(label=label, color=voc_color(class_id)) for class_id, label in enumerate(labels)
     )
-
-
-def _checked_image(image_rgb: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    if image_rgb is not None:
-        return image_rgb
-    return np.random.default_rng(0).integers(0, 256, (*_CHECK_HW, 3), dtype=np.uint8)

@@ -27,7 +27,6 @@ def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int],
 
     Args:
         images: a few dozen photographs like those that the model will segment.
-        report: called after every image with the number of finished ones.
 
     Raises:
         ModelError: the model cannot be loaded, or does not support int8.

@@ -9,9 +9,8 @@ from typer.testing import CliRunner
 
 from segserve.cli import app
 from segserve.runtime.record import ClassInfo
-from segserve.training.data import DataError, check_split, open_data, read_class_file
+from segserve.training.data import DataError, ReadOptions, check_split, open_data, read_class_file
 from segserve.training.data.label_images import LabelCoding, read_label_image, read_labelmap
-from segserve.training.data.options import ReadOptions
 
 from .images import encoded, noise, png
 from .tiny import write_tiny_model

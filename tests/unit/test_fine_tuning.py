@@ -8,9 +8,9 @@ import torch
 from typer.testing import CliRunner
 
 from segserve.cli import app
-from segserve.recipe import FINE_TUNING, read_recipe
+from segserve.recipe import FINE_TUNING, Recipe
 from segserve.runtime.network.weights import load_network
-from segserve.runtime.record import read_record
+from segserve.runtime.record import read_document, read_record
 
 from .tiny import write_tiny_model
 from .voc import write_pair, write_split
@@ -75,7 +75,7 @@ def test_start_from_another_model_with_its_classes_keeps_the_classifier_too(tmp_
 
 def test_start_from_another_model_writes_a_gentle_recipe(tmp_path, data, other):
     run(tmp_path, "--start", other, "--classes", data / "classes.yaml", "--steps", 1)
-    recipe = read_recipe(tmp_path / "new/recipe.yaml")
+    recipe = read_document(tmp_path / "new/recipe.yaml", Recipe)
     assert recipe.start == str(other)
     assert (recipe.image_px, recipe.crop_px) == (64, 64)
     for name, value in FINE_TUNING.items():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms.functional import _compute_resized_output_size
 
-from segserve.recipe import read_recipe
+from segserve.recipe import Recipe
 from segserve.runtime.architecture import Architecture
 from segserve.runtime.errors import ModelError
 from segserve.runtime.record import (
@@ -24,6 +24,7 @@ from segserve.runtime.record import (
     ModelRecord,
     ResizeRule,
     Weights,
+    read_document,
     read_record,
     sha256_of,
     write_record,
@@ -68,7 +69,7 @@ def test_read_record_every_model_of_the_project_reads(folder):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name} {path.stem}")
 def test_read_recipe_every_recipe_of_the_project_reads(path):
-    assert read_recipe(path).steps > 0
+    assert read_document(path, Recipe).steps > 0
 
 
 def test_model_folders_hold_the_embedded_model():

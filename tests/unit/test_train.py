@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from segserve.recipe import Recipe, read_recipe
+from segserve.recipe import Recipe
 from segserve.runtime.architecture import Architecture
 from segserve.runtime.errors import ModelError
 from segserve.runtime.network.backbone import build_backbone
 from segserve.runtime.network.weights import load_network
-from segserve.runtime.record import Accuracy, read_record, write_record
+from segserve.runtime.record import Accuracy, read_document, read_record, write_record
 from segserve.training.data import IGNORED, VocFolder, check_split
 from segserve.training.train.crops import StepSampler, TrainingCrops
 from segserve.training.train.loop import LOG_FILE, RunLog, RunOptions, StepReport, train
 from segserve.training.train.model_folder import export_weights, load_backbone
-from segserve.training.train.optimizer import build_optimizer, build_schedule
+from segserve.training.train.optimization import build_optimizer, build_schedule
 from segserve.training.train.state import CHECKPOINT_FILE, RunCheckpoint
 
 from .tiny import tiny_network, tiny_record, write_tiny_model
@@ -98,7 +98,7 @@ def test_training_crops_keep_labels_on_their_pixels(squares):
 def test_read_recipe_removed_key_is_an_error(tmp_path, key):
     (tmp_path / "recipe.yaml").write_text(f"steps: 1\n{key}: 0.5\n")
     with pytest.raises(ModelError, match=rf"^recipe\.yaml: {key}: unknown key$"):
-        read_recipe(tmp_path / "recipe.yaml")
+        read_document(tmp_path / "recipe.yaml", Recipe)
 
 
 # The sampler
@@ -403,7 +403,7 @@ def test_read_recipe_bad_value_raises_one_line(tmp_path, line, message):
         line if line.startswith("steps") else f"steps: 1\n{line}\n"
     )
     with pytest.raises(ModelError, match=rf"^recipe\.yaml: .*{message}") as caught:
-        read_recipe(tmp_path / "recipe.yaml")
+        read_document(tmp_path / "recipe.yaml", Recipe)
     assert "\n" not in str(caught.value)
 
 

@@ -6,8 +6,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from segserve.recipe import Recipe
 from segserve.runtime.errors import ModelError
-from segserve.training.train.loss import SegmentationLoss
-from segserve.training.train.optimizer import averaged
+from segserve.training.train.optimization import SegmentationLoss, averaged
 
 LABELS = ("background", "cat", "dog")
 

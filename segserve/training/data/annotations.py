@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
 from .files import DataError, read_bytes
 
@@ -21,28 +22,13 @@ _START_BYTES = 64
 _TEXT_TYPES = (b"<!DOCTYPE", b"<!ENTITY")  # entities may grow without limit
 
 
-class BoxedMask(NamedTuple):
-    """A mask within a box of the image: bool (h, w), and the box's corner in pixels."""
-
-    left: int
-    top: int
-    inside: NDArray[np.bool_]
-
-
-class LabelledShape(NamedTuple):
-    """One object: its label, and polygons as in COCO, or a mask."""
-
-    label: str
-    segmentation: Sequence[Sequence[float]] | BoxedMask
-
-
 class AnnotatedImage(NamedTuple):
-    """An image of an annotation file."""
+    """An image of an annotation file, with the label and COCO's `segmentation` of every object."""
 
     file_name: str
     width: int
     height: int
-    shapes: Sequence[LabelledShape]
+    shapes: Sequence[tuple[str, object]]
 
 
 def as_coco(images: Iterable[AnnotatedImage]) -> bytes:
@@ -50,7 +36,7 @@ def as_coco(images: Iterable[AnnotatedImage]) -> bytes:
     where they are smaller, as everywhere in COCO.
     """
     listed = list(images)
-    labels = sorted({shape.label for image in listed for shape in image.shapes})
+    labels = sorted({label for image in listed for label, _ in image.shapes})
     ids = {label: number for number, label in enumerate(labels, start=1)}
     document = {
         "images": [
@@ -62,30 +48,30 @@ def as_coco(images: Iterable[AnnotatedImage]) -> bytes:
             {
                 "id": f"{image.file_name} {index}",
                 "image_id": key,
-                "category_id": ids[shape.label],
-                "segmentation": _coco_segmentation(shape.segmentation, image),
+                "category_id": ids[label],
+                "segmentation": segmentation,
             }
             for key, image in enumerate(listed)
-            for index, shape in enumerate(image.shapes, start=1)
+            for index, (label, segmentation) in enumerate(image.shapes, start=1)
         ],
     }
     return json.dumps(document).encode()
 
 
-def _coco_segmentation(
-    segmentation: Sequence[Sequence[float]] | BoxedMask, image: AnnotatedImage
-) -> object:
-    """Polygons as they are; a mask within a box as run lengths of the whole image."""
-    if not isinstance(segmentation, BoxedMask):
-        return segmentation
-    mask = np.zeros((image.height, image.width), np.bool_)
-    height, width = segmentation.inside.shape
-    part = mask[segmentation.top : segmentation.top + height, segmentation.left :][:, :width]
-    part |= segmentation.inside[: part.shape[0], : part.shape[1]]
-    columns = mask.T.ravel()
-    ends = np.flatnonzero(np.diff(columns)) + 1
-    counts = np.diff([0, *ends, columns.size]).tolist()
-    return {"size": list(mask.shape), "counts": [0, *counts] if columns[0] else counts}
+def _run_lengths(
+    inside: NDArray[np.bool_], size_hw: tuple[int, int], left: int = 0, top: int = 0
+) -> dict[str, object]:
+    """COCO's run lengths of an image, from a mask within a box of it, bool (h, w)."""
+    mask = np.zeros(size_hw, np.uint8, order="F")
+    height, width = inside.shape
+    part = mask[top : top + height, left:][:, :width]
+    part |= inside[: part.shape[0], : part.shape[1]]
+    encoded = coco_mask.encode(mask)
+    return {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
+
+
+def _rectangle(left: float, top: float, right: float, bottom: float) -> list[float]:
+    return [left, top, right, top, right, bottom, left, bottom]
 
 
 def read_annotations(path: Path) -> bytes:
@@ -136,37 +122,36 @@ def _cvat(path: Path, content: bytes) -> Iterator[AnnotatedImage]:
         raise DataError(f"{path}: expected CVAT's `image` elements; export as 'CVAT for images'")
     for image in images:
         try:
-            shapes = [shape for part in image if (shape := _cvat_shape(part))]
             width, height = int(image.attrib["width"]), int(image.attrib["height"])
+            shapes = [shape for part in image if (shape := _cvat_shape(part, (height, width)))]
             yield AnnotatedImage(image.attrib["name"], width, height, shapes)
         except (KeyError, ValueError) as error:
             name = image.attrib.get("name", "an image")
             raise DataError(f"{path}: {name}: cannot be read: {error}") from error
 
 
-def _cvat_shape(part: ElementTree.Element) -> LabelledShape | None:
+def _cvat_shape(part: ElementTree.Element, size_hw: tuple[int, int]) -> tuple[str, object] | None:
     """A polygon, a box's outline, or a mask; None for points, lines and tags."""
     given = part.attrib
     if part.tag == "polygon":
         points = [float(n) for pair in given["points"].split(";") for n in pair.split(",")]
-        return LabelledShape(given["label"], [points])
+        return given["label"], [points]
     if part.tag == "box":
         left, top, right, bottom = (float(given[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
-        outline = [left, top, right, top, right, bottom, left, bottom]
-        return LabelledShape(given["label"], [outline])
+        return given["label"], [_rectangle(left, top, right, bottom)]
     if part.tag == "mask":
-        return LabelledShape(given["label"], _cvat_mask(given))
+        return given["label"], _cvat_mask(given, size_hw)
     return None
 
 
-def _cvat_mask(given: Mapping[str, str]) -> BoxedMask:
+def _cvat_mask(given: Mapping[str, str], size_hw: tuple[int, int]) -> dict[str, object]:
     """Run lengths within a box, row by row."""
     left, top, width, height = (int(given[name]) for name in ("left", "top", "width", "height"))
     counts = [int(count) for count in given["rle"].split(",")]
     if sum(counts) != width * height or min(counts) < 0:
         raise ValueError("the run lengths of a mask do not fill its box")
     inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width)
-    return BoxedMask(left, top, inside)
+    return _run_lengths(inside, size_hw, left, top)
 
 
 # Label Studio
@@ -184,11 +169,7 @@ def _label_studio(path: Path, tasks: Sequence[object]) -> Iterator[AnnotatedImag
             continue  # without a result, the size of the image is unknown, and so are its labels
         width, height = int(sized["original_width"]), int(sized["original_height"])
         try:
-            shapes = [
-                LabelledShape(label, segmentation)
-                for result in results
-                for label, segmentation in _studio_shapes(result, width, height)
-            ]
+            shapes = [s for result in results for s in _studio_shapes(result, width, height)]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"{path}: {name}: cannot be read: {error}") from error
         yield AnnotatedImage(name, width, height, shapes)
@@ -204,22 +185,22 @@ def _image_name(task: Mapping[str, Any]) -> str:
     return PureWindowsPath(PurePosixPath(name).name).name
 
 
-def _studio_shapes(
-    result: Mapping[str, Any], width: int, height: int
-) -> Iterator[tuple[str, Sequence[Sequence[float]] | BoxedMask]]:
+def _studio_shapes(result: Mapping[str, Any], width: int, height: int) -> list[tuple[str, object]]:
     kind, value = str(result.get("type", "")), result.get("value", {})
     labels = value.get(kind) or ()
+    segmentation: object
     if kind.startswith("polygon"):
         points = np.array(value["points"], np.float64) * (width / 100, height / 100)
-        yield from ((str(label), [points.ravel().tolist()]) for label in labels)
+        segmentation = [points.ravel().tolist()]
     elif kind.startswith("rectangle"):
         left, top = value["x"] * width / 100, value["y"] * height / 100
         right, bottom = left + value["width"] * width / 100, top + value["height"] * height / 100
-        outline = [left, top, right, top, right, bottom, left, bottom]
-        yield from ((str(label), [outline]) for label in labels)
+        segmentation = [_rectangle(left, top, right, bottom)]
     elif kind.startswith("brush"):
-        mask = _brush_mask(value["rle"], width, height)
-        yield from ((str(label), BoxedMask(0, 0, mask)) for label in labels)
+        segmentation = _run_lengths(_brush_mask(value["rle"], width, height), (height, width))
+    else:
+        return []
+    return [(str(label), segmentation) for label in labels]
 
 
 def _brush_mask(encoded: Sequence[int], width: int, height: int) -> NDArray[np.bool_]:
@@ -269,7 +250,7 @@ def _labelme(path: Path, content: bytes) -> AnnotatedImage:
     document = _json(path, content)
     try:
         shapes = [
-            LabelledShape(str(shape["label"]), [_outline(shape)])
+            (str(shape["label"]), [_outline(shape)])
             for shape in document["shapes"]
             if shape.get("shape_type", "polygon") in ("polygon", "rectangle", "circle")
         ]
@@ -288,7 +269,7 @@ def _outline(shape: Mapping[str, Any]) -> list[float]:
     kind = shape.get("shape_type", "polygon")
     if kind == "rectangle":
         (left, top), (right, bottom) = points
-        return [left, top, right, top, right, bottom, left, bottom]
+        return _rectangle(left, top, right, bottom)
     if kind == "circle":
         angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
         radius = float(np.hypot(*(points[1] - points[0])))

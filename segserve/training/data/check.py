@@ -1,16 +1,22 @@
-"""Checks every image and label map of a split before anything is computed from it."""
+"""Checks every image and label map of a split before anything is computed from it, and draws a
+contact sheet of them.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from ...runtime.encode.overlay import draw_overlay
 from ...runtime.record import BACKGROUND, ClassInfo
 from .files import IGNORED, DataError, LabelledImages
+
+_TILE_PX, _COLUMNS, _TILES = 240, 5, 20  # of a contact sheet
 
 
 @dataclass(frozen=True)
@@ -27,13 +33,6 @@ class CheckedSplit:
     notes: tuple[str, ...]
 
 
-class _Finding(NamedTuple):
-    """Of one image: the pixels of each class, int64 (classes,), and the problems."""
-
-    pixels: NDArray[np.int64]
-    problems: list[str]
-
-
 def check_split(
     data: LabelledImages,
     classes: Sequence[ClassInfo],
@@ -44,7 +43,6 @@ def check_split(
     """Reads every image and label map of the split once and completely.
 
     Args:
-        report: called after every image with the number of finished ones.
         skip_broken: leave out images that have problems, and say how many.
 
     Raises:
@@ -52,30 +50,32 @@ def check_split(
             labels that are no class id, duplicate names, a split without a labelled pixel or
             without a pixel of a foreground class.
     """
-    pixels, problems = np.zeros(len(classes), np.int64), [*data.problems(), *_repeated_names(data)]
+    repeated = (name for name, count in Counter(data.names).items() if count > 1)
+    problems = [
+        *data.problems(),
+        *(f"{data.source}: {name} is listed more than once" for name in repeated),
+    ]
+    pixels = np.zeros(len(classes), np.int64)
     with ThreadPoolExecutor() as pool:
         findings = pool.map(lambda name: _check_image(data, name, len(classes)), data.names)
         kept = []
-        for name, finding in zip(data.names, findings, strict=True):
-            if skip_broken and finding.problems:
+        for name, (found, of_image) in zip(data.names, findings, strict=True):
+            if skip_broken and of_image:
                 continue
             kept.append(name)
-            pixels += finding.pixels
-            problems += finding.problems
+            pixels += found
+            problems += of_image
             report(len(kept))
     problems = problems or [*_without_foreground(data, pixels)]
     if problems:
         raise DataError(*dict.fromkeys(problems))
-    notes = [*data.notes(), *_notes(data, classes, pixels)]
+    notes = [*data.notes()]
+    if absent := [info.label for info, count in zip(classes, pixels, strict=True) if not count]:
+        notes.append(f"{data.source}: no pixel of {', '.join(absent)}")
     if left_out := len(data.names) - len(kept):
         data.names = kept
         notes.append(f"{data.source}: {left_out} images left out, which are broken")
     return CheckedSplit(data, pixels, tuple(notes))
-
-
-def _repeated_names(data: LabelledImages) -> Iterable[str]:
-    repeated = (name for name, count in Counter(data.names).items() if count > 1)
-    return (f"{data.source}: {name} is listed more than once" for name in repeated)
 
 
 def _without_foreground(data: LabelledImages, pixels: NDArray[np.int64]) -> Iterable[str]:
@@ -91,8 +91,12 @@ def _without_foreground(data: LabelledImages, pixels: NDArray[np.int64]) -> Iter
         )
 
 
-def _check_image(data: LabelledImages, name: str, num_classes: int) -> _Finding:
-    """Checks the image and the label map, each even if the other has a problem."""
+def _check_image(
+    data: LabelledImages, name: str, num_classes: int
+) -> tuple[NDArray[np.int64], list[str]]:
+    """The pixels of each class, int64 (classes,), and the problems of image and label map, each
+    checked even if the other has a problem.
+    """
     problems: list[str] = []
     size_hw, pixels = None, np.zeros(256, np.int64)
     try:
@@ -112,12 +116,27 @@ def _check_image(data: LabelledImages, name: str, num_classes: int) -> _Finding:
             f"{data.paths(name)[1]}: labels {unknown.tolist()} are none of the {num_classes} "
             f"classes: expected 0 to {num_classes - 1}, and {IGNORED} for pixels to ignore"
         )
-    return _Finding(pixels[:num_classes], problems)
+    return pixels[:num_classes], problems
 
 
-def _notes(
-    data: LabelledImages, classes: Sequence[ClassInfo], pixels: NDArray[np.int64]
-) -> Iterable[str]:
-    absent = [info.label for info, count in zip(classes, pixels, strict=True) if not count]
-    if absent:
-        yield f"{data.source}: no pixel of {', '.join(absent)}"
+def contact_sheet(data: LabelledImages, classes: Sequence[ClassInfo]) -> Image.Image:
+    """Up to 20 images, spread evenly over the split, with their labels drawn over them. Pixels to
+    ignore are white.
+    """
+    names = data.names[:: ceil(len(data.names) / _TILES)]
+    rows = ceil(len(names) / _COLUMNS)
+    sheet = Image.new("RGB", (_COLUMNS * _TILE_PX, rows * _TILE_PX), (255, 255, 255))
+    for index, name in enumerate(names):
+        row, column = divmod(index, _COLUMNS)
+        sheet.paste(_tile(data, name, classes), (column * _TILE_PX, row * _TILE_PX))
+    return sheet
+
+
+def _tile(data: LabelledImages, name: str, classes: Sequence[ClassInfo]) -> Image.Image:
+    image_rgb, labels = data.pair(name)
+    image_rgb = np.where((labels == IGNORED)[..., None], np.uint8(255), image_rgb)
+    known = np.where(labels == IGNORED, 0, labels).astype(np.uint8)
+    present = [int(class_id) for class_id in np.unique(known)]
+    tile = draw_overlay(image_rgb, known, classes, present)
+    tile.thumbnail((_TILE_PX - 4, _TILE_PX - 4))
+    return tile

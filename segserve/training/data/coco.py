@@ -23,9 +23,17 @@ from pydantic import (
 )
 
 from ...runtime.encode.mask import LabelMap
-from .files import IGNORED, MAX_PIXELS, DataError, LabelledImages, read_bytes, read_rgb_png
+from .files import (
+    AS_USUAL,
+    IGNORED,
+    MAX_PIXELS,
+    DataError,
+    LabelledImages,
+    ReadOptions,
+    read_bytes,
+    read_rgb_png,
+)
 from .masks import Runs, area_px, read_mask, unrolled
-from .options import AS_USUAL, ReadOptions
 
 _PNG_NAME = r"^[^/\\]+\.png$"
 Id = int | str
@@ -89,12 +97,10 @@ def _read_coco(path: Path, kind: type[CocoKind], content: bytes | None = None) -
         document = kind.model_validate_json(read_bytes(path) if content is None else content)
     except ValidationError as error:
         rules = [
-            (".".join(map(str, detail["loc"])), detail["msg"])
+            ": ".join(filter(None, (".".join(map(str, detail["loc"])), detail["msg"])))
             for detail in error.errors(include_input=False)
         ]
-        raise DataError(
-            *(f"{path}: {f'{key}: ' if key else ''}{message}" for key, message in rules)
-        ) from error
+        raise DataError(*(f"{path}: {rule}" for rule in rules)) from error
     if not document.images:
         raise DataError(f"{path}: the split is empty: it lists no image")
     return document
@@ -127,10 +133,16 @@ class CocoImages(LabelledImages):
             key: categories[name] for key, name in names.items() if name in categories
         }
         used = {key for annotation in document.annotations for key in annotation.category_ids}
-        self._without_class = sorted(
+        without_class = sorted(
             names.get(key, f"number {key}, which has no name") for key in used - {*self._class_ids}
         )
-        self._problems = [*self._category_problems(), *self._id_problems(document)]
+        self._category_problems: list[str] = []
+        if without_class:
+            self._category_problems.append(
+                f"{path}: in no class: {', '.join(without_class)}; name these categories in the "
+                "class file by `from` or `ignore`"
+            )
+        self._problems = [*self._category_problems, *self._id_problems(document)]
 
     @property
     def split(self) -> str:
@@ -138,15 +150,6 @@ class CocoImages(LabelledImages):
 
     def problems(self) -> Sequence[str]:
         return self._problems
-
-    def _category_problems(self) -> Sequence[str]:
-        if not self._without_class:
-            return []
-        listed = ", ".join(self._without_class)
-        return [
-            f"{self.source}: in no class: {listed}; name these categories in the class file by "
-            "`from` or `ignore`"
-        ]
 
     def _id_problems(self, document: CocoDocument) -> Sequence[str]:
         ids = Counter(image.id for image in document.images)
@@ -162,7 +165,7 @@ class CocoImages(LabelledImages):
     def _class_of(self, category_id: int) -> int:
         """Raises DataError, with the message of `problems`, for a category without a class."""
         if category_id not in self._class_ids:
-            raise DataError(*self._category_problems())
+            raise DataError(*self._category_problems)
         return self._class_ids[category_id]
 
 
@@ -229,17 +232,14 @@ class CocoInstances(CocoImages):
         entries = _ENTRIES.validate_json(self._entries.get(image.id, b"[]"))
         regions = [region for entry in entries if (region := self._region(image, entry))]
         columns = np.zeros(image.width * image.height, np.uint8)
-        for region in sorted(
-            regions, key=lambda region: (not region.is_crowd, -area_px(region.runs))
-        ):
+        regions.sort(key=lambda region: (not region.is_crowd, -area_px(region.runs)))
+        for region in regions:
             columns[unrolled(region.runs)] = region.label
         return np.ascontiguousarray(columns.reshape(image.width, image.height).T)
 
     def hint(self) -> str:
-        crowds = b'"iscrowd":true'
-        if self._options.crowds_as_objects or not any(
-            crowds in entries for entries in self._entries.values()
-        ):
+        has_crowds = any(b'"iscrowd":true' in entries for entries in self._entries.values())
+        if self._options.crowds_as_objects or not has_crowds:
             return ""
         return "; annotations with iscrowd are ignored: --crowds objects reads them as objects"
 
@@ -332,15 +332,11 @@ class CocoPanoptic(CocoImages):
         # R + 256 G + 256^2 B is the segment's id.
         segment_ids = read_rgb_png(path).astype(np.int32) @ np.array([1, 256, 256**2], np.int32)
         ids, indices = np.unique(segment_ids, return_inverse=True)
-        labels = self._labels_by_segment(entry)
+        labels = {0: IGNORED} | {
+            segment.id: IGNORED if segment.iscrowd else self._class_of(segment.category_id)
+            for segment in entry.segments_info
+        }
         unknown = [int(key) for key in ids if key not in labels]
         if unknown:
             raise DataError(f"{path}: {self.source} does not list the segments {unknown[:10]}")
         return np.array([labels[int(key)] for key in ids], np.uint8)[indices]
-
-    def _labels_by_segment(self, entry: PanopticEntry) -> dict[int, int]:
-        labels = {
-            segment.id: IGNORED if segment.iscrowd else self._class_of(segment.category_id)
-            for segment in entry.segments_info
-        }
-        return {0: IGNORED} | labels

@@ -6,6 +6,7 @@ import io
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,9 @@ from PIL import Image
 from ...runtime.decode.image import decode_image, decoded_size
 from ...runtime.encode.mask import LabelMap
 from ...runtime.errors import SegserveError
-from .options import IGNORED as IGNORED
+
+IGNORED = 255
+"""The label of pixels that belong to no class. Training and evaluation leave them out."""
 
 MAX_PIXELS = 2**26
 """The largest width times height of an image or a label map. Cameras give less."""
@@ -25,16 +28,30 @@ _LISTED_PROBLEMS = 50
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Of a PNG file: signature, length, IHDR, width, height, bit depth, colour type.
 _HEADER = struct.Struct(">8x4x4sIIBB")
-_GREY, _RGB, _PALETTE, _GREY_ALPHA = 0, 2, 3, 4
-_COLOR_TYPES = {
-    _GREY: "grey",
-    _RGB: "RGB",
-    _PALETTE: "palette",
-    _GREY_ALPHA: "grey with alpha",
-    6: "RGB with alpha",
-}
+_GREY, _RGB, _GREY_ALPHA = 0, 2, 4
+_COLOR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 
 Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How data is read that can mean several things, or is broken.
+
+    Attributes:
+        ignore_id: the value of pixels to ignore in label images; None if there is none.
+        crowds_as_objects: COCO annotations with `iscrowd` are objects, as CVAT exports masks;
+            otherwise their pixels are ignored.
+        skip_broken: images and annotations that cannot be read are left out and counted;
+            otherwise they are errors.
+    """
+
+    ignore_id: int | None = IGNORED
+    crowds_as_objects: bool = False
+    skip_broken: bool = False
+
+
+AS_USUAL = ReadOptions()
 
 
 class DataError(ValueError):
@@ -50,15 +67,13 @@ class DataError(ValueError):
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
-        self.lines = problems if len(problems) == 1 else _listed(problems)
+        self.lines = problems
+        if len(problems) > 1:
+            counted = f"{len(problems)} problems with the data:"
+            self.lines = counted, *problems[:_LISTED_PROBLEMS]
+        if len(problems) > _LISTED_PROBLEMS:
+            self.lines += (f"and {len(problems) - _LISTED_PROBLEMS} more",)
         super().__init__("\n  ".join(self.lines))
-
-
-def _listed(problems: tuple[str, ...]) -> tuple[str, ...]:
-    lines = [f"{len(problems)} problems with the data:", *problems[:_LISTED_PROBLEMS]]
-    if len(problems) > _LISTED_PROBLEMS:
-        lines.append(f"and {len(problems) - _LISTED_PROBLEMS} more")
-    return tuple(lines)
 
 
 class LabelledImages(ABC):
@@ -102,15 +117,11 @@ class LabelledImages(ABC):
         return ()
 
     def image(self, name: str) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3), RGB, upright as when it is served.
-
-        Raises:
-            DataError: the image is missing or cannot be decoded completely.
-        """
+        """The image as `read_image` gives it."""
         return read_image(self.paths(name)[0])
 
     def image_size(self, name: str) -> tuple[int, int]:
-        """(height, width) of the image. Raises as `image` does; faster."""
+        """(height, width) as `image_size` gives it."""
         return image_size(self.paths(name)[0])
 
     def pair(self, name: str) -> tuple[NDArray[np.uint8], LabelMap]:

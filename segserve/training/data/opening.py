@@ -1,6 +1,6 @@
 """Opens a split of a data set in any of the supported layouts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -10,10 +10,8 @@ from ...runtime.errors import ModelError
 from ...runtime.record import ClassInfo, Strict, read_document, voc_color
 from .annotations import read_annotations, read_labelme_folder
 from .coco import CocoInstances, CocoPanoptic
-from .exports import ROBOFLOW_CLASSES, cityscapes, roboflow_masks
-from .files import IGNORED, DataError, LabelledImages
-from .label_images import LabelCoding, read_labelmap
-from .options import AS_USUAL, ReadOptions
+from .files import AS_USUAL, IGNORED, DataError, LabelledImages, ReadOptions
+from .label_images import ROBOFLOW_CLASSES, LabelCoding, cityscapes, read_labelmap, roboflow_masks
 from .voc import LABELMAP, VocFolder, voc_splits
 
 _PANOPTIC, _ANNOTATIONS = "panoptic", "annotations"
@@ -162,9 +160,8 @@ def _annotations(folder: Path, split: str) -> Path | None:
 
 def _images(data: Path, split: str) -> Path:
     candidates = data / split, data / "images"
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
+    if folder := next((path for path in candidates if path.is_dir()), None):
+        return folder
     raise DataError(
         f"{data}: expected the images in {' or '.join(map(str, candidates))}; name their folder "
         "(--images)"
@@ -198,20 +195,18 @@ class ClassFile(Strict):
             raise ValueError("expected a list of classes")
         if not isinstance(document.get("classes"), list):
             return document
-        entries = [
-            {"label": entry} if isinstance(entry, str) else entry for entry in document["classes"]
-        ]
-        colored = [
-            {"color": voc_color(class_id), **entry} if isinstance(entry, dict) else entry
-            for class_id, entry in enumerate(entries)
-        ]
+        colored = []
+        for class_id, listed in enumerate(document["classes"]):
+            entry = {"label": listed} if isinstance(listed, str) else listed
+            color = {"color": voc_color(class_id)}
+            colored.append(color | entry if isinstance(entry, dict) else entry)
         return {**document, "classes": colored}
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
         for kind, names in (
             ("label", [entry.label for entry in self.listed]),
-            ("category", self._category_names()),
+            ("category", [name for name, _ in self._category_ids()]),
         ):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
@@ -225,21 +220,13 @@ class ClassFile(Strict):
     @property
     def categories(self) -> dict[str, int]:
         """COCO category -> class id, 255 for categories to ignore."""
-        class_ids = {
-            name: class_id
-            for class_id, names in enumerate(self._categories_by_class())
-            for name in names
-        }
-        return class_ids | dict.fromkeys(self.ignore, IGNORED)
+        return dict(self._category_ids())
 
-    def _categories_by_class(self) -> list[tuple[str, ...]]:
-        return [
-            (entry.label,) if entry.categories is None else entry.categories
-            for entry in self.listed
-        ]
-
-    def _category_names(self) -> list[str]:
-        return [*(name for names in self._categories_by_class() for name in names), *self.ignore]
+    def _category_ids(self) -> Iterator[tuple[str, int]]:
+        for class_id, entry in enumerate(self.listed):
+            names = (entry.label,) if entry.categories is None else entry.categories
+            yield from ((name, class_id) for name in names)
+        yield from ((name, IGNORED) for name in self.ignore)
 
 
 def read_class_file(path: Path) -> ClassFile:

@@ -32,8 +32,6 @@ _DEV_SHARE = 10  # every tenth image
 
 
 class _VocLayout(NamedTuple):
-    """Folders within the data set."""
-
     images: str
     labels: str
     lists: str

@@ -32,11 +32,9 @@ def calibrate_model(
 ) -> Calibration:
     """Fits a model's temperature, measures the calibration error, and writes both into the record.
 
-    Every second image of the split, from the first on, gives the temperature. The others give the
-    error without and with it.
+    Every second image of the split, from the first on, gives the temperature.
 
     Args:
-        report: called after every image with the number of finished ones.
         dataset: name of the split for people.
 
     Raises:
@@ -122,10 +120,8 @@ def _labelled_logits(
     with torch.inference_mode():
         logits = segmenter.logits(image_rgb, segmenter.plan(height, width), Timings())
         grid = torch.from_numpy(positions).float()
-        values = F.grid_sample(logits[None], grid, padding_mode="border", align_corners=False)[
-            0, :, 0
-        ]
-    return values.T, torch.from_numpy(truth.ravel()[sampled].astype(np.int64))
+        values = F.grid_sample(logits[None], grid, padding_mode="border", align_corners=False)
+    return values[0, :, 0].T, torch.from_numpy(truth.ravel()[sampled].astype(np.int64))
 
 
 def _count_confidences(segmenter: Segmenter, data: LabelledImages, name: str) -> NDArray[np.int64]:

@@ -8,15 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ...runtime.encode.mask import LabelMap
 from ...runtime.encode.overlay import draw_overlay
 from ...runtime.errors import ModelError
 from ...runtime.files import write_whole
 from ..data import IGNORED, LabelledImages
 from .measure import Predictor, SegmentedImage
-from .metrics import Counts
+from .metrics import Counts, divided
 from .report import data_uri, page_templates, reduced
 
 _RESAMPLES, _SEED = 2000, 0
@@ -36,14 +34,13 @@ class Difference(NamedTuple):
 
 class _Compared(NamedTuple):
     """Of one image, for both models: intersections and unions, (2, classes); the labelled pixels of
-    each class, (classes,); the number of pixels that changed, and of all labelled pixels.
+    each class, (classes,); the number of them that changed.
     """
 
     intersections: Counts
     unions: Counts
     true: Counts
     changed: int
-    labelled: int
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,6 @@ def compare(
     The intervals come from 2,000 bootstrap samples of the images, the same for both models (Efron,
     1979): a difference whose interval includes 0 may be chance.
 
-    Args:
-        report: called after every image with the number of finished ones.
-
     Raises:
         ModelError: the models have different classes.
         ValueError: as of `measure`.
@@ -96,53 +90,41 @@ def compare(
 def _compared(data: LabelledImages, first: Predictor, second: Predictor, name: str) -> _Compared:
     image_rgb, truth = data.pair(name)
     maps = [predictor.label_map(name, image_rgb) for predictor in (first, second)]
-    counted, classes = truth != IGNORED, len(first.record.labels)
-    true = np.bincount(truth[counted], minlength=classes)
-    intersections = [_hits(truth, own, counted, classes) for own in maps]
-    unions = [
-        true + np.bincount(own[counted], minlength=classes) - hits
-        for own, hits in zip(maps, intersections, strict=True)
-    ]
-    changed = int(((maps[0] != maps[1]) & counted).sum())
-    return _Compared(np.stack(intersections), np.stack(unions), true, changed, int(counted.sum()))
-
-
-def _hits(truth: LabelMap, own: LabelMap, counted: NDArray[np.bool_], classes: int) -> Counts:
-    return np.bincount(truth[(truth == own) & counted], minlength=classes)
+    labelled, classes = truth != IGNORED, len(first.record.labels)
+    true = np.bincount(truth[labelled], minlength=classes)
+    hits = np.stack(
+        [np.bincount(truth[labelled & (truth == own)], minlength=classes) for own in maps]
+    )
+    predicted = np.stack([np.bincount(own[labelled], minlength=classes) for own in maps])
+    changed = int((labelled & (maps[0] != maps[1])).sum())
+    return _Compared(hits, true + predicted - hits, true, changed)
 
 
 def _summary(
     labels: Sequence[str], names: Sequence[str], results: Sequence[_Compared]
 ) -> Comparison:
-    present = np.flatnonzero(sum(result.true for result in results))
+    true = np.sum([result.true for result in results], axis=0)
+    present = np.flatnonzero(true)
     intersections = np.stack([result.intersections[:, present] for result in results])
     unions = np.stack([result.unions[:, present] for result in results])  # (images, 2, classes)
     weights = np.random.default_rng(_SEED).multinomial(
         len(results), np.full(len(results), 1 / len(results)), size=_RESAMPLES
     )
-    iou = _iou(intersections.sum(0), unions.sum(0))
-    sampled = _iou(
-        np.einsum("ri,imc->rmc", weights, intersections), np.einsum("ri,imc->rmc", weights, unions)
-    )
+    iou = intersections.sum(0) / unions.sum(0)
+    of_samples = [np.einsum("ri,imc->rmc", weights, part) for part in (intersections, unions)]
+    sampled = divided(*of_samples, where=of_samples[1] > 0)  # NaN without the class
     differences = sampled[:, 1] - sampled[:, 0]
     rows = tuple(
         _difference(labels[int(class_id)], iou[:, index], differences[:, index])
         for index, class_id in enumerate(present)
     )
-    shares = [result.changed / max(1, result.labelled) for result in results]
+    shares = [result.changed / max(1, int(result.true.sum())) for result in results]
     return Comparison(
         rows,
         _difference("mean", iou.mean(axis=1), np.nanmean(differences, axis=1)),
         tuple(sorted(zip(names, shares, strict=True), key=lambda entry: -entry[1])),
-        sum(result.changed for result in results) / sum(result.labelled for result in results),
+        sum(result.changed for result in results) / int(true.sum()),
     )
-
-
-def _iou(intersections: NDArray[np.int64], unions: NDArray[np.int64]) -> NDArray[np.float64]:
-    """NaN where a sample does not hold the class."""
-    figures = np.full(intersections.shape, np.nan)
-    np.divide(intersections, unions, out=figures, where=unions > 0)
-    return figures
 
 
 def _difference(
@@ -150,17 +132,6 @@ def _difference(
 ) -> Difference:
     low, high = np.nanpercentile(differences, _INTERVAL)
     return Difference(label, *map(float, (iou[0], iou[1], iou[1] - iou[0], low, high)))
-
-
-@dataclass(frozen=True)
-class ChangedImage:
-    """One image of the page. The pictures are `data:` URIs."""
-
-    name: str
-    share: float
-    truth: str
-    first: str
-    second: str
 
 
 def write_comparison(
@@ -189,12 +160,14 @@ def write_comparison(
 
 def _changed_image(
     data: LabelledImages, first: Predictor, second: Predictor, name: str, share: float
-) -> ChangedImage:
+) -> dict[str, object]:
+    """One image of the page. The pictures are `data:` URIs."""
     image_rgb, truth = data.pair(name)
-    classes = first.record.classes
-    pictures = []
-    for label_map in (truth, *(p.label_map(name, image_rgb) for p in (first, second))):
+    maps = {"truth": truth}
+    maps |= {"first": first.label_map(name, image_rgb), "second": second.label_map(name, image_rgb)}
+    pictures = {}
+    for key, label_map in maps.items():
         small = reduced(SegmentedImage(image_rgb, truth, label_map))
-        shown: Image.Image = draw_overlay(small.image_rgb, small.predicted, classes, shown=())
-        pictures.append(data_uri(shown))
-    return ChangedImage(name, share, *pictures)
+        shown = draw_overlay(small.image_rgb, small.predicted, first.record.classes, shown=())
+        pictures[key] = data_uri(shown)
+    return {"name": name, "share": share, **pictures}

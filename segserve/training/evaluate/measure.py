@@ -70,9 +70,6 @@ def measure(
 ) -> Evaluation:
     """Measures a model on a split. Pixels labelled 255 are ignored.
 
-    Args:
-        report: called after every image with the number of finished ones.
-
     Raises:
         ValueError: an image or its labels cannot be read, differ in size, or cannot be segmented, a
             label is no class of the model, or no pixel is labelled. The message names the image.
@@ -120,8 +117,9 @@ def offline_model(
     Raises:
         ModelError: the model cannot be loaded, or not at that output stride.
     """
-    record = at_output_stride(read_record(folder), output_stride)
-    if record.architecture == read_record(folder).architecture:
+    own = read_record(folder)
+    record = at_output_stride(own, output_stride)
+    if record is own:
         segmenter = load_segmenter(folder, device="cpu", settings=settings)
     else:
         segmenter = Segmenter.of(load_network(record, folder), record, settings=settings)
@@ -175,12 +173,9 @@ def at_output_stride(record: ModelRecord, output_stride: int | None) -> ModelRec
             f"output stride {output_stride}: the atrous rates would be {rates}, which are not all "
             "whole numbers"
         )
-    changed = {
-        **architecture.model_dump(),
-        "output_stride": output_stride,
-        "aspp_rates": tuple(map(int, rates)),
-    }
-    return record.model_copy(update={"architecture": Architecture.model_validate(changed)})
+    changed = {"output_stride": output_stride, "aspp_rates": tuple(map(int, rates))}
+    scaled = Architecture.model_validate(architecture.model_dump() | changed)
+    return record.model_copy(update={"architecture": scaled})
 
 
 @contextmanager
@@ -229,9 +224,9 @@ def _checked_label_map(
                 f"{labels.get(share.id)!r}: measure with the record of the model that is served"
             )
     label_map = segmentation.label_map
-    if label_map.shape != image_rgb.shape[:2]:
-        expected, got = (
-            "{1} x {0} pixels".format(*shape) for shape in (image_rgb.shape[:2], label_map.shape)
+    (expected_h, expected_w), (height, width) = image_rgb.shape[:2], label_map.shape
+    if (height, width) != (expected_h, expected_w):
+        raise ValueError(
+            f"expected a mask of {expected_w} x {expected_h} pixels, got {width} x {height} pixels"
         )
-        raise ValueError(f"expected a mask of {expected}, got {got}")
     return label_map

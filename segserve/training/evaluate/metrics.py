@@ -12,6 +12,7 @@ that erosion removes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,11 +49,8 @@ class PixelCounts:
 
     @classmethod
     def none(cls, num_classes: int) -> "PixelCounts":
-        zeros = [
-            np.zeros(shape, np.int64)
-            for shape in ((num_classes, num_classes), (2, num_classes), num_classes)
-        ]
-        return cls(*zeros)
+        shapes = (num_classes, num_classes), (2, num_classes), num_classes
+        return cls(*(np.zeros(shape, np.int64) for shape in shapes))
 
     def __add__(self, other: "PixelCounts") -> "PixelCounts":
         return PixelCounts(
@@ -64,29 +62,29 @@ class PixelCounts:
     @property
     def true(self) -> Counts:
         """The labelled pixels of each class."""
-        true: Counts = self.confusion.sum(axis=1)
-        return true
+        return np.asarray(self.confusion.sum(axis=1))
 
     @property
     def iou(self) -> Figures:
         """Intersection over union of the classes that occur in the labels."""
         hits = self.confusion.diagonal()
-        return _divided(hits, self.true + self.confusion.sum(axis=0) - hits, where=self.true > 0)
+        return divided(hits, self.true + self.confusion.sum(axis=0) - hits, where=self.true > 0)
 
     @property
     def accuracy(self) -> Figures:
         """The share of each class's labelled pixels that were predicted as it: the recall."""
-        return _divided(self.confusion.diagonal(), self.true, where=self.true > 0)
+        return divided(self.confusion.diagonal(), self.true, where=self.true > 0)
 
     @property
     def boundary_iou(self) -> Figures:
         """Boundary IoU of the classes that occur in the labels; NaN if the contour is ignored."""
         agreed, either = self.boundary
-        return _divided(agreed, either, where=(self.true > 0) & (either > 0))
+        return divided(agreed, either, where=(self.true > 0) & (either > 0))
 
 
-def _divided(part: Counts, whole: Counts, *, where: NDArray[np.bool_]) -> Figures:
-    figures = np.full(len(part), np.nan)
+def divided(part: Counts, whole: Counts, *, where: NDArray[np.bool_]) -> Figures:
+    """The quotients, NaN elsewhere than `where`."""
+    figures = np.full(part.shape, np.nan)
     np.divide(part, whole, out=figures, where=where)
     return figures
 
@@ -101,11 +99,9 @@ def count_pixels(truth: LabelMap, predicted: LabelMap, num_classes: int) -> Pixe
     Raises:
         ValueError: labels are neither 255 nor a class id. The message lists them.
     """
-    unknown = (
-        np.flatnonzero(np.bincount(truth.ravel(), minlength=IGNORED + 1)[num_classes:IGNORED])
-        + num_classes
-    )
-    if len(unknown):
+    found = np.unique(truth)
+    unknown = found[(found >= num_classes) & (found != IGNORED)]
+    if unknown.size:
         raise ValueError(
             f"labels {unknown.tolist()} are none of the model's {num_classes} classes: "
             f"expected 0 to {num_classes - 1}, and {IGNORED} for pixels to ignore"
@@ -152,34 +148,25 @@ class Evaluation:
     @property
     def class_iou(self) -> dict[str, float]:
         """Class name -> IoU, for the classes that occur in the labels."""
-        return self._named(self.counts.iou)
+        return by_label(self.labels, self.counts.iou)
 
     @property
     def class_boundary_iou(self) -> dict[str, float]:
-        return self._named(self.counts.boundary_iou)
+        return by_label(self.labels, self.counts.boundary_iou)
 
     @property
     def mean_iou(self) -> float:
         """Mean over the classes that occur in the labels."""
         return float(np.nanmean(self.counts.iou))
 
-    def covered(self, min_images: int) -> list[str]:
-        """The classes that occur in at least `min_images` images, which is 1 or more."""
-        return [
-            label
-            for label, count in zip(self.labels, self.counts.images_with, strict=True)
-            if count >= min_images
-        ]
-
     def covered_mean(self, min_images: int) -> CoveredMean | None:
-        """Mean IoU over the classes in at least `min_images` images; None if there are none."""
-        class_iou = self.class_iou
-        covered = [class_iou[label] for label in self.covered(min_images)]
-        if not covered:
+        """Mean IoU over the classes in at least `min_images` images, which is 1 or more; None if
+        there are no such classes.
+        """
+        iou = self.counts.iou[self.counts.images_with >= min_images]
+        if not iou.size:
             return None
-        return CoveredMean(
-            min_images=min_images, classes=len(covered), mean_iou=float(np.mean(covered))
-        )
+        return CoveredMean(min_images=min_images, classes=len(iou), mean_iou=float(np.mean(iou)))
 
     @property
     def frequency_weighted_iou(self) -> float:
@@ -199,19 +186,18 @@ class Evaluation:
     @property
     def mean_boundary_iou(self) -> float | None:
         """Mean over the classes that occur in the labels; None if every contour is ignored."""
-        class_boundary_iou = self.class_boundary_iou
-        return float(np.mean(list(class_boundary_iou.values()))) if class_boundary_iou else None
+        boundary_iou = self.counts.boundary_iou
+        return None if np.isnan(boundary_iou).all() else float(np.nanmean(boundary_iou))
 
     def worst(self, number: int) -> list[ImageScore]:
         """The images with the lowest mean IoU, the worst first."""
         return sorted(self.scores, key=lambda score: (score.mean_iou, score.name))[:number]
 
-    def _named(self, figures: Figures) -> dict[str, float]:
-        return {
-            label: float(value)
-            for label, value in zip(self.labels, figures, strict=True)
-            if not np.isnan(value)
-        }
+
+def by_label(labels: Sequence[str], figures: Figures) -> dict[str, float]:
+    """Class name -> figure, of the classes that have one."""
+    named = zip(labels, figures.tolist(), strict=True)
+    return {label: value for label, value in named if not math.isnan(value)}
 
 
 def reach_px(height_px: int, width_px: int) -> int:
@@ -252,14 +238,7 @@ def count_boundaries(truth: LabelMap, predicted: LabelMap, num_classes: int) -> 
     reach = reach_px(*truth.shape)
     near_truth = near_contour(known, reach) & counted
     near_predicted = near_contour(predicted, reach) & counted
-    agreed = _by_class(known[near_truth & near_predicted & (known == predicted)], num_classes)
-    either = (
-        _by_class(known[near_truth], num_classes)
-        + _by_class(predicted[near_predicted], num_classes)
-        - agreed
-    )
-    return np.stack([agreed, either])
-
-
-def _by_class(class_ids: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
-    return np.bincount(class_ids, minlength=num_classes)
+    agreeing = near_truth & near_predicted & (known == predicted)
+    agreed = np.bincount(known[agreeing], minlength=num_classes)
+    both = np.concatenate([known[near_truth], predicted[near_predicted]])
+    return np.stack([agreed, np.bincount(both, minlength=num_classes) - agreed])

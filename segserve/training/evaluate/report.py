@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
@@ -21,7 +21,7 @@ from ...runtime.files import write_whole
 from ...runtime.record import Accuracy, Calibration, CoveredMean, ModelRecord, Strict, Unit
 from ..data import IGNORED, LabelledImages
 from .measure import Predictor, SegmentedImage, segmented
-from .metrics import Evaluation, ImageScore, count_pixels
+from .metrics import Evaluation, ImageScore, by_label, count_pixels
 
 Scores = Annotated[
     dict[str, Unit], Field(description="mean IoU of every image over the classes of its labels")
@@ -112,50 +112,42 @@ def build_report(
 
 
 def _class_figures(evaluation: Evaluation) -> tuple[ClassFigures, ...]:
-    counts = evaluation.counts
+    counts, labels = evaluation.counts, evaluation.labels
+    iou, accuracy, boundary_iou = (
+        by_label(labels, figures) for figures in (counts.iou, counts.accuracy, counts.boundary_iou)
+    )
     return tuple(
         ClassFigures(
             id=class_id,
             label=label,
             images=int(counts.images_with[class_id]),
             pixels=int(counts.true[class_id]),
-            iou=_figure(counts.iou[class_id]),
-            accuracy=_figure(counts.accuracy[class_id]),
-            boundary_iou=_figure(counts.boundary_iou[class_id]),
+            iou=iou.get(label),
+            accuracy=accuracy.get(label),
+            boundary_iou=boundary_iou.get(label),
         )
-        for class_id, label in enumerate(evaluation.labels)
+        for class_id, label in enumerate(labels)
     )
-
-
-def _figure(value: np.float64) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def as_accuracy(report: EvaluationReport) -> Accuracy:
     """The accuracy for the model's record, with four digits."""
-    covered = report.covered
-    return Accuracy(
-        dataset=f"{report.data} {report.split}",
-        images=report.images,
-        mean_iou=round(report.mean_iou, 4),
-        covered=covered and covered.model_copy(update={"mean_iou": round(covered.mean_iou, 4)}),
-        frequency_weighted_iou=round(report.frequency_weighted_iou, 4),
-        mean_boundary_iou=None
-        if report.mean_boundary_iou is None
-        else round(report.mean_boundary_iou, 4),
-        pixel_accuracy=round(report.pixel_accuracy, 4),
-        mean_accuracy=round(report.mean_accuracy, 4),
-        class_iou={
-            figures.label: round(figures.iou, 4)
-            for figures in report.classes
-            if figures.iou is not None
+    same = report.model_dump(include=Accuracy.model_fields.keys() & EvaluationReport.model_fields)
+    figures = {
+        "dataset": f"{report.data} {report.split}",
+        **same,
+        "class_iou": {row.label: row.iou for row in report.classes if row.iou is not None},
+        "class_boundary_iou": {
+            row.label: row.boundary_iou for row in report.classes if row.boundary_iou is not None
         },
-        class_boundary_iou={
-            figures.label: round(figures.boundary_iou, 4)
-            for figures in report.classes
-            if figures.boundary_iou is not None
-        },
-    )
+    }
+    return Accuracy.model_validate(_rounded(figures))
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def write_report(path: Path, report: EvaluationReport) -> None:
@@ -183,13 +175,15 @@ def write_page(
 
 
 def page_templates() -> Environment:
-    """The templates of HTML pages; every value in them is escaped."""
-    return Environment(
+    """The templates of HTML pages, in which every value is escaped, and of the model card."""
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=select_autoescape(["html.j2"]),
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+    environment.filters["figure"] = lambda value: "-" if value is None else f"{value:.3f}"
+    return environment
 
 
 def render_page(report: EvaluationReport, record: ModelRecord, worst: "Sequence[ImageView]") -> str:
@@ -199,23 +193,21 @@ def render_page(report: EvaluationReport, record: ModelRecord, worst: "Sequence[
         record: for the colours of the classes.
         worst: the images, in this order.
     """
-    environment = page_templates()
-    environment.filters["figure"] = _shown_figure
-    return environment.get_template("page.html.j2").render(
-        report=report,
-        colors=["#{:02x}{:02x}{:02x}".format(*bright(info.color)) for info in record.classes],
-        rows=report.present,
-        columns=[
-            row
-            for row in report.classes
-            if row.images or any(true[row.id] for true in report.confusion)
-        ],
-        worst=worst,
+    return (
+        page_templates()
+        .get_template("page.html.j2")
+        .render(
+            report=report,
+            colors=["#{:02x}{:02x}{:02x}".format(*bright(info.color)) for info in record.classes],
+            rows=report.present,
+            columns=[
+                row
+                for row in report.classes
+                if row.images or any(true[row.id] for true in report.confusion)
+            ],
+            worst=worst,
+        )
     )
-
-
-def _shown_figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 @dataclass(frozen=True)
@@ -237,20 +229,13 @@ def view_image(score: ImageScore, image: SegmentedImage, record: ModelRecord) ->
     """
     iou = count_pixels(image.truth, image.predicted, len(record.classes)).iou
     small = reduced(image)
-    return ImageView(
-        score=score,
-        class_iou={
-            label: float(value)
-            for label, value in zip(record.labels, iou, strict=True)
-            if not np.isnan(value)
-        },
-        picture=data_uri(Image.fromarray(small.image_rgb)),
-        truth=data_uri(draw_overlay(small.image_rgb, small.truth, record.classes, shown=())),
-        prediction=data_uri(
-            draw_overlay(small.image_rgb, small.predicted, record.classes, shown=())
-        ),
-        difference=data_uri(Image.fromarray(draw_difference(small))),
+    truth, prediction = (
+        draw_overlay(small.image_rgb, labels, record.classes, shown=())
+        for labels in (small.truth, small.predicted)
     )
+    difference = draw_difference(small)
+    pictures = Image.fromarray(small.image_rgb), truth, prediction, Image.fromarray(difference)
+    return ImageView(score, by_label(record.labels, iou), *map(data_uri, pictures))
 
 
 def reduced(image: SegmentedImage) -> SegmentedImage:

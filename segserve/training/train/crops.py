@@ -1,6 +1,7 @@
 """The batches of training: random crops, and the images of each step."""
 
 from collections.abc import Iterator
+from math import ceil
 
 import numpy as np
 import torch
@@ -23,15 +24,11 @@ class TrainingCrops(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, data: LabelledImages, recipe: Recipe, rule: InputRule) -> None:
         self._data, self._names = data, data.names
-        outside = {
-            tv_tensors.Image: [round(255 * mean) for mean in rule.mean],
-            tv_tensors.Mask: IGNORED,
-        }
+        mean_rgb = [round(255 * mean) for mean in rule.mean]
+        outside = {tv_tensors.Image: mean_rgb, tv_tensors.Mask: IGNORED}
         self._augment = v2.Compose(
             [
-                v2.ScaleJitter(
-                    target_size=(recipe.image_px, recipe.image_px), scale_range=recipe.scales
-                ),
+                v2.ScaleJitter((recipe.image_px, recipe.image_px), scale_range=recipe.scales),
                 v2.RandomCrop(recipe.crop_px, pad_if_needed=True, fill=outside),
                 v2.RandomHorizontalFlip(),
             ]
@@ -61,13 +58,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self,
-        num_images: int,
-        recipe: Recipe,
-        first_step: int,
-        *,
-        rank: int = 0,
-        processes: int = 1,
+        self, num_images: int, recipe: Recipe, first_step: int, *, rank: int = 0, processes: int = 1
     ) -> None:
         self._num_images, self._recipe, self._first_step = num_images, recipe, first_step
         self._share = slice(rank, None, processes)
@@ -84,11 +75,10 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     def _order(self) -> NDArray[np.int64]:
         """The image index of every position of the whole run, epoch by epoch."""
         positions = self._recipe.steps * self._recipe.batch_size
-        epochs = -(-positions // self._num_images)
-        return np.concatenate([self._epoch(number) for number in range(epochs)])
-
-    def _epoch(self, number: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self._recipe.seed, number)).permutation(self._num_images)
+        seeds = [(self._recipe.seed, epoch) for epoch in range(ceil(positions / self._num_images))]
+        return np.concatenate(
+            [np.random.default_rng(seed).permutation(self._num_images) for seed in seeds]
+        )
 
     def _seed(self, position: int) -> int:
         return int(np.random.SeedSequence((self._recipe.seed, position)).generate_state(1)[0])

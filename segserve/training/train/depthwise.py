@@ -11,7 +11,7 @@ Here, the same gradients come from fast operations:
 
 # ruff: noqa: ANN401 - torch passes and takes any type here
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
@@ -26,24 +26,21 @@ def use_fast_depthwise(network: nn.Module) -> None:
 
     Parameters and the keys of the state dict stay the same.
     """
-    convolutions = [
-        (path, module) for path, module in network.named_modules() if is_supported(module)
-    ]
-    for path, conv in convolutions:
-        network.set_submodule(path, FastDepthwiseConv2d(conv))
+    for path, module in list(network.named_modules()):
+        if is_supported(module):
+            network.set_submodule(path, FastDepthwiseConv2d(module))
 
 
-def is_supported(module: nn.Module) -> bool:
+def is_supported(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether this is a depthwise convolution that `FastDepthwiseConv2d` computes."""
     if type(module) not in (nn.Conv2d, Conv2dSame) or not isinstance(module, nn.Conv2d):
         return False
     is_depthwise = module.groups == module.in_channels == module.out_channels > 1
     if not is_depthwise or module.bias is not None or module.padding_mode != "zeros":
         return False
+    reach = _reach(_pair(module.kernel_size), _pair(module.dilation))
     padding = _padding(module)
-    return padding is not None and all(
-        side <= reach for side, reach in zip(padding, _reach(module), strict=True)
-    )
+    return padding is not None and all(p <= r for p, r in zip(padding, reach, strict=True))
 
 
 class FastDepthwiseConv2d(nn.Module):
@@ -71,16 +68,10 @@ class FastDepthwiseConv2d(nn.Module):
 
 def _padding(conv: nn.Conv2d) -> Pair | None:
     """Zeros before and after, down and across; None if `conv` names its padding."""
-    if isinstance(conv, Conv2dSame):
-        return (0, 0)  # `pad_same` pads before the convolution
     return None if isinstance(conv.padding, str) else _pair(conv.padding)
 
 
-def _reach(conv: nn.Conv2d) -> Pair:
-    return _kernel_reach(_pair(conv.kernel_size), _pair(conv.dilation))
-
-
-def _kernel_reach(kernel: Pair, dilation: Pair) -> Pair:
+def _reach(kernel: Pair, dilation: Pair) -> Pair:
     """Pixels between the first and the last value of the kernel, down and across."""
     return dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1)
 
@@ -107,19 +98,15 @@ class DepthwiseConvolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         needs_x, needs_weight = ctx.needs_input_grad[:2]
-        return (
-            _input_grad(grad, x, weight, *ctx.geometry) if needs_x else None,
-            _weight_grad(grad, x, weight, *ctx.geometry) if needs_weight else None,
-            None,
-            None,
-            None,
-        )
+        input_grad = _input_grad(grad, x, weight, *ctx.geometry) if needs_x else None
+        weight_grad = _weight_grad(grad, x, weight, *ctx.geometry) if needs_weight else None
+        return input_grad, weight_grad, None, None, None
 
 
 def _input_grad(
     grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
-    reach = _kernel_reach(_pair(weight.shape[2:]), dilation)
+    reach = _reach(_pair(weight.shape[2:]), dilation)
     if stride != (1, 1):
         spread_hw = [
             size + 2 * p - r for size, p, r in zip(x.shape[2:], padding, reach, strict=True)

@@ -1,11 +1,10 @@
 """The training loop. An interrupted run continues with the same batches."""
 
 import csv
-import logging
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -26,7 +25,8 @@ from .state import TrainingState, World, joined, leads
 
 LOG_FILE = "log.csv"
 TENSORBOARD_FOLDER = "tensorboard"
-_COLUMNS = ("step", "loss", "learning_rate", "seconds", "mean_iou")
+_COLUMNS = {"step": "d", "loss": ".4f", "learning_rate": ".6g", "seconds": ".3f", "mean_iou": ".4f"}
+"""Of the log: the fields of `StepReport`, and their formats."""
 
 
 @dataclass(frozen=True)
@@ -57,40 +57,27 @@ class RunLog:
         run.mkdir(parents=True, exist_ok=True)
         self._path = run / LOG_FILE
         self._writer = SummaryWriter(str(run / TENSORBOARD_FOLDER), purge_step=finished + 1)
-        rows = [row for row in self._rows() if int(row[0]) <= finished]
+        self._path.touch()
+        lines = csv.reader(self._path.read_text(encoding="utf-8").splitlines())
+        # A killed run may leave part of a row.
+        rows = [row for row in lines if len(row) == len(_COLUMNS) and row[0].isdigit()]
         with self._path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([_COLUMNS, *rows])
-
-    def _rows(self) -> list[list[str]]:
-        """The complete rows. A killed run may leave part of a row."""
-        if not self._path.exists():
-            return []
-        with self._path.open(newline="", encoding="utf-8") as file:
-            return [
-                row for row in csv.reader(file) if len(row) == len(_COLUMNS) and row[0].isdigit()
-            ]
+            csv.writer(file).writerows(
+                [_COLUMNS, *(row for row in rows if int(row[0]) <= finished)]
+            )
 
     def add(self, report: StepReport) -> None:
-        mean_iou = "" if report.mean_iou is None else f"{report.mean_iou:.4f}"
-        row = (
-            report.step,
-            f"{report.loss:.4f}",
-            f"{report.learning_rate:.6g}",
-            f"{report.seconds:.3f}",
-            mean_iou,
-        )
+        figures = {name: value for name, value in asdict(report).items() if value is not None}
+        row = [f"{value:{_COLUMNS[name]}}" for name, value in figures.items()]
         with self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(row)
-        for name in ("loss", "learning_rate", "seconds", "mean_iou"):
-            value = getattr(report, name)
-            if value is not None:
+            csv.writer(file).writerow([*row, *[""] * (len(_COLUMNS) - len(row))])
+        for name, value in figures.items():
+            if name != "step":
                 self._writer.add_scalar(name, value, report.step)
 
     def close(self) -> None:
         self._writer.close()
 
-
-logger = logging.getLogger(__name__)
 
 Validate = Callable[[SegmentationNetwork], float]
 
@@ -110,20 +97,15 @@ class RunOptions:
     workers: int = 1
 
 
-@dataclass(frozen=True)
-class Validation:
-    """Measures a network on a split with the code that serves it."""
-
-    record: ModelRecord
-    data: LabelledImages
-
-    def __call__(self, network: SegmentationNetwork) -> float:
-        """Mean IoU in 0..1 over the classes of the split. The network is not changed."""
-        device = next(network.parameters()).device
-        # A copy, because the segmenter converts its network to the precision of inference.
-        segmenter = Segmenter(deepcopy(network), self.record, device=device, settings=Settings())
-        with predictor_of(segmenter) as predictor:
-            return measure(self.data, predictor, lambda _finished: None).mean_iou
+def validation_iou(
+    record: ModelRecord, data: LabelledImages, network: SegmentationNetwork
+) -> float:
+    """Mean IoU in 0..1 over the classes of a split, with the code that serves the network."""
+    device = next(network.parameters()).device
+    # A copy, because the segmenter converts its network to the precision of inference.
+    segmenter = Segmenter(deepcopy(network), record, device=device, settings=Settings())
+    with predictor_of(segmenter) as predictor:
+        return measure(data, predictor, lambda _finished: None).mean_iou
 
 
 def train(
@@ -182,11 +164,9 @@ def _advance_and_report(
     for images, labels in batches:
         learning_rate, loss = state.learning_rate, state.advance(images, labels)
         seconds = time.perf_counter() - began_s
-        mean_iou = (
-            validate(state.result())
-            if validate and state.step % options.validate_every == 0
-            else None
-        )
+        mean_iou = None
+        if validate and state.step % options.validate_every == 0:
+            mean_iou = validate(state.result())
         finished = StepReport(state.step, loss, learning_rate, seconds, mean_iou)
         log.add(finished)
         report(finished)

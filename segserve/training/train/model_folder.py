@@ -2,7 +2,7 @@
 from, and the trained weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import timm
@@ -23,6 +23,7 @@ from ...runtime.network.weights import (
 from ...runtime.record import (
     RECORD_FILE,
     ClassInfo,
+    InputRule,
     ModelRecord,
     read_record,
     validated,
@@ -55,30 +56,79 @@ def record_for(
         ModelError: the folder's record is broken or disagrees, the new model lacks classes or a
             backbone, or the backbone does not have what the head needs.
     """
-    if not (folder / RECORD_FILE).exists():
-        if start is not None:
-            return _derived_record(
-                folder, read_record(start), architecture, classes, size_px, licence
-            )
-        return _new_record(folder, architecture, classes, size_px or _SIZE_PX, licence)
+    if (folder / RECORD_FILE).exists():
+        return _existing_record(folder, architecture, classes)
+    source = "segserve train"
+    if start is not None:
+        other = read_record(start)
+        checked, rule = _same_architecture(other, architecture), other.input
+        classes = classes or other.classes
+        source += f", from {other.name} {other.version}: {other.source}"
+    elif classes is None or "backbone" not in architecture:
+        raise ModelError(
+            f"{folder} has no {RECORD_FILE}: a new model needs --classes and --backbone"
+        )
+    else:
+        checked = validated(dict(architecture), Architecture, "flags")
+        build_network(checked, len(classes))
+        rule = _input_rule(checked.backbone)
+    if size_px is not None:
+        resize = rule.resize.model_copy(update={"size_px": size_px})
+        rule = rule.model_copy(update={"resize": resize})
+    fields = {
+        "name": folder.resolve().name,
+        "version": "1.0",
+        "summary": f"DeepLabV3 ({checked.head} head) on {checked.backbone}, {len(classes)} classes",
+        "licence": licence,
+        "source": source,
+        "architecture": checked,
+        "input": rule,
+        "classes": tuple(classes),
+    }
+    return validated(fields, ModelRecord, RECORD_FILE)
+
+
+def _existing_record(
+    folder: Path, architecture: Mapping[str, object], classes: Sequence[ClassInfo] | None
+) -> ModelRecord:
     record = read_record(folder)
-    requested = validated(
-        {**record.architecture.model_dump(), **architecture}, Architecture, "flags"
-    )
-    differing = [
-        name
-        for name in architecture
-        if getattr(requested, name) != getattr(record.architecture, name)
-    ]
+    known = record.architecture
+    requested = validated({**known.model_dump(), **architecture}, Architecture, "flags")
+    differing = [name for name in architecture if getattr(requested, name) != getattr(known, name)]
     if classes and tuple(classes) != record.classes:
         differing.append("classes")
     if differing:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
         raise ModelError(
-            f"{folder / RECORD_FILE} does not agree with {flags}: leave that out, or give a new "
-            "folder"
+            f"{folder / RECORD_FILE} does not agree with {_flags(differing)}: leave that out, or "
+            "give a new folder"
         )
     return record
+
+
+def _same_architecture(start: ModelRecord, architecture: Mapping[str, object]) -> Architecture:
+    known = start.architecture.model_copy(update={"aux_head": False})
+    requested = validated({**known.model_dump(), **architecture}, Architecture, "flags")
+    if requested != known:
+        raise ModelError(
+            f"a model that starts from {start.name} has its architecture: leave out "
+            f"{_flags(architecture)}"
+        )
+    return requested
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _input_rule(backbone: str) -> InputRule:
+    """With mean and standard deviation of the backbone's published weights, or ImageNet's."""
+    published = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    fields = {
+        "resize": {"size_px": _SIZE_PX, "multiple_of": _SIZE_MULTIPLE},
+        "mean": published.mean if published else IMAGENET_DEFAULT_MEAN,
+        "std": published.std if published else IMAGENET_DEFAULT_STD,
+    }
+    return validated(fields, InputRule, "input")
 
 
 def write_new_record(record: ModelRecord, folder: Path) -> None:
@@ -86,71 +136,6 @@ def write_new_record(record: ModelRecord, folder: Path) -> None:
     if not (folder / RECORD_FILE).exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_record(record, folder)
-
-
-def _new_record(
-    folder: Path,
-    architecture: Mapping[str, object],
-    classes: Sequence[ClassInfo] | None,
-    size_px: int,
-    licence: str,
-) -> ModelRecord:
-    if classes is None or "backbone" not in architecture:
-        raise ModelError(
-            f"{folder} has no {RECORD_FILE}: a new model needs --classes and --backbone"
-        )
-    checked = validated(dict(architecture), Architecture, "flags")
-    build_network(checked, len(classes))
-    mean, std = _normalization(checked.backbone)
-    fields = {
-        "name": folder.resolve().name,
-        "version": "1.0",
-        "summary": f"DeepLabV3 ({checked.head} head) on {checked.backbone}, {len(classes)} classes",
-        "licence": licence,
-        "source": "segserve train",
-        "architecture": checked,
-        "input": {
-            "resize": {"size_px": size_px, "multiple_of": _SIZE_MULTIPLE},
-            "mean": mean,
-            "std": std,
-        },
-        "classes": classes,
-    }
-    return validated(fields, ModelRecord, RECORD_FILE)
-
-
-def _derived_record(
-    folder: Path,
-    start: ModelRecord,
-    architecture: Mapping[str, object],
-    classes: Sequence[ClassInfo] | None,
-    size_px: int | None,
-    licence: str,
-) -> ModelRecord:
-    """The record of a new model that has the architecture of another one."""
-    known = start.architecture.model_copy(update={"aux_head": False})
-    requested = validated({**known.model_dump(), **architecture}, Architecture, "flags")
-    if requested != known:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in architecture)
-        raise ModelError(
-            f"a model that starts from {start.name} has its architecture: leave out {flags}"
-        )
-    resize = start.input.resize
-    if size_px is not None:
-        resize = resize.model_copy(update={"size_px": size_px})
-    listed = tuple(classes or start.classes)
-    fields = {
-        "name": folder.resolve().name,
-        "version": "1.0",
-        "summary": f"DeepLabV3 ({requested.head} head) on {requested.backbone}, "
-        f"{len(listed)} classes",
-        "licence": licence,
-        "source": f"segserve train, from {start.name} {start.version}: {start.source}",
-        "architecture": requested,
-        "input": start.input.model_copy(update={"resize": resize}),
-        "classes": listed,
-    }
-    return validated(fields, ModelRecord, RECORD_FILE)
 
 
 def load_start(network: SegmentationNetwork, start: Path) -> None:
@@ -161,26 +146,13 @@ def load_start(network: SegmentationNetwork, start: Path) -> None:
         ModelError: the other model has another architecture.
     """
     given, own = load_network(read_record(start), start).state_dict(), network.state_dict()
-    kept = [
-        name
-        for name, tensor in own.items()
-        if name not in given or given[name].shape != tensor.shape
-    ]
+    shapes = {name: tensor.shape for name, tensor in given.items()}
+    kept = [name for name, tensor in own.items() if shapes.get(name) != tensor.shape]
     if not all(name.startswith("head.") for name in kept) or len(kept) > _CLASSIFIER_TENSORS:
         raise ModelError(
             f"{start}: has another architecture than the model to train; first: {kept[0]}"
         )
     network.load_state_dict({name: given[name] for name in own.keys() - set(kept)}, strict=False)
-
-
-def _normalization(backbone: str) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of the backbone's published weights, by default ImageNet's."""
-    published = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
-    return (
-        (published.mean, published.std)
-        if published
-        else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    )
 
 
 def load_backbone(backbone: nn.Module, name: str, source: str) -> None:
@@ -209,12 +181,12 @@ def _named_as_in(backbone: nn.Module, published: Mapping[str, Tensor]) -> dict[s
     its stages to the top (`stages_0...`).
     """
     own = backbone.state_dict().keys()
-    names = {
-        alias: name
-        for name in published
+    aliased = {
+        alias: tensor
+        for name, tensor in published.items()
         for alias in (name, f"model.{name}", name.replace(".", "_", 1))
     }
-    return {name: published[names[name]] for name in own & names.keys()}
+    return {name: aliased[name] for name in own & aliased.keys()}
 
 
 def _published_state(name: str, source: str) -> Mapping[str, Tensor]:

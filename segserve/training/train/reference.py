@@ -128,9 +128,8 @@ def _constants(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _in_torch_order(scope: str, weight: Tensor) -> Tensor:
     """(out, h, w, in), or (1, h, w, out) if depthwise -> (out, in / groups, h, w)."""
-    return (
-        weight.permute(3, 0, 1, 2) if scope.endswith("/depthwise") else weight.permute(0, 3, 1, 2)
-    )
+    first, last = (3, 0) if scope.endswith("/depthwise") else (0, 3)
+    return weight.permute(first, last, 1, 2)
 
 
 def load_reference(network: SegmentationNetwork, convolutions: Mapping[str, Convolution]) -> None:
@@ -144,7 +143,12 @@ def load_reference(network: SegmentationNetwork, convolutions: Mapping[str, Conv
     """
     *backbone, aspp0, pooling, projection, classifier = convolutions.values()
     pairs = list(_convolutions_with_norms(network.backbone))
-    if not _has_same_shape(network, pairs, backbone, classifier):
+    shapes = [conv.weight.shape for conv, _ in pairs]
+    if (
+        not isinstance(network.head, CoreNetHead)
+        or shapes != [read.weight.shape for read in backbone]
+        or network.head[1].weight.shape != classifier.weight.shape
+    ):
         raise ModelError(
             f"the reference does not match the model's architecture: it needs {_EXPECTED}"
         )
@@ -163,20 +167,6 @@ def load_reference(network: SegmentationNetwork, convolutions: Mapping[str, Conv
     with torch.no_grad():
         logits.weight.copy_(classifier.weight)
         logits.bias.copy_(classifier.bias)
-
-
-def _has_same_shape(
-    network: SegmentationNetwork,
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]],
-    backbone: list[Convolution],
-    classifier: Convolution,
-) -> bool:
-    shapes = [conv.weight.shape for conv, _ in pairs]
-    return (
-        isinstance(network.head, CoreNetHead)
-        and shapes == [read.weight.shape for read in backbone]
-        and network.head[1].weight.shape == classifier.weight.shape
-    )
 
 
 def _convolutions_with_norms(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:

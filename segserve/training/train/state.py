@@ -19,9 +19,8 @@ from ...runtime.files import whole_file
 from ...runtime.network.weights import SegmentationNetwork, build_network, load_network
 from ...runtime.record import ModelRecord
 from .depthwise import use_fast_depthwise
-from .loss import SegmentationLoss
 from .model_folder import load_backbone, load_start
-from .optimizer import averaged, blended, build_optimizer, build_schedule
+from .optimization import SegmentationLoss, averaged, blended, build_optimizer, build_schedule
 
 
 def leads() -> bool:
@@ -41,10 +40,8 @@ class World:
 @contextmanager
 def joined() -> Iterator[World]:
     """Joins the processes that `torchrun` started, with NCCL on GPUs and Gloo on CPUs."""
-    size, local_rank = (
-        int(os.environ.get("WORLD_SIZE", "1")),
-        int(os.environ.get("LOCAL_RANK", "0")),
-    )
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if size == 1:
         yield World(0, 1, device)
@@ -101,11 +98,8 @@ class TrainingState:
             "recipe": recipe.model_dump(),
             "architecture": record.architecture.model_dump(),
         }
-        network = (
-            _starting_network(record, recipe, model)
-            .to(world.device)
-            .to(memory_format=torch.channels_last)
-        )
+        network = _starting_network(record, recipe, model).to(world.device)
+        network.to(memory_format=torch.channels_last)
         self._network, self._average = network, averaged(network, recipe.ema_decay)
         self._start = deepcopy(network) if recipe.start_share else None
         if world.device.type == "cpu":
@@ -122,11 +116,9 @@ class TrainingState:
         Do not change it: it may be the average itself.
         """
         average: SegmentationNetwork = self._average.module  # type: ignore[assignment]
-        return (
-            average
-            if self._start is None
-            else blended(average, self._start, self._recipe.start_share)
-        )
+        if self._start is None:
+            return average
+        return blended(average, self._start, self._recipe.start_share)
 
     @property
     def is_finished(self) -> bool:
@@ -202,11 +194,11 @@ def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> Segme
     torch.manual_seed(recipe.seed)
     if recipe.start == "model":
         network = load_network(record, model)
-    elif recipe.starts_from_other:
-        network = build_network(record.architecture, len(record.classes))
-        load_start(network, model_named(recipe.start))
     else:
         network = build_network(record.architecture, len(record.classes))
+    if recipe.starts_from_other:
+        load_start(network, model_named(recipe.start))
+    elif recipe.start == "backbone":
         load_backbone(network.backbone, record.architecture.backbone, recipe.backbone_weights)
     network.train()
     for module in network.modules():
