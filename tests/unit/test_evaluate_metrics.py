@@ -44,7 +44,8 @@ def test_evaluation_figures_by_hand():
 
 def test_evaluation_covered_mean_is_over_classes_in_enough_images():
     result = evaluation([[6, 2, 0], [1, 3, 0], [0, 0, 0]], [2, 1, 0])
-    assert result.covered_mean(1).classes == 2
+    both = (6 / 9 + 3 / 6) / 2
+    assert result.covered_mean(1) == CoveredMean(min_images=1, classes=2, mean_iou=both)
     assert result.covered_mean(2) == CoveredMean(min_images=2, classes=1, mean_iou=6 / 9)
     assert result.covered_mean(3) is None
 
