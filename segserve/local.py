@@ -9,11 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Self, Unpack
-
-import numpy as np
-from numpy.typing import NDArray
 
 from .archive import config_of
 from .client import ImageInput, Segmentation
@@ -89,17 +85,13 @@ class LocalSegmenter:
         with stats.timings.stage("encode"):
             classes = class_rows(segmentation, record)
         return Segmentation(
-            label_map=_read_only(segmentation.label_map),
+            label_map=segmentation.label_map,
             classes=classes,
             model=record.name,
             model_version=record.version,
             palette=record.palette,
             image_file=image_file,
-            confidence_map=(
-                None
-                if segmentation.confidence_map is None
-                else _read_only(segmentation.confidence_map)
-            ),
+            confidence_map=segmentation.confidence_map,
             timings_ms={
                 stage: round(1000 * seconds, 2) for stage, seconds in stats.timings.seconds.items()
             },
@@ -126,18 +118,8 @@ class LocalSegmenter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _read_only(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    pixels.flags.writeable = False
-    return pixels
 
 
 @contextmanager

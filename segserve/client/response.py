@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 from tenacity import (
@@ -190,13 +189,13 @@ def read_segmentation(response: HttpResponse, image_file: bytes) -> Segmentation
         document.confidence, size_wh, "confidence", modes=("L",)
     )
     return Segmentation(
-        label_map=_pixels(mask),
+        label_map=np.asarray(mask),
         classes=document.classes,
         model=document.model.name,
         model_version=document.model.version,
         palette=bytes(mask.getpalette("RGB") or ()),
         image_file=image_file,
-        confidence_map=_pixels(confidence) if confidence else None,
+        confidence_map=np.asarray(confidence) if confidence else None,
         timings_ms=response.timings_ms,
     )
 
@@ -230,12 +229,6 @@ def _check_counts(mask: Image.Image, classes: tuple[ClassRow, ...]) -> None:
         raise MalformedResponseError(
             f"the server's mask and its classes disagree: pixels {counted} and {reported}"[:300]
         )
-
-
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = np.asarray(image)
-    pixels.flags.writeable = False
-    return pixels
 
 
 def _what_is_wrong(response: HttpResponse, error: ValidationError) -> str:
