@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from types import ModuleType
@@ -19,14 +19,10 @@ import numpy as np
 import torch
 
 from ..client.request import JSON, as_fields, http_headers
-from ..local import opened_model
+from ..local import load_pipeline
 from ..runtime.decode.quarantine import Quarantine
 from ..runtime.errors import OutOfMemoryError
-from ..runtime.inference.labels import SegmentedImage
-from ..runtime.inference.loading import load_segmenter
 from ..runtime.pipeline import Pipeline
-from ..runtime.record import ModelRecord, read_yaml
-from ..runtime.settings import read_config
 from ..runtime.telemetry.request_stats import RequestStats
 from .batch import Job, LabelFormat
 from .errors import BulkError, StoppedError, code_and_reason, concerns_one_name, printable
@@ -41,36 +37,10 @@ _STORE_BYTES = 256 * 2**20
 """Size of Ray's object store without the archive. Blocks are small: only names and counts."""
 
 
-class ArchiveModel:
-    """Segments images as a server of the same archive does, but without a limit to the cost of an
-    image. Thread-safe.
-    """
-
-    def __init__(
-        self, archive: Path, options: Mapping[str, object], *, device: torch.device
-    ) -> None:
-        with opened_model(archive) as (folder, config_file):
-            settings = read_config(read_yaml(config_file)).handler
-            segmenter = load_segmenter(folder, device=str(device), settings=settings)
-        self._quarantine = Quarantine.in_temporary_folder()
-        unlimited = settings.model_copy(update={"max_cost": _NO_LIMIT})
-        self._pipeline = Pipeline(segmenter, unlimited, self._quarantine)
-        self._headers = http_headers(JSON, as_fields(**options))  # type: ignore[arg-type]
-
-    @property
-    def record(self) -> ModelRecord:
-        return self._pipeline.segmenter.record
-
-    def find_crashes(self) -> None:
-        """Finds the images that made other workers of this machine crash, so that this worker
-        rejects them.
-        """
-        if self._quarantine:
-            self._quarantine.sweep()
-
-    def segment(self, image_file: bytes) -> SegmentedImage:
-        """Segments an image at its original size. Raises as `Pipeline.segment`."""
-        return self._pipeline.segment({"body": image_file}, self._headers, RequestStats())[2]
+def load_archive(archive: Path, *, device: str) -> Pipeline:
+    """Loads what a server of the archive loads, but without a limit to the cost of an image."""
+    pipeline = load_pipeline(archive, device=device, max_cost=_NO_LIMIT)
+    return replace(pipeline, quarantine=Quarantine.in_temporary_folder())
 
 
 @dataclass(frozen=True)
@@ -97,10 +67,11 @@ class BlockWorker:
             as many torch threads as the calling thread.
     """
 
-    def __init__(self, job: Job, model: ArchiveModel, *, threads: int = 2) -> None:
+    def __init__(self, job: Job, pipeline: Pipeline, *, threads: int = 2) -> None:
         self._job = job
         self._storage = job.storage
-        self._model = model
+        self._pipeline = pipeline
+        self._headers = http_headers(JSON, as_fields(**job.options))  # type: ignore[arg-type]
         self._threads = ThreadPoolExecutor(
             threads, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
         )
@@ -135,7 +106,8 @@ class BlockWorker:
         """The rows of the images, in order. Rows of an earlier run are kept if they have not
         failed.
         """
-        self._model.find_crashes()  # another worker may have crashed at this block
+        if self._pipeline.quarantine:
+            self._pipeline.quarantine.sweep()  # another worker may have crashed at this block
         rows = earlier or [{"status": FAILED}] * len(images)
         failed = [index for index, row in enumerate(rows) if row["status"] == FAILED]
         computed = self._threads.map(self._row, [images[index] for index in failed])
@@ -153,9 +125,10 @@ class BlockWorker:
             StoppedError: results cannot be written.
         """
         began_s = time.perf_counter()
-        record = self._model.record
+        record = self._pipeline.segmenter.record
         try:
-            segmentation = self._model.segment(Storage.at(image.location).read_bytes())
+            request = {"body": Storage.at(image.location).read_bytes()}
+            _, _, segmentation = self._pipeline.segment(request, self._headers, RequestStats())
             row = segmented_row(image, segmentation.label_map, segmentation.classes, record)
             content = b""
             if self._job.format is not LabelFormat.RLE:
@@ -195,8 +168,8 @@ class PoolWorker(BlockWorker):
         with TemporaryDirectory(prefix="segserve-") as folder:
             file = Path(folder, "model.mar")
             ray.get(archive).tofile(file)
-            model = ArchiveModel(file, job.options, device=torch.device(device))
-        super().__init__(job, model, threads=threads)
+            pipeline = load_archive(file, device=device)
+        super().__init__(job, pipeline, threads=threads)
 
 
 def processed_blocks(
