@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -223,7 +223,7 @@ class BatchRun:
         self.summary = summarize(
             storage, record, images=total, done=self._done, seconds=self._seconds
         )
-        storage.write(SUMMARY, json.dumps(self.summary.as_document(), indent=2).encode())
+        storage.write(SUMMARY, json.dumps(asdict(self.summary), indent=2).encode())
 
     def _process(self, blocks: "list[Block]", total: int, interrupts: Interrupts) -> None:
         from .worker import joined_ray, processed_blocks

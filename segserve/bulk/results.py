@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from ..client import Segmentation
-from ..runtime.encode.mask import LabelMap, encode_jpeg, encode_npy, encode_png
+from ..runtime.encode.mask import LabelMap, encode_npy, encode_png
 from ..runtime.encode.rle import encode_rle
 from ..runtime.files import whole_file
 from .errors import printable
@@ -31,11 +31,6 @@ def encode_result(segmentation: Segmentation, source: Source, file_format: Forma
     if file_format is Format.COCO:
         return orjson.dumps(as_coco(segmentation, source))
     return encode_label_map(segmentation.label_map, segmentation.palette, file_format)
-
-
-def encode_overlay(segmentation: Segmentation) -> bytes:
-    """Encodes the overlay as JPEG."""
-    return encode_jpeg(segmentation.overlay())
 
 
 def as_coco(segmentation: Segmentation, source: Source) -> dict[str, object]:

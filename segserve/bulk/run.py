@@ -19,11 +19,12 @@ from ..client import (
     UnknownModelError,
     UnreachableError,
 )
+from ..runtime.encode.mask import encode_jpeg
 from ..runtime.errors import BadOptionError
 from ..runtime.files import write_whole
 from .errors import StoppedError, code_and_reason, concerns_one_name, printable
-from .executor import Executor
-from .results import encode_overlay, encode_result
+from .executor import Interrupts, parallel_results
+from .results import encode_result
 from .sources import Source
 from .target import FailureLog, Layout
 
@@ -104,10 +105,16 @@ class Run:
             InterruptedRunError: the process received SIGINT or SIGTERM. All files are complete.
         """
         began_s = time.perf_counter()
-        executor = Executor(self._compute, self.workers, awaits_threads=self.computes_here)
         try:
-            for source, result in executor.results(self._unfinished(executor)):
-                self._take(source, result)
+            with Interrupts() as interrupts:
+                for source, result in parallel_results(
+                    self._compute,
+                    self._unfinished(interrupts),
+                    self.workers,
+                    interrupts,
+                    awaits_threads=self.computes_here,
+                ):
+                    self._take(source, result)
             if self._outage:
                 self._end_outage(is_over=self.done > 0)
         finally:
@@ -117,12 +124,12 @@ class Run:
     def _log(self) -> FailureLog:
         return FailureLog(self.layout.folder)
 
-    def _unfinished(self, executor: Executor[Source, _Encoded]) -> Iterator[Source]:
+    def _unfinished(self, interrupts: Interrupts) -> Iterator[Source]:
         if self.force or self.retry_failed:
             self._log.clear()
         failures = self._log.read()
         for source in self.sources:
-            executor.interrupts.check()
+            interrupts.check()
             if not self.force and not self.layout.missing(source):
                 files = tuple(self.layout.files(source))
                 self._count(Outcome(source, files, is_skipped=True))
@@ -134,12 +141,13 @@ class Run:
 
     def _compute(self, source: Source) -> _Encoded:
         """Reads, segments and encodes an image, in a worker thread. Does not write."""
-        segmentation = self.segment(_read(source))
+        content = sys.stdin.buffer.read() if source.is_stdin else Path(source.location).read_bytes()
+        segmentation = self.segment(content)
         paths = self.layout.files(source) if self.force else self.layout.missing(source)
         files = {
             path: encode_result(segmentation, source, self.layout.format)
             if path == self.layout.result(source)
-            else encode_overlay(segmentation)
+            else encode_jpeg(segmentation.overlay())
             for path in paths
         }
         return files, segmentation.classes
@@ -204,10 +212,6 @@ class Run:
         else:
             self.done += 1
         self.report(outcome)
-
-
-def _read(source: Source) -> bytes:
-    return sys.stdin.buffer.read() if source.is_stdin else Path(source.location).read_bytes()
 
 
 def _is_outage(error: Exception) -> bool:

@@ -140,7 +140,10 @@ class Storage:
         """
         path = self.path_of(folder)
         if not self.is_local:
-            return sorted((info.base_name, not info.is_file) for info in self._selected(path))
+            from pyarrow import fs
+
+            found = self.filesystem.get_file_info(fs.FileSelector(path))
+            return sorted((info.base_name, not info.is_file) for info in found)
         try:
             with os.scandir(path) as entries:
                 return sorted(
@@ -229,11 +232,6 @@ class Storage:
 
     def _info(self, name: str) -> Any:  # noqa: ANN401 - pyarrow is not typed
         return self.filesystem.get_file_info(self.path_of(name))
-
-    def _selected(self, path: str) -> Any:  # noqa: ANN401
-        from pyarrow import fs
-
-        return self.filesystem.get_file_info(fs.FileSelector(path))
 
 
 def _is_readable(entry: os.DirEntry[str]) -> bool:

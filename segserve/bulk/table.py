@@ -3,7 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -129,9 +129,6 @@ class Summary:
     classes: tuple[ClassTotal, ...] = ()
     seconds: float = 0.0
     images_per_second: float = 0.0
-
-    def as_document(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def summarize(

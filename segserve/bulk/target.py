@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from .errors import BulkError, printable
-from .sources import Source
+from .sources import Source, is_same_folder
 from .storage import Storage
 
 COCO_SUFFIX = ".coco.json"
@@ -74,7 +74,7 @@ class Layout:
         """
         writes_images = self.format is Format.PNG or self.overlay
         for argument in arguments if writes_images else ():
-            if _is_same_folder(argument, self.folder):
+            if is_same_folder(argument, self.folder):
                 raise BulkError(
                     f"{printable(argument)}: the next run would take results in this folder for "
                     "images; name another folder with -o"
@@ -177,10 +177,6 @@ class FailureLog:
 
     def clear(self) -> None:
         self._path.unlink(missing_ok=True)
-
-
-def _is_same_folder(argument: str, folder: Path) -> bool:
-    return os.path.isdir(argument) and folder.is_dir() and os.path.samefile(argument, folder)
 
 
 def _without_defaults(settings: Mapping[str, object]) -> dict[str, object]:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -166,7 +167,7 @@ def _counts(summary: "Summary") -> str:
 
 def _print_summary(summary: "Summary", target: str, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json_module.dumps(summary.as_document()))
+        typer.echo(json_module.dumps(asdict(summary)))
         return
     if summary.classes:
         totals = ((total.label, total.fraction, total.images) for total in summary.classes)
