@@ -13,8 +13,7 @@ from rich.table import Table
 
 from ..bulk.errors import InterruptedRunError, StoppedError, printable
 from ..schema.request import Alpha, Mode, Tta
-from .app import console, print_error
-from .output import SIGNALLED, write_output
+from .app import SIGNALLED, console, print_error, write_output
 
 if TYPE_CHECKING:
     from ..bulk.run import Outcome, Run

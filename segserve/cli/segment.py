@@ -16,7 +16,18 @@ from rich.console import Console
 from ..bulk.sources import STDIN, STDIN_SOURCE, Source, find_sources
 from ..bulk.storage import Storage
 from ..bulk.target import FAILURES_FILE, OPTIONS_FILE, Format, Layout, claim
-from .app import USE, app, errors_in_one_line, model_folder, model_names, progress_bar
+from .app import (
+    SIGNALLED,
+    USE,
+    OutputError,
+    app,
+    check_output,
+    errors_in_one_line,
+    model_folder,
+    model_names,
+    progress_bar,
+    write_output,
+)
 from .bulk import (
     AlphaFlag,
     ClassesFlag,
@@ -31,7 +42,6 @@ from .bulk import (
     given_options,
     run_text,
 )
-from .output import SIGNALLED, OutputError, check_output, write_output
 
 if TYPE_CHECKING:
     from ..bulk.run import Run
