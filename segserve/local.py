@@ -91,9 +91,7 @@ class LocalSegmenter:
             palette=record.palette,
             image_file=image_file,
             confidence_map=segmentation.confidence_map,
-            timings_ms={
-                stage: round(1000 * seconds, 2) for stage, seconds in stats.timings.seconds.items()
-            },
+            timings_ms={stage: round(1000 * s, 2) for stage, s in stats.timings.seconds.items()},
         )
 
     def segment_raw(
@@ -110,9 +108,7 @@ class LocalSegmenter:
         return response.body
 
     def close(self) -> None:
-        """Does nothing; exists for compatibility with the clients. Memory is freed with the
-        object.
-        """
+        """Does nothing; the clients have it too. Memory is freed with the object."""
 
     def __enter__(self) -> Self:
         return self

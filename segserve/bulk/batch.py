@@ -114,7 +114,6 @@ def check_job(job: Job) -> tuple[dict[str, object], ModelRecord]:
         )
     if next(job.images(), None) is None:
         raise BulkError(f"{printable(job.source)}: holds no images; nothing to segment")
-    options = {name: job.options.get(name) for name in _PIXEL_OPTIONS}
     manifest = {
         "archive_sha256": sha256_of(job.archive),
         "model": record.name,
@@ -122,7 +121,7 @@ def check_job(job: Job) -> tuple[dict[str, object], ModelRecord]:
         "source": job.source if "://" in job.source else str(Path(job.source).absolute()),
         "column": job.column,
         "format": job.format,
-        **options,
+        **{name: job.options.get(name) for name in _PIXEL_OPTIONS},
     }
     return manifest, record
 
@@ -150,7 +149,7 @@ class BatchRun:
     """One run of a job. It processes the images that no earlier run has processed.
 
     Args:
-        workers: number of workers; by default, one per GPU or core.
+        workers: by default, one per GPU or core.
         address: of a Ray cluster; by default, this machine computes.
         max_failures: stop if more images than this fail in this run.
         retry_failed: compute images again that failed in an earlier run.

@@ -29,9 +29,7 @@ from .sources import Source
 from .target import FailureLog, Layout
 
 OUTAGE_AFTER = 3
-"""The number of server failures, with no success in between, that ends a run. The other images
-would fail too.
-"""
+"""The number of server failures, with no success in between, that ends a run."""
 
 _OUTAGE_STATUS = (502, 503, 504)
 _NOT_OUR_SERVER = (401, 403, 404, 405)
@@ -44,8 +42,7 @@ class Outcome:
     Attributes:
         files: the result and, if requested, the overlay; empty if the image failed.
         classes: the classes of an image that this run has segmented.
-        code: the error code of a failed image: the server's, or see `code_and_reason`.
-        message: why the image failed, for people; empty if it did not.
+        code, message: of a failed image, see `code_and_reason`; else empty.
         is_skipped: this run computed nothing, because the files exist or the image failed in an
             earlier run.
     """
@@ -107,12 +104,9 @@ class Run:
         began_s = time.perf_counter()
         try:
             with Interrupts() as interrupts:
+                sources, here = self._unfinished(interrupts), self.computes_here
                 for source, result in parallel_results(
-                    self._compute,
-                    self._unfinished(interrupts),
-                    self.workers,
-                    interrupts,
-                    awaits_threads=self.computes_here,
+                    self._compute, sources, self.workers, interrupts, awaits_threads=here
                 ):
                     self._take(source, result)
             if self._outage:
@@ -188,9 +182,8 @@ class Run:
             if not source.is_stdin:
                 self._log.add(source, code, message)
         except OSError as error:
-            raise StoppedError(
-                f"{printable(str(folder))}: cannot be written: {error.strerror}"
-            ) from error
+            reason = f"{printable(str(folder))}: cannot be written: {error.strerror}"
+            raise StoppedError(reason) from error
         self._count(Outcome(source, code=code, message=message))
 
     def _end_outage(self, *, is_over: bool) -> None:

@@ -12,10 +12,8 @@ from .errors import BulkError, printable
 from .storage import Storage, errors_with_location
 
 STDIN = "-"
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    *(".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif"),
-)
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
+SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
 """The suffixes of the images in a folder, in upper or lower case."""
 
 _MAGIC = re.compile(r"[*?[]")
@@ -223,7 +221,6 @@ def _column(storage: Storage, source: str, column: str) -> Iterator[str]:
 
 
 def _listed(entries: Iterable[str], storage: Storage) -> Iterator[Source]:
-    """The images of a list or a table, `storage`."""
     folder = posixpath.dirname(storage.path)
     for entry in entries:
         is_relative = "://" not in entry and not entry.startswith("/")

@@ -52,11 +52,9 @@ def errors_with_location(location: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())
         scheme = location.partition("://")[0]
-        hint = (
-            f"; are credentials missing? Set {_credentials(scheme)}"
-            if _NO_ACCESS.search(reason)
-            else ""
-        )
+        hint = ""
+        if _NO_ACCESS.search(reason):
+            hint = f"; are credentials missing? Set {_credentials(scheme)}"
         raise BulkError(f"{printable(location)}: {reason[:400]}{hint}") from error
 
 
@@ -163,17 +161,12 @@ class Storage:
         return [name for name, is_folder in self.entries(folder) if not is_folder]
 
     def read_bytes(self, name: str = "") -> bytes:
-        """Reads a file.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
         path = self.path_of(name)
         with open(path, "rb") if self.is_local else self.filesystem.open_input_stream(path) as file:
             return bytes(file.read())
 
     def read(self, name: str) -> bytes | None:
-        """Reads a file; None if it does not exist."""
+        """The content of a file; None if it does not exist."""
         try:
             return self.read_bytes(name)
         except FileNotFoundError:
@@ -188,9 +181,6 @@ class Storage:
     def writer(self, name: str) -> Iterator[BinaryIO]:
         """Opens a file for writing that gets its name when it is complete. An object store does
         this by itself.
-
-        Raises:
-            OSError: the file cannot be written.
         """
         path = self.path_of(name)
         if self.is_local:
@@ -264,5 +254,4 @@ def _filesystem(scheme: str, authority: str, query: str) -> tuple[Any, str]:
 
 
 def _credentials(scheme: str) -> str:
-    """What to set in the environment to access a store."""
     return _CREDENTIALS.get(scheme, f"what {scheme}:// needs in the environment")

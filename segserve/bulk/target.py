@@ -59,11 +59,8 @@ class Layout:
         """The result files that do not exist. A folder of the same name counts as missing and fails
         at the write.
         """
-        return [
-            path
-            for path in self.files(source)
-            if not (os.path.isfile(path) or os.path.islink(path))
-        ]
+        paths = self.files(source)
+        return [path for path in paths if not (os.path.isfile(path) or os.path.islink(path))]
 
     def check(self, sources: Sequence[Source], arguments: Iterable[str]) -> None:
         """Checks that all results are different files, and that no result is one of the images.
@@ -166,11 +163,6 @@ class FailureLog:
         return failures
 
     def add(self, source: Source, code: str, message: str) -> None:
-        """Appends an image.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
         line = json.dumps([os.path.abspath(source.location), code, message])
         with self._path.open("a", encoding="ascii") as file:
             file.write(f"{line}\n")
@@ -194,12 +186,9 @@ def _parsed(content: bytes, message: str) -> dict[str, object]:
 
 
 def _differences(earlier: Mapping[str, object], given: Mapping[str, object]) -> str:
-    names = sorted(
-        name for name in earlier.keys() | given.keys() if earlier.get(name) != given.get(name)
+    differences = (
+        f"{name}: {earlier.get(name, 'default')} then, {given.get(name, 'default')} now"
+        for name in sorted(earlier.keys() | given.keys())
+        if earlier.get(name) != given.get(name)
     )
-    return printable(
-        "; ".join(
-            f"{name}: {earlier.get(name, 'default')} then, {given.get(name, 'default')} now"
-            for name in names
-        )
-    )
+    return printable("; ".join(differences))

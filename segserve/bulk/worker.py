@@ -45,10 +45,9 @@ def load_archive(archive: Path, *, device: str) -> Pipeline:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """The result of a block.
+    """The numbers of a block's images, and of those that failed.
 
     Attributes:
-        images, failed: numbers of images.
         began_s: start of the processing, Unix time.
         stopped: why the job must stop; else empty.
     """
@@ -87,10 +86,7 @@ class BlockWorker:
 
     def _finish(self, block: Block) -> int:
         """Processes a block, unless a previous worker has finished it. Returns the number of failed
-        images.
-
-        Raises:
-            StoppedError: results cannot be written.
+        images. Raises `StoppedError` if results cannot be written.
         """
         try:
             part = self._storage.read(block.part)
@@ -119,11 +115,7 @@ class BlockWorker:
         return rows
 
     def _row(self, image: Source) -> Row:
-        """Segments an image, and writes its label map.
-
-        Raises:
-            StoppedError: results cannot be written.
-        """
+        """Segments an image, and writes its label map. Raises as `_finish`."""
         began_s = time.perf_counter()
         record = self._pipeline.segmenter.record
         try:
@@ -158,7 +150,6 @@ class PoolWorker(BlockWorker):
     Args:
         archive: the archive's content, uint8 (N,), in Ray's object store, because other machines do
             not have the file.
-        threads: see `BlockWorker`.
     """
 
     def __init__(self, job: Job, archive: Any, device: str, threads: int) -> None:  # noqa: ANN401
@@ -191,20 +182,14 @@ def processed_blocks(
     rows = [asdict(block) for block in blocks]
     reports = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         PoolWorker,
-        fn_constructor_args=(
-            job,
-            archive,
-            "cuda" if gpus else "cpu",
-            max(2, int(cpus_each)),
-        ),
+        fn_constructor_args=(job, archive, "cuda" if gpus else "cpu", max(2, int(cpus_each))),
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         num_cpus=cpus_each,
         num_gpus=min(1.0, gpus / workers),
     )
     try:
-        for batch in reports.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
+        batches = reports.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for batch in batches:
             yield from (BlockReport(**report) for report in batch.to_pylist())
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error.__cause__ or error).split())[-300:]

@@ -23,19 +23,16 @@ SIGNALLED = 128
 
 _PIPE_GONE = SIGNALLED + signal.SIGPIPE
 
-_SERVE = """
-    anyio cryptography model_archiver prometheus_client python_multipart safetensors starlette timm
-    torch torchvision ts uvicorn
-"""
 _EXTRAS = {
-    "gradio": "page",
-    **dict.fromkeys(("ray", "pyarrow"), "ray"),
-    **dict.fromkeys(("jinja2", "scipy", "tensorboard", "torchmetrics"), "train"),
-    **dict.fromkeys(("onnx", "onnxruntime"), "export"),
-    "openvino": "onnx",
-    **dict.fromkeys(_SERVE.split(), "serve"),
+    "page": "gradio",
+    "ray": "ray pyarrow",
+    "train": "jinja2 scipy tensorboard torchmetrics",
+    "export": "onnx onnxruntime",
+    "onnx": "openvino",
+    "serve": "anyio cryptography model_archiver prometheus_client python_multipart safetensors "
+    "starlette timm torch torchvision ts uvicorn",
 }
-"""By package, the extra of pyproject.toml that installs it."""
+"""By extra of pyproject.toml, the packages that it adds."""
 
 
 class OutputError(Exception):
@@ -56,11 +53,12 @@ class Commands(TyperGroup):
             return super().main(*args, **kwargs)
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
-            if package not in _EXTRAS:
-                raise
-            extra = f"'segserve[{_EXTRAS[package]}]'"
-            _write_error(f"this needs {package}, not installed: pip install {extra}")
-            sys.exit(1)
+            for extra, packages in _EXTRAS.items():
+                if package in packages.split():
+                    install = f"pip install 'segserve[{extra}]'"
+                    _write_error(f"this needs {package}, not installed: {install}")
+                    sys.exit(1)
+            raise
         except OSError as error:
             _write_error(reason_of(error))
             drop(sys.stdout)

@@ -88,16 +88,10 @@ def batch(
     """
     options = given_options(mode=mode, tta=tta, classes=classes, threshold=threshold, alpha=alpha)
     with errors_in_one_line():
-        trusted = trusted_keys(trust)
-        if trusted is not None:
+        if (trusted := trusted_keys(trust)) is not None:
             trusted.verify(archive)
-        run = BatchRun(
-            Job(source, target, archive, format, options, column),
-            workers,
-            address,
-            max_failures,
-            retry_failed,
-        )
+        job = Job(source, target, archive, format, options, column)
+        run = BatchRun(job, workers, address, max_failures, retry_failed)
 
         def finish() -> None:
             with _dropped_native_messages(), _shown_progress(run, shown=not json):
@@ -156,9 +150,7 @@ def _dropped_native_messages() -> Iterator[None]:
 
 
 def _stop_text(run: BatchRun, reason: str) -> str:
-    if run.summary is None:
-        return reason
-    return f"{reason}; {_counts(run.summary)}; {RESUME_HINT}"
+    return f"{reason}; {_counts(run.summary)}; {RESUME_HINT}" if run.summary else reason
 
 
 def _counts(summary: "Summary") -> str:
@@ -174,10 +166,7 @@ def _print_summary(summary: "Summary", target: str, *, as_json: bool) -> None:
         console.print(totals_table(totals))
     for code, count in summary.failures.items():
         print_plain(f"failed: {count} x {code}")
-    speed = (
-        f" ({summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s)"
-        if summary.seconds
-        else ""
-    )
+    seconds, speed = summary.seconds, summary.images_per_second
+    rate = f" ({seconds:.1f} s, {speed:.1f} images/s)" if seconds else ""
     hint = f"; {RETRY_HINT}" if summary.failed else ""
-    print_plain(f"{_counts(summary)}; results in {target}{speed}{hint}")
+    print_plain(f"{_counts(summary)}; results in {target}{rate}{hint}")

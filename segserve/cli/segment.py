@@ -33,7 +33,6 @@ from .bulk import (
     ClassesFlag,
     JsonReporter,
     ModeFlag,
-    QuietReporter,
     Reporter,
     RetryFlag,
     ThresholdFlag,
@@ -145,9 +144,7 @@ def segment(
         sources = find_sources(images, results=layout.folder, left_out=left_out)
         if not to_stdout:
             layout.check(sources, images)
-        name, load = (
-            _local(model, runtime) if local else _served(server or None, token, model, jobs)
-        )
+        name, load = _local(model, runtime) if local else _served(server, token, model, jobs)
         if to_stdout:
             with load() as segmenter:
                 from ..bulk.results import encode_result
@@ -159,9 +156,9 @@ def segment(
             from ..bulk.run import Run
 
             shown = not json and not quiet and Console(stderr=True).is_terminal
-            reporter = JsonReporter if json else QuietReporter if quiet else Reporter
+            reporter = JsonReporter if json else Reporter
             with progress_bar("image", shown=shown) as progress:
-                report = reporter(progress, len(sources), left_out)
+                report = reporter(progress, len(sources), left_out, quiet=quiet)
                 run = Run(
                     sources,
                     layout,

@@ -8,7 +8,6 @@ from typing import Self, Unpack
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
 from tenacity import AsyncRetrying, Retrying
 from urllib3.exceptions import ReadTimeoutError
 
@@ -29,7 +28,7 @@ from .response import HttpResponse, raise_for_error, read_segmentation, retry_po
 from .segmentation import Segmentation
 
 
-class _Client(ABC):
+class _BaseClient(ABC):
     """The arguments and settings that both clients share."""
 
     def __init__(
@@ -62,7 +61,7 @@ class _Client(ABC):
         """Creates the pool of connections."""
 
 
-class SegmentationClient(_Client):
+class SegmentationClient(_BaseClient):
     """Sends images to one model of a server over pooled connections. Thread-safe.
 
     Args:
@@ -88,7 +87,7 @@ class SegmentationClient(_Client):
         self._proxies = {"no_proxy": host} if host else None  # adds to the environment's
         self._session = requests.Session()
         self._session.headers.update(self._headers)
-        self._session.auth = _Authorization(self._target.authorization)
+        self._session.auth = self._authorize
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=pool_size, pool_block=True)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
@@ -163,6 +162,12 @@ class SegmentationClient(_Client):
         raise_for_error(result)
         return result
 
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Sends the token. If ~/.netrc lists the host, requests would replace a plain header."""
+        if self._target.authorization:
+            request.headers["Authorization"] = self._target.authorization
+        return request
+
     def close(self) -> None:
         """Closes the connections."""
         self._session.close()
@@ -174,21 +179,7 @@ class SegmentationClient(_Client):
         self.close()
 
 
-class _Authorization(AuthBase):
-    """Sends the token through `auth`. If ~/.netrc lists the host, requests would replace a plain
-    header.
-    """
-
-    def __init__(self, value: str | None) -> None:
-        self._value = value
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._value:
-            request.headers["Authorization"] = self._value
-        return request
-
-
-class AsyncSegmentationClient(_Client):
+class AsyncSegmentationClient(_BaseClient):
     """The asynchronous `SegmentationClient`, with the same arguments and errors.
 
     Use it with `async with` and `await client.segment(...)`.

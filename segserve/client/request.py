@@ -78,10 +78,9 @@ class Target:
     @property
     def endpoint(self) -> str:
         """The URL of predictions."""
-        path = [self.model] if self.version is None else [self.model, self.version]
-        return "/".join(
-            (self.url.rstrip("/"), "predictions", *(quote(part, safe="") for part in path))
-        )
+        names = [self.model] if self.version is None else [self.model, self.version]
+        path = "/".join(quote(name, safe="") for name in names)
+        return f"{self.url.rstrip('/')}/predictions/{path}"
 
     @property
     def loopback_host(self) -> str | None:

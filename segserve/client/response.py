@@ -84,11 +84,7 @@ class HttpResponse:
 
 
 def raise_for_error(response: HttpResponse) -> None:
-    """Raises an exception if the response is an error.
-
-    Raises:
-        ResponseError: the response is an error; the exception has the server's code and message.
-    """
+    """Raises a `ResponseError` with the server's code and message if the response is an error."""
     if response.status == 200:
         return
     code, message = _code_and_message(response)
@@ -101,12 +97,8 @@ def raise_for_error(response: HttpResponse) -> None:
         location = response.headers.get("location", "an unknown address")
         advice = f"the server redirects to {location!r:.200}; use that address"
     message = f"{message.rstrip('.')}; {advice}" if advice else message
-    raise kind(
-        response.status,
-        code,
-        message,
-        retry_after_s=_retry_after_s(response.headers.get("retry-after", "")),
-    )
+    retry_after_s = _retry_after_s(response.headers.get("retry-after", ""))
+    raise kind(response.status, code, message, retry_after_s=retry_after_s)
 
 
 def _code_and_message(response: HttpResponse) -> tuple[str, str]:
@@ -233,9 +225,8 @@ def _check_counts(mask: Image.Image, classes: tuple[ClassRow, ...]) -> None:
 
 def _what_is_wrong(response: HttpResponse, error: ValidationError) -> str:
     detail: Any = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, detail["loc"])) or response.headers.get(
-        "content-type", "unknown type"
-    )
+    media_type = response.headers.get("content-type", "unknown type")
+    where = ".".join(map(str, detail["loc"])) or media_type
     return (
         f"the response is not a segmentation ({where}: {detail['msg'].lower()}): "
         "is the address that of its inference port?"
