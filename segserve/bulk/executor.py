@@ -30,20 +30,19 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # others cannot handle signals
+            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
         self.install()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def install(self) -> None:
         """Sets the handlers. Call it again after a library has set its own."""
-        if threading.current_thread() is threading.main_thread():  # others cannot handle signals
-            for number in _SIGNALS:
-                signal.signal(number, self._handle)
+        for number in self._before:
+            signal.signal(number, self._handle)
 
     def check(self) -> None:
         """Call this regularly during long work.

@@ -104,9 +104,12 @@ class Run:
         began_s = time.perf_counter()
         try:
             with Interrupts() as interrupts:
-                sources, here = self._unfinished(interrupts), self.computes_here
                 for source, result in parallel_results(
-                    self._compute, sources, self.workers, interrupts, awaits_threads=here
+                    self._compute,
+                    self._unfinished(interrupts),
+                    self.workers,
+                    interrupts,
+                    awaits_threads=self.computes_here,
                 ):
                     self._take(source, result)
             if self._outage:

@@ -38,11 +38,8 @@ _PARTIAL = ".partial"
 
 @contextmanager
 def errors_with_location(location: str) -> Iterator[None]:
-    """Converts the errors of a file system or a store to one line that names the location and, if
-    they seem to be missing, the credentials.
-
-    Raises:
-        BulkError: the operating system, pyarrow or the store's library raised an error.
+    """Converts the errors of a file system or a store to a `BulkError` that names the location and,
+    if they seem to be missing, the credentials.
     """
     try:
         yield

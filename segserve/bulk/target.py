@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from .errors import BulkError, printable
 from .sources import Source, is_same_folder
 from .storage import Storage
@@ -19,6 +21,7 @@ DATA_SET_FILE = f"segmentation{COCO_SUFFIX}"
 OPTIONS_FILE = ".segserve.json"
 FAILURES_FILE = ".segserve-failed.jsonl"
 _OVERLAY_SUFFIX = "-overlay.jpg"
+_SETTINGS = TypeAdapter(dict[str, object])
 
 
 class Format(StrEnum):
@@ -177,12 +180,9 @@ def _without_defaults(settings: Mapping[str, object]) -> dict[str, object]:
 
 def _parsed(content: bytes, message: str) -> dict[str, object]:
     try:
-        document = json.loads(content)
-    except ValueError as error:
+        return _without_defaults(_SETTINGS.validate_json(content))
+    except ValidationError as error:
         raise BulkError(message) from error
-    if not isinstance(document, dict):
-        raise BulkError(message)
-    return _without_defaults(document)
 
 
 def _differences(earlier: Mapping[str, object], given: Mapping[str, object]) -> str:

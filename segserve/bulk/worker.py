@@ -217,7 +217,7 @@ def joined_ray(address: str | None, cpus: int | None, archive_bytes: int) -> Ite
         yield ray
         return
     folder = None if address else mkdtemp(prefix="segserve-")
-    settings: dict[str, Any] = {
+    private: dict[str, Any] = {
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": _STORE_BYTES + 2 * archive_bytes,
@@ -230,7 +230,7 @@ def joined_ray(address: str | None, cpus: int | None, archive_bytes: int) -> Ite
                 log_to_driver=False,
                 configure_logging=False,
                 logging_level=logging.CRITICAL,
-                **({} if address else settings),
+                **({} if address else private),
             )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:300]

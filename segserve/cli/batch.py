@@ -2,9 +2,8 @@
 
 import json as json_module
 import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -133,20 +132,19 @@ def _dropped_native_messages() -> Iterator[None]:
     Python's stderr stays visible. Stdout is dropped too, because Ray's messages, for example about
     a dead worker, would precede the summary. The command itself writes to stdout only later.
     """
-    python_stderr, kept = sys.stderr, os.dup(2)
+    kept = os.dup(2)
     try:
         with (
             open(os.devnull, "w") as null,
-            redirect_stdout(null),
             open(os.dup(kept), "w", buffering=1) as shown,
+            redirect_stdout(null),
+            redirect_stderr(shown),
         ):
-            sys.stderr = shown
             os.dup2(null.fileno(), 2)
             yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        sys.stderr = python_stderr
 
 
 def _stop_text(run: BatchRun, reason: str) -> str:

@@ -136,7 +136,13 @@ def segment(
         if runtime and not local:
             raise ValueError("--runtime is of the server's archive: leave it out, or add --local")
         to_stdout = images == [STDIN] and output is None
-        _check_streams(images, json=json)
+        if STDIN in images and sys.stdin is None:  # Python's value for a closed descriptor
+            raise ValueError(
+                "standard input is closed: name files, or redirect one into it, as in segserve "
+                "segment - < cat.png"
+            )
+        if json or to_stdout:
+            check_output()
         if to_stdout:
             _check_stdout(format, overlay=overlay, json=json)
         layout = Layout(output or _DEFAULT_FOLDER, format, overlay)
@@ -209,18 +215,7 @@ def _claimed(layout: Layout, sources: list[Source], settings: dict[str, object])
             (folder / OPTIONS_FILE).unlink(missing_ok=True)
 
 
-def _check_streams(images: list[str], *, json: bool) -> None:
-    if STDIN in images and sys.stdin is None:  # Python's value for a closed descriptor
-        raise ValueError(
-            "standard input is closed: name files, or redirect one into it, as in segserve segment "
-            "- < cat.png"
-        )
-    if json:
-        check_output()
-
-
 def _check_stdout(format: Format, *, overlay: bool, json: bool) -> None:  # noqa: A002 - names the flag
-    check_output()
     for flag, given in (("--overlay", overlay), ("--json", json)):
         if given:
             raise ValueError(
