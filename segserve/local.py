@@ -9,11 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import Self, Unpack
-
-import numpy as np
-from numpy.typing import NDArray
 
 from .archive import config_of
 from .client import ImageInput, Segmentation
@@ -27,7 +23,7 @@ from .client.request import (
 )
 from .client.response import HttpResponse, raise_for_error
 from .resources import count_gpus
-from .runtime.encode.response import class_rows, error_response
+from .runtime.encode.response import Response, class_rows, error_response
 from .runtime.errors import ModelError
 from .runtime.inference.loading import load_segmenter
 from .runtime.pipeline import Pipeline, request_error
@@ -60,14 +56,9 @@ class LocalSegmenter:
         device: str | None = None,
         runtime: Runtime | None = None,
     ) -> None:
-        with opened_model(Path(model)) as (folder, config_file):
-            settings = read_config(read_yaml(config_file)).handler
-            if runtime is not None:
-                settings = settings.model_copy(update={"runtime": runtime})
-            on = device or ("cuda" if count_gpus() else "cpu")
-            self._pipeline = Pipeline(
-                load_segmenter(folder, device=on, settings=settings), settings
-            )
+        device = device or ("cuda" if count_gpus() else "cpu")
+        changes = {} if runtime is None else {"runtime": runtime}
+        self._pipeline = load_pipeline(Path(model), device=device, **changes)
         self._lock = threading.Lock()
 
     def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
@@ -83,26 +74,24 @@ class LocalSegmenter:
         headers = http_headers(JSON, as_fields(mask="png", **options))
         image_file = as_image_file(image)
         stats = RequestStats()
-        with _server_errors(), self._lock:
-            _, _, segmentation = self._pipeline.segment({"body": image_file}, headers, stats)
+        try:
+            with self._lock:
+                _, _, segmentation = self._pipeline.segment({"body": image_file}, headers, stats)
+        except Exception as error:
+            _raise_for_error(error_response(request_error(error)))
+            raise
         record = self._pipeline.segmenter.record
         with stats.timings.stage("encode"):
             classes = class_rows(segmentation, record)
         return Segmentation(
-            label_map=_read_only(segmentation.label_map),
+            label_map=segmentation.label_map,
             classes=classes,
             model=record.name,
             model_version=record.version,
             palette=record.palette,
             image_file=image_file,
-            confidence_map=(
-                None
-                if segmentation.confidence_map is None
-                else _read_only(segmentation.confidence_map)
-            ),
-            timings_ms={
-                stage: round(1000 * seconds, 2) for stage, seconds in stats.timings.seconds.items()
-            },
+            confidence_map=segmentation.confidence_map,
+            timings_ms={stage: round(1000 * s, 2) for stage, s in stats.timings.seconds.items()},
         )
 
     def segment_raw(
@@ -115,40 +104,36 @@ class LocalSegmenter:
         image_file = as_image_file(image)
         with self._lock:
             response = self._pipeline.respond({"body": image_file}, headers)
-        raise_for_error(HttpResponse(response.status, response.phrase, response.body))
+        _raise_for_error(response)
         return response.body
 
     def close(self) -> None:
-        """Does nothing; exists for compatibility with the clients. Memory is freed with the
-        object.
-        """
+        """Does nothing; the clients have it too. Memory is freed with the object."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _read_only(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    pixels.flags.writeable = False
-    return pixels
+def _raise_for_error(response: Response) -> None:
+    """Raises an error response as a client of a server would raise it."""
+    raise_for_error(HttpResponse(response.status, response.phrase, response.body))
 
 
-@contextmanager
-def _server_errors() -> Iterator[None]:
-    """Raises every error as a client of a server would raise it."""
-    try:
-        yield
-    except Exception as error:
-        response = error_response(request_error(error))
-        raise_for_error(HttpResponse(response.status, response.phrase, response.body))
-        raise
+def load_pipeline(model: Path, *, device: str, **changes: object) -> Pipeline:
+    """Loads an archive or a model folder.
+
+    Args:
+        changes: replace settings of the model.
+
+    Raises:
+        ModelError: as `LocalSegmenter`.
+    """
+    with opened_model(model) as (folder, config_file):
+        settings = read_config(read_yaml(config_file)).handler.model_copy(update=changes)
+        return Pipeline(load_segmenter(folder, device=device, settings=settings), settings)
 
 
 @contextmanager

@@ -5,22 +5,25 @@ imports neither torch nor Ray nor pyarrow, so that wrong arguments are reported 
 import json
 import socket
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..runtime.classes import class_ids
-from ..runtime.errors import ModelError
-from ..runtime.record import RECORD_FILE, ModelRecord, read_record, read_yaml, sha256_of
+from ..runtime.record import (
+    ModelRecord,
+    named_weights,
+    read_record,
+    read_yaml,
+    sha256_of,
+    verified_file,
+)
 from ..runtime.request import parse_options
-from ..runtime.settings import CONFIG_FILE, read_config
+from ..runtime.settings import read_config
 from .errors import BulkError, StoppedError, printable
 from .executor import Interrupts
 from .sources import Source, stored_sources
@@ -111,7 +114,6 @@ def check_job(job: Job) -> tuple[dict[str, object], ModelRecord]:
         )
     if next(job.images(), None) is None:
         raise BulkError(f"{printable(job.source)}: holds no images; nothing to segment")
-    options = {name: job.options.get(name) for name in _PIXEL_OPTIONS}
     manifest = {
         "archive_sha256": sha256_of(job.archive),
         "model": record.name,
@@ -119,7 +121,7 @@ def check_job(job: Job) -> tuple[dict[str, object], ModelRecord]:
         "source": job.source if "://" in job.source else str(Path(job.source).absolute()),
         "column": job.column,
         "format": job.format,
-        **options,
+        **{name: job.options.get(name) for name in _PIXEL_OPTIONS},
     }
     return manifest, record
 
@@ -132,23 +134,12 @@ def read_archive(archive: Path, options: Mapping[str, object]) -> ModelRecord:
         raise BulkError(
             f"{archive}: expected an archive (.mar), got a folder: `segserve archive` packs it"
         )
-    with TemporaryDirectory(prefix="segserve-") as folder:
-        try:
-            with zipfile.ZipFile(archive) as content:
-                for file in (RECORD_FILE, CONFIG_FILE):
-                    content.extract(file, folder)
-                record = read_record(Path(folder))
-                if record.weights is None:
-                    raise ModelError(f"{archive}: its record names no weights")
-                digest = sha256(content.read(record.weights.file)).hexdigest()
-        except (OSError, zipfile.BadZipFile, KeyError) as error:
-            raise ModelError(f"{archive}: expected an archive (.mar): {error}") from error
-        settings = read_config(read_yaml(Path(folder, CONFIG_FILE))).handler
-    if digest != record.weights.sha256:
-        raise ModelError(
-            f"{archive}: {record.weights.file}: SHA-256 is {digest}, the record says "
-            f"{record.weights.sha256}"
-        )
+    from ..local import opened_model
+
+    with opened_model(archive) as (folder, config_file):
+        record = read_record(folder)
+        verified_file(named_weights(record), folder, "weights")
+        settings = read_config(read_yaml(config_file)).handler
     class_ids(parse_options(options, settings.defaults).classes, record)
     return record
 
@@ -158,7 +149,7 @@ class BatchRun:
     """One run of a job. It processes the images that no earlier run has processed.
 
     Args:
-        workers: number of workers; by default, one per GPU or core.
+        workers: by default, one per GPU or core.
         address: of a Ray cluster; by default, this machine computes.
         max_failures: stop if more images than this fail in this run.
         retry_failed: compute images again that failed in an earlier run.
@@ -231,7 +222,7 @@ class BatchRun:
         self.summary = summarize(
             storage, record, images=total, done=self._done, seconds=self._seconds
         )
-        storage.write(SUMMARY, json.dumps(self.summary.as_document(), indent=2).encode())
+        storage.write(SUMMARY, json.dumps(asdict(self.summary), indent=2).encode())
 
     def _process(self, blocks: "list[Block]", total: int, interrupts: Interrupts) -> None:
         from .worker import joined_ray, processed_blocks

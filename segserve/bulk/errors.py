@@ -1,14 +1,12 @@
 """The errors of bulk runs. Every message is one line of text for people."""
 
-import errno
 import os
+from errno import EEXIST, EILSEQ, EINVAL, EISDIR, ENAMETOOLONG, ENOTDIR
 from typing import ClassVar
 
 
 class BulkError(Exception):
-    """Base class of these errors: sources or results that cannot be used. They have no HTTP
-    status.
-    """
+    """Base class of these errors: sources or results that cannot be used."""
 
     code: ClassVar[str] = "refused"
     """The error code in the table of a batch job, if a single image has this error."""
@@ -26,20 +24,13 @@ class InterruptedRunError(BulkError):
         self.signal_number = signal_number
 
 
-# Errors that concern the name of one file. Any other error of the operating system would affect the
-# next file too.
-_NAME_ERRORS = {
-    errno.ENAMETOOLONG,
-    errno.EISDIR,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EILSEQ,
-    errno.EINVAL,
-}
+_NAME_ERRORS = (EEXIST, EILSEQ, EINVAL, EISDIR, ENAMETOOLONG, ENOTDIR)
 
 
 def concerns_one_name(error: OSError) -> bool:
-    """Whether only the name of this file causes the error, so that other files can be written."""
+    """Whether only the name of this file causes the error. Any other error of the operating system
+    would affect the next file too.
+    """
     return error.errno in _NAME_ERRORS
 
 

@@ -2,12 +2,12 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from .errors import InterruptedRunError
 
@@ -30,20 +30,19 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # others cannot handle signals
+            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
         self.install()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def install(self) -> None:
         """Sets the handlers. Call it again after a library has set its own."""
-        if threading.current_thread() is threading.main_thread():  # others cannot handle signals
-            for number in _SIGNALS:
-                signal.signal(number, self._handle)
+        for number in self._before:
+            signal.signal(number, self._handle)
 
     def check(self) -> None:
         """Call this regularly during long work.
@@ -71,71 +70,64 @@ class Interrupts:
                 self.check()
 
 
-class Executor(Generic[Task, Result]):
-    """Calls `work` for every task, in `workers` threads.
+def parallel_results(
+    work: Callable[[Task], Result],
+    tasks: Iterator[Task],
+    workers: int,
+    interrupts: Interrupts,
+    *,
+    awaits_threads: bool = False,
+) -> Iterator[tuple[Task, Result | Exception]]:
+    """Calls `work` for every task, in `workers` threads. Yields every task with its result, or with
+    the exception that it raised, in order of completion.
 
-    `work` must not write or print, so that a task can be dropped when the run ends.
+    At most two tasks per thread are pending, so the number of tasks does not affect memory.
 
     Args:
+        work: must not write or print, so that a task can be dropped when the run ends.
+        interrupts: a signal raises `InterruptedRunError`, only between results.
         awaits_threads: at the end, let each thread finish its current task. Python must not exit
             while a thread computes with torch.
     """
-
-    def __init__(
-        self, work: Callable[[Task], Result], workers: int, *, awaits_threads: bool = False
-    ) -> None:
-        self.interrupts = Interrupts()
-        self._work = work
-        self._awaits_threads = awaits_threads
-        self._todo: SimpleQueue[Task | None] = SimpleQueue()
-        self._done: SimpleQueue[tuple[Task, Result | Exception]] = SimpleQueue()
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
-
-    def results(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Result | Exception]]:
-        """Yields every task with its result, or with the exception that it raised, in order of
-        completion. Can be called once.
-
-        At most two tasks per thread are pending, so the number of tasks does not affect memory.
-
-        Raises:
-            InterruptedRunError: the process received SIGINT or SIGTERM. Raised only between
-                results.
-        """
-        try:
-            for thread in self._threads:
-                thread.start()
-            with self.interrupts:
-                yield from self._results(iter(tasks))
-        finally:
-            self._end()
-
-    def _results(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result | Exception]]:
-        pending = sum(map(self._put, islice(tasks, 2 * len(self._threads))))
-        while pending:
-            with self.interrupts.immediate():
-                ended = self._done.get()
+    todo: SimpleQueue[Task | None] = SimpleQueue()
+    done: SimpleQueue[tuple[Task, Result | Exception]] = SimpleQueue()
+    threads = [
+        threading.Thread(target=_work_off, args=(work, todo, done), daemon=True)
+        for _ in range(workers)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        pending = 0
+        while True:
+            for task in islice(tasks, 2 * workers - pending):
+                todo.put(task)
+                pending += 1
+            if not pending:
+                break
+            with interrupts.immediate():
+                ended = done.get()
+            pending -= 1
             yield ended
-            pending += sum(map(self._put, islice(tasks, 1))) - 1
-        self.interrupts.check()
-
-    def _put(self, task: Task) -> int:
-        self._todo.put(task)
-        return 1
-
-    def _serve(self) -> None:
-        while (task := self._todo.get()) is not None:
-            try:
-                result: Result | Exception = self._work(task)
-            except Exception as error:  # the consumer of the results handles it
-                result = error
-            self._done.put((task, result))
-
-    def _end(self) -> None:
+        interrupts.check()
+    finally:
         with suppress(Empty):
             while True:
-                self._todo.get_nowait()
-        for _ in self._threads:
-            self._todo.put(None)
-        if self._awaits_threads:
-            for thread in self._threads:
-                thread.join()
+                todo.get_nowait()
+        for _ in threads:
+            todo.put(None)
+        for thread in threads if awaits_threads else ():
+            thread.join()
+
+
+def _work_off(
+    work: Callable[[Task], Result],
+    todo: "SimpleQueue[Task | None]",
+    done: "SimpleQueue[tuple[Task, Result | Exception]]",
+) -> None:
+    while (task := todo.get()) is not None:
+        try:
+            result: Result | Exception = work(task)
+        except Exception as error:  # the consumer of the results handles it
+            result = error
+        done.put((task, result))

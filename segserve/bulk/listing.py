@@ -22,9 +22,8 @@ from .storage import Storage
 from .table import TABLE, count_failed
 
 LISTINGS = ".listings"
-_SCHEMA = pa.schema(
-    [("location", pa.binary()), ("name", pa.binary())]
-)  # file names may be invalid UTF-8
+# File names may be invalid UTF-8.
+_SCHEMA = pa.schema([("location", pa.binary()), ("name", pa.binary())])
 _CHUNK = 4096
 
 
@@ -68,16 +67,12 @@ def extend_listing(storage: Storage, images: Iterator[Source], *, distinct_stems
     if first is None:
         return 0
     images, listed = chain([first], new), 0
-    number = len(storage.names(LISTINGS))
-    with (
-        storage.writer(_listing_file(number)) as file,
-        parquet.ParquetWriter(file, _SCHEMA) as writer,
-    ):
+    file_name = _listing_file(len(storage.names(LISTINGS)))
+    with storage.writer(file_name) as file, parquet.ParquetWriter(file, _SCHEMA) as writer:
         while block := list(islice(images, block_size(listed))):
-            columns = zip(
-                *((os.fsencode(i.location), os.fsencode(i.name)) for i in block), strict=True
-            )
-            writer.write_table(pa.table(list(map(list, columns)), schema=_SCHEMA))
+            locations = [os.fsencode(image.location) for image in block]
+            names = [os.fsencode(image.name) for image in block]
+            writer.write_table(pa.table([locations, names], schema=_SCHEMA))
             listed += len(block)
     return listed
 
@@ -112,9 +107,8 @@ def _listing_file(number: int) -> str:
 
 
 def _listing(storage: Storage, number: int) -> parquet.ParquetFile:
-    return parquet.ParquetFile(
-        storage.path_of(_listing_file(number)), filesystem=storage.filesystem
-    )
+    path = storage.path_of(_listing_file(number))
+    return parquet.ParquetFile(path, filesystem=storage.filesystem)
 
 
 def _unlisted(
@@ -145,8 +139,7 @@ class _Seen:
     """
 
     def __init__(self) -> None:
-        # Sorted runs, each at least twice as long as the next. So every hash is merged only a few
-        # times.
+        # Sorted, each at least twice as long as the next: every hash is merged only a few times.
         self._runs: list[NDArray[np.uint64]] = []
 
     def first_times(self, texts: Sequence[str]) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from ..client import Segmentation
-from ..runtime.encode.mask import LabelMap, encode_jpeg, encode_npy, encode_png
+from ..runtime.encode.mask import LabelMap, encode_npy, encode_png
 from ..runtime.encode.rle import encode_rle
 from ..runtime.files import whole_file
 from .errors import printable
@@ -31,11 +31,6 @@ def encode_result(segmentation: Segmentation, source: Source, file_format: Forma
     if file_format is Format.COCO:
         return orjson.dumps(as_coco(segmentation, source))
     return encode_label_map(segmentation.label_map, segmentation.palette, file_format)
-
-
-def encode_overlay(segmentation: Segmentation) -> bytes:
-    """Encodes the overlay as JPEG."""
-    return encode_jpeg(segmentation.overlay())
 
 
 def as_coco(segmentation: Segmentation, source: Source) -> dict[str, object]:
@@ -64,10 +59,7 @@ def _as_response(segmentation: Segmentation) -> dict[str, object]:
         "width": width_px,
         "height": height_px,
         "classes": [row.as_document() for row in segmentation.classes],
-        "mask": {
-            "encoding": "rle",
-            "data": {str(class_id): mask for class_id, mask in masks.items()},
-        },
+        "mask": {"encoding": "rle", "data": {str(number): mask for number, mask in masks.items()}},
     }
 
 
@@ -84,14 +76,12 @@ def write_data_set(folder: Path) -> Path:
     target = folder / DATA_SET_FILE
     with whole_file(target) as file:
         file.write(b'{"info": ' + orjson.dumps(_INFO) + b',\n"images": [\n')
-        _write_joined(file, _images(folder))
+        numbered = enumerate(_documents(folder), start=1)
+        images = ({**document["images"][0], "id": number} for number, document in numbered)
+        _write_joined(file, images)
         file.write(b'],\n"annotations": [\n')
         _write_joined(file, _annotations(folder))
-        categories = {
-            category["id"]: category
-            for document in _documents(folder)
-            for category in document["categories"]
-        }
+        categories = {row["id"]: row for one in _documents(folder) for row in one["categories"]}
         listed = [category for _, category in sorted(categories.items())]
         file.write(b'],\n"categories": ' + orjson.dumps(listed) + b"}\n")
     return target
@@ -102,11 +92,6 @@ def _write_joined(file: BinaryIO, rows: Iterator[dict[str, Any]]) -> None:
     for row in rows:
         file.write(separator + orjson.dumps(row))
         separator = b",\n"
-
-
-def _images(folder: Path) -> Iterator[dict[str, Any]]:
-    for image_id, document in enumerate(_documents(folder), start=1):
-        yield {**document["images"][0], "id": image_id}
 
 
 def _annotations(folder: Path) -> Iterator[dict[str, Any]]:

@@ -19,18 +19,17 @@ from ..client import (
     UnknownModelError,
     UnreachableError,
 )
+from ..runtime.encode.mask import encode_jpeg
 from ..runtime.errors import BadOptionError
 from ..runtime.files import write_whole
 from .errors import StoppedError, code_and_reason, concerns_one_name, printable
-from .executor import Executor
-from .results import encode_overlay, encode_result
+from .executor import Interrupts, parallel_results
+from .results import encode_result
 from .sources import Source
 from .target import FailureLog, Layout
 
 OUTAGE_AFTER = 3
-"""The number of server failures, with no success in between, that ends a run. The other images
-would fail too.
-"""
+"""The number of server failures, with no success in between, that ends a run."""
 
 _OUTAGE_STATUS = (502, 503, 504)
 _NOT_OUR_SERVER = (401, 403, 404, 405)
@@ -43,8 +42,7 @@ class Outcome:
     Attributes:
         files: the result and, if requested, the overlay; empty if the image failed.
         classes: the classes of an image that this run has segmented.
-        code: the error code of a failed image: the server's, or see `code_and_reason`.
-        message: why the image failed, for people; empty if it did not.
+        code, message: of a failed image, see `code_and_reason`; else empty.
         is_skipped: this run computed nothing, because the files exist or the image failed in an
             earlier run.
     """
@@ -104,10 +102,16 @@ class Run:
             InterruptedRunError: the process received SIGINT or SIGTERM. All files are complete.
         """
         began_s = time.perf_counter()
-        executor = Executor(self._compute, self.workers, awaits_threads=self.computes_here)
         try:
-            for source, result in executor.results(self._unfinished(executor)):
-                self._take(source, result)
+            with Interrupts() as interrupts:
+                for source, result in parallel_results(
+                    self._compute,
+                    self._unfinished(interrupts),
+                    self.workers,
+                    interrupts,
+                    awaits_threads=self.computes_here,
+                ):
+                    self._take(source, result)
             if self._outage:
                 self._end_outage(is_over=self.done > 0)
         finally:
@@ -117,12 +121,12 @@ class Run:
     def _log(self) -> FailureLog:
         return FailureLog(self.layout.folder)
 
-    def _unfinished(self, executor: Executor[Source, _Encoded]) -> Iterator[Source]:
+    def _unfinished(self, interrupts: Interrupts) -> Iterator[Source]:
         if self.force or self.retry_failed:
             self._log.clear()
         failures = self._log.read()
         for source in self.sources:
-            executor.interrupts.check()
+            interrupts.check()
             if not self.force and not self.layout.missing(source):
                 files = tuple(self.layout.files(source))
                 self._count(Outcome(source, files, is_skipped=True))
@@ -134,12 +138,13 @@ class Run:
 
     def _compute(self, source: Source) -> _Encoded:
         """Reads, segments and encodes an image, in a worker thread. Does not write."""
-        segmentation = self.segment(_read(source))
+        content = sys.stdin.buffer.read() if source.is_stdin else Path(source.location).read_bytes()
+        segmentation = self.segment(content)
         paths = self.layout.files(source) if self.force else self.layout.missing(source)
         files = {
             path: encode_result(segmentation, source, self.layout.format)
             if path == self.layout.result(source)
-            else encode_overlay(segmentation)
+            else encode_jpeg(segmentation.overlay())
             for path in paths
         }
         return files, segmentation.classes
@@ -180,9 +185,8 @@ class Run:
             if not source.is_stdin:
                 self._log.add(source, code, message)
         except OSError as error:
-            raise StoppedError(
-                f"{printable(str(folder))}: cannot be written: {error.strerror}"
-            ) from error
+            reason = f"{printable(str(folder))}: cannot be written: {error.strerror}"
+            raise StoppedError(reason) from error
         self._count(Outcome(source, code=code, message=message))
 
     def _end_outage(self, *, is_over: bool) -> None:
@@ -204,10 +208,6 @@ class Run:
         else:
             self.done += 1
         self.report(outcome)
-
-
-def _read(source: Source) -> bytes:
-    return sys.stdin.buffer.read() if source.is_stdin else Path(source.location).read_bytes()
 
 
 def _is_outage(error: Exception) -> bool:

@@ -4,7 +4,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,8 @@ from .errors import BulkError, printable
 from .storage import Storage, errors_with_location
 
 STDIN = "-"
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    *(".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif"),
-)
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
+SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
 """The suffixes of the images in a folder, in upper or lower case."""
 
 _MAGIC = re.compile(r"[*?[]")
@@ -108,8 +106,7 @@ def stored_sources(source: str, *, column: str = "path") -> Iterator[Source]:
             text = storage.read_bytes().decode("utf-8-sig", errors="surrogateescape")
             yield from _listed(filter(None, map(str.strip, text.splitlines())), storage)
         elif storage.is_folder():
-            for name in _image_names(storage.entries):
-                yield Source(storage.location(name), name)
+            yield from _images_in(storage)
         elif storage.exists():
             raise BulkError(f"{printable(source)}: is a single file; {_EXPECTED}")
         elif not _MAGIC.search(storage.path):
@@ -126,12 +123,7 @@ def _local_sources(
     if argument == STDIN:
         yield STDIN_SOURCE
     elif os.path.isdir(argument):
-        storage = Storage(argument.rstrip("/") or "/")
-        names = _image_names(
-            storage.entries, lambda name: _is_same(storage, name, results), left_out
-        )
-        for name in names:
-            yield Source(os.path.join(storage.path, name), name)
+        yield from _images_in(Storage(argument.rstrip("/") or "/"), results, left_out)
     elif os.path.lexists(argument):
         yield Source(argument, os.path.basename(argument))
     elif _MAGIC.search(argument):
@@ -144,39 +136,33 @@ def _why_empty(argument: str) -> str:
     return "no file matches" if _MAGIC.search(argument) else "there is no such file or folder"
 
 
-def _image_names(
-    entries: Callable[[str], Iterable[tuple[str, bool]]],
-    is_excluded: Callable[[str], bool] = lambda _: False,
-    left_out: Counter[str] | None = None,
-) -> Iterator[str]:
-    """The paths of all images below a folder. Only the names of one folder are in memory.
-
-    Args:
-        entries: the names in a folder, sorted, and whether each is a folder itself.
-        is_excluded: whether a folder is not searched.
-        left_out: see `find_sources`.
-    """
+def _images_in(
+    folder: Storage, results: Path | None = None, left_out: Counter[str] | None = None
+) -> Iterator[Source]:
+    """All images below a folder; see `find_sources`. Only the names of one folder are in memory."""
     left = [""]
     while left:
         parent, folders = left.pop(), []
-        for entry, is_folder in entries(parent):
+        for entry, is_folder in folder.entries(parent):
             name = posixpath.join(parent, entry)
             if entry.startswith("."):
                 continue
             if is_folder:
-                folders += [] if is_excluded(name) else [name]
+                folders += [] if is_same_folder(folder.path_of(name), results) else [name]
             elif entry.lower().endswith(SUFFIXES):
-                yield name
+                yield Source(folder.location(name), name)
             elif left_out is not None:
                 left_out[os.path.splitext(entry)[1].lower() or "without a suffix"] += 1
         left += reversed(folders)
 
 
-def _is_same(storage: Storage, name: str, results: Path | None) -> bool:
+def is_same_folder(path: str, folder: Path | None) -> bool:
+    """Whether both are the same folder of this machine."""
     return (
-        results is not None
-        and results.exists()
-        and os.path.samefile(os.path.join(storage.path, name), results)
+        folder is not None
+        and os.path.isdir(path)
+        and folder.is_dir()
+        and os.path.samefile(path, folder)
     )
 
 
@@ -205,10 +191,9 @@ def _stored_matches(storage: Storage) -> Iterator[Source]:
 
     pattern = re.compile(glob_translate(storage.path))
     fixed = _MAGIC.split(storage.path, maxsplit=1)[0].rpartition("/")[0]
-    root = storage.with_path(fixed)
-    for name in _image_names(root.entries):
-        if pattern.fullmatch(f"{fixed}/{name}"):
-            yield Source(root.location(name), name)
+    for image in _images_in(storage.with_path(fixed)):
+        if pattern.fullmatch(f"{fixed}/{image.name}"):
+            yield image
 
 
 def _column(storage: Storage, source: str, column: str) -> Iterator[str]:
@@ -236,7 +221,6 @@ def _column(storage: Storage, source: str, column: str) -> Iterator[str]:
 
 
 def _listed(entries: Iterable[str], storage: Storage) -> Iterator[Source]:
-    """The images of a list or a table, `storage`."""
     folder = posixpath.dirname(storage.path)
     for entry in entries:
         is_relative = "://" not in entry and not entry.startswith("/")

@@ -38,11 +38,8 @@ _PARTIAL = ".partial"
 
 @contextmanager
 def errors_with_location(location: str) -> Iterator[None]:
-    """Converts the errors of a file system or a store to one line that names the location and, if
-    they seem to be missing, the credentials.
-
-    Raises:
-        BulkError: the operating system, pyarrow or the store's library raised an error.
+    """Converts the errors of a file system or a store to a `BulkError` that names the location and,
+    if they seem to be missing, the credentials.
     """
     try:
         yield
@@ -52,11 +49,9 @@ def errors_with_location(location: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())
         scheme = location.partition("://")[0]
-        hint = (
-            f"; are credentials missing? Set {_credentials(scheme)}"
-            if _NO_ACCESS.search(reason)
-            else ""
-        )
+        hint = ""
+        if _NO_ACCESS.search(reason):
+            hint = f"; are credentials missing? Set {_credentials(scheme)}"
         raise BulkError(f"{printable(location)}: {reason[:400]}{hint}") from error
 
 
@@ -140,7 +135,10 @@ class Storage:
         """
         path = self.path_of(folder)
         if not self.is_local:
-            return sorted((info.base_name, not info.is_file) for info in self._selected(path))
+            from pyarrow import fs
+
+            found = self.filesystem.get_file_info(fs.FileSelector(path))
+            return sorted((info.base_name, not info.is_file) for info in found)
         try:
             with os.scandir(path) as entries:
                 return sorted(
@@ -160,17 +158,12 @@ class Storage:
         return [name for name, is_folder in self.entries(folder) if not is_folder]
 
     def read_bytes(self, name: str = "") -> bytes:
-        """Reads a file.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
         path = self.path_of(name)
         with open(path, "rb") if self.is_local else self.filesystem.open_input_stream(path) as file:
             return bytes(file.read())
 
     def read(self, name: str) -> bytes | None:
-        """Reads a file; None if it does not exist."""
+        """The content of a file; None if it does not exist."""
         try:
             return self.read_bytes(name)
         except FileNotFoundError:
@@ -185,9 +178,6 @@ class Storage:
     def writer(self, name: str) -> Iterator[BinaryIO]:
         """Opens a file for writing that gets its name when it is complete. An object store does
         this by itself.
-
-        Raises:
-            OSError: the file cannot be written.
         """
         path = self.path_of(name)
         if self.is_local:
@@ -230,11 +220,6 @@ class Storage:
     def _info(self, name: str) -> Any:  # noqa: ANN401 - pyarrow is not typed
         return self.filesystem.get_file_info(self.path_of(name))
 
-    def _selected(self, path: str) -> Any:  # noqa: ANN401
-        from pyarrow import fs
-
-        return self.filesystem.get_file_info(fs.FileSelector(path))
-
 
 def _is_readable(entry: os.DirEntry[str]) -> bool:
     try:
@@ -266,5 +251,4 @@ def _filesystem(scheme: str, authority: str, query: str) -> tuple[Any, str]:
 
 
 def _credentials(scheme: str) -> str:
-    """What to set in the environment to access a store."""
     return _CREDENTIALS.get(scheme, f"what {scheme}:// needs in the environment")

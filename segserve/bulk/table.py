@@ -3,7 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,6 @@ Row = dict[str, Any]
 def segmented_row(
     image: Source, label_map: LabelMap, classes: Sequence[ClassArea], record: ModelRecord
 ) -> Row:
-    """The row of a segmented image."""
     height_px, width_px = label_map.shape
     masks = encode_rle(label_map, [area.id for area in classes])
     return _row(image, record) | {
@@ -69,7 +68,6 @@ def segmented_row(
 
 
 def failed_row(image: Source, code: str, message: str, record: ModelRecord) -> Row:
-    """The row of an image that could not be segmented."""
     return _row(image, record) | {"status": FAILED, "error_code": code, "error_message": message}
 
 
@@ -81,7 +79,6 @@ def encode_part(rows: Sequence[Row]) -> bytes:
 
 
 def decode_part(part: bytes) -> list[Row]:
-    """The rows of a Parquet file."""
     rows: list[Row] = parquet.read_table(io.BytesIO(part)).to_pylist()
     return rows
 
@@ -96,12 +93,7 @@ def count_failed(storage: Storage, part: str) -> int:
 
 @dataclass(frozen=True)
 class ClassTotal:
-    """One class in the whole table.
-
-    Attributes:
-        fraction: the fraction of all images' pixels, 0..1.
-        images: the number of images in which the class occurs.
-    """
+    """One class in the whole table: `fraction` of all images' pixels, 0..1, in `images` images."""
 
     id: int
     label: str
@@ -117,8 +109,7 @@ class Summary:
     Attributes:
         left: the number of images without a row.
         failures: the number of failed images by error code.
-        seconds: duration of this run, from the start of its first worker.
-        images_per_second: speed of this run.
+        seconds, images_per_second: of this run, from the start of its first worker.
     """
 
     images: int
@@ -130,23 +121,13 @@ class Summary:
     seconds: float = 0.0
     images_per_second: float = 0.0
 
-    def as_document(self) -> dict[str, object]:
-        return asdict(self)
-
 
 def summarize(
     storage: Storage, record: ModelRecord, *, images: int, done: int, seconds: float
 ) -> Summary:
-    """Summarises the results of a job so far.
-
-    Args:
-        images: number of images of the whole job.
-        done: number of images of this run.
-        seconds: duration of this run.
-    """
-    failures: Counter[str] = Counter()
+    """Summarises a job of so many `images`, of which this run has processed `done` in `seconds`."""
+    failures, rows = Counter[str](), 0
     pixels, occurrences = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    rows = 0
     for batch in _batches(storage):
         rows += batch.num_rows
         failures.update(code for code in batch.column("error_code").to_pylist() if code is not None)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from .errors import BulkError, printable
-from .sources import Source
+from .sources import Source, is_same_folder
 from .storage import Storage
 
 COCO_SUFFIX = ".coco.json"
@@ -19,6 +21,7 @@ DATA_SET_FILE = f"segmentation{COCO_SUFFIX}"
 OPTIONS_FILE = ".segserve.json"
 FAILURES_FILE = ".segserve-failed.jsonl"
 _OVERLAY_SUFFIX = "-overlay.jpg"
+_SETTINGS = TypeAdapter(dict[str, object])
 
 
 class Format(StrEnum):
@@ -59,11 +62,8 @@ class Layout:
         """The result files that do not exist. A folder of the same name counts as missing and fails
         at the write.
         """
-        return [
-            path
-            for path in self.files(source)
-            if not (os.path.isfile(path) or os.path.islink(path))
-        ]
+        paths = self.files(source)
+        return [path for path in paths if not (os.path.isfile(path) or os.path.islink(path))]
 
     def check(self, sources: Sequence[Source], arguments: Iterable[str]) -> None:
         """Checks that all results are different files, and that no result is one of the images.
@@ -74,7 +74,7 @@ class Layout:
         """
         writes_images = self.format is Format.PNG or self.overlay
         for argument in arguments if writes_images else ():
-            if _is_same_folder(argument, self.folder):
+            if is_same_folder(argument, self.folder):
                 raise BulkError(
                     f"{printable(argument)}: the next run would take results in this folder for "
                     "images; name another folder with -o"
@@ -166,11 +166,6 @@ class FailureLog:
         return failures
 
     def add(self, source: Source, code: str, message: str) -> None:
-        """Appends an image.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
         line = json.dumps([os.path.abspath(source.location), code, message])
         with self._path.open("a", encoding="ascii") as file:
             file.write(f"{line}\n")
@@ -179,31 +174,21 @@ class FailureLog:
         self._path.unlink(missing_ok=True)
 
 
-def _is_same_folder(argument: str, folder: Path) -> bool:
-    return os.path.isdir(argument) and folder.is_dir() and os.path.samefile(argument, folder)
-
-
 def _without_defaults(settings: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def _parsed(content: bytes, message: str) -> dict[str, object]:
     try:
-        document = json.loads(content)
-    except ValueError as error:
+        return _without_defaults(_SETTINGS.validate_json(content))
+    except ValidationError as error:
         raise BulkError(message) from error
-    if not isinstance(document, dict):
-        raise BulkError(message)
-    return _without_defaults(document)
 
 
 def _differences(earlier: Mapping[str, object], given: Mapping[str, object]) -> str:
-    names = sorted(
-        name for name in earlier.keys() | given.keys() if earlier.get(name) != given.get(name)
+    differences = (
+        f"{name}: {earlier.get(name, 'default')} then, {given.get(name, 'default')} now"
+        for name in sorted(earlier.keys() | given.keys())
+        if earlier.get(name) != given.get(name)
     )
-    return printable(
-        "; ".join(
-            f"{name}: {earlier.get(name, 'default')} then, {given.get(name, 'default')} now"
-            for name in names
-        )
-    )
+    return printable("; ".join(differences))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from types import ModuleType
@@ -19,14 +19,10 @@ import numpy as np
 import torch
 
 from ..client.request import JSON, as_fields, http_headers
-from ..local import opened_model
+from ..local import load_pipeline
 from ..runtime.decode.quarantine import Quarantine
 from ..runtime.errors import OutOfMemoryError
-from ..runtime.inference.labels import SegmentedImage
-from ..runtime.inference.loading import load_segmenter
 from ..runtime.pipeline import Pipeline
-from ..runtime.record import ModelRecord, read_yaml
-from ..runtime.settings import read_config
 from ..runtime.telemetry.request_stats import RequestStats
 from .batch import Job, LabelFormat
 from .errors import BulkError, StoppedError, code_and_reason, concerns_one_name, printable
@@ -41,44 +37,17 @@ _STORE_BYTES = 256 * 2**20
 """Size of Ray's object store without the archive. Blocks are small: only names and counts."""
 
 
-class ArchiveModel:
-    """Segments images as a server of the same archive does, but without a limit to the cost of an
-    image. Thread-safe.
-    """
-
-    def __init__(
-        self, archive: Path, options: Mapping[str, object], *, device: torch.device
-    ) -> None:
-        with opened_model(archive) as (folder, config_file):
-            settings = read_config(read_yaml(config_file)).handler
-            segmenter = load_segmenter(folder, device=str(device), settings=settings)
-        self._quarantine = Quarantine.in_temporary_folder()
-        unlimited = settings.model_copy(update={"max_cost": _NO_LIMIT})
-        self._pipeline = Pipeline(segmenter, unlimited, self._quarantine)
-        self._headers = http_headers(JSON, as_fields(**options))  # type: ignore[arg-type]
-
-    @property
-    def record(self) -> ModelRecord:
-        return self._pipeline.segmenter.record
-
-    def find_crashes(self) -> None:
-        """Finds the images that made other workers of this machine crash, so that this worker
-        rejects them.
-        """
-        if self._quarantine:
-            self._quarantine.sweep()
-
-    def segment(self, image_file: bytes) -> SegmentedImage:
-        """Segments an image at its original size. Raises as `Pipeline.segment`."""
-        return self._pipeline.segment({"body": image_file}, self._headers, RequestStats())[2]
+def load_archive(archive: Path, *, device: str) -> Pipeline:
+    """Loads what a server of the archive loads, but without a limit to the cost of an image."""
+    pipeline = load_pipeline(archive, device=device, max_cost=_NO_LIMIT)
+    return replace(pipeline, quarantine=Quarantine.in_temporary_folder())
 
 
 @dataclass(frozen=True)
 class BlockReport:
-    """The result of a block.
+    """The numbers of a block's images, and of those that failed.
 
     Attributes:
-        images, failed: numbers of images.
         began_s: start of the processing, Unix time.
         stopped: why the job must stop; else empty.
     """
@@ -97,10 +66,11 @@ class BlockWorker:
             as many torch threads as the calling thread.
     """
 
-    def __init__(self, job: Job, model: ArchiveModel, *, threads: int = 2) -> None:
+    def __init__(self, job: Job, pipeline: Pipeline, *, threads: int = 2) -> None:
         self._job = job
         self._storage = job.storage
-        self._model = model
+        self._pipeline = pipeline
+        self._headers = http_headers(JSON, as_fields(**job.options))  # type: ignore[arg-type]
         self._threads = ThreadPoolExecutor(
             threads, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
         )
@@ -116,10 +86,7 @@ class BlockWorker:
 
     def _finish(self, block: Block) -> int:
         """Processes a block, unless a previous worker has finished it. Returns the number of failed
-        images.
-
-        Raises:
-            StoppedError: results cannot be written.
+        images. Raises `StoppedError` if results cannot be written.
         """
         try:
             part = self._storage.read(block.part)
@@ -135,7 +102,8 @@ class BlockWorker:
         """The rows of the images, in order. Rows of an earlier run are kept if they have not
         failed.
         """
-        self._model.find_crashes()  # another worker may have crashed at this block
+        if self._pipeline.quarantine:
+            self._pipeline.quarantine.sweep()  # another worker may have crashed at this block
         rows = earlier or [{"status": FAILED}] * len(images)
         failed = [index for index, row in enumerate(rows) if row["status"] == FAILED]
         computed = self._threads.map(self._row, [images[index] for index in failed])
@@ -147,15 +115,12 @@ class BlockWorker:
         return rows
 
     def _row(self, image: Source) -> Row:
-        """Segments an image, and writes its label map.
-
-        Raises:
-            StoppedError: results cannot be written.
-        """
+        """Segments an image, and writes its label map. Raises as `_finish`."""
         began_s = time.perf_counter()
-        record = self._model.record
+        record = self._pipeline.segmenter.record
         try:
-            segmentation = self._model.segment(Storage.at(image.location).read_bytes())
+            request = {"body": Storage.at(image.location).read_bytes()}
+            _, _, segmentation = self._pipeline.segment(request, self._headers, RequestStats())
             row = segmented_row(image, segmentation.label_map, segmentation.classes, record)
             content = b""
             if self._job.format is not LabelFormat.RLE:
@@ -185,7 +150,6 @@ class PoolWorker(BlockWorker):
     Args:
         archive: the archive's content, uint8 (N,), in Ray's object store, because other machines do
             not have the file.
-        threads: see `BlockWorker`.
     """
 
     def __init__(self, job: Job, archive: Any, device: str, threads: int) -> None:  # noqa: ANN401
@@ -195,8 +159,8 @@ class PoolWorker(BlockWorker):
         with TemporaryDirectory(prefix="segserve-") as folder:
             file = Path(folder, "model.mar")
             ray.get(archive).tofile(file)
-            model = ArchiveModel(file, job.options, device=torch.device(device))
-        super().__init__(job, model, threads=threads)
+            pipeline = load_archive(file, device=device)
+        super().__init__(job, pipeline, threads=threads)
 
 
 def processed_blocks(
@@ -218,20 +182,14 @@ def processed_blocks(
     rows = [asdict(block) for block in blocks]
     reports = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         PoolWorker,
-        fn_constructor_args=(
-            job,
-            archive,
-            "cuda" if gpus else "cpu",
-            max(2, int(cpus_each)),
-        ),
+        fn_constructor_args=(job, archive, "cuda" if gpus else "cpu", max(2, int(cpus_each))),
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         num_cpus=cpus_each,
         num_gpus=min(1.0, gpus / workers),
     )
     try:
-        for batch in reports.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
+        batches = reports.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for batch in batches:
             yield from (BlockReport(**report) for report in batch.to_pylist())
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error.__cause__ or error).split())[-300:]
@@ -259,7 +217,7 @@ def joined_ray(address: str | None, cpus: int | None, archive_bytes: int) -> Ite
         yield ray
         return
     folder = None if address else mkdtemp(prefix="segserve-")
-    settings: dict[str, Any] = {
+    private: dict[str, Any] = {
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": _STORE_BYTES + 2 * archive_bytes,
@@ -272,7 +230,7 @@ def joined_ray(address: str | None, cpus: int | None, archive_bytes: int) -> Ite
                 log_to_driver=False,
                 configure_logging=False,
                 logging_level=logging.CRITICAL,
-                **({} if address else settings),
+                **({} if address else private),
             )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:300]

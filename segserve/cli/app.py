@@ -1,18 +1,74 @@
-"""What the commands share: the application, the console, and the output of errors and progress."""
+"""What the commands share: the application, the console, and the output of results, errors and
+progress. A command ends cleanly if its output is not writable.
+"""
 
+import os
+import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TextIO
 
-import requests
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperGroup
 
 from ..bulk.errors import printable
 from ..resources import resource
-from .output import Commands, OutputError, reason_of
+
+# A shell's exit status for a command that a signal ended is 128 + the signal's number.
+SIGNALLED = 128
+
+_PIPE_GONE = SIGNALLED + signal.SIGPIPE
+
+_EXTRAS = {
+    "page": "gradio",
+    "ray": "ray pyarrow",
+    "train": "jinja2 scipy tensorboard torchmetrics",
+    "export": "onnx onnxruntime",
+    "onnx": "openvino",
+    "serve": "anyio cryptography model_archiver prometheus_client python_multipart safetensors "
+    "starlette timm torch torchvision ts uvicorn",
+}
+"""By extra of pyproject.toml, the packages that it adds."""
+
+
+class OutputError(Exception):
+    """Standard output is not writable. The message is one line of text; `status` is the exit
+    status.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Commands(TyperGroup):
+    """Commands that print no traceback if their output is not writable or an extra is missing."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as in the base class
+        try:
+            return super().main(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            for extra, packages in _EXTRAS.items():
+                if package in packages.split():
+                    install = f"pip install 'segserve[{extra}]'"
+                    _write_error(f"this needs {package}, not installed: {install}")
+                    sys.exit(1)
+            raise
+        except OSError as error:
+            _write_error(reason_of(error))
+            drop(sys.stdout)
+            sys.exit(1)
+        except SystemExit as end:
+            # A failed command has already reported its error.
+            status = _flush(prints_errors=not end.code)
+            end.code = end.code or status
+            raise
+
 
 app = typer.Typer(
     cls=Commands,
@@ -60,38 +116,23 @@ def errors_in_one_line() -> Iterator[None]:
     from ..engines.errors import ServerError
     from ..runtime.errors import ModelError, SegserveError
 
+    own_errors = (ModelError, ServerError, ClientError, SegserveError, BulkError)
     try:
         yield
     except OutputError as error:
         print_error(str(error))
         raise typer.Exit(error.status) from error
-    except (
-        ModelError,
-        ServerError,
-        ClientError,
-        SegserveError,
-        BulkError,
-        ArithmeticError,
-        OSError,
-        ValueError,
-        requests.RequestException,
-    ) as error:
-        first, *others = getattr(error, "lines", (reason_of(error),))
-        print_error(first)
-        for line in others:
-            print_line(f"  {line}")
+    except (*own_errors, ArithmeticError, OSError, ValueError) as error:
+        print_error(*getattr(error, "lines", (reason_of(error),)))
         raise typer.Exit(1) from error
 
 
-def print_error(message: str) -> None:
-    """Prints one line to stderr, in red on a terminal."""
-    print_line(f"segserve: {message}")
-
-
-def print_line(message: str) -> None:
-    """As `print_error`, without the name of the program."""
-    line = printable(message)
-    Console(stderr=True).print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+def print_error(message: str, *details: str) -> None:
+    """Prints one line to stderr, in red on a terminal, and one more line for each detail."""
+    for line in (f"segserve: {message}", *(f"  {detail}" for detail in details)):
+        Console(stderr=True).print(
+            printable(line), style="red", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def print_plain(line: str) -> None:
@@ -137,3 +178,76 @@ def progress_bar(unit: str, *, shown: bool = True) -> Progress:
         TextColumn("{task.description}"),
     )
     return Progress(*columns, console=Console(stderr=True), disable=not shown)
+
+
+def write_output(content: bytes) -> None:
+    """Writes to standard output and flushes it.
+
+    Raises:
+        OutputError: standard output is closed, its reader has ended, or its disk is full.
+    """
+    check_output()
+    try:
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        drop(sys.stdout)
+        raise OutputError("the reader of standard output has ended", _PIPE_GONE) from error
+    except OSError as error:
+        drop(sys.stdout)
+        raise OutputError(f"standard output cannot be written: {error.strerror}", 1) from error
+
+
+def check_output() -> None:
+    """Checks that standard output is open.
+
+    Raises:
+        OutputError: the command was started without standard output.
+    """
+    if sys.stdout is None:  # Python's value for a closed descriptor
+        raise OutputError("standard output is closed: redirect it to a file", 1)
+
+
+def drop(stream: TextIO | None) -> None:
+    """Redirects a stream to the null device. Else Python would flush it again at exit, and report
+    another error.
+    """
+    if stream is None:
+        return
+    with suppress(OSError, ValueError):  # not a file: nothing to redirect
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def reason_of(error: BaseException) -> str:
+    """The message of an error. For an OSError: the file and the reason, without Python's error
+    number.
+    """
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    name = error.filename if error.filename2 is None else error.filename2
+    return error.strerror if name is None else f"{name}: {error.strerror}"
+
+
+def _flush(*, prints_errors: bool) -> int:
+    """Flushes the streams. Returns the exit status of a command that otherwise succeeded."""
+    status = 0
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            drop(stream)
+            status = _PIPE_GONE
+        except OSError as error:
+            drop(stream)
+            if prints_errors:
+                _write_error(reason_of(error))
+            status = 1
+    return status
+
+
+def _write_error(message: str) -> None:
+    with suppress(OSError, AttributeError):  # standard error may be closed too
+        sys.stderr.write(f"segserve: {message}\n")

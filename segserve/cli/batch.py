@@ -2,9 +2,9 @@
 
 import json as json_module
 import os
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,16 +87,10 @@ def batch(
     """
     options = given_options(mode=mode, tta=tta, classes=classes, threshold=threshold, alpha=alpha)
     with errors_in_one_line():
-        trusted = trusted_keys(trust)
-        if trusted is not None:
+        if (trusted := trusted_keys(trust)) is not None:
             trusted.verify(archive)
-        run = BatchRun(
-            Job(source, target, archive, format, options, column),
-            workers,
-            address,
-            max_failures,
-            retry_failed,
-        )
+        job = Job(source, target, archive, format, options, column)
+        run = BatchRun(job, workers, address, max_failures, retry_failed)
 
         def finish() -> None:
             with _dropped_native_messages(), _shown_progress(run, shown=not json):
@@ -138,26 +132,23 @@ def _dropped_native_messages() -> Iterator[None]:
     Python's stderr stays visible. Stdout is dropped too, because Ray's messages, for example about
     a dead worker, would precede the summary. The command itself writes to stdout only later.
     """
-    python_stderr, kept = sys.stderr, os.dup(2)
+    kept = os.dup(2)
     try:
         with (
             open(os.devnull, "w") as null,
-            redirect_stdout(null),
             open(os.dup(kept), "w", buffering=1) as shown,
+            redirect_stdout(null),
+            redirect_stderr(shown),
         ):
-            sys.stderr = shown
             os.dup2(null.fileno(), 2)
             yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        sys.stderr = python_stderr
 
 
 def _stop_text(run: BatchRun, reason: str) -> str:
-    if run.summary is None:
-        return reason
-    return f"{reason}; {_counts(run.summary)}; {RESUME_HINT}"
+    return f"{reason}; {_counts(run.summary)}; {RESUME_HINT}" if run.summary else reason
 
 
 def _counts(summary: "Summary") -> str:
@@ -166,17 +157,14 @@ def _counts(summary: "Summary") -> str:
 
 def _print_summary(summary: "Summary", target: str, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json_module.dumps(summary.as_document()))
+        typer.echo(json_module.dumps(asdict(summary)))
         return
     if summary.classes:
         totals = ((total.label, total.fraction, total.images) for total in summary.classes)
         console.print(totals_table(totals))
     for code, count in summary.failures.items():
         print_plain(f"failed: {count} x {code}")
-    speed = (
-        f" ({summary.seconds:.1f} s, {summary.images_per_second:.1f} images/s)"
-        if summary.seconds
-        else ""
-    )
+    seconds, speed = summary.seconds, summary.images_per_second
+    rate = f" ({seconds:.1f} s, {speed:.1f} images/s)" if seconds else ""
     hint = f"; {RETRY_HINT}" if summary.failed else ""
-    print_plain(f"{_counts(summary)}; results in {target}{speed}{hint}")
+    print_plain(f"{_counts(summary)}; results in {target}{rate}{hint}")

@@ -13,8 +13,7 @@ from rich.table import Table
 
 from ..bulk.errors import InterruptedRunError, StoppedError, printable
 from ..schema.request import Alpha, Mode, Tta
-from .app import console, print_error
-from .output import SIGNALLED, write_output
+from .app import SIGNALLED, console, print_error, write_output
 
 if TYPE_CHECKING:
     from ..bulk.run import Outcome, Run
@@ -114,11 +113,14 @@ def _table(title: str, *headings: str) -> Table:
 
 class Reporter:
     """Reports outcomes to people: failures and a progress bar on stderr, the classes that were
-    found on stdout.
+    found on stdout. With `quiet`, only failures and early ends.
     """
 
-    def __init__(self, progress: Progress, total: int, left_out: Counter[str]) -> None:
+    def __init__(
+        self, progress: Progress, total: int, left_out: Counter[str], *, quiet: bool = False
+    ) -> None:
         self._left_out = left_out
+        self._quiet = quiet
         self._progress = progress
         self._task = progress.add_task("", total=total)
         self._images: list[tuple[ClassRow, ...]] = []
@@ -136,7 +138,10 @@ class Reporter:
         self._progress.stop()
         if stopped:
             print_error(run_text(run, stopped))
-            return
+        elif not self._quiet:
+            self._summarize(run)
+
+    def _summarize(self, run: "Run") -> None:
         if self._images:
             console.print(self._classes())
         rate = f", {run.done / run.seconds:.1f} images/s" if run.done else ""
@@ -166,15 +171,6 @@ class Reporter:
         self._progress.console.print(
             line, style=style, markup=False, highlight=False, soft_wrap=True
         )
-
-
-class QuietReporter(Reporter):
-    """Reports nothing but failures and early ends."""
-
-    def end(self, run: "Run", stopped: str = "") -> None:
-        self._progress.stop()
-        if stopped:
-            print_error(run_text(run, stopped))
 
 
 class JsonReporter(Reporter):

@@ -16,13 +16,23 @@ from rich.console import Console
 from ..bulk.sources import STDIN, STDIN_SOURCE, Source, find_sources
 from ..bulk.storage import Storage
 from ..bulk.target import FAILURES_FILE, OPTIONS_FILE, Format, Layout, claim
-from .app import USE, app, errors_in_one_line, model_folder, model_names, progress_bar
+from .app import (
+    SIGNALLED,
+    USE,
+    OutputError,
+    app,
+    check_output,
+    errors_in_one_line,
+    model_folder,
+    model_names,
+    progress_bar,
+    write_output,
+)
 from .bulk import (
     AlphaFlag,
     ClassesFlag,
     JsonReporter,
     ModeFlag,
-    QuietReporter,
     Reporter,
     RetryFlag,
     ThresholdFlag,
@@ -31,7 +41,6 @@ from .bulk import (
     given_options,
     run_text,
 )
-from .output import SIGNALLED, OutputError, check_output, write_output
 
 if TYPE_CHECKING:
     from ..bulk.run import Run
@@ -127,7 +136,13 @@ def segment(
         if runtime and not local:
             raise ValueError("--runtime is of the server's archive: leave it out, or add --local")
         to_stdout = images == [STDIN] and output is None
-        _check_streams(images, json=json)
+        if STDIN in images and sys.stdin is None:  # Python's value for a closed descriptor
+            raise ValueError(
+                "standard input is closed: name files, or redirect one into it, as in segserve "
+                "segment - < cat.png"
+            )
+        if json or to_stdout:
+            check_output()
         if to_stdout:
             _check_stdout(format, overlay=overlay, json=json)
         layout = Layout(output or _DEFAULT_FOLDER, format, overlay)
@@ -135,9 +150,7 @@ def segment(
         sources = find_sources(images, results=layout.folder, left_out=left_out)
         if not to_stdout:
             layout.check(sources, images)
-        name, load = (
-            _local(model, runtime) if local else _served(server or None, token, model, jobs)
-        )
+        name, load = _local(model, runtime) if local else _served(server, token, model, jobs)
         if to_stdout:
             with load() as segmenter:
                 from ..bulk.results import encode_result
@@ -149,9 +162,9 @@ def segment(
             from ..bulk.run import Run
 
             shown = not json and not quiet and Console(stderr=True).is_terminal
-            reporter = JsonReporter if json else QuietReporter if quiet else Reporter
+            reporter = JsonReporter if json else Reporter
             with progress_bar("image", shown=shown) as progress:
-                report = reporter(progress, len(sources), left_out)
+                report = reporter(progress, len(sources), left_out, quiet=quiet)
                 run = Run(
                     sources,
                     layout,
@@ -202,18 +215,7 @@ def _claimed(layout: Layout, sources: list[Source], settings: dict[str, object])
             (folder / OPTIONS_FILE).unlink(missing_ok=True)
 
 
-def _check_streams(images: list[str], *, json: bool) -> None:
-    if STDIN in images and sys.stdin is None:  # Python's value for a closed descriptor
-        raise ValueError(
-            "standard input is closed: name files, or redirect one into it, as in segserve segment "
-            "- < cat.png"
-        )
-    if json:
-        check_output()
-
-
 def _check_stdout(format: Format, *, overlay: bool, json: bool) -> None:  # noqa: A002 - names the flag
-    check_output()
     for flag, given in (("--overlay", overlay), ("--json", json)):
         if given:
             raise ValueError(

@@ -12,6 +12,7 @@ import typer
 from ..engines import EngineName
 from .app import (
     MAKE,
+    SIGNALLED,
     USE,
     ModelArgument,
     RuntimeFlag,
@@ -21,7 +22,6 @@ from .app import (
     model_folder,
     print_plain,
 )
-from .output import SIGNALLED
 from .signing import SignFlag, TrustFlag, sign_archive
 
 if TYPE_CHECKING:

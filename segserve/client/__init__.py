@@ -5,7 +5,7 @@
 """
 
 from ..schema.response import ClassRow
-from .aio import AsyncSegmentationClient
+from .client import AsyncSegmentationClient, SegmentationClient
 from .errors import (
     AuthenticationError,
     ClientError,
@@ -17,7 +17,6 @@ from .errors import (
 )
 from .request import ImageInput
 from .segmentation import Segmentation
-from .sync import SegmentationClient
 
 __all__ = [
     "AsyncSegmentationClient",

@@ -52,7 +52,6 @@ class UnknownModelError(ResponseError):
 
 
 def unreachable(url: str, error: Exception) -> UnreachableError:
-    """The client's error for a connection error of an HTTP library."""
     return UnreachableError(
         f"{url}: no server responds there ({' '.join(_reason(error).split())[:200]}); "
         "start one with `segserve serve`, or see the log of the one that runs"
@@ -60,7 +59,6 @@ def unreachable(url: str, error: Exception) -> UnreachableError:
 
 
 def timed_out(url: str, timeout_s: float) -> TimedOutError:
-    """The client's error for a response that takes too long."""
     return TimedOutError(
         f"{url}: no response within {timeout_s:g} s; raise timeout_s, or send a smaller image"
     )

@@ -53,25 +53,18 @@ class ResponseOptions(SegmentOptions, total=False):
 
 @dataclass(frozen=True)
 class Target:
-    """One model of one server, with its timeouts and its connection pool's size.
+    """One model of one server.
 
     Raises:
-        ValueError: the address, the token or the pool size is invalid.
+        ValueError: the address or the token is invalid.
     """
 
     url: str
     model: str
     version: str | None
     token: str | None = field(repr=False)
-    timeout_s: float
-    connect_timeout_s: float
-    pool_size: int
 
     def __post_init__(self) -> None:
-        if self.pool_size < 1:
-            raise ValueError(
-                f"pool_size is the number of connections, at least 1, got {self.pool_size}"
-            )
         if self.token and not (self.token.strip().isascii() and self.token.strip().isprintable()):
             raise ValueError(  # omits the token, because this may be logged
                 "the token contains a line break or a non-ASCII character, so no server created "
@@ -85,10 +78,9 @@ class Target:
     @property
     def endpoint(self) -> str:
         """The URL of predictions."""
-        path = [self.model] if self.version is None else [self.model, self.version]
-        return "/".join(
-            (self.url.rstrip("/"), "predictions", *(quote(part, safe="") for part in path))
-        )
+        names = [self.model] if self.version is None else [self.model, self.version]
+        path = "/".join(quote(name, safe="") for name in names)
+        return f"{self.url.rstrip('/')}/predictions/{path}"
 
     @property
     def loopback_host(self) -> str | None:
@@ -96,34 +88,16 @@ class Target:
         environment's proxy.
         """
         host = urlsplit(self.url).hostname or ""
-        return host if is_loopback(host) else None
+        try:
+            is_loopback = ip_address(host).is_loopback
+        except ValueError:
+            is_loopback = host == "localhost"
+        return host if is_loopback else None
 
     @property
     def authorization(self) -> str | None:
         token = (self.token or "").strip()
         return f"Bearer {token}" if token else None
-
-
-def find_server(
-    url: str | None, token: str | None, model: str | None
-) -> tuple[str, str | None, str]:
-    """The address, the token and the model of a client. Without an address, they come from
-    `find_endpoint`.
-    """
-    if url is None:
-        from ..gateway.endpoint import find_endpoint  # not needed if there is an address
-
-        endpoint = find_endpoint(token=token, model=model)
-        return endpoint.url, endpoint.token, endpoint.model
-    return url, token, model or DEFAULT_MODEL
-
-
-def is_loopback(host: str) -> bool:
-    """Whether the host is the loopback interface of this machine."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _fault_of_address(url: str) -> str:

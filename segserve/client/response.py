@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 from tenacity import (
@@ -85,11 +84,7 @@ class HttpResponse:
 
 
 def raise_for_error(response: HttpResponse) -> None:
-    """Raises an exception if the response is an error.
-
-    Raises:
-        ResponseError: the response is an error; the exception has the server's code and message.
-    """
+    """Raises a `ResponseError` with the server's code and message if the response is an error."""
     if response.status == 200:
         return
     code, message = _code_and_message(response)
@@ -102,12 +97,8 @@ def raise_for_error(response: HttpResponse) -> None:
         location = response.headers.get("location", "an unknown address")
         advice = f"the server redirects to {location!r:.200}; use that address"
     message = f"{message.rstrip('.')}; {advice}" if advice else message
-    raise kind(
-        response.status,
-        code,
-        message,
-        retry_after_s=_retry_after_s(response.headers.get("retry-after", "")),
-    )
+    retry_after_s = _retry_after_s(response.headers.get("retry-after", ""))
+    raise kind(response.status, code, message, retry_after_s=retry_after_s)
 
 
 def _code_and_message(response: HttpResponse) -> tuple[str, str]:
@@ -190,13 +181,13 @@ def read_segmentation(response: HttpResponse, image_file: bytes) -> Segmentation
         document.confidence, size_wh, "confidence", modes=("L",)
     )
     return Segmentation(
-        label_map=_pixels(mask),
+        label_map=np.asarray(mask),
         classes=document.classes,
         model=document.model.name,
         model_version=document.model.version,
         palette=bytes(mask.getpalette("RGB") or ()),
         image_file=image_file,
-        confidence_map=_pixels(confidence) if confidence else None,
+        confidence_map=np.asarray(confidence) if confidence else None,
         timings_ms=response.timings_ms,
     )
 
@@ -232,17 +223,10 @@ def _check_counts(mask: Image.Image, classes: tuple[ClassRow, ...]) -> None:
         )
 
 
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = np.asarray(image)
-    pixels.flags.writeable = False
-    return pixels
-
-
 def _what_is_wrong(response: HttpResponse, error: ValidationError) -> str:
     detail: Any = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, detail["loc"])) or response.headers.get(
-        "content-type", "unknown type"
-    )
+    media_type = response.headers.get("content-type", "unknown type")
+    where = ".".join(map(str, detail["loc"])) or media_type
     return (
         f"the response is not a segmentation ({where}: {detail['msg'].lower()}): "
         "is the address that of its inference port?"

@@ -54,6 +54,11 @@ class Segmentation:
     confidence_map: NDArray[np.uint8] | None = field(default=None, repr=False)
     timings_ms: Mapping[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for pixels in (self.label_map, self.confidence_map):
+            if pixels is not None:
+                pixels.flags.writeable = False
+
     def __repr__(self) -> str:
         height_px, width_px = self.label_map.shape
         rows = ", ".join(f"{row.label} {row.fraction:.1%}" for row in self.classes)
@@ -89,10 +94,14 @@ class Segmentation:
             ValueError: the opacity is outside 0..1.
             SegserveError: as in `image`.
         """
-        shown = [row.id for row in self.classes]
-        return draw_overlay(
-            np.asarray(self.image), self.label_map, self._painted(), shown, opacity=opacity
-        )
+        labels = {row.id: row.label for row in self.classes}
+        colors = np.frombuffer(self.palette, np.uint8).reshape(-1, 3).tolist()
+        painted = [
+            _Painted(labels.get(class_id, ""), (red, green, blue))
+            for class_id, (red, green, blue) in enumerate(colors)
+        ]
+        image_rgb = np.asarray(self.image)
+        return draw_overlay(image_rgb, self.label_map, painted, list(labels), opacity=opacity)
 
     def mask_of(self, label_or_id: str | int) -> NDArray[np.bool_]:
         """The mask of a class, by its label or id: bool (H, W).
@@ -100,8 +109,12 @@ class Segmentation:
         Raises:
             KeyError: the class is not in the image; the message names the classes that are.
         """
-        mask: NDArray[np.bool_] = self.label_map == self._row_of(label_or_id).id
-        return mask
+        for row in self.classes:
+            if label_or_id in (row.label, row.id):
+                mask: NDArray[np.bool_] = self.label_map == row.id
+                return mask
+        present = ", ".join(f"{row.label!r} ({row.id})" for row in self.classes)
+        raise KeyError(f"the image has no {label_or_id!r}; it has: {present}")
 
     def polygons(self) -> dict[int, list[list[int]]]:
         """The polygons of every class present, by class id: each [x0, y0, x1, y1, ...] in pixels,
@@ -132,15 +145,26 @@ class Segmentation:
             supports holes. `area` is in pixels, `bbox` is [x, y, width, height], and `score` is the
             class's mean confidence.
         """
-        from .coco import as_annotations
+        from ..runtime.encode.rle import encode_rle
 
-        return as_annotations(
-            self.label_map,
-            self.classes,
-            image_id=image_id,
-            first_id=first_id,
-            category_ids=category_ids,
-        )
+        ids = {row.id: row.id for row in self.classes} if category_ids is None else category_ids
+        rows = [row for row in self._foreground if row.id in ids]
+        masks = encode_rle(self.label_map, [row.id for row in rows])
+        annotations = []
+        for annotation_id, row in enumerate(rows, start=first_id):
+            x_min, y_min, x_max, y_max = row.box_xyxy
+            annotation = {
+                "id": annotation_id,
+                "image_id": image_id,
+                "category_id": ids[row.id],
+                "segmentation": masks[row.id],
+                "area": row.pixels,
+                "bbox": [x_min, y_min, x_max - x_min, y_max - y_min],
+                "iscrowd": 0,
+                "score": row.confidence,
+            }
+            annotations.append(annotation)
+        return annotations
 
     def to_detections(self) -> "supervision.Detections":
         """Detections for supervision's annotators and metrics: one per class present, except
@@ -157,7 +181,7 @@ class Segmentation:
             raise ImportError(
                 "supervision is not installed; install it with: pip install supervision"
             ) from error
-        rows = [row for row in self.classes if row.id != BACKGROUND]
+        rows = self._foreground
         class_ids = np.array([row.id for row in rows], np.int64)
         return Detections(
             xyxy=np.array([row.box_xyxy for row in rows], np.float32).reshape(-1, 4),
@@ -192,8 +216,8 @@ class Segmentation:
         for index, class_id in enumerate(class_ids):
             mask = _mask(detections, index, size_hw)
             label_map[mask], confidence[mask] = class_id, confidences[index]
-        label_map.flags.writeable = False
-        labels = {BACKGROUND: "background", **_labels(detections, class_ids)}
+        names: Any = detections.data.get("class_name", [f"class {number}" for number in class_ids])
+        labels = {BACKGROUND: "background", **dict(zip(class_ids, map(str, names), strict=True))}
         rows = [
             _class_row(class_id, labels[class_id], label_map, confidence)
             for class_id in np.unique(label_map).tolist()
@@ -212,45 +236,22 @@ class Segmentation:
         self.overlay().save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
-    def _painted(self) -> list[_Painted]:
-        """Every class of the palette, in order of id. Only classes present have a label."""
-        labels = {row.id: row.label for row in self.classes}
-        colors = np.frombuffer(self.palette, np.uint8).reshape(-1, 3).tolist()
-        return [
-            _Painted(labels.get(class_id, ""), (red, green, blue))
-            for class_id, (red, green, blue) in enumerate(colors)
-        ]
-
-    def _row_of(self, label_or_id: str | int) -> ClassRow:
-        for row in self.classes:
-            if label_or_id in (row.label, row.id):
-                return row
-        present = ", ".join(f"{row.label!r} ({row.id})" for row in self.classes)
-        raise KeyError(f"the image has no {label_or_id!r}; it has: {present}")
+    @property
+    def _foreground(self) -> list[ClassRow]:
+        return [row for row in self.classes if row.id != BACKGROUND]
 
 
 def _class_ids(detections: "supervision.Detections") -> list[int]:
-    class_ids: Any = detections.class_id
-    if len(detections) and (detections.mask is None or class_ids is None):
+    if not len(detections):
+        return []
+    if detections.mask is None or detections.class_id is None:
         raise ValueError("expected detections with masks and class ids, got some without")
-    beyond = [
-        class_id
-        for class_id in (() if class_ids is None else class_ids.tolist())
-        if not 0 < class_id < _COLORS
-    ]
-    if beyond:
+    class_ids = [int(class_id) for class_id in detections.class_id]
+    if beyond := [class_id for class_id in class_ids if not 0 < class_id < _COLORS]:
         raise ValueError(
             f"class ids must be from 1 to {_COLORS - 1}, 0 being background, got {beyond[:8]}"
         )
-    return [] if class_ids is None else [int(class_id) for class_id in class_ids]
-
-
-def _labels(detections: "supervision.Detections", class_ids: list[int]) -> dict[int, str]:
-    names: Any = detections.data.get("class_name")
-    return {
-        class_id: f"class {class_id}" if names is None else str(names[index])
-        for index, class_id in enumerate(class_ids)
-    }
+    return class_ids
 
 
 def _mask(

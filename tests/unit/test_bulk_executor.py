@@ -8,23 +8,28 @@ import time
 import pytest
 
 from segserve.bulk.errors import InterruptedRunError
-from segserve.bulk.executor import Executor
+from segserve.bulk.executor import Interrupts, parallel_results
 
 WORKERS = 3
 
 
+def results_of(work, tasks, **options):
+    with Interrupts() as interrupts:
+        yield from parallel_results(work, iter(tasks), WORKERS, interrupts, **options)
+
+
 def test_results_hold_every_task_and_its_result():
-    executor = Executor(lambda number: number**2, WORKERS)
-    assert dict(executor.results(range(100))) == {number: number**2 for number in range(100)}
+    results = results_of(lambda number: number**2, range(100))
+    assert dict(results) == {number: number**2 for number in range(100)}
 
 
 def test_results_hold_the_exception_of_a_task():
-    [(_, error)] = Executor(lambda number: 1 // number, WORKERS).results([0])
+    [(_, error)] = results_of(lambda number: 1 // number, [0])
     assert isinstance(error, ZeroDivisionError)
 
 
 def test_results_of_no_tasks_are_none():
-    assert list(Executor(str, WORKERS).results([])) == []
+    assert list(results_of(str, [])) == []
 
 
 def test_work_runs_in_so_many_threads_and_no_more():
@@ -40,7 +45,7 @@ def test_work_runs_in_so_many_threads_and_no_more():
         with lock:
             running -= 1
 
-    results = list(Executor(work, WORKERS).results(range(WORKERS * 4)))
+    results = list(results_of(work, range(WORKERS * 4)))
     assert [result for _, result in results] == [None] * WORKERS * 4
     assert most == WORKERS
 
@@ -54,13 +59,13 @@ def test_tasks_are_consumed_only_when_needed():
             taken += 1
             yield number
 
-    for finished, _ in enumerate(Executor(str, WORKERS).results(tasks()), start=1):
+    for finished, _ in enumerate(results_of(str, tasks()), start=1):
         assert taken <= finished + 2 * WORKERS
 
 
 def test_threads_end_with_the_results():
     others = set(threading.enumerate())
-    results = Executor(str, WORKERS).results(range(100))
+    results = results_of(str, range(100))
     next(results)
     own = set(threading.enumerate()) - others
     assert len(own) == WORKERS
@@ -74,7 +79,7 @@ def test_threads_end_with_the_results():
 def test_signal_ends_the_results_while_work_goes_on(number):
     before = signal.getsignal(number)
     release = threading.Event()
-    results = Executor(lambda _: release.wait(30), WORKERS).results(range(10))
+    results = results_of(lambda _: release.wait(30), range(10))
     sender = threading.Timer(0.1, os.kill, (os.getpid(), number))
     sender.start()
     began_s = time.monotonic()
@@ -94,7 +99,7 @@ def test_threads_that_are_awaited_finish_what_they_are_at():
         finished.append(number)
 
     others = set(threading.enumerate())
-    results = Executor(work, WORKERS, awaits_threads=True).results(range(100))
+    results = results_of(work, range(100), awaits_threads=True)
     next(results)
     own = set(threading.enumerate()) - others
     assert len(own) == WORKERS
@@ -105,7 +110,7 @@ def test_threads_that_are_awaited_finish_what_they_are_at():
 
 def test_signal_raises_only_at_the_next_result():
     """It arrives within the caller's code, which runs on to its next step."""
-    results = Executor(str, WORKERS).results(range(10))
+    results = results_of(str, range(10))
     next(results)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0)  # a handler that raises would raise here

@@ -11,7 +11,6 @@ from dataclasses import asdict
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from PIL import Image as Picture
 from pyarrow import parquet
 from pycocotools import mask as coco_mask
@@ -22,12 +21,10 @@ from segserve.bulk.listing import blocks_of, extend_listing, unfinished_blocks
 from segserve.bulk.sources import stored_sources
 from segserve.bulk.storage import Storage
 from segserve.bulk.table import SCHEMA, summarize
-from segserve.bulk.worker import ArchiveModel, BlockWorker
+from segserve.bulk.worker import BlockWorker, load_archive
 from segserve.local import LocalSegmenter
 
 from .pictures import write_images
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +46,7 @@ def worked(
     """The job, and the reports of its blocks."""
     job = Job(str(source), str(target), archive, file_format, options)
     extend_listing(job.storage, stored_sources(str(source)), distinct_stems=True)
-    worker = BlockWorker(job, ArchiveModel(archive, options, device=CPU), threads=threads)
+    worker = BlockWorker(job, load_archive(archive, device="cpu"), threads=threads)
     return job, [worker(asdict(block)) for block in blocks_of(job.storage)]
 
 
@@ -176,7 +173,7 @@ def largest_file(size_bytes: int):
 def test_worker_on_a_full_disk_stops_and_leaves_nothing_half(archive, source, tmp_path):
     job = Job(str(source), str(tmp_path / "out"), archive, LabelFormat.NPY)
     extend_listing(job.storage, job.images(), distinct_stems=True)
-    worker = BlockWorker(job, ArchiveModel(archive, {}, device=CPU))
+    worker = BlockWorker(job, load_archive(archive, device="cpu"))
     block = next(blocks_of(job.storage))
     with largest_file(100):
         stopped = worker(asdict(block))["stopped"]
@@ -232,7 +229,7 @@ def test_worker_with_retry_computes_only_the_failed_images_again(archive, source
     assert unfinished_blocks(job.storage) == []
     blocks = unfinished_blocks(job.storage, retry_failed=True)
     assert [block.images for block in blocks] == [1, 1]
-    worker = BlockWorker(job, ArchiveModel(archive, {}, device=CPU))
+    worker = BlockWorker(job, load_archive(archive, device="cpu"))
     done = [worker(asdict(block)) for block in blocks]
     assert sum(report["failed"] for report in done) == 1
     after = {row["path"]: row for row in table(job)}

@@ -1,17 +1,20 @@
-"""The synchronous client, based on the package requests."""
+"""The synchronous client, based on the package requests, and the asynchronous one, based on asyncio
+and the package httpx.
+"""
 
-from types import TracebackType
+import asyncio
+from abc import ABC, abstractmethod
 from typing import Self, Unpack
 
 import requests
 from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
-from tenacity import Retrying
+from tenacity import AsyncRetrying, Retrying
 from urllib3.exceptions import ReadTimeoutError
 
 from .. import __version__
 from .errors import timed_out, unreachable
 from .request import (
+    DEFAULT_MODEL,
     JSON,
     ImageInput,
     ResponseOptions,
@@ -19,14 +22,46 @@ from .request import (
     Target,
     as_fields,
     as_image_file,
-    find_server,
     http_headers,
 )
 from .response import HttpResponse, raise_for_error, read_segmentation, retry_policy
 from .segmentation import Segmentation
 
 
-class SegmentationClient:
+class _BaseClient(ABC):
+    """The arguments and settings that both clients share."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        model: str | None = None,
+        version: str | None = None,
+        timeout_s: float = 120.0,
+        connect_timeout_s: float = 5.0,
+        retries: int = 3,
+        pool_size: int = 8,
+    ) -> None:
+        if pool_size < 1:
+            raise ValueError(f"pool_size is the number of connections, at least 1, got {pool_size}")
+        self._policy = retry_policy(retries)
+        if url is None:
+            from ..gateway.endpoint import find_endpoint  # not needed if there is an address
+
+            endpoint = find_endpoint(token=token, model=model)
+            url, token, model = endpoint.url, endpoint.token, endpoint.model
+        self._target = Target(url, model or DEFAULT_MODEL, version, token)
+        self._timeout_s, self._connect_timeout_s = timeout_s, connect_timeout_s
+        self._headers = {"User-Agent": f"segserve/{__version__}"}
+        self._open(pool_size)
+
+    @abstractmethod
+    def _open(self, pool_size: int) -> None:
+        """Creates the pool of connections."""
+
+
+class SegmentationClient(_BaseClient):
     """Sends images to one model of a server over pooled connections. Thread-safe.
 
     Args:
@@ -47,27 +82,12 @@ class SegmentationClient:
         ValueError: the address is invalid, or a number is out of range.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        token: str | None = None,
-        model: str | None = None,
-        version: str | None = None,
-        timeout_s: float = 120.0,
-        connect_timeout_s: float = 5.0,
-        retries: int = 3,
-        pool_size: int = 8,
-    ) -> None:
-        self._policy = retry_policy(retries)
-        url, token, model = find_server(url, token, model)
-        target = Target(url, model, version, token, timeout_s, connect_timeout_s, pool_size)
-        self._target = target
-        host = target.loopback_host
+    def _open(self, pool_size: int) -> None:
+        host = self._target.loopback_host
         self._proxies = {"no_proxy": host} if host else None  # adds to the environment's
         self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"segserve/{__version__}"
-        self._session.auth = _Authorization(target.authorization)
+        self._session.headers.update(self._headers)
+        self._session.auth = self._authorize
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=pool_size, pool_block=True)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
@@ -126,21 +146,27 @@ class SegmentationClient:
                 target.endpoint,
                 data=image_file,
                 headers=headers,
-                timeout=(target.connect_timeout_s, target.timeout_s),
+                timeout=(self._connect_timeout_s, self._timeout_s),
                 proxies=self._proxies,
                 allow_redirects=False,  # a redirected POST would arrive as a GET, without the image
             )
         except requests.ReadTimeout as error:
-            raise timed_out(target.url, target.timeout_s) from error
+            raise timed_out(target.url, self._timeout_s) from error
         except requests.RequestException as error:
             if any(isinstance(argument, ReadTimeoutError) for argument in error.args):
-                raise timed_out(target.url, target.timeout_s) from error  # in the response body
+                raise timed_out(target.url, self._timeout_s) from error  # in the response body
             raise unreachable(target.url, error) from error
         result = HttpResponse(
             response.status_code, response.reason or "", response.content, response.headers
         )
         raise_for_error(result)
         return result
+
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Sends the token. If ~/.netrc lists the host, requests would replace a plain header."""
+        if self._target.authorization:
+            request.headers["Authorization"] = self._target.authorization
+        return request
 
     def close(self) -> None:
         """Closes the connections."""
@@ -149,24 +175,72 @@ class SegmentationClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class _Authorization(AuthBase):
-    """Sends the token through `auth`. If ~/.netrc lists the host, requests would replace a plain
-    header.
+class AsyncSegmentationClient(_BaseClient):
+    """The asynchronous `SegmentationClient`, with the same arguments and errors.
+
+    Use it with `async with` and `await client.segment(...)`.
     """
 
-    def __init__(self, value: str | None) -> None:
-        self._value = value
+    def _open(self, pool_size: int) -> None:
+        import httpx  # the synchronous client starts faster without it
 
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._value:
-            request.headers["Authorization"] = self._value
-        return request
+        if self._target.authorization:
+            self._headers["Authorization"] = self._target.authorization
+        host = self._target.loopback_host
+        no_proxy = {f"all://[{host}]" if ":" in host else f"all://{host}": None} if host else None
+        self._client = httpx.AsyncClient(
+            headers=self._headers,
+            mounts=no_proxy,
+            timeout=httpx.Timeout(self._timeout_s, connect=self._connect_timeout_s, pool=None),
+            limits=httpx.Limits(max_connections=pool_size, max_keepalive_connections=pool_size),
+        )
+
+    async def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
+        """Segments an image; see `SegmentationClient.segment`."""
+        fields = as_fields(mask="png", **options)
+        image_file = await asyncio.to_thread(as_image_file, image)  # may read or encode a file
+        return read_segmentation(await self._request(image_file, JSON, fields), image_file)
+
+    async def segment_raw(
+        self, image: ImageInput, accept: str = JSON, **options: Unpack[ResponseOptions]
+    ) -> bytes:
+        """Returns the response body unchanged; see `SegmentationClient.segment_raw`."""
+        fields = as_fields(**options)
+        image_file = await asyncio.to_thread(as_image_file, image)
+        return (await self._request(image_file, accept, fields)).body
+
+    async def _request(
+        self, image_file: bytes, accept: str, fields: dict[str, str]
+    ) -> HttpResponse:
+        retrying = AsyncRetrying(**self._policy)
+        return await retrying(self._send, image_file, http_headers(accept, fields))
+
+    async def _send(self, image_file: bytes, headers: dict[str, str]) -> HttpResponse:
+        import httpx
+
+        target = self._target
+        try:
+            response = await self._client.post(target.endpoint, content=image_file, headers=headers)
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            raise timed_out(target.url, self._timeout_s) from error
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise unreachable(target.url, error) from error
+        result = HttpResponse(
+            response.status_code, response.reason_phrase, response.content, response.headers
+        )
+        raise_for_error(result)
+        return result
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
