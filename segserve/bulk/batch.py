@@ -16,10 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from ..runtime.classes import class_ids
 from ..runtime.errors import ModelError
 from ..runtime.record import RECORD_FILE, ModelRecord, read_record, read_yaml, sha256_of
-from ..runtime.request import parse_options
+from ..runtime.request import class_ids, parse_options
 from ..runtime.settings import CONFIG_FILE, read_config
 from .errors import BulkError, StoppedError, printable
 from .executor import Interrupts

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..runtime.encode.mask import LabelMap
-from ..runtime.encode.rle import Rle, encode_rle
+from ..runtime.encode.mask import LabelMap, Rle, encode_rle
 from ..runtime.record import BACKGROUND
 from ..schema.response import ClassRow
 

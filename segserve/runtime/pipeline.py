@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..schema.request import MediaType, Options
-from .classes import class_ids
 from .decode.formats import FORMATS
 from .decode.image import Decoded, decode_reduced
 from .decode.quarantine import Quarantine
@@ -28,7 +27,7 @@ from .errors import (
 )
 from .inference.base import AnySegmenter
 from .inference.labels import LabelRule, SegmentedImage
-from .request import SegmentRequest, read_request
+from .request import SegmentRequest, class_ids, read_request
 from .settings import CONFIG_FILE, Settings
 from .telemetry.request_stats import RequestStats
 

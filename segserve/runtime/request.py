@@ -6,14 +6,29 @@ The image is the raw body, the part `data` or `body` of a multipart form, or bas
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import orjson
 from pydantic import ValidationError
 
-from ..schema.request import MediaType, Options
+from ..schema.request import ClassName, MediaType, Options
 from .errors import BadBase64Error, BadJSONError, BadOptionError, NoImageError, NotAcceptableError
+from .record import ModelRecord
+
+IMAGE_PARTS = ("data", "body")
+OPTION_HEADER_PREFIX = "x-segment-"
+
+# Far above any sensible request. The limits exist because options are copied, compared and quoted
+# in messages.
+MAX_JSON_MEMBERS = 10_000
+MAX_OPTION_CHARACTERS = 20_000
+MAX_OPTION_VALUES = 2_000
+
+_WHITESPACE = b" \t\n\r\v\f"
+_CLASS_ID = re.compile(r"[0-9]{1,3}")
 
 
 def parse_options(given: Mapping[str, object], defaults: Options) -> Options:
@@ -88,17 +103,32 @@ def _rank(media_type: MediaType, ranges: Sequence[tuple[str, float]]) -> tuple[f
     return 0.0, 0
 
 
-IMAGE_PARTS = ("data", "body")
-OPTION_HEADER_PREFIX = "x-segment-"
+def class_ids(names: Iterable[ClassName] | None, record: ModelRecord) -> frozenset[int] | None:
+    """Converts class names to ids. None, which means all classes, stays None.
 
-# Far above any sensible request. The limits exist because options are copied, compared and quoted
-# in messages.
-MAX_JSON_MEMBERS = 10_000
-MAX_OPTION_CHARACTERS = 20_000
-MAX_OPTION_VALUES = 2_000
+    If a name is both a label and an id, the label wins.
+
+    Raises:
+        BadOptionError: the model has no such class; the message lists the model's classes.
+    """
+    return None if names is None else frozenset(_class_id(name, record) for name in names)
 
 
-_WHITESPACE = b" \t\n\r\v\f"
+def _class_id(name: ClassName, record: ModelRecord) -> int:
+    if name in record.labels:
+        return record.labels.index(str(name))
+    if _CLASS_ID.fullmatch(str(name)) and int(name) < len(record.classes):
+        return int(name)
+    known = ", ".join(f"{index} {label:.40}" for index, label in enumerate(record.labels))
+    raise BadOptionError(
+        f"option classes: got {name!r:.80}; {_hint(name, record)}the classes are: {known}"
+    )
+
+
+def _hint(name: ClassName, record: ModelRecord) -> str:
+    by_lower_case = {label.lower(): label for label in record.labels}
+    close = get_close_matches(str(name)[:80].lower(), by_lower_case, n=1)
+    return f"did you mean {by_lower_case[close[0]]!r}? " if close else ""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from ..errors import (
     TruncatedImageError,
     UnsupportedImageError,
 )
+from ..settings import PixelLimits
 from .avif import frame_pixels
 from .formats import FORMATS, HEIC_FORMAT, SIGNATURE, is_heic, unsupported
-from .limits import PixelLimits
 from .orientation import SIDEWAYS, UPRIGHT, orientation_of
 from .strip_metadata import StrippedFile, strip_metadata
 

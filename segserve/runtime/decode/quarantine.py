@@ -14,6 +14,7 @@ one worker. If several workers share a folder, it costs those that decode it at 
 import fcntl
 import logging
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -27,9 +28,9 @@ from queue import SimpleQueue
 from typing import Self
 
 from ...schema.request import Alpha
-from ..errors import CorruptImageError
+from ..errors import CorruptImageError, SegserveError
+from ..settings import PixelLimits
 from .image import Decoded, NeededSize, decode_reduced
-from .limits import PixelLimits
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ def _tried(content: bytes, limits: PixelLimits) -> str | None:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
     }
-    command = [sys.executable, "-P", "-m", f"{__package__}.check", *map(str, limits)]
+    command = [sys.executable, "-P", "-m", __name__, *map(str, limits)]
     try:
         ended = subprocess.run(
             command,
@@ -215,3 +216,15 @@ def _private_folder() -> Path:
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
         return folder
     return Path(tempfile.mkdtemp(prefix="segserve-quarantine-"))
+
+
+def _decode_and_end() -> None:
+    """Decodes the image in standard input. Arguments: the numbers of `PixelLimits`."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(SegserveError, MemoryError):  # rejecting an image is not a crash
+        limits = PixelLimits(*map(int, sys.argv[1:]))
+        decode_reduced(sys.stdin.buffer.read(), limits=limits, needed=None)
+
+
+if __name__ == "__main__":
+    _decode_and_end()

@@ -20,10 +20,17 @@ from ..inference.labels import SegmentedImage
 from ..record import ModelRecord
 from ..request import SegmentRequest
 from ..telemetry.request_stats import RequestStats
-from .mask import LabelMap, dense_json_bytes, encode_grey_png, encode_jpeg, encode_npy, encode_png
+from .mask import (
+    LabelMap,
+    dense_json_bytes,
+    encode_grey_png,
+    encode_jpeg,
+    encode_npy,
+    encode_png,
+    encode_rle,
+)
 from .overlay import draw_overlay
 from .polygons import encode_polygons
-from .rle import encode_rle
 
 
 def json_bytes(document: object) -> bytes:

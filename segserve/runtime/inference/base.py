@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from math import ceil
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,34 +26,29 @@ from .plan import Plan, TiledScale, costs, plan_inference
 _REDUCED = 1.5
 
 
-class AnySegmenter(Protocol):
-    """What a pipeline needs from a model. `BaseSegmenter` describes the methods."""
+class AnySegmenter(ABC):
+    """A model that segments images.
 
-    @property
-    def record(self) -> ModelRecord: ...
+    Attributes:
+        resize: the rule for the size of the network's input.
+        device: its text is `cpu`, or for example `cuda:0`.
+        precision: the number type of the network's multiplications: bfloat16, float32 or int8.
+        backend: what computes the network, for example `OpenVINO`.
+    """
 
-    @property
-    def device(self) -> object:
-        """Its text is `cpu`, or for example `cuda:0`."""
+    device: object
+    precision: str
+    backend: str
 
-    @property
-    def precision(self) -> str: ...
+    def __init__(self, record: ModelRecord, resize: ResizeRule) -> None:
+        self.record = record
+        self.resize = resize
 
-    @property
-    def backend(self) -> str: ...
+    @abstractmethod
+    def use_threads(self, threads: int) -> None:
+        """The number of threads that compute for the calling thread, from now on."""
 
-    def use_threads(self, threads: int) -> None: ...
-
-    def plan(
-        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
-    ) -> Plan: ...
-
-    def needed_hw(
-        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
-    ) -> tuple[int, int]: ...
-
-    def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]: ...
-
+    @abstractmethod
     def segment(
         self,
         image_rgb: NDArray[np.uint8],
@@ -64,31 +58,54 @@ class AnySegmenter(Protocol):
         tta: Tta = "none",
         rule: LabelRule = EVERY_PIXEL,
         size_hw: tuple[int, int] | None = None,
-    ) -> SegmentedImage: ...
+    ) -> SegmentedImage:
+        """Segments one image.
+
+        Args:
+            image_rgb: uint8 (H, W, 3), RGB, of any size from 1 x 1.
+            timings: receives the seconds of the stages `preprocess` and `inference`, and the cost
+                if it is not 1.
+            mode: `whole`: at the resize rule's size; `slide`: in tiles, at the image's own
+                resolution.
+            tta: `flip` averages over mirror images, `multiscale` also over several scales.
+            rule: applied to the class of each pixel.
+            size_hw: (height, width) of the image if `image_rgb` is a reduced copy of it, see
+                `needed_hw`.
+
+        Raises:
+            OutOfMemoryError: the device or the host has too little memory for this image.
+        """
+
+    def plan(
+        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
+    ) -> Plan:
+        """The plan by which `segment` computes an image of this size."""
+        return plan_inference(self.resize, height_px, width_px, mode=mode, tta=tta)
+
+    def needed_hw(
+        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
+    ) -> tuple[int, int]:
+        """The smallest size of a reduced copy that serves as well as the image. It is never larger
+        than the image.
+        """
+        scales = self.plan(height_px, width_px, mode=mode, tta=tta).scales
+        rows_px, columns_px = (max(tiled.size_hw[side] for tiled in scales) for side in (0, 1))
+        return min(height_px, ceil(_REDUCED * rows_px)), min(width_px, ceil(_REDUCED * columns_px))
+
+    def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
+        """The cost of every mode and TTA for an image of this size, in forward passes of the whole
+        image.
+        """
+        return costs(self.resize, height_px, width_px)
 
 
-class BaseSegmenter(ABC):
-    """A network with its weights.
+class BaseSegmenter(AnySegmenter):
+    """A network with its weights."""
 
-    Attributes:
-        precision: the number type of its multiplications: bfloat16, float32 or int8.
-    """
-
-    precision: str
     _tiles_at_once = 1
 
     def __init__(self, record: ModelRecord, settings: Settings) -> None:
-        self.record = record
-        self._resize: ResizeRule = settings.resize or record.input.resize
-
-    @property
-    @abstractmethod
-    def backend(self) -> str:
-        """What computes the network, for example `OpenVINO`."""
-
-    @abstractmethod
-    def use_threads(self, threads: int) -> None:
-        """The number of threads that compute for the calling thread, from now on."""
+        super().__init__(record, settings.resize or record.input.resize)
 
     @abstractmethod
     def _resized(self, image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> Array:
@@ -118,22 +135,6 @@ class BaseSegmenter(ABC):
         rule: LabelRule = EVERY_PIXEL,
         size_hw: tuple[int, int] | None = None,
     ) -> SegmentedImage:
-        """Segments one image.
-
-        Args:
-            image_rgb: uint8 (H, W, 3), RGB, of any size from 1 x 1.
-            timings: receives the seconds of the stages `preprocess` and `inference`, and the cost
-                if it is not 1.
-            mode: `whole`: at the resize rule's size; `slide`: in tiles, at the image's own
-                resolution.
-            tta: `flip` averages over mirror images, `multiscale` also over several scales.
-            rule: applied to the class of each pixel.
-            size_hw: (height, width) of the image if `image_rgb` is a reduced copy of it, see
-                `needed_hw`.
-
-        Raises:
-            OutOfMemoryError: the device or the host has too little memory for this image.
-        """
         timings = timings or Timings()
         height_px, width_px = size_hw or image_rgb.shape[:2]
         plan = self.plan(height_px, width_px, mode=mode, tta=tta)
@@ -155,30 +156,8 @@ class BaseSegmenter(ABC):
                 "or try again later"
             ) from error
 
-    def _free_memory(self) -> None:  # noqa: B027 - a CPU has nothing to free
+    def _free_memory(self) -> None:
         """Called when the device or the host has too little memory."""
-
-    def plan(
-        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
-    ) -> Plan:
-        """The plan by which `segment` computes an image of this size."""
-        return plan_inference(self._resize, height_px, width_px, mode=mode, tta=tta)
-
-    def needed_hw(
-        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
-    ) -> tuple[int, int]:
-        """The smallest size of a reduced copy that serves as well as the image. It is never larger
-        than the image.
-        """
-        scales = self.plan(height_px, width_px, mode=mode, tta=tta).scales
-        rows_px, columns_px = (max(tiled.size_hw[side] for tiled in scales) for side in (0, 1))
-        return min(height_px, ceil(_REDUCED * rows_px)), min(width_px, ceil(_REDUCED * columns_px))
-
-    def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
-        """The cost of every mode and TTA for an image of this size, in forward passes of the whole
-        image.
-        """
-        return costs(self._resize, height_px, width_px)
 
     def logits(self, image_rgb: NDArray[np.uint8], plan: Plan, timings: Timings) -> Array:
         """uint8 (H, W, 3), RGB -> logits, float32 (classes, h, w), on the grid of the plan's finest
@@ -217,4 +196,4 @@ class BaseSegmenter(ABC):
 
     def preprocess(self, image_rgb: NDArray[np.uint8]) -> Array:
         """uint8 (H, W, 3), RGB -> the network's input, at the resize rule's size."""
-        return self._inputs(self._resized(image_rgb, self._resize.size_for(*image_rgb.shape[:2])))
+        return self._inputs(self._resized(image_rgb, self.resize.size_for(*image_rgb.shape[:2])))

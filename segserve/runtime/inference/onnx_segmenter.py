@@ -82,7 +82,7 @@ class OnnxSegmenter(BaseSegmenter):
         self._most_threads = threads
         self._threads = local()
         try:
-            self._backend, self.precision, self._network = _compiled(network, settings, threads)
+            self.backend, self.precision, self._network = _compiled(network, settings, threads)
             self._check()
         except (ModelError, ModuleNotFoundError):
             raise
@@ -129,10 +129,6 @@ class OnnxSegmenter(BaseSegmenter):
                 "`segserve archive --runtime onnx` makes it, where PyTorch is installed"
             )
         return cls(network, record, settings=settings, threads=threads)
-
-    @property
-    def backend(self) -> str:
-        return self._backend
 
     def use_threads(self, threads: int) -> None:
         self._threads.count = threads
