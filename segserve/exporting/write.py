@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from ..runtime.decode.image import decode_image
 from ..runtime.encode.mask import LabelMap
 from ..runtime.errors import ModelError
 from ..runtime.files import whole_file, write_whole
@@ -203,7 +204,9 @@ def _verified(
     probability_difference: float,
 ) -> ExportReport:
     record, exported = expected.record, PictureModel(file)
-    pictures = [*_generated(), *(_read(path) for path in checks.images)]
+    limit = Settings().max_image_pixels
+    photographs = (decode_image(path.read_bytes(), max_pixels=limit) for path in checks.images)
+    pictures = [*_generated(), *photographs]
     equal = [
         float((exported.label_map(picture) == expected.segment(picture).label_map).mean())
         for picture in pictures
@@ -250,12 +253,6 @@ def _check(report: ExportReport) -> None:
 def _generated() -> list[NDArray[np.uint8]]:
     picture = Image.fromarray(check_image()[0])
     return [np.array(picture.resize(size, Image.Resampling.BICUBIC)) for size in _SIZES]
-
-
-def _read(path: Path) -> NDArray[np.uint8]:
-    from ..runtime.decode.image import decode_image
-
-    return decode_image(path.read_bytes(), max_pixels=Settings().max_image_pixels)
 
 
 def _compared(

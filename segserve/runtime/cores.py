@@ -23,9 +23,7 @@ def bounded_spinning(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def available_cores(cgroup: Path = _CGROUP) -> int:
-    """The cores that the scheduler may use. A container's CPU quota, rounded up, limits the number
-    further.
-    """
+    """The cores that the scheduler may use, at most the container's CPU quota, rounded up."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

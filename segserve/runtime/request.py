@@ -76,9 +76,7 @@ def negotiate(accept: str | None) -> MediaType:
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether an `Accept-Encoding` header names gzip, with a quality above 0 (RFC 9110, section
-    12.5.3).
-    """
+    """Whether an `Accept-Encoding` header allows gzip (RFC 9110, section 12.5.3)."""
     codings = dict(_media_range(part) for part in accept_encoding.split(","))
     return codings.get("gzip", 0.0) > 0
 
@@ -147,9 +145,7 @@ class SegmentRequest:
 
     @property
     def with_confidence(self) -> bool:
-        """Whether the response contains the top probability of every pixel. Only JSON can contain
-        it.
-        """
+        """Whether the response, which must be JSON, contains every pixel's probability."""
         return self.options.confidence and self.media_type is MediaType.JSON
 
 

@@ -68,9 +68,7 @@ class CudaStreams:
 
 
 def uploaded(pixels: Tensor, device: torch.device) -> Tensor:
-    """Copies a tensor from the host to the device. A copy to a GPU uses pinned memory and is
-    asynchronous.
-    """
+    """Copies a tensor to the device; to a GPU asynchronously, from pinned memory."""
     if device.type == "cuda":
         return pixels.pin_memory().to(device, non_blocking=True)
     return pixels.to(device)
@@ -95,8 +93,8 @@ class GraphedNetwork:
         self._most = most
         self._is_on = True
         self._seen: set[torch.Size] = set()
-        self._graphs_by_stream: defaultdict[Hashable, OrderedDict[torch.Size, Network]] = (
-            defaultdict(OrderedDict)
+        self._graphs_by_stream = defaultdict[Hashable, OrderedDict[torch.Size, Network]](
+            OrderedDict
         )
         self._lock = Lock()
 
@@ -156,9 +154,7 @@ class CudaRecorder:
         self._pools = defaultdict[Hashable, Any](torch.cuda.graph_pool_handle)
 
     def stream_key(self) -> Hashable:
-        """The stream of this thread. Work in one stream is computed in the order in which it was
-        queued.
-        """
+        """Identifies this thread's stream, which computes its work in the order of the queue."""
         return torch.cuda.current_stream(self._device).cuda_stream
 
     def record(self, network: Network, inputs: Tensor) -> Network:

@@ -163,9 +163,7 @@ def _declared_pixels(header: bytes) -> int:
 
 
 def _read_timing(bits: "_Bits") -> int:
-    """Skips the timing information. Returns the length of a decoder delay in bits; 0 if there is
-    none.
-    """
+    """Skips the timing information. Returns the bits of a decoder delay; 0 without one."""
     if not bits.read(1):
         return 0
     bits.read(64)

@@ -38,9 +38,7 @@ _SLOTS = 64  # images that one process decodes at once; the next one waits
 _DIGEST_BYTES = 32
 # At most 5 s to decode (docs/hostile-input.md). The rest is for a new process on a busy machine.
 _CHECK_S = 20
-_REJECTED_FOR_S = (
-    24 * 3600
-)  # then it is checked again: decoders improve, and folders outlive upgrades
+_REJECTED_FOR_S = 24 * 3600  # then it is checked again: decoders improve
 _NOTES, _LOCK = "notes-", "lock"
 
 
@@ -63,9 +61,7 @@ class Quarantine:
 
     @classmethod
     def in_temporary_folder(cls) -> Self | None:
-        """The quarantine of all workers with this user and this $TMPDIR; None if its folder is not
-        writable.
-        """
+        """That of all workers with this user and $TMPDIR; None if its folder is not writable."""
         try:
             return cls(_private_folder())
         except OSError as error:
@@ -73,9 +69,7 @@ class Quarantine:
             return None
 
     def sweep(self) -> None:
-        """Marks an image as suspect if another worker died while decoding it. A new worker has
-        already done so.
-        """
+        """Marks an image as suspect if another worker died while decoding it."""
         with suppress(OSError), _locked(self._folder):
             self._accuse()
 
@@ -94,9 +88,7 @@ class Quarantine:
             return decode_reduced(content, limits=limits, needed=needed, alpha=alpha)
 
     def _examine(self, mark: Path, content: bytes, limits: PixelLimits) -> None:
-        """Checks a suspect image. An empty mark means that the image is suspect; a reason in it
-        means rejected.
-        """
+        """Checks a marked image. An empty mark: suspect; a reason in the mark: rejected."""
         try:
             found = mark.stat()
         except FileNotFoundError:
@@ -157,9 +149,7 @@ class _Notes:
 
 
 def _left_behind(notes: Path) -> list[bytes]:
-    """The images that a dead process was decoding. Deletes its notes. The list is empty if the
-    process is alive.
-    """
+    """The images that a dead process was decoding; none if it lives. Deletes its notes."""
     with notes.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

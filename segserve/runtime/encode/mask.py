@@ -23,9 +23,8 @@ def encode_png(label_map: LabelMap, palette: bytes) -> bytes:
 
 def encode_grey_png(values: NDArray[np.uint8]) -> bytes:
     """A PNG with 8 bits per pixel, from uint8 (H, W)."""
-    return _saved(
-        Image.fromarray(values), "PNG", compress_level=1, compress_type=Z_RLE
-    )  # smaller, and as fast
+    # Z_RLE: smaller, and as fast.
+    return _saved(Image.fromarray(values), "PNG", compress_level=1, compress_type=Z_RLE)
 
 
 def encode_npy(label_map: LabelMap) -> bytes:
@@ -56,9 +55,7 @@ def dense_json_bytes(pixels_by_class: dict[int, int], height_px: int) -> int:
 
 
 class Rle(TypedDict):
-    """`size` is [height, width] in pixels. `counts` are run lengths down the columns, compressed to
-    ASCII.
-    """
+    """`size`: [height, width] in pixels. `counts`: run lengths down the columns, as ASCII."""
 
     size: list[int]
     counts: str
@@ -98,20 +95,15 @@ def _run_starts(label_map: LabelMap) -> tuple[NDArray[np.int64], NDArray[np.int6
     """
     tops = np.flatnonzero(label_map[0, 1:] != label_map[-1, :-1]) + 1
     y, x = np.divmod(np.flatnonzero(label_map[1:] != label_map[:-1]), label_map.shape[1])
-    x, y = (
-        np.concatenate([[0], tops, x]),
-        np.concatenate([np.zeros(len(tops) + 1, np.int64), y + 1]),
-    )
-    by_column = np.argsort(
-        x.astype(np.min_scalar_type(x.max())), kind="stable"
-    )  # 16 bits use radix sort
+    x = np.concatenate([[0], tops, x])
+    y = np.concatenate([np.zeros(len(tops) + 1, np.int64), y + 1])
+    # 16 bits use radix sort.
+    by_column = np.argsort(x.astype(np.min_scalar_type(x.max())), kind="stable")
     return x[by_column], y[by_column]
 
 
 def _counts(starts: NDArray[np.int64], ends: NDArray[np.int64], pixels: int) -> list[int]:
-    """The lengths of alternating runs of 0 and 1. As in COCO, the first run is of 0, even if it has
-    no pixels.
-    """
+    """The lengths of alternating runs of 0 and 1. The first is of 0, even without pixels."""
     edges = np.empty(2 * len(starts) + 1, np.int64)
     edges[:-1:2], edges[1::2], edges[-1] = starts, ends, pixels
     counts: list[int] = np.diff(edges, prepend=0).tolist()

@@ -1,6 +1,4 @@
-"""Encodes a segmentation as a response body, in the media type and encoding that the request
-selects.
-"""
+"""Encodes a segmentation as the response body that the request selects."""
 
 import base64
 import gzip
@@ -57,31 +55,21 @@ class JsonResponse:
 
     def size_bytes(self, mask: MaskEncoding, *, confidence: bool) -> int:
         """The size of `body` in bytes, computed without the rows of `dense`."""
-        size = len(json_bytes(self._document(mask, confidence=confidence, texts={})))
-        size += self._dense_bytes if mask == "dense" else len(self._mask_text(mask))
-        return size + (len(self._confidence_text) if confidence else 0)
+        size = len(self._json(mask, confidence=confidence, has_rows=False))
+        return size + self._dense_bytes if mask == "dense" else size
 
     def body(self, mask: MaskEncoding, *, confidence: bool) -> bytes:
-        texts = {"mask": self._mask_text(mask)}
-        if confidence:
-            texts["confidence"] = self._confidence_text
-        return json_bytes(self._document(mask, confidence=confidence, texts=texts))
+        return self._json(mask, confidence=confidence, has_rows=True)
 
-    def _document(
-        self, mask: MaskEncoding, *, confidence: bool, texts: dict[str, bytes]
-    ) -> dict[str, Any]:
-        """The document. Its members with pixels hold the JSON of `texts`, or are empty."""
+    def _json(self, mask: MaskEncoding, *, confidence: bool, has_rows: bool) -> bytes:
         document = dict(self._head)
-        for name, encoding, requested in (
-            ("mask", mask, mask != "none"),
-            ("confidence", "png", confidence),
-        ):
-            if requested:
-                document[name] = {
-                    "encoding": encoding,
-                    "data": orjson.Fragment(texts.get(name, b"")),
-                }
-        return document
+        if mask != "none":
+            text = self._mask_text(mask) if has_rows or mask != "dense" else b""
+            document["mask"] = {"encoding": mask, "data": orjson.Fragment(text)}
+        if confidence:
+            text = self._confidence_text
+            document["confidence"] = {"encoding": "png", "data": orjson.Fragment(text)}
+        return json_bytes(document)
 
     @cached_property
     def _head(self) -> dict[str, Any]:
@@ -131,7 +119,6 @@ def _base64_text(content: bytes) -> bytes:
 
 JPEG_MAX_SIDE_PX = 65_500  # libjpeg's limit; the format itself allows 65,535
 
-
 # A larger JSON body is compressed for clients that accept it. The rows of `dense` become a hundred
 # times smaller in less time than servers and clients need to pass them on. Masks in `png` are
 # smaller than this, and compressed already.
@@ -155,9 +142,7 @@ class Response:
 
     @property
     def server_timing(self) -> str:
-        """The `Server-Timing` header: milliseconds per stage, with a description where a stage has
-        one.
-        """
+        """The `Server-Timing` header: milliseconds per stage."""
         if self.stats is None:
             return ""
         timings = self.stats.timings
@@ -261,9 +246,7 @@ def _json_name(mask: str, *, confidence: bool) -> str:
 def _sizes(
     in_json: JsonResponse, label_map: LabelMap, record: ModelRecord, *, confidence: bool
 ) -> dict[str, int]:
-    """Size in bytes of every possible response for this image, keyed by the option that selects
-    it.
-    """
+    """Size in bytes of every possible response, by the option that selects it."""
     in_json_sizes = {
         _json_name(mask, confidence=with_it): in_json.size_bytes(mask, confidence=with_it)
         for with_it in ((True, False) if confidence else (False,))

@@ -1,6 +1,4 @@
-"""Converts RGB pixels to the class of every pixel at the image's own size, whatever computes the
-network. Calls do not affect each other.
-"""
+"""RGB pixels to the class of every pixel, whatever computes the network."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
@@ -85,17 +83,13 @@ class AnySegmenter(ABC):
     def needed_hw(
         self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
     ) -> tuple[int, int]:
-        """The smallest size of a reduced copy that serves as well as the image. It is never larger
-        than the image.
-        """
+        """The size, at most the image's, of a reduced copy that serves as well as the image."""
         scales = self.plan(height_px, width_px, mode=mode, tta=tta).scales
         rows_px, columns_px = (max(tiled.size_hw[side] for tiled in scales) for side in (0, 1))
         return min(height_px, ceil(_REDUCED * rows_px)), min(width_px, ceil(_REDUCED * columns_px))
 
     def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
-        """The cost of every mode and TTA for an image of this size, in forward passes of the whole
-        image.
-        """
+        """The cost of every mode and TTA, in forward passes of the whole image."""
         return costs(self.resize, height_px, width_px)
 
 
@@ -117,9 +111,7 @@ class BaseSegmenter(AnySegmenter):
 
     @abstractmethod
     def infer(self, inputs: Array) -> Array:
-        """The network's input, of N images -> logits, float32 (N, classes, h / stride, w /
-        stride), contiguous.
-        """
+        """Inputs of N images -> contiguous logits, float32 (N, classes, h / stride, w / stride)."""
 
     def _computing(self) -> AbstractContextManager[object]:
         """Encloses the computation of an image."""

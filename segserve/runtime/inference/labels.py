@@ -1,6 +1,4 @@
-"""Converts logits to the class of every pixel at the image's own size, and to a table of the
-classes present.
-"""
+"""Logits to the class of every pixel at the image's size, and a table of the classes."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -272,9 +270,7 @@ class _Tally:
 
 
 def _sum(values: Array) -> Array:
-    """Sums a part of an image, float32 (H, W), row by row. The result does not depend on the number
-    of threads, and is exact for counts.
-    """
+    """Sums float32 (H, W) row by row: exact for counts, and independent of the threads."""
     xp = namespace(values)
     return xp.sum(xp.sum(values, 1), dtype=xp.float64)
 

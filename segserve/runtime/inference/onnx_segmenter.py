@@ -55,9 +55,7 @@ def made_from(record: ModelRecord) -> str:
 
 
 def check_image() -> NDArray[np.uint8]:
-    """An image, uint8 (1, 96, 128, 3), smooth like a photograph: noise causes activations that no
-    photograph causes.
-    """
+    """uint8 (1, 96, 128, 3), smooth: noise causes activations that no photograph causes."""
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(noise).resize((128, 96), Image.Resampling.BICUBIC))[None]
 
@@ -68,9 +66,7 @@ def relative_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -
 
 
 class OnnxSegmenter(BaseSegmenter):
-    """A network of ONNX on the CPU. Computes in bf16 if OpenVINO does on this processor, unless
-    `precision` is fp32.
-    """
+    """A network of ONNX on the CPU, in bf16 where OpenVINO has it and the settings allow it."""
 
     device = "cpu"
 
@@ -91,9 +87,7 @@ class OnnxSegmenter(BaseSegmenter):
             raise ModelError(f"{NETWORK_FILE} cannot be loaded: {reason}") from error
 
     def _check(self) -> None:
-        """Checks that the network belongs to the record, and gives PyTorch's logits on this
-        processor.
-        """
+        """Checks that the network is the record's, and gives PyTorch's logits here."""
         properties = self._network.properties
         if properties.get(RECORD_PROPERTY) != made_from(self.record):
             raise ModelError(

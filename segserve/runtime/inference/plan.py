@@ -47,9 +47,7 @@ class TileAxis:
 
 @dataclass(frozen=True)
 class TiledScale:
-    """The image at one scale, cut into rows and columns of tiles. A single tile is the whole
-    image.
-    """
+    """The image at one scale, in rows and columns of tiles. One tile is the whole image."""
 
     rows: TileAxis
     columns: TileAxis

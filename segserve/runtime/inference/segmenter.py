@@ -121,9 +121,8 @@ class Segmenter(BaseSegmenter):
         """
         pixels = torch.from_numpy(image_rgb).permute(2, 0, 1).unsqueeze(0)
         height_px, width_px = image_rgb.shape[:2]
-        if (
-            size_hw[0] < height_px and size_hw[1] > width_px
-        ):  # a thin column: shrink the rows first to save memory
+        if size_hw[0] < height_px and size_hw[1] > width_px:
+            # A thin column: shrinking the rows first saves memory.
             pixels = _resized(pixels, (size_hw[0], width_px))
         if size_hw != pixels.shape[2:]:
             pixels = _resized(pixels, size_hw)
@@ -171,18 +170,14 @@ def _name_of(dtype: torch.dtype) -> str:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes bf16 natively. Otherwise bf16 is emulated, and slower than
-    float32.
-    """
+    """Whether the device computes bf16 natively. Emulated, it is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Converts convolutions and linear layers to `dtype`. Norms stay float32: their variances need
-    the precision.
-    """
+    """Converts convolutions and linear layers. The variances of norms need float32."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
