@@ -5,7 +5,6 @@ The image is the raw body, the part `data` or `body` of a multipart form, or bas
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -171,16 +170,13 @@ def read_request(
     given = {**_header_options(lowered), **fields}
     for name, value in given.items():
         _check_option_size(name, value)
+    options = parse_options(given, defaults)
     accept = lowered.get("accept")
-    options, responded = (
-        parse_options(given, defaults),
-        negotiate(None if accept is None else str(accept)),
-    )
+    responded = negotiate(None if accept is None else str(accept))
     if "confidence" in given and options.confidence and responded is not MediaType.JSON:
         raise BadOptionError(
             f"option confidence: only {MediaType.JSON} can contain it, and Accept requests "
-            f"{responded}; "
-            "accept JSON with mask=png, or leave the option out"
+            f"{responded}; accept JSON with mask=png, or leave the option out"
         )
     gzip = accepts_gzip(str(lowered.get("accept-encoding", "")))
     return SegmentRequest(image, options, responded, gzip)
@@ -210,8 +206,7 @@ def _check_option_size(name: str, value: object) -> None:
     if characters > MAX_OPTION_CHARACTERS:
         raise BadOptionError(
             f"option {name!r:.40}: got {characters} characters, the limit is "
-            f"{MAX_OPTION_CHARACTERS}; "
-            "the image belongs in the part 'data'"
+            f"{MAX_OPTION_CHARACTERS}; the image belongs in the part 'data'"
         )
 
 
@@ -220,9 +215,8 @@ def _image_and_fields(row: Mapping[str, object], is_json: bool) -> tuple[bytes, 
     if part is None:
         raise NoImageError(f"no image: expected a body or a form part 'data', got {_names(row)}")
     content = row[part]
-    fields: dict[str, object] = {
-        name: _text(name, value) for name, value in row.items() if name != part
-    }
+    others = ((name, value) for name, value in row.items() if name != part)
+    fields: dict[str, object] = {name: _text(name, value) for name, value in others}
     if isinstance(content, str) and not is_json:
         content = content.encode("utf-8")
     if isinstance(content, bytes | bytearray | memoryview):
@@ -259,9 +253,8 @@ def _from_json(document: object) -> tuple[bytes, dict[str, object]]:
         )
     if not isinstance(text, str):
         raise BadBase64Error(f"member 'data': expected base64 text, got {type(text).__name__}")
-    return _not_empty(_decoded(text)), {
-        name: value for name, value in document.items() if name != "data"
-    }
+    members = {name: value for name, value in document.items() if name != "data"}
+    return _not_empty(_decoded(text)), members
 
 
 def _decoded(text: str) -> bytes:
@@ -269,10 +262,9 @@ def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(payload.encode("ascii").translate(None, _WHITESPACE), validate=True)
     except UnicodeEncodeError as error:
-        raise BadBase64Error(
-            "member 'data' is not base64: it holds characters beyond ASCII"
-        ) from error
-    except (binascii.Error, ValueError) as error:
+        reason = "it holds characters beyond ASCII"
+        raise BadBase64Error(f"member 'data' is not base64: {reason}") from error
+    except ValueError as error:
         raise BadBase64Error(f"member 'data' is not base64: {error}") from error
 
 

@@ -285,9 +285,8 @@ def _check_run_lengths(image: Image.Image, size_bytes: int) -> None:
     if size_bytes > _MAX_RUN_LENGTH_BYTES or image.width > _MAX_RUN_LENGTH_WIDTH_PX:
         raise TooLargeError(
             f"a run-length encoded bitmap of {image.width} pixels a row in {size_bytes} bytes, the "
-            "limits are "
-            f"{_MAX_RUN_LENGTH_WIDTH_PX} and {_MAX_RUN_LENGTH_BYTES}; save it without that "
-            "encoding, or as PNG"
+            f"limits are {_MAX_RUN_LENGTH_WIDTH_PX} and {_MAX_RUN_LENGTH_BYTES}; save it without "
+            "that encoding, or as PNG"
         )
 
 

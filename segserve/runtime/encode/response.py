@@ -61,6 +61,18 @@ class JsonResponse:
     def body(self, mask: MaskEncoding, *, confidence: bool) -> bytes:
         return self._json(mask, confidence=confidence, has_rows=True)
 
+    def all_sizes(self, *, confidence: bool) -> dict[str, int]:
+        """Size in bytes of every possible response, by the option that selects it."""
+        label_map = self._segmentation.label_map
+        sizes = {
+            _json_name(mask, confidence=with_it): self.size_bytes(mask, confidence=with_it)
+            for with_it in ((True, False) if confidence else (False,))
+            for mask in get_args(MaskEncoding)
+        }
+        sizes[f"Accept: {MediaType.NPY}"] = len(encode_npy(label_map))
+        sizes[f"Accept: {MediaType.PNG}"] = len(encode_png(label_map, self._record.palette))
+        return sizes
+
     def _json(self, mask: MaskEncoding, *, confidence: bool, has_rows: bool) -> bytes:
         document = dict(self._head)
         if mask != "none":
@@ -146,9 +158,9 @@ class Response:
         if self.stats is None:
             return ""
         timings = self.stats.timings
+        described = {stage: f';desc="{text}"' for stage, text in timings.descriptions.items()}
         return ", ".join(
-            f"{stage};dur={1000 * seconds:.2f}"
-            + (f';desc="{timings.descriptions[stage]}"' if stage in timings.descriptions else "")
+            f"{stage};dur={1000 * seconds:.2f}{described.get(stage, '')}"
             for stage, seconds in timings.seconds.items()
         )
 
@@ -183,18 +195,22 @@ def encode_response(
         ResponseTooLargeError: the body is larger than `max_bytes`; the message lists the encodings
             that are small enough. Or the image is too large for JPEG.
     """
-    label_map = segmentation.label_map
     in_json = JsonResponse(segmentation, record)
     if request.media_type is MediaType.JSON:
-        return _json_body(request, in_json, label_map, record, max_bytes)
+        mask, confidence = request.options.mask, request.with_confidence
+        size_bytes = in_json.size_bytes(mask, confidence=confidence)
+        if size_bytes > max_bytes:
+            sizes = in_json.all_sizes(confidence=confidence)
+            raise _too_large(_json_name(mask, confidence=confidence), size_bytes, sizes, max_bytes)
+        return in_json.body(mask, confidence=confidence)
     if request.media_type is MediaType.PNG:
-        body = encode_png(label_map, record.palette)
+        body = encode_png(segmentation.label_map, record.palette)
     elif request.media_type is MediaType.NPY:
-        body = encode_npy(label_map)
+        body = encode_npy(segmentation.label_map)
     else:
         body = _overlay_jpeg(image_rgb, segmentation, record)
     if len(body) > max_bytes:
-        sizes = _sizes(in_json, label_map, record, confidence=False)
+        sizes = in_json.all_sizes(confidence=False)
         raise _too_large(f"Accept: {request.media_type}", len(body), sizes, max_bytes)
     return body
 
@@ -224,39 +240,8 @@ def _reduced(label_map: LabelMap, size_hw: tuple[int, ...]) -> LabelMap:
     return reduced_map
 
 
-def _json_body(
-    request: SegmentRequest,
-    in_json: JsonResponse,
-    label_map: LabelMap,
-    record: ModelRecord,
-    max_bytes: int,
-) -> bytes:
-    mask, confidence = request.options.mask, request.with_confidence
-    size_bytes = in_json.size_bytes(mask, confidence=confidence)
-    if size_bytes > max_bytes:
-        sizes = _sizes(in_json, label_map, record, confidence=confidence)
-        raise _too_large(_json_name(mask, confidence=confidence), size_bytes, sizes, max_bytes)
-    return in_json.body(mask, confidence=confidence)
-
-
 def _json_name(mask: str, *, confidence: bool) -> str:
     return f"mask={mask} confidence=true" if confidence else f"mask={mask}"
-
-
-def _sizes(
-    in_json: JsonResponse, label_map: LabelMap, record: ModelRecord, *, confidence: bool
-) -> dict[str, int]:
-    """Size in bytes of every possible response, by the option that selects it."""
-    in_json_sizes = {
-        _json_name(mask, confidence=with_it): in_json.size_bytes(mask, confidence=with_it)
-        for with_it in ((True, False) if confidence else (False,))
-        for mask in get_args(MaskEncoding)
-    }
-    return {
-        **in_json_sizes,
-        f"Accept: {MediaType.NPY}": len(encode_npy(label_map)),
-        f"Accept: {MediaType.PNG}": len(encode_png(label_map, record.palette)),
-    }
 
 
 def _too_large(

@@ -55,10 +55,8 @@ class CandidateMap:
     @classmethod
     def of(cls, logits: Array, temperature: float = 1.0) -> Self:
         xp = namespace(logits)
-        largest, smallest = (
-            _among_neighbours(logits, xp.maximum),
-            _among_neighbours(logits, xp.minimum),
-        )
+        largest = _among_neighbours(logits, xp.maximum)
+        smallest = _among_neighbours(logits, xp.minimum)
         may_win = xp.any(largest >= xp.amax(smallest, 0), 2)
         most = _with_next_row(softmax(logits / temperature), xp.maximum)
         probable = xp.any(most > _NEGLIGIBLE, 2)

@@ -5,11 +5,10 @@ OpenVINO computes it where it is installed, else ONNX Runtime.
 
 import base64
 import json
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from threading import local
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,15 +29,6 @@ LOGITS_PROPERTY = "float32_logits"
 # The largest RMS difference to PyTorch's logits, in standard deviations of the logits. A wrong
 # network has about 1.
 _TOLERANCES = {"float32": 3e-3, "bfloat16": 0.1}
-
-
-class CompiledNetwork(Protocol):
-    """A network that is ready to compute, and the properties of its file."""
-
-    @property
-    def properties(self) -> Mapping[str, str]: ...
-
-    def infer(self, inputs: NDArray[Any], threads: int) -> NDArray[np.float32]: ...
 
 
 def made_from(record: ModelRecord) -> str:
@@ -144,7 +134,9 @@ class OnnxSegmenter(BaseSegmenter):
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
-def _compiled(network: Path, settings: Settings, threads: int) -> tuple[str, str, CompiledNetwork]:
+def _compiled(
+    network: Path, settings: Settings, threads: int
+) -> tuple[str, str, "OpenVinoNetworkFile | OnnxRuntimeNetwork"]:
     """The name of what computes, its precision, and the network."""
     if find_spec("openvino") is None and find_spec("onnxruntime") is not None:
         return "ONNX Runtime", "float32", OnnxRuntimeNetwork(network)
