@@ -2,11 +2,10 @@
 
 Imports torch alone, so that this one file can be read, copied, traced and packed on its own.
 
-Sources: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation",
-    arXiv:1706.05587,
-section 3.3. `ASPP` and `DeepLabHead` carry the parameter names of torchvision's heads, so its
-published checkpoints load with `strict=True`; `CoreNetHead` and `MultiScaleDeepLabHead` follow the
-design of CoreNet's `deeplabv3` and `msc_deeplabv3` segmentation heads.
+Source: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation",
+arXiv:1706.05587, section 3.3. `ASPP` and `DeepLabHead` carry the parameter names of torchvision's
+heads, so its published checkpoints load with `strict=True`; `CoreNetHead` and
+`MultiScaleDeepLabHead` follow CoreNet's `deeplabv3` and `msc_deeplabv3` segmentation heads.
 
 All inputs and outputs are floating point tensors (N, C, H, W); outputs are logits, not
 probabilities.
@@ -128,19 +127,12 @@ class ASPP(nn.Module):
         _check_positive(in_channels=in_channels, out_channels=out_channels)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: got {dropout}, allowed is 0 <= dropout < 1")
-        atrous = [
-            ASPPConv(in_channels, out_channels, rate, separable=separable) for rate in atrous_rates
-        ]
-        self.convs = nn.ModuleList(
-            [
-                _conv1x1_bn_relu(in_channels, out_channels),
-                *atrous,
-                ASPPPooling(in_channels, out_channels),
-            ]
-        )
-        self.project = nn.Sequential(
-            *_conv1x1_bn_relu(len(self.convs) * out_channels, out_channels), nn.Dropout(dropout)
-        )
+        convs: list[nn.Module] = [_conv1x1_bn_relu(in_channels, out_channels)]
+        for rate in atrous_rates:
+            convs.append(ASPPConv(in_channels, out_channels, rate, separable=separable))
+        self.convs = nn.ModuleList([*convs, ASPPPooling(in_channels, out_channels)])
+        fused = _conv1x1_bn_relu(len(self.convs) * out_channels, out_channels)
+        self.project = nn.Sequential(*fused, nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         branches = [conv(x) for conv in self.convs]
@@ -154,8 +146,7 @@ class DeepLabHead(nn.Sequential):
     Shape: (N, in_channels, H, W) -> logits (N, num_classes, H, W).
 
     Raises:
-        ValueError: a channel count, the class count or a rate is below 1, or dropout is outside [0,
-            1).
+        ValueError: a count or a rate is below 1, or dropout is outside [0, 1).
     """
 
     def __init__(
@@ -186,8 +177,7 @@ class CoreNetHead(nn.Sequential):
     Shape: (N, in_channels, H, W) -> logits (N, num_classes, H, W).
 
     Raises:
-        ValueError: a channel count, the class count or a rate is below 1, or dropout is outside [0,
-            1).
+        ValueError: a count or a rate is below 1, or dropout is outside [0, 1).
     """
 
     def __init__(
@@ -217,9 +207,8 @@ class MultiScaleDeepLabHead(nn.Module):
     arXiv:1609.05158). A level 2 of odd size is first padded with its last row or column; a level
     whose size then still differs from level 3's is resized to it bilinearly.
 
-    Shape: [(N, C2, H2, W2), (N, C3, H, W), (N, C4, H4, W4), (N, C5, H5, W5)] -> logits (N,
-        num_classes, f H, f W),
-    f being `output_upsample_factor`.
+    Shape: [(N, C2, H2, W2), (N, C3, H, W), (N, C4, H4, W4), (N, C5, H5, W5)] -> logits
+        (N, num_classes, f H, f W), f being `output_upsample_factor`.
 
     Args:
         level_channels: channels of levels 2, 3, 4 and 5. Level 4's divide by 4 and level 5's by 16.
@@ -357,12 +346,7 @@ def _fused_channels(level_channels: Sequence[int]) -> int:
             f"level_channels: got {len(level_channels)} counts, expected 4 (levels 2, 3, 4 and 5)"
         )
     level2, level3, level4, level5 = level_channels
-    for level, channels, divisor in (
-        (2, level2, 1),
-        (3, level3, 1),
-        (4, level4, 4),
-        (5, level5, 16),
-    ):
+    for level, channels, divisor in zip((2, 3, 4, 5), level_channels, (1, 1, 4, 16), strict=True):
         if channels < 1 or channels % divisor:
             raise ValueError(
                 f"level_channels: level {level} has {channels} channels, expected a positive "

@@ -56,24 +56,16 @@ class DeepLabHandler:
         except errors.ModelError as error:
             raise RuntimeError(f"cannot serve this archive: {error}") from None
         self._pipeline.warm_up()
-        # One for each device, because failover changes it: a failed GPU is not
-        # queried any more.
+        # One for each device, because failover changes it: a failed GPU is not queried any more.
         self._telemetry = cache(
             partial(Telemetry, segmenter.record, server=context.metrics, tracing=tracing)
         )
         self._telemetry(str(segmenter.device)).loaded()
-        logger.info(
-            "serving %s on %s in %s by %s",
-            segmenter.record.name,
-            segmenter.device,
-            segmenter.precision,
-            segmenter.backend,
-        )
+        facts = segmenter.record.name, segmenter.device, segmenter.precision, segmenter.backend
+        logger.info("serving %s on %s in %s by %s", *facts)
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:  # noqa: ANN401
-        """Handles every request of a batch separately: its body, status, type and timing, in
-        order.
-        """
+        """Handles every request of a batch separately, and returns the bodies in order."""
         began_s = perf_counter()
         headers = [context.get_all_request_header(index) for index in range(len(data))]
         responses = self._executor.map(
@@ -93,11 +85,9 @@ class DeepLabHandler:
 
     def _respond(self, request: tuple[Mapping[str, object], Mapping[str, object]]) -> Response:
         row, headers = request
-        return (
-            self._pipeline.describe()
-            if _sends_for_description(row, headers)
-            else self._pipeline.respond(row, headers)
-        )
+        if _sends_for_description(row, headers):
+            return self._pipeline.describe()
+        return self._pipeline.respond(row, headers)
 
 
 def _device(gpu_id: int | None) -> str:

@@ -87,13 +87,11 @@ def _head_file() -> Path:
 
 
 def config_of(model: Path) -> Path:
-    """The `model-config.yaml` that goes with a model folder: its own, else its neighbours', else
-    the project's.
-    """
-    own = next(
-        (path for path in (model / CONFIG_FILE, model.parent / CONFIG_FILE) if path.exists()), None
-    )
-    return own or resource(f"model/{CONFIG_FILE}")
+    """A model's `model-config.yaml`: its own, else its neighbours', else the project's."""
+    for path in (model / CONFIG_FILE, model.parent / CONFIG_FILE):
+        if path.exists():
+            return path
+    return resource(f"model/{CONFIG_FILE}")
 
 
 def _packed(
@@ -121,18 +119,11 @@ def _packed(
     }
     command += [str(part) for flag in files.items() for part in flag]
     # The archiver empties $TMPDIR/NAME: it gets one of its own.
-    result = subprocess.run(
-        command,
-        env={**os.environ, "TMPDIR": str(scratch)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise ModelError(
-            "torch-model-archiver failed: "
-            f"{' '.join((result.stderr or result.stdout).split())[-500:]}"
-        )
+        reason = " ".join((result.stderr or result.stdout).split())[-500:]
+        raise ModelError(f"torch-model-archiver failed: {reason}")
     return export / f"{record.name}.mar"
 
 

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runtime.classes import class_ids
 from ..runtime.record import (
     ModelRecord,
     named_weights,
@@ -22,7 +21,7 @@ from ..runtime.record import (
     sha256_of,
     verified_file,
 )
-from ..runtime.request import parse_options
+from ..runtime.request import class_ids, parse_options
 from ..runtime.settings import read_config
 from .errors import BulkError, StoppedError, printable
 from .executor import Interrupts

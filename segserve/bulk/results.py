@@ -9,8 +9,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from ..client import Segmentation
-from ..runtime.encode.mask import LabelMap, encode_npy, encode_png
-from ..runtime.encode.rle import encode_rle
+from ..runtime.encode.mask import LabelMap, encode_npy, encode_png, encode_rle
 from ..runtime.files import whole_file
 from .errors import printable
 from .sources import Source

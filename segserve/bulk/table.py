@@ -11,8 +11,7 @@ import pyarrow as pa
 from pyarrow import compute as pc
 from pyarrow import dataset, parquet
 
-from ..runtime.encode.mask import LabelMap
-from ..runtime.encode.rle import encode_rle
+from ..runtime.encode.mask import LabelMap, encode_rle
 from ..runtime.record import ModelRecord
 from ..schema.response import ClassArea
 from .sources import Source

@@ -145,7 +145,7 @@ class Segmentation:
             supports holes. `area` is in pixels, `bbox` is [x, y, width, height], and `score` is the
             class's mean confidence.
         """
-        from ..runtime.encode.rle import encode_rle
+        from ..runtime.encode.mask import encode_rle
 
         ids = {row.id: row.id for row in self.classes} if category_ids is None else category_ids
         rows = [row for row in self._foreground if row.id in ids]

@@ -1,6 +1,4 @@
-"""Writes a model's network as ONNX for the runtime `onnx`: the graph in a small file, which refers
-to the weights in their own.
-"""
+"""Writes a network as ONNX for the runtime `onnx`: a graph that refers to the weights file."""
 
 import base64
 import json
@@ -135,9 +133,8 @@ def _refer_to(weights: Path, graph: onnx.GraphProto) -> None:
         data_type, offset, length = stored[name]
         if data_type != TensorProto.FLOAT:
             half = f"{initializer.name}.half"
-            converted.append(
-                helper.make_node("Cast", [half], [initializer.name], to=TensorProto.FLOAT)
-            )
+            cast = helper.make_node("Cast", [half], [initializer.name], to=TensorProto.FLOAT)
+            converted.append(cast)
             initializer.name = half
         initializer.data_type = data_type
         onnx.external_data_helper.set_external_data(
@@ -150,20 +147,15 @@ def _refer_to(weights: Path, graph: onnx.GraphProto) -> None:
 
 def _stored_tensors(weights: Path) -> Mapping[str, tuple[int, int, int]]:
     """By name: ONNX's data type, where the tensor begins in the file, and its length in bytes."""
-    header, begin = _header(weights)
+    with weights.open("rb") as file:  # safetensors: 8 bytes hold the length of the header
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(begin - 8))
     return {
         name: (_TYPES[entry["dtype"]], begin + first, last - first)
         for name, entry in header.items()
         if entry.get("dtype") in _TYPES
         for first, last in [entry["data_offsets"]]
     }
-
-
-def _header(weights: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where the tensors begin: 8 bytes hold its length."""
-    with weights.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length)), 8 + length
 
 
 def _compare(graph: Path, network: nn.Module, record: ModelRecord) -> None:

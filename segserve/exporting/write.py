@@ -1,5 +1,6 @@
 """Writes a model for another runtime, and verifies it: its classes must be PyTorch's."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
+from ..runtime.decode.image import decode_image
 from ..runtime.encode.mask import LabelMap
 from ..runtime.errors import ModelError
 from ..runtime.files import whole_file, write_whole
 from ..runtime.inference.onnx_segmenter import check_image
 from ..runtime.inference.segmenter import Segmenter
 from ..runtime.network.weights import load_network
-from ..runtime.record import Strict, read_record, sha256_of
+from ..runtime.record import ModelRecord, Strict, read_record, sha256_of
 from ..runtime.settings import Settings
 from ..runtime.telemetry.request_stats import Timings
 from .graph import OPSET
@@ -42,6 +44,21 @@ _MEAN_IOU: dict[Precision, float] = {"fp32": 0.001, "fp16": 0.003, "int8": 0.01}
 
 # Sizes of the generated pictures, (width, height): common ones, odd ones, a thin one.
 _SIZES = ((500, 375), (375, 500), (641, 479), (1200, 900), (97, 203), (900, 120))
+
+_TRITON = """\
+name: {name}
+platform: "onnxruntime_onnx"
+max_batch_size: 0  # pictures have different sizes, so each is a request of its own
+input [{{ name: "image", data_type: TYPE_UINT8, dims: [ 1, -1, -1, 3 ] }}]
+output [
+  {{ name: "label_map", data_type: TYPE_UINT8, dims: [ 1, -1, -1 ] }}{more}
+]
+version_policy: {{ latest: {{ num_versions: 1 }} }}
+instance_group [{{ kind: KIND_AUTO, count: 1 }}]
+parameters: {{ key: "model_version", value: {{ string_value: {version} }} }}
+"""
+_PROBABILITIES = """,
+  {{ name: "probabilities", data_type: TYPE_FP32, dims: [ 1, {classes}, -1, -1 ] }}"""
 
 
 class ExportFormat(StrEnum):
@@ -188,7 +205,9 @@ def _verified(
     probability_difference: float,
 ) -> ExportReport:
     record, exported = expected.record, PictureModel(file)
-    pictures = [*_generated(), *(_read(path) for path in checks.images)]
+    limit = Settings().max_image_pixels
+    photographs = (decode_image(path.read_bytes(), max_pixels=limit) for path in checks.images)
+    pictures = [*_generated(), *photographs]
     equal = [
         float((exported.label_map(picture) == expected.segment(picture).label_map).mean())
         for picture in pictures
@@ -237,12 +256,6 @@ def _generated() -> list[NDArray[np.uint8]]:
     return [np.array(picture.resize(size, Image.Resampling.BICUBIC)) for size in _SIZES]
 
 
-def _read(path: Path) -> NDArray[np.uint8]:
-    from ..runtime.decode.image import decode_image
-
-    return decode_image(path.read_bytes(), max_pixels=Settings().max_image_pixels)
-
-
 def _compared(
     exported: PictureModel, expected: Segmenter, checks: Checks
 ) -> tuple[float, Accuracies]:
@@ -277,8 +290,6 @@ def export_repository(
         FileExistsError: the folder exists.
         ModelError, OSError: as `export_onnx`.
     """
-    from .repository import write_configuration
-
     record = read_record(model)
     folder = output / record.name
     if folder.exists():
@@ -291,8 +302,35 @@ def export_repository(
             probabilities=probabilities,
             checks=checks,
         )
-        write_configuration(record, output, kind, probabilities=probabilities)
+        _write_configuration(record, output, kind, probabilities=probabilities)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return report
+
+
+def _write_configuration(
+    record: ModelRecord, output: Path, kind: ExportFormat, *, probabilities: bool
+) -> None:
+    """Writes the files beside `output/NAME/1/model.onnx`.
+
+    Triton: `config.pbtxt` and `labels.txt`, by class id, in the model's folder. OpenVINO Model
+    Server: `config.json` in `output`, for a repository that is mounted at /models.
+    """
+    folder = output / record.name
+    write_whole(folder / "labels.txt", "".join(f"{label}\n" for label in record.labels))
+    if kind is ExportFormat.TRITON:
+        more = _PROBABILITIES.format(classes=len(record.classes)) if probabilities else ""
+        text = _TRITON.format(
+            name=json.dumps(record.name), version=json.dumps(record.version), more=more
+        )
+        write_whole(folder / "config.pbtxt", text)
+        return
+    model = {
+        "name": record.name,
+        "base_path": f"/models/{record.name}",
+        "shape": {"image": "(1,-1,-1,3)"},
+        "model_version_policy": {"latest": {"num_versions": 1}},
+    }
+    document = {"model_config_list": [{"config": model}]}
+    write_whole(output / "config.json", json.dumps(document, indent=2) + "\n")

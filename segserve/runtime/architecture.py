@@ -35,9 +35,8 @@ class Architecture(Strict):
             alone.
     """
 
-    backbone: Annotated[
-        str, Field(pattern=r"^\w+(\.\w+)?$")
-    ]  # no `hf-hub:` or `local-dir:`, which timm would load
+    # No `hf-hub:` or `local-dir:`, which timm would load.
+    backbone: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$")]
     output_stride: Literal[8, 16, 32] = 16
     padding: Literal["default", "centered", "same"] = "default"
     dilation: Literal["default", "uniform"] = "default"
@@ -59,10 +58,6 @@ class Architecture(Strict):
                 raise ValueError(
                     f"{option} is {value}, but only the head multiscale has it, not {self.head}"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _auxiliary_head_is_possible(self) -> Self:
         if self.aux_head and self.head == "deeplabv3plus":
             raise ValueError("the head deeplabv3plus has no auxiliary head: leave out aux_head")
         return self

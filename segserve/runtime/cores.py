@@ -23,12 +23,10 @@ def bounded_spinning(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def available_cores(cgroup: Path = _CGROUP) -> int:
-    """The cores that the scheduler may use. A container's CPU quota, rounded up, limits the number
-    further.
-    """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """The cores that the scheduler may use, at most the container's CPU quota, rounded up."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     quota = _quota_v2(cgroup) or _quota_v1(cgroup)
     return min(cores, math.ceil(quota)) if quota else cores
 

@@ -10,9 +10,7 @@ from ..schema.response import ErrorBody, ErrorDetail
 
 
 class SegserveError(Exception):
-    """Base of every error that a client receives. `str(error)` is the message, `code` is for
-    programs.
-    """
+    """An error response. `str(error)` is the message, `code` is for programs."""
 
     status: ClassVar[int] = 500
     phrase: ClassVar[str] = "Internal Server Error"
@@ -156,9 +154,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class ModelError(Exception):
-    """A model folder, record or archive that cannot be served. Raised at load, never by a
-    request.
-    """
+    """A model that cannot be served. Raised at load, never by a request."""
 
 
 class FetchError(ModelError):

@@ -1,6 +1,4 @@
-"""Processes one request at a time: decode, segment, encode. An error affects only the response to
-its own request.
-"""
+"""Requests to responses: decode, segment, encode. An error affects only its own request."""
 
 import logging
 from collections.abc import Mapping
@@ -13,7 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..schema.request import MediaType, Options
-from .classes import class_ids
 from .decode.formats import FORMATS
 from .decode.image import Decoded, decode_reduced
 from .decode.quarantine import Quarantine
@@ -28,7 +25,7 @@ from .errors import (
 )
 from .inference.base import AnySegmenter
 from .inference.labels import LabelRule, SegmentedImage
-from .request import SegmentRequest, read_request
+from .request import SegmentRequest, class_ids, read_request
 from .settings import CONFIG_FILE, Settings
 from .telemetry.request_stats import RequestStats
 
@@ -63,9 +60,7 @@ class Pipeline:
             raise ModelError(f"{CONFIG_FILE}: handler.defaults: {error}") from error
 
     def respond(self, row: Mapping[str, object], headers: Mapping[str, object]) -> Response:
-        """Processes one request. Converts exceptions to error responses. See `read_request` for the
-        arguments.
-        """
+        """The response to a request, errors included. Arguments as in `read_request`."""
         stats = RequestStats()
         try:
             request, image_rgb, segmentation = self.segment(row, headers, stats)
@@ -97,7 +92,8 @@ class Pipeline:
         with timings.stage("decode"):
             request = read_request(row, headers, self.settings.defaults)
             stats.read(request)
-            rule = self._label_rule(request)
+            kept = class_ids(request.options.classes, self.segmenter.record)
+            rule = LabelRule(kept, request.options.threshold, request.with_confidence)
             image_rgb, size_hw = self._decode(request)
         stats.pixels = size_hw[0] * size_hw[1]
         options = request.options
@@ -109,9 +105,7 @@ class Pipeline:
         return request, image_rgb, segmentation
 
     def _decode(self, request: SegmentRequest) -> Decoded:
-        """Decodes the image, reduced to what the network needs. If the response shows the image, it
-        is only reduced to the limit.
-        """
+        """Decodes what the network needs; all pixels if the response shows the image."""
         options = request.options
         needed = partial(self.segmenter.needed_hw, mode=options.mode, tta=options.tta)
         decode = self.quarantine.decode if self.quarantine else decode_reduced
@@ -121,10 +115,6 @@ class Pipeline:
             alpha=options.alpha,
             needed=None if request.media_type is MediaType.JPEG else needed,
         )
-
-    def _label_rule(self, request: SegmentRequest) -> LabelRule:
-        kept = class_ids(request.options.classes, self.segmenter.record)
-        return LabelRule(kept, request.options.threshold, request.with_confidence)
 
     @property
     def max_cost(self) -> int:
@@ -142,9 +132,8 @@ class Pipeline:
         ]
         raise TooCostlyError(
             f"mode={options.mode} tta={options.tta} takes {cost:.1f} passes through the network "
-            "for an image of "
-            f"{width_px} x {height_px} pixels, the limit is {self.max_cost}; these fit: "
-            f"{', '.join(fitting)}"
+            f"for an image of {width_px} x {height_px} pixels, the limit is {self.max_cost}; these "
+            f"fit: {', '.join(fitting)}"
         )
 
     def describe(self) -> Response:
@@ -167,15 +156,12 @@ class Pipeline:
         return Response(json_bytes(document), MediaType.JSON)
 
     def warm_up(self) -> None:
-        """Prepares for the first request: segments grey images of common shapes, then processes two
-        image files.
-        """
+        """Segments images of common shapes, and processes two image files."""
         size_px = self.segmenter.record.input.resize.size_px
         for width, height in _COMMON_SHAPES:
             scale = size_px / max(width, height)
-            grey = np.full(
-                (max(1, int(height * scale)), max(1, int(width * scale)), 3), 128, dtype=np.uint8
-            )
+            size_hw = max(1, int(height * scale)), max(1, int(width * scale))
+            grey = np.full((*size_hw, 3), 128, dtype=np.uint8)
             self.segmenter.segment(grey)
         for file_format in ("JPEG", "PNG"):
             file = BytesIO()
@@ -184,15 +170,12 @@ class Pipeline:
 
 
 def request_error(error: Exception) -> SegserveError:
-    """The error that a client receives for an exception of its request. Logs faults of the
-    server.
-    """
+    """The error that a client receives for an exception. Logs faults of the server."""
     if isinstance(error, SegserveError):
         return error
     if isinstance(error, MemoryError):
         logger.error("no memory left for a request", exc_info=error)
-        return OutOfMemoryError(
-            "no memory left for this image; send it smaller, or try again later"
-        )
+        text = "no memory left for this image; send it smaller, or try again later"
+        return OutOfMemoryError(text)
     logger.error("a request failed", exc_info=error)
     return InternalError("the server failed at this image; its log says why")

@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import (
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from ..schema import Byte as Byte
 from ..schema import Strict as Strict
@@ -67,9 +61,7 @@ class ResizeRule(Strict):
         return self
 
     def size_for(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """The (height, width) of the network's input for an image of this height and width. Each is
-        at least 1.
-        """
+        """Image size -> the (height, width) of the network's input, each at least 1."""
         longer, shorter = max(height_px, width_px), min(height_px, width_px)
         scale = Fraction(self.size_px, longer if self.side == "longer" else shorter)
         scale = min(scale, Fraction(self.max_px, longer))
@@ -101,9 +93,8 @@ class InferenceRule(Strict):
 
 
 class ClassInfo(Strict):
-    label: Annotated[
-        str, Field(pattern=r"^\S([^\x00-\x1f\x7f-\x9f\u2028\u2029]*\S)?$")
-    ]  # one line, see Line
+    # One line, see Line.
+    label: Annotated[str, Field(pattern=r"^\S([^\x00-\x1f\x7f-\x9f\u2028\u2029]*\S)?$")]
     color: tuple[Byte, Byte, Byte]
 
 
@@ -145,9 +136,7 @@ class Checkpoint(Strict):
 
 
 class CoveredMean(Strict):
-    """Mean IoU over the classes that at least `min_images` images hold, and how many classes these
-    are.
-    """
+    """Mean IoU over the `classes` that at least `min_images` images hold."""
 
     min_images: PositiveInt
     classes: PositiveInt
@@ -263,12 +252,8 @@ def read_yaml(path: Path) -> object:
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as error:  # ValueError: an invalid date
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        # ValueError: an invalid date.
         raise ModelError(f"{path.name}: cannot be read: {' '.join(str(error).split())}") from error
 
 

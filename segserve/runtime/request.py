@@ -5,15 +5,29 @@ The image is the raw body, the part `data` or `body` of a multipart form, or bas
 """
 
 import base64
-import binascii
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import orjson
 from pydantic import ValidationError
 
-from ..schema.request import MediaType, Options
+from ..schema.request import ClassName, MediaType, Options
 from .errors import BadBase64Error, BadJSONError, BadOptionError, NoImageError, NotAcceptableError
+from .record import ModelRecord
+
+IMAGE_PARTS = ("data", "body")
+OPTION_HEADER_PREFIX = "x-segment-"
+
+# Far above any sensible request. The limits exist because options are copied, compared and quoted
+# in messages.
+MAX_JSON_MEMBERS = 10_000
+MAX_OPTION_CHARACTERS = 20_000
+MAX_OPTION_VALUES = 2_000
+
+_WHITESPACE = b" \t\n\r\v\f"
+_CLASS_ID = re.compile(r"[0-9]{1,3}")
 
 
 def parse_options(given: Mapping[str, object], defaults: Options) -> Options:
@@ -61,9 +75,7 @@ def negotiate(accept: str | None) -> MediaType:
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether an `Accept-Encoding` header names gzip, with a quality above 0 (RFC 9110, section
-    12.5.3).
-    """
+    """Whether an `Accept-Encoding` header allows gzip (RFC 9110, section 12.5.3)."""
     codings = dict(_media_range(part) for part in accept_encoding.split(","))
     return codings.get("gzip", 0.0) > 0
 
@@ -88,17 +100,32 @@ def _rank(media_type: MediaType, ranges: Sequence[tuple[str, float]]) -> tuple[f
     return 0.0, 0
 
 
-IMAGE_PARTS = ("data", "body")
-OPTION_HEADER_PREFIX = "x-segment-"
+def class_ids(names: Iterable[ClassName] | None, record: ModelRecord) -> frozenset[int] | None:
+    """Converts class names to ids. None, which means all classes, stays None.
 
-# Far above any sensible request. The limits exist because options are copied, compared and quoted
-# in messages.
-MAX_JSON_MEMBERS = 10_000
-MAX_OPTION_CHARACTERS = 20_000
-MAX_OPTION_VALUES = 2_000
+    If a name is both a label and an id, the label wins.
+
+    Raises:
+        BadOptionError: the model has no such class; the message lists the model's classes.
+    """
+    return None if names is None else frozenset(_class_id(name, record) for name in names)
 
 
-_WHITESPACE = b" \t\n\r\v\f"
+def _class_id(name: ClassName, record: ModelRecord) -> int:
+    if name in record.labels:
+        return record.labels.index(str(name))
+    if _CLASS_ID.fullmatch(str(name)) and int(name) < len(record.classes):
+        return int(name)
+    known = ", ".join(f"{index} {label:.40}" for index, label in enumerate(record.labels))
+    raise BadOptionError(
+        f"option classes: got {name!r:.80}; {_hint(name, record)}the classes are: {known}"
+    )
+
+
+def _hint(name: ClassName, record: ModelRecord) -> str:
+    by_lower_case = {label.lower(): label for label in record.labels}
+    close = get_close_matches(str(name)[:80].lower(), by_lower_case, n=1)
+    return f"did you mean {by_lower_case[close[0]]!r}? " if close else ""
 
 
 @dataclass(frozen=True)
@@ -117,9 +144,7 @@ class SegmentRequest:
 
     @property
     def with_confidence(self) -> bool:
-        """Whether the response contains the top probability of every pixel. Only JSON can contain
-        it.
-        """
+        """Whether the response, which must be JSON, contains every pixel's probability."""
         return self.options.confidence and self.media_type is MediaType.JSON
 
 
@@ -145,16 +170,13 @@ def read_request(
     given = {**_header_options(lowered), **fields}
     for name, value in given.items():
         _check_option_size(name, value)
+    options = parse_options(given, defaults)
     accept = lowered.get("accept")
-    options, responded = (
-        parse_options(given, defaults),
-        negotiate(None if accept is None else str(accept)),
-    )
+    responded = negotiate(None if accept is None else str(accept))
     if "confidence" in given and options.confidence and responded is not MediaType.JSON:
         raise BadOptionError(
             f"option confidence: only {MediaType.JSON} can contain it, and Accept requests "
-            f"{responded}; "
-            "accept JSON with mask=png, or leave the option out"
+            f"{responded}; accept JSON with mask=png, or leave the option out"
         )
     gzip = accepts_gzip(str(lowered.get("accept-encoding", "")))
     return SegmentRequest(image, options, responded, gzip)
@@ -184,8 +206,7 @@ def _check_option_size(name: str, value: object) -> None:
     if characters > MAX_OPTION_CHARACTERS:
         raise BadOptionError(
             f"option {name!r:.40}: got {characters} characters, the limit is "
-            f"{MAX_OPTION_CHARACTERS}; "
-            "the image belongs in the part 'data'"
+            f"{MAX_OPTION_CHARACTERS}; the image belongs in the part 'data'"
         )
 
 
@@ -194,9 +215,8 @@ def _image_and_fields(row: Mapping[str, object], is_json: bool) -> tuple[bytes, 
     if part is None:
         raise NoImageError(f"no image: expected a body or a form part 'data', got {_names(row)}")
     content = row[part]
-    fields: dict[str, object] = {
-        name: _text(name, value) for name, value in row.items() if name != part
-    }
+    others = ((name, value) for name, value in row.items() if name != part)
+    fields: dict[str, object] = {name: _text(name, value) for name, value in others}
     if isinstance(content, str) and not is_json:
         content = content.encode("utf-8")
     if isinstance(content, bytes | bytearray | memoryview):
@@ -233,9 +253,8 @@ def _from_json(document: object) -> tuple[bytes, dict[str, object]]:
         )
     if not isinstance(text, str):
         raise BadBase64Error(f"member 'data': expected base64 text, got {type(text).__name__}")
-    return _not_empty(_decoded(text)), {
-        name: value for name, value in document.items() if name != "data"
-    }
+    members = {name: value for name, value in document.items() if name != "data"}
+    return _not_empty(_decoded(text)), members
 
 
 def _decoded(text: str) -> bytes:
@@ -243,10 +262,9 @@ def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(payload.encode("ascii").translate(None, _WHITESPACE), validate=True)
     except UnicodeEncodeError as error:
-        raise BadBase64Error(
-            "member 'data' is not base64: it holds characters beyond ASCII"
-        ) from error
-    except (binascii.Error, ValueError) as error:
+        reason = "it holds characters beyond ASCII"
+        raise BadBase64Error(f"member 'data' is not base64: {reason}") from error
+    except ValueError as error:
         raise BadBase64Error(f"member 'data' is not base64: {error}") from error
 
 

@@ -3,18 +3,30 @@
 The order of precedence is: options of the request, then this file, then the model's record.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from ..schema.request import Options
-from .decode.limits import PixelLimits
 from .errors import ModelError
 from .record import ModelRecord, ResizeRule, Strict, validated
 
 CONFIG_FILE = "model-config.yaml"
 
 Runtime = Literal["auto", "torch", "onnx"]
+
+
+class PixelLimits(NamedTuple):
+    """The largest number of pixels of an image.
+
+    Attributes:
+        declared: the largest width times height of a file.
+        decoded: the largest number of pixels in memory. A JPEG with more is decoded at 1/2, 1/4 or
+            1/8 of its size; images of other formats are rejected.
+    """
+
+    declared: int
+    decoded: int
 
 
 class Acceleration(Strict):

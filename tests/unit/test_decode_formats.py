@@ -11,7 +11,6 @@ from PIL import Image
 
 from segserve.runtime.decode.avif import frame_pixels
 from segserve.runtime.decode.image import decode_image, decode_reduced, decoded_size
-from segserve.runtime.decode.limits import PixelLimits
 from segserve.runtime.errors import (
     CorruptImageError,
     SegserveError,
@@ -19,6 +18,7 @@ from segserve.runtime.errors import (
     TruncatedImageError,
     UnsupportedImageError,
 )
+from segserve.runtime.settings import PixelLimits
 
 from .images import encoded, noise, smooth
 

@@ -15,7 +15,6 @@ from PIL import Image, ImageSequence
 
 from segserve.runtime.decode.formats import FORMATS
 from segserve.runtime.decode.image import decode_image, decode_reduced
-from segserve.runtime.decode.limits import PixelLimits
 from segserve.runtime.errors import (
     CorruptImageError,
     SegserveError,
@@ -23,6 +22,7 @@ from segserve.runtime.errors import (
     TruncatedImageError,
     UnsupportedImageError,
 )
+from segserve.runtime.settings import PixelLimits
 
 from .images import bmp_header, encoded, gif_of_size, grey_tiff, noise, png, smooth
 

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.runtime.classes import class_ids
 from segserve.runtime.errors import BadOptionError, NotAcceptableError
 from segserve.runtime.record import ClassInfo
-from segserve.runtime.request import negotiate, parse_options
+from segserve.runtime.request import class_ids, negotiate, parse_options
 from segserve.schema.request import MediaType, Options
 
 from .tiny import tiny_record

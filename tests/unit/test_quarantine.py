@@ -13,9 +13,9 @@ import pytest
 
 from segserve.runtime.decode import quarantine as quarantine_module
 from segserve.runtime.decode.image import decode_image
-from segserve.runtime.decode.limits import PixelLimits
 from segserve.runtime.decode.quarantine import Quarantine
 from segserve.runtime.errors import CorruptImageError
+from segserve.runtime.settings import PixelLimits
 from tests.conftest import PROJECT
 from tests.hostile.poison import POISON, write_poisoned_start
 
@@ -28,7 +28,7 @@ DECODE = """
 import sys
 from pathlib import Path
 from segserve.runtime.errors import SegserveError
-from segserve.runtime.decode.limits import PixelLimits
+from segserve.runtime.settings import PixelLimits
 from segserve.runtime.decode.quarantine import Quarantine
 LIMITS = PixelLimits(10**6, 10**6)
 quarantine = Quarantine(Path(sys.argv[1]))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from segserve.runtime.encode.rle import encode_rle
+from segserve.runtime.encode.mask import encode_rle
 from segserve.training.data.masks import area_px, read_runs
 
 label_maps = hnp.arrays(

@@ -1,3 +1,1 @@
-"""Faster networks with the same results: conv-BN fusion, int8, CUDA. Each is checked against the
-plain network.
-"""
+"""Faster networks with the same results, each checked against the plain network."""

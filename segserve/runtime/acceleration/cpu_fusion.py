@@ -1,6 +1,6 @@
 """Conv-BN fusion for a CPU: oneDNN computes norms and activations as part of the convolutions.
 
-Used where OpenVINO is not installed or does not support the network, see `cpu.py`.
+Used where OpenVINO is not installed or does not support the network, see `openvino_network.py`.
 """
 
 import logging

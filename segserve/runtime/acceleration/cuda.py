@@ -13,12 +13,30 @@ from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from itertools import count
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .verified import is_device_failure, reason
+
+logger = logging.getLogger(__name__)
+
+Network = Callable[[Tensor], Tensor]
+
+# Graphs per stream; they share their memory. Few of the shapes that a resize rule gives are
+# frequent.
+_GRAPHS = 16
+
+# The number of shapes that are remembered as seen once.
+_SHAPES = 4096
+
+# The largest difference, as a fraction of the largest logit. A replay runs the same kernels as the
+# network, or equivalent ones.
+_TOLERANCE = 0.05
+
+_one_capture = Lock()
+"""PyTorch allows one capture at a time in a process."""
 
 # Each stream has its own working memory. More streams than this do not use a GPU better.
 _STREAMS = 4
@@ -50,47 +68,10 @@ class CudaStreams:
 
 
 def uploaded(pixels: Tensor, device: torch.device) -> Tensor:
-    """Copies a tensor from the host to the device. A copy to a GPU uses pinned memory and is
-    asynchronous.
-    """
+    """Copies a tensor to the device; to a GPU asynchronously, from pinned memory."""
     if device.type == "cuda":
         return pixels.pin_memory().to(device, non_blocking=True)
     return pixels.to(device)
-
-
-logger = logging.getLogger(__name__)
-
-Network = Callable[[Tensor], Tensor]
-
-# Graphs per stream; they share their memory. Few of the shapes that a resize rule gives are
-# frequent.
-_GRAPHS = 16
-
-# The number of shapes that are remembered as seen once.
-_SHAPES = 4096
-
-# The largest difference, as a fraction of the largest logit. A replay runs the same kernels as the
-# network, or equivalent ones.
-_TOLERANCE = 0.05
-
-_one_capture = Lock()
-"""PyTorch allows one capture at a time in a process."""
-
-
-class Recorder(Protocol):
-    """A device that can record graphs. One thread calls it at a time."""
-
-    def stream_key(self) -> Hashable:
-        """The stream of this thread. Work in one stream is computed in the order in which it was
-        queued.
-        """
-
-    def record(self, network: Network, inputs: Tensor) -> Network:
-        """Records the network for inputs of this shape, in this stream.
-
-        Returns:
-            A function that does the same as the network. The caller owns each result.
-        """
 
 
 class GraphedNetwork:
@@ -98,23 +79,22 @@ class GraphedNetwork:
     stops using graphs.
 
     When a shape is first seen, the network itself computes it. When the shape occurs again, a graph
-    is recorded. Safe
-    to use from several threads: threads that share a stream share its graphs and queue their work
-        in order.
+    is recorded. Safe to use from several threads: threads that share a stream share its graphs and
+    queue their work in order.
 
     Args:
         network: (N, 3, H, W) -> logits.
         most: graphs per stream; a new one replaces the least recently used one.
     """
 
-    def __init__(self, network: Network, recorder: Recorder, *, most: int = _GRAPHS) -> None:
+    def __init__(self, network: Network, recorder: "CudaRecorder", *, most: int = _GRAPHS) -> None:
         self._network = network
         self._recorder = recorder
         self._most = most
         self._is_on = True
         self._seen: set[torch.Size] = set()
-        self._graphs_by_stream: defaultdict[Hashable, OrderedDict[torch.Size, Network]] = (
-            defaultdict(OrderedDict)
+        self._graphs_by_stream = defaultdict[Hashable, OrderedDict[torch.Size, Network]](
+            OrderedDict
         )
         self._lock = Lock()
 
@@ -136,9 +116,7 @@ class GraphedNetwork:
         except Exception as error:
             why = reason(error)
         else:
-            if (
-                len(graphs) > self._most
-            ):  # only now: removing the last graph would free the shared memory
+            if len(graphs) > self._most:  # only now: without graphs, the shared memory is freed
                 graphs.popitem(last=False)
             return graphs[inputs.shape](inputs)
         return self._without_graphs(inputs, why)
@@ -157,9 +135,7 @@ class GraphedNetwork:
         try:
             return self._network(inputs)
         except RuntimeError as error:
-            if is_device_failure(
-                error
-            ):  # the device failed, not the graph: the failover logs the warning
+            if is_device_failure(error):  # not the graph's fault: the failover logs the warning
                 why = ""
             raise
         finally:
@@ -178,9 +154,13 @@ class CudaRecorder:
         self._pools = defaultdict[Hashable, Any](torch.cuda.graph_pool_handle)
 
     def stream_key(self) -> Hashable:
+        """Identifies this thread's stream, which computes its work in the order of the queue."""
         return torch.cuda.current_stream(self._device).cuda_stream
 
     def record(self, network: Network, inputs: Tensor) -> Network:
+        """Records the network for inputs of this shape, in this stream. Returns a function that
+        does the same; the caller owns each result.
+        """
         given = inputs.clone()
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         graph = torch.cuda.CUDAGraph()

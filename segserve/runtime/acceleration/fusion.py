@@ -1,6 +1,4 @@
-"""Conv-BN fusion: finds the norm and the activation after each convolution, and replaces all three
-with one layer.
-"""
+"""Conv-BN fusion: one layer replaces a convolution, its norm and its activation."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -56,22 +54,14 @@ class Geometry:
     def of(cls, conv: nn.Conv2d) -> Self:
         same_padding = isinstance(conv, Conv2dSame)
         padding = [0, 0] if same_padding else [int(pad) for pad in conv.padding]
-        return cls(
-            list(conv.kernel_size),
-            list(conv.stride),
-            padding,
-            list(conv.dilation),
-            conv.groups,
-            same_padding,
-        )
+        kernel, stride, dilation = map(list, (conv.kernel_size, conv.stride, conv.dilation))
+        return cls(kernel, stride, padding, dilation, conv.groups, same_padding)
 
     def padded(self, x: Tensor, zero: int = 0) -> Tensor:
-        """Pads (N, C, H, W) with `zero` where the padding depends on the size. oneDNN adds all
-        other padding.
-        """
-        return (
-            pad_same(x, self.kernel, self.stride, self.dilation, zero) if self.same_padding else x
-        )
+        """Adds the padding that depends on the size of (N, C, H, W). oneDNN adds all other."""
+        if self.same_padding:
+            x = pad_same(x, self.kernel, self.stride, self.dilation, zero)
+        return x
 
 
 def fuse(network: nn.Module, image: Tensor, layer: Layer) -> None:
@@ -86,17 +76,13 @@ def fuse(network: nn.Module, image: Tensor, layer: Layer) -> None:
     times = Counter(call.name for call in calls)
     for index, call in enumerate(calls):
         if _is_fusible(call.module) and times[call.name] == 1:
-            followers = [
-                follower for follower in _followers(calls, index) if times[follower.name] == 1
-            ]
+            followers = [each for each in _followers(calls, index) if times[each.name] == 1]
             for name, module in _replacements(call, followers, layer).items():
                 network.set_submodule(name, module)
 
 
 def _calls(network: nn.Module, image: Tensor) -> list[_Call]:
-    """The innermost modules in the order in which they run on an image. A norm counts as
-    innermost.
-    """
+    """The innermost modules in the order of their calls. A norm counts as innermost."""
     calls: list[_Call] = []
     names = {module: name for name, module in _innermost(network)}
 
@@ -142,16 +128,12 @@ def _replacements(call: _Call, followers: Sequence[_Call], layer: Layer) -> dict
     assert isinstance(conv, nn.Conv2d)  # noqa: S101 - _is_fusible
     weight, bias, replaced = conv.weight, conv.bias, dict[str, nn.Module]()
     following = [(follower.name, follower.module) for follower in followers]
-    if (
-        following
-        and isinstance(norm := following[0][1], nn.BatchNorm2d)
-        and norm.track_running_stats
-    ):
+    norm = following[0][1] if following else None
+    if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
         name, _ = following.pop(0)
         weight, bias = _fused(conv, norm)
-        replaced[name] = getattr(
-            norm, "act", nn.Identity()
-        )  # timm's norms include their activation
+        # The norms of timm include their activation.
+        replaced[name] = getattr(norm, "act", nn.Identity())
         if not isinstance(replaced[name], nn.Identity):
             following = [(name, replaced[name])]
     activation = NO_ACTIVATION

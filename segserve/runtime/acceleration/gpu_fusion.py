@@ -52,9 +52,9 @@ class GpuFusedConv2d(nn.Module):
         super().__init__()
         conv.weight, conv.bias = nn.Parameter(weight.to(dtype), requires_grad=False), None
         self._conv = conv
-        self._bias = (
-            None if bias is None else nn.Parameter(bias.float().view(-1, 1, 1), requires_grad=False)
-        )
+        self._bias = None
+        if bias is not None:
+            self._bias = nn.Parameter(bias.float().view(-1, 1, 1), requires_grad=False)
         name, parameters, _ = activation
         self._activation, self._bounds = _IN_PLACE[name], parameters
 
@@ -80,10 +80,8 @@ def gpu_fused_network(network: nn.Module, dtype: torch.dtype, device: torch.devi
     """
 
     def fused(copied: nn.Module, image: Tensor) -> "_Compared":
-        with (
-            torch.inference_mode(mode=False),
-            torch.no_grad(),
-        ):  # inference tensors cannot be moved later
+        # Inference tensors cannot be moved later.
+        with torch.inference_mode(mode=False), torch.no_grad():
             fuse(copied, image, partial(GpuFusedConv2d, dtype=dtype))
             return _Compared(copied.to(device).to(memory_format=torch.channels_last), device)
 
@@ -98,9 +96,7 @@ def gpu_fused_network(network: nn.Module, dtype: torch.dtype, device: torch.devi
 
 
 class _Compared(nn.Module):
-    """Wraps a network on a device for the comparison: images come from the CPU, and logits return
-    to it.
-    """
+    """A network on a device that takes images from the CPU and returns logits to it."""
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         super().__init__()

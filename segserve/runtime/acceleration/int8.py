@@ -47,17 +47,13 @@ def quantized_network(network: SegmentationNetwork, device: torch.device) -> nn.
 
 
 def has_vnni() -> bool:
-    """Whether this processor multiplies int8 natively. Otherwise int8 is slower than float32, and
-    may overflow.
-    """
+    """Whether this processor multiplies int8 natively. Others are slower, and may overflow."""
     return bool(torch.cpu._is_vnni_supported())
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Converts a range of values that contains 0 to uint8. `zero` is the byte that represents 0
-    exactly.
-    """
+    """Converts a range of values to uint8. The byte `zero` represents 0 exactly."""
 
     step: float
     zero: int
@@ -87,9 +83,7 @@ class Quantize(nn.Module):
 
 
 class FusedSpec(nn.Module):
-    """Placeholder of a convolution until the scales around it are known. Holds the parts of a
-    `QuantizedConv2d`.
-    """
+    """The parts of a `QuantizedConv2d`, until the scales around it are known."""
 
     def __init__(
         self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: Activation
@@ -100,9 +94,7 @@ class FusedSpec(nn.Module):
 
 
 class QuantizedConv2d(nn.Module):
-    """A convolution with norm and activation: uint8 (N, C, H, W) -> uint8 if `gives` is a scale,
-    else float32.
-    """
+    """uint8 (N, C, H, W) -> uint8 if `gives` is a scale, else float32."""
 
     def __init__(self, fused: FusedSpec, given: Scale, gives: Scale | None) -> None:
         super().__init__()
@@ -150,9 +142,7 @@ class _Tracer(fx.Tracer):
 
 
 def _quantized(network: nn.Module, image: Tensor, ranges: Ranges) -> nn.Module:
-    """Quantizes the network in place. Its graph shows which modules read the output of a
-    convolution.
-    """
+    """Quantizes in place. The graph shows which modules read a convolution's output."""
     fuse(network, image, FusedSpec)
     graph = _Tracer().trace(network)
     convs: dict[fx.Node, FusedSpec] = {}

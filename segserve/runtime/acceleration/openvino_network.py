@@ -1,12 +1,17 @@
 """A network of PyTorch that OpenVINO computes, see `openvino_model`."""
 
+import logging
 import warnings
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from .cpu_fusion import TOLERANCES, cpu_fused_network
 from .openvino_model import OpenVinoModel, OpenVinoPrecision
+from .verified import OptimizationError, verified
+
+logger = logging.getLogger(__name__)
 
 _PRECISIONS: dict[torch.dtype, OpenVinoPrecision] = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _TRACED_HW = (64, 96)  # any size: the compiled network takes all sizes
@@ -54,3 +59,20 @@ class OpenVinoNetwork(nn.Module):
         with record_function("OpenVINO network"):  # one operator in a profile
             inputs = x.float().contiguous().numpy()
             return torch.from_numpy(self._model.infer(inputs, torch.get_num_threads()))
+
+
+def cpu_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The network compiled by OpenVINO. Otherwise, with one warning, the network with conv-BN
+    fusion. Does not change `network`.
+
+    Args:
+        network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w).
+        dtype: of the multiplications, float32 or bfloat16.
+    """
+    try:
+        return verified(
+            network, lambda copied, _: OpenVinoNetwork(copied, dtype), dtype, TOLERANCES[dtype]
+        )
+    except OptimizationError as error:
+        logger.warning("the network runs without OpenVINO, which is slower: %s", error)
+        return cpu_fused_network(network, dtype)

@@ -1,6 +1,4 @@
-"""Verified optimisation: replaces a network with a faster one that gives the same logits. Names the
-failures of a device.
-"""
+"""Verified optimisation: a faster network replaces one that gives the same logits."""
 
 import copy
 from collections.abc import Callable
@@ -17,9 +15,7 @@ _FAILED = ("CUDA", "cuDNN", "CUDNN_", "CUBLAS_", "NVIDIA", "HIP error", "unable 
 
 
 def is_device_failure(error: BaseException) -> bool:
-    """Whether an error means that a GPU is missing or broken. A full GPU memory is not a
-    failure.
-    """
+    """Whether a GPU is missing or broken. A full GPU memory is not a failure."""
     if is_out_of_memory(error) or not isinstance(error, RuntimeError):
         return False
     return isinstance(error, torch.AcceleratorError) or any(sign in str(error) for sign in _FAILED)
@@ -39,9 +35,7 @@ _COMPARED_HW = (TYPICAL_HW, (96, 64))
 
 
 class OptimizationError(Exception):
-    """The optimisation failed, or it gives other logits. The message gives the reason in one
-    line.
-    """
+    """The optimisation failed, or gives other logits. The message is one line."""
 
 
 def verified(

@@ -9,6 +9,8 @@ section 5.5 (sequence header).
 
 import struct
 from collections.abc import Iterator, Mapping
+from functools import partial
+from io import BytesIO
 
 from ..errors import CorruptImageError, UnsupportedImageError
 
@@ -84,21 +86,21 @@ def _items(content: bytes, iloc: tuple[int, int], idat: int) -> Iterator[tuple[i
     version, sizes = content[iloc[0]], content[iloc[0] + 4 : iloc[0] + 6]
     offset_size, length_size, base_size = sizes[0] >> 4, sizes[0] & 15, sizes[1] >> 4
     index_size = sizes[1] & 15 if version else 0
-    reader = _Reader(content, iloc[0] + 6)
+    number = partial(_number, BytesIO(content[iloc[0] + 6 :]))
     wide = 4 if version == 2 else 2
-    count = reader.number(wide)
+    count = number(wide)
     if count > _MAX_ITEMS:
         raise ValueError("too many items")
     left = 2 * len(content)  # items may share data, but not all of it
     for _ in range(count):
-        item_id = reader.number(wide)
-        from_idat = version > 0 and reader.number(2) & 15 == 1
-        reader.number(2)  # data reference
-        base = reader.number(base_size) + (idat if from_idat else 0)
+        item_id = number(wide)
+        from_idat = version > 0 and number(2) & 15 == 1
+        number(2)  # data reference
+        base = number(base_size) + (idat if from_idat else 0)
         extents = []
-        for _ in range(reader.number(2)):
-            reader.number(index_size)
-            offset, length = base + reader.number(offset_size), reader.number(length_size)
+        for _ in range(number(2)):
+            number(index_size)
+            offset, length = base + number(offset_size), number(length_size)
             extents.append(content[offset : offset + length if length else None])
             left -= len(extents[-1])
             if left < 0:
@@ -106,18 +108,12 @@ def _items(content: bytes, iloc: tuple[int, int], idat: int) -> Iterator[tuple[i
         yield item_id, b"".join(extents)
 
 
-class _Reader:
-    """Reads big-endian numbers one after the other."""
-
-    def __init__(self, content: bytes, position: int) -> None:
-        self._content, self._position = content, position
-
-    def number(self, size_bytes: int) -> int:
-        part = self._content[self._position : self._position + size_bytes]
-        if len(part) < size_bytes:
-            raise ValueError("the box ends too early")
-        self._position += size_bytes
-        return int.from_bytes(part, "big")
+def _number(file: BytesIO, size_bytes: int) -> int:
+    """The next number, big-endian."""
+    part = file.read(size_bytes)
+    if len(part) < size_bytes:
+        raise ValueError("the box ends too early")
+    return int.from_bytes(part, "big")
 
 
 def _largest_frame(data: bytes) -> int:
@@ -163,9 +159,7 @@ def _declared_pixels(header: bytes) -> int:
 
 
 def _read_timing(bits: "_Bits") -> int:
-    """Skips the timing information. Returns the length of a decoder delay in bits; 0 if there is
-    none.
-    """
+    """Skips the timing information. Returns the bits of a decoder delay; 0 without one."""
     if not bits.read(1):
         return 0
     bits.read(64)

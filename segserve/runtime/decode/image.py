@@ -20,9 +20,9 @@ from ..errors import (
     TruncatedImageError,
     UnsupportedImageError,
 )
+from ..settings import PixelLimits
 from .avif import frame_pixels
 from .formats import FORMATS, HEIC_FORMAT, SIGNATURE, is_heic, unsupported
-from .limits import PixelLimits
 from .orientation import SIDEWAYS, UPRIGHT, orientation_of
 from .strip_metadata import StrippedFile, strip_metadata
 
@@ -103,10 +103,10 @@ def decode_reduced(
     """
     image, file = _opened(content, limits)
     turn = _turn(image, file)
-    declared_hw = _upright_hw(image.size, turn)
+    declared_hw = _turned(image.size, turn)
     is_jpeg = image.format == "JPEG"
     if is_jpeg:
-        image.draft(None, _stored_wh(_wanted_hw(declared_hw, needed, limits.decoded), turn))
+        image.draft(None, _turned(_wanted_hw(declared_hw, needed, limits.decoded), turn))
     with _decoding():
         image.load()  # also makes a TIFF upright
         rgb, turn = _to_rgb(image, alpha), _turn(image, file)
@@ -149,21 +149,16 @@ def decoded_size(content: bytes, *, max_pixels: int) -> tuple[int, int]:
         image.load()  # also makes a TIFF upright
         _require_fixed_range(image)
         size_wh = declared_wh if reduced else image.size
-        return _upright_hw(size_wh, _turn(image, file))
+        return _turned(size_wh, _turn(image, file))
 
 
-def _upright_hw(stored_wh: tuple[int, int], turn: Transpose | None) -> tuple[int, int]:
-    return stored_wh if turn in SIDEWAYS else stored_wh[::-1]
-
-
-def _stored_wh(upright_hw: tuple[int, int], turn: Transpose | None) -> tuple[int, int]:
-    return upright_hw if turn in SIDEWAYS else upright_hw[::-1]
+def _turned(size: tuple[int, int], turn: Transpose | None) -> tuple[int, int]:
+    """Stored (width, height) <-> upright (height, width)."""
+    return size if turn in SIDEWAYS else size[::-1]
 
 
 def _opened(content: bytes, limits: PixelLimits) -> tuple[Image.Image, StrippedFile]:
-    """Opens the image and checks all limits, without decoding pixels. Also returns the file that
-    Pillow reads.
-    """
+    """Opens the image and checks all limits. Also returns the file that Pillow reads."""
     file = strip_metadata(content)
     image = _open(file.content, limits)
     _check_size(image, limits)
@@ -290,9 +285,8 @@ def _check_run_lengths(image: Image.Image, size_bytes: int) -> None:
     if size_bytes > _MAX_RUN_LENGTH_BYTES or image.width > _MAX_RUN_LENGTH_WIDTH_PX:
         raise TooLargeError(
             f"a run-length encoded bitmap of {image.width} pixels a row in {size_bytes} bytes, the "
-            "limits are "
-            f"{_MAX_RUN_LENGTH_WIDTH_PX} and {_MAX_RUN_LENGTH_BYTES}; save it without that "
-            "encoding, or as PNG"
+            f"limits are {_MAX_RUN_LENGTH_WIDTH_PX} and {_MAX_RUN_LENGTH_BYTES}; save it without "
+            "that encoding, or as PNG"
         )
 
 
@@ -301,11 +295,9 @@ def _turn(image: Image.Image, file: StrippedFile) -> Transpose | None:
 
     WebP files keep their metadata, because libwebp reads it at no cost.
     """
-    return UPRIGHT.get(
-        orientation_of(
-            file.exif or image.info.get("exif") or b"", file.xmp or image.info.get("xmp") or b""
-        )
-    )
+    exif = file.exif or image.info.get("exif") or b""
+    xmp = file.xmp or image.info.get("xmp") or b""
+    return UPRIGHT.get(orientation_of(exif, xmp))
 
 
 def _to_rgb(image: Image.Image, alpha: Alpha) -> Image.Image:
@@ -363,9 +355,7 @@ def _decoding() -> Iterator[None]:
 
 
 def _undecodable(error: Exception) -> CorruptImageError:
-    """Quotes the decoder's own message, but not Python's internal messages about a malformed
-    header.
-    """
+    """Quotes the decoder's own message, but not Python's about a malformed header."""
     reported = isinstance(error, OSError | ValueError | SyntaxError | EOFError)
     reason = (" ".join(str(error).split())[:120] if reported else "") or "its header makes no sense"
     if "truncated" in reason.lower() or isinstance(error, EOFError):

@@ -14,6 +14,7 @@ one worker. If several workers share a folder, it costs those that decode it at 
 import fcntl
 import logging
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -27,9 +28,9 @@ from queue import SimpleQueue
 from typing import Self
 
 from ...schema.request import Alpha
-from ..errors import CorruptImageError
+from ..errors import CorruptImageError, SegserveError
+from ..settings import PixelLimits
 from .image import Decoded, NeededSize, decode_reduced
-from .limits import PixelLimits
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +38,7 @@ _SLOTS = 64  # images that one process decodes at once; the next one waits
 _DIGEST_BYTES = 32
 # At most 5 s to decode (docs/hostile-input.md). The rest is for a new process on a busy machine.
 _CHECK_S = 20
-_REJECTED_FOR_S = (
-    24 * 3600
-)  # then it is checked again: decoders improve, and folders outlive upgrades
+_REJECTED_FOR_S = 24 * 3600  # then it is checked again: decoders improve
 _NOTES, _LOCK = "notes-", "lock"
 
 
@@ -62,9 +61,7 @@ class Quarantine:
 
     @classmethod
     def in_temporary_folder(cls) -> Self | None:
-        """The quarantine of all workers with this user and this $TMPDIR; None if its folder is not
-        writable.
-        """
+        """That of all workers with this user and $TMPDIR; None if its folder is not writable."""
         try:
             return cls(_private_folder())
         except OSError as error:
@@ -72,9 +69,7 @@ class Quarantine:
             return None
 
     def sweep(self) -> None:
-        """Marks an image as suspect if another worker died while decoding it. A new worker has
-        already done so.
-        """
+        """Marks an image as suspect if another worker died while decoding it."""
         with suppress(OSError), _locked(self._folder):
             self._accuse()
 
@@ -93,9 +88,7 @@ class Quarantine:
             return decode_reduced(content, limits=limits, needed=needed, alpha=alpha)
 
     def _examine(self, mark: Path, content: bytes, limits: PixelLimits) -> None:
-        """Checks a suspect image. An empty mark means that the image is suspect; a reason in it
-        means rejected.
-        """
+        """Checks a marked image. An empty mark: suspect; a reason in the mark: rejected."""
         try:
             found = mark.stat()
         except FileNotFoundError:
@@ -156,9 +149,7 @@ class _Notes:
 
 
 def _left_behind(notes: Path) -> list[bytes]:
-    """The images that a dead process was decoding. Deletes its notes. The list is empty if the
-    process is alive.
-    """
+    """The images that a dead process was decoding; none if it lives. Deletes its notes."""
     with notes.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,7 +170,7 @@ def _tried(content: bytes, limits: PixelLimits) -> str | None:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
     }
-    command = [sys.executable, "-P", "-m", f"{__package__}.check", *map(str, limits)]
+    command = [sys.executable, "-P", "-m", __name__, *map(str, limits)]
     try:
         ended = subprocess.run(
             command,
@@ -215,3 +206,15 @@ def _private_folder() -> Path:
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
         return folder
     return Path(tempfile.mkdtemp(prefix="segserve-quarantine-"))
+
+
+def _decode_and_end() -> None:
+    """Decodes the image in standard input. Arguments: the numbers of `PixelLimits`."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(SegserveError, MemoryError):  # rejecting an image is not a crash
+        limits = PixelLimits(*map(int, sys.argv[1:]))
+        decode_reduced(sys.stdin.buffer.read(), limits=limits, needed=None)
+
+
+if __name__ == "__main__":
+    _decode_and_end()

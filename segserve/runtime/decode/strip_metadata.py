@@ -130,21 +130,13 @@ def _check_compression(entry: bytes | None, order: str) -> None:
 
 
 MAX_PARTS = 300_000  # a GIF of 64 MB has 260,000 blocks; scanning them takes 0.1 s
-MAX_JPEG_SCANS = (
-    100  # progressive files have about ten; a scan of 20 bytes can cost a pass over all pixels
-)
-MAX_JPEG_HEADER_BYTES = (
-    2**17
-)  # tables and frame headers before the first scan: usually less than 1,000
+# Progressive files have about ten; a scan of 20 bytes can cost a pass over all pixels.
+MAX_JPEG_SCANS = 100
+MAX_JPEG_HEADER_BYTES = 2**17  # before the first scan: usually less than 1,000
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_KEPT = {
-    b"IHDR",
-    b"PLTE",
-    b"tRNS",
-    b"IDAT",
-    b"IEND",
-}  # IDAT is the still image; animation frames are dropped
+# IDAT is the still image; animation frames are dropped.
+_PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
 # A marker, after any fill bytes. Stuffed 0xff bytes and restart markers belong to the coded data
 # and do not match.
@@ -191,9 +183,7 @@ def strip_metadata(content: bytes) -> StrippedFile:
 
 
 def _strip_jpeg(content: bytes) -> StrippedFile:
-    """Keeps the tables, the frame header, the colour markers of JFIF and Adobe, and all data from
-    the first scan on.
-    """
+    """Keeps what pixels need: tables, headers, colour markers, and the data from the first scan."""
     kept, exif, xmp = [b"\xff\xd8"], b"", b""
     scans, components, has_end = 0, -1, False
     for marker, start, end in _jpeg_segments(content):
@@ -209,10 +199,9 @@ def _strip_jpeg(content: bytes) -> StrippedFile:
         elif scans:
             pass  # already kept with the first scan
         elif marker == _APP1:
-            exif = exif or (
-                content[payload:end] if content.startswith(b"Exif\0\0", payload) else b""
-            )
-            xmp = xmp or (content[payload:end] if content.startswith(_XMP, payload) else b"")
+            segment = content[payload:end]
+            exif = exif or (segment if segment.startswith(b"Exif\0\0") else b"")
+            xmp = xmp or (segment if segment.startswith(_XMP) else b"")
         elif _concerns_pixels(content, marker, payload):
             kept.append(content[start:end])
         _check(scans, MAX_JPEG_SCANS, "scans")
@@ -230,11 +219,8 @@ def _byte_at(content: bytes, position: int) -> int:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yields the marker, start and end of every segment. Finds the next segment in the same way as
-    libjpeg.
-    """
-    position = 2
-    parts = 0
+    """Yields the marker, start and end of every segment, found as libjpeg finds them."""
+    position, parts = 2, 0
     while found := _JPEG_MARKER.search(content, position):
         marker = found.group(1)[0]
         position = found.end()
@@ -257,8 +243,7 @@ def _concerns_pixels(content: bytes, marker: int, payload: int) -> bool:
 
 def _strip_png(content: bytes) -> StrippedFile:
     kept, exif, xmp = [_PNG_SIGNATURE], b"", b""
-    position = len(_PNG_SIGNATURE)
-    parts = 0
+    position, parts = len(_PNG_SIGNATURE), 0
     while position + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, position)
         end = position + 12 + length
@@ -278,9 +263,9 @@ def _strip_png(content: bytes) -> StrippedFile:
 
 def _strip_gif(content: bytes) -> bytes:
     """Keeps only the transparency of the blocks before the first frame."""
-    position = header = 13 + (
-        3 * 2 ** (content[10] % 8 + 1) if len(content) > 10 and content[10] & 0x80 else 0
-    )
+    position = header = 13
+    if len(content) > 10 and content[10] & 0x80:  # a global colour table
+        position = header = 13 + 3 * 2 ** (content[10] % 8 + 1)
     transparency = b""
     parts = 0
     while content[position : position + 1] == b"!":
@@ -292,7 +277,6 @@ def _strip_gif(content: bytes) -> bytes:
             _check(parts, MAX_PARTS, "blocks")
         position += 1
         parts += 1
-        _check(parts, MAX_PARTS, "blocks")
         if content[start + 1 : start + 2] == b"\xf9":
             transparency = content[start:position]
     return content[:header] + transparency + content[position:]

@@ -80,9 +80,7 @@ def bright(color: Color) -> Color:
 
 
 def _draw_outlines(picture: NDArray[np.uint8], label_map: LabelMap) -> None:
-    """Draws into the picture, uint8 (H, W, 3). Along every border, the class with the larger id
-    gets the white line.
-    """
+    """Draws into the picture, uint8 (H, W, 3): white in the class with the larger id."""
     width_px = max(1, round(min(label_map.shape) * _OUTLINE_PER_PX))
     for axis, (before, after) in enumerate(
         ((label_map[:-1], label_map[1:]), (label_map[:, :-1], label_map[:, 1:]))
@@ -118,9 +116,7 @@ def _draw_name(picture: Image.Image, label_map: LabelMap, class_id: int, label: 
 
 
 def widest_place(mask: NDArray[np.bool_]) -> tuple[int, int] | None:
-    """(x, y) of a pixel of the mask far from its border; None if the mask is empty. A reduced mask
-    is eroded until nothing is left.
-    """
+    """(x, y) of a pixel of the mask far from its border; None if the mask is empty."""
     step = max(1, max(mask.shape) // _GRID_PX)
     left = np.pad(mask[::step, ::step], 1)
     place = None

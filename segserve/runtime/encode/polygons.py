@@ -2,12 +2,10 @@
 every pixel.
 
 In a row of the pixel grid, the corners of a mask form pairs: the two ends of each horizontal edge.
-    In a column, they
-form pairs too: the two ends of each vertical edge. An outline alternates between horizontal and
-    vertical edges. So it
-is a cycle of horizontal edges. COCO's polygons have no holes, so each hole is cut open. A bridge
-leads from the edge above the hole through the mask to the hole, and back on the same path. Filled
-by the even-odd rule, which is COCO's, the two directions cancel out.
+In a column, they are the ends of each vertical edge. An outline alternates between both kinds, so
+it is a cycle of horizontal edges. COCO's polygons have no holes, so each hole is cut open: a bridge
+leads from the edge above the hole through the mask to the hole, and back on the same path. By the
+even-odd rule, which is COCO's, the two directions cancel out.
 """
 
 from collections.abc import Iterable, Set
@@ -90,22 +88,19 @@ def _polygons(label_map: LabelMap, class_id: int, bends: _Bends) -> list[list[in
         return []
     order, firsts = _cycles(outlines.preceding)
     highest = order[firsts]
-    holes = highest[
-        outlines.rightwards[highest]
-    ]  # above a hole's highest edge there is mask; above a part's, none
+    # Above a hole's highest edge there is mask; above a part's, none.
+    holes = highest[outlines.rightwards[highest]]
     if not len(holes):
         return _corners(outlines, order, firsts)
-    opened = _with_holes_cut_open(
-        outlines, holes, _tops_above(outlines, holes, label_map, class_id)
-    )
+    tops = _tops_above(outlines, holes, label_map, class_id)
+    opened = _with_holes_cut_open(outlines, holes, tops)
     return _corners(opened, *_cycles(opened.preceding))
 
 
 def _bends(label_map: LabelMap, class_ids: Set[int]) -> _Bends:
     outside = next(label for label in count() if label not in class_ids)
-    labels = np.pad(
-        label_map.astype(np.min_scalar_type(outside), copy=False), 1, constant_values=outside
-    )
+    wide = label_map.astype(np.min_scalar_type(outside), copy=False)
+    labels = np.pad(wide, 1, constant_values=outside)
     stride, labels = labels.shape[1], labels.ravel()
     across = labels[1:] != labels[:-1]
     is_bend = across[:-stride] | across[stride:]  # indexed by the pixel to the upper left
@@ -125,12 +120,10 @@ def _outlines(bends: _Bends, class_id: int) -> _Outlines:
         other pixel.
     """
     upper_left, upper_right, lower_left, lower_right = bends.around == class_id
-    touching = (
-        (upper_left == lower_right) & (upper_right == lower_left) & (upper_left != upper_right)
-    )
-    times = (upper_left ^ upper_right ^ lower_left ^ lower_right).view(
-        np.uint8
-    ) + 2 * touching.view(np.uint8)
+    are_equal = (upper_left == lower_right) & (upper_right == lower_left)
+    touching = are_equal & (upper_left != upper_right)
+    turns = upper_left ^ upper_right ^ lower_left ^ lower_right
+    times = turns.view(np.uint8) + 2 * touching.view(np.uint8)
     corners = np.repeat(np.arange(len(times)), times)  # 2n and 2n + 1 are the ends of edge n
     x, y = bends.x[corners], bends.y[corners]
     vertically = _partners_in_columns(x, (touching & upper_left)[corners])
@@ -155,9 +148,8 @@ def _partners_in_columns(x: Coordinates, touches_downhill: Flags) -> Indices:
     corners = np.arange(len(x))
     pairs = np.flatnonzero(touches_downhill).reshape(-1, 2)
     corners[pairs] = pairs[:, ::-1]
-    by_column = corners[
-        np.argsort(x.astype(np.min_scalar_type(x.max(initial=0))), kind="stable")
-    ]  # 16 bits sort fast
+    short_x = x.astype(np.min_scalar_type(x.max(initial=0)))  # 16 bits sort fast
+    by_column = corners[np.argsort(short_x, kind="stable")]
     partners = np.empty_like(by_column)
     partners[by_column[::2]], partners[by_column[1::2]] = by_column[1::2], by_column[::2]
     return partners
@@ -169,9 +161,8 @@ def _cycles(preceding: Indices) -> tuple[Indices, Indices]:
     Each cycle starts with its lowest member. All members search for the lowest member before them,
     over twice the distance in every round (pointer jumping).
     """
-    lowest = (
-        np.arange(len(preceding), dtype=np.int64) << 32
-    )  # lower bits: how many steps back it is
+    # The lower bits are how many steps back it is.
+    lowest = np.arange(len(preceding), dtype=np.int64) << 32
     back, steps = preceding, 1
     while True:
         lower = np.minimum(lowest, lowest[back] + steps)
@@ -206,10 +197,8 @@ def _with_holes_cut_open(outlines: _Outlines, holes: Indices, tops: Indices) -> 
         tops: the row of the edge above each hole.
     """
     x, stride = outlines.x[holes], np.int64(outlines.x.max() + 1)
-    cut = (
-        np.searchsorted(outlines.y * stride + outlines.left, tops * stride + x - 1, side="right")
-        - 1
-    )
+    edges = outlines.y * stride + outlines.left
+    cut = np.searchsorted(edges, tops * stride + x - 1, side="right") - 1
     along = np.lexsort((-x, cut))  # these edges lead to the left
     holes, cut, x = holes[along], cut[along], x[along]
     is_first, is_last = np.diff(cut, prepend=-1) != 0, np.diff(cut, append=-1) != 0

@@ -1,6 +1,4 @@
-"""Encodes a segmentation as a response body, in the media type and encoding that the request
-selects.
-"""
+"""Encodes a segmentation as the response body that the request selects."""
 
 import base64
 import gzip
@@ -20,10 +18,17 @@ from ..inference.labels import SegmentedImage
 from ..record import ModelRecord
 from ..request import SegmentRequest
 from ..telemetry.request_stats import RequestStats
-from .mask import LabelMap, dense_json_bytes, encode_grey_png, encode_jpeg, encode_npy, encode_png
+from .mask import (
+    LabelMap,
+    dense_json_bytes,
+    encode_grey_png,
+    encode_jpeg,
+    encode_npy,
+    encode_png,
+    encode_rle,
+)
 from .overlay import draw_overlay
 from .polygons import encode_polygons
-from .rle import encode_rle
 
 
 def json_bytes(document: object) -> bytes:
@@ -50,31 +55,33 @@ class JsonResponse:
 
     def size_bytes(self, mask: MaskEncoding, *, confidence: bool) -> int:
         """The size of `body` in bytes, computed without the rows of `dense`."""
-        size = len(json_bytes(self._document(mask, confidence=confidence, texts={})))
-        size += self._dense_bytes if mask == "dense" else len(self._mask_text(mask))
-        return size + (len(self._confidence_text) if confidence else 0)
+        size = len(self._json(mask, confidence=confidence, has_rows=False))
+        return size + self._dense_bytes if mask == "dense" else size
 
     def body(self, mask: MaskEncoding, *, confidence: bool) -> bytes:
-        texts = {"mask": self._mask_text(mask)}
-        if confidence:
-            texts["confidence"] = self._confidence_text
-        return json_bytes(self._document(mask, confidence=confidence, texts=texts))
+        return self._json(mask, confidence=confidence, has_rows=True)
 
-    def _document(
-        self, mask: MaskEncoding, *, confidence: bool, texts: dict[str, bytes]
-    ) -> dict[str, Any]:
-        """The document. Its members with pixels hold the JSON of `texts`, or are empty."""
+    def all_sizes(self, *, confidence: bool) -> dict[str, int]:
+        """Size in bytes of every possible response, by the option that selects it."""
+        label_map = self._segmentation.label_map
+        sizes = {
+            _json_name(mask, confidence=with_it): self.size_bytes(mask, confidence=with_it)
+            for with_it in ((True, False) if confidence else (False,))
+            for mask in get_args(MaskEncoding)
+        }
+        sizes[f"Accept: {MediaType.NPY}"] = len(encode_npy(label_map))
+        sizes[f"Accept: {MediaType.PNG}"] = len(encode_png(label_map, self._record.palette))
+        return sizes
+
+    def _json(self, mask: MaskEncoding, *, confidence: bool, has_rows: bool) -> bytes:
         document = dict(self._head)
-        for name, encoding, requested in (
-            ("mask", mask, mask != "none"),
-            ("confidence", "png", confidence),
-        ):
-            if requested:
-                document[name] = {
-                    "encoding": encoding,
-                    "data": orjson.Fragment(texts.get(name, b"")),
-                }
-        return document
+        if mask != "none":
+            text = self._mask_text(mask) if has_rows or mask != "dense" else b""
+            document["mask"] = {"encoding": mask, "data": orjson.Fragment(text)}
+        if confidence:
+            text = self._confidence_text
+            document["confidence"] = {"encoding": "png", "data": orjson.Fragment(text)}
+        return json_bytes(document)
 
     @cached_property
     def _head(self) -> dict[str, Any]:
@@ -124,7 +131,6 @@ def _base64_text(content: bytes) -> bytes:
 
 JPEG_MAX_SIDE_PX = 65_500  # libjpeg's limit; the format itself allows 65,535
 
-
 # A larger JSON body is compressed for clients that accept it. The rows of `dense` become a hundred
 # times smaller in less time than servers and clients need to pass them on. Masks in `png` are
 # smaller than this, and compressed already.
@@ -148,15 +154,13 @@ class Response:
 
     @property
     def server_timing(self) -> str:
-        """The `Server-Timing` header: milliseconds per stage, with a description where a stage has
-        one.
-        """
+        """The `Server-Timing` header: milliseconds per stage."""
         if self.stats is None:
             return ""
         timings = self.stats.timings
+        described = {stage: f';desc="{text}"' for stage, text in timings.descriptions.items()}
         return ", ".join(
-            f"{stage};dur={1000 * seconds:.2f}"
-            + (f';desc="{timings.descriptions[stage]}"' if stage in timings.descriptions else "")
+            f"{stage};dur={1000 * seconds:.2f}{described.get(stage, '')}"
             for stage, seconds in timings.seconds.items()
         )
 
@@ -191,18 +195,22 @@ def encode_response(
         ResponseTooLargeError: the body is larger than `max_bytes`; the message lists the encodings
             that are small enough. Or the image is too large for JPEG.
     """
-    label_map = segmentation.label_map
     in_json = JsonResponse(segmentation, record)
     if request.media_type is MediaType.JSON:
-        return _json_body(request, in_json, label_map, record, max_bytes)
+        mask, confidence = request.options.mask, request.with_confidence
+        size_bytes = in_json.size_bytes(mask, confidence=confidence)
+        if size_bytes > max_bytes:
+            sizes = in_json.all_sizes(confidence=confidence)
+            raise _too_large(_json_name(mask, confidence=confidence), size_bytes, sizes, max_bytes)
+        return in_json.body(mask, confidence=confidence)
     if request.media_type is MediaType.PNG:
-        body = encode_png(label_map, record.palette)
+        body = encode_png(segmentation.label_map, record.palette)
     elif request.media_type is MediaType.NPY:
-        body = encode_npy(label_map)
+        body = encode_npy(segmentation.label_map)
     else:
         body = _overlay_jpeg(image_rgb, segmentation, record)
     if len(body) > max_bytes:
-        sizes = _sizes(in_json, label_map, record, confidence=False)
+        sizes = in_json.all_sizes(confidence=False)
         raise _too_large(f"Accept: {request.media_type}", len(body), sizes, max_bytes)
     return body
 
@@ -232,41 +240,8 @@ def _reduced(label_map: LabelMap, size_hw: tuple[int, ...]) -> LabelMap:
     return reduced_map
 
 
-def _json_body(
-    request: SegmentRequest,
-    in_json: JsonResponse,
-    label_map: LabelMap,
-    record: ModelRecord,
-    max_bytes: int,
-) -> bytes:
-    mask, confidence = request.options.mask, request.with_confidence
-    size_bytes = in_json.size_bytes(mask, confidence=confidence)
-    if size_bytes > max_bytes:
-        sizes = _sizes(in_json, label_map, record, confidence=confidence)
-        raise _too_large(_json_name(mask, confidence=confidence), size_bytes, sizes, max_bytes)
-    return in_json.body(mask, confidence=confidence)
-
-
 def _json_name(mask: str, *, confidence: bool) -> str:
     return f"mask={mask} confidence=true" if confidence else f"mask={mask}"
-
-
-def _sizes(
-    in_json: JsonResponse, label_map: LabelMap, record: ModelRecord, *, confidence: bool
-) -> dict[str, int]:
-    """Size in bytes of every possible response for this image, keyed by the option that selects
-    it.
-    """
-    in_json_sizes = {
-        _json_name(mask, confidence=with_it): in_json.size_bytes(mask, confidence=with_it)
-        for with_it in ((True, False) if confidence else (False,))
-        for mask in get_args(MaskEncoding)
-    }
-    return {
-        **in_json_sizes,
-        f"Accept: {MediaType.NPY}": len(encode_npy(label_map)),
-        f"Accept: {MediaType.PNG}": len(encode_png(label_map, record.palette)),
-    }
 
 
 def _too_large(

@@ -1,3 +1,1 @@
-"""RGB pixels to the class of every pixel: resize, tiles, test-time augmentation, class
-selection.
-"""
+"""RGB pixels to the class of every pixel."""

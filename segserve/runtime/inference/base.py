@@ -1,12 +1,9 @@
-"""Converts RGB pixels to the class of every pixel at the image's own size, whatever computes the
-network. Calls do not affect each other.
-"""
+"""RGB pixels to the class of every pixel, whatever computes the network."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from math import ceil
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,87 +24,29 @@ from .plan import Plan, TiledScale, costs, plan_inference
 _REDUCED = 1.5
 
 
-class AnySegmenter(Protocol):
-    """What a pipeline needs from a model. `BaseSegmenter` describes the methods."""
-
-    @property
-    def record(self) -> ModelRecord: ...
-
-    @property
-    def device(self) -> object:
-        """Its text is `cpu`, or for example `cuda:0`."""
-
-    @property
-    def precision(self) -> str: ...
-
-    @property
-    def backend(self) -> str: ...
-
-    def use_threads(self, threads: int) -> None: ...
-
-    def plan(
-        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
-    ) -> Plan: ...
-
-    def needed_hw(
-        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
-    ) -> tuple[int, int]: ...
-
-    def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]: ...
-
-    def segment(
-        self,
-        image_rgb: NDArray[np.uint8],
-        timings: Timings | None = None,
-        *,
-        mode: Mode = "whole",
-        tta: Tta = "none",
-        rule: LabelRule = EVERY_PIXEL,
-        size_hw: tuple[int, int] | None = None,
-    ) -> SegmentedImage: ...
-
-
-class BaseSegmenter(ABC):
-    """A network with its weights.
+class AnySegmenter(ABC):
+    """A model that segments images.
 
     Attributes:
-        precision: the number type of its multiplications: bfloat16, float32 or int8.
+        resize: the rule for the size of the network's input.
+        device: its text is `cpu`, or for example `cuda:0`.
+        precision: the number type of the network's multiplications: bfloat16, float32 or int8.
+        backend: what computes the network, for example `OpenVINO`.
     """
 
+    device: object
     precision: str
-    _tiles_at_once = 1
+    backend: str
 
-    def __init__(self, record: ModelRecord, settings: Settings) -> None:
+    def __init__(self, record: ModelRecord, resize: ResizeRule) -> None:
         self.record = record
-        self._resize: ResizeRule = settings.resize or record.input.resize
-
-    @property
-    @abstractmethod
-    def backend(self) -> str:
-        """What computes the network, for example `OpenVINO`."""
+        self.resize = resize
 
     @abstractmethod
     def use_threads(self, threads: int) -> None:
         """The number of threads that compute for the calling thread, from now on."""
 
     @abstractmethod
-    def _resized(self, image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> Array:
-        """uint8 (H, W, 3) -> uint8 (1, 3, h, w), resized with antialiasing."""
-
-    @abstractmethod
-    def _inputs(self, pixels: Array) -> Array:
-        """uint8 (N, 3, h, w) -> the network's input."""
-
-    @abstractmethod
-    def infer(self, inputs: Array) -> Array:
-        """The network's input, of N images -> logits, float32 (N, classes, h / stride, w /
-        stride), contiguous.
-        """
-
-    def _computing(self) -> AbstractContextManager[object]:
-        """Encloses the computation of an image."""
-        return nullcontext()
-
     def segment(
         self,
         image_rgb: NDArray[np.uint8],
@@ -134,6 +73,60 @@ class BaseSegmenter(ABC):
         Raises:
             OutOfMemoryError: the device or the host has too little memory for this image.
         """
+
+    def plan(
+        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
+    ) -> Plan:
+        """The plan by which `segment` computes an image of this size."""
+        return plan_inference(self.resize, height_px, width_px, mode=mode, tta=tta)
+
+    def needed_hw(
+        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
+    ) -> tuple[int, int]:
+        """The size, at most the image's, of a reduced copy that serves as well as the image."""
+        scales = self.plan(height_px, width_px, mode=mode, tta=tta).scales
+        rows_px, columns_px = (max(tiled.size_hw[side] for tiled in scales) for side in (0, 1))
+        return min(height_px, ceil(_REDUCED * rows_px)), min(width_px, ceil(_REDUCED * columns_px))
+
+    def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
+        """The cost of every mode and TTA, in forward passes of the whole image."""
+        return costs(self.resize, height_px, width_px)
+
+
+class BaseSegmenter(AnySegmenter):
+    """A network with its weights."""
+
+    _tiles_at_once = 1
+
+    def __init__(self, record: ModelRecord, settings: Settings) -> None:
+        super().__init__(record, settings.resize or record.input.resize)
+
+    @abstractmethod
+    def _resized(self, image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> Array:
+        """uint8 (H, W, 3) -> uint8 (1, 3, h, w), resized with antialiasing."""
+
+    @abstractmethod
+    def _inputs(self, pixels: Array) -> Array:
+        """uint8 (N, 3, h, w) -> the network's input."""
+
+    @abstractmethod
+    def infer(self, inputs: Array) -> Array:
+        """Inputs of N images -> contiguous logits, float32 (N, classes, h / stride, w / stride)."""
+
+    def _computing(self) -> AbstractContextManager[object]:
+        """Encloses the computation of an image."""
+        return nullcontext()
+
+    def segment(
+        self,
+        image_rgb: NDArray[np.uint8],
+        timings: Timings | None = None,
+        *,
+        mode: Mode = "whole",
+        tta: Tta = "none",
+        rule: LabelRule = EVERY_PIXEL,
+        size_hw: tuple[int, int] | None = None,
+    ) -> SegmentedImage:
         timings = timings or Timings()
         height_px, width_px = size_hw or image_rgb.shape[:2]
         plan = self.plan(height_px, width_px, mode=mode, tta=tta)
@@ -155,30 +148,8 @@ class BaseSegmenter(ABC):
                 "or try again later"
             ) from error
 
-    def _free_memory(self) -> None:  # noqa: B027 - a CPU has nothing to free
+    def _free_memory(self) -> None:
         """Called when the device or the host has too little memory."""
-
-    def plan(
-        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
-    ) -> Plan:
-        """The plan by which `segment` computes an image of this size."""
-        return plan_inference(self._resize, height_px, width_px, mode=mode, tta=tta)
-
-    def needed_hw(
-        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
-    ) -> tuple[int, int]:
-        """The smallest size of a reduced copy that serves as well as the image. It is never larger
-        than the image.
-        """
-        scales = self.plan(height_px, width_px, mode=mode, tta=tta).scales
-        rows_px, columns_px = (max(tiled.size_hw[side] for tiled in scales) for side in (0, 1))
-        return min(height_px, ceil(_REDUCED * rows_px)), min(width_px, ceil(_REDUCED * columns_px))
-
-    def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
-        """The cost of every mode and TTA for an image of this size, in forward passes of the whole
-        image.
-        """
-        return costs(self._resize, height_px, width_px)
 
     def logits(self, image_rgb: NDArray[np.uint8], plan: Plan, timings: Timings) -> Array:
         """uint8 (H, W, 3), RGB -> logits, float32 (classes, h, w), on the grid of the plan's finest
@@ -217,4 +188,4 @@ class BaseSegmenter(ABC):
 
     def preprocess(self, image_rgb: NDArray[np.uint8]) -> Array:
         """uint8 (H, W, 3), RGB -> the network's input, at the resize rule's size."""
-        return self._inputs(self._resized(image_rgb, self._resize.size_for(*image_rgb.shape[:2])))
+        return self._inputs(self._resized(image_rgb, self.resize.size_for(*image_rgb.shape[:2])))

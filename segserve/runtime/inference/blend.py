@@ -33,10 +33,8 @@ def blend_tiles(logits: Array, tiled: TiledScale) -> Array:
     column_weights = as_like(blend_weights(tiled.columns, tile_hw[1]), logits)
     for index, (top_px, left_px) in enumerate(tiled.origins_yx):
         row, column = divmod(index, tiled.columns.tiles)
-        top, left = (
-            _cells(tiled.rows, top_px, tile_hw[0]),
-            _cells(tiled.columns, left_px, tile_hw[1]),
-        )
+        top = _cells(tiled.rows, top_px, tile_hw[0])
+        left = _cells(tiled.columns, left_px, tile_hw[1])
         weights = row_weights[row, :, None] * column_weights[column]
         blended[:, top : top + tile_hw[0], left : left + tile_hw[1]] += logits[index] * weights
     return blended

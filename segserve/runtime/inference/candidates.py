@@ -55,10 +55,8 @@ class CandidateMap:
     @classmethod
     def of(cls, logits: Array, temperature: float = 1.0) -> Self:
         xp = namespace(logits)
-        largest, smallest = (
-            _among_neighbours(logits, xp.maximum),
-            _among_neighbours(logits, xp.minimum),
-        )
+        largest = _among_neighbours(logits, xp.maximum)
+        smallest = _among_neighbours(logits, xp.minimum)
         may_win = xp.any(largest >= xp.amax(smallest, 0), 2)
         most = _with_next_row(softmax(logits / temperature), xp.maximum)
         probable = xp.any(most > _NEGLIGIBLE, 2)
@@ -81,9 +79,7 @@ class CandidateMap:
 
 
 def _among_neighbours(logits: Array, pick: Callable[[Array, Array], Array]) -> Array:
-    """(C, h, w) -> (C, h, w - 1): `pick` of every 2x2 neighbours. A single column stays
-    unchanged.
-    """
+    """(C, h, w) -> (C, h, w - 1): `pick` of every 2x2 neighbours; of one column, w stays."""
     logits = _with_next_row(logits, pick)
     return pick(logits[..., :-1], logits[..., 1:]) if logits.shape[2] > 1 else logits
 
@@ -109,9 +105,7 @@ def _positions(grid_length: int, length_px: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some columns of the image, the columns of the grid around them, and the weights of these,
-    float32.
-    """
+    """Some of the image's columns, the grid's columns around them, and their weights."""
 
     columns: slice
     grid: slice
@@ -157,16 +151,12 @@ class Upsampling:
         ]
 
     def grid_rows(self, strip: slice) -> slice:
-        """The rows of the grid around a strip of the image's rows. The end may be beyond the
-        grid's.
-        """
+        """The rows of the grid around a strip of the image's. The end may be beyond the grid."""
         positions = self._positions[strip]
         return slice(int(positions[0]), int(positions[-1]) + 2)
 
     def strip(self, logits: Array, strip: slice) -> Array:
-        """These rows of the grid, float32 (C, rows, w) -> this strip of the image, float32 (C, H,
-        W).
-        """
+        """These rows of the grid (C, rows, w) -> this strip of the image (C, H, W), float32."""
         positions = self._positions[strip] - np.float32(self.grid_rows(strip).start)
         above = positions.astype(np.int64)
         below = np.minimum(above + 1, logits.shape[1] - 1)

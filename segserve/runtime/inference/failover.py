@@ -11,26 +11,26 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...schema.request import Mode, Tta
 from ..acceleration.verified import is_device_failure, reason
 from ..errors import OutOfMemoryError
 from ..network.weights import load_network
-from ..record import ModelRecord, read_record
+from ..record import read_record
 from ..settings import Settings
 from ..telemetry.request_stats import Timings
-from .labels import EVERY_PIXEL, LabelRule, SegmentedImage
-from .plan import Plan
+from .base import AnySegmenter
+from .labels import SegmentedImage
 from .segmenter import Segmenter
 
 logger = logging.getLogger(__name__)
 
 
-class FailoverSegmenter:
+class FailoverSegmenter(AnySegmenter):
     """A `Segmenter` on a GPU that switches to the CPU if the GPU fails. Safe to use from several
     threads.
 
@@ -39,70 +39,39 @@ class FailoverSegmenter:
         on_cpu: loads the same model on the CPU; called once, when the GPU fails.
     """
 
+    device: torch.device
+
     def __init__(self, segmenter: Segmenter, on_cpu: Callable[[], Segmenter]) -> None:
-        self._segmenter = segmenter
+        super().__init__(segmenter.record, segmenter.resize)
         self._on_cpu = on_cpu
         self._has_failed = False
         self._lock = Lock()
+        self._switch_to(segmenter)
 
-    @property
-    def record(self) -> ModelRecord:
-        return self._segmenter.record
-
-    @property
-    def device(self) -> torch.device:
-        """The device in use."""
-        return self._segmenter.device
-
-    @property
-    def precision(self) -> str:
-        return self._segmenter.precision
-
-    @property
-    def backend(self) -> str:
-        return self._segmenter.backend
+    def _switch_to(self, segmenter: Segmenter) -> None:
+        self._segmenter = segmenter
+        self.device, self.precision = segmenter.device, segmenter.precision
+        self.backend = segmenter.backend
 
     def use_threads(self, threads: int) -> None:
         self._segmenter.use_threads(threads)
-
-    def plan(
-        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
-    ) -> Plan:
-        return self._segmenter.plan(height_px, width_px, mode=mode, tta=tta)
-
-    def needed_hw(
-        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
-    ) -> tuple[int, int]:
-        return self._segmenter.needed_hw(height_px, width_px, mode=mode, tta=tta)
-
-    def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
-        return self._segmenter.costs(height_px, width_px)
 
     def segment(
         self,
         image_rgb: NDArray[np.uint8],
         timings: Timings | None = None,
-        *,
-        mode: Mode = "whole",
-        tta: Tta = "none",
-        rule: LabelRule = EVERY_PIXEL,
-        size_hw: tuple[int, int] | None = None,
+        **options: Any,  # noqa: ANN401
     ) -> SegmentedImage:
         """As `Segmenter.segment`. If the GPU fails on an image, the CPU computes that image."""
         timings = timings or Timings()
         try:
-            return self._segmenter.segment(
-                image_rgb, timings, mode=mode, tta=tta, rule=rule, size_hw=size_hw
-            )
+            return self._segmenter.segment(image_rgb, timings, **options)
         except RuntimeError as error:
             if not is_device_failure(error):
                 raise
-            why = reason(
-                error
-            )  # not the error itself: its traceback would keep the GPU's tensors alive
-        return self._instead(why).segment(
-            image_rgb, timings, mode=mode, tta=tta, rule=rule, size_hw=size_hw
-        )
+            # Not the error itself: its traceback would keep the GPU's tensors alive.
+            why = reason(error)
+        return self._instead(why).segment(image_rgb, timings, **options)
 
     def _instead(self, why: str) -> Segmenter:
         """The segmenter on the CPU. If several threads see the GPU fail, the first one loads it."""
@@ -110,7 +79,8 @@ class FailoverSegmenter:
             if not self._has_failed:
                 on_cpu = self._on_cpu()
                 _warn(self._segmenter.device, why)
-                self._segmenter, self._has_failed = on_cpu, True
+                self._switch_to(on_cpu)
+                self._has_failed = True
             return self._segmenter
 
 
@@ -136,11 +106,8 @@ def load_with_failover(
     on_cpu = partial(on, torch.device("cpu"))
     try:
         return FailoverSegmenter(_tried_out(on(device)), on_cpu)
-    except (
-        RuntimeError,
-        AssertionError,
-        OutOfMemoryError,
-    ) as error:  # PyTorch without CUDA raises AssertionError
+    except (RuntimeError, AssertionError, OutOfMemoryError) as error:
+        # PyTorch without CUDA raises AssertionError.
         why = reason(error)
     with suppress(RuntimeError):
         torch.cuda.empty_cache()  # other processes on this GPU may need the memory

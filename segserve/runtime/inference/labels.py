@@ -1,11 +1,8 @@
-"""Converts logits to the class of every pixel at the image's own size, and to a table of the
-classes present.
-"""
+"""Logits to the class of every pixel at the image's size, and a table of the classes."""
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from math import log
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -58,12 +55,9 @@ def measure_quality(logits: Array) -> Quality:
     confidence, mean_entropy = float(xp.mean(1 / total)), float(xp.mean(entropy))
     # With a single class, the entropy is 0 and log(1) cannot be a divisor. Rounding may give a
     # value just below 0.
-    largest = log(max(2, num_classes))
-    return Quality(
-        tuple(count / sum(pixels) for count in pixels),
-        confidence,
-        min(1.0, max(0.0, mean_entropy / largest)),
-    )
+    largest = math.log(max(2, num_classes))
+    shares = tuple(count / sum(pixels) for count in pixels)
+    return Quality(shares, confidence, min(1.0, max(0.0, mean_entropy / largest)))
 
 
 # Pixels labelled at a time. The logits of a few classes for them stay within the cache.
@@ -154,28 +148,24 @@ class _Labelled:
 
     def turned(self) -> Self:
         """Transposes the maps."""
-        confidence_map = (
-            None if self.confidence_map is None else np.ascontiguousarray(self.confidence_map.T)
-        )
-        return type(self)(
-            np.ascontiguousarray(self.label_map.T), confidence_map, self.pixels, self.confidence
-        )
+        confidence_map = self.confidence_map
+        if confidence_map is not None:
+            confidence_map = np.ascontiguousarray(confidence_map.T)
+        label_map = np.ascontiguousarray(self.label_map.T)
+        return replace(self, label_map=label_map, confidence_map=confidence_map)
 
     def areas(self) -> tuple[ClassArea, ...]:
-        pixels = self.pixels
-        present = sorted(
-            (class_id for class_id, count in enumerate(pixels) if count),
-            key=lambda i: (-pixels[i], i),
-        )
+        largest_first = sorted(enumerate(self.pixels), key=lambda item: -item[1])
         return tuple(
             ClassArea(
                 id=class_id,
-                pixels=pixels[class_id],
-                fraction=pixels[class_id] / self.label_map.size,
+                pixels=pixels,
+                fraction=pixels / self.label_map.size,
                 box_xyxy=_box_xyxy(self.label_map == class_id),
-                confidence=self.confidence[class_id] / pixels[class_id],
+                confidence=self.confidence[class_id] / pixels,
             )
-            for class_id in present
+            for class_id, pixels in largest_first
+            if pixels
         )
 
 
@@ -272,9 +262,7 @@ class _Tally:
 
 
 def _sum(values: Array) -> Array:
-    """Sums a part of an image, float32 (H, W), row by row. The result does not depend on the number
-    of threads, and is exact for counts.
-    """
+    """Sums float32 (H, W) row by row: exact for counts, and independent of the threads."""
     xp = namespace(values)
     return xp.sum(xp.sum(values, 1), dtype=xp.float64)
 

@@ -5,11 +5,10 @@ OpenVINO computes it where it is installed, else ONNX Runtime.
 
 import base64
 import json
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from threading import local
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,15 +31,6 @@ LOGITS_PROPERTY = "float32_logits"
 _TOLERANCES = {"float32": 3e-3, "bfloat16": 0.1}
 
 
-class CompiledNetwork(Protocol):
-    """A network that is ready to compute, and the properties of its file."""
-
-    @property
-    def properties(self) -> Mapping[str, str]: ...
-
-    def infer(self, inputs: NDArray[Any], threads: int) -> NDArray[np.float32]: ...
-
-
 def made_from(record: ModelRecord) -> str:
     """All that a network depends on, as JSON."""
     rule = record.input
@@ -55,9 +45,7 @@ def made_from(record: ModelRecord) -> str:
 
 
 def check_image() -> NDArray[np.uint8]:
-    """An image, uint8 (1, 96, 128, 3), smooth like a photograph: noise causes activations that no
-    photograph causes.
-    """
+    """uint8 (1, 96, 128, 3), smooth: noise causes activations that no photograph causes."""
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(noise).resize((128, 96), Image.Resampling.BICUBIC))[None]
 
@@ -68,9 +56,7 @@ def relative_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -
 
 
 class OnnxSegmenter(BaseSegmenter):
-    """A network of ONNX on the CPU. Computes in bf16 if OpenVINO does on this processor, unless
-    `precision` is fp32.
-    """
+    """A network of ONNX on the CPU, in bf16 where OpenVINO has it and the settings allow it."""
 
     device = "cpu"
 
@@ -82,7 +68,7 @@ class OnnxSegmenter(BaseSegmenter):
         self._most_threads = threads
         self._threads = local()
         try:
-            self._backend, self.precision, self._network = _compiled(network, settings, threads)
+            self.backend, self.precision, self._network = _compiled(network, settings, threads)
             self._check()
         except (ModelError, ModuleNotFoundError):
             raise
@@ -91,9 +77,7 @@ class OnnxSegmenter(BaseSegmenter):
             raise ModelError(f"{NETWORK_FILE} cannot be loaded: {reason}") from error
 
     def _check(self) -> None:
-        """Checks that the network belongs to the record, and gives PyTorch's logits on this
-        processor.
-        """
+        """Checks that the network is the record's, and gives PyTorch's logits here."""
         properties = self._network.properties
         if properties.get(RECORD_PROPERTY) != made_from(self.record):
             raise ModelError(
@@ -130,10 +114,6 @@ class OnnxSegmenter(BaseSegmenter):
             )
         return cls(network, record, settings=settings, threads=threads)
 
-    @property
-    def backend(self) -> str:
-        return self._backend
-
     def use_threads(self, threads: int) -> None:
         self._threads.count = threads
 
@@ -154,7 +134,9 @@ class OnnxSegmenter(BaseSegmenter):
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
-def _compiled(network: Path, settings: Settings, threads: int) -> tuple[str, str, CompiledNetwork]:
+def _compiled(
+    network: Path, settings: Settings, threads: int
+) -> tuple[str, str, "OpenVinoNetworkFile | OnnxRuntimeNetwork"]:
     """The name of what computes, its precision, and the network."""
     if find_spec("openvino") is None and find_spec("onnxruntime") is not None:
         return "ONNX Runtime", "float32", OnnxRuntimeNetwork(network)

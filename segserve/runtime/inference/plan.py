@@ -39,17 +39,13 @@ class TileAxis:
     @property
     def origins_px(self) -> tuple[int, ...]:
         """Where the tiles start: spread evenly, at multiples of `step_px`."""
-        steps = (self.length_px - self.tile_px) // self.step_px
-        return tuple(
-            index * steps // max(1, self.tiles - 1) * self.step_px for index in range(self.tiles)
-        )
+        steps, gaps = (self.length_px - self.tile_px) // self.step_px, max(1, self.tiles - 1)
+        return tuple(index * steps // gaps * self.step_px for index in range(self.tiles))
 
 
 @dataclass(frozen=True)
 class TiledScale:
-    """The image at one scale, cut into rows and columns of tiles. A single tile is the whole
-    image.
-    """
+    """The image at one scale, in rows and columns of tiles. One tile is the whole image."""
 
     rows: TileAxis
     columns: TileAxis
@@ -103,10 +99,8 @@ def plan_inference(
     # Rounding up does not make an image finer. So the smaller of the own size and the rounded size
     # is compared with the size at which the network sees the whole image.
     own_hw, tiled_hw = (height_px, width_px), _tiled(rule, height_px, width_px, 1.0).size_hw
-    is_finer = any(
-        min(own, tiled) > seen
-        for own, tiled, seen in zip(own_hw, tiled_hw, whole.size_hw, strict=True)
-    )
+    sides = zip(own_hw, tiled_hw, whole.size_hw, strict=True)
+    is_finer = any(min(own, tiled) > seen for own, tiled, seen in sides)
     at_scale = _tiled if mode == "slide" and is_finer else _whole
     factors = SCALES if tta == "multiscale" else (1.0,)
     scales = tuple(dict.fromkeys(at_scale(rule, height_px, width_px, each) for each in factors))
@@ -131,10 +125,8 @@ def _whole(rule: ResizeRule, height_px: int, width_px: int, scale: float) -> Til
 
 def _tiled(rule: ResizeRule, height_px: int, width_px: int, scale: float) -> TiledScale:
     step_px = lcm(_LARGEST_STRIDE_PX, rule.multiple_of)
-    return TiledScale(
-        _cut(_rounded(height_px * scale, step_px), rule.size_px, step_px),
-        _cut(_rounded(width_px * scale, step_px), rule.size_px, step_px),
-    )
+    scaled = (_rounded(side_px * scale, step_px) for side_px in (height_px, width_px))
+    return TiledScale(*(_cut(side_px, rule.size_px, step_px) for side_px in scaled))
 
 
 def _cut(length_px: int, size_px: int, step_px: int) -> TileAxis:

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from ..acceleration.cpu import cpu_network
 from ..acceleration.cuda import CudaRecorder, CudaStreams, GraphedNetwork, uploaded
 from ..acceleration.gpu_fusion import gpu_fused_network
 from ..acceleration.int8 import quantized_network
-from ..acceleration.openvino_network import OpenVinoNetwork
+from ..acceleration.openvino_network import OpenVinoNetwork, cpu_network
 from ..acceleration.verified import OptimizationError
 from ..network.weights import SegmentationNetwork, load_network
 from ..record import ModelRecord, read_record
@@ -32,6 +31,8 @@ _TILES_AT_ONCE = {"cpu": 1, "cuda": 8}
 class Segmenter(BaseSegmenter):
     """A network of PyTorch on a device."""
 
+    device: torch.device
+
     def __init__(
         self, network: nn.Module, record: ModelRecord, *, device: torch.device, settings: Settings
     ) -> None:
@@ -39,6 +40,7 @@ class Segmenter(BaseSegmenter):
         self.device = device
         self.dtype = _dtype(settings, device)
         self.precision = "int8" if settings.precision == "int8" else _name_of(self.dtype)
+        self.backend = "OpenVINO" if isinstance(network, OpenVinoNetwork) else "PyTorch"
         self._tiles_at_once = _TILES_AT_ONCE.get(device.type, 1)
         self._network: Callable[[Tensor], Tensor] = (
             _in_dtype(network, self.dtype).to(device).to(memory_format=torch.channels_last).eval()
@@ -46,11 +48,6 @@ class Segmenter(BaseSegmenter):
         self._mean = torch.tensor(record.input.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(record.input.std, device=device).view(1, 3, 1, 1) * 255
         self._streams = _streams(device, settings)
-
-    @property
-    def backend(self) -> str:
-        """What computes the network: `OpenVINO` or `PyTorch`."""
-        return "OpenVINO" if isinstance(self._network, OpenVinoNetwork) else "PyTorch"
 
     @classmethod
     def load(
@@ -84,9 +81,8 @@ class Segmenter(BaseSegmenter):
         check_precision(settings, record)
         if settings.precision == "int8":
             try:
-                return cls(
-                    quantized_network(network, device), record, device=device, settings=settings
-                )
+                quantized = quantized_network(network, device)
+                return cls(quantized, record, device=device, settings=settings)
             except OptimizationError as error:
                 settings = settings.model_copy(update={"precision": "auto"})
                 instead = _name_of(_dtype(settings, device))
@@ -94,12 +90,8 @@ class Segmenter(BaseSegmenter):
         if not settings.fuse or device.type not in ("cpu", "cuda"):
             return cls(network, record, device=device, settings=settings)
         if device.type == "cpu":
-            return cls(
-                cpu_network(network, _dtype(settings, device)),
-                record,
-                device=device,
-                settings=settings,
-            )
+            compiled = cpu_network(network, _dtype(settings, device))
+            return cls(compiled, record, device=device, settings=settings)
         fused = gpu_fused_network(network, _dtype(settings, device), device)
         segmenter = cls(fused, record, device=device, settings=settings)
         segmenter._network = _with_graphs(segmenter._network, device, settings)
@@ -129,9 +121,8 @@ class Segmenter(BaseSegmenter):
         """
         pixels = torch.from_numpy(image_rgb).permute(2, 0, 1).unsqueeze(0)
         height_px, width_px = image_rgb.shape[:2]
-        if (
-            size_hw[0] < height_px and size_hw[1] > width_px
-        ):  # a thin column: shrink the rows first to save memory
+        if size_hw[0] < height_px and size_hw[1] > width_px:
+            # A thin column: shrinking the rows first saves memory.
             pixels = _resized(pixels, (size_hw[0], width_px))
         if size_hw != pixels.shape[2:]:
             pixels = _resized(pixels, size_hw)
@@ -179,18 +170,14 @@ def _name_of(dtype: torch.dtype) -> str:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes bf16 natively. Otherwise bf16 is emulated, and slower than
-    float32.
-    """
+    """Whether the device computes bf16 natively. Emulated, it is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Converts convolutions and linear layers to `dtype`. Norms stay float32: their variances need
-    the precision.
-    """
+    """Converts convolutions and linear layers. The variances of norms need float32."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)

@@ -15,6 +15,7 @@ import torchvision
 from timm.layers.conv2d_same import Conv2dSame
 from timm.models import FeatureInfo
 from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
 
 from ..architecture import Architecture
 from ..errors import ModelError
@@ -80,9 +81,8 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
     name, stride = architecture.backbone, architecture.output_stride
     info, is_nchw = _timm_preview(name)
     strides: list[int] = info.get("reduction", [*range(len(info))])
-    index_of = {
-        own.bit_length() - 1: index for index, own in enumerate(strides)
-    }  # if strides repeat, the last level
+    # If strides repeat, the last level.
+    index_of = {own.bit_length() - 1: index for index, own in enumerate(strides)}
     indices = [index_of[level] for level in _wanted_levels(architecture, index_of.keys())]
     if stride > strides[-1]:
         raise ModelError(
@@ -128,22 +128,15 @@ def _center_cells(backbone: nn.Module, name: str, stride: int) -> None:
         for path, module in backbone.named_modules()
         if getattr(module, "stride", 1) == (2, 2)
     ]
-    if not all(
-        isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) for _, conv in strided
-    ) or (2 ** len(strided) != stride):
+    are_3x3 = (isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) for _, conv in strided)
+    if not all(are_3x3) or 2 ** len(strided) != stride:
         raise ModelError(
             f"backbone {name}: padding centered needs 3x3 convolutions of stride 2, one after the "
             "other"
         )
     for path, conv in strided[:-1]:
-        same = Conv2dSame(
-            conv.in_channels,
-            conv.out_channels,
-            3,
-            stride=2,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-        )
+        has_bias, channels = conv.bias is not None, (conv.in_channels, conv.out_channels)
+        same = Conv2dSame(*channels, 3, stride=2, groups=conv.groups, bias=has_bias)
         backbone.set_submodule(path, same)
     strided[-1][1].padding = (1, 1)
 
@@ -154,14 +147,7 @@ def _timm_preview(name: str) -> tuple[FeatureInfo, bool]:
         with torch.device("meta"):  # computes shapes only, which is fast
             backbone: Any = timm.create_model(name, features_only=True).eval()
             backbone(torch.empty(1, 3, 64, 96))  # some backbones accept only one size
-    except (
-        RuntimeError,
-        AssertionError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        NotImplementedError,
-    ) as error:
+    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(
             f"backbone {name}: timm cannot give its levels: {' '.join(str(error).split())}"
         ) from error
@@ -171,9 +157,7 @@ def _timm_preview(name: str) -> tuple[FeatureInfo, bool]:
 def _expanded_timm_backbone(
     name: str, indices: list[int], options: dict[str, Any]
 ) -> tuple[nn.Module, list[int]]:
-    """The backbone with its final 1x1 convolution. The output of that convolution replaces the last
-    level.
-    """
+    """The backbone whose last level is the output of its final 1x1 convolution."""
     model: Any = timm.create_model(name, num_classes=0, **options)
     channels: list[int] = [model.feature_info[index]["num_chs"] for index in indices]
     if model.num_features <= channels[-1]:
@@ -260,26 +244,14 @@ def _dilate(stage: nn.Module, rate: int) -> None:
             conv.padding = (conv.kernel_size[0] // 2 * rate, conv.kernel_size[1] // 2 * rate)
 
 
-class _Taps(nn.Module):
-    """Runs the children of `body` in order, up to the last one in `names`. Returns the outputs of
-    those in `names`.
-    """
+class _Taps(IntermediateLayerGetter):  # type: ignore[misc]
+    """Runs the children of `body` up to the last one in `names`. Outputs those in `names`."""
 
     def __init__(self, body: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self._names = frozenset(names)
-        for name, child in body.named_children():
-            self.add_module(name, child)
-            if name == names[-1]:
-                break
+        super().__init__(body, {name: name for name in names})
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        levels: list[Tensor] = []
-        for name, child in self.named_children():
-            x = child(x)
-            if name in self._names:
-                levels.append(x)
-        return levels
+        return list(super().forward(x).values())
 
 
 def _resnet(depth: int) -> _Torchvision:

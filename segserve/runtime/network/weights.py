@@ -1,6 +1,4 @@
-"""Builds a record's network, and writes and loads its weights and the ranges of its activations.
-Loading checks them against the record.
-"""
+"""Builds a record's network, and reads and writes its weights and its int8 ranges."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,12 +62,10 @@ def _advice(state: State, record: ModelRecord) -> str:
             fields = architecture.model_dump(
                 mode="json", exclude_defaults=True, exclude={"aspp_dropout"}
             )
-            line = yaml.safe_dump(
-                fields, default_flow_style=True, sort_keys=False, width=10**6
-            ).strip()
+            line = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, width=10**6)
             return (
                 f"They fit a record with {num_classes} classes (here {len(record.classes)}) and "
-                f"architecture: {line}"
+                f"architecture: {line.strip()}"
             )
     return (
         f"They fit no head of deeplabv3.py on {record.architecture.backbone} or on torchvision's "
@@ -98,33 +94,27 @@ def _candidates(state: State, own: Architecture) -> Iterator[tuple[Architecture,
     head, num_rates, num_classes = shown
     for base in (own, *_PUBLISHED):
         step, *_ = base.aspp_rates or (6,)
-        rates = (
-            base.aspp_rates
-            if len(base.aspp_rates) == num_rates
-            else [step * (n + 1) for n in range(num_rates)]
-        )
+        rates = list(base.aspp_rates)
+        if len(rates) != num_rates:
+            rates = [step * (n + 1) for n in range(num_rates)]
         fields = {**head, "output_stride": base.output_stride, "aspp_rates": rates}
         for use_l5_exp in (False, True):
             yield Architecture(backbone=base.backbone, use_l5_exp=use_l5_exp, **fields), num_classes
 
 
 def _head(state: State) -> tuple[dict[str, Any], int, int] | None:
-    """What the tensors show of one of our heads: fields of the record, number of rates, number of
-    classes.
-    """
+    """What the tensors show: fields of the record, number of rates, number of classes."""
     fuse = state.get("head.fuse.0.weight")
-    kind = (
-        "multiscale" if fuse is not None else "deeplabv3" if "head.4.weight" in state else "corenet"
-    )
+    single_level = "deeplabv3" if "head.4.weight" in state else "corenet"
+    kind = single_level if fuse is None else "multiscale"
     prefix = "head.head" if kind == "multiscale" else "head"
     project = state.get(f"{prefix}.0.project.0.weight")
     classifier = state.get(f"{prefix}.4.weight" if kind == "deeplabv3" else f"{prefix}.1.weight")
     if project is None or classifier is None or project.ndim != 4 or 0 in project.shape:
         return None
     num_rates = project.shape[1] // project.shape[0] - 2  # the other two branches: 1x1 and pooling
-    third_layer = state.get(
-        f"{prefix}.0.convs.1.2.weight"
-    )  # separable: depthwise, pointwise, norm; else: kernel, norm
+    # The third layer of separable branches is the norm; others have the kernel and the norm alone.
+    third_layer = state.get(f"{prefix}.0.convs.1.2.weight")
     fields: dict[str, Any] = {
         "head": kind,
         "aux_head": "aux_head.0.weight" in state,
@@ -145,8 +135,7 @@ class SegmentationNetwork(nn.Module):
     The auxiliary head is never computed.
 
     Shape: float (N, 3, H, W), RGB, normalised by the record's mean and std -> logits (N, classes,
-        h, w). h and w are H
-    and W divided by the architecture's `logits_stride`, rounded up.
+        h, w). h and w are H and W divided by the architecture's `logits_stride`, rounded up.
 
     `ranges` holds the smallest and the largest input value of each convolution, by the
     convolution's name. It is empty if the ranges were not measured.
@@ -217,9 +206,7 @@ def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> Weights:
 
 
 def write_ranges(ranges: Ranges, folder: Path) -> Weights:
-    """Writes `folder/int8.safetensors`, float32 (2,) by name, atomically. Returns the entry for the
-    record.
-    """
+    """Writes `folder/int8.safetensors`, float32 (2,) by name. Returns the entry for the record."""
     return _write({name: tensor(values) for name, values in ranges.items()}, folder / RANGES_FILE)
 
 

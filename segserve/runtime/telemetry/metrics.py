@@ -2,14 +2,14 @@
 them.
 
 The handler reports the metrics in `OWN`, in the same way on every engine. The engine counts the
-metrics in `ENGINE`:
-TorchServe itself, or the gateway of Ray Serve. TorchServe's metrics file and the gateway's
-collectors derive from this module. Tests check docs/metrics.md, the dashboard and the alert rules
-against it.
+metrics in `ENGINE`: TorchServe itself, or the gateway of Ray Serve. TorchServe's metrics file and
+the gateway's collectors derive from this module. Tests check docs/metrics.md, the dashboard and the
+alert rules against it.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 
 class Kind(StrEnum):
@@ -44,17 +44,11 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5
 _MODEL = ("model_name", "model_version")
 
 
-def _counter(name: str, unit: str, description: str, *labels: str) -> Metric:
-    return Metric(name, Kind.COUNTER, unit, description, (*_MODEL, *labels))
+def _of_model(kind: Kind, name: str, unit: str, description: str, *labels: str) -> Metric:
+    return Metric(name, kind, unit, description, (*_MODEL, *labels))
 
 
-def _gauge(name: str, unit: str, description: str, *labels: str) -> Metric:
-    return Metric(name, Kind.GAUGE, unit, description, (*_MODEL, *labels))
-
-
-def _histogram(name: str, unit: str, description: str, *labels: str) -> Metric:
-    return Metric(name, Kind.HISTOGRAM, unit, description, (*_MODEL, *labels))
-
+_counter, _gauge, _histogram = (partial(_of_model, kind) for kind in Kind)
 
 WORKER_STARTS = _counter(
     "segserve_worker_starts_total", "Count", "Workers that have loaded the model."

@@ -66,9 +66,7 @@ class Telemetry:
         self._process = psutil.Process()
 
     def loaded(self) -> None:
-        """Reports that the worker has started. Sets counters to 0 that would be missing until their
-        first event.
-        """
+        """Reports the start, and 0 for counters that would be missing until their first event."""
         if not self._sinks:
             logger.info(
                 "the server's metrics file names none of segserve's metrics: none are reported"
@@ -92,10 +90,11 @@ class Telemetry:
             headers: those of each request, for traces.
             seconds: the duration of the batch.
         """
-        requests = [
-            (reply, reply.stats, given) for reply, given in zip(responses, headers, strict=True)
+        reported = [
+            (reply, reply.stats, given)
+            for reply, given in zip(responses, headers, strict=True)
+            if reply.stats is not None
         ]
-        reported = [(reply, stats, given) for reply, stats, given in requests if stats is not None]
         if reported and self._sinks:
             self._report(m.BATCH_SIZE, len(reported))
             self._report_memory()

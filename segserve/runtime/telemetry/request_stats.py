@@ -1,6 +1,4 @@
-"""Timings and statistics of one request, for metrics and traces. The response does not depend on
-them.
-"""
+"""Timings and statistics of one request, for metrics and traces."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,18 +21,14 @@ class Interval(NamedTuple):
 
 @dataclass
 class Timings:
-    """The time intervals of a request's stages, in order, and a description of a stage where there
-    is one.
-    """
+    """The time intervals of a request's stages, in order, and descriptions by stage."""
 
     intervals: list[Interval] = field(default_factory=list)
     descriptions: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measures the time inside the context. If the last interval is of the same stage, it is
-        extended.
-        """
+        """Measures the time inside the context. Extends the last interval of the same stage."""
         began_s = perf_counter()
         if self.intervals and self.intervals[-1].stage == name:
             began_s = self.intervals.pop().began_s

@@ -96,9 +96,8 @@ class Tracing:
         span.end(at(intervals[-1].ended_s))
 
     def _parent(self, headers: Mapping[str, object]) -> Context:
-        return self._propagator.extract(
-            {name.lower(): str(value) for name, value in headers.items()}
-        )
+        lowered = {name.lower(): str(value) for name, value in headers.items()}
+        return self._propagator.extract(lowered)
 
 
 def _wanted_exporter(environment: Mapping[str, str]) -> str:
@@ -113,21 +112,17 @@ def _provider(exporter: str, environment: Mapping[str, str]) -> TracerProvider:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    is_named = "OTEL_SERVICE_NAME" in environment or SERVICE_NAME in environment.get(
-        "OTEL_RESOURCE_ATTRIBUTES", ""
-    )
-    provider = TracerProvider(
-        resource=Resource.create({} if is_named else {SERVICE_NAME: _SERVICE})
-    )
+    attributes = environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    is_named = "OTEL_SERVICE_NAME" in environment or SERVICE_NAME in attributes
+    resource = Resource.create({} if is_named else {SERVICE_NAME: _SERVICE})
+    provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(_exporter(exporter, environment)))
     return provider
 
 
 def _exporter(exporter: str, environment: Mapping[str, str]) -> SpanExporter:
-    protocol = next(
-        (environment[variable] for variable in _PROTOCOLS if environment.get(variable)),
-        "http/protobuf",
-    )
+    named = [environment[variable] for variable in _PROTOCOLS if environment.get(variable)]
+    protocol = named[0] if named else "http/protobuf"
     if exporter == "otlp" and protocol == "http/protobuf":
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
