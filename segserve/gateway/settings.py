@@ -68,35 +68,7 @@ class Device(StrEnum):
 class GatewaySettings(BaseModel):
     """Each field is an environment variable: `SEGSERVE_` and the field's name in capitals.
 
-    Attributes:
-        archive: the archive to serve, or several separated by commas or as a JSON list.
-        engine: what runs the handlers of the archives.
-        models_dir: the folder whose archives may be registered at runtime, see
-            `management_token_file`.
-        host: the address to listen on.
-        port: for predictions, `/ping` and the description of models.
-        grpc_port: for the Open Inference Protocol over gRPC; off by default.
-        metrics_port: for Prometheus's `/metrics`, which requires no token.
-        management_port: for TorchServe's management API.
-        token_file: holds the bearer token of requests; if unset, a random token is generated at
-            start.
-        management_token_file: holds the bearer token of the management API; if unset, that API is
-            off.
-        trust: the file of the public keys that archives must be signed with; by default any archive
-            is served.
-        device: `gpu` ends the container if there is no GPU; `auto` uses a GPU if there is one.
-        config: a config.properties that replaces the project's own.
-        run_dir: where everything is written; can be a tmpfs.
-        request_timeout_s: how long a request may take to arrive, and its response to be read.
-        client_in_flight: how many requests of one client TorchServe holds at a time; with twice
-            batchSize x workers, one client keeps all workers busy.
-        client_waiting: how many more requests of one client wait in the gateway.
-        client_header: the header in which a proxy names the client's address; without a proxy,
-            clients could forge it.
-        start_timeout_s: how long loading the models may take.
-        drain_delay_s: how long requests are still accepted after SIGTERM, until clients have
-            noticed.
-        drain_timeout_s: how long requests in flight may take after that.
+    docs/operations.md describes them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -22,22 +22,7 @@ ARCHIVE_VARIABLE = "SEGSERVE_ARCHIVE"
 
 class Arguments(BaseModel):
     """The arguments of `serve run segserve.engines.ray:app` as `name=value`, and of `serve deploy`
-    under `args`.
-
-    Attributes:
-        archive: one archive, or several separated by commas; every machine reads them at that path.
-            By default `$SEGSERVE_ARCHIVE`.
-        trust: the file of the public keys that archives must be signed with; by default any archive
-            is served.
-        token_authorization: whether requests must carry a token.
-        token_file: the file of the token; created with mode 0600 if it is missing. By default in
-            the current folder.
-        max_request_bytes: a larger request is rejected.
-        min_replicas, max_replicas: processes with the network, per model; by default `minWorkers`
-            and `maxWorkers` of its model-config.yaml.
-        threads: CPU threads of a replica, and the cores that Ray reserves for it; by default the
-            cores of a machine divided by `max_replicas`.
-        gateways: processes that read requests and write responses.
+    under `args`. docs/ray.md describes them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
