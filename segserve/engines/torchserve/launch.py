@@ -15,17 +15,15 @@ import yaml
 
 from ...runtime.telemetry.metrics import OWN, Kind, Metric
 from ..errors import ServerError
+from ..process_tree import spawn
 
 CONFIG_FILE = "config.properties"
-LOG_FILE = "server.log"
 MODEL_STORE = "model-store"
 
 _LONGEST_TMP_BYTES = (
     85  # a worker's unix socket is TMP/.ts.sock.9000, and its path may have 103 bytes on macOS
 )
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
-OWNER_ALONE = 0o077
-"""The umask of a server: other users cannot read its files, which contain parts of requests."""
 
 
 def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> Path:
@@ -43,14 +41,6 @@ def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> P
     return Path(tempfile.mkdtemp(prefix="segserve-", dir=parent))
 
 
-def new_log(run_dir: Path) -> Path:
-    """The empty log of a run, readable only by this user."""
-    log_file = run_dir / LOG_FILE
-    log_file.unlink(missing_ok=True)
-    log_file.touch(mode=0o600)
-    return log_file
-
-
 def launch(
     java_home: Path,
     run_dir: Path,
@@ -63,30 +53,17 @@ def launch(
     """Start Java itself, so that the process we hold is the server and not a launcher of it."""
     site = torchserve_home()
     command = [
-        *(
-            str(java_home / "bin" / "java"),
-            f"-Dmodel_server_home={site}",
-            f"-Djava.io.tmpdir={tmp_dir}",
-        ),
+        str(java_home / "bin" / "java"),
+        f"-Dmodel_server_home={site}",
+        f"-Djava.io.tmpdir={tmp_dir}",
         f"-Dlog4j.configurationFile=classpath:log4j2.xml,{_LOG_SETTINGS.as_uri()}",
         *shlex.split(vm_arguments),
         *("-cp", str(site / "ts" / "frontend" / "*"), "org.pytorch.serve.ModelServer"),
         *("--python", sys.executable, "-f", CONFIG_FILE, "-s", MODEL_STORE, "-ncs"),
         *("-m", *(f"{name}={name}.mar" for name in models)),
     ]
-    with new_log(run_dir).open(
-        "ab"
-    ) as log:  # append mode, so that the follower of the log may truncate it
-        return subprocess.Popen(
-            command,
-            cwd=run_dir,
-            env={**environment, "JAVA_HOME": str(java_home), "TMPDIR": str(tmp_dir)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-            umask=OWNER_ALONE,
-        )
+    own = {"JAVA_HOME": str(java_home), "TMPDIR": str(tmp_dir)}
+    return spawn(command, run_dir, {**environment, **own}, new_session=False)
 
 
 def torchserve_home() -> Path:

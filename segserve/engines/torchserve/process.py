@@ -1,6 +1,5 @@
 """TorchServe as a child process: start it, wait until its models are ready, stop it."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -8,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import requests
@@ -16,13 +14,12 @@ import requests
 from ...resources import resource
 from ..environment import HIDDEN_SETTING, handed_on
 from ..errors import ServerError
-from ..process_tree import ProcessTree
+from ..process_tree import ProcessTree, ServerProcess, get_directly
 from ..store import fill_store
 from .config import loopback, merge, read_config, write_properties
 from .java import find_java
 from .launch import (
     CONFIG_FILE,
-    LOG_FILE,
     METRICS_FILE,
     MODEL_STORE,
     launch,
@@ -38,21 +35,17 @@ if TYPE_CHECKING:
 KEY_FILE = "key_file.json"  # TorchServe's own name for it
 
 _POLL_S = 0.25
-_HTTP_TIMEOUT_S = 5
-_LOG_TAIL_BYTES = 1 << 20
 _OUTPUT_LAG_S = 3  # how long the last output of a dead worker may take to reach the log
 
 
-class TorchServe:
+class TorchServe(ServerProcess):
     """A running TorchServe, and the folder for its settings, log, model store and tokens.
 
     It is in the session of this process, so that `Server.stop` finds it even if this process was
-    killed, and in a process group of its own, so that Ctrl-C does not end it. `with
-    TorchServe.start(...) as server:` stops it at the end.
+    killed, and in a process group of its own, so that Ctrl-C does not end it.
 
     Attributes:
         models: the names of the models that it was started with.
-        pid: the id of the process that all its others come from.
         inference_url: the address for predictions, http://HOST:PORT.
         management_url: the address for descriptions of models.
         metrics_url: the address for Prometheus, path /metrics, without a token.
@@ -68,18 +61,15 @@ class TorchServe:
         models: tuple[str, ...],
         settings: Mapping[str, str],
     ) -> None:
-        self.run_dir = run_dir
-        self.log_path = run_dir / LOG_FILE
+        super().__init__(run_dir, ProcessTree.of(child.pid), child)
         self.models = models
-        self.pid = child.pid
         self.inference_url = loopback(settings["inference_address"])
         self.management_url = loopback(settings["management_address"])
         self.metrics_url = loopback(settings["metrics_address"])
         host = loopback(f"//{settings['grpc_inference_address']}:").removeprefix("//")
         self.grpc_address = f"{host}{settings['grpc_inference_port']}"
         self._tmp_dir = tmp_dir
-        self._child = child
-        self._tree = ProcessTree.of(child.pid)
+        self._was_ready = False
 
     @classmethod
     def start(
@@ -151,59 +141,18 @@ class TorchServe:
         """
         return self._token("management")
 
-    def wait_ready(self, timeout_s: float = 120) -> None:
-        """Wait until every model has a worker that is READY. On an error the server is left as it
-        is.
-
-        Raises:
-            ServerError: a model failed to load or the server ended, as soon as that is known and
-                with the reason out of its log; or `timeout_s` seconds have passed.
-        """
-        deadline = time.monotonic() + timeout_s
-        for model in self.models:
-            while (obstacle := self._obstacle(model)) is not None:
-                self._raise_if_failed()
-                if time.monotonic() > deadline:
-                    late = f"the model {model!r} is not ready after {timeout_s:g} s: {obstacle}"
-                    raise ServerError(f"{late}; the log is {self.log_path}")
-                time.sleep(_POLL_S)
-
     def obstacle(self) -> str | None:
-        """Return why a model cannot serve at the moment, or None if every one has a worker
-        that is READY.
-
-        Raises:
-            ServerError: the server has ended; the message says why, as far as its log does.
-        """
         for model in self.models:
             if (obstacle := self._obstacle(model)) is not None:
-                if not self._tree.alive():
+                if not (self._was_ready and self._tree.alive()):  # a dead worker is replaced
                     self._raise_if_failed()
                 return f"the model {model!r}: {obstacle}"
+        self._was_ready = True
         return None
 
-    def stop(self, timeout_s: float = 30) -> None:
-        """End the server and its workers, with SIGTERM and after `timeout_s` seconds with SIGKILL.
-        Safe to repeat.
-
-        Raises:
-            ServerError: a process outlives SIGKILL.
-        """
-        self._tree.stop(timeout_s)
-        self._child.wait()
+    def _clean_up(self) -> None:
         (self.run_dir / KEY_FILE).unlink(missing_ok=True)
         shutil.rmtree(self._tmp_dir, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def _token(self, kind: str) -> str | None:
         try:
@@ -220,13 +169,7 @@ class TorchServe:
         token = self.management_token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            with requests.Session() as session:
-                session.trust_env = False  # no proxy for our own server
-                response = session.get(
-                    f"{self.management_url}/models/{model}",
-                    headers=headers,
-                    timeout=_HTTP_TIMEOUT_S,
-                )
+            response = get_directly(f"{self.management_url}/models/{model}", headers=headers)
             if not response.ok:
                 return f"the server says {response.status_code}: {response.json()['message']}"
             states = [
@@ -238,18 +181,6 @@ class TorchServe:
             None if "READY" in states else f"its workers are {', '.join(states) or 'not there yet'}"
         )
 
-    def _exit_status(self, timeout_s: float) -> int | None:
-        """The status of a server that has just ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._child.wait(timeout_s)  # its threads may end a little after it
-        return None
-
-    def _log(self) -> str:
-        with contextlib.suppress(OSError), self.log_path.open("rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_TAIL_BYTES))
-            return log.read().decode("utf-8", errors="replace")
-        return ""
-
     def _raise_if_failed(self) -> None:
         ended = not self._tree.alive()
         log = self._log()
@@ -260,14 +191,5 @@ class TorchServe:
                 log = self._log()
             raise ServerError(f"{model_failure(log)}; the log is {self.log_path}")
         if ended:
-            raise ServerError(
-                f"TorchServe ended: {self._why_ended(log)}; the log is {self.log_path}"
-            )
-
-    def _why_ended(self, log: str) -> str:
-        status = self._exit_status(_OUTPUT_LAG_S)
-        return (
-            f"signal {-status} killed it"
-            if status is not None and status < 0
-            else server_failure(log)
-        )
+            reason = self._signal_that_killed_it() or server_failure(log)
+            raise ServerError(f"TorchServe ended: {reason}; the log is {self.log_path}")
