@@ -106,18 +106,12 @@ def _start_engine(settings: GatewaySettings) -> Engine:
         case EngineName.LOCAL:
             from ..engines.local.engine import LocalEngine
 
-            return LocalEngine(
-                settings.archive,
-                run_dir,
-                config=settings.server_config(),
-                trusted=trusted,
-            )
+            config = settings.server_config()
+            return LocalEngine(settings.archive, run_dir, config=config, trusted=trusted)
         case EngineName.RAY:
-            from ..engines.ray.engine import RayEngine
+            from ..engines import ray
 
-            return RayEngine(
-                settings.archive, run_dir, config=settings.server_config(), trusted=trusted
-            )
+            return ray.start_engine(settings.archive, run_dir, trusted=trusted)
 
 
 def _gateway(settings: GatewaySettings) -> Gateway:

@@ -1,25 +1,55 @@
-"""The engine `local`: worker processes of the gateway, without Java, TorchServe and Ray."""
+"""The engine `local`: worker processes of the gateway, without Java, TorchServe and Ray.
+
+Each model has one queue, and each worker takes batches from it, as TorchServe's workers do.
+"""
 
 import asyncio
+import logging
+import multiprocessing
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
-from ...runtime.errors import ModelError
+from ...runtime.errors import InternalError, OverloadedError, UnavailableError
+from ...runtime.telemetry.metrics import OWN
 from ...signing import TrustedKeys
-from ..environment import use_tmp_dir
+from ..environment import use_new_tmp_dir
 from ..errors import ServerError
-from ..store import fill_store
-from ..torchserve.launch import make_tmp_dir
-from ..workers.archives import ModelEntry, ServedArchive, read_archives
-from ..workers.engine import PoolEngine
-from .pool import LocalPool
+from ..workers.archives import ServedArchive, stored_archives
+from ..workers.engine import WORKER_GONE, PoolEngine, queue_full
+from ..workers.messages import Handled, Received
+from .worker import BatchResult, run_worker
+
+logger = logging.getLogger(__name__)
+
+_SPAWN = multiprocessing.get_context("spawn")
+_STOP_S = 5
+_POLL_S = 0.5
+_READY_POLL_S = 0.05
+_LONGEST_RESTART_DELAY_S = 30
+
+
+class PendingRequest(NamedTuple):
+    """A request in the queue, and the future of its response."""
+
+    received: Received
+    response: asyncio.Future[Handled]
+
+
+class WorkerLostError(Exception):
+    """The process of a worker died, or took too long. The message is the reason."""
 
 
 class LocalEngine(PoolEngine):
-    """See `Engine`. Create it in a running event loop.
+    """See `Engine`: `minWorkers` workers of each archive. Create it in a running event loop.
 
     Args:
         archives: the archives to serve.
@@ -40,42 +70,53 @@ class LocalEngine(PoolEngine):
         config: Mapping[str, str],
         trusted: TrustedKeys | None,
     ) -> None:
-        store = run_dir / "model-store"
-        names = fill_store(archives, store, trusted=trusted)
-        self._tmp_dir = make_tmp_dir(run_dir)
-        use_tmp_dir(self._tmp_dir)
-        try:
-            read = read_archives(store / f"{name}.mar" for name in names)
-        except ModelError as error:
-            raise ServerError(str(error)) from error
-        queued = [_with_queue_size(archive, config) for archive in read]
-        self._workers = LocalPool(queued)
-        super().__init__(
-            self._workers, {archive.name: ModelEntry.of(archive) for archive in queued}
-        )
+        stored = stored_archives(archives, run_dir, trusted=trusted)
+        super().__init__([_with_queue_size(archive, config) for archive in stored])
+        self._tmp_dir = use_new_tmp_dir(run_dir)
+        self._failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._queues: dict[str, ModelQueue] = {}
+        self._workers: dict[str, list[LocalWorker]] = {}
+        for name, archive in self._served.items():
+            queue = self._queues[name] = ModelQueue(archive.config.jobQueueSize)
+            self._workers[name] = [
+                LocalWorker(archive, index, queue, self._failure)
+                for index in range(archive.config.minWorkers)
+            ]
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, timeout_s: float) -> None:
-        self._workers.start()
+        self._tasks = [asyncio.create_task(worker.run()) for worker in self._every_worker()]
         ready = asyncio.ensure_future(self._wait_ready())
-        outcomes: set[asyncio.Future[Any]] = {ready, self._workers.failure}
+        outcomes: set[asyncio.Future[Any]] = {ready, self._failure}
         done, _ = await asyncio.wait(
-            outcomes,
-            timeout=timeout_s,
-            return_when=asyncio.FIRST_COMPLETED,
+            outcomes, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
         )
         ready.cancel()
-        if self._workers.failure in done:
-            raise ServerError(self._workers.failure.result())
+        if self._failure in done:
+            raise ServerError(self._failure.result())
         if not done:
             raise ServerError(f"{await self.obstacle()} after {timeout_s:g} s")
 
     async def stop(self) -> None:
-        await self._workers.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        closing = [asyncio.to_thread(worker.close) for worker in self._every_worker()]
+        await asyncio.gather(*closing)
         shutil.rmtree(self._tmp_dir, ignore_errors=True)
+
+    async def submit(self, model: str, received: Received) -> Handled:
+        return await self._queues[model].put(received)
+
+    async def worker_states(self, model: str) -> Sequence[str]:
+        return [worker.status for worker in self._workers[model]]
+
+    def _every_worker(self) -> list["LocalWorker"]:
+        return [worker for workers in self._workers.values() for worker in workers]
 
     async def _wait_ready(self) -> None:
         while await self.obstacle() is not None:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_READY_POLL_S)
 
 
 def _with_queue_size(archive: ServedArchive, config: Mapping[str, str]) -> ServedArchive:
@@ -85,3 +126,196 @@ def _with_queue_size(archive: ServedArchive, config: Mapping[str, str]) -> Serve
         return archive
     size = int(config["job_queue_size"])
     return replace(archive, config=model_config.model_copy(update={"jobQueueSize": size}))
+
+
+class ModelQueue:
+    """The requests of one model that wait for a worker."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._queue: asyncio.Queue[PendingRequest] = asyncio.Queue(size)
+
+    async def put(self, received: Received) -> Handled:
+        """Waits for the response.
+
+        Raises:
+            OverloadedError: the queue is full.
+        """
+        pending = PendingRequest(received, asyncio.get_running_loop().create_future())
+        try:
+            self._queue.put_nowait(pending)
+        except asyncio.QueueFull as error:
+            raise OverloadedError(queue_full(self._size)) from error
+        return await pending.response
+
+    async def take(
+        self, most: int, delay_s: float, *, died: asyncio.Future[None]
+    ) -> list[PendingRequest]:
+        """Returns up to `most` requests: waits for the first, then up to `delay_s` for others.
+
+        Raises:
+            WorkerLostError: `died` is done before there is a request.
+        """
+        first = asyncio.ensure_future(self._queue.get())
+        try:
+            waiting: set[asyncio.Future[Any]] = {first, died}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not first.done():
+                first.cancel()
+        if not first.done() or first.cancelled():
+            raise WorkerLostError("the process died")
+        batch = [first.result()]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                while len(batch) < most:
+                    batch.append(await self._queue.get())
+        return [pending for pending in batch if not pending.response.done()]
+
+
+class LocalWorker:
+    """One worker process. It is replaced when it dies or takes too long."""
+
+    def __init__(
+        self, archive: ServedArchive, index: int, queue: ModelQueue, failure: asyncio.Future[str]
+    ) -> None:
+        self.status = "LOADING"
+        self._archive = archive
+        self._index = index
+        self._queue = queue
+        self._failure = failure
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+        self._folder: TemporaryDirectory[str] | None = None
+        self._closed = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{archive.name}-{index}")
+
+    async def run(self) -> None:
+        """Keeps a process running and gives it batches, until the task is cancelled."""
+        config = self._archive.config
+        delay_s, was_ready = 0.0, False
+        while True:
+            try:
+                await self._in_thread(self._start)
+                self.status, delay_s, was_ready = "READY", 0.0, True
+                with self._watched() as died:
+                    while True:
+                        batch = await self._queue.take(
+                            config.batchSize, config.maxBatchDelay / 1000, died=died
+                        )
+                        if batch:
+                            await self._handle(batch)
+            except WorkerLostError as error:
+                self.status = "LOADING"
+                logger.warning("%s, worker %d: %s", self._archive.name, self._index, error)
+                await self._in_thread(self._kill)
+                if not was_ready:
+                    reason = f"the model {self._archive.name!r} failed to load: {error}"
+                    _resolve(self._failure, reason)
+                    return
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s + 1, _LONGEST_RESTART_DELAY_S)
+
+    def close(self) -> None:
+        """Ends the process: at once if it waits for a batch, else after a few seconds."""
+        self._closed = True
+        self._thread.shutdown()
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.join(_STOP_S)
+        self._kill()
+
+    @contextmanager
+    def _watched(self) -> Iterator[asyncio.Future[None]]:
+        """A future that is done when the process has ended."""
+        assert self._process is not None  # noqa: S101 - run() starts the process first
+        loop, sentinel = asyncio.get_running_loop(), self._process.sentinel
+        died: asyncio.Future[None] = loop.create_future()
+
+        def end() -> None:
+            loop.remove_reader(sentinel)
+            died.set_result(None)
+
+        loop.add_reader(sentinel, end)
+        try:
+            yield died
+        finally:  # before the process is reaped and its file descriptor is used again
+            loop.remove_reader(sentinel)
+
+    async def _handle(self, batch: Sequence[PendingRequest]) -> None:
+        requests = [pending.received for pending in batch]
+        try:
+            result = await self._in_thread(self._exchange, requests)
+        except WorkerLostError:
+            for pending in batch:
+                _resolve(pending.response, UnavailableError(WORKER_GONE))
+            raise
+        failed = InternalError("the server failed at this request; its log says why")
+        for pending, handled in zip(batch, result or [failed] * len(batch), strict=True):
+            _resolve(pending.response, handled)
+
+    async def _in_thread(self, function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    def _start(self) -> None:
+        connection, worker_end = _SPAWN.Pipe()
+        config = self._archive.config
+        self._folder = TemporaryDirectory(prefix="segserve-model-")
+        process = _SPAWN.Process(
+            target=run_worker,
+            kwargs={
+                "connection": worker_end,
+                "archive": self._archive.path,
+                "folder": Path(self._folder.name),
+                "index": self._index,
+                "on_gpu": config.deviceType != "cpu",
+                "metrics": {metric.name: metric.labels for metric in OWN},
+            },
+        )
+        process.start()
+        worker_end.close()  # so that the end of the process ends the connection
+        self._process, self._connection = process, connection
+        fault: str | None = self._receive("startupTimeout", config.startupTimeout)
+        if fault is not None:
+            raise WorkerLostError(fault)
+
+    def _exchange(self, requests: Sequence[Received]) -> BatchResult:
+        assert self._connection is not None  # noqa: S101 - run() starts the process first
+        try:
+            self._connection.send(requests)
+        except OSError as error:
+            raise WorkerLostError("the process died") from error
+        result: BatchResult = self._receive("responseTimeout", self._archive.config.responseTimeout)
+        return result
+
+    def _receive(self, setting: str, timeout_s: float) -> Any:  # noqa: ANN401 - any message
+        assert self._connection is not None  # noqa: S101
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            while time.monotonic() < deadline_s and not self._closed:
+                if self._connection.poll(min(_POLL_S, timeout_s)):
+                    return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerLostError("the process died") from error
+        raise WorkerLostError(f"the process took longer than {setting}, {timeout_s:g} s")
+
+    def _kill(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process = None
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def _resolve(future: asyncio.Future[Any], outcome: object) -> None:
+    """Sets a result or an exception, unless the future is cancelled or has one."""
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

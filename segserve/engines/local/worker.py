@@ -7,7 +7,6 @@ import logging
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,26 +17,21 @@ from ..workers.messages import Handled
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """The first message of a worker. `error` is None if the handler is ready."""
-
-    error: str | None = None
-
-
 BatchResult = list[Handled] | None
 """The responses to a batch, or None if the handler failed."""
 
 
 def run_worker(
     connection: Connection,
-    archive: str,
-    folder: str,
+    archive: Path,
+    folder: Path,
     index: int,
     on_gpu: bool,
     metrics: Mapping[str, Sequence[str]],
 ) -> None:
     """Loads the archive and handles batches until the main process closes the connection.
+
+    The first message is None if the handler is ready, else the reason why it is not.
 
     Args:
         connection: to the main process.
@@ -51,18 +45,18 @@ def run_worker(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
         handler = BatchHandler(
-            Path(archive),
-            Path(folder),
+            archive,
+            folder,
             overrides={},
             gpu_id=_gpu(index) if on_gpu else None,
             metrics=metrics,
         )
     except Exception as error:
         logger.exception("the archive cannot be loaded")
-        connection.send(Loaded(str(error) or type(error).__name__))
+        connection.send(str(error) or type(error).__name__)
         return
     with suppress(EOFError, BrokenPipeError):  # the main process has ended
-        connection.send(Loaded())
+        connection.send(None)
         while True:
             connection.send(_handled(handler, connection))
 

@@ -8,12 +8,13 @@ from typing import Any, Self
 import ray
 from ray.serve import Application
 
+from ...gateway.tokens import TokenFile
 from ...runtime.cores import available_cores
 from ...runtime.errors import ModelError
 from ...runtime.settings import ModelConfig
 from ...runtime.telemetry.metrics import OWN
 from ...signing import TrustedKeys
-from ..workers.archives import ModelEntry, ServedArchive, read_archives
+from ..workers.archives import ServedArchive, read_archives
 from . import ARCHIVE_VARIABLE, Arguments
 from .ingress import RayIngress
 from .replica import RayReplica
@@ -35,8 +36,8 @@ def build_app(arguments: Arguments) -> Application:
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
     )
     application: Application = ingress.bind(
+        archives,
         {archive.name: model_application(archive, arguments) for archive in archives},
-        {archive.name: ModelEntry.of(archive) for archive in archives},
         token_file=_token_file(arguments),
         max_request_bytes=arguments.max_request_bytes,
     )
@@ -44,8 +45,6 @@ def build_app(arguments: Arguments) -> Application:
 
 
 def _token_file(arguments: Arguments) -> str:
-    from ...gateway.tokens import TokenFile
-
     if not arguments.token_authorization:
         return ""
     path = Path(arguments.token_file).resolve()

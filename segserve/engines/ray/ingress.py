@@ -1,7 +1,7 @@
 """The gateway as a deployment of Ray Serve, over the replicas of every model."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from ...gateway.app import Gateway
+from ...gateway.settings import Limits
+from ...gateway.tokens import TokenFile
 from ...runtime.errors import OverloadedError, UnavailableError
-from ..workers.archives import ModelEntry
+from ..workers.archives import ServedArchive
 from ..workers.engine import WORKER_GONE, PoolEngine, queue_full
 from ..workers.messages import Handled, Received
 
@@ -23,36 +26,49 @@ _STATUS = {"RUNNING": "READY", "STOPPING": "UNLOADING"}
 _LOADING = "LOADING"
 
 
-class RayPool:
-    """The replicas of all models.
+class RayPool(PoolEngine):
+    """The replicas of all models, which Ray Serve starts and stops.
 
     Args:
         handles: of the models' replicas, by the models' names.
-        served: the same models.
-        application_of: returns the name of the Ray Serve application that has a model's replicas.
+        application: the Ray Serve application that has the replicas of all models; by default each
+            model has an application of its own, with its name.
     """
 
     def __init__(
         self,
+        served: Sequence[ServedArchive],
         handles: Mapping[str, DeploymentHandle[Any]],
-        served: Mapping[str, ModelEntry],
-        application_of: Callable[[str], str],
+        application: str | None = None,
     ) -> None:
+        super().__init__(served)
         self._handles = handles
-        self._served = served
-        self._application_of = application_of
+        self._application = application
+
+    async def start(self, timeout_s: float) -> None:
+        """Does nothing: Ray Serve starts the replicas."""
+
+    async def stop(self) -> None:
+        """Does nothing: Ray Serve stops the replicas."""
 
     async def submit(self, model: str, received: Received) -> Handled:
         try:
             handled: Handled = await self._handles[model].predict.remote(received)
         except BackPressureError as error:
-            raise OverloadedError(queue_full(self._served[model].config["jobQueueSize"])) from error
+            raise OverloadedError(queue_full(self._served[model].config.jobQueueSize)) from error
         except (RayActorError, DeploymentUnavailableError) as error:
             raise UnavailableError(WORKER_GONE) from error
         return handled
 
     async def worker_states(self, model: str) -> Sequence[str]:
-        return await asyncio.to_thread(_replica_states, self._application_of(model), model)
+        return await asyncio.to_thread(_replica_states, self._application or model, model)
+
+
+def _replica_states(application: str, model: str) -> list[str]:
+    states = serve.status().applications[application].deployments[model].replica_states
+    return [
+        _STATUS.get(str(state), _LOADING) for state, count in states.items() for _ in range(count)
+    ]
 
 
 @serve.deployment
@@ -61,26 +77,20 @@ class RayIngress:
 
     Args:
         handles: see `RayPool`.
-        served: see `RayPool`.
         token_file: path of the token's file; empty if requests need no token.
         max_request_bytes: a larger request is rejected.
     """
 
     def __init__(
         self,
+        served: Sequence[ServedArchive],
         handles: Mapping[str, DeploymentHandle[Any]],
-        served: Mapping[str, ModelEntry],
         *,
         token_file: str,
         max_request_bytes: int,
     ) -> None:
-        from ...gateway.app import Gateway
-        from ...gateway.settings import Limits
-        from ...gateway.tokens import TokenFile
-
-        application = serve.get_replica_context().app_name
         gateway = Gateway(
-            engine=PoolEngine(RayPool(handles, served, lambda _: application), served),
+            engine=RayPool(served, handles, serve.get_replica_context().app_name),
             token=TokenFile(Path(token_file)) if token_file else None,
             management_token=None,
             limits=Limits(request_bytes=max_request_bytes),
@@ -102,10 +112,3 @@ class RayIngress:
         response = Response(b"".join(chunk.get("body", b"") for chunk in chunks), start["status"])
         response.raw_headers = start["headers"]
         return response
-
-
-def _replica_states(application: str, model: str) -> list[str]:
-    states = serve.status().applications[application].deployments[model].replica_states
-    return [
-        _STATUS.get(str(state), _LOADING) for state, count in states.items() for _ in range(count)
-    ]

@@ -1,12 +1,9 @@
 """Starts the Java process that is TorchServe, inside a run folder."""
 
 import importlib.util
-import os
 import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,25 +17,7 @@ from ..process_tree import spawn
 CONFIG_FILE = "config.properties"
 MODEL_STORE = "model-store"
 
-_LONGEST_TMP_BYTES = (
-    85  # a worker's unix socket is TMP/.ts.sock.9000, and its path may have 103 bytes on macOS
-)
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
-
-
-def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> Path:
-    """Return an empty folder for unpacked models and sockets: in the run folder, unless that path
-    is too long.
-    """
-    inside = run_dir / "tmp"
-    shutil.rmtree(inside, ignore_errors=True)
-    if len(os.fsencode(inside)) <= longest_bytes:
-        inside.mkdir(mode=0o700)
-        return inside
-    parent = tempfile.gettempdir()
-    if len(os.fsencode(parent)) + len("/segserve-12345678") > longest_bytes:
-        parent = "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
-    return Path(tempfile.mkdtemp(prefix="segserve-", dir=parent))
 
 
 def launch(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import requests
 
 from ...resources import resource
-from ..environment import HIDDEN_SETTING, handed_on
+from ..environment import HIDDEN_SETTING, handed_on, make_tmp_dir
 from ..errors import ServerError
 from ..process_tree import ProcessTree, ServerProcess, get_directly
 from ..store import fill_store
@@ -23,7 +23,6 @@ from .launch import (
     METRICS_FILE,
     MODEL_STORE,
     launch,
-    make_tmp_dir,
     torchserve_home,
     write_metrics_file,
 )
@@ -46,6 +45,7 @@ class TorchServe(ServerProcess):
 
     Attributes:
         models: the names of the models that it was started with.
+        settings: TorchServe's settings for this run.
         inference_url: the address for predictions, http://HOST:PORT.
         management_url: the address for descriptions of models.
         metrics_url: the address for Prometheus, path /metrics, without a token.
@@ -63,6 +63,7 @@ class TorchServe(ServerProcess):
     ) -> None:
         super().__init__(run_dir, ProcessTree.of(child.pid), child)
         self.models = models
+        self.settings = settings
         self.inference_url = loopback(settings["inference_address"])
         self.management_url = loopback(settings["management_address"])
         self.metrics_url = loopback(settings["metrics_address"])
