@@ -33,7 +33,7 @@ from .forms import distinct_parts
 from .http_server import MAX_HEAD_BYTES
 from .limits import FairQueue, RequestBody, too_large
 from .metrics import CONTENT_TYPE, GatewayMetrics
-from .protocols.huggingface import HuggingFace
+from .protocols.huggingface import huggingface_routes
 from .protocols.native import checked
 from .protocols.open_inference import OpenInference
 from .responses import JSON, TimedResponse, error_response, json_response
@@ -100,7 +100,7 @@ class Gateway:
             Route("/models", self._describe),
             Route("/models/{path:path}", self._describe),
             *OpenInference(self).routes(),
-            *HuggingFace(self).routes(),
+            *huggingface_routes(self),
         )
 
     def metrics_app(self) -> ASGIApp:
