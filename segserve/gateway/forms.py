@@ -19,50 +19,40 @@ async def distinct_parts(body: AsyncIterable[bytes], content_type: str) -> Async
     Raises:
         BadRequestError: a second part has the name of an earlier one.
     """
-    names = _PartNames(content_type)
+    parser = _parser_of_names(content_type)
     async for chunk in body:
-        names.read(chunk)
+        try:
+            if parser is not None:
+                parser.write(chunk)
+        except FormParserError:
+            parser = None
         yield chunk
 
 
-class _PartNames:
-    """Reads the names of a form's parts from its chunks."""
+def _parser_of_names(content_type: str) -> MultipartParser | None:
+    """A parser that rejects the second part of a name; None for a form without a valid boundary."""
+    seen: set[bytes] = set()
+    field, value = bytearray(), bytearray()
 
-    def __init__(self, content_type: str) -> None:
-        self._seen: set[bytes] = set()
-        self._field, self._value = bytearray(), bytearray()
-        self._parser = self._new_parser(content_type)
-
-    def _new_parser(self, content_type: str) -> MultipartParser | None:
-        """None for a form without a valid boundary."""
-        _, options = parse_options_header(content_type)
-        callbacks: MultipartCallbacks = {
-            "on_header_field": lambda data, start, end: self._field.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-            "on_header_end": self._on_header_end,
-        }
-        try:
-            return MultipartParser(options.get(b"boundary", b""), callbacks)
-        except FormParserError:
-            return None
-
-    def read(self, chunk: bytes) -> None:
-        if self._parser is None:
-            return
-        try:
-            self._parser.write(chunk)
-        except FormParserError:
-            self._parser = None
-
-    def _on_header_end(self) -> None:
-        if self._field.lower() == b"content-disposition":
-            _, options = parse_options_header(bytes(self._value))
-            name = options.get(b"name", b"")
-            if name in self._seen:
+    def on_header_end() -> None:
+        if field.lower() == b"content-disposition":
+            name = parse_options_header(bytes(value))[1].get(b"name", b"")
+            if name in seen:
                 raise BadRequestError(
                     f"the form has two parts {name.decode('utf-8', 'replace')!r:.40}; send one "
                     "image a request, and each option once"
                 )
-            self._seen.add(name)
-        self._field.clear()
-        self._value.clear()
+            seen.add(name)
+        field.clear()
+        value.clear()
+
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    callbacks: MultipartCallbacks = {
+        "on_header_field": lambda data, start, end: field.extend(data[start:end]),
+        "on_header_value": lambda data, start, end: value.extend(data[start:end]),
+        "on_header_end": on_header_end,
+    }
+    try:
+        return MultipartParser(boundary, callbacks)
+    except FormParserError:
+        return None

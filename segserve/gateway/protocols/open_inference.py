@@ -247,7 +247,8 @@ class OpenInference:
     async def _described(self, request: Request) -> Mapping[str, Any]:
         version = request.path_params.get("version")
         model = request.path_params["model"] + (f"/{version}" if version else "")
-        return await self._gateway.describe_model(request, model)
+        self._gateway.check_token(request.headers.get("authorization"))
+        return await self._gateway.description(model)
 
 
 def ready_worker(described: Mapping[str, Any]) -> bool:
