@@ -72,18 +72,15 @@ class Options(Strict):
     """The options of one request. The descriptions of the fields are those of the HTTP contract."""
 
     mask: Annotated[
-        MaskEncoding,
-        Field(description=("Encoding of the label map in a JSON response.")),
+        MaskEncoding, Field(description="Encoding of the label map in a JSON response.")
     ] = "dense"
     classes: Annotated[
         tuple[ClassName, ...] | None,
         BeforeValidator(split_names),
         WithJsonSchema(_CLASSES_SCHEMA),
         Field(
-            description=(
-                "Labels or ids to keep, as a list or separated by commas; all others become "
-                "background."
-            )
+            description="Labels or ids to keep, as a list or separated by commas; all others "
+            "become background."
         ),
     ] = None
     threshold: Annotated[
@@ -94,35 +91,29 @@ class Options(Strict):
     confidence: Annotated[
         bool,
         Field(
-            description=(
-                "Whether a JSON response contains every pixel's top probability, as a grey PNG."
-            )
+            description="Whether a JSON response contains every pixel's top probability, as a grey "
+            "PNG."
         ),
     ] = False
     mode: Annotated[
         Mode,
         Field(
-            description=(
-                "The whole image at once, or overlapping tiles at its own resolution if that is "
-                "higher."
-            )
+            description="The whole image at once, or overlapping tiles at its own resolution if "
+            "that is higher."
         ),
     ] = "whole"
     tta: Annotated[
         Tta,
         Field(
-            description=(
-                "Test-time augmentation: the average over mirror images, or over mirror images at "
-                "several scales."
-            )
+            description="Test-time augmentation: the average over mirror images, or over mirror "
+            "images at several scales."
         ),
     ] = "none"
     alpha: Annotated[
         Alpha,
         Field(
-            description=(
-                "Transparent pixels are read on a white background, or in their stored colours."
-            )
+            description="Transparent pixels are read on a white background, or in their stored "
+            "colours."
         ),
     ] = "white"
 
