@@ -20,8 +20,7 @@ from bench.images import photographs
 from segserve.archive import build_archive
 from segserve.client import SegmentationClient
 from segserve.engines.torchserve.config import read_properties
-from segserve.engines.torchserve.launch import CONFIG_FILE
-from segserve.engines.torchserve.process import KEY_FILE
+from segserve.engines.torchserve.process import CONFIG_FILE, KEY_FILE
 from segserve.gateway import ENGINE_FOLDER
 from segserve.gateway.background import Server
 from segserve.resources import resource

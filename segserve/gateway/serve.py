@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from socket import socket
 from typing import Any, Never
 
@@ -28,7 +28,6 @@ from .tokens import TokenFile
 logger = logging.getLogger("segserve.gateway")
 
 _WATCH_S = 2.0
-_LATE_REQUEST_S = 0.5
 
 
 async def serve(settings: GatewaySettings) -> None:
@@ -45,26 +44,18 @@ async def serve(settings: GatewaySettings) -> None:
     apps = _bind_all(settings, gateway)
     serving_grpc = _bind_grpc(settings, gateway)  # before TorchServe chooses its own ports
     engine = _start_engine(settings)
-    try:
-        with ExitStack() as log:
-            if (path := getattr(engine, "log_path", None)) is not None:
-                log.enter_context(LogFollower(path))
-            async with (
-                serving(
-                    apps, drain_timeout_s=settings.drain_timeout_s, late_request_s=_LATE_REQUEST_S
-                ),
-                serving_grpc,
-            ):
+    log_path = getattr(engine, "log_path", None)
+    with LogFollower(log_path) if log_path else nullcontext():
+        try:
+            async with serving(apps, drain_timeout_s=settings.drain_timeout_s), serving_grpc:
                 await _first_of(
                     _watch(engine, gateway, stop_signal, settings.start_timeout_s),
                     stop_signal.wait(),
                 )
                 await _stop_accepting(gateway, settings.drain_delay_s)
             lost = gateway.lost + gateway.in_flight
+        finally:
             await engine.stop()
-    except BaseException:
-        await engine.stop()
-        raise
     if lost:
         logger.warning(
             "stopped; %d requests took longer than SEGSERVE_DRAIN_TIMEOUT_S, %g s, and are lost: "

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segserve.engines.torchserve.launch import by_kind, torchserve_home, write_metrics_file
+from segserve.engines.torchserve.process import by_kind, torchserve_home, write_metrics_file
 from segserve.gateway import metrics as container_metrics
 from segserve.gateway.metrics import WAIT_BUCKETS_S
 from segserve.runtime.telemetry.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
@@ -114,7 +114,7 @@ def test_engine_metrics_are_those_of_torchserve_s_own_file():
 
 
 def test_metrics_file_has_all_of_torchserve_s_and_ours(tmp_path):
-    write_metrics_file(tmp_path / "metrics.yaml", STOCK)
+    write_metrics_file(tmp_path / "metrics.yaml")
     written, stock = (
         yaml.safe_load((tmp_path / "metrics.yaml").read_text()),
         yaml.safe_load(STOCK.read_text()),

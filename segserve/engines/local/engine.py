@@ -52,14 +52,8 @@ class LocalEngine(PoolEngine):
     """See `Engine`: `minWorkers` workers of each archive. Create it in a running event loop.
 
     Args:
-        archives: the archives to serve.
-        run_dir: the folder for copies of the archives.
+        archives, run_dir, trusted: see `stored_archives`.
         config: the settings of config.properties; only `job_queue_size` is used.
-        trusted: the keys that archives must be signed with.
-
-    Raises:
-        ServerError: an archive cannot be served.
-        SignatureError: an archive is not signed by a trusted key.
     """
 
     def __init__(

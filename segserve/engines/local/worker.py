@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ...gpu import count_gpus
-from ..workers.loading import BatchHandler
+from ..workers.loading import BatchHandler, load_handler
 from ..workers.messages import Handled
 
 logger = logging.getLogger(__name__)
@@ -44,17 +44,13 @@ def run_worker(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when workers end
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        handler = BatchHandler(
-            archive,
-            folder,
-            overrides={},
-            gpu_id=_gpu(index) if on_gpu else None,
-            metrics=metrics,
-        )
+        gpu_id = _gpu(index) if on_gpu else None
+        loaded = load_handler(archive, folder, overrides={}, gpu_id=gpu_id, metrics=metrics)
     except Exception as error:
         logger.exception("the archive cannot be loaded")
         connection.send(str(error) or type(error).__name__)
         return
+    handler = BatchHandler(*loaded)
     with suppress(EOFError, BrokenPipeError):  # the main process has ended
         connection.send(None)
         while True:

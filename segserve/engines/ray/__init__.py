@@ -72,13 +72,10 @@ def start_engine(
     """The engine `ray` for the gateway. Ray finds its settings in the environment of this process.
 
     Args:
-        archives: the archives to serve.
-        run_dir: the folder for copies of the archives and for Ray's files.
-        trusted: the keys that archives must be signed with.
+        archives, run_dir, trusted: see `stored_archives`.
 
     Raises:
-        ServerError: Ray is not installed, or an archive cannot be served.
-        SignatureError: an archive is not signed by a trusted key.
+        ServerError: Ray is not installed, or as `stored_archives`.
     """
     from ...runtime.files import write_whole
     from ..environment import use_new_tmp_dir

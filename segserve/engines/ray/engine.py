@@ -13,8 +13,7 @@ from ray import serve
 from ..errors import ServerError
 from ..workers.archives import ServedArchive
 from . import Arguments
-from .build import cores_needed, model_application
-from .ingress import RayPool
+from .build import RayPool, cores_needed, model_application
 
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 2**29  # requests and responses in flight; the rest is spilled to the disk

@@ -122,19 +122,7 @@ class TorchServeClient:
 
 
 class TorchServeEngine(TorchServeClient):
-    """See `Engine`.
-
-    Args:
-        archives: the archives to serve.
-        run_dir: the folder for everything that TorchServe writes.
-        config: the settings of config.properties.
-        overrides: settings that replace those of `config`.
-        trusted: the keys that archives must be signed with.
-
-    Raises:
-        ServerError: TorchServe cannot be started.
-        SignatureError: an archive is not signed by a trusted key.
-    """
+    """See `Engine`, and for the arguments `TorchServe.start`."""
 
     def __init__(
         self,

@@ -1,38 +1,39 @@
 """TorchServe as a child process: start it, wait until its models are ready, stop it."""
 
+import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import requests
+import yaml
 
 from ...resources import resource
+from ...runtime.telemetry.metrics import OWN, Kind, Metric
 from ..environment import HIDDEN_SETTING, handed_on, make_tmp_dir
 from ..errors import ServerError
-from ..process_tree import ProcessTree, ServerProcess, get_directly
+from ..process_tree import ProcessTree, ServerProcess, get_directly, spawn
 from ..store import fill_store
 from .config import loopback, merge, read_config, write_properties
 from .java import find_java
-from .launch import (
-    CONFIG_FILE,
-    METRICS_FILE,
-    MODEL_STORE,
-    launch,
-    torchserve_home,
-    write_metrics_file,
-)
 from .log import model_failure, server_failure, worker_output_complete
 
 if TYPE_CHECKING:
     from ...signing import TrustedKeys
 
+CONFIG_FILE = "config.properties"
 KEY_FILE = "key_file.json"  # TorchServe's own name for it
+METRICS_FILE = "metrics.yaml"
+MODEL_STORE = "model-store"
 
+_LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
 _POLL_S = 0.25
 _OUTPUT_LAG_S = 3  # how long the last output of a dead worker may take to reach the log
 
@@ -111,21 +112,14 @@ class TorchServe(ServerProcess):
             )
         models = fill_store(archives, run_dir / MODEL_STORE, trusted=trusted)
         environment = handed_on(os.environ, hidden=settings.get(HIDDEN_SETTING, ""))
-        write_metrics_file(
-            run_dir / METRICS_FILE, torchserve_home() / "ts" / "configs" / METRICS_FILE
-        )
+        write_metrics_file(run_dir / METRICS_FILE)
         write_properties(
             {"metrics_config": str(run_dir / METRICS_FILE), **settings}, run_dir / CONFIG_FILE
         )
         tmp_dir = make_tmp_dir(run_dir)
-        child = launch(
-            java_home,
-            run_dir,
-            tmp_dir,
-            models=models,
-            vm_arguments=settings.get("vmargs", ""),
-            environment=environment,
-        )
+        environment |= {"JAVA_HOME": str(java_home), "TMPDIR": str(tmp_dir)}
+        command = _command(java_home, tmp_dir, models, settings.get("vmargs", ""))
+        child = spawn(command, run_dir, environment, new_session=False)
         return cls(run_dir, tmp_dir, child, models=models, settings=settings)
 
     @property
@@ -194,3 +188,48 @@ class TorchServe(ServerProcess):
         if ended:
             reason = self._signal_that_killed_it() or server_failure(log)
             raise ServerError(f"TorchServe ended: {reason}; the log is {self.log_path}")
+
+
+def _command(java_home: Path, tmp_dir: Path, models: Sequence[str], vm_arguments: str) -> list[str]:
+    """Java itself, so that the process we hold is the server and not a launcher of it."""
+    site = torchserve_home()
+    return [
+        str(java_home / "bin" / "java"),
+        f"-Dmodel_server_home={site}",
+        f"-Djava.io.tmpdir={tmp_dir}",
+        f"-Dlog4j.configurationFile=classpath:log4j2.xml,{_LOG_SETTINGS.as_uri()}",
+        *shlex.split(vm_arguments),
+        *("-cp", str(site / "ts" / "frontend" / "*"), "org.pytorch.serve.ModelServer"),
+        *("--python", sys.executable, "-f", CONFIG_FILE, "-s", MODEL_STORE, "-ncs"),
+        *("-m", *(f"{name}={name}.mar" for name in models)),
+    ]
+
+
+def torchserve_home() -> Path:
+    """The folder that holds TorchServe's package `ts`, which is located and not imported."""
+    found = importlib.util.find_spec("ts")
+    if found is None or found.origin is None:
+        raise ServerError(
+            "TorchServe is not installed; install it with: pip install torchserve==0.12.0"
+        )
+    return Path(found.origin).resolve().parents[1]
+
+
+def write_metrics_file(path: Path) -> None:
+    """Writes TorchServe's own metrics and segserve's."""
+    stock = torchserve_home() / "ts" / "configs" / METRICS_FILE
+    content = yaml.safe_load(stock.read_text(encoding="utf-8"))
+    for kind, metrics in by_kind(OWN).items():
+        content["model_metrics"].setdefault(kind, []).extend(metrics)
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def by_kind(metrics: Iterable[Metric]) -> dict[str, list[dict[str, Any]]]:
+    """The metrics as TorchServe's file has them; the label with the host's name is its own
+    addition.
+    """
+    entries: dict[str, list[dict[str, Any]]] = {kind.value: [] for kind in Kind}
+    for metric in metrics:
+        entry = {"name": metric.name, "unit": metric.unit, "dimensions": list(metric.labels)}
+        entries[metric.kind.value].append(entry)
+    return entries

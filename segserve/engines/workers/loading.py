@@ -125,21 +125,10 @@ def _handler_class(module: ModuleType) -> type[LoadedHandler]:
 
 
 class BatchHandler:
-    """The handler of an archive. For the arguments see `load_handler`."""
+    """Passes batches to what `load_handler` returns."""
 
-    def __init__(
-        self,
-        archive: Path,
-        folder: Path,
-        *,
-        overrides: Mapping[str, Any],
-        gpu_id: int | None,
-        metrics: Mapping[str, Sequence[str]],
-        trusted: TrustedKeys | None = None,
-    ) -> None:
-        self._handler, self._process = load_handler(
-            archive, folder, overrides=overrides, gpu_id=gpu_id, metrics=metrics, trusted=trusted
-        )
+    def __init__(self, handler: LoadedHandler, process: HandlerProcess) -> None:
+        self._handler, self._process = handler, process
 
     def handle(self, requests: Sequence[Received]) -> list[Handled]:
         """Returns one response per request, in the same order."""
