@@ -71,9 +71,7 @@ def hide_environment(hidden: str) -> None:
 
 
 def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> Path:
-    """Return an empty folder for unpacked models and sockets: in the run folder, unless that path
-    is too long.
-    """
+    """An empty folder for models and sockets: in the run folder, unless that path is too long."""
     inside = run_dir / "tmp"
     shutil.rmtree(inside, ignore_errors=True)
     if len(os.fsencode(inside)) <= longest_bytes:

@@ -50,9 +50,7 @@ class ProcessTree:
         return self._leader() is not None
 
     def members(self) -> list[psutil.Process]:
-        """Return the running processes of the session or group; none if another process has its id
-        by now.
-        """
+        """The running processes of the session or group; none if the id is reused."""
         members = []
         for pid in psutil.pids():
             with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
@@ -63,8 +61,7 @@ class ProcessTree:
         return [process for process in members if _runs(process)]
 
     def stop(self, timeout_s: float) -> None:
-        """End the leader with SIGTERM, then the others; after `timeout_s` seconds whatever is left
-        with SIGKILL.
+        """Ends the leader with SIGTERM, then the others; after `timeout_s`, the rest with SIGKILL.
 
         Raises:
             ServerError: a process outlives SIGKILL.
@@ -134,8 +131,7 @@ class ServerProcess(ABC):
         """Removes the files that nothing needs after its end."""
 
     def stop(self, timeout_s: float = 40) -> None:
-        """Ends the server and its workers, with SIGTERM and after `timeout_s` with SIGKILL. May be
-        called again.
+        """Ends the server with SIGTERM, after `timeout_s` with SIGKILL. May be called again.
 
         Raises:
             ServerError: a process outlives SIGKILL.
@@ -146,8 +142,7 @@ class ServerProcess(ABC):
         self._clean_up()
 
     def wait_ready(self, timeout_s: float = 120) -> None:
-        """Waits until every model has a worker that is ready. On an error the server is left as it
-        is.
+        """Waits until every model has a worker that is ready. Never stops the server.
 
         Raises:
             ServerError: as `obstacle`, or the time is over.

@@ -1,6 +1,4 @@
-"""The model store of one run: a folder with the archives to serve, each under its model's own
-name.
-"""
+"""The model store of one run: a folder with the archives to serve, named after their models."""
 
 import json
 import re
@@ -33,10 +31,10 @@ def fill_store(
     shutil.rmtree(store, ignore_errors=True)
     store.mkdir(parents=True)
     if trusted is not None:
-        archives = [
-            _verified(archive, store / f"{index}.verified", trusted)
-            for index, archive in enumerate(archives)
-        ]
+        verified = [store / f"{index}.verified" for index in range(len(archives))]
+        for archive, copy in zip(archives, verified, strict=True):
+            trusted.copy(archive, copy)
+        archives = verified
     names = tuple(model_name(archive) for archive in archives)
     if len(set(names)) < len(names):
         raise ServerError(f"two archives have the same model name: {', '.join(sorted(names))}")
@@ -44,11 +42,6 @@ def fill_store(
         target = store / f"{name}.mar"
         _link_or_copy(archive.resolve(), target) if trusted is None else archive.rename(target)
     return names
-
-
-def _verified(archive: Path, target: Path, trusted: "TrustedKeys") -> Path:
-    trusted.copy(archive, target)
-    return target
 
 
 def model_name(archive: Path) -> str:
@@ -64,9 +57,7 @@ def model_name(archive: Path) -> str:
             name = str(json.loads(content.read("MAR-INF/MANIFEST.json"))["model"]["modelName"])
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ServerError(f"{archive} is not a model archive (.mar): {error}") from error
-    if not re.fullmatch(
-        r"\w[\w.-]*", name
-    ):  # it becomes the name of a file, and stands on a command line
+    if not re.fullmatch(r"\w[\w.-]*", name):  # it is part of a file's name and of a command
         raise ServerError(
             f"{archive}: the model's name must be letters, digits, dots and dashes, got {name!r}"
         )

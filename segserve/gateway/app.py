@@ -161,11 +161,7 @@ class Gateway:
             return await engine.predict(forwarded)
 
     def check_token(self, authorization: str | None) -> None:
-        """Checks the token of predictions.
-
-        Raises:
-            FrontendError: it is missing or wrong.
-        """
+        """Raises FrontendError: the token of predictions is missing or wrong."""
         _check_token(self._token, authorization)
 
     async def description(self, model: str) -> Mapping[str, Any]:
@@ -221,9 +217,7 @@ class Gateway:
         return TimedResponse(end_to_end, timeout_s=self.limits.request_s)
 
     def _client_of(self, request: Request) -> str:
-        """Identifies the client by the proxy's header, else by its address: all clients have the
-        same token.
-        """
+        """The client by the proxy's header, else by its address: all have the same token."""
         header = self.limits.client_header
         named = request.headers.get(header) if header else None
         return named or (request.client.host if request.client else "")
@@ -234,12 +228,7 @@ class Gateway:
         return self.engine
 
     def record(self, scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
-        """Counts a response to a prediction, and logs one line for each response except those to
-        health checks and scrapes.
-
-        Args:
-            status: of the response, or `CLIENT_LEFT`.
-        """
+        """Counts and logs a response, except those to health checks and scrapes."""
         is_translated = scope["path"].startswith(("/v2/", "/hf/")) and scope["method"] == "POST"
         if scope.get("endpoint") == self._predict or is_translated:
             self._metrics.count_response(status)
@@ -261,9 +250,7 @@ class Gateway:
 
 
 class _Exchanges:
-    """Middleware: keeps a request's slot until its response is sent, adds the gateway's own
-    headers, and records every response.
-    """
+    """Middleware: keeps a slot until the response is sent, adds headers, and records responses."""
 
     def __init__(self, gateway: Gateway, app: ASGIApp) -> None:
         self._gateway = gateway

@@ -1,6 +1,4 @@
-"""A gateway as a child process that may outlive its parent: start it, find it, wait for it, stop
-it.
-"""
+"""A gateway as a child process that may outlive its parent: start, find and stop it."""
 
 import json
 import os
@@ -109,7 +107,6 @@ class Server(ServerProcess):
         too.
 
         Args:
-            archives: the archives to serve.
             run_dir: the folder for everything that is written.
             engine: what runs the archives: `torchserve`, `local` or `ray`.
             config: a config.properties that replaces the project's own.
@@ -150,6 +147,7 @@ class Server(ServerProcess):
                 "TLS"
             )
         host, _, port = inference.removeprefix("http://").rpartition(":")
+        metrics_port = metrics.rpartition(":")[2]
         own = {
             "ARCHIVE": json.dumps([str(archive.resolve()) for archive in archives]),
             "ENGINE": engine,
@@ -157,25 +155,27 @@ class Server(ServerProcess):
             "RUN_DIR": run_dir,
             "HOST": host,
             "PORT": port,
-            "METRICS_PORT": metrics.rpartition(":")[2],
+            "METRICS_PORT": metrics_port,
             "START_TIMEOUT_S": start_timeout_s,
             **({"TRUST": trust.resolve()} if trust else {}),
         }
-        variables_of_gateway = {
-            **_given(),
+        given = {name: os.environ[name] for name in variables() if name in os.environ}
+        environment = {
+            **handed_on(os.environ, hidden=settings.get(HIDDEN_SETTING, "")),
+            f"{PREFIX}DRAIN_TIMEOUT_S": str(_DRAIN_S),
+            **given,
             **{f"{PREFIX}{name}": str(value) for name, value in own.items()},
         }
-        environment = handed_on(os.environ, hidden=settings.get(HIDDEN_SETTING, ""))
         command = [sys.executable, "-m", "segserve.gateway"]
-        child = spawn(command, run_dir, {**environment, **variables_of_gateway}, new_session=True)
+        child = spawn(command, run_dir, environment, new_session=True)
         state = ServerState(
             pid=child.pid,
             created_s=creation_s(child.pid),
             engine=engine,
             models=models,
             inference_url=loopback(inference),
-            metrics_url=loopback(f"http://{host}:{own['METRICS_PORT']}"),
-            token_file=variables_of_gateway.get(f"{PREFIX}TOKEN_FILE", str(run_dir / TOKEN_FILE)),
+            metrics_url=loopback(f"http://{host}:{metrics_port}"),
+            token_file=given.get(f"{PREFIX}TOKEN_FILE", str(run_dir / TOKEN_FILE)),
         )
         state.write(run_dir / STATE_FILE)
         wanted_port = wanted_inference_port(settings)
@@ -223,12 +223,6 @@ class Server(ServerProcess):
         messages = [_message(line) for line in lines]
         reported = [text for text in messages if text.startswith(CANNOT_SERVE)]
         return (reported or messages or ["it wrote nothing"])[-1].removeprefix(CANNOT_SERVE)
-
-
-def _given() -> dict[str, str]:
-    """The variables of the gateway in the environment of this process."""
-    names = {*variables()} & os.environ.keys()
-    return {f"{PREFIX}DRAIN_TIMEOUT_S": str(_DRAIN_S), **{name: os.environ[name] for name in names}}
 
 
 def _message(line: str) -> str:

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 
 async def distinct_parts(body: AsyncIterable[bytes], content_type: str) -> AsyncIterator[bytes]:
-    """Yields the chunks of a form's body unchanged, as they arrive. A form that cannot be parsed is
-    the engine's concern.
+    """Yields a form's body unchanged. A form that cannot be parsed is the engine's concern.
 
     Raises:
         BadRequestError: a second part has the name of an earlier one.

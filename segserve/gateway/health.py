@@ -1,6 +1,4 @@
-"""The image's health check: `python -m segserve.gateway.health` exits with 0 if every model has a
-worker that is ready.
-"""
+"""The image's health check: it exits with 0 if every model has a worker that is ready."""
 
 import os
 import sys

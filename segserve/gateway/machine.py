@@ -27,8 +27,17 @@ def check_settings(settings: GatewaySettings) -> None:
         ServerError: an archive or a folder is missing, `run_dir` cannot be used, `host` is not an
             address of this machine, or `device` is `gpu` and there is no GPU.
     """
-    _check_archives(settings)
-    _check_models_dir(settings)
+    for archive in settings.archive:
+        if not archive.is_file():
+            raise ServerError(
+                f"SEGSERVE_ARCHIVE: there is no archive {archive}; mount the folder that holds it, "
+                f"as in docker run --volume FOLDER:{archive.parent}:ro"
+            )
+    if "models_dir" in settings.model_fields_set and not settings.models_dir.is_dir():
+        raise ServerError(
+            f"SEGSERVE_MODELS_DIR: there is no folder {settings.models_dir}; mount it, as in "
+            f"docker run --volume FOLDER:{settings.models_dir}:ro"
+        )
     check_run_dir(settings.run_dir)
     _check_host(settings.host)
     if settings.device is Device.GPU:
@@ -67,23 +76,6 @@ def _read_bytes(path: Path) -> int | None:
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):  # no such cgroup, or "max"
         return None
-
-
-def _check_archives(settings: GatewaySettings) -> None:
-    for archive in settings.archive:
-        if not archive.is_file():
-            raise ServerError(
-                f"SEGSERVE_ARCHIVE: there is no archive {archive}; mount the folder that holds it, "
-                f"as in docker run --volume FOLDER:{archive.parent}:ro"
-            )
-
-
-def _check_models_dir(settings: GatewaySettings) -> None:
-    if "models_dir" in settings.model_fields_set and not settings.models_dir.is_dir():
-        raise ServerError(
-            f"SEGSERVE_MODELS_DIR: there is no folder {settings.models_dir}; mount it, as in "
-            f"docker run --volume FOLDER:{settings.models_dir}:ro"
-        )
 
 
 def check_run_dir(run_dir: Path) -> None:

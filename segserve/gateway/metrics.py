@@ -1,6 +1,4 @@
-"""The gateway's own metrics, in addition to TorchServe's: response statuses, and requests that wait
-for a slot.
-"""
+"""The gateway's own metrics: response statuses, and requests that wait for a slot."""
 
 import platform
 import time
@@ -49,11 +47,7 @@ _INITIAL_STATUSES = (200, 400, 408, 413, 500, 503, 507)
 
 
 class GatewayMetrics:
-    """The metrics of one gateway.
-
-    Args:
-        ready: returns whether a worker is ready; called when the metrics are requested.
-    """
+    """The metrics of one gateway. `ready` is called when they are requested."""
 
     def __init__(self, ready: Callable[[], bool]) -> None:
         self._registry = registry = CollectorRegistry()
@@ -72,9 +66,7 @@ class GatewayMetrics:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Measures the wait of a request for its slot. A request that finds the queue full has not
-        waited.
-        """
+        """Measures the wait for a slot. A request that finds the queue full has not waited."""
         began_s = time.perf_counter()
         with self._waiting.track_inprogress():
             yield

@@ -1,6 +1,4 @@
-"""Runs an engine and its gateway. The gateway starts before the engine and ends after the last
-response.
-"""
+"""Runs a gateway, which starts before its engine and ends after the last response."""
 
 import asyncio
 import logging
@@ -174,9 +172,7 @@ def _on_signals(stop_signal: asyncio.Event) -> None:
 async def _watch(
     engine: Engine, gateway: Gateway, stop_signal: asyncio.Event, start_timeout_s: float
 ) -> Never:
-    """Opens the gateway when every model has a worker. From then on, keeps its readiness up to
-    date.
-    """
+    """Opens the gateway when every model has a worker, and keeps its readiness up to date."""
     await engine.start(start_timeout_s)
     _on_signals(stop_signal)  # Ray has replaced the handlers
     gateway.open(engine)

@@ -1,6 +1,4 @@
-"""The OpenAPI 3.1 document of the HTTP contract, generated from the models of requests and
-responses.
-"""
+"""The OpenAPI 3.1 document of the HTTP contract, generated from its models."""
 
 from collections import defaultdict
 from typing import Annotated, Any

@@ -23,8 +23,7 @@ def _not_a_bool(value: object) -> object:
 
 
 def split_names(value: object) -> object:
-    """Splits a string into class names: a JSON list, or names separated by commas. Strips the names
-    of a list.
+    """The class names in a JSON list, a text with commas, or a list, whose names are stripped.
 
     None is returned unchanged.
 

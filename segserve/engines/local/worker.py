@@ -34,9 +34,7 @@ def run_worker(
     The first message is None if the handler is ready, else the reason why it is not.
 
     Args:
-        connection: to the main process.
-        archive: path of the archive.
-        folder: an empty folder for its content.
+        folder: an empty folder for the archive's content.
         index: number of the worker; workers are distributed over the GPUs in this order.
         on_gpu: whether the worker may use a GPU.
         metrics: see `load_handler`.

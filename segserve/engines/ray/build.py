@@ -1,6 +1,4 @@
-"""The application of Ray Serve: the ingress, which is the gateway, and the replicas of every
-model.
-"""
+"""The application of Ray Serve: the gateway as its ingress, and the replicas of every model."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -89,10 +87,7 @@ def _replica_states(application: str, model: str) -> list[str]:
 class RayIngress:
     """The applications of a `Gateway` on the one port of Ray Serve.
 
-    Args:
-        handles: see `RayPool`.
-        token_file: path of the token's file; empty if requests need no token.
-        max_request_bytes: a larger request is rejected.
+    `token_file` is empty if requests need no token.
     """
 
     def __init__(
@@ -169,9 +164,7 @@ def read_named_archives(arguments: Arguments) -> list[ServedArchive]:
 
 
 def cores_needed(archives: Sequence[ServedArchive], arguments: Arguments) -> int:
-    """The cores that Ray needs to start all replicas, whatever the machine has: like TorchServe's
-    workers, the replicas of several models share its cores.
-    """
+    """The cores that Ray needs for all replicas. They may be more than the machine has."""
     replicas = [Replicas.of(archive.config, arguments) for archive in archives]
     return sum(each.most * each.threads for each in replicas)
 

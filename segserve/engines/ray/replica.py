@@ -1,6 +1,4 @@
-"""A replica: one process with the network of one archive. It processes waiting requests in
-batches.
-"""
+"""A replica: one process with the network of one archive, which handles requests in batches."""
 
 import asyncio
 import time
@@ -77,11 +75,7 @@ class RayReplica:
             self._began_s = None
 
     def check_health(self) -> None:
-        """Ray Serve calls this regularly, and replaces a replica that raises.
-
-        Raises:
-            RuntimeError: a batch takes longer than `timeout_s`.
-        """
+        """Ray Serve calls this regularly, and replaces a replica that raises."""
         began_s = self._began_s
         if began_s is not None and time.monotonic() - began_s > self._timeout_s:
             raise RuntimeError(f"a batch takes longer than responseTimeout, {self._timeout_s:g} s")

@@ -1,6 +1,4 @@
-"""The engine `torchserve`: a TorchServe of its own, reached over loopback. Its own failures become
-errors that say what to do.
-"""
+"""The engine `torchserve`: a TorchServe of its own, reached over loopback."""
 
 import asyncio
 import json

@@ -83,13 +83,11 @@ class TorchServe(ServerProcess):
         overrides: Mapping[str, str] | None = None,
         trusted: "TrustedKeys | None" = None,
     ) -> Self:
-        """Starts a server for `archives`, with everything that it writes inside `run_dir`; does not
-        wait for it.
+        """Starts a server, which writes only inside `run_dir`, and does not wait for it.
 
         Ports come from the environment (see `choose_addresses`) and give way to free ones.
 
         Args:
-            archives: the archives to serve.
             run_dir: a folder from which no TorchServe runs.
             config: replaces the project's config.properties.
             overrides: single settings that replace those of `config`.
@@ -124,16 +122,12 @@ class TorchServe(ServerProcess):
 
     @property
     def inference_token(self) -> str | None:
-        """The bearer token for `inference_url`, read from the file each time; None if
-        authorization is off.
-        """
+        """The bearer token for `inference_url`, read each time; None if authorization is off."""
         return self._token("inference")
 
     @property
     def management_token(self) -> str | None:
-        """The bearer token for `management_url`, read from the file each time; None if
-        authorization is off.
-        """
+        """The bearer token for `management_url`, read each time; None if authorization is off."""
         return self._token("management")
 
     def obstacle(self) -> str | None:
@@ -151,9 +145,8 @@ class TorchServe(ServerProcess):
 
     def _token(self, kind: str) -> str | None:
         try:
-            return str(
-                json.loads((self.run_dir / KEY_FILE).read_text(encoding="utf-8"))[kind]["key"]
-            )
+            keys = json.loads((self.run_dir / KEY_FILE).read_text(encoding="utf-8"))
+            return str(keys[kind]["key"])
         except (OSError, ValueError, KeyError):
             return None
 
@@ -172,9 +165,9 @@ class TorchServe(ServerProcess):
             ]
         except (requests.RequestException, ValueError, TypeError, KeyError):
             return "the server does not respond yet"
-        return (
-            None if "READY" in states else f"its workers are {', '.join(states) or 'not there yet'}"
-        )
+        if "READY" in states:
+            return None
+        return f"its workers are {', '.join(states) or 'not there yet'}"
 
     def _raise_if_failed(self) -> None:
         ended = not self._tree.alive()
@@ -225,9 +218,7 @@ def write_metrics_file(path: Path) -> None:
 
 
 def by_kind(metrics: Iterable[Metric]) -> dict[str, list[dict[str, Any]]]:
-    """The metrics as TorchServe's file has them; the label with the host's name is its own
-    addition.
-    """
+    """The metrics as TorchServe's file has them. TorchServe adds the label with the host's name."""
     entries: dict[str, list[dict[str, Any]]] = {kind.value: [] for kind in Kind}
     for metric in metrics:
         entry = {"name": metric.name, "unit": metric.unit, "dimensions": list(metric.labels)}

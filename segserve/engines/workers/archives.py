@@ -94,11 +94,7 @@ def listed(models: Iterable[ServedArchive]) -> dict[str, Any]:
 def describe(
     model: ServedArchive, workers: Sequence[str], customized: bytes | None
 ) -> dict[str, Any]:
-    """`GET /models/{model}`, with the handler's own description if `customized` is given.
-
-    Args:
-        workers: the status of every worker, in TorchServe's terms.
-    """
+    """`GET /models/{model}`, with the handler's own description if `customized` is given."""
     document: dict[str, Any] = {
         "modelName": model.name,
         "modelVersion": model.version,

@@ -1,6 +1,4 @@
-"""The part that the engines `local` and `ray` share: converts HTTP requests for a pool of workers,
-which run the handlers of archives without TorchServe.
-"""
+"""The part that the engines `local` and `ray` share: HTTP requests for a pool of workers."""
 
 import time
 from abc import ABC, abstractmethod
@@ -171,8 +169,7 @@ class PoolEngine(ABC):
             name, version, seconds=seconds, handler_seconds=handled.seconds
         )
         own = [
-            (key.lower().encode(), value.encode("latin-1"))
-            for key, value in handled.headers.items()
+            (key.lower().encode(), text.encode("latin-1")) for key, text in handled.headers.items()
         ]
         return EngineResponse(handled.status, [*own, *_CACHE_HEADERS], handled.body)
 

@@ -1,6 +1,4 @@
-"""Prometheus metrics with TorchServe's names, so that dashboards and alerts work with both
-engines.
-"""
+"""Prometheus metrics with TorchServe's names, so that dashboards work with every engine."""
 
 import platform
 from collections.abc import Iterable
@@ -26,17 +24,13 @@ _HUNDREDS = (2, 4, 5)
 
 
 class _Total(Gauge):
-    """A total whose name does not end in `_total`. For a counter, prometheus_client would require
-    that ending.
-    """
+    """A total. The name of prometheus_client's own counters must end in `_total`."""
 
     _type = "unknown"
 
 
 class ServerMetrics:
-    """The metrics of one gateway. The figures of its host are measured when the metrics are
-    requested.
-    """
+    """The metrics of one gateway. Those of its host are measured when metrics are requested."""
 
     def __init__(self) -> None:
         self._hostname = platform.node()
@@ -54,9 +48,7 @@ class ServerMetrics:
     def count_prediction(
         self, model: str, version: str | None, *, seconds: float, handler_seconds: float
     ) -> None:
-        """Counts a request that a handler has completed: its total time, and its time in the
-        handler.
-        """
+        """Counts a completed request: its total time, and its time in the handler."""
         labels = model, version or _ANY_VERSION
         queue_s = max(0.0, seconds - handler_seconds)
         self._add("ts_inference_requests_total", 1, *labels)

@@ -1,6 +1,4 @@
-"""Hugging Face's image segmentation: `[{"label", "score", "mask"}]`, as their inference clients
-read it.
-"""
+"""Hugging Face's image segmentation, `[{"label", "score", "mask"}]`."""
 
 import asyncio
 import base64
@@ -26,8 +24,7 @@ if TYPE_CHECKING:
 
 
 def huggingface_routes(gateway: "Gateway") -> list[Route]:
-    """`POST /hf/{model}`: an image as the body, or JSON with `inputs`, the image as base64, and
-    `parameters`.
+    """`POST /hf/{model}`: an image, or JSON with `inputs`, the image as base64, and `parameters`.
 
     Two parameters have a meaning here: `threshold`, the lowest score of a class, and `subtask`,
     which is `semantic`.

@@ -1,5 +1,4 @@
-"""The Open Inference Protocol v2 over REST, with its binary extension, which KServe, Triton and
-others speak.
+"""The Open Inference Protocol v2 over REST, with its binary extension.
 
 A request has one input, `image`: an encoded image as BYTES (1), or RGB pixels as UINT8 (1, H, W, 3)
 or (H, W, 3). The output `label_map` is UINT8 (1, H, W); `confidence`, UINT8 (1, H, W), is 255 times
@@ -90,9 +89,7 @@ def _image(tensor: InferTensor, binary: bytes) -> bytes:
 
 
 def image_of_bytes(data: object, shape: Sequence[int]) -> bytes:
-    """An encoded image from a BYTES tensor of one element: base64 in JSON, or binary with its
-    length before it.
-    """
+    """The image of a BYTES tensor: base64 in JSON, or binary with its length before it."""
     if any(side != 1 for side in shape):
         raise BadRequestError(f"shape: expected [1], one image a request, got {shape!r:.80}")
     if isinstance(data, bytes):
