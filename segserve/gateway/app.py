@@ -29,9 +29,8 @@ from ..engines.errors import bad_token, frontend_json
 from ..runtime.errors import BadRequestError, UnavailableError
 from ..runtime.request import OPTION_HEADER_PREFIX
 from ..schema.openapi import openapi
-from .forms import distinct_parts
 from .http_server import MAX_HEAD_BYTES
-from .limits import FairQueue, RequestBody, too_large
+from .limits import FairQueue, RequestBody, distinct_parts, too_large
 from .metrics import CONTENT_TYPE, GatewayMetrics
 from .protocols.huggingface import huggingface_routes
 from .protocols.native import checked

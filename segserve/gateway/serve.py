@@ -93,7 +93,7 @@ def _start_engine(settings: GatewaySettings) -> Engine:
                 trusted=trusted,
             )
         case EngineName.LOCAL:
-            from ..engines.local.engine import LocalEngine
+            from ..engines.local import LocalEngine
 
             config = settings.server_config()
             return LocalEngine(settings.archive, run_dir, config=config, trusted=trusted)

@@ -40,15 +40,7 @@ _HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]  #
 
 
 class Limits(NamedTuple):
-    """The limits of the gateway.
-
-    Attributes:
-        request_bytes: a larger request is rejected.
-        request_s: the time limit for a request to arrive, and for its response to be read.
-        client_in_flight: how many requests of one client the engine holds at a time.
-        client_waiting: how many more requests of one client wait; the next one is rejected.
-        client_header: the header in which a proxy names the client; None for the client's address.
-    """
+    """The limits of one request and of one client, as the variables of the gateway have them."""
 
     request_bytes: int
     request_s: float = 120
@@ -129,7 +121,7 @@ class GatewaySettings(BaseModel):
             ) from None
 
     def limits(self) -> Limits:
-        """The limits of one request and of one client. The limit in bytes is TorchServe's own."""
+        """The limits of the gateway. That in bytes is TorchServe's own."""
         return Limits(
             request_bytes=max_request_bytes(self.server_config()),
             request_s=self.request_timeout_s,

@@ -89,6 +89,6 @@ def start_engine(
     token_file = tmp_dir / "ray_token"
     write_whole(token_file, secrets.token_hex(32), mode=0o600)
     os.environ.update({**_RAY_ENVIRONMENT, "RAY_AUTH_TOKEN_PATH": str(token_file)})
-    from .engine import RayEngine
+    from .build import RayEngine
 
     return RayEngine(stored, tmp_dir)

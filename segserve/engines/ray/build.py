@@ -1,6 +1,8 @@
 """The application of Ray Serve: the gateway as its ingress, and the replicas of every model."""
 
 import asyncio
+import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from ...runtime.errors import ModelError, OverloadedError, UnavailableError
 from ...runtime.settings import ModelConfig
 from ...runtime.telemetry.metrics import OWN
 from ...signing import TrustedKeys
+from ..errors import ServerError
 from ..workers.archives import ServedArchive, read_archives
 from ..workers.engine import WORKER_GONE, PoolEngine, queue_full
 from ..workers.messages import Handled, Received
@@ -33,6 +36,8 @@ from .replica import RayReplica
 _BATCHES_AHEAD = 2  # one that is computed and one that waits, so that the network never idles
 _HEALTH_CHECK_PERIOD_S = 2.0  # a replica that is gone is noticed as soon
 _INGRESS_REQUESTS = 256
+_LOOPBACK = "127.0.0.1"
+_OBJECT_STORE_BYTES = 2**29  # requests and responses in flight; the rest is spilled to the disk
 # Ray Serve's states of a replica, in TorchServe's terms for workers.
 _STATUS = {"RUNNING": "READY", "STOPPING": "UNLOADING"}
 _LOADING = "LOADING"
@@ -225,3 +230,65 @@ def _gpus(config: ModelConfig, replicas: int) -> float:
         return 0.0
     there = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
     return float(min(1, there / replicas))
+
+
+class RayEngine(RayPool):
+    """See `Engine`.
+
+    Args:
+        archives: the archives to serve, in the model store of this run.
+        tmp_dir: the folder for Ray's files, which is removed at the end.
+    """
+
+    def __init__(self, archives: Sequence[ServedArchive], tmp_dir: Path) -> None:
+        self._running: dict[str, Any] = {}
+        super().__init__(archives, self._running)
+        self._tmp_dir = tmp_dir
+
+    async def start(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.to_thread(self._start)
+        except TimeoutError:
+            raise ServerError(f"the replicas are not ready after {timeout_s:g} s") from None
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(_stop)
+        shutil.rmtree(self._tmp_dir, ignore_errors=True)
+
+    def _start(self) -> None:
+        archives, arguments = [*self._served.values()], Arguments()
+        ray.init(
+            address="local",
+            _node_ip_address=_LOOPBACK,
+            _temp_dir=str(self._tmp_dir / "r"),  # Ray opens it to all users; its parent is closed
+            num_cpus=cores_needed(archives, arguments),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+        )
+        quiet = {"enable_access_log": False, "log_level": "WARNING"}
+        serve.start(proxy_location="Disabled", logging_config=quiet)
+        for archive in archives:
+            application = model_application(archive, arguments)
+            try:
+                self._running[archive.name] = serve.run(
+                    application, name=archive.name, route_prefix=None, logging_config=quiet
+                )
+            except RuntimeError as error:
+                reason = _replica_error(archive.name) or str(error)
+                raise ServerError(f"the model {archive.name!r} failed to load: {reason}") from error
+
+
+def _stop() -> None:
+    serve.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()
+
+
+def _replica_error(application: str) -> str:
+    """The error that kept a replica from starting, from the traceback that Ray Serve stores."""
+    deployments = serve.status().applications[application].deployments.values()
+    lines = "\n".join(deployment.message for deployment in deployments).splitlines()
+    errors = [line.partition("Error: ")[2].strip() for line in lines if "Error: " in line]
+    reported = [error for error in errors if not error.startswith("Traceback")]
+    return reported[-1] if reported else ""

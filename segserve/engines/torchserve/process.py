@@ -8,15 +8,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import requests
 import yaml
 
 from ...resources import resource
-from ...runtime.telemetry.metrics import OWN, Kind, Metric
+from ...runtime.telemetry.metrics import OWN
 from ..environment import HIDDEN_SETTING, handed_on, make_tmp_dir
 from ..errors import ServerError
 from ..process_tree import ProcessTree, ServerProcess, get_directly, spawn
@@ -212,15 +212,7 @@ def write_metrics_file(path: Path) -> None:
     """Writes TorchServe's own metrics and segserve's."""
     stock = torchserve_home() / "ts" / "configs" / METRICS_FILE
     content = yaml.safe_load(stock.read_text(encoding="utf-8"))
-    for kind, metrics in by_kind(OWN).items():
-        content["model_metrics"].setdefault(kind, []).extend(metrics)
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-
-
-def by_kind(metrics: Iterable[Metric]) -> dict[str, list[dict[str, Any]]]:
-    """The metrics as TorchServe's file has them. TorchServe adds the label with the host's name."""
-    entries: dict[str, list[dict[str, Any]]] = {kind.value: [] for kind in Kind}
-    for metric in metrics:
+    for metric in OWN:  # TorchServe itself adds the label with the host's name
         entry = {"name": metric.name, "unit": metric.unit, "dimensions": list(metric.labels)}
-        entries[metric.kind.value].append(entry)
-    return entries
+        content["model_metrics"].setdefault(metric.kind.value, []).append(entry)
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

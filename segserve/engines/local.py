@@ -18,15 +18,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from ...runtime.errors import InternalError, OverloadedError, UnavailableError
-from ...runtime.telemetry.metrics import OWN
-from ...signing import TrustedKeys
-from ..environment import use_new_tmp_dir
-from ..errors import ServerError
-from ..workers.archives import ServedArchive, stored_archives
-from ..workers.engine import WORKER_GONE, PoolEngine, queue_full
-from ..workers.messages import Handled, Received
-from .worker import BatchResult, run_worker
+from ..runtime.errors import InternalError, OverloadedError, UnavailableError
+from ..runtime.telemetry.metrics import OWN
+from ..signing import TrustedKeys
+from .environment import use_new_tmp_dir
+from .errors import ServerError
+from .workers.archives import ServedArchive, stored_archives
+from .workers.engine import WORKER_GONE, PoolEngine, queue_full
+from .workers.loading import BatchResult, run_worker
+from .workers.messages import Handled, Received
 
 logger = logging.getLogger(__name__)
 
