@@ -130,11 +130,7 @@ class ModelQueue:
         self._queue: asyncio.Queue[PendingRequest] = asyncio.Queue(size)
 
     async def put(self, received: Received) -> Handled:
-        """Waits for the response.
-
-        Raises:
-            OverloadedError: the queue is full.
-        """
+        """Waits for the response. Raises OverloadedError: the queue is full."""
         pending = PendingRequest(received, asyncio.get_running_loop().create_future())
         try:
             self._queue.put_nowait(pending)

@@ -33,8 +33,7 @@ _CLOCK_S = 1.0
 class ProcessTree:
     """A process that leads a session or a process group of its own, and everything in it.
 
-    `created_s` is the leader's time of creation, see `creation_s`: it distinguishes our process
-    from a later one with the same id.
+    `created_s`, see `creation_s`, distinguishes our process from a later one with the same id.
     """
 
     pid: int

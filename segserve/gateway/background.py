@@ -36,10 +36,7 @@ _ORPHANS_S = 10
 
 @dataclass(frozen=True)
 class ServerState:
-    """The content of `server.json`. It never holds a token.
-
-    `created_s` is the time of the process's creation, see `creation_s`.
-    """
+    """The content of `server.json`. It never holds a token. For `created_s` see `creation_s`."""
 
     pid: int
     created_s: float

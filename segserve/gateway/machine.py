@@ -24,8 +24,7 @@ def check_settings(settings: GatewaySettings) -> None:
     """Checks what the settings name.
 
     Raises:
-        ServerError: an archive or a folder is missing, `run_dir` cannot be used, `host` is not an
-            address of this machine, or `device` is `gpu` and there is no GPU.
+        ServerError: an archive, a folder, the address or the GPU is missing or cannot be used.
     """
     for archive in settings.archive:
         if not archive.is_file():
@@ -45,11 +44,7 @@ def check_settings(settings: GatewaySettings) -> None:
 
 
 def check_memory(limits: tuple[Path, ...] = _CGROUP_LIMITS) -> None:
-    """Checks the memory limit of the container.
-
-    Raises:
-        ServerError: the limit is lower than the server needs.
-    """
+    """Raises ServerError: the container's memory limit is lower than the server needs."""
     limit = next((value for path in limits if (value := _read_bytes(path)) is not None), None)
     if limit is not None and limit < MIN_MEMORY_BYTES:
         raise ServerError(

@@ -108,11 +108,7 @@ def merge(
 
 
 def max_request_bytes(settings: Mapping[str, str]) -> int:
-    """The limit of a request's size.
-
-    Raises:
-        ServerError: it is not a number.
-    """
+    """The limit of a request's size. Raises ServerError: it is not a number."""
     size = settings.get("max_request_size", _MAX_REQUEST_BYTES)
     if not size.isdecimal():
         raise ServerError(f"max_request_size must be a number of bytes, got {size!r}")

@@ -3,8 +3,6 @@
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, Never
 
 import httpx
@@ -16,7 +14,6 @@ from ...runtime.errors import (
     TooLargeError,
     UnavailableError,
 )
-from ...signing import TrustedKeys
 from ..engine import EngineRequest, EngineResponse, Headers
 from .config import max_request_bytes
 from .process import TorchServe
@@ -120,20 +117,10 @@ class TorchServeClient:
 
 
 class TorchServeEngine(TorchServeClient):
-    """See `Engine`, and for the arguments `TorchServe.start`."""
+    """See `Engine`."""
 
-    def __init__(
-        self,
-        archives: Sequence[Path],
-        run_dir: Path,
-        *,
-        config: Path | None,
-        overrides: Mapping[str, str],
-        trusted: TrustedKeys | None,
-    ) -> None:
-        self._server = server = TorchServe.start(
-            archives, run_dir, config=config, overrides=overrides, trusted=trusted
-        )
+    def __init__(self, server: TorchServe) -> None:
+        self._server = server
         self.log_path, self.models = server.log_path, server.models
         super().__init__(
             inference=Api(server.inference_url, None),

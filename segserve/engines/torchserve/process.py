@@ -45,8 +45,6 @@ class TorchServe(ServerProcess):
     killed, and in a process group of its own, so that Ctrl-C does not end it.
 
     Attributes:
-        models: the names of the models that it was started with.
-        settings: TorchServe's settings for this run.
         inference_url: the address for predictions, http://HOST:PORT.
         management_url: the address for descriptions of models.
         metrics_url: the address for Prometheus, path /metrics, without a token.

@@ -28,11 +28,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def parsed_as(kind: type[_Model], document: object) -> _Model:
-    """Validates a request.
-
-    Raises:
-        BadRequestError: it is not one of the protocol, or not one for this model.
-    """
+    """Raises BadRequestError: the document is not of this kind."""
     try:
         return kind.model_validate(document, strict=True)
     except ValidationError as error:
@@ -46,11 +42,7 @@ def parsed_as(kind: type[_Model], document: object) -> _Model:
 def native_request(
     model: str, version: str | None, image: bytes, options: Mapping[str, object], accept: str
 ) -> EngineRequest:
-    """A request to segment an image.
-
-    Raises:
-        BadOptionError: an option cannot be a header.
-    """
+    """A request to segment an image. Raises BadOptionError: an option cannot be a header."""
     path = f"/predictions/{quote(model, safe='')}"
     if version is not None:
         path += f"/{quote(version, safe='')}"
@@ -91,11 +83,7 @@ def _option_text(name: str, value: object) -> str:
 
 
 def checked(response: EngineResponse) -> HttpResponse:
-    """The native response.
-
-    Raises:
-        ResponseError: it is an error response.
-    """
+    """The native response. Raises ResponseError: it is an error response."""
     headers = {name.decode().lower(): value.decode("latin-1") for name, value in response.headers}
     native = HttpResponse(response.status, "the request failed", response.body, headers)
     raise_for_error(native)
@@ -103,11 +91,7 @@ def checked(response: EngineResponse) -> HttpResponse:
 
 
 def status_and_message(error: Exception) -> tuple[int, str]:
-    """The HTTP status and the message of an error.
-
-    Raises:
-        Exception: the error itself, if it is none of a request or a response.
-    """
+    """The HTTP status and the message of an error; other errors are raised again."""
     match error:
         case ResponseError():
             return error.status, error.message

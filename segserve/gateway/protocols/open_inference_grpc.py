@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -89,8 +89,10 @@ def _message_classes() -> dict[str, type[Message]]:
 _CLASSES = _message_classes()
 
 
-def bound_server(gateway: Gateway, address: str, *, max_bytes: int) -> grpc.aio.Server:
-    """A server of the protocol that is bound to HOST:PORT, and not started.
+def serving_grpc(
+    gateway: Gateway, address: str, *, max_bytes: int, drain_timeout_s: float
+) -> AbstractAsyncContextManager[None]:
+    """Binds HOST:PORT, and serves it within the context. Its end completes pending requests.
 
     Raises:
         OSError: the address cannot be used.
@@ -108,17 +110,16 @@ def bound_server(gateway: Gateway, address: str, *, max_bytes: int) -> grpc.aio.
         server.add_insecure_port(address)
     except RuntimeError as error:
         raise OSError(f"SEGSERVE_GRPC_PORT: {address} cannot be used: {error}") from error
-    return server
 
+    @asynccontextmanager
+    async def serving() -> AsyncIterator[None]:
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(drain_timeout_s)
 
-@asynccontextmanager
-async def serving(server: grpc.aio.Server, *, drain_timeout_s: float) -> AsyncIterator[None]:
-    """Serves within the context. At its end, pending requests are completed."""
-    await server.start()
-    try:
-        yield
-    finally:
-        await server.stop(drain_timeout_s)
+    return serving()
 
 
 class _Service:
@@ -211,11 +212,7 @@ def _authorization(context: grpc.aio.ServicerContext) -> str | None:
 
 
 def _read(request: Message) -> tuple[InferRequest, bytes]:
-    """The request, and its image, encoded.
-
-    Raises:
-        BadRequestError: the request is not one for this model.
-    """
+    """The request and its encoded image. Raises BadRequestError: it is not for this model."""
     inputs = [
         {"name": each.name, "datatype": each.datatype, "shape": list(each.shape)}
         for each in request.inputs
