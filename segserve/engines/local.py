@@ -143,8 +143,7 @@ class ModelQueue:
     ) -> list[PendingRequest]:
         """Returns up to `most` requests: waits for the first, then up to `delay_s` for others.
 
-        Raises:
-            WorkerLostError: `died` is done before there is a request.
+        Raises WorkerLostError: `died` is done before there is a request.
         """
         first = asyncio.ensure_future(self._queue.get())
         try:

@@ -45,11 +45,7 @@ def fill_store(
 
 
 def model_name(archive: Path) -> str:
-    """Return the name of the model that an archive holds.
-
-    Raises:
-        ServerError: there is no such file, or it is not a model archive.
-    """
+    """The name of an archive's model. Raises ServerError: it is not a model archive."""
     if not archive.is_file():
         raise ServerError(f"there is no archive {archive}")
     try:

@@ -1,9 +1,7 @@
-"""The HTTP gateway in front of an engine: stable tokens, request limits, a fair queue, correct
-readiness, and a shutdown that loses no request.
+"""The HTTP gateway in front of an engine. It forwards requests as they arrive.
 
-It knows nothing about images: it forwards requests as they arrive. TorchServe alone would change
-its tokens at every start, return 200 from `/ping` while models load, serve one client's hundred
-requests before another's first, and drop its requests on SIGTERM.
+TorchServe alone would change its tokens at every start, return 200 from `/ping` while models load,
+serve one client's hundred requests before another's first, and drop its requests on SIGTERM.
 """
 
 import asyncio

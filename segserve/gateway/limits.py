@@ -31,12 +31,7 @@ class _Client:
 
 
 class FairQueue:
-    """A queue for every client that has requests here.
-
-    Args:
-        in_flight: how many requests of one client hold a slot at the same time.
-        waiting: how many more of its requests may wait for one.
-    """
+    """A queue for every client: `in_flight` requests hold a slot, `waiting` more may wait."""
 
     def __init__(self, *, in_flight: int, waiting: int) -> None:
         self._in_flight = in_flight
@@ -45,11 +40,7 @@ class FairQueue:
 
     @asynccontextmanager
     async def slot(self, name: str) -> AsyncIterator[None]:
-        """Waits for a slot of this client and holds it until the context ends.
-
-        Raises:
-            OverloadedError: too many requests of the client wait already.
-        """
+        """Holds a slot of this client. Raises OverloadedError: too many of its requests wait."""
         client = self._clients.setdefault(name, _Client(asyncio.Semaphore(self._in_flight)))
         if client.requests >= self._max_requests:
             raise OverloadedError(
@@ -70,7 +61,6 @@ class RequestBody:
     """A request's body, in chunks as it arrives.
 
     Args:
-        receive: of the ASGI server.
         max_bytes: a larger body is rejected, whether or not its length was declared.
         timeout_s: the time limit for the whole body.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6, socket
 
 from ..engines.errors import ServerError
-from .settings import Device, GatewaySettings
+from .settings import GatewaySettings
 
 MIN_MEMORY_BYTES = 3 * 2**29
 """1.5 GiB: 0.9 GiB for the worker at its peak, the rest for Java, this process and a reserve."""
@@ -39,7 +39,7 @@ def check_settings(settings: GatewaySettings) -> None:
         )
     check_run_dir(settings.run_dir)
     _check_host(settings.host)
-    if settings.device is Device.GPU:
+    if settings.device == "gpu":
         _check_gpu()
 
 

@@ -4,9 +4,8 @@ import difflib
 import json
 import shlex
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -49,14 +48,6 @@ class Limits(NamedTuple):
     client_header: str | None = None
 
 
-class Device(StrEnum):
-    """The device of the network."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    GPU = "gpu"
-
-
 class GatewaySettings(BaseModel):
     """Each field is an environment variable: `SEGSERVE_` and the field's name in capitals.
 
@@ -76,7 +67,7 @@ class GatewaySettings(BaseModel):
     token_file: Path | None = None
     management_token_file: Path | None = None
     trust: Path | None = None
-    device: Device = Device.AUTO
+    device: Literal["auto", "cpu", "gpu"] = "auto"
     config: Path | None = None
     run_dir: Path = DEFAULT_RUN_DIR
     request_timeout_s: _PositiveSeconds = 120
@@ -143,14 +134,12 @@ class GatewaySettings(BaseModel):
             "inference_address": "http://127.0.0.1:8080",
             "management_address": "http://127.0.0.1:8081",
             "metrics_address": "http://127.0.0.1:8082",
-            "vmargs": " ".join(
-                filter(None, (self.server_config().get("vmargs"), shlex.join(options)))
-            ),
+            "vmargs": f"{self.server_config().get('vmargs', '')} {shlex.join(options)}".strip(),
             "token_expiration_min": _TOKEN_LIFE_MIN,
             "allowed_urls": store_urls(self.models_dir),
             "enable_model_api": "true" if self.management_token_file else "false",
         }
-        if self.device is Device.CPU:
+        if self.device == "cpu":
             own["number_of_gpu"] = 0
         return {key: str(value) for key, value in own.items()}
 

@@ -28,8 +28,7 @@ _NOT_PASSED_ON = {"describe", "explain"}  # TorchServe itself sets them
 def as_row(body: bytes, content_type: str) -> dict[str, bytes]:
     """The parts of a form by their names; any other body under the name `body`.
 
-    Raises:
-        BadRequestError: the form cannot be parsed.
+    Raises BadRequestError: the form cannot be parsed.
     """
     if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         return {"body": body}
