@@ -44,8 +44,7 @@ def handed_on(environment: Mapping[str, str], *, hidden: str = "") -> dict[str, 
         hidden: a regular expression; a name that it matches whole is left out in any case.
 
     Raises:
-        ServerError: `SEGSERVE_WORKER_ENV` names what is not the name of a variable, or `hidden` is
-            no expression.
+        ServerError: a name in `SEGSERVE_WORKER_ENV`, or the expression, is not valid.
     """
     extra = _extra(environment.get(EXTRA_VARIABLE, ""))
     try:

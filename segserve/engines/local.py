@@ -150,9 +150,8 @@ class ModelQueue:
             waiting: set[asyncio.Future[Any]] = {first, died}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if not first.done():
-                first.cancel()
-        if not first.done() or first.cancelled():
+            first.cancel()  # does nothing if there is a request
+        if not first.done():
             raise WorkerLostError("the process died")
         batch = [first.result()]
         with suppress(TimeoutError):

@@ -41,7 +41,7 @@ class ProcessTree:
 
     @classmethod
     def of(cls, pid: int) -> "ProcessTree":
-        """Return the tree of a process that runs now."""
+        """The tree of a process that runs now."""
         return cls(pid, creation_s(pid))
 
     def alive(self) -> bool:
@@ -100,11 +100,9 @@ class ProcessTree:
 
 
 class ServerProcess(ABC):
-    """A server in a process of its own. `with` stops it at the end.
+    """A server in a process of its own, which writes in `run_dir`. `with` stops it at the end.
 
-    Args:
-        run_dir: the folder for everything that it writes.
-        child: the leader of the tree, if this process has started it.
+    `child` is None if another process has started it.
     """
 
     def __init__(
@@ -182,8 +180,7 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Starts a server in its run folder, with a new log that only this user can read.
 
-    Args:
-        new_session: whether it leads a session, else it leads only a process group.
+    It leads a session of its own, or only a process group.
     """
     log_path = run_dir / LOG_FILE
     log_path.unlink(missing_ok=True)

@@ -23,8 +23,8 @@ def fill_store(
     the very bytes that were verified.
 
     Raises:
-        ServerError: no archive at all, a file that is none, or two of the same name.
-        SignatureError: one of them is not signed by a trusted key.
+        ServerError: there is no archive, a file is none, or two have the same name.
+        SignatureError: an archive is not signed by a trusted key.
     """
     if not archives:
         raise ServerError("there is no archive to serve; make one with: segserve archive")

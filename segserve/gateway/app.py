@@ -74,13 +74,10 @@ class Gateway:
         """Why the server is not ready; None if every model has a worker that is ready."""
         self.closing = False
         """Whether to close each connection after its response."""
-        self.in_flight = 0
-        """The requests that have no complete response yet."""
-        self.lost = 0
-        """The requests that were cancelled at shutdown."""
-        self._token = token
-        self._management_token = management_token
+        self.in_flight, self.lost = 0, 0
+        """The requests without a complete response, and those cancelled at shutdown."""
         self.limits = limits
+        self._token, self._management_token = token, management_token
         self._queue = FairQueue(in_flight=limits.client_in_flight, waiting=limits.client_waiting)
         self._metrics = GatewayMetrics(ready=lambda: self.obstacle is None)
 

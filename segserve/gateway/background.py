@@ -99,9 +99,7 @@ class Server(ServerProcess):
     ) -> Self:
         """Starts a server and does not wait for it.
 
-        The ports are those of SEGSERVE_PORT and SEGSERVE_METRICS_PORT, else of `config`; a port in
-        use is replaced by a free one. Other variables of the gateway (docs/operations.md) apply
-        too.
+        The variables of docs/operations.md apply. A port in use is replaced by a free one.
 
         Args:
             run_dir: the folder for everything that is written.
@@ -175,9 +173,8 @@ class Server(ServerProcess):
             token_file=given.get(f"{PREFIX}TOKEN_FILE", str(run_dir / TOKEN_FILE)),
         )
         state.write(run_dir / STATE_FILE)
-        wanted_port = wanted_inference_port(settings)
-        replaced_port = wanted_port if str(wanted_port) != port else None
-        return cls(run_dir, state, child, replaced_port=replaced_port)
+        wanted = wanted_inference_port(settings)
+        return cls(run_dir, state, child, replaced_port=None if str(wanted) == port else wanted)
 
     @classmethod
     def running(cls, run_dir: Path) -> Self | None:

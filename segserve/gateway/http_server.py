@@ -84,11 +84,8 @@ class _Server(uvicorn.Server):
 def bind(host: str, port: int, variable: str) -> socket.socket:
     """Binds a listening socket. Connections wait until the socket is served.
 
-    Args:
-        variable: the environment variable that sets the port.
-
     Raises:
-        ServerError: the port is in use, or is not permitted.
+        ServerError: the port, which the environment `variable` sets, is in use or not permitted.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sets TCP_NODELAY only where the protocol is given. Without it, each response

@@ -52,8 +52,7 @@ def log_to(stream: TextIO = sys.stdout) -> None:
 class LogFollower:
     """Logs the lines that are appended to TorchServe's log, and keeps that file small.
 
-    TorchServe must write the file in append mode (O_APPEND), because this class truncates the file
-    when it grows.
+    TorchServe must append to the file (O_APPEND), because this class truncates it.
     """
 
     def __init__(self, path: Path) -> None:

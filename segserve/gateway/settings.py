@@ -24,8 +24,6 @@ from ..engines.torchserve.config import max_request_bytes, read_config, store_ur
 from ..resources import resource
 
 PREFIX = "SEGSERVE_"
-BAKED_ARCHIVE = Path("/opt/segserve/model.mar")
-DEFAULT_RUN_DIR = Path("/tmp/segserve")  # noqa: S108 - no other user writes in the container
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
 _TOKEN_LIFE_MIN = 10 * 365 * 24 * 60  # TorchServe's own tokens never leave the machine
@@ -49,14 +47,11 @@ class Limits(NamedTuple):
 
 
 class GatewaySettings(BaseModel):
-    """Each field is an environment variable: `SEGSERVE_` and the field's name in capitals.
-
-    docs/operations.md describes them.
-    """
+    """Each field is a variable of docs/operations.md: `SEGSERVE_` and its name in capitals."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    archive: tuple[Path, ...] = (BAKED_ARCHIVE,)
+    archive: tuple[Path, ...] = (Path("/opt/segserve/model.mar"),)
     engine: EngineName = EngineName.TORCHSERVE
     models_dir: Path = Path("/models")
     host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside
@@ -69,7 +64,7 @@ class GatewaySettings(BaseModel):
     trust: Path | None = None
     device: Literal["auto", "cpu", "gpu"] = "auto"
     config: Path | None = None
-    run_dir: Path = DEFAULT_RUN_DIR
+    run_dir: Path = Path("/tmp/segserve")  # noqa: S108 - no other user writes in the container
     request_timeout_s: _PositiveSeconds = 120
     client_in_flight: PositiveInt = 8
     client_waiting: NonNegativeInt = 100

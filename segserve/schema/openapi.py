@@ -254,11 +254,7 @@ def _errors() -> Json:
 
 
 def _ping() -> Json:
-    healthy = {
-        "type": "object",
-        "properties": {"status": {"type": "string"}},
-        "required": ["status"],
-    }
+    healthy = _object({"status": {"type": "string"}})
     return {
         "operationId": "ping",
         "summary": "Whether the server is up; true before its models are loaded, too",
@@ -270,14 +266,9 @@ def _ping() -> Json:
 
 
 def _describe() -> Json:
-    entry = {
-        "type": "object",
-        "properties": {
-            "modelName": {"type": "string"},
-            "customizedMetadata": _reference("Description"),
-        },
-        "required": ["modelName", "customizedMetadata"],
-    }
+    entry = _object(
+        {"modelName": {"type": "string"}, "customizedMetadata": _reference("Description")}
+    )
     customized = {"name": "customized", "in": "query", "required": True, "schema": {"const": True}}
     described = {"type": "array", "minItems": 1, "items": entry}
     return {
@@ -290,6 +281,10 @@ def _describe() -> Json:
             "404": _error_response("no such model", TorchServeError),
         },
     }
+
+
+def _object(properties: Json) -> Json:
+    return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 def _body(content: Json) -> Json:

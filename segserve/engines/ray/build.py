@@ -253,7 +253,8 @@ class RayEngine(RayPool):
             raise ServerError(f"the replicas are not ready after {timeout_s:g} s") from None
 
     async def stop(self) -> None:
-        await asyncio.to_thread(_stop)
+        await asyncio.to_thread(serve.shutdown)
+        await asyncio.to_thread(ray.shutdown)
         shutil.rmtree(self._tmp_dir, ignore_errors=True)
 
     def _start(self) -> None:
@@ -278,11 +279,6 @@ class RayEngine(RayPool):
             except RuntimeError as error:
                 reason = _replica_error(archive.name) or str(error)
                 raise ServerError(f"the model {archive.name!r} failed to load: {reason}") from error
-
-
-def _stop() -> None:
-    serve.shutdown()  # type: ignore[no-untyped-call]
-    ray.shutdown()
 
 
 def _replica_error(application: str) -> str:

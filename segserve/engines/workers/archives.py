@@ -33,8 +33,8 @@ def read_archives(
     """Reads several archives, see `read_archive`.
 
     Raises:
-        ModelError: as `read_archive`, or two archives have the same model name.
-        SignatureError: none of the trusted keys has signed one of them.
+        ModelError: an archive cannot be read, or two have the same model name.
+        SignatureError: an archive is not signed by a trusted key.
     """
     archives = []
     for path in paths:
@@ -48,11 +48,7 @@ def read_archives(
 
 
 def read_archive(path: Path) -> ServedArchive:
-    """Reads an archive's name, version and settings.
-
-    Raises:
-        ModelError: the file is missing or is not an archive, or its settings are invalid.
-    """
+    """Reads name, version and settings. Raises ModelError: they are missing or not valid."""
     try:
         with zipfile.ZipFile(path) as packed:
             model = json.loads(packed.read(MANIFEST))["model"]
@@ -84,11 +80,6 @@ def stored_archives(
         return read_archives(store / f"{name}.mar" for name in names)
     except ModelError as error:
         raise ServerError(str(error)) from error
-
-
-def listed(models: Iterable[ServedArchive]) -> dict[str, Any]:
-    """`GET /models`."""
-    return {"models": [{"modelName": model.name, "modelUrl": model.path.name} for model in models]}
 
 
 def describe(

@@ -18,7 +18,7 @@ from ..errors import (
     unknown_path,
     unknown_version,
 )
-from .archives import ServedArchive, describe, listed
+from .archives import ServedArchive, describe
 from .messages import DESCRIBE, Handled, Received
 from .metrics import ServerMetrics
 
@@ -130,7 +130,9 @@ class PoolEngine(ABC):
             raise unknown_method()
         match _path(request):
             case ["models"]:
-                return _json(listed(self._served.values()))
+                models = self._served.values()
+                listed = [{"modelName": each.name, "modelUrl": each.path.name} for each in models]
+                return _json({"models": listed})
             case ["models", name]:
                 served = self._find(name, None)
             case ["models", name, version]:

@@ -63,8 +63,7 @@ def load_handler(
         trusted: the keys that the archive must be signed with.
 
     Raises:
-        RuntimeError: the handler rejects its archive, or the archive does not have exactly one
-            handler class.
+        RuntimeError: the handler rejects its archive, or there is not exactly one handler class.
         SignatureError: the archive is not signed by a trusted key; nothing of it was unpacked.
     """
     _unpack(archive, folder, trusted)

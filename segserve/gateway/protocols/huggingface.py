@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 def huggingface_routes(gateway: "Gateway") -> list[Route]:
     """`POST /hf/{model}`: an image, or JSON with `inputs`, the image as base64, and `parameters`.
 
-    Two parameters have a meaning here: `threshold`, the lowest score of a class, and `subtask`,
-    which is `semantic`.
+    The parameters are `threshold`, the lowest score of a class, and `subtask`: `semantic`.
     """
 
     async def segment(request: Request) -> Response:

@@ -109,12 +109,11 @@ def image_of_bytes(data: object, shape: Sequence[int]) -> bytes:
         raise BadRequestError(f"data: the image is not base64: {error}") from error
 
 
-def image_of_pixels(data: object, shape: Sequence[int]) -> bytes:
+def image_of_pixels(data: object, shape: list[int]) -> bytes:
     """An encoded image from a UINT8 tensor, (1, H, W, 3) or (H, W, 3), RGB."""
-    if len(shape) not in (3, 4) or shape[-1] != 3 or min(shape) < 1:
+    batch, image = shape[:-3], shape[-3:]
+    if batch not in ([], [1]) or len(image) != 3 or image[-1] != 3 or min(image) < 1:
         raise BadRequestError(f"shape: expected [1, H, W, 3] or [H, W, 3], got {shape!r:.80}")
-    if len(shape) == 4 and shape[0] != 1:
-        raise BadRequestError(f"shape: expected one image a request, got {shape[0]}")
     try:
         pixels = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else _as_bytes(data)
     except (TypeError, ValueError, OverflowError) as error:
@@ -124,7 +123,7 @@ def image_of_pixels(data: object, shape: Sequence[int]) -> bytes:
             f"data: shape {shape} has {math.prod(shape)} values, got {pixels.size}"
         )
     file = io.BytesIO()
-    Image.fromarray(pixels.reshape(shape[-3:])).save(file, "BMP")  # lossless, and fastest
+    Image.fromarray(pixels.reshape(image)).save(file, "BMP")  # lossless, and fastest
     return file.getvalue()
 
 
