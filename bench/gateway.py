@@ -21,8 +21,7 @@ from bench.serving.load import Gateway, send_all
 from bench.serving.peers.ours import gateway_of, gateway_to, ready_server
 from segserve.archive import build_archive
 from segserve.engines.torchserve.config import read_properties
-from segserve.engines.torchserve.launch import CONFIG_FILE
-from segserve.engines.torchserve.process import KEY_FILE
+from segserve.engines.torchserve.process import CONFIG_FILE, KEY_FILE
 from segserve.gateway import ENGINE_FOLDER
 from segserve.resources import resource
 

@@ -62,7 +62,7 @@ def unpack_netty(libraries: Path) -> None:
 
 
 def compile_by_use(archive: Path) -> None:
-    import segserve.engines.local.engine
+    import segserve.engines.local
     import segserve.engines.torchserve.engine
     import segserve.gateway.health
     import segserve.gateway.serve  # noqa: F401

@@ -55,11 +55,7 @@ class Engine(Protocol):
         """Ends the workers. May be called before `start` has returned."""
 
     async def obstacle(self) -> str | None:
-        """Why a model has no worker that is ready; None if each has one.
-
-        Raises:
-            ServerError: the engine has ended.
-        """
+        """Why a model has no worker that is ready. Raises ServerError: the engine has ended."""
 
     async def predict(self, request: EngineRequest) -> EngineResponse:
         """Forwards a request for a prediction."""

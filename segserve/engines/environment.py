@@ -7,6 +7,7 @@ of what is passed on and not of what is hidden, because a secret need not look l
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ HIDDEN_SETTING = "blacklist_env_vars"
 EXTRA_VARIABLE = "SEGSERVE_WORKER_ENV"
 """Names more variables to hand on, with commas between."""
 
+# A worker's unix socket is TMP/.ts.sock.9000, and its path may have 103 bytes on macOS.
+_LONGEST_TMP_BYTES = 85
 _KNOWN_NAMES = """
     PATH HOME USER LOGNAME LANG LANGUAGE TZ TMPDIR XDG_CACHE_HOME JAVA_HOME JAVA_TOOL_OPTIONS
     JDK_JAVA_OPTIONS LD_LIBRARY_PATH LD_PRELOAD VIRTUAL_ENV SSL_CERT_FILE SSL_CERT_DIR
@@ -41,8 +44,7 @@ def handed_on(environment: Mapping[str, str], *, hidden: str = "") -> dict[str, 
         hidden: a regular expression; a name that it matches whole is left out in any case.
 
     Raises:
-        ServerError: `SEGSERVE_WORKER_ENV` names what is not the name of a variable, or `hidden` is
-            no expression.
+        ServerError: a name in `SEGSERVE_WORKER_ENV`, or the expression, is not valid.
     """
     extra = _extra(environment.get(EXTRA_VARIABLE, ""))
     try:
@@ -67,10 +69,25 @@ def hide_environment(hidden: str) -> None:
     os.environ.update(kept)
 
 
-def use_tmp_dir(folder: Path) -> None:
-    """Makes this process and its later children write their temporary files to the folder."""
+def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> Path:
+    """An empty folder for models and sockets: in the run folder, unless that path is too long."""
+    inside = run_dir / "tmp"
+    shutil.rmtree(inside, ignore_errors=True)
+    if len(os.fsencode(inside)) <= longest_bytes:
+        inside.mkdir(mode=0o700)
+        return inside
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(parent)) + len("/segserve-12345678") > longest_bytes:
+        parent = "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
+    return Path(tempfile.mkdtemp(prefix="segserve-", dir=parent))
+
+
+def use_new_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> Path:
+    """Makes this process and its later children write their temporary files to such a folder."""
+    folder = make_tmp_dir(run_dir, longest_bytes=longest_bytes)
     os.environ["TMPDIR"] = str(folder)
     tempfile.tempdir = None  # look it up again
+    return folder
 
 
 def _extra(listed: str) -> frozenset[str]:

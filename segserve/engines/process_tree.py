@@ -1,18 +1,30 @@
-"""A process, all that it started, and their end."""
+"""A server as a child process: its start, its log, all that it started, and their end."""
 
 import contextlib
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import psutil
+import requests
 
 from .errors import ServerError
 
+LOG_FILE = "server.log"
+
 _KILL_TIMEOUT_S = 10
 _POLL_S = 0.05
+_READY_POLL_S = 0.1
+_EXIT_LAG_S = 3  # how long a process that has just ended may take to have a status
+_LOG_TAIL_BYTES = 1 << 20
+_HTTP_TIMEOUT_S = 5
+_OWNER_ONLY = 0o077  # the umask of servers: their files contain parts of requests
 # Creation times of one process, read twice, differ by less. A reused process id differs by more.
 _CLOCK_S = 1.0
 
@@ -21,8 +33,7 @@ _CLOCK_S = 1.0
 class ProcessTree:
     """A process that leads a session or a process group of its own, and everything in it.
 
-    `created_s` is the leader's time of creation, see `creation_s`: it distinguishes our process
-    from a later one with the same id.
+    `created_s`, see `creation_s`, distinguishes our process from a later one with the same id.
     """
 
     pid: int
@@ -30,7 +41,7 @@ class ProcessTree:
 
     @classmethod
     def of(cls, pid: int) -> "ProcessTree":
-        """Return the tree of a process that runs now."""
+        """The tree of a process that runs now."""
         return cls(pid, creation_s(pid))
 
     def alive(self) -> bool:
@@ -38,9 +49,7 @@ class ProcessTree:
         return self._leader() is not None
 
     def members(self) -> list[psutil.Process]:
-        """Return the running processes of the session or group; none if another process has its id
-        by now.
-        """
+        """The running processes of the session or group; none if the id is reused."""
         members = []
         for pid in psutil.pids():
             with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
@@ -51,8 +60,7 @@ class ProcessTree:
         return [process for process in members if _runs(process)]
 
     def stop(self, timeout_s: float) -> None:
-        """End the leader with SIGTERM, then the others; after `timeout_s` seconds whatever is left
-        with SIGKILL.
+        """Ends the leader with SIGTERM, then the others; after `timeout_s`, the rest with SIGKILL.
 
         Raises:
             ServerError: a process outlives SIGKILL.
@@ -89,6 +97,115 @@ class ProcessTree:
 
     def _left(self, strays: list[psutil.Process]) -> set[psutil.Process]:
         return {*self.members(), *filter(_runs, strays)}
+
+
+class ServerProcess(ABC):
+    """A server in a process of its own, which writes in `run_dir`. `with` stops it at the end.
+
+    `child` is None if another process has started it.
+    """
+
+    def __init__(
+        self, run_dir: Path, tree: ProcessTree, child: subprocess.Popen[bytes] | None
+    ) -> None:
+        self.run_dir = run_dir
+        self.log_path = run_dir / LOG_FILE
+        self.pid = tree.pid
+        self._tree = tree
+        self._child = child
+
+    @abstractmethod
+    def obstacle(self) -> str | None:
+        """Why the server is not ready; None if every model has a worker that is ready.
+
+        Raises:
+            ServerError: the server has ended, or a model failed to load; with the reason from the
+                log.
+        """
+
+    @abstractmethod
+    def _clean_up(self) -> None:
+        """Removes the files that nothing needs after its end."""
+
+    def stop(self, timeout_s: float = 40) -> None:
+        """Ends the server with SIGTERM, after `timeout_s` with SIGKILL. May be called again.
+
+        Raises:
+            ServerError: a process outlives SIGKILL.
+        """
+        self._tree.stop(timeout_s)
+        if self._child is not None:
+            self._child.wait()
+        self._clean_up()
+
+    def wait_ready(self, timeout_s: float = 120) -> None:
+        """Waits until every model has a worker that is ready. Never stops the server.
+
+        Raises:
+            ServerError: as `obstacle`, or the time is over.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (obstacle := self.obstacle()) is not None:
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"the server is not ready after {timeout_s:g} s: {obstacle}; the log is "
+                    f"{self.log_path}"
+                )
+            time.sleep(_READY_POLL_S)
+
+    def _signal_that_killed_it(self) -> str | None:
+        """The reason for the end of a process that ended by a signal."""
+        if self._child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if (status := self._child.wait(_EXIT_LAG_S)) < 0:
+                    return f"signal {-status} killed it"
+        return None
+
+    def _log(self) -> str:
+        """The end of its log."""
+        with contextlib.suppress(OSError), self.log_path.open("rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_TAIL_BYTES))
+            return log.read().decode("utf-8", errors="replace")
+        return ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def spawn(
+    command: Sequence[str], run_dir: Path, environment: Mapping[str, str], *, new_session: bool
+) -> subprocess.Popen[bytes]:
+    """Starts a server in its run folder, with a new log that only this user can read.
+
+    It leads a session of its own, or only a process group.
+    """
+    log_path = run_dir / LOG_FILE
+    log_path.unlink(missing_ok=True)
+    log_path.touch(mode=0o600)
+    with log_path.open("ab") as log:  # append mode, so that a follower of the log may truncate it
+        return subprocess.Popen(
+            command,
+            cwd=run_dir,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=new_session,
+            process_group=None if new_session else 0,
+            umask=_OWNER_ONLY,
+        )
+
+
+def get_directly(
+    url: str, *, headers: Mapping[str, str] | None = None, timeout_s: float = _HTTP_TIMEOUT_S
+) -> requests.Response:
+    """GET from a server of this machine, never through a proxy."""
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.get(url, headers=headers, timeout=timeout_s)
 
 
 def creation_s(pid: int) -> float:

@@ -1,6 +1,4 @@
-"""The model store of one run: a folder with the archives to serve, each under its model's own
-name.
-"""
+"""The model store of one run: a folder with the archives to serve, named after their models."""
 
 import json
 import re
@@ -25,18 +23,18 @@ def fill_store(
     the very bytes that were verified.
 
     Raises:
-        ServerError: no archive at all, a file that is none, or two of the same name.
-        SignatureError: one of them is not signed by a trusted key.
+        ServerError: there is no archive, a file is none, or two have the same name.
+        SignatureError: an archive is not signed by a trusted key.
     """
     if not archives:
         raise ServerError("there is no archive to serve; make one with: segserve archive")
     shutil.rmtree(store, ignore_errors=True)
     store.mkdir(parents=True)
     if trusted is not None:
-        archives = [
-            _verified(archive, store / f"{index}.verified", trusted)
-            for index, archive in enumerate(archives)
-        ]
+        verified = [store / f"{index}.verified" for index in range(len(archives))]
+        for archive, copy in zip(archives, verified, strict=True):
+            trusted.copy(archive, copy)
+        archives = verified
     names = tuple(model_name(archive) for archive in archives)
     if len(set(names)) < len(names):
         raise ServerError(f"two archives have the same model name: {', '.join(sorted(names))}")
@@ -46,17 +44,8 @@ def fill_store(
     return names
 
 
-def _verified(archive: Path, target: Path, trusted: "TrustedKeys") -> Path:
-    trusted.copy(archive, target)
-    return target
-
-
 def model_name(archive: Path) -> str:
-    """Return the name of the model that an archive holds.
-
-    Raises:
-        ServerError: there is no such file, or it is not a model archive.
-    """
+    """The name of an archive's model. Raises ServerError: it is not a model archive."""
     if not archive.is_file():
         raise ServerError(f"there is no archive {archive}")
     try:
@@ -64,9 +53,7 @@ def model_name(archive: Path) -> str:
             name = str(json.loads(content.read("MAR-INF/MANIFEST.json"))["model"]["modelName"])
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ServerError(f"{archive} is not a model archive (.mar): {error}") from error
-    if not re.fullmatch(
-        r"\w[\w.-]*", name
-    ):  # it becomes the name of a file, and stands on a command line
+    if not re.fullmatch(r"\w[\w.-]*", name):  # it is part of a file's name and of a command
         raise ServerError(
             f"{archive}: the model's name must be letters, digits, dots and dashes, got {name!r}"
         )

@@ -1,9 +1,7 @@
 """The HTTP gateway in front of every engine: tokens, limits, a fair queue, errors, metrics.
 
 `python -m segserve.gateway` runs a gateway with its engine until SIGTERM; it is the command of the
-container image, and `segserve serve` starts it in the background. Environment variables configure
-it: those of `settings.GatewaySettings`, listed in docs/operations.md. It logs JSON lines.
-`python -m segserve.gateway.health` is the image's health check.
+container image, and `segserve serve` starts it in the background (docs/operations.md).
 """
 
 TOKEN_FILE = "token"  # noqa: S105 - the name of a file

@@ -1,5 +1,4 @@
-"""Runs a gateway with its engine until it is stopped. It exits with 0, or with one log line and 1
-if it cannot serve.
+"""Runs a gateway until it is stopped. If it cannot serve, it exits with 1 and one log line.
 
 Worker processes import this module again, under another name. So it imports nothing at that time.
 """
@@ -8,7 +7,6 @@ import sys
 
 
 def main() -> int:
-    """Returns 0 if it was stopped, 1 if it could not serve."""
     import asyncio
     import logging
     import os

@@ -1,9 +1,7 @@
-"""The HTTP gateway in front of an engine: stable tokens, request limits, a fair queue, correct
-readiness, and a shutdown that loses no request.
+"""The HTTP gateway in front of an engine. It forwards requests as they arrive.
 
-It knows nothing about images: it forwards requests as they arrive. TorchServe alone would change
-its tokens at every start, return 200 from `/ping` while models load, serve one client's hundred
-requests before another's first, and drop its requests on SIGTERM.
+TorchServe alone would change its tokens at every start, return 200 from `/ping` while models load,
+serve one client's hundred requests before another's first, and drop its requests on SIGTERM.
 """
 
 import asyncio
@@ -29,11 +27,10 @@ from ..engines.errors import bad_token, frontend_json
 from ..runtime.errors import BadRequestError, UnavailableError
 from ..runtime.request import OPTION_HEADER_PREFIX
 from ..schema.openapi import openapi
-from .forms import distinct_parts
 from .http_server import MAX_HEAD_BYTES
-from .limits import FairQueue, RequestBody, too_large
+from .limits import FairQueue, RequestBody, distinct_parts, too_large
 from .metrics import CONTENT_TYPE, GatewayMetrics
-from .protocols.huggingface import HuggingFace
+from .protocols.huggingface import huggingface_routes
 from .protocols.native import checked
 from .protocols.open_inference import OpenInference
 from .responses import JSON, TimedResponse, error_response, json_response
@@ -77,13 +74,10 @@ class Gateway:
         """Why the server is not ready; None if every model has a worker that is ready."""
         self.closing = False
         """Whether to close each connection after its response."""
-        self.in_flight = 0
-        """The requests that have no complete response yet."""
-        self.lost = 0
-        """The requests that were cancelled at shutdown."""
-        self._token = token
-        self._management_token = management_token
-        self._limits = limits
+        self.in_flight, self.lost = 0, 0
+        """The requests without a complete response, and those cancelled at shutdown."""
+        self.limits = limits
+        self._token, self._management_token = token, management_token
         self._queue = FairQueue(in_flight=limits.client_in_flight, waiting=limits.client_waiting)
         self._metrics = GatewayMetrics(ready=lambda: self.obstacle is None)
 
@@ -100,7 +94,7 @@ class Gateway:
             Route("/models", self._describe),
             Route("/models/{path:path}", self._describe),
             *OpenInference(self).routes(),
-            *HuggingFace(self).routes(),
+            *huggingface_routes(self),
         )
 
     def metrics_app(self) -> ASGIApp:
@@ -134,17 +128,17 @@ class Gateway:
         return json_response(_openapi_once())
 
     async def _predict(self, request: Request) -> Response:
-        _check_token(self._token, request)
+        self.check_token(request.headers.get("authorization"))
         return await self._in_slot(request, self._started().predict)
 
     async def _describe(self, request: Request) -> Response:
         """Takes a slot too: with `customized=true`, a worker handles the request."""
-        _check_token(self._token, request)
+        self.check_token(request.headers.get("authorization"))
         return await self._in_slot(request, self._started().describe)
 
     async def read_body(self, request: Request) -> bytes:
         """The whole body of a request in another protocol, after its token is checked."""
-        _check_token(self._token, request)
+        self.check_token(request.headers.get("authorization"))
         self._check_declared(request)
         return b"".join([chunk async for chunk in request.state.body])
 
@@ -161,21 +155,11 @@ class Gateway:
             return await engine.predict(forwarded)
 
     def check_token(self, authorization: str | None) -> None:
-        """Checks the token of a request that did not come over HTTP.
-
-        Raises:
-            FrontendError: it is missing or wrong.
-        """
-        if self._token is not None and not self._token.matches(authorization):
-            raise bad_token()
-
-    async def describe_model(self, request: Request, model: str) -> Mapping[str, Any]:
-        """The engine's description of a model, after the token is checked."""
-        _check_token(self._token, request)
-        return await self.description(model)
+        """Raises FrontendError: the token of predictions is missing or wrong."""
+        _check_token(self._token, authorization)
 
     async def description(self, model: str) -> Mapping[str, Any]:
-        """As `describe_model`, without a request over HTTP."""
+        """The engine's description of a model, with its workers."""
         target = f"/models/{quote(model)}".encode()
         empty = EngineRequest("GET", target, [], body=_nothing(), has_body=False)
         response = await self._started().describe(empty)
@@ -183,7 +167,7 @@ class Gateway:
         return described  # type: ignore[no-any-return]
 
     async def _manage(self, request: Request) -> Response:
-        _check_token(self._management_token, request)
+        _check_token(self._management_token, request.headers.get("authorization"))
         return await self._forward(request, self._started().manage)
 
     async def _show_metrics(self, _: Request) -> Response:
@@ -205,8 +189,8 @@ class Gateway:
             await request.state.exchange.enter_async_context(slot)
 
     def _check_declared(self, request: Request) -> None:
-        if (_declared_bytes(request) or 0) > self._limits.request_bytes:
-            raise too_large(self._limits.request_bytes)
+        if (_declared_bytes(request) or 0) > self.limits.request_bytes:
+            raise too_large(self.limits.request_bytes)
 
     async def _forward(
         self, request: Request, forward: Callable[[EngineRequest], Awaitable[EngineResponse]]
@@ -224,13 +208,11 @@ class Gateway:
             )
         )
         end_to_end = response._replace(headers=_end_to_end(response.headers))
-        return TimedResponse(end_to_end, timeout_s=self._limits.request_s)
+        return TimedResponse(end_to_end, timeout_s=self.limits.request_s)
 
     def _client_of(self, request: Request) -> str:
-        """Identifies the client by the proxy's header, else by its address: all clients have the
-        same token.
-        """
-        header = self._limits.client_header
+        """The client by the proxy's header, else by its address: all have the same token."""
+        header = self.limits.client_header
         named = request.headers.get(header) if header else None
         return named or (request.client.host if request.client else "")
 
@@ -239,19 +221,8 @@ class Gateway:
             raise UnavailableError(f"not ready: {self.obstacle}; try again in a few seconds")
         return self.engine
 
-    def new_body(self, receive: Receive) -> RequestBody:
-        """The body of a request, under the limits of this gateway."""
-        return RequestBody(
-            receive, max_bytes=self._limits.request_bytes, timeout_s=self._limits.request_s
-        )
-
     def record(self, scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
-        """Counts a response to a prediction, and logs one line for each response except those to
-        health checks and scrapes.
-
-        Args:
-            status: of the response, or `CLIENT_LEFT`.
-        """
+        """Counts and logs a response, except those to health checks and scrapes."""
         is_translated = scope["path"].startswith(("/v2/", "/hf/")) and scope["method"] == "POST"
         if scope.get("endpoint") == self._predict or is_translated:
             self._metrics.count_response(status)
@@ -273,9 +244,7 @@ class Gateway:
 
 
 class _Exchanges:
-    """Middleware: keeps a request's slot until its response is sent, adds the gateway's own
-    headers, and records every response.
-    """
+    """Middleware: keeps a slot until the response is sent, adds headers, and records responses."""
 
     def __init__(self, gateway: Gateway, app: ASGIApp) -> None:
         self._gateway = gateway
@@ -285,7 +254,8 @@ class _Exchanges:
         if scope["type"] != "http":
             return
         gateway, began_s = self._gateway, time.perf_counter()
-        body = gateway.new_body(receive)
+        limits = gateway.limits
+        body = RequestBody(receive, max_bytes=limits.request_bytes, timeout_s=limits.request_s)
         status, sent_bytes = CLIENT_LEFT, 0
 
         async def send_and_count(message: Message) -> None:
@@ -318,8 +288,8 @@ async def _nothing() -> AsyncIterator[bytes]:
     yield
 
 
-def _check_token(token: TokenFile | None, request: Request) -> None:
-    if token is not None and not token.matches(request.headers.get("authorization")):
+def _check_token(token: TokenFile | None, authorization: str | None) -> None:
+    if token is not None and not token.matches(authorization):
         raise bad_token()
 
 

@@ -1,18 +1,13 @@
-"""A gateway as a child process that may outlive its parent: start it, find it, wait for it, stop
-it.
-"""
+"""A gateway as a child process that may outlive its parent: start, find and stop it."""
 
-import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import requests
@@ -20,7 +15,7 @@ import requests
 from ..engines import EngineName
 from ..engines.environment import HIDDEN_SETTING, handed_on
 from ..engines.errors import ServerError
-from ..engines.process_tree import ProcessTree, creation_s
+from ..engines.process_tree import ProcessTree, ServerProcess, creation_s, get_directly, spawn
 from ..engines.store import model_name
 from ..engines.torchserve.config import (
     choose_addresses,
@@ -29,26 +24,19 @@ from ..engines.torchserve.config import (
     wanted_inference_port,
 )
 from ..resources import resource
+from ..runtime.files import write_whole
 from . import CANNOT_SERVE, ENGINE_FOLDER, TOKEN_FILE
 from .settings import PREFIX, variables
 
 STATE_FILE = "server.json"
-LOG_FILE = "server.log"
 
-_POLL_S = 0.1
-_HTTP_TIMEOUT_S = 5
-_LOG_TAIL_BYTES = 1 << 20
 _DRAIN_S = 20
 _ORPHANS_S = 10
-_OWNER_ONLY = 0o077  # the umask: the log and parts of requests are for this user alone
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """The content of `server.json`. It never holds a token.
-
-    `created_s` is the time of the process's creation, see `creation_s`.
-    """
+    """The content of `server.json`. It never holds a token. For `created_s` see `creation_s`."""
 
     pid: int
     created_s: float
@@ -60,7 +48,7 @@ class ServerState:
 
     def write(self, path: Path) -> None:
         """Writes it as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -72,11 +60,10 @@ class ServerState:
             return None
 
 
-class Server:
-    """A running gateway with its engine, and the folder for everything that both write.
+class Server(ServerProcess):
+    """A running gateway with its engine.
 
-    `with Server.start(...) as server:` stops it at the end. Without `with` it outlives this
-    process, and `Server.running(run_dir)` finds it again.
+    Without `with` it outlives this process, and `Server.running(run_dir)` finds it again.
     """
 
     def __init__(
@@ -89,8 +76,7 @@ class Server:
     ) -> None:
         self.replaced_port = replaced_port
         """The wanted port of predictions, if it was in use and replaced by a free one."""
-        self.run_dir = run_dir
-        self.log_path = run_dir / LOG_FILE
+        super().__init__(run_dir, ProcessTree(state.pid, state.created_s), child)
         self.engine = state.engine
         self.models = state.models
         self.inference_url = state.inference_url
@@ -98,10 +84,7 @@ class Server:
         self.metrics_url = state.metrics_url
         """The address for Prometheus: http://HOST:PORT, path /metrics, without a token."""
         self.token_file = Path(state.token_file)
-        self.pid = state.pid
         self._state = state
-        self._child = child
-        self._tree = ProcessTree(state.pid, state.created_s)
 
     @classmethod
     def start(
@@ -116,12 +99,9 @@ class Server:
     ) -> Self:
         """Starts a server and does not wait for it.
 
-        The ports are those of SEGSERVE_PORT and SEGSERVE_METRICS_PORT, else of `config`; a port in
-        use is replaced by a free one. Other variables of the gateway (docs/operations.md) apply
-        too.
+        The variables of docs/operations.md apply. A port in use is replaced by a free one.
 
         Args:
-            archives: the archives to serve.
             run_dir: the folder for everything that is written.
             engine: what runs the archives: `torchserve`, `local` or `ray`.
             config: a config.properties that replaces the project's own.
@@ -162,6 +142,7 @@ class Server:
                 "TLS"
             )
         host, _, port = inference.removeprefix("http://").rpartition(":")
+        metrics_port = metrics.rpartition(":")[2]
         own = {
             "ARCHIVE": json.dumps([str(archive.resolve()) for archive in archives]),
             "ENGINE": engine,
@@ -169,29 +150,31 @@ class Server:
             "RUN_DIR": run_dir,
             "HOST": host,
             "PORT": port,
-            "METRICS_PORT": metrics.rpartition(":")[2],
+            "METRICS_PORT": metrics_port,
             "START_TIMEOUT_S": start_timeout_s,
             **({"TRUST": trust.resolve()} if trust else {}),
         }
-        variables_of_gateway = {
-            **_given(),
+        given = {name: os.environ[name] for name in variables() if name in os.environ}
+        environment = {
+            **handed_on(os.environ, hidden=settings.get(HIDDEN_SETTING, "")),
+            f"{PREFIX}DRAIN_TIMEOUT_S": str(_DRAIN_S),
+            **given,
             **{f"{PREFIX}{name}": str(value) for name, value in own.items()},
         }
-        environment = handed_on(os.environ, hidden=settings.get(HIDDEN_SETTING, ""))
-        child = _launch(run_dir, {**environment, **variables_of_gateway})
+        command = [sys.executable, "-m", "segserve.gateway"]
+        child = spawn(command, run_dir, environment, new_session=True)
         state = ServerState(
             pid=child.pid,
             created_s=creation_s(child.pid),
             engine=engine,
             models=models,
             inference_url=loopback(inference),
-            metrics_url=loopback(f"http://{host}:{own['METRICS_PORT']}"),
-            token_file=variables_of_gateway.get(f"{PREFIX}TOKEN_FILE", str(run_dir / TOKEN_FILE)),
+            metrics_url=loopback(f"http://{host}:{metrics_port}"),
+            token_file=given.get(f"{PREFIX}TOKEN_FILE", str(run_dir / TOKEN_FILE)),
         )
         state.write(run_dir / STATE_FILE)
-        wanted_port = wanted_inference_port(settings)
-        replaced_port = wanted_port if str(wanted_port) != port else None
-        return cls(run_dir, state, child, replaced_port=replaced_port)
+        wanted = wanted_inference_port(settings)
+        return cls(run_dir, state, child, replaced_port=None if str(wanted) == port else wanted)
 
     @classmethod
     def running(cls, run_dir: Path) -> Self | None:
@@ -210,106 +193,30 @@ class Server:
         except OSError:
             return None
 
-    def wait_ready(self, timeout_s: float = 120) -> None:
-        """Waits until every model has a worker that is ready. On an error the server is left as it
-        is.
-
-        Raises:
-            ServerError: the server has ended, with the reason from its log; or the time is over.
-        """
-        deadline = time.monotonic() + timeout_s
-        while (obstacle := self.obstacle()) is not None:
-            if time.monotonic() > deadline:
-                raise ServerError(
-                    f"the server is not ready after {timeout_s:g} s: {obstacle}; the log is "
-                    f"{self.log_path}"
-                )
-            time.sleep(_POLL_S)
-
     def obstacle(self) -> str | None:
-        """Why the server is not ready; None if every model has a worker that is ready.
-
-        Raises:
-            ServerError: the server has ended, with the reason from its log.
-        """
         if not self._tree.alive():  # another server may use its address
             raise ServerError(f"the server ended: {self._reason()}; the log is {self.log_path}")
         try:
-            with requests.Session() as session:
-                session.trust_env = False  # no proxy for our own server
-                response = session.get(f"{self.inference_url}/ping", timeout=_HTTP_TIMEOUT_S)
-                return None if response.ok else str(response.json()["error"]["message"])
+            response = get_directly(f"{self.inference_url}/ping")
+            return None if response.ok else str(response.json()["error"]["message"])
         except (requests.RequestException, ValueError, TypeError, KeyError):
             return "the server does not respond yet"
 
-    def stop(self, timeout_s: float = 40) -> None:
-        """Ends the server and its workers, with SIGTERM and after `timeout_s` with SIGKILL. May be
-        called again.
-
-        Raises:
-            ServerError: a process outlives SIGKILL.
-        """
-        self._tree.stop(timeout_s)
-        if self._child is not None:
-            self._child.wait()
+    def _clean_up(self) -> None:
         current = ServerState.read(self.run_dir / STATE_FILE)
         if current in (None, self._state):  # else another server was started here
             for name in (STATE_FILE, TOKEN_FILE):
                 (self.run_dir / name).unlink(missing_ok=True)
             shutil.rmtree(self.run_dir / ENGINE_FOLDER / "tmp", ignore_errors=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     def _reason(self) -> str:
         """Why the server ended, from its exit status and the last line of its log."""
-        status = None
-        if self._child is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = self._child.wait(_HTTP_TIMEOUT_S)
-        if status is not None and status < 0:
-            return f"signal {-status} killed it"
+        if (killed := self._signal_that_killed_it()) is not None:
+            return killed
         lines = [line for line in self._log().splitlines() if line.strip()]
         messages = [_message(line) for line in lines]
         reported = [text for text in messages if text.startswith(CANNOT_SERVE)]
         return (reported or messages or ["it wrote nothing"])[-1].removeprefix(CANNOT_SERVE)
-
-    def _log(self) -> str:
-        with contextlib.suppress(OSError), self.log_path.open("rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_TAIL_BYTES))
-            return log.read().decode("utf-8", errors="replace")
-        return ""
-
-
-def _given() -> dict[str, str]:
-    """The variables of the gateway in the environment of this process."""
-    names = {*variables()} & os.environ.keys()
-    return {f"{PREFIX}DRAIN_TIMEOUT_S": str(_DRAIN_S), **{name: os.environ[name] for name in names}}
-
-
-def _launch(run_dir: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    log_path = run_dir / LOG_FILE
-    log_path.unlink(missing_ok=True)
-    log_path.touch(mode=0o600)
-    with log_path.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "segserve.gateway"],
-            cwd=run_dir,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            umask=_OWNER_ONLY,
-        )
 
 
 def _message(line: str) -> str:

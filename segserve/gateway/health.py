@@ -1,11 +1,11 @@
-"""The image's health check: `python -m segserve.gateway.health` exits with 0 if every model has a
-worker that is ready.
-"""
+"""The image's health check: it exits with 0 if every model has a worker that is ready."""
 
 import os
 import sys
 
 import requests
+
+from ..engines.process_tree import get_directly
 
 _TIMEOUT_S = 4
 _EVERY_INTERFACE = {"", "0.0.0.0", "::"}  # noqa: S104 - not bound here
@@ -17,9 +17,7 @@ def main() -> int:
     port = os.environ.get("SEGSERVE_PORT") or 8080
     url = f"http://{'127.0.0.1' if host in _EVERY_INTERFACE else host}:{port}/ping"
     try:
-        with requests.Session() as session:
-            session.trust_env = False  # no proxy for our own server
-            response = session.get(url, timeout=_TIMEOUT_S)
+        response = get_directly(url, timeout_s=_TIMEOUT_S)
     except requests.RequestException as error:
         print(f"{url}: {error}")  # noqa: T201 - for `docker inspect`
         return 1

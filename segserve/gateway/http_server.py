@@ -1,6 +1,4 @@
-"""uvicorn, with what a gateway needs beside its settings: one server for several ports, a way to
-abort a connection, and a moment for requests that are already on their way at shutdown.
-"""
+"""uvicorn with several ports, a way to abort a connection, and a moment for late requests."""
 
 import asyncio
 import contextlib
@@ -67,14 +65,10 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without signal handlers, as the gateway has its own.
-
-    Attributes:
-        late_request_s: how long, after the last connection was accepted, an open connection may
-            still send its request.
-    """
+    """uvicorn without signal handlers, as the gateway has its own."""
 
     late_request_s = 0.0
+    """How long an open connection may send its request after the last one was accepted."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -90,11 +84,8 @@ class _Server(uvicorn.Server):
 def bind(host: str, port: int, variable: str) -> socket.socket:
     """Binds a listening socket. Connections wait until the socket is served.
 
-    Args:
-        variable: the environment variable that sets the port.
-
     Raises:
-        ServerError: the port is in use, or is not permitted.
+        ServerError: the port, which the environment `variable` sets, is in use or not permitted.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sets TCP_NODELAY only where the protocol is given. Without it, each response
@@ -120,11 +111,8 @@ async def serving(
 ) -> AsyncIterator[None]:
     """Serves each application on its socket.
 
-    At the end, it accepts no new connections and completes the pending requests.
-
-    Args:
-        drain_timeout_s: the time limit for pending responses at the end.
-        late_request_s: see `_Server`.
+    At the end, it accepts no new connections and completes the pending requests, which may take
+    `drain_timeout_s`.
     """
     by_port = {listener.getsockname()[1]: app for listener, app in apps.items()}
 

@@ -6,7 +6,6 @@ import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TextIO
 
 import orjson
@@ -20,9 +19,7 @@ _WORKER_LINE = "MODEL_LOG"  # logger of a worker's output
 
 
 class JsonLines(logging.Formatter):
-    """`time` (ISO 8601, UTC), `level`, `logger`, `message`, and the fields of `extra={"fields":
-    {...}}`.
-    """
+    """`time` (ISO 8601, UTC), `level`, `logger`, `message`, and the extra `fields`, a mapping."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Formats a record as one line, whatever the message contains."""
@@ -41,9 +38,7 @@ class JsonLines(logging.Formatter):
 
 
 def _as_utf8(value: object) -> object:
-    """Escapes surrogates, which JSON cannot contain. Header bytes that are not UTF-8 arrive as
-    surrogates.
-    """
+    """Escapes surrogates, which JSON cannot contain: bytes of headers that are not UTF-8."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
@@ -55,11 +50,9 @@ def log_to(stream: TextIO = sys.stdout) -> None:
 
 
 class LogFollower:
-    """Logs the lines that are appended to TorchServe's log while the context is open, and keeps
-    that file small.
+    """Logs the lines that are appended to TorchServe's log, and keeps that file small.
 
-    TorchServe must write the file in append mode (O_APPEND), because this class truncates the file
-    when it grows.
+    TorchServe must append to the file (O_APPEND), because this class truncates it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,12 +66,7 @@ class LogFollower:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
 
@@ -106,9 +94,7 @@ class LogFollower:
 
 
 def log_line(line: str) -> None:
-    """Logs a line of TorchServe at its own level. The output of a worker goes to the logger
-    `torchserve.worker`.
-    """
+    """Logs a line of TorchServe at its own level, those of workers as `torchserve.worker`."""
     match = _TORCHSERVE_LINE.match(line)
     level, thread, logger, message = match.groups() if match else ("INFO", "", "", line)
     if not message.strip():

@@ -1,4 +1,4 @@
-"""The limits of requests: size and duration of a body, and the concurrency slots of a client.
+"""The limits of requests: a body's size, duration and parts, and the slots of a client.
 
 The engine's queue is first in, first out for all clients together. If one client sends a hundred
 requests at once, all others wait for a hundred responses. If each client has only a few requests in
@@ -6,15 +6,20 @@ the queue, the others wait only for those few.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Receive
 
 from ..runtime.errors import BadRequestError, OverloadedError, RequestTimeoutError, TooLargeError
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 
 @dataclass
@@ -26,12 +31,7 @@ class _Client:
 
 
 class FairQueue:
-    """A queue for every client that has requests here.
-
-    Args:
-        in_flight: how many requests of one client hold a slot at the same time.
-        waiting: how many more of its requests may wait for one.
-    """
+    """A queue for every client: `in_flight` requests hold a slot, `waiting` more may wait."""
 
     def __init__(self, *, in_flight: int, waiting: int) -> None:
         self._in_flight = in_flight
@@ -40,11 +40,7 @@ class FairQueue:
 
     @asynccontextmanager
     async def slot(self, name: str) -> AsyncIterator[None]:
-        """Waits for a slot of this client and holds it until the context ends.
-
-        Raises:
-            OverloadedError: too many requests of the client wait already.
-        """
+        """Holds a slot of this client. Raises OverloadedError: too many of its requests wait."""
         client = self._clients.setdefault(name, _Client(asyncio.Semaphore(self._in_flight)))
         if client.requests >= self._max_requests:
             raise OverloadedError(
@@ -65,7 +61,6 @@ class RequestBody:
     """A request's body, in chunks as it arrives.
 
     Args:
-        receive: of the ASGI server.
         max_bytes: a larger body is rejected, whether or not its length was declared.
         timeout_s: the time limit for the whole body.
     """
@@ -127,3 +122,48 @@ def too_large(max_bytes: int) -> TooLargeError:
         f"the request has more than {max_bytes} bytes, the limit of this server; send the image "
         "smaller, or as JPEG or PNG"
     )
+
+
+async def distinct_parts(body: AsyncIterable[bytes], content_type: str) -> AsyncIterator[bytes]:
+    """Yields a form's body unchanged. A form that cannot be parsed is the engine's concern.
+
+    Raises:
+        BadRequestError: a second part has the name of an earlier one.
+    """
+    parser = _parser_of_names(content_type)
+    async for chunk in body:
+        try:
+            if parser is not None:
+                parser.write(chunk)
+        except FormParserError:
+            parser = None
+        yield chunk
+
+
+def _parser_of_names(content_type: str) -> MultipartParser | None:
+    """A parser that rejects the second part of a name; None for a form without a valid boundary."""
+    seen: set[bytes] = set()
+    field, value = bytearray(), bytearray()
+
+    def on_header_end() -> None:
+        if field.lower() == b"content-disposition":
+            name = parse_options_header(bytes(value))[1].get(b"name", b"")
+            if name in seen:
+                raise BadRequestError(
+                    f"the form has two parts {name.decode('utf-8', 'replace')!r:.40}; send one "
+                    "image a request, and each option once"
+                )
+            seen.add(name)
+        field.clear()
+        value.clear()
+
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    callbacks: MultipartCallbacks = {
+        "on_header_field": lambda data, start, end: field.extend(data[start:end]),
+        "on_header_value": lambda data, start, end: value.extend(data[start:end]),
+        "on_header_end": on_header_end,
+    }
+    try:
+        return MultipartParser(boundary, callbacks)
+    except FormParserError:
+        return None

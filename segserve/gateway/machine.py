@@ -7,7 +7,7 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6, socket
 
 from ..engines.errors import ServerError
-from .settings import Device, GatewaySettings
+from .settings import GatewaySettings
 
 MIN_MEMORY_BYTES = 3 * 2**29
 """1.5 GiB: 0.9 GiB for the worker at its peak, the rest for Java, this process and a reserve."""
@@ -24,23 +24,27 @@ def check_settings(settings: GatewaySettings) -> None:
     """Checks what the settings name.
 
     Raises:
-        ServerError: an archive or a folder is missing, `run_dir` cannot be used, `host` is not an
-            address of this machine, or `device` is `gpu` and there is no GPU.
+        ServerError: an archive, a folder, the address or the GPU is missing or cannot be used.
     """
-    _check_archives(settings)
-    _check_models_dir(settings)
+    for archive in settings.archive:
+        if not archive.is_file():
+            raise ServerError(
+                f"SEGSERVE_ARCHIVE: there is no archive {archive}; mount the folder that holds it, "
+                f"as in docker run --volume FOLDER:{archive.parent}:ro"
+            )
+    if "models_dir" in settings.model_fields_set and not settings.models_dir.is_dir():
+        raise ServerError(
+            f"SEGSERVE_MODELS_DIR: there is no folder {settings.models_dir}; mount it, as in "
+            f"docker run --volume FOLDER:{settings.models_dir}:ro"
+        )
     check_run_dir(settings.run_dir)
     _check_host(settings.host)
-    if settings.device is Device.GPU:
+    if settings.device == "gpu":
         _check_gpu()
 
 
 def check_memory(limits: tuple[Path, ...] = _CGROUP_LIMITS) -> None:
-    """Checks the memory limit of the container.
-
-    Raises:
-        ServerError: the limit is lower than the server needs.
-    """
+    """Raises ServerError: the container's memory limit is lower than the server needs."""
     limit = next((value for path in limits if (value := _read_bytes(path)) is not None), None)
     if limit is not None and limit < MIN_MEMORY_BYTES:
         raise ServerError(
@@ -67,23 +71,6 @@ def _read_bytes(path: Path) -> int | None:
         return int(path.read_text(encoding="ascii"))
     except (OSError, ValueError):  # no such cgroup, or "max"
         return None
-
-
-def _check_archives(settings: GatewaySettings) -> None:
-    for archive in settings.archive:
-        if not archive.is_file():
-            raise ServerError(
-                f"SEGSERVE_ARCHIVE: there is no archive {archive}; mount the folder that holds it, "
-                f"as in docker run --volume FOLDER:{archive.parent}:ro"
-            )
-
-
-def _check_models_dir(settings: GatewaySettings) -> None:
-    if "models_dir" in settings.model_fields_set and not settings.models_dir.is_dir():
-        raise ServerError(
-            f"SEGSERVE_MODELS_DIR: there is no folder {settings.models_dir}; mount it, as in "
-            f"docker run --volume FOLDER:{settings.models_dir}:ro"
-        )
 
 
 def check_run_dir(run_dir: Path) -> None:

@@ -1,24 +1,14 @@
-"""The gateway's own metrics, in addition to TorchServe's: response statuses, and requests that wait
-for a slot.
-"""
+"""The gateway's own metrics: response statuses, and requests that wait for a slot."""
 
 import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from ..engines.workers.metrics import described
 from ..runtime.telemetry.metrics import Kind, Metric
-
-disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 WAIT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -57,33 +47,18 @@ _INITIAL_STATUSES = (200, 400, 408, 413, 500, 503, 507)
 
 
 class GatewayMetrics:
-    """The metrics of one gateway.
-
-    Args:
-        ready: returns whether a worker is ready; called when the metrics are requested.
-    """
+    """The metrics of one gateway. `ready` is called when they are requested."""
 
     def __init__(self, ready: Callable[[], bool]) -> None:
         self._registry = registry = CollectorRegistry()
-        host = platform.node()
-        self._host = host
-        self._requests = Counter(
-            REQUESTS.name, REQUESTS.description, _labels(REQUESTS), registry=registry
-        )
+        self._host = host = platform.node()
+        self._requests = Counter(**described(REQUESTS, registry))
         for status in _INITIAL_STATUSES:
             self._requests.labels(status, host)
-        self._wait = Histogram(
-            WAIT_SECONDS.name,
-            WAIT_SECONDS.description,
-            _labels(WAIT_SECONDS),
-            registry=registry,
-            buckets=WAIT_BUCKETS_S,
-        ).labels(host)
-        self._waiting = Gauge(
-            WAITING.name, WAITING.description, _labels(WAITING), registry=registry
-        ).labels(host)
-        readiness = Gauge(READY.name, READY.description, _labels(READY), registry=registry)
-        readiness.labels(host).set_function(ready)
+        wait = Histogram(**described(WAIT_SECONDS, registry), buckets=WAIT_BUCKETS_S)
+        self._wait = wait.labels(host)
+        self._waiting = Gauge(**described(WAITING, registry)).labels(host)
+        Gauge(**described(READY, registry)).labels(host).set_function(ready)
 
     def count_response(self, status: int) -> None:
         """Counts the response to a request for a prediction."""
@@ -91,9 +66,7 @@ class GatewayMetrics:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Measures the wait of a request for its slot. A request that finds the queue full has not
-        waited.
-        """
+        """Measures the wait for a slot. A request that finds the queue full has not waited."""
         began_s = time.perf_counter()
         with self._waiting.track_inprogress():
             yield
@@ -102,7 +75,3 @@ class GatewayMetrics:
     def as_text(self) -> bytes:
         """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
-
-
-def _labels(metric: Metric) -> tuple[str, ...]:
-    return (*metric.labels, metric.host_label)

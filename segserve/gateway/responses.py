@@ -24,8 +24,7 @@ class TimedResponse(Response):
     """A response that the client must read within a time limit.
 
     It is sent in chunks, because uvicorn waits for a slow client before each chunk but the first.
-    A response stays in memory until the client has read it, so a client that is too slow is
-    disconnected.
+    A client that is too slow is disconnected, because a response stays in memory until it is read.
     """
 
     def __init__(self, response: EngineResponse, *, timeout_s: float) -> None:

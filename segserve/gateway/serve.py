@@ -1,12 +1,10 @@
-"""Runs an engine and its gateway. The gateway starts before the engine and ends after the last
-response.
-"""
+"""Runs a gateway, which starts before its engine and ends after the last response."""
 
 import asyncio
 import logging
 import signal
 from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from socket import socket
 from typing import Any, Never
 
@@ -28,7 +26,6 @@ from .tokens import TokenFile
 logger = logging.getLogger("segserve.gateway")
 
 _WATCH_S = 2.0
-_LATE_REQUEST_S = 0.5
 
 
 async def serve(settings: GatewaySettings) -> None:
@@ -43,28 +40,20 @@ async def serve(settings: GatewaySettings) -> None:
     check_settings(settings)
     gateway = _gateway(settings)
     apps = _bind_all(settings, gateway)
-    serving_grpc = _bind_grpc(settings, gateway)  # before TorchServe chooses its own ports
+    grpc = _bind_grpc(settings, gateway)  # before TorchServe chooses its own ports
     engine = _start_engine(settings)
-    try:
-        with ExitStack() as log:
-            if (path := getattr(engine, "log_path", None)) is not None:
-                log.enter_context(LogFollower(path))
-            async with (
-                serving(
-                    apps, drain_timeout_s=settings.drain_timeout_s, late_request_s=_LATE_REQUEST_S
-                ),
-                serving_grpc,
-            ):
+    log_path = getattr(engine, "log_path", None)
+    with LogFollower(log_path) if log_path else nullcontext():
+        try:
+            async with serving(apps, drain_timeout_s=settings.drain_timeout_s), grpc:
                 await _first_of(
                     _watch(engine, gateway, stop_signal, settings.start_timeout_s),
                     stop_signal.wait(),
                 )
                 await _stop_accepting(gateway, settings.drain_delay_s)
             lost = gateway.lost + gateway.in_flight
+        finally:
             await engine.stop()
-    except BaseException:
-        await engine.stop()
-        raise
     if lost:
         logger.warning(
             "stopped; %d requests took longer than SEGSERVE_DRAIN_TIMEOUT_S, %g s, and are lost: "
@@ -90,34 +79,27 @@ def _trusted(settings: GatewaySettings) -> TrustedKeys | None:
 def _start_engine(settings: GatewaySettings) -> Engine:
     trusted = _trusted(settings)
     run_dir = settings.run_dir.resolve() / ENGINE_FOLDER
-    if settings.engine is not EngineName.TORCHSERVE:  # TorchServe's environment is its own
-        hide_environment(settings.server_config().get(HIDDEN_SETTING, ""))
-    match settings.engine:
-        case EngineName.TORCHSERVE:
-            from ..engines.torchserve.engine import TorchServeEngine
+    if settings.engine is EngineName.TORCHSERVE:
+        from ..engines.torchserve.engine import TorchServeEngine
+        from ..engines.torchserve.process import TorchServe
 
-            return TorchServeEngine(
-                settings.archive,
-                run_dir,
-                config=settings.config,
-                overrides=settings.torchserve_settings(),
-                trusted=trusted,
-            )
-        case EngineName.LOCAL:
-            from ..engines.local.engine import LocalEngine
+        server = TorchServe.start(
+            settings.archive,
+            run_dir,
+            config=settings.config,
+            overrides=settings.torchserve_settings(),
+            trusted=trusted,
+        )
+        return TorchServeEngine(server)
+    config = settings.server_config()
+    hide_environment(config.get(HIDDEN_SETTING, ""))  # that of TorchServe is its own
+    if settings.engine is EngineName.LOCAL:
+        from ..engines.local import LocalEngine
 
-            return LocalEngine(
-                settings.archive,
-                run_dir,
-                config=settings.server_config(),
-                trusted=trusted,
-            )
-        case EngineName.RAY:
-            from ..engines.ray.engine import RayEngine
+        return LocalEngine(settings.archive, run_dir, config=config, trusted=trusted)
+    from ..engines import ray
 
-            return RayEngine(
-                settings.archive, run_dir, config=settings.server_config(), trusted=trusted
-            )
+    return ray.start_engine(settings.archive, run_dir, trusted=trusted)
 
 
 def _gateway(settings: GatewaySettings) -> Gateway:
@@ -157,18 +139,18 @@ def _bind_grpc(settings: GatewaySettings, gateway: Gateway) -> AbstractAsyncCont
     if settings.grpc_port is None:
         return nullcontext()
     try:
-        from .protocols import open_inference_grpc
+        from .protocols.open_inference_grpc import serving_grpc
     except ModuleNotFoundError as error:
         raise ServerError(
             f"SEGSERVE_GRPC_PORT is set, and {error.name} is not installed: pip install "
             "'segserve[grpc]'"
         ) from error
-    server = open_inference_grpc.bound_server(
+    return serving_grpc(
         gateway,
         f"{settings.host}:{settings.grpc_port}",
         max_bytes=settings.limits().request_bytes,
+        drain_timeout_s=settings.drain_timeout_s,
     )
-    return open_inference_grpc.serving(server, drain_timeout_s=settings.drain_timeout_s)
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
@@ -189,9 +171,7 @@ def _on_signals(stop_signal: asyncio.Event) -> None:
 async def _watch(
     engine: Engine, gateway: Gateway, stop_signal: asyncio.Event, start_timeout_s: float
 ) -> Never:
-    """Opens the gateway when every model has a worker. From then on, keeps its readiness up to
-    date.
-    """
+    """Opens the gateway when every model has a worker, and keeps its readiness up to date."""
     await engine.start(start_timeout_s)
     _on_signals(stop_signal)  # Ray has replaced the handlers
     gateway.open(engine)

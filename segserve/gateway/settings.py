@@ -4,9 +4,8 @@ import difflib
 import json
 import shlex
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -25,8 +24,6 @@ from ..engines.torchserve.config import max_request_bytes, read_config, store_ur
 from ..resources import resource
 
 PREFIX = "SEGSERVE_"
-BAKED_ARCHIVE = Path("/opt/segserve/model.mar")
-DEFAULT_RUN_DIR = Path("/tmp/segserve")  # noqa: S108 - no other user writes in the container
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
 _TOKEN_LIFE_MIN = 10 * 365 * 24 * 60  # TorchServe's own tokens never leave the machine
@@ -40,15 +37,7 @@ _HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]  #
 
 
 class Limits(NamedTuple):
-    """The limits of the gateway.
-
-    Attributes:
-        request_bytes: a larger request is rejected.
-        request_s: the time limit for a request to arrive, and for its response to be read.
-        client_in_flight: how many requests of one client the engine holds at a time.
-        client_waiting: how many more requests of one client wait; the next one is rejected.
-        client_header: the header in which a proxy names the client; None for the client's address.
-    """
+    """The limits of one request and of one client, as the variables of the gateway have them."""
 
     request_bytes: int
     request_s: float = 120
@@ -57,51 +46,12 @@ class Limits(NamedTuple):
     client_header: str | None = None
 
 
-class Device(StrEnum):
-    """The device of the network."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    GPU = "gpu"
-
-
 class GatewaySettings(BaseModel):
-    """Each field is an environment variable: `SEGSERVE_` and the field's name in capitals.
-
-    Attributes:
-        archive: the archive to serve, or several separated by commas or as a JSON list.
-        engine: what runs the handlers of the archives.
-        models_dir: the folder whose archives may be registered at runtime, see
-            `management_token_file`.
-        host: the address to listen on.
-        port: for predictions, `/ping` and the description of models.
-        grpc_port: for the Open Inference Protocol over gRPC; off by default.
-        metrics_port: for Prometheus's `/metrics`, which requires no token.
-        management_port: for TorchServe's management API.
-        token_file: holds the bearer token of requests; if unset, a random token is generated at
-            start.
-        management_token_file: holds the bearer token of the management API; if unset, that API is
-            off.
-        trust: the file of the public keys that archives must be signed with; by default any archive
-            is served.
-        device: `gpu` ends the container if there is no GPU; `auto` uses a GPU if there is one.
-        config: a config.properties that replaces the project's own.
-        run_dir: where everything is written; can be a tmpfs.
-        request_timeout_s: how long a request may take to arrive, and its response to be read.
-        client_in_flight: how many requests of one client TorchServe holds at a time; with twice
-            batchSize x workers, one client keeps all workers busy.
-        client_waiting: how many more requests of one client wait in the gateway.
-        client_header: the header in which a proxy names the client's address; without a proxy,
-            clients could forge it.
-        start_timeout_s: how long loading the models may take.
-        drain_delay_s: how long requests are still accepted after SIGTERM, until clients have
-            noticed.
-        drain_timeout_s: how long requests in flight may take after that.
-    """
+    """Each field is a variable of docs/operations.md: `SEGSERVE_` and its name in capitals."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    archive: tuple[Path, ...] = (BAKED_ARCHIVE,)
+    archive: tuple[Path, ...] = (Path("/opt/segserve/model.mar"),)
     engine: EngineName = EngineName.TORCHSERVE
     models_dir: Path = Path("/models")
     host: str = "0.0.0.0"  # noqa: S104 - a container is reached from outside
@@ -112,9 +62,9 @@ class GatewaySettings(BaseModel):
     token_file: Path | None = None
     management_token_file: Path | None = None
     trust: Path | None = None
-    device: Device = Device.AUTO
+    device: Literal["auto", "cpu", "gpu"] = "auto"
     config: Path | None = None
-    run_dir: Path = DEFAULT_RUN_DIR
+    run_dir: Path = Path("/tmp/segserve")  # noqa: S108 - no other user writes in the container
     request_timeout_s: _PositiveSeconds = 120
     client_in_flight: PositiveInt = 8
     client_waiting: NonNegativeInt = 100
@@ -157,7 +107,7 @@ class GatewaySettings(BaseModel):
             ) from None
 
     def limits(self) -> Limits:
-        """The limits of one request and of one client. The limit in bytes is TorchServe's own."""
+        """The limits of the gateway. That in bytes is TorchServe's own."""
         return Limits(
             request_bytes=max_request_bytes(self.server_config()),
             request_s=self.request_timeout_s,
@@ -179,14 +129,12 @@ class GatewaySettings(BaseModel):
             "inference_address": "http://127.0.0.1:8080",
             "management_address": "http://127.0.0.1:8081",
             "metrics_address": "http://127.0.0.1:8082",
-            "vmargs": " ".join(
-                filter(None, (self.server_config().get("vmargs"), shlex.join(options)))
-            ),
+            "vmargs": f"{self.server_config().get('vmargs', '')} {shlex.join(options)}".strip(),
             "token_expiration_min": _TOKEN_LIFE_MIN,
             "allowed_urls": store_urls(self.models_dir),
             "enable_model_api": "true" if self.management_token_file else "false",
         }
-        if self.device is Device.CPU:
+        if self.device == "cpu":
             own["number_of_gpu"] = 0
         return {key: str(value) for key, value in own.items()}
 

@@ -15,8 +15,7 @@ _SCHEME = "Bearer "
 
 
 class TokenFile:
-    """The token in a file. The file is read again when it has changed, so a new secret is valid at
-    once.
+    """The token in a file, which is read again when it has changed.
 
     Raises:
         ServerError: the file cannot be read, or holds no token.
@@ -36,9 +35,7 @@ class TokenFile:
         return cls(path)
 
     def matches(self, authorization: str | None) -> bool:
-        """Whether the header `Authorization` carries the token. The comparison takes the same time
-        for every wrong token.
-        """
+        """Whether the header carries the token. Every wrong token takes the same time."""
         given = authorization or ""
         # A header may hold any bytes.
         return given.startswith(_SCHEME) and secrets.compare_digest(

@@ -1,6 +1,4 @@
-"""`python -m segserve.schema [FOLDER]` writes the two documents of the contract, by default into
-`docs/`.
-"""
+"""`python -m segserve.schema [FOLDER]` writes the documents of the contract into `docs/`."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""The OpenAPI 3.1 document of the HTTP contract, generated from the models of requests and
-responses.
-"""
+"""The OpenAPI 3.1 document of the HTTP contract, generated from its models."""
 
 from collections import defaultdict
 from typing import Annotated, Any
@@ -62,6 +60,8 @@ class Description(ModelRecord):
     precision: str
 
 
+_RESPONSES: list[type[BaseModel]] = [SegmentationResponse, Description, ErrorBody, TorchServeError]
+_RESPONSES += [PlainError, InferResponse, ModelMetadata, HuggingFaceSegment]
 _REQUESTS = (JsonRequest, FormRequest, InferRequest, HuggingFaceRequest)
 
 
@@ -95,14 +95,12 @@ def openapi() -> Json:
 
 
 def _schemas() -> Json:
-    models: list[type[BaseModel]] = [SegmentationResponse, Description, ErrorBody, TorchServeError]
-    models += [PlainError, InferResponse, ModelMetadata, HuggingFaceSegment]
+    template = "#/components/schemas/{model}"
     _, responses = models_json_schema(
-        [(model, "serialization") for model in models], ref_template="#/components/schemas/{model}"
+        [(model, "serialization") for model in _RESPONSES], ref_template=template
     )
     _, requests = models_json_schema(
-        [(model, "validation") for model in _REQUESTS],
-        ref_template="#/components/schemas/{model}",
+        [(model, "validation") for model in _REQUESTS], ref_template=template
     )
     codes = list(dict.fromkeys(kind.code for kind in error_classes()))
     responses["$defs"]["ErrorDetail"]["properties"]["code"]["enum"] = codes
@@ -110,9 +108,7 @@ def _schemas() -> Json:
 
 
 def _paths() -> Json:
-    version = _path_parameter(
-        "version", ModelRecord.model_json_schema()["properties"]["version"], "1.0"
-    )
+    version = _path_parameter("version", "1.0")
     return {
         "/predictions/{model}": _prediction([]),
         "/predictions/{model}/{version}": _prediction([version], suffix="OfVersion"),
@@ -130,81 +126,73 @@ _BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
 def _open_inference(path: str, parameters: list[Json], suffix: str = "") -> Json:
     """The endpoints of a model in the Open Inference Protocol v2."""
     shared = {"parameters": [_model_parameter(), *parameters]}
-    metadata = {"schema": _reference("ModelMetadata")}
-    ready = {"schema": {"type": "object", "properties": {"ready": {"const": True}}}}
-    request = {"application/json": {"schema": _reference("InferRequest")}}
-    response = {"application/json": {"schema": _reference("InferResponse")}}
+    ready = {"type": "object", "properties": {"ready": {"const": True}}}
     binary = {"application/octet-stream": _BINARY}
+    metadata = {
+        "operationId": f"modelMetadata{suffix}",
+        "summary": "Inputs and outputs of a model (Open Inference Protocol v2)",
+        "responses": _translated(_json(_reference("ModelMetadata")), "400", "404", "503"),
+    }
+    readiness = {
+        "operationId": f"modelReady{suffix}",
+        "summary": "Whether a model is ready (Open Inference Protocol v2)",
+        "responses": _translated(_json(ready), "400", "404", "503"),
+    }
+    infer = {
+        "operationId": f"infer{suffix}",
+        "summary": "The class of every pixel of an image (Open Inference Protocol v2)",
+        "requestBody": _body({**_json(_reference("InferRequest")), **binary}),
+        "responses": _translated({**_json(_reference("InferResponse")), **binary}, *_errors()),
+    }
     return {
-        path: shared
-        | {
-            "get": {
-                "operationId": f"modelMetadata{suffix}",
-                "summary": "Inputs and outputs of a model (Open Inference Protocol v2)",
-                "responses": _translated({"application/json": metadata}, "400", "404", "503"),
-            }
-        },
-        f"{path}/ready": shared
-        | {
-            "get": {
-                "operationId": f"modelReady{suffix}",
-                "summary": "Whether a model is ready (Open Inference Protocol v2)",
-                "responses": _translated({"application/json": ready}, "400", "404", "503"),
-            }
-        },
-        f"{path}/infer": shared
-        | {
-            "post": {
-                "operationId": f"infer{suffix}",
-                "summary": "The class of every pixel of an image (Open Inference Protocol v2)",
-                "requestBody": {"required": True, "content": {**request, **binary}},
-                "responses": _translated({**response, **binary}, *_errors()),
-            }
-        },
+        path: {**shared, "get": metadata},
+        f"{path}/ready": {**shared, "get": readiness},
+        f"{path}/infer": {**shared, "post": infer},
     }
 
 
 def _hugging_face() -> Json:
     segments = {"type": "array", "items": _reference("HuggingFaceSegment")}
-    content = {
-        "application/json": {"schema": _reference("HuggingFaceRequest")},
-        "application/octet-stream": _BINARY,
-    }
+    content = {**_json(_reference("HuggingFaceRequest")), "application/octet-stream": _BINARY}
     return {
         "parameters": [_model_parameter()],
         "post": {
             "operationId": "imageSegmentation",
             "summary": "The classes of an image, as Hugging Face's inference clients read them",
-            "requestBody": {"required": True, "content": content},
-            "responses": _translated({"application/json": {"schema": segments}}, *_errors()),
+            "requestBody": _body(content),
+            "responses": _translated(_json(segments), *_errors()),
         },
     }
 
 
 def _translated(content: Json, *statuses: str) -> Json:
     """The responses of another protocol, whose errors are plain."""
-    errors = {
-        status: _error_response("an error, as of /predictions", PlainError) for status in statuses
-    }
-    return {"200": {"description": "The result.", "content": content}, **errors}
+    error = _error_response("an error, as of /predictions", PlainError)
+    return {"200": _response("The result.", content), **dict.fromkeys(statuses, error)}
 
 
-def _path_parameter(name: str, schema: Json, example: str) -> Json:
+def _path_parameter(name: str, example: str, field: str | None = None) -> Json:
+    """A parameter with the rules of a field of the model's record."""
+    schema = ModelRecord.model_json_schema()["properties"][field or name]
     kept = {key: value for key, value in schema.items() if key in ("type", "pattern")}
     return {"name": name, "in": "path", "required": True, "schema": kept, "example": example}
 
 
 def _model_parameter() -> Json:
-    return _path_parameter(
-        "model", ModelRecord.model_json_schema()["properties"]["name"], "deeplabv3"
-    )
+    return _path_parameter("model", "deeplabv3", "name")
 
 
 def _prediction(parameters: list[Json], suffix: str = "") -> Json:
     """`POST` and `PUT` do the same; `curl -T` sends `PUT`."""
+    types = [f"image/{name.lower()}" for name in FORMATS]
+    content = {
+        **dict.fromkeys((*types, "application/octet-stream"), _BINARY),
+        "multipart/form-data": {"schema": _reference("FormRequest")},
+        **_json(_reference("JsonRequest")),
+    }
     shared = {
         "summary": "The class of every pixel of an image",
-        "requestBody": {"required": True, "content": _request_content()},
+        "requestBody": _body(content),
         "responses": {"200": _segmented(), **_errors()},
     }
     return {
@@ -216,49 +204,29 @@ def _prediction(parameters: list[Json], suffix: str = "") -> Json:
 
 def _option_headers() -> list[Json]:
     """Options as headers. A header is text, so a list is separated by commas."""
-    return [
-        {
+    headers = []
+    for name, schema in Options.model_json_schema()["properties"].items():
+        del schema["title"]
+        header = {
             "name": f"X-Segment-{name.title()}",
             "in": "header",
-            "description": schema["description"],
-            "schema": {"type": "string", "minLength": 1}
-            if name == "classes"
-            else _without_names(schema),
+            "description": schema.pop("description"),
+            "schema": {"type": "string", "minLength": 1} if name == "classes" else schema,
         }
-        for name, schema in Options.model_json_schema()["properties"].items()
-    ]
-
-
-def _without_names(schema: Json) -> Json:
-    return {key: value for key, value in schema.items() if key not in ("title", "description")}
-
-
-def _request_content() -> Json:
-    image: Json = {"schema": {"type": "string", "format": "binary"}}
-    types = [f"image/{name.lower()}" for name in FORMATS]
-    return {
-        **dict.fromkeys((*types, "application/octet-stream"), image),
-        "multipart/form-data": {"schema": _reference("FormRequest")},
-        "application/json": {"schema": _reference("JsonRequest")},
-    }
+        headers.append(header)
+    return headers
 
 
 def _segmented() -> Json:
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    content = {MediaType.JSON.value: {"schema": _reference("SegmentationResponse")}}
-    content |= {
-        media_type.value: binary for media_type in MediaType if media_type is not MediaType.JSON
-    }
+    content = dict.fromkeys((kind.value for kind in MediaType), _BINARY)
+    content |= _json(_reference("SegmentationResponse"))
     timing = {"description": "Milliseconds by stage.", "schema": {"type": "string"}}
     coding = {
         "description": "`gzip` if the body is large JSON and `Accept-Encoding` names gzip.",
         "schema": {"type": "string"},
     }
-    return {
-        "description": "The segmentation.",
-        "headers": {"Server-Timing": timing, "Content-Encoding": coding},
-        "content": content,
-    }
+    headers = {"Server-Timing": timing, "Content-Encoding": coding}
+    return {"description": "The segmentation.", "headers": headers, "content": content}
 
 
 def _errors() -> Json:
@@ -267,15 +235,15 @@ def _errors() -> Json:
     for kind in error_classes():
         codes[kind.status].append(kind.code)
     errors = {
-        str(status): _error_response(
-            ", ".join(dict.fromkeys(names)),
-            ErrorBody,
-            *([TorchServeError] if status == 400 else []),
-        )
+        str(status): _error_response(", ".join(dict.fromkeys(names)), ErrorBody)
         for status, names in codes.items()
     }
-    errors["400"]["description"] += "; a missing or wrong token (TorchServe)"
     errors["413"]["description"] += "; an empty body if TorchServe rejected the request"
+    errors["400"] = _error_response(
+        f"{errors['400']['description']}; a missing or wrong token (TorchServe)",
+        ErrorBody,
+        TorchServeError,
+    )
     errors["404"] = _error_response("no such model or version (TorchServe)", TorchServeError)
     errors["503"] = _error_response(
         f"{', '.join(codes[503])}: the queue is full, or no worker is ready (TorchServe)",
@@ -285,40 +253,22 @@ def _errors() -> Json:
     return dict(sorted(errors.items()))
 
 
-def _error_response(description: str, *models: type[BaseModel]) -> Json:
-    schemas = [_reference(model.__name__) for model in models]
-    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
-
-
 def _ping() -> Json:
-    healthy = {
-        "type": "object",
-        "properties": {"status": {"type": "string"}},
-        "required": ["status"],
-    }
+    healthy = _object({"status": {"type": "string"}})
     return {
         "operationId": "ping",
         "summary": "Whether the server is up; true before its models are loaded, too",
         "responses": {
-            "200": {
-                "description": "The server is up.",
-                "content": {"application/json": {"schema": healthy}},
-            },
+            "200": _response("The server is up.", _json(healthy)),
             "400": _error_response("a missing or wrong token", TorchServeError),
         },
     }
 
 
 def _describe() -> Json:
-    entry = {
-        "type": "object",
-        "properties": {
-            "modelName": {"type": "string"},
-            "customizedMetadata": _reference("Description"),
-        },
-        "required": ["modelName", "customizedMetadata"],
-    }
+    entry = _object(
+        {"modelName": {"type": "string"}, "customizedMetadata": _reference("Description")}
+    )
     customized = {"name": "customized", "in": "query", "required": True, "schema": {"const": True}}
     described = {"type": "array", "minItems": 1, "items": entry}
     return {
@@ -326,14 +276,32 @@ def _describe() -> Json:
         "summary": "Describes the model; needs the management token",
         "parameters": [_model_parameter(), customized],
         "responses": {
-            "200": {
-                "description": "The model.",
-                "content": {"application/json": {"schema": described}},
-            },
+            "200": _response("The model.", _json(described)),
             "400": _error_response("a missing or wrong token", TorchServeError),
             "404": _error_response("no such model", TorchServeError),
         },
     }
+
+
+def _object(properties: Json) -> Json:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _body(content: Json) -> Json:
+    return {"required": True, "content": content}
+
+
+def _response(description: str, content: Json) -> Json:
+    return {"description": description, "content": content}
+
+
+def _error_response(description: str, *models: type[BaseModel]) -> Json:
+    schemas = [_reference(model.__name__) for model in models]
+    return _response(description, _json(schemas[0] if len(schemas) == 1 else {"anyOf": schemas}))
+
+
+def _json(schema: Json) -> Json:
+    return {"application/json": {"schema": schema}}
 
 
 def _reference(name: str) -> Json:

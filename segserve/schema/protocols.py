@@ -1,11 +1,13 @@
-"""The requests and responses of other protocols that the gateway speaks, for the OpenAPI document.
+"""The requests and responses of other protocols that the gateway speaks.
 
 They are open: their specifications allow members beside these.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+
+_Parameters = Annotated[dict[str, Any], BeforeValidator(lambda value: value or {})]
 
 
 class PlainError(BaseModel):
@@ -23,16 +25,18 @@ class InferTensor(BaseModel):
         list[int], Field(description="[1] for BYTES; [1, H, W, 3] or [H, W, 3] for UINT8.")
     ]
     data: Annotated[
-        list[Any], Field(description="Missing in the binary extension, with binary_data_size.")
+        Any,  # a single string is accepted too
+        WithJsonSchema({"type": "array", "items": {}}),
+        Field(description="Missing in the binary extension, with binary_data_size."),
     ] = []
-    parameters: dict[str, Any] = {}
+    parameters: _Parameters = {}
 
 
 class InferOutput(BaseModel):
     """A requested output."""
 
     name: Literal["label_map", "confidence"]
-    parameters: dict[str, Any] = {}
+    parameters: _Parameters = {}
 
 
 class InferRequest(BaseModel):
@@ -40,9 +44,11 @@ class InferRequest(BaseModel):
 
     id: str | None = None
     inputs: Annotated[list[InferTensor], Field(min_length=1, max_length=1)]
-    outputs: list[InferOutput] = []
+    outputs: Annotated[
+        list[InferOutput], BeforeValidator(lambda value: value or [{"name": "label_map"}])
+    ] = Field([], validate_default=True)
     parameters: Annotated[
-        dict[str, Any], Field(description="Native options, and binary_data_output.")
+        _Parameters, Field(description="Native options, and binary_data_output.")
     ] = {}
 
 
@@ -82,7 +88,7 @@ class HuggingFaceRequest(BaseModel):
     """An image as base64. Of the parameters, `threshold` and `subtask` have a meaning."""
 
     inputs: str
-    parameters: dict[str, Any] = {}
+    parameters: _Parameters = {}
 
 
 class HuggingFaceSegment(BaseModel):

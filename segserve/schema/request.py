@@ -23,8 +23,7 @@ def _not_a_bool(value: object) -> object:
 
 
 def split_names(value: object) -> object:
-    """Splits a string into class names: a JSON list, or names separated by commas. Strips the names
-    of a list.
+    """The class names in a JSON list, a text with commas, or a list, whose names are stripped.
 
     None is returned unchanged.
 
@@ -72,18 +71,15 @@ class Options(Strict):
     """The options of one request. The descriptions of the fields are those of the HTTP contract."""
 
     mask: Annotated[
-        MaskEncoding,
-        Field(description=("Encoding of the label map in a JSON response.")),
+        MaskEncoding, Field(description="Encoding of the label map in a JSON response.")
     ] = "dense"
     classes: Annotated[
         tuple[ClassName, ...] | None,
         BeforeValidator(split_names),
         WithJsonSchema(_CLASSES_SCHEMA),
         Field(
-            description=(
-                "Labels or ids to keep, as a list or separated by commas; all others become "
-                "background."
-            )
+            description="Labels or ids to keep, as a list or separated by commas; all others "
+            "become background."
         ),
     ] = None
     threshold: Annotated[
@@ -94,35 +90,29 @@ class Options(Strict):
     confidence: Annotated[
         bool,
         Field(
-            description=(
-                "Whether a JSON response contains every pixel's top probability, as a grey PNG."
-            )
+            description="Whether a JSON response contains every pixel's top probability, as a grey "
+            "PNG."
         ),
     ] = False
     mode: Annotated[
         Mode,
         Field(
-            description=(
-                "The whole image at once, or overlapping tiles at its own resolution if that is "
-                "higher."
-            )
+            description="The whole image at once, or overlapping tiles at its own resolution if "
+            "that is higher."
         ),
     ] = "whole"
     tta: Annotated[
         Tta,
         Field(
-            description=(
-                "Test-time augmentation: the average over mirror images, or over mirror images at "
-                "several scales."
-            )
+            description="Test-time augmentation: the average over mirror images, or over mirror "
+            "images at several scales."
         ),
     ] = "none"
     alpha: Annotated[
         Alpha,
         Field(
-            description=(
-                "Transparent pixels are read on a white background, or in their stored colours."
-            )
+            description="Transparent pixels are read on a white background, or in their stored "
+            "colours."
         ),
     ] = "white"
 

@@ -54,15 +54,8 @@ class ClassRow(ClassArea, _ClassName):
     @classmethod
     def of(cls, area: ClassArea, label: str, color: tuple[int, int, int]) -> Self:
         """The row of a response: the class's name, and its numbers rounded."""
-        return cls(
-            id=area.id,
-            label=label,
-            color=color,
-            pixels=area.pixels,
-            fraction=round(area.fraction, 6),
-            box_xyxy=area.box_xyxy,
-            confidence=round(area.confidence, 4),
-        )
+        rounded = {"fraction": round(area.fraction, 6), "confidence": round(area.confidence, 4)}
+        return cls(**{**dict(area), **rounded}, label=label, color=color)
 
     def as_document(self) -> dict[str, Any]:
         """The row as a member of `classes` in JSON."""

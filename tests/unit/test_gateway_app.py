@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from segserve.engines.errors import ServerError
-from segserve.engines.torchserve.forward import Api, TorchServeClient
+from segserve.engines.torchserve.engine import Api, TorchServeClient
 from segserve.gateway import health
 from segserve.gateway.app import Gateway
 from segserve.gateway.http_server import bind, serving
@@ -363,7 +363,7 @@ def test_metrics_of_the_gateway_are_returned_if_torchserve_does_not_respond(toke
 
 
 def test_metrics_of_the_gateway_are_returned_if_torchserve_hangs(tokens, monkeypatch):
-    monkeypatch.setattr("segserve.engines.torchserve.forward._METRICS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("segserve.engines.torchserve.engine._METRICS_TIMEOUT_S", 0.2)
 
     async def run():
         with socket.create_server(("127.0.0.1", 0)) as hangs:

@@ -7,7 +7,7 @@ import pytest
 
 from segserve.engines.errors import ServerError
 from segserve.gateway.machine import MIN_MEMORY_BYTES, check_memory
-from segserve.gateway.settings import Device, GatewaySettings
+from segserve.gateway.settings import GatewaySettings
 
 
 def test_settings_of_an_empty_environment_are_the_image_s():
@@ -29,7 +29,7 @@ def test_settings_of_variables_are_theirs():
         }
     )
     assert settings.archive == (Path("/models/a.mar"), Path("/models/b.mar"))
-    assert (settings.port, settings.device, settings.drain_delay_s) == (9000, Device.GPU, 2.5)
+    assert (settings.port, settings.device, settings.drain_delay_s) == (9000, "gpu", 2.5)
     assert settings.token_file == Path("/run/secrets/token")
 
 
@@ -106,7 +106,7 @@ def test_torchserve_settings_by_default_close_the_model_api_and_log_to_the_conso
 
 def test_torchserve_settings_with_management_token_take_archives_of_the_models_folder(tmp_path):
     settings = GatewaySettings(
-        management_token_file=tmp_path / "token", models_dir=Path("/models"), device=Device.CPU
+        management_token_file=tmp_path / "token", models_dir=Path("/models"), device="cpu"
     )
     assert settings.torchserve_settings()["enable_model_api"] == "true"
     assert settings.torchserve_settings()["number_of_gpu"] == "0"

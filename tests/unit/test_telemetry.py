@@ -7,7 +7,7 @@ import pytest
 import torch
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
-from segserve.engines.torchserve.launch import torchserve_home, write_metrics_file
+from segserve.engines.torchserve.process import torchserve_home, write_metrics_file
 from segserve.runtime.encode.response import Response
 from segserve.runtime.inference.labels import Quality
 from segserve.runtime.record import ClassInfo
@@ -31,7 +31,7 @@ LINE = re.compile(
 @pytest.fixture
 def server(tmp_path):
     """TorchServe's cache, as a worker makes it of the metrics file of `segserve serve`."""
-    write_metrics_file(tmp_path / "metrics.yaml", STOCK)
+    write_metrics_file(tmp_path / "metrics.yaml")
     cache = MetricsCacheYamlImpl(str(tmp_path / "metrics.yaml"))
     cache.initialize_cache()
     return cache

@@ -10,6 +10,10 @@ only from the copy in their archive.
 """
 
 import os
+import secrets
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
@@ -17,27 +21,24 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 if TYPE_CHECKING:
     from ray.serve import Application
 
+    from ...signing import TrustedKeys
+    from ..engine import Engine
+
 ARCHIVE_VARIABLE = "SEGSERVE_ARCHIVE"
+
+# Ray adds /r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1
+_LONGEST_TMP_BYTES = 36
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_METRICS_COLLECTION": "0",  # the gateway has the metrics
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 0 keeps Ray on the loopback interface
+    "RAY_AUTH_MODE": "token",  # Ray's ports require the token of this run
+}
 
 
 class Arguments(BaseModel):
     """The arguments of `serve run segserve.engines.ray:app` as `name=value`, and of `serve deploy`
-    under `args`.
-
-    Attributes:
-        archive: one archive, or several separated by commas; every machine reads them at that path.
-            By default `$SEGSERVE_ARCHIVE`.
-        trust: the file of the public keys that archives must be signed with; by default any archive
-            is served.
-        token_authorization: whether requests must carry a token.
-        token_file: the file of the token; created with mode 0600 if it is missing. By default in
-            the current folder.
-        max_request_bytes: a larger request is rejected.
-        min_replicas, max_replicas: processes with the network, per model; by default `minWorkers`
-            and `maxWorkers` of its model-config.yaml.
-        threads: CPU threads of a replica, and the cores that Ray reserves for it; by default the
-            cores of a machine divided by `max_replicas`.
-        gateways: processes that read requests and write responses.
+    under `args`. docs/ray.md describes them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,3 +64,31 @@ def app(arguments: Arguments) -> "Application":
     from .build import build_app
 
     return build_app(arguments)
+
+
+def start_engine(
+    archives: Sequence[Path], run_dir: Path, *, trusted: "TrustedKeys | None"
+) -> "Engine":
+    """The engine `ray` for the gateway. Ray finds its settings in the environment of this process.
+
+    Args:
+        archives, run_dir, trusted: see `stored_archives`.
+
+    Raises:
+        ServerError: Ray is not installed, or as `stored_archives`.
+    """
+    from ...runtime.files import write_whole
+    from ..environment import use_new_tmp_dir
+    from ..errors import ServerError
+    from ..workers.archives import stored_archives
+
+    if find_spec("ray") is None:
+        raise ServerError("Ray is not installed; install it with: pip install 'segserve[ray]'")
+    stored = stored_archives(archives, run_dir, trusted=trusted)
+    tmp_dir = use_new_tmp_dir(run_dir, longest_bytes=_LONGEST_TMP_BYTES)
+    token_file = tmp_dir / "ray_token"
+    write_whole(token_file, secrets.token_hex(32), mode=0o600)
+    os.environ.update({**_RAY_ENVIRONMENT, "RAY_AUTH_TOKEN_PATH": str(token_file)})
+    from .build import RayEngine
+
+    return RayEngine(stored, tmp_dir)

@@ -1,26 +1,131 @@
-"""Builds the application: the ingress, and the replicas of every model."""
+"""The application of Ray Serve: the gateway as its ingress, and the replicas of every model."""
 
-from collections.abc import Sequence
+import asyncio
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import ray
+from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve import Application
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message
 
+from ...gateway.app import Gateway
+from ...gateway.settings import Limits
+from ...gateway.tokens import TokenFile
 from ...runtime.cores import available_cores
-from ...runtime.errors import ModelError
+from ...runtime.errors import ModelError, OverloadedError, UnavailableError
 from ...runtime.settings import ModelConfig
 from ...runtime.telemetry.metrics import OWN
 from ...signing import TrustedKeys
-from ..workers.archives import ModelEntry, ServedArchive, read_archives
+from ..errors import ServerError
+from ..workers.archives import ServedArchive, read_archives
+from ..workers.engine import WORKER_GONE, PoolEngine, queue_full
+from ..workers.messages import Handled, Received
 from . import ARCHIVE_VARIABLE, Arguments
-from .ingress import RayIngress
 from .replica import RayReplica
 
 _BATCHES_AHEAD = 2  # one that is computed and one that waits, so that the network never idles
 _HEALTH_CHECK_PERIOD_S = 2.0  # a replica that is gone is noticed as soon
 _INGRESS_REQUESTS = 256
+_LOOPBACK = "127.0.0.1"
+_OBJECT_STORE_BYTES = 2**29  # requests and responses in flight; the rest is spilled to the disk
+# Ray Serve's states of a replica, in TorchServe's terms for workers.
+_STATUS = {"RUNNING": "READY", "STOPPING": "UNLOADING"}
+_LOADING = "LOADING"
+
+
+class RayPool(PoolEngine):
+    """The replicas of all models, which Ray Serve starts and stops.
+
+    Args:
+        handles: of the models' replicas, by the models' names.
+        application: the Ray Serve application that has the replicas of all models; by default each
+            model has an application of its own, with its name.
+    """
+
+    def __init__(
+        self,
+        served: Sequence[ServedArchive],
+        handles: Mapping[str, DeploymentHandle[Any]],
+        application: str | None = None,
+    ) -> None:
+        super().__init__(served)
+        self._handles = handles
+        self._application = application
+
+    async def start(self, timeout_s: float) -> None:
+        """Does nothing: Ray Serve starts the replicas."""
+
+    async def stop(self) -> None:
+        """Does nothing: Ray Serve stops the replicas."""
+
+    async def submit(self, model: str, received: Received) -> Handled:
+        try:
+            handled: Handled = await self._handles[model].predict.remote(received)
+        except BackPressureError as error:
+            raise OverloadedError(queue_full(self._served[model].config.jobQueueSize)) from error
+        except (RayActorError, DeploymentUnavailableError) as error:
+            raise UnavailableError(WORKER_GONE) from error
+        return handled
+
+    async def worker_states(self, model: str) -> Sequence[str]:
+        return await asyncio.to_thread(_replica_states, self._application or model, model)
+
+
+def _replica_states(application: str, model: str) -> list[str]:
+    states = serve.status().applications[application].deployments[model].replica_states
+    return [
+        _STATUS.get(str(state), _LOADING) for state, count in states.items() for _ in range(count)
+    ]
+
+
+@serve.deployment
+class RayIngress:
+    """The applications of a `Gateway` on the one port of Ray Serve.
+
+    `token_file` is empty if requests need no token.
+    """
+
+    def __init__(
+        self,
+        served: Sequence[ServedArchive],
+        handles: Mapping[str, DeploymentHandle[Any]],
+        *,
+        token_file: str,
+        max_request_bytes: int,
+    ) -> None:
+        gateway = Gateway(
+            engine=RayPool(served, handles, serve.get_replica_context().app_name),
+            token=TokenFile(Path(token_file)) if token_file else None,
+            management_token=None,
+            limits=Limits(request_bytes=max_request_bytes),
+        )
+        self._inference, self._metrics = gateway.inference_app(), gateway.metrics_app()
+
+    async def __call__(self, request: Request) -> Response:
+        """Handles one request. Ray Serve calls this for every request."""
+        app = self._metrics if request.url.path == "/metrics" else self._inference
+        scope = {**request.scope, "state": {"abort": lambda: None}}
+        scope.setdefault("raw_path", scope["path"].encode())
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await app(scope, request.receive, send)
+        start, *chunks = sent
+        response = Response(b"".join(chunk.get("body", b"") for chunk in chunks), start["status"])
+        response.raw_headers = start["headers"]
+        return response
 
 
 def build_app(arguments: Arguments) -> Application:
@@ -35,8 +140,8 @@ def build_app(arguments: Arguments) -> Application:
         health_check_period_s=_HEALTH_CHECK_PERIOD_S,
     )
     application: Application = ingress.bind(
+        archives,
         {archive.name: model_application(archive, arguments) for archive in archives},
-        {archive.name: ModelEntry.of(archive) for archive in archives},
         token_file=_token_file(arguments),
         max_request_bytes=arguments.max_request_bytes,
     )
@@ -44,8 +149,6 @@ def build_app(arguments: Arguments) -> Application:
 
 
 def _token_file(arguments: Arguments) -> str:
-    from ...gateway.tokens import TokenFile
-
     if not arguments.token_authorization:
         return ""
     path = Path(arguments.token_file).resolve()
@@ -66,9 +169,7 @@ def read_named_archives(arguments: Arguments) -> list[ServedArchive]:
 
 
 def cores_needed(archives: Sequence[ServedArchive], arguments: Arguments) -> int:
-    """The cores that Ray needs to start all replicas, whatever the machine has: like TorchServe's
-    workers, the replicas of several models share its cores.
-    """
+    """The cores that Ray needs for all replicas. They may be more than the machine has."""
     replicas = [Replicas.of(archive.config, arguments) for archive in archives]
     return sum(each.most * each.threads for each in replicas)
 
@@ -129,3 +230,61 @@ def _gpus(config: ModelConfig, replicas: int) -> float:
         return 0.0
     there = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
     return float(min(1, there / replicas))
+
+
+class RayEngine(RayPool):
+    """See `Engine`.
+
+    Args:
+        archives: the archives to serve, in the model store of this run.
+        tmp_dir: the folder for Ray's files, which is removed at the end.
+    """
+
+    def __init__(self, archives: Sequence[ServedArchive], tmp_dir: Path) -> None:
+        self._running: dict[str, Any] = {}
+        super().__init__(archives, self._running)
+        self._tmp_dir = tmp_dir
+
+    async def start(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.to_thread(self._start)
+        except TimeoutError:
+            raise ServerError(f"the replicas are not ready after {timeout_s:g} s") from None
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(serve.shutdown)
+        await asyncio.to_thread(ray.shutdown)
+        shutil.rmtree(self._tmp_dir, ignore_errors=True)
+
+    def _start(self) -> None:
+        archives, arguments = [*self._served.values()], Arguments()
+        ray.init(
+            address="local",
+            _node_ip_address=_LOOPBACK,
+            _temp_dir=str(self._tmp_dir / "r"),  # Ray opens it to all users; its parent is closed
+            num_cpus=cores_needed(archives, arguments),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+        )
+        quiet = {"enable_access_log": False, "log_level": "WARNING"}
+        serve.start(proxy_location="Disabled", logging_config=quiet)
+        for archive in archives:
+            application = model_application(archive, arguments)
+            try:
+                self._running[archive.name] = serve.run(
+                    application, name=archive.name, route_prefix=None, logging_config=quiet
+                )
+            except RuntimeError as error:
+                reason = _replica_error(archive.name) or str(error)
+                raise ServerError(f"the model {archive.name!r} failed to load: {reason}") from error
+
+
+def _replica_error(application: str) -> str:
+    """The error that kept a replica from starting, from the traceback that Ray Serve stores."""
+    deployments = serve.status().applications[application].deployments.values()
+    lines = "\n".join(deployment.message for deployment in deployments).splitlines()
+    errors = [line.partition("Error: ")[2].strip() for line in lines if "Error: " in line]
+    reported = [error for error in errors if not error.startswith("Traceback")]
+    return reported[-1] if reported else ""

@@ -1,6 +1,4 @@
-"""A replica: one process with the network of one archive. It processes waiting requests in
-batches.
-"""
+"""A replica: one process with the network of one archive, which handles requests in batches."""
 
 import asyncio
 import time
@@ -14,7 +12,7 @@ import ray
 from ray import serve
 
 from ...signing import TrustedKeys
-from ..workers.loading import BatchHandler
+from ..workers.loading import BatchHandler, load_handler
 from ..workers.messages import Handled, Received
 
 
@@ -23,13 +21,10 @@ class RayReplica:
     """The handler of an archive, as an actor of Ray Serve.
 
     Args:
-        archive: path of the archive on this machine.
-        overrides: see `load_handler`.
+        archive, overrides, metrics, trusted: see `load_handler`.
         batch_size: the largest number of requests in a batch.
         batch_delay_s: how long a request waits for others to join its batch.
         timeout_s: a batch that takes longer ends the replica, as TorchServe ends its worker.
-        metrics: see `load_handler`.
-        trusted: see `load_handler`.
     """
 
     def __init__(
@@ -48,15 +43,16 @@ class RayReplica:
         self._folder = TemporaryDirectory(prefix="segserve-model-")
         # The network runs in one thread only. So there is only one pool of PyTorch threads.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
-        self._handler = self._thread.submit(
-            BatchHandler,
+        loading = self._thread.submit(
+            load_handler,
             Path(archive),
             Path(self._folder.name),
             overrides=overrides,
             gpu_id=0 if ray.get_gpu_ids() else None,  # Ray shows a replica only its own GPU
             metrics=metrics,
             trusted=trusted,
-        ).result()
+        )
+        self._handler = BatchHandler(*loading.result())
         batched: Any = self._batched  # the type lacks the decorator's own methods
         batched.set_max_batch_size(batch_size)
         batched.set_batch_wait_timeout_s(batch_delay_s)
@@ -79,11 +75,7 @@ class RayReplica:
             self._began_s = None
 
     def check_health(self) -> None:
-        """Ray Serve calls this regularly, and replaces a replica that raises.
-
-        Raises:
-            RuntimeError: a batch takes longer than `timeout_s`.
-        """
+        """Ray Serve calls this regularly, and replaces a replica that raises."""
         began_s = self._began_s
         if began_s is not None and time.monotonic() - began_s > self._timeout_s:
             raise RuntimeError(f"a batch takes longer than responseTimeout, {self._timeout_s:g} s")

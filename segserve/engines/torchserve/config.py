@@ -42,18 +42,13 @@ _KEYS = """
 """
 KNOWN_KEYS = frozenset(_KEYS.split())
 
-TORCHSERVE_MAX_REQUEST_BYTES = "6553500"
-"""TorchServe's own limit, if config.properties sets none."""
-
+_MAX_REQUEST_BYTES = "6553500"  # TorchServe's own limit, if config.properties sets none
 HTTP_PORTS = (  # key, environment variable, TorchServe's default
     ("inference_address", "SEGSERVE_PORT", 8080),
     ("management_address", "SEGSERVE_MANAGEMENT_PORT", 8081),
     ("metrics_address", "SEGSERVE_METRICS_PORT", 8082),
 )
-GRPC_PORTS = (
-    ("grpc_inference", 7070),
-    ("grpc_management", 7071),
-)
+GRPC_PORTS = (("grpc_inference", 7070), ("grpc_management", 7071))
 
 
 def read_properties(path: Path) -> dict[str, str]:
@@ -89,11 +84,10 @@ def write_properties(properties: Mapping[str, str], path: Path) -> None:
 
 
 def read_config(path: Path) -> dict[str, str]:
-    """Read a config.properties.
+    """Reads a config.properties.
 
     Raises:
-        ServerError: the file cannot be read, a line is not `key=value`, or TorchServe has no such
-            key.
+        ServerError: as `read_properties`, or TorchServe has no such key.
     """
     properties = read_properties(path)
     _check_keys(properties, where=str(path))
@@ -103,8 +97,7 @@ def read_config(path: Path) -> dict[str, str]:
 def merge(
     config: Mapping[str, str], *, model_store: Path, overrides: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the settings of one run: free ports, and URLs of models limited to the run's own
-    store.
+    """The settings of one run: free ports, and URLs of models limited to the run's own store.
 
     Raises:
         ServerError: an unknown key in `overrides`, an address or a port that makes no sense.
@@ -115,26 +108,20 @@ def merge(
 
 
 def max_request_bytes(settings: Mapping[str, str]) -> int:
-    """The limit of a request's size.
-
-    Raises:
-        ServerError: it is not a number.
-    """
-    size = settings.get("max_request_size", TORCHSERVE_MAX_REQUEST_BYTES)
+    """The limit of a request's size. Raises ServerError: it is not a number."""
+    size = settings.get("max_request_size", _MAX_REQUEST_BYTES)
     if not size.isdecimal():
         raise ServerError(f"max_request_size must be a number of bytes, got {size!r}")
     return int(size)
 
 
 def choose_addresses(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return the address and port settings, each with the port of the environment, else that of
-    `settings`.
+    """The addresses and ports, each with the port of the environment, else that of `settings`.
 
-    A port that is taken is replaced by a free one. The variables are SEGSERVE_PORT,
-    SEGSERVE_MANAGEMENT_PORT and SEGSERVE_METRICS_PORT; an empty one counts as absent.
+    A port that is taken is replaced by a free one. An empty variable counts as absent.
 
     Raises:
-        ServerError: a port outside 1..65535, one that may not be bound, or an address that is not http(s)://HOST:PORT.
+        ServerError: a port is not valid or may not be bound, or an address is not a URL of one.
     """
     chosen = {}
     with ExitStack() as held:  # all ports stay bound until all are chosen, so that they differ
@@ -162,8 +149,15 @@ def wanted_inference_port(settings: Mapping[str, str]) -> int:
 def _wanted_address(
     settings: Mapping[str, str], key: str, variable: str, default: int
 ) -> tuple[str, str, int]:
-    scheme, host, port = _split_address(settings.get(key, f"http://127.0.0.1:{default}"), key)
-    return scheme, host, _wanted_port(variable, port or default)
+    """Scheme, host, and the port of the environment, else that of `settings`."""
+    address = settings.get(key, f"http://127.0.0.1:{default}")
+    parts = urlsplit(address)
+    host, separator, port = parts.netloc.partition(":")
+    if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/"):
+        raise ServerError(f"{key} must be http://HOST:PORT or https://HOST:PORT, got {address!r}")
+    wanted = _parse_port(port, key) if separator else default
+    text = os.environ.get(variable, "").strip()
+    return parts.scheme, host, _parse_port(text, variable) if text else wanted
 
 
 def _check_keys(properties: Mapping[str, str], *, where: str) -> None:
@@ -174,33 +168,17 @@ def _check_keys(properties: Mapping[str, str], *, where: str) -> None:
             raise ServerError(f"{where}: TorchServe has no setting {key!r}{hint}")
 
 
-def _wanted_port(variable: str, default: int) -> int:
-    text = os.environ.get(variable, "").strip()
-    return _parse_port(text, variable) if text else default
-
-
 def _parse_port(text: str, where: str) -> int:
     if re.fullmatch(r"[0-9]{1,5}", text) and 1 <= int(text) <= 65535:
         return int(text)
     raise ServerError(f"{where} must be a port number from 1 to 65535, got {text!r}")
 
 
-def _split_address(address: str, key: str) -> tuple[str, str, int | None]:
-    parts = urlsplit(address)
-    host, separator, port = parts.netloc.partition(":")
-    if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/"):
-        raise ServerError(f"{key} must be http://HOST:PORT or https://HOST:PORT, got {address!r}")
-    return parts.scheme, host, _parse_port(port, key) if separator else None
-
-
 def _free_port(host: str, wanted: int, held: ExitStack) -> int:
-    """Return `wanted`, or any free port where that is taken; it stays bound for as long as `held`
-    is open.
-    """
+    """Binds `wanted`, or any free port where that is taken, for as long as `held` is open."""
     probe = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-    probe.setsockopt(
-        socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-    )  # as TorchServe: closed connections do not count
+    # As TorchServe: closed connections do not count.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         probe.bind((host, wanted))
         probe.listen(1)
@@ -212,8 +190,7 @@ def _free_port(host: str, wanted: int, held: ExitStack) -> int:
 
 
 def store_urls(model_store: Path) -> str:
-    """A regular expression for the file URLs of archives inside the store; TorchServe splits it at
-    commas.
+    """A regular expression for the file URLs of a store's archives. TorchServe splits it at commas.
 
     No name may have a percent sign: TorchServe 0.12.0 rejects `..`, but accepts `%2e%2e%2f` and
     then opens the file that it encodes.

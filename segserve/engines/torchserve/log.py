@@ -17,9 +17,7 @@ _JAVA_ERROR = re.compile(
 
 
 def model_failure(log: str) -> str | None:
-    """Return one line on the first model that failed to load, or None while no failure has been
-    reported whole.
-    """
+    """One line on the first model that failed to load; None until a failure is logged whole."""
     rejected = _REJECTED.search(log)
     if rejected is not None:
         return f"the model {rejected[1]!r} was rejected: {_short(rejected[2])}"
@@ -30,9 +28,7 @@ def model_failure(log: str) -> str | None:
 
 
 def worker_output_complete(log: str) -> bool:
-    """Whether the first worker that failed has had all of its output logged: that lags behind its
-    end.
-    """
+    """Whether the log, which lags behind, has all output of the first worker that failed."""
     retry = _RETRY.search(log)
     return retry is None or all(
         f"Stopped Scanner - {retry[1]}-{s}" in log for s in ("stdout", "stderr")
@@ -40,9 +36,7 @@ def worker_output_complete(log: str) -> bool:
 
 
 def server_failure(log: str) -> str:
-    """Return one line on why the server ended: its last exception, else the last line of the
-    log.
-    """
+    """One line on why the server ended: its last exception, else the last line of the log."""
     errors = list(_JAVA_ERROR.finditer(log))
     if errors:
         return errors[-1][3] or f"{errors[-1][1]}: {errors[-1][2]}"
@@ -61,11 +55,9 @@ def _worker_error(log: str, worker: str) -> str:
             in_traceback = False
             errors.append(text)
     reported = [error for error in errors if not any(echo in error for echo in _ECHOES)]
-    return (
-        _short(reported[-1])
-        if reported
-        else "its process ended without a word (killed, perhaps for lack of memory)"
-    )
+    if reported:
+        return _short(reported[-1])
+    return "its process ended without a word (killed, perhaps for lack of memory)"
 
 
 def _short(error: str) -> str:

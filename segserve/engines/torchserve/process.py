@@ -1,58 +1,50 @@
 """TorchServe as a child process: start it, wait until its models are ready, stop it."""
 
-import contextlib
+import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import requests
+import yaml
 
 from ...resources import resource
-from ..environment import HIDDEN_SETTING, handed_on
+from ...runtime.telemetry.metrics import OWN
+from ..environment import HIDDEN_SETTING, handed_on, make_tmp_dir
 from ..errors import ServerError
-from ..process_tree import ProcessTree
+from ..process_tree import ProcessTree, ServerProcess, get_directly, spawn
 from ..store import fill_store
 from .config import loopback, merge, read_config, write_properties
 from .java import find_java
-from .launch import (
-    CONFIG_FILE,
-    LOG_FILE,
-    METRICS_FILE,
-    MODEL_STORE,
-    launch,
-    make_tmp_dir,
-    torchserve_home,
-    write_metrics_file,
-)
 from .log import model_failure, server_failure, worker_output_complete
 
 if TYPE_CHECKING:
     from ...signing import TrustedKeys
 
+CONFIG_FILE = "config.properties"
 KEY_FILE = "key_file.json"  # TorchServe's own name for it
+METRICS_FILE = "metrics.yaml"
+MODEL_STORE = "model-store"
 
+_LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
 _POLL_S = 0.25
-_HTTP_TIMEOUT_S = 5
-_LOG_TAIL_BYTES = 1 << 20
 _OUTPUT_LAG_S = 3  # how long the last output of a dead worker may take to reach the log
 
 
-class TorchServe:
+class TorchServe(ServerProcess):
     """A running TorchServe, and the folder for its settings, log, model store and tokens.
 
     It is in the session of this process, so that `Server.stop` finds it even if this process was
-    killed, and in a process group of its own, so that Ctrl-C does not end it. `with
-    TorchServe.start(...) as server:` stops it at the end.
+    killed, and in a process group of its own, so that Ctrl-C does not end it.
 
     Attributes:
-        models: the names of the models that it was started with.
-        pid: the id of the process that all its others come from.
         inference_url: the address for predictions, http://HOST:PORT.
         management_url: the address for descriptions of models.
         metrics_url: the address for Prometheus, path /metrics, without a token.
@@ -68,18 +60,16 @@ class TorchServe:
         models: tuple[str, ...],
         settings: Mapping[str, str],
     ) -> None:
-        self.run_dir = run_dir
-        self.log_path = run_dir / LOG_FILE
+        super().__init__(run_dir, ProcessTree.of(child.pid), child)
         self.models = models
-        self.pid = child.pid
+        self.settings = settings
         self.inference_url = loopback(settings["inference_address"])
         self.management_url = loopback(settings["management_address"])
         self.metrics_url = loopback(settings["metrics_address"])
         host = loopback(f"//{settings['grpc_inference_address']}:").removeprefix("//")
         self.grpc_address = f"{host}{settings['grpc_inference_port']}"
         self._tmp_dir = tmp_dir
-        self._child = child
-        self._tree = ProcessTree.of(child.pid)
+        self._was_ready = False
 
     @classmethod
     def start(
@@ -91,13 +81,11 @@ class TorchServe:
         overrides: Mapping[str, str] | None = None,
         trusted: "TrustedKeys | None" = None,
     ) -> Self:
-        """Starts a server for `archives`, with everything that it writes inside `run_dir`; does not
-        wait for it.
+        """Starts a server, which writes only inside `run_dir`, and does not wait for it.
 
         Ports come from the environment (see `choose_addresses`) and give way to free ones.
 
         Args:
-            archives: the archives to serve.
             run_dir: a folder from which no TorchServe runs.
             config: replaces the project's config.properties.
             overrides: single settings that replace those of `config`.
@@ -120,96 +108,43 @@ class TorchServe:
             )
         models = fill_store(archives, run_dir / MODEL_STORE, trusted=trusted)
         environment = handed_on(os.environ, hidden=settings.get(HIDDEN_SETTING, ""))
-        write_metrics_file(
-            run_dir / METRICS_FILE, torchserve_home() / "ts" / "configs" / METRICS_FILE
-        )
+        write_metrics_file(run_dir / METRICS_FILE)
         write_properties(
             {"metrics_config": str(run_dir / METRICS_FILE), **settings}, run_dir / CONFIG_FILE
         )
         tmp_dir = make_tmp_dir(run_dir)
-        child = launch(
-            java_home,
-            run_dir,
-            tmp_dir,
-            models=models,
-            vm_arguments=settings.get("vmargs", ""),
-            environment=environment,
-        )
+        environment |= {"JAVA_HOME": str(java_home), "TMPDIR": str(tmp_dir)}
+        command = _command(java_home, tmp_dir, models, settings.get("vmargs", ""))
+        child = spawn(command, run_dir, environment, new_session=False)
         return cls(run_dir, tmp_dir, child, models=models, settings=settings)
 
     @property
     def inference_token(self) -> str | None:
-        """The bearer token for `inference_url`, read from the file each time; None if
-        authorization is off.
-        """
+        """The bearer token for `inference_url`, read each time; None if authorization is off."""
         return self._token("inference")
 
     @property
     def management_token(self) -> str | None:
-        """The bearer token for `management_url`, read from the file each time; None if
-        authorization is off.
-        """
+        """The bearer token for `management_url`, read each time; None if authorization is off."""
         return self._token("management")
 
-    def wait_ready(self, timeout_s: float = 120) -> None:
-        """Wait until every model has a worker that is READY. On an error the server is left as it
-        is.
-
-        Raises:
-            ServerError: a model failed to load or the server ended, as soon as that is known and
-                with the reason out of its log; or `timeout_s` seconds have passed.
-        """
-        deadline = time.monotonic() + timeout_s
-        for model in self.models:
-            while (obstacle := self._obstacle(model)) is not None:
-                self._raise_if_failed()
-                if time.monotonic() > deadline:
-                    late = f"the model {model!r} is not ready after {timeout_s:g} s: {obstacle}"
-                    raise ServerError(f"{late}; the log is {self.log_path}")
-                time.sleep(_POLL_S)
-
     def obstacle(self) -> str | None:
-        """Return why a model cannot serve at the moment, or None if every one has a worker
-        that is READY.
-
-        Raises:
-            ServerError: the server has ended; the message says why, as far as its log does.
-        """
         for model in self.models:
             if (obstacle := self._obstacle(model)) is not None:
-                if not self._tree.alive():
+                if not (self._was_ready and self._tree.alive()):  # a dead worker is replaced
                     self._raise_if_failed()
                 return f"the model {model!r}: {obstacle}"
+        self._was_ready = True
         return None
 
-    def stop(self, timeout_s: float = 30) -> None:
-        """End the server and its workers, with SIGTERM and after `timeout_s` seconds with SIGKILL.
-        Safe to repeat.
-
-        Raises:
-            ServerError: a process outlives SIGKILL.
-        """
-        self._tree.stop(timeout_s)
-        self._child.wait()
+    def _clean_up(self) -> None:
         (self.run_dir / KEY_FILE).unlink(missing_ok=True)
         shutil.rmtree(self._tmp_dir, ignore_errors=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     def _token(self, kind: str) -> str | None:
         try:
-            return str(
-                json.loads((self.run_dir / KEY_FILE).read_text(encoding="utf-8"))[kind]["key"]
-            )
+            keys = json.loads((self.run_dir / KEY_FILE).read_text(encoding="utf-8"))
+            return str(keys[kind]["key"])
         except (OSError, ValueError, KeyError):
             return None
 
@@ -220,13 +155,7 @@ class TorchServe:
         token = self.management_token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            with requests.Session() as session:
-                session.trust_env = False  # no proxy for our own server
-                response = session.get(
-                    f"{self.management_url}/models/{model}",
-                    headers=headers,
-                    timeout=_HTTP_TIMEOUT_S,
-                )
+            response = get_directly(f"{self.management_url}/models/{model}", headers=headers)
             if not response.ok:
                 return f"the server says {response.status_code}: {response.json()['message']}"
             states = [
@@ -234,21 +163,9 @@ class TorchServe:
             ]
         except (requests.RequestException, ValueError, TypeError, KeyError):
             return "the server does not respond yet"
-        return (
-            None if "READY" in states else f"its workers are {', '.join(states) or 'not there yet'}"
-        )
-
-    def _exit_status(self, timeout_s: float) -> int | None:
-        """The status of a server that has just ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._child.wait(timeout_s)  # its threads may end a little after it
-        return None
-
-    def _log(self) -> str:
-        with contextlib.suppress(OSError), self.log_path.open("rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_TAIL_BYTES))
-            return log.read().decode("utf-8", errors="replace")
-        return ""
+        if "READY" in states:
+            return None
+        return f"its workers are {', '.join(states) or 'not there yet'}"
 
     def _raise_if_failed(self) -> None:
         ended = not self._tree.alive()
@@ -260,14 +177,40 @@ class TorchServe:
                 log = self._log()
             raise ServerError(f"{model_failure(log)}; the log is {self.log_path}")
         if ended:
-            raise ServerError(
-                f"TorchServe ended: {self._why_ended(log)}; the log is {self.log_path}"
-            )
+            reason = self._signal_that_killed_it() or server_failure(log)
+            raise ServerError(f"TorchServe ended: {reason}; the log is {self.log_path}")
 
-    def _why_ended(self, log: str) -> str:
-        status = self._exit_status(_OUTPUT_LAG_S)
-        return (
-            f"signal {-status} killed it"
-            if status is not None and status < 0
-            else server_failure(log)
+
+def _command(java_home: Path, tmp_dir: Path, models: Sequence[str], vm_arguments: str) -> list[str]:
+    """Java itself, so that the process we hold is the server and not a launcher of it."""
+    site = torchserve_home()
+    return [
+        str(java_home / "bin" / "java"),
+        f"-Dmodel_server_home={site}",
+        f"-Djava.io.tmpdir={tmp_dir}",
+        f"-Dlog4j.configurationFile=classpath:log4j2.xml,{_LOG_SETTINGS.as_uri()}",
+        *shlex.split(vm_arguments),
+        *("-cp", str(site / "ts" / "frontend" / "*"), "org.pytorch.serve.ModelServer"),
+        *("--python", sys.executable, "-f", CONFIG_FILE, "-s", MODEL_STORE, "-ncs"),
+        *("-m", *(f"{name}={name}.mar" for name in models)),
+    ]
+
+
+def torchserve_home() -> Path:
+    """The folder that holds TorchServe's package `ts`, which is located and not imported."""
+    found = importlib.util.find_spec("ts")
+    if found is None or found.origin is None:
+        raise ServerError(
+            "TorchServe is not installed; install it with: pip install torchserve==0.12.0"
         )
+    return Path(found.origin).resolve().parents[1]
+
+
+def write_metrics_file(path: Path) -> None:
+    """Writes TorchServe's own metrics and segserve's."""
+    stock = torchserve_home() / "ts" / "configs" / METRICS_FILE
+    content = yaml.safe_load(stock.read_text(encoding="utf-8"))
+    for metric in OWN:  # TorchServe itself adds the label with the host's name
+        entry = {"name": metric.name, "unit": metric.unit, "dimensions": list(metric.labels)}
+        content["model_metrics"].setdefault(metric.kind.value, []).append(entry)
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

@@ -2,16 +2,18 @@
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
 
 from ...runtime.errors import ModelError
 from ...runtime.settings import CONFIG_FILE, ModelConfig, read_config
 from ...signing import TrustedKeys
+from ..errors import ServerError
+from ..store import fill_store
 from .loading import MANIFEST
 
 
@@ -31,35 +33,29 @@ def read_archives(
     """Reads several archives, see `read_archive`.
 
     Raises:
-        ModelError: as `read_archive`, or two archives have the same model name.
-        SignatureError: as `read_archive`.
+        ModelError: an archive cannot be read, or two have the same model name.
+        SignatureError: an archive is not signed by a trusted key.
     """
-    archives = [read_archive(Path(path), trusted=trusted) for path in paths]
+    archives = []
+    for path in paths:
+        if trusted is not None:
+            trusted.verify(Path(path))
+        archives.append(read_archive(Path(path)))
     names = [archive.name for archive in archives]
     if len(set(names)) < len(names):
         raise ModelError(f"two archives have the same model name: {', '.join(sorted(names))}")
     return archives
 
 
-def read_archive(path: Path, *, trusted: TrustedKeys | None = None) -> ServedArchive:
-    """Reads an archive's name, version and settings.
-
-    Raises:
-        ModelError: the file is missing or is not an archive, or its settings are invalid.
-        SignatureError: `trusted` is given, and none of its keys has signed the archive.
-    """
-    if trusted is not None:
-        trusted.verify(path)
+def read_archive(path: Path) -> ServedArchive:
+    """Reads name, version and settings. Raises ModelError: they are missing or not valid."""
     try:
         with zipfile.ZipFile(path) as packed:
             model = json.loads(packed.read(MANIFEST))["model"]
-            config = yaml.safe_load(packed.read(CONFIG_FILE))
-            return ServedArchive(
-                path.resolve(),
-                str(model["modelName"]),
-                str(model["modelVersion"]),
-                read_config(config),
-            )
+            config = read_config(yaml.safe_load(packed.read(CONFIG_FILE)))
+        return ServedArchive(
+            path.resolve(), str(model["modelName"]), str(model["modelVersion"]), config
+        )
     except OSError as error:
         raise ModelError(f"cannot read the archive {path}: {error.strerror or error}") from error
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -69,38 +65,33 @@ def read_archive(path: Path, *, trusted: TrustedKeys | None = None) -> ServedArc
         ) from error
 
 
-@dataclass(frozen=True)
-class ModelEntry:
-    """What the HTTP application knows about a model."""
+def stored_archives(
+    archives: Sequence[Path], run_dir: Path, *, trusted: TrustedKeys | None
+) -> list[ServedArchive]:
+    """Reads archives from a model store below the run folder.
 
-    name: str
-    version: str
-    file: str
-    config: Mapping[str, int]
-
-    @classmethod
-    def of(cls, archive: ServedArchive) -> Self:
-        numbers = archive.config.model_dump(exclude={"handler"}, exclude_none=True)
-        return cls(archive.name, archive.version, archive.path.name, numbers)
-
-
-def listed(models: Iterable[ModelEntry]) -> dict[str, Any]:
-    """`GET /models`."""
-    return {"models": [{"modelName": model.name, "modelUrl": model.file} for model in models]}
-
-
-def describe(model: ModelEntry, workers: Sequence[str], customized: bytes | None) -> dict[str, Any]:
-    """`GET /models/{model}`, with the handler's own description if `customized` is given.
-
-    Args:
-        workers: the status of every worker, in TorchServe's terms.
+    Raises:
+        ServerError: an archive cannot be served.
+        SignatureError: an archive is not signed by a trusted key.
     """
+    store = run_dir / "model-store"
+    names = fill_store(archives, store, trusted=trusted)
+    try:
+        return read_archives(store / f"{name}.mar" for name in names)
+    except ModelError as error:
+        raise ServerError(str(error)) from error
+
+
+def describe(
+    model: ServedArchive, workers: Sequence[str], customized: bytes | None
+) -> dict[str, Any]:
+    """`GET /models/{model}`, with the handler's own description if `customized` is given."""
     document: dict[str, Any] = {
         "modelName": model.name,
         "modelVersion": model.version,
-        "modelUrl": model.file,
+        "modelUrl": model.path.name,
         "runtime": "python",
-        **model.config,
+        **model.config.model_dump(exclude={"handler"}, exclude_none=True),
         "workers": [{"id": str(number), "status": status} for number, status in enumerate(workers)],
     }
     if customized is not None:

@@ -1,10 +1,8 @@
-"""The part that the engines `local` and `ray` share: converts HTTP requests for a pool of workers,
-which run the handlers of archives without TorchServe.
-"""
+"""The part that the engines `local` and `ray` share: HTTP requests for a pool of workers."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, create_form_parser
@@ -20,7 +18,7 @@ from ..errors import (
     unknown_path,
     unknown_version,
 )
-from .archives import ModelEntry, describe, listed
+from .archives import ServedArchive, describe
 from .messages import DESCRIBE, Handled, Received
 from .metrics import ServerMetrics
 
@@ -30,8 +28,7 @@ _NOT_PASSED_ON = {"describe", "explain"}  # TorchServe itself sets them
 def as_row(body: bytes, content_type: str) -> dict[str, bytes]:
     """The parts of a form by their names; any other body under the name `body`.
 
-    Raises:
-        BadRequestError: the form cannot be parsed.
+    Raises BadRequestError: the form cannot be parsed.
     """
     if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         return {"body": body}
@@ -87,9 +84,15 @@ def queue_full(size: int) -> str:
     return f"{size} requests wait already; send fewer at once, or again later"
 
 
-class WorkerPool(Protocol):
-    """The workers of all models."""
+class PoolEngine(ABC):
+    """Forwards requests to a pool of workers. See `Engine` for the methods."""
 
+    def __init__(self, served: Sequence[ServedArchive]) -> None:
+        self._served = {archive.name: archive for archive in served}
+        self._metrics = ServerMetrics()
+        self.models = tuple(self._served)
+
+    @abstractmethod
     async def submit(self, model: str, received: Received) -> Handled:
         """Passes a request to a worker and returns its response.
 
@@ -98,33 +101,13 @@ class WorkerPool(Protocol):
             UnavailableError: the worker that had this request is gone.
         """
 
+    @abstractmethod
     async def worker_states(self, model: str) -> Sequence[str]:
         """The status of every worker, in TorchServe's terms."""
 
-
-class PoolEngine:
-    """Forwards requests to a pool that is started. See `Engine` for the methods.
-
-    Args:
-        pool: the workers.
-        served: the models, by name.
-    """
-
-    def __init__(self, pool: WorkerPool, served: Mapping[str, ModelEntry]) -> None:
-        self._pool = pool
-        self._served = served
-        self._metrics = ServerMetrics()
-        self.models = tuple(served)
-
-    async def start(self, timeout_s: float) -> None:
-        """Does nothing: the pool is started."""
-
-    async def stop(self) -> None:
-        """Does nothing: the pool is stopped by its owner."""
-
     async def obstacle(self) -> str | None:
         for model in self.models:
-            states = await self._pool.worker_states(model)
+            states = await self.worker_states(model)
             if "READY" not in states:
                 return f"the model {model!r}: its workers are {', '.join(states) or 'missing'}"
         return None
@@ -147,7 +130,9 @@ class PoolEngine:
             raise unknown_method()
         match _path(request):
             case ["models"]:
-                return _json(listed(self._served.values()))
+                models = self._served.values()
+                listed = [{"modelName": each.name, "modelUrl": each.path.name} for each in models]
+                return _json({"models": listed})
             case ["models", name]:
                 served = self._find(name, None)
             case ["models", name, version]:
@@ -157,7 +142,7 @@ class PoolEngine:
         query = request.target.decode("latin-1").partition("?")[2].lower()
         is_customized = "customized=true" in query.split("&")
         metadata = (await self._submit(served.name, DESCRIBE)).body if is_customized else None
-        states = await self._pool.worker_states(served.name)
+        states = await self.worker_states(served.name)
         return _json([describe(served, states, metadata)])
 
     async def manage(self, request: EngineRequest) -> EngineResponse:
@@ -185,17 +170,16 @@ class PoolEngine:
             name, version, seconds=seconds, handler_seconds=handled.seconds
         )
         own = [
-            (key.lower().encode(), value.encode("latin-1"))
-            for key, value in handled.headers.items()
+            (key.lower().encode(), text.encode("latin-1")) for key, text in handled.headers.items()
         ]
         return EngineResponse(handled.status, [*own, *_CACHE_HEADERS], handled.body)
 
     async def _submit(self, name: str, received: Received) -> Handled:
-        handled = await self._pool.submit(name, received)
+        handled = await self.submit(name, received)
         self._metrics.count_observations(handled.observations)
         return handled
 
-    def _find(self, name: str, version: str | None) -> ModelEntry:
+    def _find(self, name: str, version: str | None) -> ServedArchive:
         served = self._served.get(name)
         if served is None:
             raise unknown_model(name)

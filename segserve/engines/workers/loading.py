@@ -7,10 +7,14 @@ nothing here imports the installed one.
 import importlib
 import inspect
 import json
+import logging
+import signal
 import sys
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -20,8 +24,11 @@ import yaml
 
 import segserve
 
+from ...resources import count_gpus
 from ...signing import TrustedKeys
 from .messages import CollectedMetrics, Handled, HandlerContext, HandlerProcess, Received
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 CONFIG_FILE = "model-config.yaml"
@@ -56,8 +63,7 @@ def load_handler(
         trusted: the keys that the archive must be signed with.
 
     Raises:
-        RuntimeError: the handler rejects its archive, or the archive does not have exactly one
-            handler class.
+        RuntimeError: the handler rejects its archive, or there is not exactly one handler class.
         SignatureError: the archive is not signed by a trusted key; nothing of it was unpacked.
     """
     _unpack(archive, folder, trusted)
@@ -125,21 +131,10 @@ def _handler_class(module: ModuleType) -> type[LoadedHandler]:
 
 
 class BatchHandler:
-    """The handler of an archive. For the arguments see `load_handler`."""
+    """Passes batches to what `load_handler` returns."""
 
-    def __init__(
-        self,
-        archive: Path,
-        folder: Path,
-        *,
-        overrides: Mapping[str, Any],
-        gpu_id: int | None,
-        metrics: Mapping[str, Sequence[str]],
-        trusted: TrustedKeys | None = None,
-    ) -> None:
-        self._handler, self._process = load_handler(
-            archive, folder, overrides=overrides, gpu_id=gpu_id, metrics=metrics, trusted=trusted
-        )
+    def __init__(self, handler: LoadedHandler, process: HandlerProcess) -> None:
+        self._handler, self._process = handler, process
 
     def handle(self, requests: Sequence[Received]) -> list[Handled]:
         """Returns one response per request, in the same order."""
@@ -165,3 +160,59 @@ def _as_bytes(body: object) -> bytes:
     if isinstance(body, bytes | bytearray | memoryview):
         return bytes(body)
     return (body if isinstance(body, str) else json.dumps(body)).encode()
+
+
+BatchResult = list[Handled] | None
+"""The responses to a batch, or None if the handler failed."""
+
+
+def run_worker(
+    connection: Connection,
+    archive: Path,
+    folder: Path,
+    index: int,
+    on_gpu: bool,
+    metrics: Mapping[str, Sequence[str]],
+) -> None:
+    """Loads the archive and handles batches until the main process closes the connection.
+
+    The first message is None if the handler is ready, else the reason why it is not.
+
+    Args:
+        folder: an empty folder for the archive's content.
+        index: number of the worker; workers are distributed over the GPUs in this order.
+        on_gpu: whether the worker may use a GPU.
+        metrics: see `load_handler`.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when workers end
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        gpu_id = _gpu(index) if on_gpu else None
+        loaded = load_handler(archive, folder, overrides={}, gpu_id=gpu_id, metrics=metrics)
+    except Exception as error:
+        logger.exception("the archive cannot be loaded")
+        connection.send(str(error) or type(error).__name__)
+        return
+    handler = BatchHandler(*loaded)
+    with suppress(EOFError, BrokenPipeError):  # the main process has ended
+        connection.send(None)
+        while True:
+            connection.send(_handled(handler, connection))
+
+
+def _handled(handler: BatchHandler, connection: Connection) -> BatchResult:
+    requests = connection.recv()
+    try:
+        handled = handler.handle(requests)
+    except Exception:
+        logger.exception("the handler failed at a batch")
+        return None
+    if len(handled) != len(requests):
+        logger.error("%d responses to %d requests", len(handled), len(requests))
+        return None
+    return handled
+
+
+def _gpu(index: int) -> int | None:
+    count = count_gpus()
+    return index % count if count else None

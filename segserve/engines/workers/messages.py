@@ -15,9 +15,7 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True)
 class CollectedMetric:
-    """A metric with the methods of `ts.metrics.caching_metric.CachingMetric`. A handler reports
-    values to it.
-    """
+    """A metric like `ts.metrics.caching_metric.CachingMetric`. A handler reports values to it."""
 
     name: str
     dimension_names: Sequence[str]
@@ -51,11 +49,7 @@ class CollectedMetrics:
 
 @dataclass(frozen=True)
 class HandlerProcess:
-    """What a handler may know about its process.
-
-    `model_yaml_config` is the content of the archive's model-config.yaml, with the overrides
-    applied.
-    """
+    """What a handler may know about its process."""
 
     model_name: str
     model_dir: str
@@ -67,12 +61,9 @@ class HandlerProcess:
 
 
 class HandlerContext:
-    """The headers of requests, and the statuses and headers of responses.
+    """The headers of a batch's requests, and the statuses and headers of its responses.
 
-    Args:
-        worker: the process of the handler.
-        request_headers: those of every request of the batch; empty while the handler is
-            initialised.
+    There are none while the handler is initialised.
     """
 
     def __init__(
@@ -118,9 +109,7 @@ class HandlerContext:
 
 @dataclass(frozen=True)
 class Received:
-    """A request as TorchServe passes it to a handler: `row` is `{"body": content}` or `{part name:
-    content}`.
-    """
+    """A request as TorchServe passes it to a handler: `{"body": content}` or `{part: content}`."""
 
     row: Mapping[str, bytes]
     headers: Mapping[str, str]
@@ -128,9 +117,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Handled:
-    """A handler's response, the duration of its batch in seconds, and the metrics reported since
-    the last response.
-    """
+    """A response, the seconds of its batch, and the metrics reported since the last response."""
 
     status: int
     body: bytes

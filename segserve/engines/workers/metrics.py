@@ -1,9 +1,8 @@
-"""Prometheus metrics with TorchServe's names, so that dashboards and alerts work with both
-engines.
-"""
+"""Prometheus metrics with TorchServe's names, so that dashboards work with every engine."""
 
 import platform
 from collections.abc import Iterable
+from typing import Any
 
 import psutil
 from prometheus_client import (
@@ -14,7 +13,6 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.metrics_core import Metric as Family
 
 from ...runtime.telemetry.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
 from .messages import Observation
@@ -26,30 +24,21 @@ _HUNDREDS = (2, 4, 5)
 
 
 class _Total(Gauge):
-    """A total whose name does not end in `_total`. For a counter, prometheus_client would require
-    that ending.
-    """
+    """A total. The name of prometheus_client's own counters must end in `_total`."""
 
     _type = "unknown"
 
 
 class ServerMetrics:
-    """The metrics of one gateway. The figures of its host are measured when the metrics are
-    requested.
-    """
+    """The metrics of one gateway. Those of its host are measured when metrics are requested."""
 
     def __init__(self) -> None:
         self._hostname = platform.node()
         self._registry = registry = CollectorRegistry()
-        host_figures = _host_figures()
-        self._collectors = {
-            metric.name: _collector(metric, registry)
-            for metric in (*OWN, *ENGINE)
-            if metric.name not in host_figures
-        }
+        self._collectors = {metric.name: _collector(metric, registry) for metric in (*OWN, *ENGINE)}
+        psutil.cpu_percent()  # the first call only starts the measurement
         for hundred in _HUNDREDS:  # starts at 0, so that rates include the first response
             self._add(f"Requests{hundred}XX", 0, "Host")
-        registry.register(_Host(self._hostname))
 
     def count_response(self, status: int) -> None:
         """Counts any response."""
@@ -59,9 +48,7 @@ class ServerMetrics:
     def count_prediction(
         self, model: str, version: str | None, *, seconds: float, handler_seconds: float
     ) -> None:
-        """Counts a request that a handler has completed: its total time, and its time in the
-        handler.
-        """
+        """Counts a completed request: its total time, and its time in the handler."""
         labels = model, version or _ANY_VERSION
         queue_s = max(0.0, seconds - handler_seconds)
         self._add("ts_inference_requests_total", 1, *labels)
@@ -86,37 +73,32 @@ class ServerMetrics:
 
     def exposed(self) -> bytes:
         """All metrics in Prometheus's text format."""
+        for name, value in _host_figures().items():
+            self._add(name, value, "Host")
         return generate_latest(self._registry)
 
 
 def _collector(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
-    labels = (*metric.labels, metric.host_label)
+    arguments = described(metric, registry)
     if metric.kind is Kind.HISTOGRAM:
-        return Histogram(
-            metric.name, metric.description, labels, registry=registry, buckets=BUCKETS
-        )
+        return Histogram(**arguments, buckets=BUCKETS)
     if metric.kind is Kind.GAUGE:
-        return Gauge(metric.name, metric.description, labels, registry=registry)
-    kind = Counter if metric.name.endswith("_total") else _Total
-    return kind(metric.name, metric.description, labels, registry=registry)
+        return Gauge(**arguments)
+    return Counter(**arguments) if metric.name.endswith("_total") else _Total(**arguments)
 
 
-class _Host:
-    """Processor, memory and disk of this machine."""
-
-    def __init__(self, hostname: str) -> None:
-        self._labels = {"Level": "Host", "Hostname": hostname}
-        psutil.cpu_percent()  # the first call only starts the measurement
-
-    def collect(self) -> Iterable[Family]:
-        descriptions = {metric.name: metric.description for metric in ENGINE}
-        for name, value in _host_figures().items():
-            family = Family(name, descriptions[name], "gauge")
-            family.add_sample(name, self._labels, value)
-            yield family
+def described(metric: Metric, registry: CollectorRegistry) -> dict[str, Any]:
+    """The arguments of a collector of the metric."""
+    return {
+        "name": metric.name,
+        "documentation": metric.description,
+        "labelnames": (*metric.labels, metric.host_label),
+        "registry": registry,
+    }
 
 
 def _host_figures() -> dict[str, float]:
+    """Processor, memory and disk of this machine."""
     memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
     return {
         "CPUUtilization": psutil.cpu_percent(),

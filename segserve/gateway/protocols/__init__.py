@@ -1,3 +1,1 @@
-"""Other protocols, translated to native requests: the Open Inference Protocol v2, and Hugging
-Face's image segmentation.
-"""
+"""Other protocols, translated to native requests: Open Inference v2, and Hugging Face's."""

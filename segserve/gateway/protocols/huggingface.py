@@ -1,12 +1,9 @@
-"""Hugging Face's image segmentation: `[{"label", "score", "mask"}]`, as their inference clients
-read it.
-"""
+"""Hugging Face's image segmentation, `[{"label", "score", "mask"}]`."""
 
 import asyncio
 import base64
-import binascii
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -17,51 +14,43 @@ from starlette.routing import Route
 
 from ...client.response import HttpResponse, read_segmentation
 from ...runtime.errors import BadBase64Error, BadJSONError, BadOptionError
+from ...schema.protocols import HuggingFaceRequest
 from ...schema.request import MediaType
 from ..responses import json_response
-from .native import Backend, checked, native_request, with_plain_errors
+from .native import checked, native_request, parsed_as, plain_route
+
+if TYPE_CHECKING:
+    from ..app import Gateway
 
 
-class HuggingFace:
-    """`POST /hf/{model}`: an image as the body, or JSON with `inputs`, the image as base64, and
-    `parameters`.
+def huggingface_routes(gateway: "Gateway") -> list[Route]:
+    """`POST /hf/{model}`: an image, or JSON with `inputs`, the image as base64, and `parameters`.
 
-    Two parameters have a meaning here: `threshold`, the lowest score of a class, and `subtask`,
-    which is `semantic`.
+    The parameters are `threshold`, the lowest score of a class, and `subtask`: `semantic`.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    def routes(self) -> list[Route]:
-        return [Route("/hf/{model}", with_plain_errors(self._segment), methods=["POST"])]
-
-    async def _segment(self, request: Request) -> Response:
-        body = await self._backend.read_body(request)
+    async def segment(request: Request) -> Response:
+        body = await gateway.read_body(request)
         is_json = "json" in request.headers.get("content-type", "")
         image, threshold = _from_json(body) if is_json else (body, 0.0)
         model = request.path_params["model"]
         forwarded = native_request(model, None, image, {"mask": "png"}, MediaType.JSON)
-        native = checked(await self._backend.predict(request, forwarded))
+        native = checked(await gateway.predict(request, forwarded))
         return json_response(await asyncio.to_thread(_segments, native, threshold))
+
+    return [plain_route("/hf/{model}", segment, "POST")]
 
 
 def _from_json(body: bytes) -> tuple[bytes, float]:
     """The image, and the lowest score of a class."""
     try:
-        document = orjson.loads(body)
+        parsed = parsed_as(HuggingFaceRequest, orjson.loads(body))
+        image = base64.b64decode(parsed.inputs, validate=True)
     except orjson.JSONDecodeError as error:
         raise BadJSONError(f"the body is not JSON: {error}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("inputs"), str):
-        raise BadJSONError('expected {"inputs": "<the image as base64>", "parameters": {}}')
-    parameters = document.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise BadJSONError("parameters: expected a JSON object")
-    try:
-        image = base64.b64decode(document["inputs"], validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise BadBase64Error(f"inputs is not base64: {error}") from error
-    return image, _threshold(parameters)
+    return image, _threshold(parsed.parameters)
 
 
 def _threshold(parameters: dict[str, Any]) -> float:

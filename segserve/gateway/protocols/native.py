@@ -1,48 +1,48 @@
-"""What a translator needs from the gateway, and the native request that it makes."""
+"""The native request that a translator makes, and the errors of other protocols."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import TypeVar
 from urllib.parse import quote
 
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from ...client.errors import ClientError, ResponseError
 from ...client.response import HttpResponse, raise_for_error
 from ...engines.engine import EngineRequest, EngineResponse
 from ...engines.errors import FrontendError
-from ...runtime.errors import BadOptionError, SegserveError
+from ...runtime.errors import (
+    BadOptionError,
+    BadRequestError,
+    InternalError,
+    SegserveError,
+    UnavailableError,
+)
 from ...runtime.request import OPTION_HEADER_PREFIX
 from ..responses import RETRY_AFTER_S, json_response
 
-_UNAVAILABLE = 503
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
-class Backend(Protocol):
-    """The gateway, with its token, its limits and its engine."""
-
-    @property
-    def obstacle(self) -> str | None: ...
-
-    async def read_body(self, request: Request) -> bytes:
-        """The whole body of a request, after its token is checked."""
-
-    async def predict(self, request: Request, forwarded: EngineRequest) -> EngineResponse:
-        """Forwards a native request in a concurrency slot of the client."""
-
-    async def describe_model(self, request: Request, model: str) -> Mapping[str, Any]:
-        """The description of a model, with its workers, after the token is checked."""
+def parsed_as(kind: type[_Model], document: object) -> _Model:
+    """Raises BadRequestError: the document is not of this kind."""
+    try:
+        return kind.model_validate(document, strict=True)
+    except ValidationError as error:
+        [detail, *_] = error.errors()
+        place = ".".join(map(str, detail["loc"])) or "the request"
+        got = detail["input"]
+        shown = f", got {got!r:.80}" if isinstance(got, str | int | float) else ""
+        raise BadRequestError(f"{place}: {detail['msg']}{shown}") from error
 
 
 def native_request(
     model: str, version: str | None, image: bytes, options: Mapping[str, object], accept: str
 ) -> EngineRequest:
-    """A request to segment an image.
-
-    Raises:
-        BadOptionError: an option cannot be a header.
-    """
+    """A request to segment an image. Raises BadOptionError: an option cannot be a header."""
     path = f"/predictions/{quote(model, safe='')}"
     if version is not None:
         path += f"/{quote(version, safe='')}"
@@ -83,34 +83,38 @@ def _option_text(name: str, value: object) -> str:
 
 
 def checked(response: EngineResponse) -> HttpResponse:
-    """The native response.
-
-    Raises:
-        ResponseError: it is an error response.
-    """
+    """The native response. Raises ResponseError: it is an error response."""
     headers = {name.decode().lower(): value.decode("latin-1") for name, value in response.headers}
     native = HttpResponse(response.status, "the request failed", response.body, headers)
     raise_for_error(native)
     return native
 
 
-def with_plain_errors(
-    endpoint: Callable[[Request], Awaitable[Response]],
-) -> Callable[[Request], Awaitable[Response]]:
-    """Converts errors to `{"error": "message"}`, the form of both protocols."""
+def status_and_message(error: Exception) -> tuple[int, str]:
+    """The HTTP status and the message of an error; other errors are raised again."""
+    match error:
+        case ResponseError():
+            return error.status, error.message
+        case SegserveError() | FrontendError():
+            return error.status, str(error)
+        case ClientError():
+            return InternalError.status, str(error)
+    raise error
+
+
+def plain_route(
+    path: str, endpoint: Callable[[Request], Awaitable[Response]], method: str = "GET"
+) -> Route:
+    """A route whose errors are `{"error": "message"}`, the form of both protocols."""
 
     async def safe(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except ResponseError as error:
-            status, message = error.status, error.message
-        except (SegserveError, FrontendError) as error:
-            status, message = error.status, str(error)
-        except ClientError as error:
-            status, message = 500, str(error)
+        except Exception as error:
+            status, message = status_and_message(error)
         response = json_response({"error": message}, status)
-        if status == _UNAVAILABLE:
+        if status == UnavailableError.status:
             response.headers["retry-after"] = str(RETRY_AFTER_S)
         return response
 
-    return safe
+    return Route(path, safe, methods=[method])

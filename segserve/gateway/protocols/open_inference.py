@@ -1,5 +1,4 @@
-"""The Open Inference Protocol v2 over REST, with its binary extension, which KServe, Triton and
-others speak.
+"""The Open Inference Protocol v2 over REST, with its binary extension.
 
 A request has one input, `image`: an encoded image as BYTES (1), or RGB pixels as UINT8 (1, H, W, 3)
 or (H, W, 3). The output `label_map` is UINT8 (1, H, W); `confidence`, UINT8 (1, H, W), is 255 times
@@ -8,11 +7,10 @@ the top probability of each pixel. Native options are parameters of the request.
 
 import asyncio
 import base64
-import binascii
 import io
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -26,9 +24,13 @@ from ... import __version__
 from ...client.response import HttpResponse, read_segmentation
 from ...engines.engine import EngineRequest
 from ...runtime.errors import BadRequestError, TooLargeError, UnavailableError
+from ...schema.protocols import InferOutput, InferRequest, InferTensor
 from ...schema.request import MediaType
 from ..responses import json_response
-from .native import Backend, checked, native_request, with_plain_errors
+from .native import checked, native_request, parsed_as, plain_route
+
+if TYPE_CHECKING:
+    from ..app import Gateway
 
 _JSON_LENGTH = "inference-header-content-length"
 _LENGTH_BYTES = 4  # before an element of a BYTES tensor
@@ -43,29 +45,8 @@ _MOST_VALUES = 4_000_000
 Json = dict[str, Any]
 
 
-class Output(NamedTuple):
-    """A requested output."""
-
-    name: str
-    is_binary: bool
-
-
-class ImageQuery(NamedTuple):
-    """A parsed request.
-
-    Attributes:
-        image: an encoded image.
-        parameters: native options.
-    """
-
-    request_id: str | None
-    image: bytes
-    parameters: Mapping[str, object]
-    outputs: Sequence[Output]
-
-
-def read_infer_request(body: bytes, json_length: str | None) -> ImageQuery:
-    """Parses the body of `POST /v2/models/{model}/infer`.
+def read_infer_request(body: bytes, json_length: str | None) -> tuple[InferRequest, bytes]:
+    """Parses the body of `POST /v2/models/{model}/infer`. Returns its image, encoded, too.
 
     Args:
         json_length: the header Inference-Header-Content-Length: the bytes of JSON before the binary
@@ -86,29 +67,14 @@ def read_infer_request(body: bytes, json_length: str | None) -> ImageQuery:
             "binary data"
         )
     try:
-        document = orjson.loads(body[:head_bytes])
+        parsed = parsed_as(InferRequest, orjson.loads(body[:head_bytes]))
     except orjson.JSONDecodeError as error:
         raise BadRequestError(f"the request is not JSON: {error}") from error
-    document = _mapping(document, "the request")
-    parameters = _mapping(document.get("parameters") or {}, "parameters")
-    request_id = document.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise BadRequestError("id: expected a string")
-    return ImageQuery(
-        request_id,
-        _image(document.get("inputs"), body[head_bytes:]),
-        {name: value for name, value in parameters.items() if name != _BINARY_OUTPUT},
-        _requested(document.get("outputs"), parameters.get(_BINARY_OUTPUT) is True),
-    )
+    return parsed, _image(parsed.inputs[0], body[head_bytes:])
 
 
-def _image(inputs: object, binary: bytes) -> bytes:
-    listed = inputs if isinstance(inputs, list) else []
-    names = [_mapping(each, "an input").get("name") for each in listed]
-    tensor = single_input(listed, names)
-    datatype, shape = tensor.get("datatype"), tensor.get("shape")
-    parameters = _mapping(tensor.get("parameters") or {}, "parameters of the input")
-    size = parameters.get("binary_data_size")
+def _image(tensor: InferTensor, binary: bytes) -> bytes:
+    size = tensor.parameters.get("binary_data_size")
     if size is not None:
         size_bytes = _count(size, "binary_data_size")
         if size_bytes != len(binary):
@@ -117,45 +83,14 @@ def _image(inputs: object, binary: bytes) -> bytes:
             )
     elif binary:
         raise BadRequestError("bytes follow the JSON, and the input has no binary_data_size")
-    data = binary if size is not None else tensor.get("data")
-    match datatype:
-        case "BYTES":
-            return image_of_bytes(data, shape)
-        case "UINT8":
-            return image_of_pixels(data, shape)
-    raise BadRequestError(
-        f"datatype: expected BYTES for an encoded image or UINT8 for pixels, got {datatype!r:.80}"
-    )
+    data = binary if size is not None else tensor.data
+    read = image_of_bytes if tensor.datatype == "BYTES" else image_of_pixels
+    return read(data, tensor.shape)
 
 
-def single_input(inputs: Sequence[Any], names: Sequence[object]) -> Any:  # noqa: ANN401
-    """The input of a request, JSON or a message.
-
-    Raises:
-        BadRequestError: there are others, or it has another name.
-    """
-    if len(inputs) != 1 or names[0] != _INPUT:
-        found = ", ".join(f"{name!r:.40}" for name in names[:8]) or "none"
-        raise BadRequestError(f"inputs: expected one tensor, {_INPUT!r}, got {found}")
-    return inputs[0]
-
-
-def output_name(name: object) -> str:
-    """Checks the name of a requested output.
-
-    Raises:
-        BadRequestError: there is no such output.
-    """
-    if name not in _OUTPUTS:
-        raise BadRequestError(f"outputs: expected {' or '.join(_OUTPUTS)}, got {name!r:.80}")
-    return str(name)
-
-
-def image_of_bytes(data: object, shape: object) -> bytes:
-    """An encoded image from a BYTES tensor of one element: base64 in JSON, or binary with its
-    length before it.
-    """
-    if not _is_shape(shape) or math.prod(shape) != 1:
+def image_of_bytes(data: object, shape: Sequence[int]) -> bytes:
+    """The image of a BYTES tensor: base64 in JSON, or binary with its length before it."""
+    if any(side != 1 for side in shape):
         raise BadRequestError(f"shape: expected [1], one image a request, got {shape!r:.80}")
     if isinstance(data, bytes):
         length = int.from_bytes(data[:_LENGTH_BYTES], "little")
@@ -170,16 +105,15 @@ def image_of_bytes(data: object, shape: object) -> bytes:
         raise BadRequestError("data: expected a list of one string, the image as base64")
     try:
         return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise BadRequestError(f"data: the image is not base64: {error}") from error
 
 
-def image_of_pixels(data: object, shape: object) -> bytes:
+def image_of_pixels(data: object, shape: list[int]) -> bytes:
     """An encoded image from a UINT8 tensor, (1, H, W, 3) or (H, W, 3), RGB."""
-    if not _is_shape(shape) or shape[-1:] != [3] or len(shape) not in (3, 4):
+    batch, image = shape[:-3], shape[-3:]
+    if batch not in ([], [1]) or len(image) != 3 or image[-1] != 3 or min(image) < 1:
         raise BadRequestError(f"shape: expected [1, H, W, 3] or [H, W, 3], got {shape!r:.80}")
-    if len(shape) == 4 and shape[0] != 1:
-        raise BadRequestError(f"shape: expected one image a request, got {shape[0]}")
     try:
         pixels = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else _as_bytes(data)
     except (TypeError, ValueError, OverflowError) as error:
@@ -189,7 +123,7 @@ def image_of_pixels(data: object, shape: object) -> bytes:
             f"data: shape {shape} has {math.prod(shape)} values, got {pixels.size}"
         )
     file = io.BytesIO()
-    Image.fromarray(pixels.reshape(shape[-3:])).save(file, "BMP")  # lossless, and fastest
+    Image.fromarray(pixels.reshape(image)).save(file, "BMP")  # lossless, and fastest
     return file.getvalue()
 
 
@@ -200,26 +134,6 @@ def _as_bytes(data: object) -> NDArray[np.uint8]:
     return values.astype(np.uint8)
 
 
-def _requested(outputs: object, all_binary: bool) -> list[Output]:
-    """The requested outputs; by default the label map."""
-    if not outputs:
-        return [Output(_LABEL_MAP, all_binary)]
-    if not isinstance(outputs, list):
-        raise BadRequestError("outputs: expected a list")
-    requested = []
-    for entry in outputs:
-        output = _mapping(entry, "an output")
-        name = output_name(output.get("name"))
-        parameters = _mapping(output.get("parameters") or {}, "parameters of an output")
-        is_binary = parameters.get("binary_data", all_binary) is True
-        requested.append(Output(name, is_binary))
-    return requested
-
-
-def _is_shape(shape: object) -> TypeGuard[list[int]]:
-    return isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape)
-
-
 def _count(value: object, name: str) -> int:
     text = str(value)
     if isinstance(value, bool) or not text.isascii() or not text.isdecimal():
@@ -227,21 +141,18 @@ def _count(value: object, name: str) -> int:
     return int(text)
 
 
-def _mapping(value: object, name: str) -> Json:
-    if not isinstance(value, dict):
-        raise BadRequestError(f"{name}: expected a JSON object")
-    return value
-
-
-def infer_native(parsed: ImageQuery, model: str, version: str | None) -> EngineRequest:
+def infer_native(
+    parsed: InferRequest, image: bytes, model: str, version: str | None
+) -> EngineRequest:
     """The native request. The confidences are part of JSON alone."""
-    with_confidence = any(output.name == _CONFIDENCE for output in parsed.outputs)
-    own = {"mask": "png", "confidence": True} if with_confidence else {}
-    accept = MediaType.JSON if with_confidence else MediaType.NPY
-    return native_request(model, version, parsed.image, {**parsed.parameters, **own}, accept)
+    options = {name: value for name, value in parsed.parameters.items() if name != _BINARY_OUTPUT}
+    if all(output.name == _LABEL_MAP for output in parsed.outputs):
+        return native_request(model, version, image, options, MediaType.NPY)
+    own = {"mask": "png", "confidence": True}
+    return native_request(model, version, image, {**options, **own}, MediaType.JSON)
 
 
-def tensors_of(response: HttpResponse, outputs: Sequence[Output]) -> list[NDArray[np.uint8]]:
+def tensors_of(response: HttpResponse, outputs: Sequence[InferOutput]) -> list[NDArray[np.uint8]]:
     """The requested outputs, uint8 (1, H, W), from the native response."""
     if all(output.name == _LABEL_MAP for output in outputs):
         label_map = np.load(io.BytesIO(response.body), allow_pickle=False)
@@ -252,20 +163,21 @@ def tensors_of(response: HttpResponse, outputs: Sequence[Output]) -> list[NDArra
 
 
 def _infer_response(
-    parsed: ImageQuery, model: str, version: str, tensors: Sequence[NDArray[np.uint8]]
+    parsed: InferRequest, model: str, version: str, tensors: Sequence[NDArray[np.uint8]]
 ) -> Response:
     entries, blobs = [], []
+    all_binary = parsed.parameters.get(_BINARY_OUTPUT)
     for output, tensor in zip(parsed.outputs, tensors, strict=True):
         entry: Json = {"name": output.name, "shape": list(tensor.shape), "datatype": "UINT8"}
-        if output.is_binary:
+        if output.parameters.get("binary_data", all_binary) is True:
             blobs.append(tensor.tobytes())
             entry["parameters"] = {"binary_data_size": tensor.size}
         else:
             entry["data"] = tensor.ravel()
         entries.append(entry)
     document = {"model_name": model, "model_version": version, "outputs": entries}
-    if parsed.request_id is not None:
-        document["id"] = parsed.request_id
+    if parsed.id is not None:
+        document["id"] = parsed.id
     head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if not blobs:
         return Response(head, media_type="application/json")
@@ -276,29 +188,23 @@ def _infer_response(
     )
 
 
-def _route(
-    path: str, endpoint: Callable[[Request], Awaitable[Response]], method: str = "GET"
-) -> Route:
-    return Route(path, with_plain_errors(endpoint), methods=[method])
-
-
 class OpenInference:
     """The endpoints of the protocol."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, gateway: "Gateway") -> None:
+        self._gateway = gateway
 
     def routes(self) -> list[Route]:
         routes = [
-            _route("/v2", self._server),
-            _route("/v2/health/live", self._live),
-            _route("/v2/health/ready", self._ready),
+            plain_route("/v2", self._server),
+            plain_route("/v2/health/live", self._live),
+            plain_route("/v2/health/ready", self._ready),
         ]
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             routes += [
-                _route(model, self._model),
-                _route(f"{model}/ready", self._model_ready),
-                _route(f"{model}/infer", self._infer, "POST"),
+                plain_route(model, self._model),
+                plain_route(f"{model}/ready", self._model_ready),
+                plain_route(f"{model}/infer", self._infer, "POST"),
             ]
         return routes
 
@@ -310,8 +216,8 @@ class OpenInference:
         return json_response({"live": True})
 
     async def _ready(self, _: Request) -> Response:
-        if self._backend.obstacle is not None:
-            raise UnavailableError(f"not ready: {self._backend.obstacle}")
+        if self._gateway.obstacle is not None:
+            raise UnavailableError(f"not ready: {self._gateway.obstacle}")
         return json_response({"ready": True})
 
     async def _model(self, request: Request) -> Response:
@@ -325,19 +231,20 @@ class OpenInference:
         return json_response({"name": described["modelName"], "ready": True})
 
     async def _infer(self, request: Request) -> Response:
-        body = await self._backend.read_body(request)
+        body = await self._gateway.read_body(request)
         model, version = request.path_params["model"], request.path_params.get("version")
         json_length = request.headers.get(_JSON_LENGTH)
-        parsed = await asyncio.to_thread(read_infer_request, body, json_length)
-        forwarded = infer_native(parsed, model, version)
-        native = checked(await self._backend.predict(request, forwarded))
+        parsed, image = await asyncio.to_thread(read_infer_request, body, json_length)
+        forwarded = infer_native(parsed, image, model, version)
+        native = checked(await self._gateway.predict(request, forwarded))
         tensors = await asyncio.to_thread(tensors_of, native, parsed.outputs)
         return _infer_response(parsed, model, version or "", tensors)
 
     async def _described(self, request: Request) -> Mapping[str, Any]:
         version = request.path_params.get("version")
         model = request.path_params["model"] + (f"/{version}" if version else "")
-        return await self._backend.describe_model(request, model)
+        self._gateway.check_token(request.headers.get("authorization"))
+        return await self._gateway.description(model)
 
 
 def ready_worker(described: Mapping[str, Any]) -> bool:

@@ -1,29 +1,25 @@
 """The Open Inference Protocol v2 over gRPC: the same translation as over REST."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from ... import __version__
-from ...client.errors import ResponseError
-from ...engines.errors import FrontendError, bad_token
-from ...runtime.errors import BadRequestError, SegserveError
+from ...engines.errors import bad_token
+from ...runtime.errors import BadRequestError
+from ...schema.protocols import InferRequest
 from ..app import Gateway
-from .native import checked
+from .native import checked, parsed_as, status_and_message
 from .open_inference import (
-    ImageQuery,
-    Output,
     image_of_bytes,
     image_of_pixels,
     infer_native,
     model_metadata,
-    output_name,
     ready_worker,
-    single_input,
     tensors_of,
 )
 
@@ -93,8 +89,10 @@ def _message_classes() -> dict[str, type[Message]]:
 _CLASSES = _message_classes()
 
 
-def bound_server(gateway: Gateway, address: str, *, max_bytes: int) -> grpc.aio.Server:
-    """A server of the protocol that is bound to HOST:PORT, and not started.
+def serving_grpc(
+    gateway: Gateway, address: str, *, max_bytes: int, drain_timeout_s: float
+) -> AbstractAsyncContextManager[None]:
+    """Binds HOST:PORT, and serves it within the context. Its end completes pending requests.
 
     Raises:
         OSError: the address cannot be used.
@@ -112,17 +110,16 @@ def bound_server(gateway: Gateway, address: str, *, max_bytes: int) -> grpc.aio.
         server.add_insecure_port(address)
     except RuntimeError as error:
         raise OSError(f"SEGSERVE_GRPC_PORT: {address} cannot be used: {error}") from error
-    return server
 
+    @asynccontextmanager
+    async def serving() -> AsyncIterator[None]:
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(drain_timeout_s)
 
-@asynccontextmanager
-async def serving(server: grpc.aio.Server, *, drain_timeout_s: float) -> AsyncIterator[None]:
-    """Serves within the context. At its end, pending requests are completed."""
-    await server.start()
-    try:
-        yield
-    finally:
-        await server.stop(drain_timeout_s)
+    return serving()
 
 
 class _Service:
@@ -169,13 +166,13 @@ class _Service:
 
     async def _infer(self, request: Message, context: grpc.aio.ServicerContext) -> Message:
         self._gateway.check_token(_authorization(context))
-        query = await asyncio.to_thread(_read, request)
-        forwarded = infer_native(query, request.model_name, request.model_version or None)
+        parsed, image = await asyncio.to_thread(_read, request)
+        forwarded = infer_native(parsed, image, request.model_name, request.model_version or None)
         response = checked(await self._gateway.predict_for(context.peer(), forwarded))
-        tensors = await asyncio.to_thread(tensors_of, response, query.outputs)
+        tensors = await asyncio.to_thread(tensors_of, response, parsed.outputs)
         outputs = [
             _CLASSES["OutputTensor"](name=output.name, datatype="UINT8", shape=tensor.shape)
-            for output, tensor in zip(query.outputs, tensors, strict=True)
+            for output, tensor in zip(parsed.outputs, tensors, strict=True)
         ]
         return _CLASSES["ModelInferResponse"](
             model_name=request.model_name,
@@ -199,10 +196,8 @@ def _with_status(method: Method) -> Method:
     async def safe(request: Message, context: grpc.aio.ServicerContext) -> Message:
         try:
             return await method(request, context)
-        except ResponseError as error:
-            status, message = error.status, error.message
-        except (SegserveError, FrontendError) as error:
-            status, message = error.status, str(error)
+        except Exception as error:
+            status, message = status_and_message(error)
         if message == str(bad_token()):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
         code = _CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
@@ -216,33 +211,29 @@ def _authorization(context: grpc.aio.ServicerContext) -> str | None:
     return next((str(value) for name, value in metadata if name == "authorization"), None)
 
 
-def _read(request: Message) -> ImageQuery:
-    """Raises BadRequestError: the request is not one for this model."""
-    tensor = single_input(request.inputs, [each.name for each in request.inputs])
-    raw, shape = list(request.raw_input_contents), list(tensor.shape)
+def _read(request: Message) -> tuple[InferRequest, bytes]:
+    """The request and its encoded image. Raises BadRequestError: it is not for this model."""
+    inputs = [
+        {"name": each.name, "datatype": each.datatype, "shape": list(each.shape)}
+        for each in request.inputs
+    ]
+    document = {
+        "inputs": inputs,
+        "outputs": [{"name": output.name} for output in request.outputs],
+        "parameters": {each.key: _value(each.value) for each in request.parameters},
+    }
+    parsed = parsed_as(InferRequest, document)
+    raw, contents = list(request.raw_input_contents), request.inputs[0].contents
     if len(raw) > 1:
         raise BadRequestError(f"raw_input_contents: expected one element, got {len(raw)}")
-    match tensor.datatype:
-        case "BYTES":
-            contents = list(tensor.contents.bytes)
-            image = image_of_bytes(raw[0], shape) if raw else _only(contents)
-        case "UINT8":
-            image = image_of_pixels(raw[0] if raw else list(tensor.contents.uints), shape)
-        case _:
-            raise BadRequestError(f"datatype: expected BYTES or UINT8, got {tensor.datatype!r:.80}")
-    names = [output_name(output.name) for output in request.outputs] or ["label_map"]
-    return ImageQuery(
-        request.id,
-        image,
-        {each.key: _value(each.value) for each in request.parameters},
-        [Output(name, is_binary=True) for name in names],
-    )
-
-
-def _only(contents: Sequence[bytes]) -> bytes:
-    if len(contents) != 1:
-        raise BadRequestError(f"contents: expected one image, got {len(contents)}")
-    return contents[0]
+    shape = parsed.inputs[0].shape
+    if parsed.inputs[0].datatype == "UINT8":
+        return parsed, image_of_pixels(raw[0] if raw else list(contents.uints), shape)
+    if raw:
+        return parsed, image_of_bytes(raw[0], shape)
+    if len(contents.bytes) != 1:
+        raise BadRequestError(f"contents: expected one image, got {len(contents.bytes)}")
+    return parsed, contents.bytes[0]
 
 
 def _value(parameter: Message) -> object:

@@ -1,31 +1,39 @@
-"""The worker processes of all models. Each model has one queue, and each worker takes batches from
-it, as TorchServe's workers do.
+"""The engine `local`: worker processes of the gateway, without Java, TorchServe and Ray.
+
+Each model has one queue, and each worker takes batches from it, as TorchServe's workers do.
 """
 
 import asyncio
 import logging
 import multiprocessing
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from ...runtime.errors import InternalError, OverloadedError, UnavailableError
-from ...runtime.telemetry.metrics import OWN
-from ..workers.archives import ServedArchive
-from ..workers.engine import WORKER_GONE, queue_full
-from ..workers.messages import Handled, Received
-from .worker import BatchResult, run_worker
+from ..runtime.errors import InternalError, OverloadedError, UnavailableError
+from ..runtime.telemetry.metrics import OWN
+from ..signing import TrustedKeys
+from .environment import use_new_tmp_dir
+from .errors import ServerError
+from .workers.archives import ServedArchive, stored_archives
+from .workers.engine import WORKER_GONE, PoolEngine, queue_full
+from .workers.loading import BatchResult, run_worker
+from .workers.messages import Handled, Received
 
 logger = logging.getLogger(__name__)
 
 _SPAWN = multiprocessing.get_context("spawn")
 _STOP_S = 5
 _POLL_S = 0.5
+_READY_POLL_S = 0.05
 _LONGEST_RESTART_DELAY_S = 30
 
 
@@ -40,47 +48,78 @@ class WorkerLostError(Exception):
     """The process of a worker died, or took too long. The message is the reason."""
 
 
-class LocalPool:
-    """The workers of all archives, `minWorkers` of each. It belongs to one event loop.
+class LocalEngine(PoolEngine):
+    """See `Engine`: `minWorkers` workers of each archive. Create it in a running event loop.
 
-    `failure` gets a result, the reason, if a worker cannot load its archive at the first start.
+    Args:
+        archives, run_dir, trusted: see `stored_archives`.
+        config: the settings of config.properties; only `job_queue_size` is used.
     """
 
-    def __init__(self, archives: Sequence[ServedArchive]) -> None:
-        self.failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._queues = {
-            archive.name: ModelQueue(archive.config.jobQueueSize) for archive in archives
-        }
-        self._workers = {
-            archive.name: [
-                LocalWorker(archive, index, self._queues[archive.name], self.failure)
+    def __init__(
+        self,
+        archives: Sequence[Path],
+        run_dir: Path,
+        *,
+        config: Mapping[str, str],
+        trusted: TrustedKeys | None,
+    ) -> None:
+        stored = stored_archives(archives, run_dir, trusted=trusted)
+        super().__init__([_with_queue_size(archive, config) for archive in stored])
+        self._tmp_dir = use_new_tmp_dir(run_dir)
+        self._failure: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._queues: dict[str, ModelQueue] = {}
+        self._workers: dict[str, list[LocalWorker]] = {}
+        for name, archive in self._served.items():
+            queue = self._queues[name] = ModelQueue(archive.config.jobQueueSize)
+            self._workers[name] = [
+                LocalWorker(archive, index, queue, self._failure)
                 for index in range(archive.config.minWorkers)
             ]
-            for archive in archives
-        }
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        """Starts the workers. Requests wait in the queues until a worker is ready."""
-        self._tasks = [
-            asyncio.create_task(worker.run())
-            for workers in self._workers.values()
-            for worker in workers
-        ]
+    async def start(self, timeout_s: float) -> None:
+        self._tasks = [asyncio.create_task(worker.run()) for worker in self._every_worker()]
+        ready = asyncio.ensure_future(self._wait_ready())
+        outcomes: set[asyncio.Future[Any]] = {ready, self._failure}
+        done, _ = await asyncio.wait(
+            outcomes, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        ready.cancel()
+        if self._failure in done:
+            raise ServerError(self._failure.result())
+        if not done:
+            raise ServerError(f"{await self.obstacle()} after {timeout_s:g} s")
 
     async def stop(self) -> None:
-        """Ends the workers."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        workers = [worker for workers in self._workers.values() for worker in workers]
-        await asyncio.gather(*(asyncio.to_thread(worker.close) for worker in workers))
+        closing = [asyncio.to_thread(worker.close) for worker in self._every_worker()]
+        await asyncio.gather(*closing)
+        shutil.rmtree(self._tmp_dir, ignore_errors=True)
 
     async def submit(self, model: str, received: Received) -> Handled:
         return await self._queues[model].put(received)
 
     async def worker_states(self, model: str) -> Sequence[str]:
         return [worker.status for worker in self._workers[model]]
+
+    def _every_worker(self) -> list["LocalWorker"]:
+        return [worker for workers in self._workers.values() for worker in workers]
+
+    async def _wait_ready(self) -> None:
+        while await self.obstacle() is not None:
+            await asyncio.sleep(_READY_POLL_S)
+
+
+def _with_queue_size(archive: ServedArchive, config: Mapping[str, str]) -> ServedArchive:
+    """The archive, with TorchServe's `job_queue_size` unless its own configuration has a value."""
+    model_config = archive.config
+    if "job_queue_size" not in config or "jobQueueSize" in model_config.model_fields_set:
+        return archive
+    size = int(config["job_queue_size"])
+    return replace(archive, config=model_config.model_copy(update={"jobQueueSize": size}))
 
 
 class ModelQueue:
@@ -91,11 +130,7 @@ class ModelQueue:
         self._queue: asyncio.Queue[PendingRequest] = asyncio.Queue(size)
 
     async def put(self, received: Received) -> Handled:
-        """Waits for the response.
-
-        Raises:
-            OverloadedError: the queue is full.
-        """
+        """Waits for the response. Raises OverloadedError: the queue is full."""
         pending = PendingRequest(received, asyncio.get_running_loop().create_future())
         try:
             self._queue.put_nowait(pending)
@@ -108,17 +143,15 @@ class ModelQueue:
     ) -> list[PendingRequest]:
         """Returns up to `most` requests: waits for the first, then up to `delay_s` for others.
 
-        Raises:
-            WorkerLostError: `died` is done before there is a request.
+        Raises WorkerLostError: `died` is done before there is a request.
         """
         first = asyncio.ensure_future(self._queue.get())
         try:
             waiting: set[asyncio.Future[Any]] = {first, died}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if not first.done():
-                first.cancel()
-        if not first.done() or first.cancelled():
+            first.cancel()  # does nothing if there is a request
+        if not first.done():
             raise WorkerLostError("the process died")
         batch = [first.result()]
         with suppress(TimeoutError):
@@ -165,10 +198,8 @@ class LocalWorker:
                 logger.warning("%s, worker %d: %s", self._archive.name, self._index, error)
                 await self._in_thread(self._kill)
                 if not was_ready:
-                    if not self._failure.done():
-                        self._failure.set_result(
-                            f"the model {self._archive.name!r} failed to load: {error}"
-                        )
+                    reason = f"the model {self._archive.name!r} failed to load: {error}"
+                    _resolve(self._failure, reason)
                     return
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s + 1, _LONGEST_RESTART_DELAY_S)
@@ -206,15 +237,11 @@ class LocalWorker:
             result = await self._in_thread(self._exchange, requests)
         except WorkerLostError:
             for pending in batch:
-                _fail(pending, UnavailableError(WORKER_GONE))
+                _resolve(pending.response, UnavailableError(WORKER_GONE))
             raise
-        if result is None:
-            for pending in batch:
-                _fail(pending, InternalError("the server failed at this request; its log says why"))
-            return
-        for pending, handled in zip(batch, result, strict=True):
-            if not pending.response.done():
-                pending.response.set_result(handled)
+        failed = InternalError("the server failed at this request; its log says why")
+        for pending, handled in zip(batch, result or [failed] * len(batch), strict=True):
+            _resolve(pending.response, handled)
 
     async def _in_thread(self, function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
@@ -222,26 +249,24 @@ class LocalWorker:
     def _start(self) -> None:
         connection, worker_end = _SPAWN.Pipe()
         config = self._archive.config
-        metrics = {metric.name: metric.labels for metric in OWN}
-        on_gpu = config.deviceType != "cpu"
         self._folder = TemporaryDirectory(prefix="segserve-model-")
         process = _SPAWN.Process(
             target=run_worker,
-            args=(
-                worker_end,
-                str(self._archive.path),
-                self._folder.name,
-                self._index,
-                on_gpu,
-                metrics,
-            ),
+            kwargs={
+                "connection": worker_end,
+                "archive": self._archive.path,
+                "folder": Path(self._folder.name),
+                "index": self._index,
+                "on_gpu": config.deviceType != "cpu",
+                "metrics": {metric.name: metric.labels for metric in OWN},
+            },
         )
         process.start()
         worker_end.close()  # so that the end of the process ends the connection
         self._process, self._connection = process, connection
-        loaded = self._receive("startupTimeout", config.startupTimeout)
-        if loaded.error is not None:
-            raise WorkerLostError(loaded.error)
+        fault: str | None = self._receive("startupTimeout", config.startupTimeout)
+        if fault is not None:
+            raise WorkerLostError(fault)
 
     def _exchange(self, requests: Sequence[Received]) -> BatchResult:
         assert self._connection is not None  # noqa: S101 - run() starts the process first
@@ -274,6 +299,11 @@ class LocalWorker:
             self._folder.cleanup()
 
 
-def _fail(pending: PendingRequest, error: Exception) -> None:
-    if not pending.response.done():
-        pending.response.set_exception(error)
+def _resolve(future: asyncio.Future[Any], outcome: object) -> None:
+    """Sets a result or an exception, unless the future is cancelled or has one."""
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
