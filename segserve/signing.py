@@ -86,13 +86,14 @@ class TrustedKeys:
         whatever happens to the original; nothing is left there if it is rejected. Errors as in
         `verify`.
         """
-        try:
-            with _opened(archive) as file, target.open("xb") as copied:
+        with _opened(archive) as file, target.open("xb") as copied:
+            try:
                 shutil.copyfileobj(file, copied)
-            self._check(archive, _digest(target))
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+                copied.flush()
+                self._check(archive, _digest(target))
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
 
     def _check(self, archive: Path, digest: bytes) -> None:
         place = signature_path(archive)

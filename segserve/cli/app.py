@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
+from .. import __version__
 from ..bulk.errors import printable
 from ..resources import resource
 
@@ -78,6 +79,22 @@ app = typer.Typer(
     help="Train, measure, pack and serve DeepLabV3 segmentation models.",
 )
 console = Console()
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"segserve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="print the version"),
+    ] = False,
+) -> None: ...
+
 
 # The groups of commands in `segserve --help`.
 USE, MAKE = "Use a model", "Make and measure models"

@@ -201,7 +201,8 @@ def _fault(requirement: str) -> str:
 
 
 def _folders() -> dict[str, Path]:
-    home = os.environ.get("SEGSERVE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("SEGSERVE_HOME") or cache
     return {
         "archives, here": Path(),
         "unpacked models": Path(tempfile.gettempdir()),

@@ -82,7 +82,7 @@ def test_folded_network_that_would_be_wrong_is_not_used_and_warned_of(caplog):
         assert gpu_fused_network(network, torch.float32, CPU) is network
     (record,) = caplog.records
     assert record.getMessage().startswith(
-        "the network runs unfolded on cpu, which is slower: its logits differ by"
+        "the network runs unfused on cpu, which is slower: its logits differ by"
     )
 
 
@@ -104,7 +104,7 @@ def test_folded_network_whose_logits_are_not_finite_is_not_used_and_warned_of(ca
     assert gpu_fused_network(network, torch.bfloat16, CPU) is network
     (record,) = caplog.records
     assert record.getMessage().endswith(
-        "unfolded on cpu, which is slower: ValueError: its logits are not finite"
+        "unfused on cpu, which is slower: ValueError: its logits are not finite"
     )
 
 

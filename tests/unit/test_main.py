@@ -1,4 +1,4 @@
-"""The moment before a command is there to be stopped."""
+"""The command line itself: its start, and its version."""
 
 import os
 import signal
@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+
+from segserve import __version__
 
 # A shell starts background jobs with SIGINT ignored, and so these tests.
 AS_IN_A_TERMINAL = (
@@ -68,3 +70,9 @@ def test_help_and_wrong_arguments_import_no_heavy_package(command):
     imported = set(ended.stdout.split("IMPORTED")[1].split())
     heavy = {"torch", "torchvision", "timm", "ray", "numpy", "PIL", "pyarrow", "httpx", "starlette"}
     assert imported & heavy == set()
+
+
+def test_version_is_printed():
+    command = [sys.executable, "-m", "segserve", "--version"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == (f"segserve {__version__}\n", "")

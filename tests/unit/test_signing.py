@@ -192,6 +192,14 @@ def test_copy_of_a_signed_archive_is_the_archive(signed, trusted, tmp_path):
     assert (tmp_path / "copy.mar").read_bytes() == CONTENT
 
 
+def test_copy_leaves_a_file_that_is_there_already(signed, trusted, tmp_path):
+    target = tmp_path / "there.mar"
+    target.write_bytes(b"another archive")
+    with pytest.raises(FileExistsError):
+        trusted.copy(signed, target)
+    assert target.read_bytes() == b"another archive"
+
+
 def test_copy_of_a_changed_archive_leaves_nothing(signed, trusted, tmp_path):
     damaged_archive(signed)
     with pytest.raises(SignatureError, match="is not the file that was signed"):

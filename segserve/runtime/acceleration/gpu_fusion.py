@@ -91,7 +91,7 @@ def gpu_fused_network(network: nn.Module, dtype: torch.dtype, device: torch.devi
         cause = error.__cause__
         if cause is not None and (is_device_failure(cause) or is_out_of_memory(cause)):
             raise cause from None  # not caused by the fusion
-        logger.warning("the network runs unfolded on %s, which is slower: %s", device, error)
+        logger.warning("the network runs unfused on %s, which is slower: %s", device, error)
         return network
 
 
