@@ -127,10 +127,12 @@ class ASPP(nn.Module):
         _check_positive(in_channels=in_channels, out_channels=out_channels)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: got {dropout}, allowed is 0 <= dropout < 1")
-        convs: list[nn.Module] = [_conv1x1_bn_relu(in_channels, out_channels)]
-        for rate in atrous_rates:
-            convs.append(ASPPConv(in_channels, out_channels, rate, separable=separable))
-        self.convs = nn.ModuleList([*convs, ASPPPooling(in_channels, out_channels)])
+        atrous = [
+            ASPPConv(in_channels, out_channels, rate, separable=separable) for rate in atrous_rates
+        ]
+        conv1x1 = _conv1x1_bn_relu(in_channels, out_channels)
+        pooling = ASPPPooling(in_channels, out_channels)
+        self.convs = nn.ModuleList([conv1x1, *atrous, pooling])
         fused = _conv1x1_bn_relu(len(self.convs) * out_channels, out_channels)
         self.project = nn.Sequential(*fused, nn.Dropout(dropout))
 

@@ -11,7 +11,8 @@ import pytest
 from tests.conftest import PROJECT
 
 CHECKED = ["lint", "test-all"]
-BUILT = [*CHECKED, "image", "image-test"]
+ONNX = "TARGET=onnx IMAGE=segserve-onnx"
+BUILT = [*CHECKED, "image", "image-test", f"image {ONNX}", f"image-test {ONNX}"]
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def ci(tmp_path):
 
     def run(**texts: str) -> tuple[int, list[str], str]:
         there = dict.fromkeys(("chromium", "nginx", "prometheus", "minisign"), "true")
-        texts = {"make": 'echo "$1" >>made', "df": "echo 100", "docker": "false"} | there | texts
+        texts = {"make": 'echo "$@" >>made', "df": "echo 100", "docker": "false"} | there | texts
         for name, text in texts.items():
             path = (tools if name == "container" else commands) / {"container": "container.sh"}.get(
                 name, name
@@ -36,7 +37,7 @@ def ci(tmp_path):
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=60, check=False
         )
-        return done.returncode, (checkout / "made").read_text().split(), done.stdout
+        return done.returncode, (checkout / "made").read_text().splitlines(), done.stdout
 
     return run
 
@@ -78,6 +79,6 @@ def test_ci_that_cannot_build_the_image_says_why_and_passes(ci, texts, reason):
 
 @pytest.mark.parametrize("target", BUILT)
 def test_ci_fails_with_the_first_target_that_does(ci, target):
-    code, made, _ = ci(podman="true", make=f'echo "$1" >>made; [ "$1" != {target} ]')
+    code, made, _ = ci(podman="true", make=f'echo "$@" >>made; [ "$*" != "{target}" ]')
     assert code != 0
     assert made == BUILT[: BUILT.index(target) + 1]
