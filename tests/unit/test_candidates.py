@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from segserve.runtime.inference.candidates import CandidateMap, Candidates
+from segserve.runtime.inference.candidates import CandidateMap, Candidates, Upsampling
 from segserve.runtime.inference.labels import LabelRule, choose_labels
 
 sides = st.integers(1, 7)
@@ -85,3 +85,24 @@ def test_choose_labels_wide_grids_give_the_same_either_way(columns):
     logits = photograph_logits(1, 6, 3, columns)
     full = F.interpolate(logits[None], size=(30, 500), mode="bilinear")[0]
     assert (choose_labels(logits, 30, 500).label_map == full.argmax(0).numpy()).mean() > 0.9999
+
+
+def test_products_of_numpy_are_too_small_for_threads_of_openblas(monkeypatch):
+    """Its threads would spin beside other requests."""
+    multiplications = []
+    matmul = np.matmul
+
+    def counted(rows, weights, **options):
+        multiplications.append(rows.shape[0] * weights.size)
+        return matmul(rows, weights, **options)
+
+    logits = np.random.default_rng(0).normal(size=(21, 30, 40)).astype(np.float32)
+    strip = slice(0, 450)
+    monkeypatch.setattr(np, "matmul", counted)
+    expected, resized = (
+        upsampling.strip(like[:, upsampling.grid_rows(strip)], strip)
+        for like in (torch.from_numpy(logits), logits)
+        for upsampling in [Upsampling((30, 40), (900, 1200), like)]
+    )
+    assert max(multiplications) <= 2**18
+    assert np.allclose(resized, expected, atol=1e-5)
