@@ -67,10 +67,10 @@ image: ## build the server's image with docker or podman (IMAGE=segserve; TARGET
 image-test: $(STAMP) ## run that image as users would, but for fewer rights, and stop it under load
 	SEGSERVE_IMAGE=$(IMAGE) SEGSERVE_IMAGE_TARGET=$(TARGET) $(BIN)/python -m pytest -q tests/deploy/test_image.py
 
-test: $(STAMP) ## run the unit tests, and the HTTP contract on every engine, a real TorchServe included (ten minutes)
-	$(BIN)/python -m pytest -q --durations=10 tests/unit tests/contract
+test: $(STAMP) ## run the unit tests, and the HTTP contract on a real TorchServe and on the engine without it (ten minutes)
+	SEGSERVE_CONTRACT_ENGINES="torchserve local-onnx" $(BIN)/python -m pytest -q --durations=10 tests/unit tests/contract
 
-test-all: $(STAMP) ## run every test: also commands, page, training, deployment, faults and hostile input (an hour)
+test-all: $(STAMP) ## run every test: also all engines, commands, page, training, deployment, faults and hostile input (an hour)
 	$(BIN)/python -m pytest -q --durations=10
 
 faults: $(STAMP) ## kill, fill, slow down and starve a server under load, and count what is lost into docs/reliability.md

@@ -1,5 +1,5 @@
 """A real server with two models, the shipped one and a copy of it with narrow limits; all tests run
-on every engine.
+on every engine, or on those that SEGSERVE_CONTRACT_ENGINES names.
 """
 
 import os
@@ -57,11 +57,18 @@ class Api:
         return requests.get(url, headers=self.headers, timeout=120)
 
 
-@pytest.fixture(
-    scope="package",
-    params=[*[(engine, "torch") for engine in EngineName], (EngineName.LOCAL, "onnx")],
-    ids=[*EngineName, "local-onnx"],
-)
+ENGINES = {
+    "torchserve": (EngineName.TORCHSERVE, "torch"),
+    "local": (EngineName.LOCAL, "torch"),
+    "ray": (EngineName.RAY, "torch"),
+    "local-onnx": (EngineName.LOCAL, "onnx"),
+}
+"""The engines, and the runtimes of the archives that they serve."""
+
+TESTED = os.environ.get("SEGSERVE_CONTRACT_ENGINES", " ".join(ENGINES)).split()
+
+
+@pytest.fixture(scope="package", params=[ENGINES[name] for name in TESTED], ids=TESTED)
 def engine(request: pytest.FixtureRequest) -> tuple[str, str]:
     """The name of an engine, and the runtime of the archives that it serves."""
     if request.param[0] == "ray":

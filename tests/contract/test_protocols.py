@@ -10,7 +10,7 @@ import requests
 import tritonclient.grpc
 import tritonclient.http
 import tritonclient.utils
-from huggingface_hub import InferenceClient
+from huggingface_hub import InferenceClient, constants
 from PIL import Image
 
 from .conftest import Api
@@ -298,9 +298,11 @@ def test_grpc_call_that_is_bad_has_a_status_and_a_sentence(
 
 
 @pytest.fixture(scope="module")
-def hugging_face(api: Api) -> InferenceClient:
+def hugging_face(api: Api) -> Iterator[InferenceClient]:
     token = api.headers["Authorization"].removeprefix("Bearer ")
-    return InferenceClient(model=f"{api.inference_url}/hf/{MODEL}", token=token)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)  # the server is on this machine
+        yield InferenceClient(model=f"{api.inference_url}/hf/{MODEL}", token=token)
 
 
 def test_hugging_face_client_gets_the_native_label_map(hugging_face, cat, native):
