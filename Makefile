@@ -68,7 +68,7 @@ image-test: $(STAMP) ## run that image as users would, but for fewer rights, and
 	SEGSERVE_IMAGE=$(IMAGE) SEGSERVE_IMAGE_TARGET=$(TARGET) $(BIN)/python -m pytest -q tests/deploy/test_image.py
 
 test: $(STAMP) ## run the unit tests, and the HTTP contract on a real TorchServe and on the engine without it (ten minutes)
-	SEGSERVE_CONTRACT_ENGINES="torchserve local-onnx" $(BIN)/python -m pytest -q --durations=10 tests/unit tests/contract
+	SEGSERVE_CONTRACT_ENGINES="torchserve local-onnx" $(BIN)/python -m pytest -q --durations=10 -m "not slow" tests/unit tests/contract
 
 test-all: $(STAMP) ## run every test: also all engines, commands, page, training, deployment, faults and hostile input (an hour)
 	$(BIN)/python -m pytest -q --durations=10

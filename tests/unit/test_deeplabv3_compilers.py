@@ -16,6 +16,8 @@ from torch.export import Dim
 
 from deeplabv3 import ASPP, CoreNetHead, DeepLabHead, MultiScaleDeepLabHead
 
+pytestmark = pytest.mark.slow
+
 RATES = (1, 2)
 # As (channels, factor, offset): of a size s, a level has the height or width factor * s + offset.
 FEATURES = [(6, 1, 0)]

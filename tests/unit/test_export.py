@@ -36,6 +36,8 @@ from tests.conftest import EMBEDDED
 from .test_cpu_fusion import ARCHITECTURES, randomised
 from .tiny import tiny_record
 
+pytestmark = pytest.mark.slow
+
 PLAIN = Settings(precision="fp32", fuse=False)
 
 

@@ -15,6 +15,8 @@ from segserve.runtime.record import read_document, read_record
 from .tiny import write_tiny_model
 from .voc import write_pair, write_split
 
+pytestmark = pytest.mark.slow
+
 CLASSES = "- background\n- disc\n- box\n- ring\n"
 
 

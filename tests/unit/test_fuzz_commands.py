@@ -19,6 +19,8 @@ from .coco import CAT, annotation, square, write_coco
 from .tiny import write_tiny_model
 from .voc import write_squares
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 24
 FLAGS = {
     "--split": [

@@ -24,6 +24,8 @@ from segserve.runtime.record import read_record
 
 from .images import noise
 
+pytestmark = pytest.mark.slow
+
 IMAGE = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 LABELS = ("background", "disc", "box")
 
