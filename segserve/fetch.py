@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .download import Report, download
-from .resources import require_packages, resource
+from .resources import fetched_models, require_packages, resource
 from .runtime.errors import FetchError, ModelError
 from .runtime.record import (
     RECORD_FILE,
@@ -28,7 +28,6 @@ from .runtime.record import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-HOME_VARIABLE = "SEGSERVE_HOME"
 MIRROR_VARIABLE = "SEGSERVE_MIRROR"
 
 _OURS = {
@@ -108,10 +107,7 @@ def fetch_model(model: Path, *, weights: Path | None, report: Report) -> Path:
 
 
 def _fetched_folder(model: Path) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (
-        Path(os.environ.get(HOME_VARIABLE) or cache / "segserve") / "models" / model.resolve().name
-    )
+    return fetched_models() / model.resolve().name
 
 
 def _has_weights(folder: Path, record: ModelRecord) -> bool:

@@ -4,6 +4,7 @@ Files of the project that are not Python modules of this package are beside it i
 folder `files` in an installed wheel.
 """
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def resource(name: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{name}: not found in {_ROOT}")
     return path
+
+
+def fetched_models() -> Path:
+    """The folder of fetched models: in $SEGSERVE_HOME, else in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("SEGSERVE_HOME") or cache / "segserve") / "models"
 
 
 def count_gpus() -> int:

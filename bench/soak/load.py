@@ -8,7 +8,6 @@ standard output. The requests are a mix: photographs of mixed sizes, responses i
 import asyncio
 import json
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import NamedTuple, get_args
 
 import httpx
 
-from bench.serving.peer import BenchError
+from bench.serving.load import sent_by
 from segserve.schema.request import MaskEncoding, MediaType
 
 _TIMEOUT_S = 120.0
@@ -79,15 +78,7 @@ def send(order: Order) -> list[Outcome]:
     Raises:
         BenchError: the process failed. No response of a server causes this.
     """
-    command = [sys.executable, "-m", "bench.soak.load"]
-    done = subprocess.run(
-        command, input=json.dumps(asdict(order)), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise BenchError(
-            f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}"
-        )
-    return [Outcome(*fields) for fields in json.loads(done.stdout)]
+    return [Outcome(*fields) for fields in sent_by("bench.soak.load", asdict(order))]
 
 
 @dataclass(frozen=True)

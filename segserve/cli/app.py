@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TextIO
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from .. import __version__
@@ -142,6 +143,11 @@ def errors_in_one_line() -> Iterator[None]:
     except (*own_errors, ArithmeticError, OSError, ValueError) as error:
         print_error(*getattr(error, "lines", (reason_of(error),)))
         raise typer.Exit(1) from error
+
+
+def figures_table(first: str, *figures: str, **options: Any) -> Table:  # noqa: ANN401 - of Table
+    """A table with a column of text, and columns of figures, which are aligned on the right."""
+    return Table(first, *(Column(heading, justify="right") for heading in figures), **options)
 
 
 def print_error(message: str, *details: str) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..bulk.errors import InterruptedRunError, StoppedError, printable
 from ..schema.request import Alpha, Mode, Tta
-from .app import SIGNALLED, console, print_error, write_output
+from .app import SIGNALLED, console, figures_table, print_error, write_output
 
 if TYPE_CHECKING:
     from ..bulk.run import Outcome, Run
@@ -90,7 +90,7 @@ def run_text(run: "Run", stopped: str = "") -> str:
 
 def image_table(classes: "Iterable[ClassRow]", title: str = "") -> Table:
     """The classes of one image."""
-    table = _table(title, "class", "share of the image", "confidence")
+    table = _class_table(title, "share of the image", "confidence")
     for row in classes:
         table.add_row(row.label, f"{row.fraction:.1%}", f"{row.confidence:.2f}")
     return table
@@ -98,17 +98,14 @@ def image_table(classes: "Iterable[ClassRow]", title: str = "") -> Table:
 
 def totals_table(totals: Iterable[tuple[str, float, int]]) -> Table:
     """The classes of several images: label, fraction of all pixels, and number of images."""
-    table = _table("classes", "class", "share of all pixels", "images")
+    table = _class_table("classes", "share of all pixels", "images")
     for label, fraction, images in totals:
         table.add_row(label, f"{fraction:.1%}", str(images))
     return table
 
 
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title or None, title_justify="left")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "class" else "right")
-    return table
+def _class_table(title: str, *figures: str) -> Table:
+    return figures_table("class", *figures, title=title or None, title_justify="left")
 
 
 class Reporter:

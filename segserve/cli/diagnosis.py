@@ -9,7 +9,17 @@ from rich.table import Table
 
 from ..doctor import Level, as_json, as_lines, examine, status_of
 from ..schema.request import Mode, Tta
-from .app import MAKE, USE, app, console, errors_in_one_line, model_folder, model_names, print_plain
+from .app import (
+    MAKE,
+    USE,
+    app,
+    console,
+    errors_in_one_line,
+    figures_table,
+    model_folder,
+    model_names,
+    print_plain,
+)
 
 if TYPE_CHECKING:
     from ..profile import ImageProfile
@@ -90,9 +100,7 @@ def profile(
 
 
 def _stages(profiled: "ImageProfile") -> Table:
-    table = Table("stage", box=None)
-    table.add_column("ms", justify="right")
-    table.add_column("share", justify="right")
+    table = figures_table("stage", "ms", "share", box=None)
     rest_ms = profiled.total_ms - sum(profiled.stages_ms.values())
     for stage, ms in {
         **profiled.stages_ms,
@@ -104,9 +112,7 @@ def _stages(profiled: "ImageProfile") -> Table:
 
 
 def _operators(profiled: "ImageProfile", top: int) -> Table:
-    table = Table("operator, under the profiler", box=None)
-    for title in ("calls", "ms", "share"):
-        table.add_column(title, justify="right")
+    table = figures_table("operator, under the profiler", "calls", "ms", "share", box=None)
     total_ms = sum(operator.self_ms for operator in profiled.operators) or 1.0
     for operator in profiled.operators[:top]:
         share = operator.self_ms / total_ms

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Column, Table
 
 from ..runtime.errors import ModelError
 from ..schema.request import Mode, Tta
@@ -16,6 +15,7 @@ from .app import (
     app,
     console,
     errors_in_one_line,
+    figures_table,
     model_folder,
     model_names,
     model_source,
@@ -289,7 +289,7 @@ def _create_parents(paths: Iterable[Path]) -> None:
 
 
 def _print_report(report: "EvaluationReport") -> None:
-    table = _class_table("images", "IoU", "accuracy", "boundary IoU")
+    table = figures_table("class", "images", "IoU", "accuracy", "boundary IoU")
     for row in report.present:
         figures = map(_figure, (row.iou, row.accuracy, row.boundary_iou))
         table.add_row(row.label, str(row.images), *figures)
@@ -308,17 +308,13 @@ def _print_report(report: "EvaluationReport") -> None:
     print_plain(f"{report.images} images in {report.seconds:.1f} s")
 
 
-def _class_table(*headings: str) -> Table:
-    return Table("class", *(Column(heading, justify="right") for heading in headings))
-
-
 def _figure(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _print_comparison(found: "Comparison", first: str, second: str) -> None:
     print_plain(f"first: {first}\nsecond: {second}")
-    table = _class_table("first", "second", "difference", "95 % interval")
+    table = figures_table("class", "first", "second", "difference", "95 % interval")
     for row in (*found.classes, found.mean):
         table.add_row(
             row.label,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
-from rich.table import Column, Table
 
 from ..bulk.sources import find_sources
 from ..recipe import Recipe
@@ -20,6 +19,7 @@ from .app import (
     app,
     console,
     errors_in_one_line,
+    figures_table,
     model_folder,
     model_source,
     print_plain,
@@ -114,7 +114,7 @@ def _print_split(name: str, checked: "CheckedSplit", classes: "Sequence[ClassInf
         f"{name}: {len(sizes)} images of {min(widths)} x {min(heights)} to {max(widths)} x "
         f"{max(heights)} pixels"
     )
-    table = Table("class", Column("pixels", justify="right"), Column("share", justify="right"))
+    table = figures_table("class", "pixels", "share")
     total = max(1, int(checked.pixels.sum()))
     for info, pixels in zip(classes, checked.pixels.tolist(), strict=True):
         table.add_row(info.label, f"{pixels:,}", f"{pixels / total:.2%}")

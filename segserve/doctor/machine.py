@@ -13,6 +13,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from ..resources import fetched_models
 from .findings import Finding, Level
 from .torch_facts import TorchBrokenError, TorchFacts, send_torch
 
@@ -201,12 +202,10 @@ def _fault(requirement: str) -> str:
 
 
 def _folders() -> dict[str, Path]:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    home = os.environ.get("SEGSERVE_HOME") or cache
     return {
         "archives, here": Path(),
         "unpacked models": Path(tempfile.gettempdir()),
-        "fetched models": Path(home),
+        "fetched models": fetched_models(),
     }
 
 

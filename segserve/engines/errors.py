@@ -22,11 +22,14 @@ def frontend_json(document: object) -> bytes:
     return f"{text}\n".encode("utf-8", errors="replace")
 
 
-def bad_token() -> FrontendError:
-    message = (
-        "Token Authorization failed. Token either incorrect, expired, or not provided correctly"
-    )
-    return FrontendError(400, "InvalidKeyException", message)
+class BadTokenError(FrontendError):
+    """The token of a request is missing or wrong."""
+
+    def __init__(self) -> None:
+        message = (
+            "Token Authorization failed. Token either incorrect, expired, or not provided correctly"
+        )
+        super().__init__(400, "InvalidKeyException", message)
 
 
 def unknown_model(name: str) -> FrontendError:

@@ -134,13 +134,12 @@ def export_onnx(
     expected = Segmenter.of(network, record, settings=Settings(precision="fp32", fuse=False))
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="segserve-") as folder:
-        file, with_probabilities = (Path(folder) / name for name in ("model", "probabilities"))
-        for path, has_probabilities in ((file, probabilities), (with_probabilities, True)):
-            exported = picture_model(
-                network, record, probabilities=has_probabilities, precision=precision
-            )
+        files = {has_them: Path(folder) / f"{has_them}.onnx" for has_them in {probabilities, True}}
+        for has_them, path in files.items():
+            exported = picture_model(network, record, probabilities=has_them, precision=precision)
             onnx.save(exported, path)
-        difference = _probability_difference(PictureModel(with_probabilities), expected)
+        file = files[probabilities]
+        difference = _probability_difference(PictureModel(files[True]), expected)
         report = _verified(file, expected, precision, checks or Checks(), difference)
         with whole_file(output) as target, file.open("rb") as source:
             shutil.copyfileobj(source, target)

@@ -23,7 +23,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..engines.engine import Engine, EngineRequest, EngineResponse, Headers
-from ..engines.errors import bad_token, frontend_json
+from ..engines.errors import BadTokenError, frontend_json
 from ..runtime.errors import BadRequestError, UnavailableError
 from ..runtime.request import OPTION_HEADER_PREFIX
 from ..schema.openapi import openapi
@@ -290,7 +290,7 @@ async def _nothing() -> AsyncIterator[bytes]:
 
 def _check_token(token: TokenFile | None, authorization: str | None) -> None:
     if token is not None and not token.matches(authorization):
-        raise bad_token()
+        raise BadTokenError
 
 
 def _declared_bytes(request: Request) -> int | None:

@@ -15,7 +15,7 @@ from ..conftest import PROJECT
 ERRORS_FILE = PROJECT / "segserve" / "runtime" / "errors.py"
 CODES = {kind.code for kind in error_classes()}
 TORCHSERVES = {
-    frontend.bad_token().status,
+    frontend.BadTokenError().status,
     frontend.unknown_model("x").status,
     frontend.unknown_version("x", "1").status,
 }

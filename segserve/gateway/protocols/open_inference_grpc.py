@@ -9,7 +9,7 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from ... import __version__
-from ...engines.errors import bad_token
+from ...engines.errors import BadTokenError
 from ...runtime.errors import BadRequestError
 from ...schema.protocols import InferRequest
 from ..app import Gateway
@@ -53,6 +53,7 @@ ModelInferResponse model_name:string model_version:string id:string parameters:P
 _CODES = {
     404: grpc.StatusCode.NOT_FOUND,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    500: grpc.StatusCode.INTERNAL,
     503: grpc.StatusCode.UNAVAILABLE,
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
@@ -198,10 +199,10 @@ def _with_status(method: Method) -> Method:
             return await method(request, context)
         except Exception as error:
             status, message = status_and_message(error)
-        if message == str(bad_token()):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
-        code = _CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
-        await context.abort(grpc.StatusCode.INTERNAL if status == 500 else code, message)
+            code = _CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
+            if isinstance(error, BadTokenError):
+                code = grpc.StatusCode.UNAUTHENTICATED
+        await context.abort(code, message)
 
     return safe
 
