@@ -27,7 +27,6 @@ from ..engines.errors import BadTokenError, frontend_json
 from ..runtime.errors import BadRequestError, UnavailableError
 from ..runtime.request import OPTION_HEADER_PREFIX
 from ..schema.openapi import openapi
-from .http_server import MAX_HEAD_BYTES
 from .limits import FairQueue, RequestBody, distinct_parts, too_large
 from .metrics import CONTENT_TYPE, GatewayMetrics
 from .protocols.huggingface import huggingface_routes
@@ -43,6 +42,9 @@ CLIENT_LEFT = 499
 """The client closed the connection. nginx's code; appears only in logs and metrics."""
 
 _openapi_once = cache(openapi)  # takes 70 ms
+_MAX_PATH_BYTES, _MAX_HEADERS_BYTES = 4_000, 7_680
+"""TorchServe reads a line of 4,096 bytes and 8,192 bytes of headers, and
+closes a connection with more, often before its response is read."""
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _QUIET_PATHS = frozenset({"/ping", "/metrics"})  # requested every few seconds, so not logged
 _OWN_HEADERS = {"server": "segserve", "x-content-type-options": "nosniff"}
@@ -112,7 +114,7 @@ class Gateway:
 
         async def checked(scope: Scope, receive: Receive, send: Send) -> None:
             scope["app"] = router  # so that unknown paths and methods raise an HTTPException
-            _check_head(scope)
+            _check_head(_target(scope), scope["headers"])
             await router(scope, receive, send)
 
         handlers = {HTTPException: _on_error, Exception: _on_error}
@@ -152,6 +154,7 @@ class Gateway:
         """As `predict`, without a request over HTTP."""
         engine = self._started()
         async with self._queue.slot(client):
+            _check_head(forwarded.target, forwarded.headers)
             return await engine.predict(forwarded)
 
     def check_token(self, authorization: str | None) -> None:
@@ -196,17 +199,15 @@ class Gateway:
         self, request: Request, forward: Callable[[EngineRequest], Awaitable[EngineResponse]]
     ) -> Response:
         self._check_declared(request)
-        scope = request.scope
-        query = scope["query_string"]
-        response = await forward(
-            EngineRequest(
-                method=request.method,
-                target=scope["raw_path"] + (b"?" + query if query else b""),
-                headers=[*_end_to_end(scope["headers"]), *_query_options(request)],
-                body=_checked_body(request),
-                has_body=bool(_declared_bytes(request)) or "transfer-encoding" in request.headers,
-            )
+        forwarded = EngineRequest(
+            method=request.method,
+            target=_target(request.scope),
+            headers=[*_end_to_end(request.headers.raw), *_query_options(request)],
+            body=_checked_body(request),
+            has_body=bool(_declared_bytes(request)) or "transfer-encoding" in request.headers,
         )
+        _check_head(forwarded.target, forwarded.headers)  # with the query's options
+        response = await forward(forwarded)
         end_to_end = response._replace(headers=_end_to_end(response.headers))
         return TimedResponse(end_to_end, timeout_s=self.limits.request_s)
 
@@ -324,14 +325,20 @@ def _query_options(request: Request) -> Headers:
     ]
 
 
-def _check_head(scope: Scope) -> None:
-    """The HTTP server limits only a head that arrives in parts."""
-    head_bytes = len(scope["raw_path"]) + len(scope["query_string"])
-    head_bytes += sum(len(name) + len(value) for name, value in scope["headers"])
-    if head_bytes > MAX_HEAD_BYTES:
-        raise BadRequestError(
-            f"the path and the headers have {head_bytes} bytes, the limit is {MAX_HEAD_BYTES}"
-        )
+def _target(scope: Scope) -> bytes:
+    query: bytes = scope["query_string"]
+    path: bytes = scope["raw_path"]
+    return path + b"?" + query if query else path
+
+
+def _check_head(target: bytes, headers: Headers) -> None:
+    headers_bytes = sum(len(name) + len(value) + len(": \r\n") for name, value in headers)
+    for size, limit, name in [
+        (len(target), _MAX_PATH_BYTES, "path"),
+        (headers_bytes, _MAX_HEADERS_BYTES, "headers"),
+    ]:
+        if size > limit:
+            raise BadRequestError(f"{name}: {size} bytes, the limit is {limit}")
 
 
 async def _on_error(_: Request, error: Exception) -> Response:

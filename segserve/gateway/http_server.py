@@ -20,9 +20,7 @@ from ..runtime.errors import BadRequestError
 
 logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
-MAX_HEAD_BYTES = 2**14
-"""The limit of a request's line and headers."""
-
+_MAX_HEAD_BYTES = 2**14  # of a request's line and headers while they arrive
 _BACKLOG = 512
 _LINGER_S = 5  # how long the rest of a body is read and discarded after an early response
 _IDLE_S = 75  # how long a connection may stay open between two requests
@@ -129,7 +127,7 @@ async def serving(
             access_log=False,
             log_config=None,
             server_header=False,
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
             proxy_headers=False,
             timeout_keep_alive=_IDLE_S,
             timeout_graceful_shutdown=math.ceil(drain_timeout_s),

@@ -165,3 +165,25 @@ def test_predictions_png_of_the_largest_size_gets_a_response(api: Api):
     )
     with Image.open(io.BytesIO(response.content)) as image:
         assert image.size == (4096, 4096)
+
+
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        pytest.param("", {"X-Padding": "a" * 8_000}, id="headers"),
+        pytest.param("?tta=" + "a" * 4_000, {}, id="path"),
+        pytest.param("?" + "&".join(f"a{n}=" for n in range(500)), {}, id="options-as-headers"),
+    ],
+)
+def test_predictions_head_that_torchserve_cannot_read_is_rejected(api: Api, query, headers):
+    for _ in range(20):  # TorchServe responds to some
+        response = api.post(f"deeplabv3{query}", data=PNG, headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "bad_request")
+        assert response.json()["error"]["message"].endswith(("is 4000", "is 7680"))
+
+
+def test_predictions_largest_head_gets_a_response(api: Api):
+    names = {"X-Segment-Classes": ",".join(["cat"] * 1_700)}
+    assert api.post(data=PNG, headers=names).status_code == 200
+    query = "?classes=" + ",".join(["cat"] * 980)
+    assert api.post(f"deeplabv3{query}", data=PNG).status_code == 200

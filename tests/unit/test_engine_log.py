@@ -2,7 +2,7 @@
 
 import pytest
 
-from segserve.engines.torchserve.log import model_failure, server_failure, worker_output_complete
+from segserve.engines.torchserve.log import failure_explained, model_failure, server_failure
 
 TIME = "2026-01-01T00:00:00,000"
 RETRY = (
@@ -84,17 +84,39 @@ def test_model_failure_with_rejected_archive_returns_the_front_end_s_reason():
     )
 
 
-def test_worker_output_complete_turns_true_when_both_streams_have_ended():
-    ends = [
-        f"{TIME} [INFO ] W-9000-net_1.0-{stream} org.pytorch.serve.wlm.WorkerLifeCycle - "
-        f"Stopped Scanner - W-9000-net_1.0-{stream}\n"
-        for stream in ("stdout", "stderr")
-    ]
-    assert [worker_output_complete(RETRY + end) for end in ("", ends[0], "".join(ends))] == [
-        False,
-        False,
-        True,
-    ]
+ENDS = [
+    f"{TIME} [INFO ] W-9000-net_1.0-{stream} org.pytorch.serve.wlm.WorkerLifeCycle - "
+    f"Stopped Scanner - W-9000-net_1.0-{stream}\n"
+    for stream in ("stdout", "stderr")
+]
+END = "".join(ENDS)
+
+
+@pytest.mark.parametrize(
+    ("log", "explained"),
+    [
+        ("", True),
+        (RETRY, False),
+        (worker(VALUE_ERROR) + RETRY, False),
+        (worker(VALUE_ERROR) + RETRY + ENDS[0], False),
+        (worker(VALUE_ERROR) + RETRY + END, True),
+        (worker("Torch worker started.") + RETRY + END, False),
+        (RETRY + END + worker(VALUE_ERROR) + RETRY, False),
+        (RETRY + END + worker(VALUE_ERROR) + RETRY + END, True),
+    ],
+    ids=[
+        "no-failure",
+        "nothing-read",
+        "both-streams-open",
+        "stderr-open",
+        "read",
+        "output-dropped",
+        "second-attempt-open",
+        "second-attempt-read",
+    ],
+)
+def test_failure_explained_turns_true_with_a_reason_and_both_streams_at_their_end(log, explained):
+    assert failure_explained(log) is explained
 
 
 @pytest.mark.parametrize(

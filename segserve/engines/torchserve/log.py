@@ -24,15 +24,24 @@ def model_failure(log: str) -> str | None:
     retry = _RETRY.search(log)
     if retry is None:
         return None
-    return f"the worker of the model {retry[2]!r} failed to load: {_worker_error(log, retry[1])}"
-
-
-def worker_output_complete(log: str) -> bool:
-    """Whether the log, which lags behind, has all output of the first worker that failed."""
-    retry = _RETRY.search(log)
-    return retry is None or all(
-        f"Stopped Scanner - {retry[1]}-{s}" in log for s in ("stdout", "stderr")
+    reason = _worker_error(log, retry[1]) or (
+        "its process ended without a word (killed, perhaps for lack of memory)"
     )
+    return f"the worker of the model {retry[2]!r} failed to load: {reason}"
+
+
+def failure_explained(log: str) -> bool:
+    """Whether the log has the reason of the first worker that failed, and all its output so far.
+
+    The log lags behind, and TorchServe drops what it has not read when a worker's process ends. A
+    worker is started again and fails again, mostly with its reason.
+    """
+    retry = _RETRY.search(log)
+    if retry is None:
+        return True
+    failures = sum(match[1] == retry[1] for match in _RETRY.finditer(log))
+    read = (log.count(f"Stopped Scanner - {retry[1]}-{name}") for name in ("stdout", "stderr"))
+    return min(read) >= failures and _worker_error(log, retry[1]) is not None
 
 
 def server_failure(log: str) -> str:
@@ -44,7 +53,7 @@ def server_failure(log: str) -> str:
     return lines[-1] if lines else "it wrote nothing"
 
 
-def _worker_error(log: str, worker: str) -> str:
+def _worker_error(log: str, worker: str) -> str | None:
     """The last exception that the worker printed, without those that only repeat or hide it."""
     lines = [match for match in map(_MODEL_LINE.match, log.splitlines()) if match is not None]
     errors, in_traceback = [], False
@@ -55,9 +64,7 @@ def _worker_error(log: str, worker: str) -> str:
             in_traceback = False
             errors.append(text)
     reported = [error for error in errors if not any(echo in error for echo in _ECHOES)]
-    if reported:
-        return _short(reported[-1])
-    return "its process ended without a word (killed, perhaps for lack of memory)"
+    return _short(reported[-1]) if reported else None
 
 
 def _short(error: str) -> str:

@@ -23,7 +23,7 @@ from ..process_tree import ProcessTree, ServerProcess, get_directly, spawn
 from ..store import fill_store
 from .config import loopback, merge, read_config, write_properties
 from .java import find_java
-from .log import model_failure, server_failure, worker_output_complete
+from .log import failure_explained, model_failure, server_failure
 
 if TYPE_CHECKING:
     from ...signing import TrustedKeys
@@ -35,7 +35,7 @@ MODEL_STORE = "model-store"
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
 _POLL_S = 0.25
-_OUTPUT_LAG_S = 3  # how long the last output of a dead worker may take to reach the log
+_EXPLANATION_S = 15  # how long to wait for a dead worker's output, or a second attempt's
 
 
 class TorchServe(ServerProcess):
@@ -171,8 +171,8 @@ class TorchServe(ServerProcess):
         ended = not self._tree.alive()
         log = self._log()
         if model_failure(log) is not None:
-            deadline = time.monotonic() + _OUTPUT_LAG_S
-            while not worker_output_complete(log) and time.monotonic() < deadline:
+            deadline = time.monotonic() + _EXPLANATION_S
+            while not failure_explained(log) and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
                 log = self._log()
             raise ServerError(f"{model_failure(log)}; the log is {self.log_path}")
