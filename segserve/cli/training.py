@@ -130,10 +130,7 @@ def quantize(
     ],
     most: Annotated[int, typer.Option(min=1, help="maximum number of images, spread evenly")] = 64,
 ) -> None:
-    """Measure a model's activation ranges on photographs, for int8 inference (precision: int8 in
-    model-config.yaml).
-    """
-    from ..archive import config_of
+    """Measure a model's activation ranges on photographs: a CPU with VNNI then computes in int8."""
     from ..training.quantize import quantize_model
 
     with errors_in_one_line():
@@ -143,8 +140,8 @@ def quantize(
             task = progress.add_task("", total=len(paths))
             quantize_model(folder, paths, lambda count: progress.update(task, completed=count))
         print_plain(
-            f"{folder} supports int8. To serve it so: cp -n {config_of(folder)} {folder}, and in "
-            "that file set below `handler:`\n\n  precision: int8"
+            f"{folder}: a CPU with VNNI now computes it in int8, unless model-config.yaml sets "
+            "another precision"
         )
 
 

@@ -1,13 +1,11 @@
 """Writes a network as ONNX for the runtime `onnx`: a graph that refers to the weights file."""
 
 import base64
-import json
 import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +24,14 @@ from ..runtime.inference.onnx_segmenter import (
     relative_error,
 )
 from ..runtime.network.weights import SegmentationNetwork, load_network
-from ..runtime.record import NETWORK_FILE, InputRule, ModelRecord, named_weights, read_record
+from ..runtime.record import (
+    NETWORK_FILE,
+    InputRule,
+    ModelRecord,
+    named_weights,
+    read_record,
+    safetensors_header,
+)
 from ..runtime.settings import Settings
 
 OPSET = 18
@@ -147,9 +152,7 @@ def _refer_to(weights: Path, graph: onnx.GraphProto) -> None:
 
 def _stored_tensors(weights: Path) -> Mapping[str, tuple[int, int, int]]:
     """By name: ONNX's data type, where the tensor begins in the file, and its length in bytes."""
-    with weights.open("rb") as file:  # safetensors: 8 bytes hold the length of the header
-        begin = 8 + int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(begin - 8))
+    begin, header = safetensors_header(weights)
     return {
         name: (_TYPES[entry["dtype"]], begin + first, last - first)
         for name, entry in header.items()

@@ -4,6 +4,7 @@ As in `runtime.acceleration.int8`, activations are uint8 with measured ranges, a
 with one scale per output channel.
 """
 
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,8 +15,9 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+from ..runtime.acceleration.int8 import LEAST_WEIGHTS
 from ..runtime.errors import ModelError
-from ..runtime.network.weights import Ranges
+from ..runtime.network.ranges import Ranges
 from .graph import PARAMETER_PREFIX
 
 _OPTIONS = {
@@ -26,9 +28,7 @@ _OPTIONS = {
 
 
 def quantized_model(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
-    """Quantizes the convolutions of an exported network, except for depthwise ones.
-
-    These are a small part of the weights and multiplications, and cause most of the error.
+    """Quantizes the large convolutions of an exported network, as the runtime does.
 
     Args:
         model: as `graph.export_network` writes it.
@@ -39,8 +39,7 @@ def quantized_model(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
     """
     names = {
         node.name: node.input[1].removeprefix(PARAMETER_PREFIX).removesuffix(".weight")
-        for node in model.graph.node
-        if node.op_type == "Conv"
+        for node in _large_convolutions(model)
     }
     unknown = names.values() - ranges.keys()
     if unknown:
@@ -49,7 +48,7 @@ def quantized_model(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
             "measures it"
         )
     merged = _with_merged_norms(model)
-    convolutions = [node for node in merged.graph.node if _is_dense_convolution(node)]
+    convolutions = [node for node in merged.graph.node if node.name in names]
     limits = {
         node.input[0]: tuple(map(np.float32, ranges[names[node.name]])) for node in convolutions
     }
@@ -70,9 +69,17 @@ def quantized_model(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
     return quantizer.model.model  # type: ignore[no-any-return]
 
 
-def _is_dense_convolution(node: onnx.NodeProto) -> bool:
-    groups = next((each.i for each in node.attribute if each.name == "group"), 1)
-    return node.op_type == "Conv" and groups == 1
+def _large_convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    sizes = {each.name: prod(each.dims) for each in model.graph.initializer}
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type == "Conv" and _groups(node) == 1 and sizes[node.input[1]] >= LEAST_WEIGHTS
+    ]
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((each.i for each in node.attribute if each.name == "group"), 1)
 
 
 def _with_merged_norms(model: onnx.ModelProto) -> onnx.ModelProto:

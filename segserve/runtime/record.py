@@ -5,6 +5,7 @@ measured accuracy. The handler, the archive, the evaluation and the tests derive
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from math import ceil, floor
@@ -182,8 +183,8 @@ class ModelRecord(Strict):
     """One model.
 
     `weights` is missing only if the model is not trained yet, or not made from `checkpoint` yet.
-    `int8` names the ranges that `segserve quantize` measured for these weights. Without it, the
-    model cannot run in int8.
+    `int8` names the ranges that `segserve quantize` measured for these weights. With it, a CPU with
+    VNNI computes the model in int8.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -323,6 +324,18 @@ def verified_file(weights: Weights, folder: Path, what: str) -> Path:
     if digest != weights.sha256:
         raise ModelError(f"{weights.file}: SHA-256 is {digest}, the record says {weights.sha256}")
     return path
+
+
+def safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors of a safetensors file begin, and what its header says of each.
+
+    Raises:
+        ValueError: the header is not JSON.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(size))
+    return 8 + size, header
 
 
 def sha256_of(path: Path) -> str:

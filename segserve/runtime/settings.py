@@ -50,9 +50,9 @@ class Settings(Strict):
         runtime: what computes the network: `torch`, or `onnx`, which needs no PyTorch and computes
             on the CPU. `auto` is `onnx` on a CPU if the model has a network.onnx and OpenVINO is
             installed, or if PyTorch is not installed; otherwise `torch`.
-        precision: `auto` computes in bf16 if the processor or the GPU supports it, else in fp32.
-            `int8` needs a record that names ranges; it works on a CPU with VNNI, and is the same as
-            `auto` on other devices.
+        precision: `auto` computes in int8 on a CPU with VNNI if the record names ranges, else in
+            bf16 if the processor or the GPU supports it, else in fp32. `int8` is the same, but
+            requires ranges, and logs a warning if it is impossible.
         fuse: on a CPU, compile the network with OpenVINO, or merge its norms into its convolutions
             where OpenVINO is not installed; on a GPU, the latter. `false` computes the network
             module by module, which is slower.

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..runtime.acceleration.cpu_fusion import FusedConv2d, cpu_fused_network
-from ..runtime.acceleration.int8 import has_vnni, quantized_network
+from ..runtime.acceleration.openvino_network import int8_network
 from ..runtime.acceleration.verified import OptimizationError
 from ..runtime.decode.image import decode_image
 from ..runtime.errors import ModelError, SegserveError
 from ..runtime.inference.segmenter import Segmenter
-from ..runtime.network.weights import Ranges, load_network, write_ranges
+from ..runtime.network.ranges import Ranges, write_ranges
+from ..runtime.network.weights import load_network
 from ..runtime.record import read_record, write_record
 from ..runtime.settings import Settings
 
@@ -22,8 +22,7 @@ _FLOAT32 = Settings(precision="fp32")
 def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int], None]) -> None:
     """Measures the ranges of a model's activations and writes them into its folder and its record.
 
-    On a CPU with VNNI, the int8 network is verified before anything is written. The weights do not
-    change.
+    The int8 network is verified before anything is written. The weights do not change.
 
     Args:
         images: a few dozen photographs like those that the model will segment.
@@ -36,16 +35,10 @@ def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int],
     network = load_network(record, folder)
     segmenter = Segmenter.of(network, record, settings=_FLOAT32)
     network.ranges = measure_ranges(network, _inputs(segmenter, images, report))
-    if not network.ranges:
-        raise ModelError(
-            f"{record.name} does not support int8: oneDNN does not compute its convolutions on "
-            "this machine"
-        )
-    if has_vnni():
-        try:
-            quantized_network(network, segmenter.device)
-        except OptimizationError as error:
-            raise ModelError(f"{record.name} does not support int8: {error}") from error
+    try:
+        int8_network(network, torch.float32)
+    except OptimizationError as error:
+        raise ModelError(f"{record.name} does not support int8: {error}") from error
     write_record(record.model_copy(update={"int8": write_ranges(network.ranges, folder)}), folder)
 
 
@@ -61,13 +54,18 @@ def measure_ranges(network: nn.Module, images: Iterable[Tensor]) -> Ranges:
         least, largest = ranges.get(name, (0.0, 0.0))
         ranges[name] = (min(least, float(given.min())), max(largest, float(given.max())))
 
-    fused = cpu_fused_network(network, torch.float32)
-    for name, module in fused.named_modules():
-        if isinstance(module, FusedConv2d):
-            module.register_forward_pre_hook(lambda module, given, name=name: widen(name, given[0]))
-    with torch.inference_mode():
-        for image in images:
-            fused(image)
+    hooks = [
+        module.register_forward_pre_hook(lambda _, given, name=name: widen(name, given[0]))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        with torch.inference_mode():
+            for image in images:
+                network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return ranges
 
 

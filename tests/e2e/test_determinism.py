@@ -32,7 +32,7 @@ OPTIONS = {
 VARIANTS: Mapping[str, Mapping[str, object]] = {
     "alone": {"batchSize": 1, "handler": {"threads": 1}},
     "batched": {"batchSize": 8, "maxBatchDelay": 100, "handler": {"threads": 2}},
-    "int8": {"batchSize": 8, "maxBatchDelay": 100, "handler": {"threads": 2, "precision": "int8"}},
+    "bf16": {"batchSize": 8, "maxBatchDelay": 100, "handler": {"threads": 2, "precision": "bf16"}},
 }
 STARTUP_TIMEOUT_S = 600  # on a machine that tests other things meanwhile
 
@@ -114,15 +114,15 @@ def test_same_image_on_another_number_of_threads_gives_the_same_bytes(server, im
     assert {name: respond(server, "batched", image) for name, image in images.items()} == expected
 
 
-def test_same_image_in_int8_under_load_gives_the_bytes_that_it_gives_without_a_server(
+def test_same_image_in_bf16_under_load_gives_the_bytes_that_it_gives_without_a_server(
     server, archives, images
 ):
-    in_int8 = LocalSegmenter(next(archive for archive in archives if archive.stem == "int8"))
+    in_bf16 = LocalSegmenter(next(archive for archive in archives if archive.stem == "bf16"))
     alone = {
-        name: digest_of(in_int8.segment_raw(image, mask="png", confidence=True), "int8")
+        name: digest_of(in_bf16.segment_raw(image, mask="png", confidence=True), "bf16")
         for name, image in images.items()
     }
-    assert under_load(server, "int8", images) == {name: {digest} for name, digest in alone.items()}
+    assert under_load(server, "bf16", images) == {name: {digest} for name, digest in alone.items()}
 
 
 def test_same_image_after_a_restart_gives_the_same_bytes(archives, images, expected, tmp_path):

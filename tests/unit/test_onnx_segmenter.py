@@ -188,11 +188,6 @@ def test_load_with_changed_weights_is_an_error(exported, tmp_path):
         onnx_of(folder)
 
 
-def test_load_in_int8_is_an_error():
-    with pytest.raises(ModelError, match="int8"):
-        OnnxSegmenter.load(EMBEDDED, settings=Settings(precision="int8"), threads=1)
-
-
 def test_load_of_a_network_that_computes_other_logits_is_an_error(exported, tmp_path):
     folder = broken(exported, tmp_path)
     graph = onnx.load(folder / NETWORK_FILE, load_external_data=False)
@@ -217,7 +212,7 @@ def test_load_segmenter_of_a_broken_graph_computes_with_pytorch(exported, tmp_pa
         ({}, "cpu", True),
         ({}, "cuda:0", False),
         ({"fuse": False}, "cpu", False),
-        ({"precision": "int8"}, "cpu", False),
+        ({"precision": "int8"}, "cpu", True),
         ({"runtime": "torch"}, "cpu", False),
         ({"runtime": "onnx"}, "cuda:0", True),
     ],

@@ -8,7 +8,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segserve.cli import app
-from segserve.runtime.network.weights import RANGES_FILE, load_network
+from segserve.runtime.network.ranges import RANGES_FILE
+from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import read_record
 
 from .tiny import write_tiny_model
@@ -44,11 +45,10 @@ def error_line(*arguments: object) -> str:
     return line
 
 
-def test_quantize_names_the_ranges_in_the_record_and_says_what_to_set(model, pictures):
+def test_quantize_names_the_ranges_in_the_record_and_says_what_follows(model, pictures):
     result = quantize(model, pictures, "--most", 3)
     assert result.exit_code == 0, result.stderr
-    assert f"model-config.yaml {model}, and in that file set below `handler:`" in result.stdout
-    assert result.stdout.splitlines()[-1] == "  precision: int8"
+    assert result.stdout.startswith(f"{model}: a CPU with VNNI now computes it in int8")
     assert "3/3" in result.stderr
     record = read_record(model)
     assert record.int8 is not None
@@ -80,11 +80,11 @@ def test_quantize_unknown_model_is_an_error(pictures):
     assert "'unknown': no model folder" in error_line("unknown", pictures)
 
 
-def test_quantize_without_onednn_convolutions_is_an_error(model, pictures, monkeypatch):
-    monkeypatch.setattr(
-        "segserve.training.quantize.cpu_fused_network", lambda network, dtype: network
-    )
-    assert (
-        "tiny does not support int8: oneDNN does not compute its convolutions on this machine"
-        in error_line(model, pictures)
-    )
+def test_quantize_a_model_without_large_convolutions_is_an_error_and_writes_nothing(
+    model, pictures, monkeypatch
+):
+    monkeypatch.setattr("segserve.runtime.acceleration.int8.LEAST_WEIGHTS", 2**30)
+    line = error_line(model, pictures)
+    assert "tiny does not support int8: ValueError: no convolution has 1073741824 weights" in line
+    assert not (model / RANGES_FILE).exists()
+    assert read_record(model).int8 is None

@@ -57,10 +57,10 @@ class Geometry:
         kernel, stride, dilation = map(list, (conv.kernel_size, conv.stride, conv.dilation))
         return cls(kernel, stride, padding, dilation, conv.groups, same_padding)
 
-    def padded(self, x: Tensor, zero: int = 0) -> Tensor:
+    def padded(self, x: Tensor) -> Tensor:
         """Adds the padding that depends on the size of (N, C, H, W). oneDNN adds all other."""
         if self.same_padding:
-            x = pad_same(x, self.kernel, self.stride, self.dilation, zero)
+            x = pad_same(x, self.kernel, self.stride, self.dilation)
         return x
 
 

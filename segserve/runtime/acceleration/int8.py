@@ -1,174 +1,121 @@
-"""Runs the network in int8, which processors with VNNI multiply faster than bf16.
+"""int8 convolutions in a model of OpenVINO, which processors with VNNI compute faster than in bf16.
 
-Static quantization as in Jacob et al. (arXiv:1712.05877). Activations are uint8, with scales that
-were measured beforehand. Weights are int8, with one scale per output channel. A convolution outputs
-uint8 if only convolutions read its output. Otherwise it outputs float32.
+Static quantization as in Jacob et al. (arXiv:1712.05877). Activations are uint8, with ranges that
+were measured beforehand. Weights are int8, with one scale per output channel. This module needs no
+PyTorch.
 """
 
-from dataclasses import dataclass
-from functools import partial
-from typing import Self
+import logging
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, fx, nn
+import numpy as np
+from numpy.typing import NDArray
 
-from ..network.weights import Ranges, SegmentationNetwork
-from .fusion import Activation, Geometry, fuse
-from .verified import TYPICAL_HW, OptimizationError, verified
+from ..network.ranges import Ranges
+from ..record import ModelRecord
+from ..settings import Settings
 
-_LARGEST_BYTE, _LARGEST_WEIGHT = 255, 127
-_UNIT_STEP = 1.0
+if TYPE_CHECKING:
+    import openvino
 
-# The smallest range, for channels and activations that are always 0: values are divided by the
-# step.
-_LEAST_RANGE = 1e-6
+logger = logging.getLogger(__name__)
 
-# RMS difference of the logits, in standard deviations of the logits. A trained network has 0.03 to
-# 0.08.
-_TOLERANCE = 0.2
+LEAST_WEIGHTS = 2**14
+"""Smaller convolutions stay as they are, as do depthwise ones: they gain no time, and cause half of
+the error."""
+
+INT8_TOLERANCE = 0.2
+"""Largest RMS difference of the logits, in standard deviations of the logits. Trained networks have
+0.03 to 0.1."""
+
+_LARGEST_BYTE = 255
+_LEAST_RANGE = 1e-6  # for activations and channels that are always 0
+_WEIGHT_NAME = re.compile(r"\w+\.(.+)\.weight(?:\.half)?")  # the first part is the module traced
 
 
-def quantized_network(network: SegmentationNetwork, device: torch.device) -> nn.Module:
-    """Builds the same network for inference in int8. Does not change `network`.
-
-    Args:
-        network: float32 on the CPU, in evaluation mode, with its `ranges`.
-
-    Raises:
-        OptimizationError: the device is not a CPU with VNNI, ranges are missing, the network's
-            operations depend on the image's size (`MultiScaleDeepLabHead`), or the logits differ
-            too much from the network's.
+def uses_int8(settings: Settings, record: ModelRecord, device: str) -> bool:
+    """Whether a model with measured ranges computes in int8: on a CPU with VNNI, unless the settings
+    choose another precision. Logs a warning if they choose int8 and it is impossible.
     """
-    if device.type != "cpu":
-        raise OptimizationError("8 bits are for the CPU")
+    if record.int8 is None or settings.precision not in ("auto", "int8"):
+        return False
+    obstacle = _obstacle(device)
+    if settings.precision == "int8" and obstacle:
+        logger.warning("the network does not compute in int8: %s", obstacle)
+    return obstacle is None and (settings.fuse or settings.precision == "int8")
+
+
+def _obstacle(device: str) -> str | None:
+    if not device.startswith("cpu"):
+        return "8 bits are for the CPU"
     if not has_vnni():
-        raise OptimizationError("this processor has no VNNI")
-    return verified(network, partial(_quantized, ranges=network.ranges), torch.float32, _TOLERANCE)
+        return "this processor has no VNNI"
+    return None if find_spec("openvino") else "OpenVINO is not installed"
 
 
+@cache
 def has_vnni() -> bool:
     """Whether this processor multiplies int8 natively. Others are slower, and may overflow."""
-    return bool(torch.cpu._is_vnni_supported())
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:  # not Linux
+        return False
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags)
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Converts a range of values to uint8. The byte `zero` represents 0 exactly."""
+def quantize(model: "openvino.Model", ranges: Ranges) -> None:
+    """Marks the convolutions that OpenVINO then computes in int8.
 
-    step: float
-    zero: int
+    Args:
+        model: converted from PyTorch or ONNX, with PyTorch's names of the weights. Changed in place.
 
-    @classmethod
-    def of(cls, least: float, largest: float) -> Self:
-        least, largest = min(least, 0.0), max(largest, 0.0)
-        step = max(largest - least, _LEAST_RANGE) / _LARGEST_BYTE
-        return cls(step, round(-least / step))
+    Raises:
+        ValueError: no convolution is large enough to gain, or the range of one was not measured.
+    """
+    from openvino import opset13 as operations
 
-    def bytes_of(self, values: Tensor) -> Tensor:
-        """float32 -> uint8 of the same shape and layout."""
-        shifted = torch.add(torch.tensor(self.zero + 0.5), values, alpha=1 / self.step)
-        # Via int32: torch converts float32 directly to uint8 at a quarter of the speed.
-        return shifted.clamp_(0, _LARGEST_BYTE).to(torch.int32).to(torch.uint8)
-
-
-class Quantize(nn.Module):
-    """Quantizes float32 to uint8 with a scale."""
-
-    def __init__(self, scale: Scale) -> None:
-        super().__init__()
-        self._scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._scale.bytes_of(x)
-
-
-class FusedSpec(nn.Module):
-    """The parts of a `QuantizedConv2d`, until the scales around it are known."""
-
-    def __init__(
-        self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: Activation
-    ) -> None:
-        super().__init__()
-        self.geometry, self.in_channels = Geometry.of(conv), conv.in_channels
-        self.weight, self.bias, self.activation = weight, bias, activation
-
-
-class QuantizedConv2d(nn.Module):
-    """uint8 (N, C, H, W) -> uint8 if `gives` is a scale, else float32."""
-
-    def __init__(self, fused: FusedSpec, given: Scale, gives: Scale | None) -> None:
-        super().__init__()
-        self._geometry = geometry = fused.geometry
-        self._arguments = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        self._given, self._bias, self._activation = given, fused.bias, fused.activation
-        self._output = (
-            (1.0, 0, torch.float32) if gives is None else (gives.step, gives.zero, torch.uint8)
+    large = [
+        (node, weight)
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "Convolution"
+        if (weight := _weight(node)).get_byte_size() // weight.get_element_type().size
+        >= LEAST_WEIGHTS
+    ]
+    if not large:
+        raise ValueError(f"no convolution has {LEAST_WEIGHTS} weights or more")
+    for convolution, weight in large:
+        named = _WEIGHT_NAME.fullmatch(weight.get_friendly_name())
+        name = named[1] if named else weight.get_friendly_name()
+        if name not in ranges:
+            raise ValueError(f"the range of the input of {name} was not measured")
+        bounds = with_exact_zero(*ranges[name])
+        activations = operations.fake_quantize(
+            convolution.input_value(0), *bounds, *bounds, _LARGEST_BYTE + 1
         )
-        weight = fused.weight
-        steps = weight.abs().amax(dim=(1, 2, 3)).clamp(min=_LEAST_RANGE) / _LARGEST_WEIGHT
-        whole = (weight / steps.view(-1, 1, 1, 1)).round().to(torch.int8)
-        # The kernels multiply the sum by the input's and the weight's scale, in an order that
-        # depends on the number of threads. So the input's scale is 1 and the weight's is the
-        # product: every order then gives the same digits.
-        self._steps, self._zeros = steps * given.step, torch.zeros(len(steps), dtype=torch.int64)
-        self._weight = torch.ops.onednn.qconv_prepack(
-            whole.contiguous(memory_format=torch.channels_last),
-            self._steps,
-            _UNIT_STEP,
-            given.zero,
-            *self._arguments,
-            [1, fused.in_channels, *TYPICAL_HW],
+        largest = np.abs(weight.get_data().astype(np.float32)).max(axis=(1, 2, 3), keepdims=True)
+        largest = np.maximum(largest, _LEAST_RANGE)
+        weights = operations.fake_quantize(
+            convolution.input_value(1), -largest, largest, -largest, largest, _LARGEST_BYTE
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        convolved: Tensor = torch.ops.onednn.qconv2d_pointwise(
-            self._geometry.padded(x, self._given.zero),
-            _UNIT_STEP,
-            self._given.zero,
-            self._weight,
-            self._steps,
-            self._zeros,
-            self._bias,
-            *self._arguments,
-            *self._output,
-            *self._activation,
-        )
-        return convolved
+        for index, node in enumerate((activations, weights)):
+            convolution.input(index).replace_source_output(node.output(0))
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, FusedSpec) or super().is_leaf_module(module, name)
+def with_exact_zero(
+    least: float, largest: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The bounds of a range whose 256 steps represent 0 exactly, as padding needs it."""
+    least, largest = min(least, 0.0), max(largest, 0.0)
+    step = max(largest - least, _LEAST_RANGE) / _LARGEST_BYTE
+    zero = round(-least / step)
+    return np.array(-zero * step, np.float32), np.array((_LARGEST_BYTE - zero) * step, np.float32)
 
 
-def _quantized(network: nn.Module, image: Tensor, ranges: Ranges) -> nn.Module:
-    """Quantizes in place. The graph shows which modules read a convolution's output."""
-    fuse(network, image, FusedSpec)
-    graph = _Tracer().trace(network)
-    convs: dict[fx.Node, FusedSpec] = {}
-    for node in graph.nodes:
-        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, nn.Identity | nn.Dropout):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-        elif isinstance(module, FusedSpec):
-            convs[node] = module
-    unknown = [name for name in map(str, (node.target for node in convs)) if name not in ranges]
-    if unknown:
-        raise ValueError(f"the range of the input of {unknown[0]} was not measured")
-    read = {node: node.all_input_nodes[0] for node in convs}
-    scales: dict[fx.Node, Scale] = {}  # of the convolutions' inputs
-    for node, source in read.items():
-        scales.setdefault(source, Scale.of(*ranges[str(node.target)]))
-    giving_bytes = {node for node in convs if convs.keys() >= node.users.keys()}
-    for node, fused in convs.items():
-        gives = scales[node] if node in giving_bytes else None
-        network.set_submodule(str(node.target), QuantizedConv2d(fused, scales[read[node]], gives))
-    for index, (source, scale) in enumerate(scales.items()):
-        if source not in giving_bytes:
-            network.add_module(f"quantize_{index}", Quantize(scale))
-            with graph.inserting_after(source):
-                in_bytes = graph.call_module(f"quantize_{index}", (source,))
-            for reader in convs.keys() & source.users.keys():
-                reader.replace_input_with(source, in_bytes)
-    return fx.GraphModule(network, graph)
+def _weight(convolution: "openvino.Node") -> "openvino.Node":
+    """The constant behind a conversion to float32, if there is one."""
+    node = convolution.input_value(1).get_node()
+    return node if node.get_type_name() == "Constant" else node.input_value(0).get_node()

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from ..network.ranges import Ranges
+from ..network.weights import SegmentationNetwork
 from .cpu_fusion import TOLERANCES, cpu_fused_network
+from .int8 import INT8_TOLERANCE, quantize
 from .openvino_model import OpenVinoModel, OpenVinoPrecision
 from .verified import OptimizationError, verified
 
@@ -25,16 +28,22 @@ class OpenVinoNetwork(nn.Module):
     PyTorch keeps the weights that were traced until the process ends, 4 bytes each.
 
     A call uses as many threads as `torch.set_num_threads` gave the calling thread.
+
+    Attributes:
+        precision: int8, bfloat16 or float32.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        """Compiles the network, float32 on the CPU, to compute in `dtype`.
+    def __init__(
+        self, network: nn.Module, dtype: torch.dtype, ranges: Ranges | None = None
+    ) -> None:
+        """Compiles the network, float32 on the CPU, to compute in `dtype`, or with `ranges` its
+        large convolutions in int8.
 
         Raises:
             ImportError: OpenVINO is not installed.
             RuntimeError: OpenVINO does not support an operation of the network.
             ValueError: an operation depends on the size of the image: it would be compiled for one
-                size.
+                size. Or int8 is impossible, see `int8.quantize`.
         """
         super().__init__()
         from openvino.frontend import FrontEndManager
@@ -51,6 +60,9 @@ class OpenVinoNetwork(nn.Module):
         decoder = TorchScriptPythonDecoder(traced, example_input=(image,))  # must outlive the load
         model = front_end.convert(front_end.load(decoder))
         model.reshape([-1, 3, -1, -1])
+        if ranges is not None:
+            quantize(model, ranges)
+        self.precision = str(dtype).removeprefix("torch.") if ranges is None else "int8"
         self._model = OpenVinoModel(
             model, precision=_PRECISIONS[dtype], threads=torch.get_num_threads()
         )
@@ -59,6 +71,24 @@ class OpenVinoNetwork(nn.Module):
         with record_function("OpenVINO network"):  # one operator in a profile
             inputs = x.float().contiguous().numpy()
             return torch.from_numpy(self._model.infer(inputs, torch.get_num_threads()))
+
+
+def int8_network(network: SegmentationNetwork, dtype: torch.dtype) -> OpenVinoNetwork:
+    """The network with its large convolutions in int8 and the others in `dtype`. Does not change
+    `network`.
+
+    Args:
+        network: float32 on the CPU, in evaluation mode, with its `ranges`.
+
+    Raises:
+        OptimizationError: it cannot be compiled so, or its logits differ too much.
+    """
+    return verified(
+        network,
+        lambda copied, _: OpenVinoNetwork(copied, dtype, network.ranges),
+        dtype,
+        INT8_TOLERANCE,
+    )
 
 
 def cpu_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:

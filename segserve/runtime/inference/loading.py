@@ -50,9 +50,8 @@ def computes_onnx(folder: Path, settings: Settings, device: str = "cpu") -> bool
         return settings.runtime == "onnx"
     if not has_torch():
         return True
-    is_as_fast = device == "cpu" and find_spec("openvino") is not None
-    is_the_same = settings.fuse and settings.precision != "int8"
-    return is_as_fast and is_the_same and (folder / NETWORK_FILE).is_file()
+    is_as_fast = device == "cpu" and settings.fuse and find_spec("openvino") is not None
+    return is_as_fast and (folder / NETWORK_FILE).is_file()
 
 
 def has_torch() -> bool:

@@ -5,6 +5,7 @@ OpenVINO computes it where it is installed, else ONNX Runtime.
 
 import base64
 import json
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from threading import local
@@ -14,11 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..acceleration.int8 import INT8_TOLERANCE, quantize, uses_int8
 from ..acceleration.openvino_model import OpenVinoModel, OpenVinoPrecision, has_bf16, read_onnx
 from ..errors import ModelError
+from ..network.ranges import Ranges, read_ranges
 from ..record import NETWORK_FILE, ModelRecord, named_weights, read_record, verified_file
-from ..settings import Settings
+from ..settings import Settings, check_precision
 from .base import BaseSegmenter
+
+logger = logging.getLogger(__name__)
 
 RECORD_PROPERTY = "made_from"
 """The property of the file with what it was made from, see `made_from`."""
@@ -28,7 +33,7 @@ LOGITS_PROPERTY = "float32_logits"
 
 # The largest RMS difference to PyTorch's logits, in standard deviations of the logits. A wrong
 # network has about 1.
-_TOLERANCES = {"float32": 3e-3, "bfloat16": 0.1}
+_TOLERANCES = {"float32": 3e-3, "bfloat16": 0.1, "int8": INT8_TOLERANCE}
 
 
 def made_from(record: ModelRecord) -> str:
@@ -56,19 +61,26 @@ def relative_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -
 
 
 class OnnxSegmenter(BaseSegmenter):
-    """A network of ONNX on the CPU, in bf16 where OpenVINO has it and the settings allow it."""
+    """A network of ONNX on the CPU, in int8 or bf16 where OpenVINO has it and the settings allow it."""
 
     device = "cpu"
 
     def __init__(
-        self, network: Path, record: ModelRecord, *, settings: Settings, threads: int
+        self,
+        network: Path,
+        record: ModelRecord,
+        *,
+        settings: Settings,
+        threads: int,
+        ranges: Ranges | None = None,
     ) -> None:
         """See `load`."""
         super().__init__(record, settings)
         self._most_threads = threads
         self._threads = local()
         try:
-            self.backend, self.precision, self._network = _compiled(network, settings, threads)
+            compiled = _compiled(network, settings, threads, ranges)
+            self.backend, self.precision, self._network = compiled
             self._check()
         except (ModelError, ModuleNotFoundError):
             raise
@@ -103,8 +115,7 @@ class OnnxSegmenter(BaseSegmenter):
             ModuleNotFoundError: neither OpenVINO nor ONNX Runtime is installed.
         """
         record = read_record(folder)
-        if settings.precision == "int8":
-            raise ModelError("precision int8: the runtime onnx has bf16 and fp32 alone")
+        check_precision(settings, record)
         verified_file(named_weights(record), folder, "weights")
         network = folder / NETWORK_FILE
         if not network.is_file():
@@ -112,6 +123,12 @@ class OnnxSegmenter(BaseSegmenter):
                 f"{record.name}: {NETWORK_FILE} is missing, which the runtime onnx needs: "
                 "`segserve archive --runtime onnx` makes it, where PyTorch is installed"
             )
+        if uses_int8(settings, record, cls.device):
+            ranges = read_ranges(record, folder)
+            try:
+                return cls(network, record, settings=settings, threads=threads, ranges=ranges)
+            except ModelError as error:
+                logger.warning("the network does not compute in int8: %s", error)
         return cls(network, record, settings=settings, threads=threads)
 
     def use_threads(self, threads: int) -> None:
@@ -135,23 +152,30 @@ class OnnxSegmenter(BaseSegmenter):
 
 
 def _compiled(
-    network: Path, settings: Settings, threads: int
+    network: Path, settings: Settings, threads: int, ranges: Ranges | None
 ) -> tuple[str, str, "OpenVinoNetworkFile | OnnxRuntimeNetwork"]:
     """The name of what computes, its precision, and the network."""
     if find_spec("openvino") is None and find_spec("onnxruntime") is not None:
         return "ONNX Runtime", "float32", OnnxRuntimeNetwork(network)
     in_bf16 = settings.precision != "fp32" and has_bf16()
-    model = OpenVinoNetworkFile(network, precision="bf16" if in_bf16 else "f32", threads=threads)
-    return "OpenVINO", "bfloat16" if in_bf16 else "float32", model
+    model = OpenVinoNetworkFile(
+        network, precision="bf16" if in_bf16 else "f32", threads=threads, ranges=ranges
+    )
+    name = "int8" if ranges else "bfloat16" if in_bf16 else "float32"
+    return "OpenVINO", name, model
 
 
 class OpenVinoNetworkFile(OpenVinoModel):
     """An ONNX file compiled by OpenVINO."""
 
-    def __init__(self, network: Path, *, precision: OpenVinoPrecision, threads: int) -> None:
+    def __init__(
+        self, network: Path, *, precision: OpenVinoPrecision, threads: int, ranges: Ranges | None
+    ) -> None:
         model = read_onnx(network)
         properties = dict(model.get_rt_info().items()).get("framework", {})
         self.properties = {name: str(value.value) for name, value in properties.items()}
+        if ranges is not None:
+            quantize(model, ranges)
         super().__init__(model, precision=precision, threads=threads)
 
 

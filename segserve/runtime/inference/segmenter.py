@@ -14,8 +14,8 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from ..acceleration.cuda import CudaRecorder, CudaStreams, GraphedNetwork, uploaded
 from ..acceleration.gpu_fusion import gpu_fused_network
-from ..acceleration.int8 import quantized_network
-from ..acceleration.openvino_network import OpenVinoNetwork, cpu_network
+from ..acceleration.int8 import uses_int8
+from ..acceleration.openvino_network import OpenVinoNetwork, cpu_network, int8_network
 from ..acceleration.verified import OptimizationError
 from ..network.weights import SegmentationNetwork, load_network
 from ..record import ModelRecord, read_record
@@ -39,8 +39,9 @@ class Segmenter(BaseSegmenter):
         super().__init__(record, settings)
         self.device = device
         self.dtype = _dtype(settings, device)
-        self.precision = "int8" if settings.precision == "int8" else _name_of(self.dtype)
-        self.backend = "OpenVINO" if isinstance(network, OpenVinoNetwork) else "PyTorch"
+        self.precision, self.backend = str(self.dtype).removeprefix("torch."), "PyTorch"
+        if isinstance(network, OpenVinoNetwork):
+            self.precision, self.backend = network.precision, "OpenVINO"
         self._tiles_at_once = _TILES_AT_ONCE.get(device.type, 1)
         self._network: Callable[[Tensor], Tensor] = (
             _in_dtype(network, self.dtype).to(device).to(memory_format=torch.channels_last).eval()
@@ -79,14 +80,12 @@ class Segmenter(BaseSegmenter):
         """
         device, settings = device or torch.device("cpu"), settings or Settings()
         check_precision(settings, record)
-        if settings.precision == "int8":
+        if network.ranges and uses_int8(settings, record, device.type):
             try:
-                quantized = quantized_network(network, device)
+                quantized = int8_network(network, _dtype(settings, device))
                 return cls(quantized, record, device=device, settings=settings)
             except OptimizationError as error:
-                settings = settings.model_copy(update={"precision": "auto"})
-                instead = _name_of(_dtype(settings, device))
-                logger.warning("the network computes in %s instead of int8: %s", instead, error)
+                logger.warning("the network does not compute in int8: %s", error)
         if not settings.fuse or device.type not in ("cpu", "cuda"):
             return cls(network, record, device=device, settings=settings)
         if device.type == "cpu":
@@ -160,13 +159,9 @@ def _resized(pixels: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
     """The dtype of the network's input."""
-    if settings.precision == "auto":
+    if settings.precision in ("auto", "int8"):
         return torch.bfloat16 if has_bf16(device) else torch.float32
     return torch.bfloat16 if settings.precision == "bf16" else torch.float32
-
-
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""Builds a record's network, and reads and writes its weights and its int8 ranges."""
+"""Builds a record's network, and reads and writes its weights."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn, tensor
+from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
 from deeplabv3 import CoreNetHead, DeepLabHead, DeepLabV3PlusHead, MultiScaleDeepLabHead
@@ -19,6 +19,7 @@ from ..errors import ModelError
 from ..files import write_whole
 from ..record import WEIGHTS_FILE, ModelRecord, Weights, named_weights, verified_file
 from .backbone import build_backbone
+from .ranges import Ranges, read_ranges
 
 State = Mapping[str, Tensor]
 
@@ -126,9 +127,6 @@ def _head(state: State) -> tuple[dict[str, Any], int, int] | None:
     return fields, num_rates, classifier.shape[0]
 
 
-Ranges = Mapping[str, tuple[float, float]]
-
-
 class SegmentationNetwork(nn.Module):
     """A backbone, a head, and an auxiliary head if a published checkpoint has one.
 
@@ -197,17 +195,11 @@ def _build_head(architecture: Architecture, channels: Sequence[int], num_classes
     return single_level(channels[-1], num_classes, **options)
 
 
-RANGES_FILE = "int8.safetensors"
-
-
 def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> Weights:
     """Writes `folder/weights.safetensors` atomically. Returns the entry for the record."""
-    return _write(tensors, folder / WEIGHTS_FILE)
-
-
-def write_ranges(ranges: Ranges, folder: Path) -> Weights:
-    """Writes `folder/int8.safetensors`, float32 (2,) by name. Returns the entry for the record."""
-    return _write({name: tensor(values) for name, values in ranges.items()}, folder / RANGES_FILE)
+    content = save(dict(tensors))
+    write_whole(folder / WEIGHTS_FILE, content)
+    return Weights(file=WEIGHTS_FILE, sha256=hashlib.sha256(content).hexdigest())
 
 
 def load_network(record: ModelRecord, folder: Path) -> SegmentationNetwork:
@@ -220,36 +212,18 @@ def load_network(record: ModelRecord, folder: Path) -> SegmentationNetwork:
             message gives the first names or shapes that differ.
     """
     network = build_network(record.architecture, len(record.classes))
-    state = _read(named_weights(record), folder, "weights")
+    state = _read(named_weights(record), folder)
     check_fit(state, network, record)
     expected = network.state_dict()
     network.load_state_dict(
         {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}, strict=True
     )
-    if record.int8:
-        network.ranges = _ranges(_read(record.int8, folder, "ranges"))
+    network.ranges = read_ranges(record, folder)
     return network.eval()
 
 
-def _write(tensors: Mapping[str, Tensor], path: Path) -> Weights:
-    content = save(dict(tensors))
-    write_whole(path, content)
-    return Weights(file=path.name, sha256=hashlib.sha256(content).hexdigest())
-
-
-def _read(weights: Weights, folder: Path, what: str) -> dict[str, Tensor]:
+def _read(weights: Weights, folder: Path) -> dict[str, Tensor]:
     try:
-        return load_file(verified_file(weights, folder, what))
+        return load_file(verified_file(weights, folder, "weights"))
     except SafetensorError as error:
         raise ModelError(f"{weights.file}: not a safetensors file: {error}") from error
-
-
-def _ranges(tensors: Mapping[str, Tensor]) -> Ranges:
-    ranges = {}
-    for name, values in tensors.items():
-        if values.shape != (2,) or not values.isfinite().all():
-            raise ModelError(
-                f"{RANGES_FILE}: {name}: expected the least and the largest value, got {values}"
-            )
-        ranges[name] = (float(values[0]), float(values[1]))
-    return ranges
