@@ -27,7 +27,7 @@ from .inference.base import AnySegmenter
 from .inference.labels import LabelRule, SegmentedImage
 from .request import SegmentRequest, class_ids, read_request
 from .settings import CONFIG_FILE, Settings
-from .telemetry.request_stats import RequestStats
+from .telemetry import RequestStats
 
 logger = logging.getLogger(__name__)
 

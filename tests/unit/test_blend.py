@@ -15,7 +15,7 @@ from segserve.runtime.inference.plan import TileAxis, TiledScale, plan_inference
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import InputRule, ResizeRule
 from segserve.runtime.settings import Settings
-from segserve.runtime.telemetry.request_stats import Timings
+from segserve.runtime.telemetry import Timings
 
 from ..conftest import EMBEDDED
 from .images import noise

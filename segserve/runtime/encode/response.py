@@ -17,7 +17,7 @@ from ..errors import ResponseTooLargeError, SegserveError
 from ..inference.labels import SegmentedImage
 from ..record import ModelRecord
 from ..request import SegmentRequest
-from ..telemetry.request_stats import RequestStats
+from ..telemetry import RequestStats
 from .mask import (
     LabelMap,
     dense_json_bytes,

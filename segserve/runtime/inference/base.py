@@ -12,7 +12,7 @@ from ...schema.request import Mode, Tta
 from ..errors import OutOfMemoryError, is_out_of_memory
 from ..record import ModelRecord, ResizeRule
 from ..settings import Settings
-from ..telemetry.request_stats import Timings
+from ..telemetry import Timings
 from .arrays import Array, namespace
 from .blend import average_scales, blend_tiles
 from .labels import EVERY_PIXEL, LabelRule, SegmentedImage, choose_labels

@@ -22,7 +22,7 @@ from ..errors import OutOfMemoryError
 from ..network.weights import load_network
 from ..record import read_record
 from ..settings import Settings
-from ..telemetry.request_stats import Timings
+from ..telemetry import Timings
 from .base import AnySegmenter
 from .labels import SegmentedImage
 from .segmenter import Segmenter
