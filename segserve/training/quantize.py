@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..runtime.acceleration.cpu_fusion import FusedConv2d, cpu_fused_network
+from ..runtime.acceleration.cpu import FusedConv2d, cpu_fused_network
 from ..runtime.acceleration.int8 import has_vnni, quantized_network
 from ..runtime.acceleration.verified import OptimizationError
 from ..runtime.decode.image import decode_image

@@ -17,7 +17,7 @@ from segserve.archive import build_archive
 from segserve.exporting.graph import write_graph
 from segserve.local import LocalSegmenter
 from segserve.runtime.errors import ModelError
-from segserve.runtime.inference.loading import computes_onnx, load_segmenter
+from segserve.runtime.inference.base import computes_onnx, load_segmenter
 from segserve.runtime.inference.onnx_segmenter import (
     LOGITS_PROPERTY,
     OnnxRuntimeNetwork,

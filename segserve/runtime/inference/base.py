@@ -1,22 +1,31 @@
-"""RGB pixels to the class of every pixel, whatever computes the network."""
+"""RGB pixels to the class of every pixel, whatever computes the network.
 
+PyTorch is imported only if it computes.
+"""
+
+import logging
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from itertools import islice
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.request import Mode, Tta
-from ..errors import OutOfMemoryError, is_out_of_memory
-from ..record import ModelRecord, ResizeRule
+from ..cores import available_cores
+from ..errors import ModelError, OutOfMemoryError, is_out_of_memory
+from ..record import NETWORK_FILE, ModelRecord, ResizeRule
 from ..settings import Settings
 from ..telemetry import Timings
 from .arrays import Array, namespace
-from .blend import average_scales, blend_tiles
 from .labels import EVERY_PIXEL, LabelRule, SegmentedImage, choose_labels
+from .logits import average_scales, blend_tiles
 from .plan import Plan, TiledScale, costs, plan_inference
+
+logger = logging.getLogger(__name__)
 
 # The size of a reduced copy of an image, as a multiple of the network's input size. Resizing twice
 # is not the same as resizing once. With 1.5, 0.3 % of the pixels of photographs of 1,800 pixels get
@@ -189,3 +198,49 @@ class BaseSegmenter(AnySegmenter):
     def preprocess(self, image_rgb: NDArray[np.uint8]) -> Array:
         """uint8 (H, W, 3), RGB -> the network's input, at the resize rule's size."""
         return self._inputs(self._resized(image_rgb, self.resize.size_for(*image_rgb.shape[:2])))
+
+
+def load_segmenter(
+    folder: Path, *, device: str, settings: Settings, threads: int | None = None
+) -> AnySegmenter:
+    """Loads the segmenter of a model folder. The folder is not needed afterwards.
+
+    Args:
+        device: `cpu`, or for example `cuda:0`.
+        threads: CPU threads that compute for the calling thread; by default all cores.
+
+    Raises:
+        ModelError: the record or the weights are missing or broken, or do not match, or the model
+            does not support the settings.
+    """
+    threads = threads or available_cores()
+    if computes_onnx(folder, settings, device):
+        from .onnx_segmenter import OnnxSegmenter
+
+        try:
+            return OnnxSegmenter.load(folder, settings=settings, threads=threads)
+        except ModelError as error:
+            if settings.runtime == "onnx" or not has_torch():
+                raise
+            logger.warning("PyTorch computes the network, which starts more slowly: %s", error)
+    import torch
+
+    from .failover import load_with_failover
+
+    torch.set_num_threads(threads)
+    return load_with_failover(folder, device=torch.device(device), settings=settings)
+
+
+def computes_onnx(folder: Path, settings: Settings, device: str = "cpu") -> bool:
+    """Whether the network is that of the ONNX file, and not PyTorch's. See `Settings.runtime`."""
+    if settings.runtime != "auto":
+        return settings.runtime == "onnx"
+    if not has_torch():
+        return True
+    is_as_fast = device == "cpu" and find_spec("openvino") is not None
+    is_the_same = settings.fuse and settings.precision != "int8"
+    return is_as_fast and is_the_same and (folder / NETWORK_FILE).is_file()
+
+
+def has_torch() -> bool:
+    return find_spec("torch") is not None

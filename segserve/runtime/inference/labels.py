@@ -12,7 +12,7 @@ from ...schema.response import ClassArea
 from ..encode.mask import LabelMap
 from ..record import BACKGROUND
 from .arrays import Array, empty, equal_to, is_on_cpu, namespace, on_host, zeros
-from .candidates import CandidateMap, Upsampling
+from .logits import CandidateMap, Upsampling
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def choose_labels(
 
     The logits are resized to that size before the class is chosen. This is done for one strip of
     rows at a time, so the logits of a large image never exist at once. In each strip, the classes
-    that cannot win are merged into one, see `candidates.py`.
+    that cannot win are merged into one, see `logits.py`.
 
     Args:
         logits: float32 (classes, h, w).

@@ -22,8 +22,7 @@ from ...client import ClientError, Segmentation, SegmentationClient, Unreachable
 from ...runtime.architecture import Architecture
 from ...runtime.encode.mask import LabelMap
 from ...runtime.errors import ModelError, SegserveError
-from ...runtime.inference.base import AnySegmenter
-from ...runtime.inference.loading import load_segmenter
+from ...runtime.inference.base import AnySegmenter, load_segmenter
 from ...runtime.inference.segmenter import Segmenter
 from ...runtime.network.weights import load_network
 from ...runtime.record import ModelRecord, read_record
