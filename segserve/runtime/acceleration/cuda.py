@@ -1,6 +1,7 @@
 """Networks on a GPU: conv-BN fusion, CUDA graphs and CUDA streams.
 
 Graphs and streams are off by default, see `settings.Acceleration`.
+
 For a single image, a GPU computes most kernels in less time than Python needs to launch the next
 one. A graph launches all kernels at once, but it always reads and writes the same memory. So each
 input is copied to that memory, and each output is copied from it. With a stream of its own, a
