@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..acceleration.openvino_model import OpenVinoModel, OpenVinoPrecision, has_bf16, read_onnx
+from ..acceleration.openvino_model import OpenVinoModel, has_bf16, read_onnx
 from ..errors import ModelError
 from ..record import NETWORK_FILE, ModelRecord, named_weights, read_record, verified_file
 from ..settings import Settings
+from .arrays import relative_error
 from .base import BaseSegmenter
 
 RECORD_PROPERTY = "made_from"
@@ -48,11 +49,6 @@ def check_image() -> NDArray[np.uint8]:
     """uint8 (1, 96, 128, 3), smooth: noise causes activations that no photograph causes."""
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(noise).resize((128, 96), Image.Resampling.BICUBIC))[None]
-
-
-def relative_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """RMS of the difference, in standard deviations of the expected logits."""
-    return float(np.sqrt(np.square(logits - expected).mean()) / expected.std())
 
 
 class OnnxSegmenter(BaseSegmenter):
@@ -136,23 +132,15 @@ class OnnxSegmenter(BaseSegmenter):
 
 def _compiled(
     network: Path, settings: Settings, threads: int
-) -> tuple[str, str, "OpenVinoNetworkFile | OnnxRuntimeNetwork"]:
+) -> tuple[str, str, "OpenVinoModel | OnnxRuntimeNetwork"]:
     """The name of what computes, its precision, and the network."""
     if find_spec("openvino") is None and find_spec("onnxruntime") is not None:
         return "ONNX Runtime", "float32", OnnxRuntimeNetwork(network)
     in_bf16 = settings.precision != "fp32" and has_bf16()
-    model = OpenVinoNetworkFile(network, precision="bf16" if in_bf16 else "f32", threads=threads)
-    return "OpenVINO", "bfloat16" if in_bf16 else "float32", model
-
-
-class OpenVinoNetworkFile(OpenVinoModel):
-    """An ONNX file compiled by OpenVINO."""
-
-    def __init__(self, network: Path, *, precision: OpenVinoPrecision, threads: int) -> None:
-        model = read_onnx(network)
-        properties = dict(model.get_rt_info().items()).get("framework", {})
-        self.properties = {name: str(value.value) for name, value in properties.items()}
-        super().__init__(model, precision=precision, threads=threads)
+    model = read_onnx(network)
+    if in_bf16:
+        return "OpenVINO", "bfloat16", OpenVinoModel(model, precision="bf16", threads=threads)
+    return "OpenVINO", "float32", OpenVinoModel(model, precision="f32", threads=threads)
 
 
 class OnnxRuntimeNetwork:
