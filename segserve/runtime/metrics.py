@@ -58,8 +58,14 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5
 _MODEL = ("model_name", "model_version")
 
 
+_own: list[Metric] = []
+
+
 def _of_model(kind: Kind, name: str, unit: str, description: str, *labels: str) -> Metric:
-    return Metric(name, kind, unit, description, (*_MODEL, *labels))
+    """Declares one of the metrics in `OWN`."""
+    metric = Metric(name, kind, unit, description, (*_MODEL, *labels))
+    _own.append(metric)
+    return metric
 
 
 _counter, _gauge, _histogram = (partial(_of_model, kind) for kind in Kind)
@@ -118,22 +124,7 @@ BACKGROUND_ONLY = _counter(
     "Images in which the network sees nothing but background.",
 )
 
-OWN = (
-    WORKER_STARTS,
-    REQUESTS,
-    REQUEST_SECONDS,
-    STAGE_SECONDS,
-    BATCH_SIZE,
-    IMAGE_MEGAPIXELS,
-    IMAGE_BYTES,
-    RESPONSE_BYTES,
-    MEMORY_BYTES,
-    GPU_MEMORY_BYTES,
-    CLASS_COVERAGE,
-    CONFIDENCE,
-    ENTROPY,
-    BACKGROUND_ONLY,
-)
+OWN = tuple(_own)
 
 
 def _of_requests(name: str, unit: str, description: str) -> Metric:
