@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,26 +36,19 @@ def available_cores(cgroup: Path = _CGROUP) -> int:
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-    quota = _quota_v2(cgroup) or _quota_v1(cgroup)
+    quota = _quota(cgroup)
     return min(cores, math.ceil(quota)) if quota else cores
 
 
-def _quota_v2(cgroup: Path) -> float | None:
-    try:
-        quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):  # the file is missing, or holds "max"
-        return None
-
-
-def _quota_v1(cgroup: Path) -> float | None:
-    try:
-        quota, period = (
-            int((cgroup / f"cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
-        )
-    except (OSError, ValueError):
-        return None
-    return quota / period if quota > 0 else None
+def _quota(cgroup: Path) -> float | None:
+    """The container's CPU quota in cores, in control groups of version 2 or 1; None without one."""
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with suppress(OSError, ValueError):  # a file is missing, or holds "max"
+            texts = [(cgroup / name).read_text(encoding="ascii") for name in names]
+            quota, period = map(int, " ".join(texts).split())
+            if quota > 0:
+                return quota / period
+    return None
 
 
 class ParallelExecutor:
