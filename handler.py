@@ -14,15 +14,14 @@ from time import perf_counter
 from typing import Any
 
 from segserve.runtime import errors
-from segserve.runtime.cores import available_cores
+from segserve.runtime.cores import ParallelExecutor, available_cores
 from segserve.runtime.decode.quarantine import Quarantine
 from segserve.runtime.encode.response import Response
 from segserve.runtime.inference.loading import load_segmenter
-from segserve.runtime.parallel import ParallelExecutor
+from segserve.runtime.metrics import Telemetry
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.settings import read_config
-from segserve.runtime.telemetry.reporter import Telemetry
-from segserve.runtime.telemetry.tracing import Tracing
+from segserve.runtime.telemetry import Tracing
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import torch
 import typer
 
 from segserve.fetch import model_named
-from segserve.runtime.acceleration.cpu_fusion import cpu_fused_network
+from segserve.runtime.acceleration.cpu import cpu_fused_network
 from segserve.runtime.encode.mask import LabelMap
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network.weights import load_network

@@ -29,7 +29,7 @@ from .runtime.inference.loading import load_segmenter
 from .runtime.pipeline import Pipeline, request_error
 from .runtime.record import read_yaml
 from .runtime.settings import CONFIG_FILE, Runtime, read_config
-from .runtime.telemetry.request_stats import RequestStats
+from .runtime.telemetry import RequestStats
 
 
 class LocalSegmenter:

@@ -1,6 +1,6 @@
 """The names under which Prometheus stores a metric."""
 
-from segserve.runtime.telemetry.metrics import Kind, Metric
+from segserve.runtime.metrics import Kind, Metric
 
 
 def sample_names(metric: Metric) -> tuple[str, ...]:

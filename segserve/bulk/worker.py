@@ -23,7 +23,7 @@ from ..local import load_pipeline
 from ..runtime.decode.quarantine import Quarantine
 from ..runtime.errors import OutOfMemoryError
 from ..runtime.pipeline import Pipeline
-from ..runtime.telemetry.request_stats import RequestStats
+from ..runtime.telemetry import RequestStats
 from .batch import Job, LabelFormat
 from .errors import BulkError, StoppedError, code_and_reason, concerns_one_name, printable
 from .listing import Block, images_of

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from ..runtime.errors import InternalError, OverloadedError, UnavailableError
-from ..runtime.telemetry.metrics import OWN
+from ..runtime.metrics import OWN
 from ..signing import TrustedKeys
 from .environment import use_new_tmp_dir
 from .errors import ServerError

@@ -15,13 +15,13 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from ..runtime.errors import ModelError
+from ..runtime.inference.arrays import relative_error
 from ..runtime.inference.onnx_segmenter import (
     LOGITS_PROPERTY,
     RECORD_PROPERTY,
     OnnxSegmenter,
     check_image,
     made_from,
-    relative_error,
 )
 from ..runtime.network.weights import SegmentationNetwork, load_network
 from ..runtime.record import (

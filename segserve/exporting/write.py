@@ -26,7 +26,7 @@ from ..runtime.inference.segmenter import Segmenter
 from ..runtime.network.weights import load_network
 from ..runtime.record import ModelRecord, Strict, read_record, sha256_of
 from ..runtime.settings import Settings
-from ..runtime.telemetry.request_stats import Timings
+from ..runtime.telemetry import Timings
 from .graph import OPSET
 from .picture_model import Precision, picture_model
 

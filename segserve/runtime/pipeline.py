@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..schema.request import MediaType, Options
-from .decode.formats import FORMATS
 from .decode.image import Decoded, decode_reduced
+from .decode.opening import FORMATS
 from .decode.quarantine import Quarantine
 from .encode.response import Response, compressed, encode_response, error_response, json_bytes
 from .errors import (
@@ -27,7 +27,7 @@ from .inference.base import AnySegmenter
 from .inference.labels import LabelRule, SegmentedImage
 from .request import SegmentRequest, class_ids, read_request
 from .settings import CONFIG_FILE, Settings
-from .telemetry.request_stats import RequestStats
+from .telemetry import RequestStats
 
 logger = logging.getLogger(__name__)
 

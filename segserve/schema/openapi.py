@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, JsonValue, PositiveInt
 from pydantic.json_schema import models_json_schema
 
 from .. import __version__
-from ..runtime.decode.formats import FORMATS
+from ..runtime.decode.opening import FORMATS
 from ..runtime.errors import error_classes
 from ..runtime.record import ModelRecord
 from . import Base64, Strict

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..runtime.acceleration.openvino_network import int8_network
+from ..runtime.acceleration.cpu import int8_network
 from ..runtime.acceleration.verified import OptimizationError
 from ..runtime.decode.image import decode_image
 from ..runtime.errors import ModelError, SegserveError

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from segserve.gateway.background import Server
-from segserve.runtime.telemetry.metrics import ENGINE, GPU_MEMORY_BYTES, OWN, Kind
+from segserve.runtime.metrics import ENGINE, GPU_MEMORY_BYTES, OWN, Kind
 from tests.contract.conftest import Api
 from tests.contract.images import encoded, picture
 from tests.samples import sample_names

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.runtime.inference.blend import average_scales, blend_tiles
 from segserve.runtime.inference.labels import LabelRule, choose_labels
+from segserve.runtime.inference.logits import average_scales, blend_tiles
 from segserve.runtime.inference.plan import plan_inference
 from segserve.runtime.record import ResizeRule
 

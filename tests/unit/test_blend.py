@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segserve.runtime.inference import blend
-from segserve.runtime.inference.blend import average_scales, blend_tiles, blend_weights
+from segserve.runtime.inference import logits as blend
+from segserve.runtime.inference.logits import average_scales, blend_tiles, blend_weights
 from segserve.runtime.inference.plan import TileAxis, TiledScale, plan_inference
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import InputRule, ResizeRule
 from segserve.runtime.settings import Settings
-from segserve.runtime.telemetry.request_stats import Timings
+from segserve.runtime.telemetry import Timings
 
 from ..conftest import EMBEDDED
 from .images import noise

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from segserve.runtime.inference.candidates import CandidateMap, Candidates, Upsampling
 from segserve.runtime.inference.labels import LabelRule, choose_labels
+from segserve.runtime.inference.logits import CandidateMap, Candidates, Upsampling
 
 sides = st.integers(1, 7)
 

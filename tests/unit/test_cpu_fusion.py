@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from segserve.runtime.acceleration import cpu_fusion as fused
-from segserve.runtime.acceleration.cpu_fusion import FusedConv2d, cpu_fused_network
+from segserve.runtime.acceleration import cpu as fused
+from segserve.runtime.acceleration.cpu import FusedConv2d, cpu_fused_network
 from segserve.runtime.acceleration.verified import OptimizationError, verified
 from segserve.runtime.architecture import Architecture
 from segserve.runtime.inference.segmenter import Segmenter
@@ -188,7 +188,7 @@ def test_fused_network_reorders_no_weights_at_a_size_that_it_has_seen(threads):
 REORDERS = """
 import sys
 import torch
-from segserve.runtime.acceleration.cpu_fusion import cpu_fused_network
+from segserve.runtime.acceleration.cpu import cpu_fused_network
 from segserve.runtime.network.weights import build_network
 from segserve.runtime.record import Architecture
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageSequence
 
-from segserve.runtime.decode.formats import FORMATS
 from segserve.runtime.decode.image import decode_image, decode_reduced
+from segserve.runtime.decode.opening import FORMATS
 from segserve.runtime.errors import (
     CorruptImageError,
     SegserveError,

@@ -24,7 +24,7 @@ from segserve.runtime.encode.response import (
 from segserve.runtime.errors import ResponseTooLargeError, SegserveError
 from segserve.runtime.inference.labels import SegmentedImage
 from segserve.runtime.request import SegmentRequest
-from segserve.runtime.telemetry.request_stats import Interval, RequestStats, Timings
+from segserve.runtime.telemetry import Interval, RequestStats, Timings
 from segserve.schema.request import MaskEncoding, MediaType, Options
 from segserve.schema.response import ClassArea
 

@@ -29,7 +29,7 @@ from segserve.engines.workers.messages import (
 )
 from segserve.runtime import cores
 from segserve.runtime.errors import BadRequestError, ModelError
-from segserve.runtime.telemetry.metrics import BUCKETS, ENGINE, OWN
+from segserve.runtime.metrics import BUCKETS, ENGINE, OWN
 from tests.conftest import PROJECT
 from tests.samples import sample_names
 

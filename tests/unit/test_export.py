@@ -18,7 +18,7 @@ from tritonclient.grpc.model_config_pb2 import TYPE_UINT8, ModelConfig
 
 from segserve.exporting import picture_model as picture_module
 from segserve.exporting import write as write_module
-from segserve.exporting.picture_model import _network_size, _Nodes, picture_model
+from segserve.exporting.picture_model import _network_size, _nodes, picture_model
 from segserve.exporting.write import (
     Checks,
     ExportFormat,
@@ -101,21 +101,18 @@ RULES = [
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_resize_in_the_graph_has_the_size_of_the_rule(rule):
-    nodes = _Nodes("test")
-    sides = _network_size(nodes, rule, "h", "w")
     graph = helper.make_graph(
-        nodes.nodes,
+        _nodes(_network_size(rule)),
         "sizes",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in ("h", "w")],
-        [helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in sides],
-        nodes.constants,
+        [helper.make_tensor_value_info("size_hw", TensorProto.INT64, [2])],
+        [helper.make_tensor_value_info("network_hw", TensorProto.INT64, [2])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     rng = np.random.default_rng(0)
     for height_px, width_px in [*rng.integers(1, 3000, (300, 2)), (1, 5000), (7000, 1), (480, 480)]:
-        size = session.run(None, {"h": np.array([height_px]), "w": np.array([width_px])})
-        assert tuple(int(side[0]) for side in size) == rule.size_for(int(height_px), int(width_px))
+        [size] = session.run(None, {"size_hw": np.array([height_px, width_px])})
+        assert tuple(size.tolist()) == rule.size_for(int(height_px), int(width_px))
 
 
 def test_export_in_int8_gives_nearly_the_classes_of_pytorch_in_both_runtimes(photographs, tmp_path):
@@ -185,8 +182,8 @@ def test_export_for_openvino_server_names_the_folder_of_the_model(tiny_model, tm
 def test_export_that_gives_other_classes_leaves_nothing(tiny_model, tmp_path, monkeypatch):
     resize = picture_module._resize_picture
 
-    def with_other_size(nodes, rule, *size):
-        resize(nodes, rule.model_copy(update={"size_px": 32}), *size)
+    def with_other_size(rule):
+        return resize(rule.model_copy(update={"size_px": 32}))
 
     monkeypatch.setattr(picture_module, "_resize_picture", with_other_size)
     with pytest.raises(ModelError, match="nothing was written"):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from segserve.runtime.acceleration import gpu_fusion as folded_module
-from segserve.runtime.acceleration.gpu_fusion import GpuFusedConv2d, gpu_fused_network
+from segserve.runtime.acceleration import cuda as folded_module
+from segserve.runtime.acceleration.cuda import GpuFusedConv2d, gpu_fused_network
 from segserve.runtime.network.weights import build_network
 
 from .test_cpu_fusion import ARCHITECTURES, ReadBeforeItsNorm, randomised

@@ -18,14 +18,13 @@ import handler as handler_module
 from handler import DeepLabHandler
 from segserve.engines.workers.messages import CollectedMetrics
 from segserve.runtime.architecture import Architecture
-from segserve.runtime.cores import available_cores
+from segserve.runtime.cores import ParallelExecutor, available_cores
 from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.metrics import OWN
 from segserve.runtime.network.weights import build_network
-from segserve.runtime.parallel import ParallelExecutor
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.record import RECORD_FILE, sha256_of
 from segserve.runtime.settings import Settings
-from segserve.runtime.telemetry.metrics import OWN
 from segserve.training.train.model_folder import export_weights
 
 from .images import encoded, noise, png, smooth

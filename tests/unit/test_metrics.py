@@ -14,7 +14,7 @@ import yaml
 from segserve.engines.torchserve.process import torchserve_home, write_metrics_file
 from segserve.gateway import metrics as container_metrics
 from segserve.gateway.metrics import WAIT_BUCKETS_S
-from segserve.runtime.telemetry.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
+from segserve.runtime.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
 from tests.samples import sample_names
 
 GATEWAY = tuple(value for value in vars(container_metrics).values() if isinstance(value, Metric))

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from segserve.runtime.acceleration.cpu_fusion import FusedConv2d
-from segserve.runtime.acceleration.openvino_network import OpenVinoNetwork, cpu_network
+from segserve.runtime.acceleration.cpu import FusedConv2d, OpenVinoNetwork, cpu_network
 from segserve.runtime.inference.segmenter import has_bf16
 from segserve.runtime.network.weights import build_network
 from tests.conftest import PROJECT
@@ -102,7 +101,7 @@ import signal
 import torch
 from torch import nn
 
-from segserve.runtime.acceleration.openvino_network import OpenVinoNetwork
+from segserve.runtime.acceleration.cpu import OpenVinoNetwork
 
 received = []
 signal.signal(signal.SIGUSR1, lambda *_: received.append(1))

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from segserve.runtime.parallel import ParallelExecutor
+from segserve.runtime.cores import ParallelExecutor
 
 
 @pytest.fixture

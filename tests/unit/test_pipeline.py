@@ -414,4 +414,4 @@ def test_runtime_docstring_names_its_packages_and_modules():
     folder = Path(runtime.__file__).parent
     packages = {path.parent.name for path in folder.glob("*/__init__.py")}
     named = set(re.findall(r"`(\w+)`", runtime.__doc__))
-    assert packages | {"pipeline", "request"} == named
+    assert packages | {"pipeline", "request", "metrics", "telemetry"} == named

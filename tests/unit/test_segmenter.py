@@ -14,7 +14,7 @@ from segserve.runtime.inference.labels import choose_labels
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import InputRule, ResizeRule
 from segserve.runtime.settings import Settings
-from segserve.runtime.telemetry.request_stats import Timings
+from segserve.runtime.telemetry import Timings
 
 from .images import noise, smooth
 from .tiny import tiny_network, tiny_record

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from segserve.runtime.decode.image import decode_image
-from segserve.runtime.decode.orientation import orientation_of
+from segserve.runtime.decode.image import decode_image, orientation_of
 from segserve.runtime.decode.strip_metadata import MAX_JPEG_SCANS, strip_metadata
 from segserve.runtime.errors import (
     SegserveError,

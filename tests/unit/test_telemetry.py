@@ -10,10 +10,9 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from segserve.engines.torchserve.process import torchserve_home, write_metrics_file
 from segserve.runtime.encode.response import Response
 from segserve.runtime.inference.labels import Quality
+from segserve.runtime.metrics import OWN, Telemetry
 from segserve.runtime.record import ClassInfo
-from segserve.runtime.telemetry.metrics import OWN
-from segserve.runtime.telemetry.reporter import Telemetry
-from segserve.runtime.telemetry.request_stats import Interval, RequestStats, Timings
+from segserve.runtime.telemetry import Interval, RequestStats, Timings
 from segserve.schema.request import MediaType
 
 from .images import encoded, noise, smooth

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from segserve.runtime.telemetry.request_stats import Interval, Timings
+from segserve.runtime.telemetry import Interval, Timings
 
 
 def test_stage_times_what_happens_inside():

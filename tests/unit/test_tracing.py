@@ -13,8 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from segserve.runtime.errors import ModelError
-from segserve.runtime.telemetry.request_stats import Interval, RequestStats, Timings
-from segserve.runtime.telemetry.tracing import Tracing
+from segserve.runtime.telemetry import Interval, RequestStats, Timings, Tracing
 from tests.collector import running_collector
 
 from .images import encoded, smooth
@@ -146,7 +145,7 @@ def test_from_environment_without_the_exporter_says_what_to_install(monkeypatch)
 
 def test_handler_without_traces_imports_nothing_of_opentelemetry():
     code = (
-        "import sys, handler; from segserve.runtime.telemetry.tracing import Tracing; "
+        "import sys, handler; from segserve.runtime.telemetry import Tracing; "
         "Tracing.from_environment({}); "
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from segserve.runtime.inference.candidates import Upsampling
+from segserve.runtime.inference.logits import Upsampling
 
 
 def resized(logits: torch.Tensor, size_hw: tuple[int, int], cuts: list[int]) -> torch.Tensor:

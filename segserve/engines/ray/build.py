@@ -23,8 +23,8 @@ from ...gateway.settings import Limits
 from ...gateway.tokens import TokenFile
 from ...runtime.cores import available_cores
 from ...runtime.errors import ModelError, OverloadedError, UnavailableError
+from ...runtime.metrics import OWN
 from ...runtime.settings import ModelConfig
-from ...runtime.telemetry.metrics import OWN
 from ...signing import TrustedKeys
 from ..errors import ServerError
 from ..workers.archives import ServedArchive, read_archives

@@ -16,7 +16,7 @@ import requests
 import yaml
 
 from ...resources import resource
-from ...runtime.telemetry.metrics import OWN
+from ...runtime.metrics import OWN
 from ..environment import HIDDEN_SETTING, handed_on, make_tmp_dir
 from ..errors import ServerError
 from ..process_tree import ProcessTree, ServerProcess, get_directly, spawn

@@ -14,7 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from ...runtime.telemetry.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
+from ...runtime.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
 from .messages import Observation
 
 disable_created_metrics()  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from typing import Self, TypeGuard
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # The name, parameters and algorithm of an activation that oneDNN computes as part of a convolution.
 Activation = tuple[str, list[float], str]
@@ -77,7 +77,8 @@ def fuse(network: nn.Module, image: Tensor, layer: Layer) -> None:
     for index, call in enumerate(calls):
         if _is_fusible(call.module) and times[call.name] == 1:
             followers = [each for each in _followers(calls, index) if times[each.name] == 1]
-            for name, module in _replacements(call, followers, layer).items():
+            replacements = _replacements(call.name, call.module, followers, layer)
+            for name, module in replacements.items():
                 network.set_submodule(name, module)
 
 
@@ -122,16 +123,17 @@ def _followers(calls: Sequence[_Call], index: int) -> Iterator[_Call]:
         yield after
 
 
-def _replacements(call: _Call, followers: Sequence[_Call], layer: Layer) -> dict[str, nn.Module]:
+def _replacements(
+    conv_name: str, conv: nn.Conv2d, followers: Sequence[_Call], layer: Layer
+) -> dict[str, nn.Module]:
     """By name, the replacements of a convolution, of its norm and of its activation."""
-    conv = call.module
-    assert isinstance(conv, nn.Conv2d)  # noqa: S101 - _is_fusible
     weight, bias, replaced = conv.weight, conv.bias, dict[str, nn.Module]()
     following = [(follower.name, follower.module) for follower in followers]
     norm = following[0][1] if following else None
     if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
         name, _ = following.pop(0)
-        weight, bias = _fused(conv, norm)
+        fused = fuse_conv_bn_eval(conv, norm)
+        weight, bias = fused.weight, fused.bias
         # The norms of timm include their activation.
         replaced[name] = getattr(norm, "act", nn.Identity())
         if not isinstance(replaced[name], nn.Identity):
@@ -141,13 +143,4 @@ def _replacements(call: _Call, followers: Sequence[_Call], layer: Layer) -> dict
         name, module = following[0]
         activation = _ACTIVATIONS[type(module)]
         replaced[name] = nn.Identity()
-    return replaced | {call.name: layer(conv, weight, bias, activation)}
-
-
-def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None  # noqa: S101 - _replacements
-    assert variance is not None  # noqa: S101
-    return fuse_conv_bn_weights(
-        conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
-    )
+    return replaced | {conv_name: layer(conv, weight, bias, activation)}

@@ -38,8 +38,8 @@ _WEIGHT_NAME = re.compile(r"\w+\.(.+)\.weight(?:\.half)?")  # the first part is 
 
 
 def uses_int8(settings: Settings, record: ModelRecord, device: str) -> bool:
-    """Whether a model with measured ranges computes in int8: on a CPU with VNNI, unless the settings
-    choose another precision. Logs a warning if they choose int8 and it is impossible.
+    """Whether a model computes in int8: if its ranges were measured, on a CPU with VNNI, unless the
+    settings choose another precision. Logs a warning if they choose int8 and it is impossible.
     """
     if record.int8 is None or settings.precision not in ("auto", "int8"):
         return False
@@ -71,7 +71,8 @@ def quantize(model: "openvino.Model", ranges: Ranges) -> None:
     """Marks the convolutions that OpenVINO then computes in int8.
 
     Args:
-        model: converted from PyTorch or ONNX, with PyTorch's names of the weights. Changed in place.
+        model: converted from PyTorch or ONNX, with PyTorch's names of the weights; changed in
+            place.
 
     Raises:
         ValueError: no convolution is large enough to gain, or the range of one was not measured.

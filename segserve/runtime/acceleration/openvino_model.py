@@ -48,6 +48,8 @@ def read_onnx(path: Path) -> "openvino.Model":
 class OpenVinoModel:
     """Calls of several threads run at the same time.
 
+    `properties` holds the metadata of an ONNX file.
+
     Args:
         model: with one input and one output.
         precision: of the multiplications.
@@ -60,6 +62,8 @@ class OpenVinoModel:
     def __init__(
         self, model: "openvino.Model", *, precision: OpenVinoPrecision, threads: int
     ) -> None:
+        metadata = dict(model.get_rt_info().items()).get("framework", {})
+        self.properties = {name: str(value.value) for name, value in metadata.items()}
         self._model = model
         self._precision = precision
         self._threads = threads

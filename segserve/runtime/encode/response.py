@@ -17,7 +17,7 @@ from ..errors import ResponseTooLargeError, SegserveError
 from ..inference.labels import SegmentedImage
 from ..record import ModelRecord
 from ..request import SegmentRequest
-from ..telemetry.request_stats import RequestStats
+from ..telemetry import RequestStats
 from .mask import (
     LabelMap,
     dense_json_bytes,
@@ -56,7 +56,10 @@ class JsonResponse:
     def size_bytes(self, mask: MaskEncoding, *, confidence: bool) -> int:
         """The size of `body` in bytes, computed without the rows of `dense`."""
         size = len(self._json(mask, confidence=confidence, has_rows=False))
-        return size + self._dense_bytes if mask == "dense" else size
+        if mask != "dense":
+            return size
+        pixels_by_class = {area.id: area.pixels for area in self._segmentation.classes}
+        return size + dense_json_bytes(pixels_by_class, self._segmentation.label_map.shape[0])
 
     def body(self, mask: MaskEncoding, *, confidence: bool) -> bytes:
         return self._json(mask, confidence=confidence, has_rows=True)
@@ -113,11 +116,6 @@ class JsonResponse:
                 return json_bytes(encode_polygons(label_map, ids))
             case "none":
                 return b""
-
-    @property
-    def _dense_bytes(self) -> int:
-        pixels_by_class = {area.id: area.pixels for area in self._segmentation.classes}
-        return dense_json_bytes(pixels_by_class, self._segmentation.label_map.shape[0])
 
     @cached_property
     def _confidence_text(self) -> bytes:

@@ -4,6 +4,7 @@ What follows the network is written once: for PyTorch's tensors, on a CPU or a G
 arrays, which need no PyTorch.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +15,8 @@ Array: TypeAlias = Any
 """A tensor of PyTorch, or an array of NumPy."""
 
 DType = Literal["uint8", "float32", "float64"]
+
+_LEAST_SPREAD = float(np.finfo(np.float32).tiny)
 
 
 def namespace(array: Array) -> Any:  # noqa: ANN401 - the module `numpy` or `torch`
@@ -77,3 +80,9 @@ def logsumexp(logits: Array) -> Array:
         return logits.logsumexp(0, keepdim=True)
     top = logits.max(0, keepdims=True)
     return top + np.log(np.exp(logits - top).sum(0, keepdims=True))
+
+
+def relative_error(logits: Array, expected: Array) -> float:
+    """RMS of the difference, in standard deviations of the expected logits; NaN if one is NaN."""
+    spread = max(float(expected.std()), _LEAST_SPREAD)
+    return math.sqrt(((logits - expected) ** 2).mean()) / spread

@@ -1,5 +1,6 @@
 """RGB pixels to the class of every pixel, whatever computes the network."""
 
+import logging
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -12,11 +13,13 @@ from ...schema.request import Mode, Tta
 from ..errors import OutOfMemoryError, is_out_of_memory
 from ..record import ModelRecord, ResizeRule
 from ..settings import Settings
-from ..telemetry.request_stats import Timings
+from ..telemetry import Timings
 from .arrays import Array, namespace
-from .blend import average_scales, blend_tiles
 from .labels import EVERY_PIXEL, LabelRule, SegmentedImage, choose_labels
+from .logits import average_scales, blend_tiles
 from .plan import Plan, TiledScale, costs, plan_inference
+
+logger = logging.getLogger(__name__)
 
 # The size of a reduced copy of an image, as a multiple of the network's input size. Resizing twice
 # is not the same as resizing once. With 1.5, 0.3 % of the pixels of photographs of 1,800 pixels get

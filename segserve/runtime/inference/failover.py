@@ -22,7 +22,7 @@ from ..errors import OutOfMemoryError
 from ..network.weights import load_network
 from ..record import read_record
 from ..settings import Settings
-from ..telemetry.request_stats import Timings
+from ..telemetry import Timings
 from .base import AnySegmenter
 from .labels import SegmentedImage
 from .segmenter import Segmenter
@@ -104,8 +104,11 @@ def load_with_failover(
         return Segmenter.of(deepcopy(network), record, device=device, settings=settings)
 
     on_cpu = partial(on, torch.device("cpu"))
+    size_px = record.input.resize.size_px
     try:
-        return FailoverSegmenter(_tried_out(on(device)), on_cpu)
+        segmenter = on(device)
+        segmenter.segment(np.full((size_px, size_px, 3), 128, dtype=np.uint8))
+        return FailoverSegmenter(segmenter, on_cpu)
     except (RuntimeError, AssertionError, OutOfMemoryError) as error:
         # PyTorch without CUDA raises AssertionError.
         why = reason(error)
@@ -113,12 +116,6 @@ def load_with_failover(
         torch.cuda.empty_cache()  # other processes on this GPU may need the memory
     _warn(device, why)
     return on_cpu()
-
-
-def _tried_out(segmenter: Segmenter) -> Segmenter:
-    size_px = segmenter.record.input.resize.size_px
-    segmenter.segment(np.full((size_px, size_px, 3), 128, dtype=np.uint8))
-    return segmenter
 
 
 def _warn(device: torch.device, why: str) -> None:

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from ...schema.response import ClassArea
 from ..encode.mask import LabelMap
 from ..record import BACKGROUND
 from .arrays import Array, empty, equal_to, is_on_cpu, namespace, on_host, zeros
-from .candidates import CandidateMap, Upsampling
+from .logits import CandidateMap, Upsampling
 
 
 @dataclass(frozen=True)
@@ -121,59 +120,37 @@ def choose_labels(
 
     The logits are resized to that size before the class is chosen. This is done for one strip of
     rows at a time, so the logits of a large image never exist at once. In each strip, the classes
-    that cannot win are merged into one, see `candidates.py`.
+    that cannot win are merged into one, see `logits.py`.
 
     Args:
         logits: float32 (classes, h, w).
         temperature: probabilities are the softmax of the logits divided by this (Guo et al.,
             arXiv:1706.04599). The top class does not depend on it.
     """
+    label_map = empty(logits, (height_px, width_px), "uint8")
+    confidence_map = empty(logits, (height_px, width_px), "uint8") if rule.keep_confidence else None
     if width_px <= _strip_pixels(logits):
-        labelled = _label_strips(logits, height_px, width_px, rule, temperature)
+        tally = _label_strips(logits, label_map, confidence_map, rule, temperature)
     else:  # one row is larger than a strip: use strips of columns
         turned = namespace(logits).swapaxes(logits, 1, 2)
-        labelled = _label_strips(turned, width_px, height_px, rule, temperature).turned()
+        turned_map = None if confidence_map is None else confidence_map.T
+        tally = _label_strips(turned, label_map.T, turned_map, rule, temperature)
+    # Whole maps are copied from a GPU at once. Only here does the CPU wait for the GPU.
+    labels = on_host(label_map)
+    confidences = None if confidence_map is None else on_host(confidence_map)
     quality = measure_quality(logits / temperature)
-    return SegmentedImage(labelled.label_map, labelled.areas(), labelled.confidence_map, quality)
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """Maps as in `SegmentedImage`. By class: its pixels, and the sum of their top probabilities."""
-
-    label_map: LabelMap
-    confidence_map: NDArray[np.uint8] | None
-    pixels: Sequence[int]
-    confidence: Sequence[float]
-
-    def turned(self) -> Self:
-        """Transposes the maps."""
-        confidence_map = self.confidence_map
-        if confidence_map is not None:
-            confidence_map = np.ascontiguousarray(confidence_map.T)
-        label_map = np.ascontiguousarray(self.label_map.T)
-        return replace(self, label_map=label_map, confidence_map=confidence_map)
-
-    def areas(self) -> tuple[ClassArea, ...]:
-        largest_first = sorted(enumerate(self.pixels), key=lambda item: -item[1])
-        return tuple(
-            ClassArea(
-                id=class_id,
-                pixels=pixels,
-                fraction=pixels / self.label_map.size,
-                box_xyxy=_box_xyxy(self.label_map == class_id),
-                confidence=self.confidence[class_id] / pixels,
-            )
-            for class_id, pixels in largest_first
-            if pixels
-        )
+    return SegmentedImage(labels, tally.areas(labels), confidences, quality)
 
 
 def _label_strips(
-    logits: Array, height_px: int, width_px: int, rule: LabelRule, temperature: float
-) -> _Labelled:
-    label_map = empty(logits, (height_px, width_px), "uint8")
-    confidence_map = empty(logits, (height_px, width_px), "uint8") if rule.keep_confidence else None
+    logits: Array,
+    label_map: Array,
+    confidence_map: Array | None,
+    rule: LabelRule,
+    temperature: float,
+) -> "_Tally":
+    """Fills the maps, uint8 (H, W), strip by strip."""
+    height_px, width_px = label_map.shape
     tally = _Tally(logits)
     candidate_map = CandidateMap.of(logits, temperature)
     upsampling = Upsampling((logits.shape[1], logits.shape[2]), (height_px, width_px), logits)
@@ -192,10 +169,7 @@ def _label_strips(
         label_map[strip] = labels
         if confidence_map is not None:
             confidence_map[strip] = (255 * probabilities).round()
-    # Whole maps are copied from a GPU at once. Only here does the CPU wait for the GPU.
-    kept_map = None if confidence_map is None else on_host(confidence_map)
-    pixels, confidence = (on_host(sums).tolist() for sums in (tally.pixels, tally.confidence))
-    return _Labelled(on_host(label_map), kept_map, [int(count) for count in pixels], confidence)
+    return tally
 
 
 def _strip_pixels(logits: Array) -> int:
@@ -259,6 +233,22 @@ class _Tally:
             has_class = equal_to(labels, class_id)
             self.pixels[class_id] += _sum(has_class)
             self.confidence[class_id] += _sum(probabilities * has_class)
+
+    def areas(self, label_map: LabelMap) -> tuple[ClassArea, ...]:
+        """The classes of the whole label map, largest first."""
+        pixels, confidence = (on_host(sums).tolist() for sums in (self.pixels, self.confidence))
+        largest_first = sorted(enumerate(pixels), key=lambda item: -item[1])
+        return tuple(
+            ClassArea(
+                id=class_id,
+                pixels=int(count),
+                fraction=count / label_map.size,
+                box_xyxy=_box_xyxy(label_map == class_id),
+                confidence=confidence[class_id] / count,
+            )
+            for class_id, count in largest_first
+            if count
+        )
 
 
 def _sum(values: Array) -> Array:

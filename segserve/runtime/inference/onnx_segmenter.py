@@ -21,6 +21,7 @@ from ..errors import ModelError
 from ..network.ranges import Ranges, read_ranges
 from ..record import NETWORK_FILE, ModelRecord, named_weights, read_record, verified_file
 from ..settings import Settings, check_precision
+from .arrays import relative_error
 from .base import BaseSegmenter
 
 logger = logging.getLogger(__name__)
@@ -55,13 +56,8 @@ def check_image() -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(noise).resize((128, 96), Image.Resampling.BICUBIC))[None]
 
 
-def relative_error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """RMS of the difference, in standard deviations of the expected logits."""
-    return float(np.sqrt(np.square(logits - expected).mean()) / expected.std())
-
-
 class OnnxSegmenter(BaseSegmenter):
-    """A network of ONNX on the CPU, in int8 or bf16 where OpenVINO has it and the settings allow it."""
+    """A network of ONNX on the CPU, in int8 or bf16 where OpenVINO and the settings have it."""
 
     device = "cpu"
 
@@ -153,30 +149,17 @@ class OnnxSegmenter(BaseSegmenter):
 
 def _compiled(
     network: Path, settings: Settings, threads: int, ranges: Ranges | None
-) -> tuple[str, str, "OpenVinoNetworkFile | OnnxRuntimeNetwork"]:
+) -> tuple[str, str, "OpenVinoModel | OnnxRuntimeNetwork"]:
     """The name of what computes, its precision, and the network."""
     if find_spec("openvino") is None and find_spec("onnxruntime") is not None:
         return "ONNX Runtime", "float32", OnnxRuntimeNetwork(network)
     in_bf16 = settings.precision != "fp32" and has_bf16()
-    model = OpenVinoNetworkFile(
-        network, precision="bf16" if in_bf16 else "f32", threads=threads, ranges=ranges
-    )
-    name = "int8" if ranges else "bfloat16" if in_bf16 else "float32"
-    return "OpenVINO", name, model
-
-
-class OpenVinoNetworkFile(OpenVinoModel):
-    """An ONNX file compiled by OpenVINO."""
-
-    def __init__(
-        self, network: Path, *, precision: OpenVinoPrecision, threads: int, ranges: Ranges | None
-    ) -> None:
-        model = read_onnx(network)
-        properties = dict(model.get_rt_info().items()).get("framework", {})
-        self.properties = {name: str(value.value) for name, value in properties.items()}
-        if ranges is not None:
-            quantize(model, ranges)
-        super().__init__(model, precision=precision, threads=threads)
+    model = read_onnx(network)
+    if ranges is not None:
+        quantize(model, ranges)
+    name = "int8" if ranges is not None else "bfloat16" if in_bf16 else "float32"
+    precision: OpenVinoPrecision = "bf16" if in_bf16 else "f32"
+    return "OpenVINO", name, OpenVinoModel(model, precision=precision, threads=threads)
 
 
 class OnnxRuntimeNetwork:

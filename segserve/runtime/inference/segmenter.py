@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from ..acceleration.cuda import CudaRecorder, CudaStreams, GraphedNetwork, uploaded
-from ..acceleration.gpu_fusion import gpu_fused_network
+from ..acceleration.cpu import OpenVinoNetwork, cpu_network, int8_network
+from ..acceleration.cuda import (
+    CudaRecorder,
+    CudaStreams,
+    GraphedNetwork,
+    gpu_fused_network,
+    uploaded,
+)
 from ..acceleration.int8 import uses_int8
-from ..acceleration.openvino_network import OpenVinoNetwork, cpu_network, int8_network
 from ..acceleration.verified import OptimizationError
 from ..network.weights import SegmentationNetwork, load_network
 from ..record import ModelRecord, read_record

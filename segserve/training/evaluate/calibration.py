@@ -18,7 +18,7 @@ from ...runtime.inference.labels import LabelRule
 from ...runtime.inference.segmenter import Segmenter
 from ...runtime.network.weights import load_network
 from ...runtime.record import Calibration, read_record, write_record
-from ...runtime.telemetry.request_stats import Timings
+from ...runtime.telemetry import Timings
 from ..data import IGNORED, LabelledImages
 
 _PIXELS_PER_IMAGE = 2000

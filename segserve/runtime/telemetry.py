@@ -1,31 +1,100 @@
-"""OpenTelemetry traces: one span per request, and one child span per stage. Off by default.
+"""Timings, statistics and traces of requests.
 
-OpenTelemetry is imported only if the environment enables traces, by OpenTelemetry's own variables:
-OTEL_TRACES_EXPORTER (`otlp` or `console`), or an address in OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or
-OTEL_EXPORTER_OTLP_ENDPOINT. All other variables have their usual meaning.
+Traces are OpenTelemetry's: one span per request, and one child span per stage. They are off by
+default. OpenTelemetry is imported only if the environment enables traces, by OpenTelemetry's own
+variables: OTEL_TRACES_EXPORTER (`otlp` or `console`), or an address in
+OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT. All other variables have their
+usual meaning.
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from time import perf_counter, time_ns
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-from ..errors import ModelError
+from ..schema.request import MediaType
+from .errors import ModelError
+from .inference.labels import Quality
+from .record import ModelRecord
+from .request import SegmentRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from ..record import ModelRecord
-    from .request_stats import RequestStats
-
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _SERVICE = "segserve"
+
+
+class Interval(NamedTuple):
+    """A time interval of one stage, in seconds of `time.perf_counter`."""
+
+    stage: str
+    began_s: float
+    ended_s: float
+
+
+@dataclass
+class Timings:
+    """The time intervals of a request's stages, in order, and descriptions by stage."""
+
+    intervals: list[Interval] = field(default_factory=list)
+    descriptions: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measures the time inside the context. Extends the last interval of the same stage."""
+        began_s = perf_counter()
+        if self.intervals and self.intervals[-1].stage == name:
+            began_s = self.intervals.pop().began_s
+        try:
+            yield
+        finally:
+            self.intervals.append(Interval(name, began_s, perf_counter()))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, in the order in which the stages began."""
+        totals: dict[str, float] = {}
+        for stage, began_s, ended_s in self.intervals:
+            totals[stage] = totals.get(stage, 0.0) + ended_s - began_s
+        return totals
+
+
+UNREAD = "unread"
+"""The encoding of a request that failed before its encoding was known."""
+
+
+@dataclass
+class RequestStats:
+    """Statistics of one request, filled in as far as the request gets.
+
+    Attributes:
+        encoding: of the label map in the response: a value of the option `mask`, or the media type
+            if it is not JSON.
+        image_bytes: size of the image file.
+        pixels: number of pixels of the decoded image.
+        error: code of the error that ended the request; empty if there was none.
+    """
+
+    timings: Timings = field(default_factory=Timings)
+    encoding: str = UNREAD
+    image_bytes: int = 0
+    pixels: int = 0
+    quality: Quality | None = None
+    error: str = ""
+
+    def read(self, request: SegmentRequest) -> None:
+        """Records the requested encoding and the size of the image file."""
+        in_json = request.media_type is MediaType.JSON
+        self.encoding = request.options.mask if in_json else request.media_type.value
+        self.image_bytes = len(request.image)
 
 
 class Tracing:

@@ -1,1 +1,0 @@
-"""Timings, metrics and traces of requests."""
