@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..engines.engine import Engine, EngineRequest, EngineResponse, Headers
+from ..engines import Engine, EngineRequest, EngineResponse, Headers
 from ..engines.errors import BadTokenError, frontend_json
 from ..runtime.errors import BadRequestError, UnavailableError
 from ..runtime.request import OPTION_HEADER_PREFIX

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..engines.engine import EngineResponse
+from ..engines import EngineResponse
 from ..engines.errors import FrontendError, unknown_method, unknown_path
 from ..runtime.errors import InternalError, SegserveError, UnavailableError
 

@@ -10,8 +10,7 @@ from typing import Any, Never
 
 from starlette.types import ASGIApp
 
-from ..engines import EngineName
-from ..engines.engine import Engine
+from ..engines import Engine, EngineName
 from ..engines.environment import HIDDEN_SETTING, hide_environment
 from ..engines.errors import ServerError
 from ..signing import TrustedKeys

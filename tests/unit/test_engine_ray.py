@@ -20,7 +20,7 @@ from ts.metrics.caching_metric import CachingMetric
 from segserve.archive import build_archive
 from segserve.engines.environment import hide_environment
 from segserve.engines.ray import Arguments
-from segserve.engines.workers.messages import (
+from segserve.engines.worker import (
     CollectedMetric,
     CollectedMetrics,
     HandlerContext,
@@ -41,10 +41,10 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'segserve[r
 from prometheus_client.parser import text_string_to_metric_families
 
 from segserve.engines.errors import unknown_version
+from segserve.engines.pool import as_headers, as_row
 from segserve.engines.ray.build import Replicas, cores_needed, read_named_archives
-from segserve.engines.workers.archives import read_archive
-from segserve.engines.workers.engine import as_headers, as_row
-from segserve.engines.workers.metrics import ServerMetrics
+from segserve.engines.store import read_archive
+from segserve.gateway.metrics import ServerMetrics
 
 HEADERS = [{"accept": "image/png"}, {"x-segment-mask": "rle"}]
 WORKER = HandlerProcess("tiny", "/model", {"model": {}}, {"batchSize": 2}, 2, None)
@@ -131,8 +131,8 @@ def archive(tmp_path_factory):
 LOAD = """
 import json, sys
 from pathlib import Path
-from segserve.engines.workers.messages import HandlerContext
-from segserve.engines.workers.loading import load_handler
+from segserve.engines.worker import HandlerContext
+from segserve.engines.worker import load_handler
 archive, folder, image = map(Path, sys.argv[1:])
 MODEL = ["model_name", "model_version"]
 handler, worker = load_handler(archive, folder, overrides={"handler": {"threads": 1}, "maxWorkers":
@@ -178,7 +178,7 @@ def test_load_handler_runs_the_code_of_the_archive(archive, tmp_path):
 
 
 def test_load_handler_beside_another_runtime_is_rejected(archive, tmp_path):
-    from segserve.engines.workers.loading import load_handler
+    from segserve.engines.worker import load_handler
 
     with pytest.raises(RuntimeError, match=r"segserve\.runtime is imported already"):
         load_handler(archive, tmp_path, overrides={}, gpu_id=None)

@@ -27,9 +27,9 @@ from ...runtime.settings import ModelConfig
 from ...runtime.telemetry.metrics import OWN
 from ...signing import TrustedKeys
 from ..errors import ServerError
-from ..workers.archives import ServedArchive, read_archives
-from ..workers.engine import WORKER_GONE, PoolEngine, queue_full
-from ..workers.messages import Handled, Received
+from ..pool import WORKER_GONE, PoolEngine, queue_full
+from ..store import ServedArchive, read_archive
+from ..worker import Handled, Received
 from . import ARCHIVE_VARIABLE, Arguments
 from .replica import RayReplica
 
@@ -162,10 +162,19 @@ def _trusted(arguments: Arguments) -> TrustedKeys | None:
 
 
 def read_named_archives(arguments: Arguments) -> list[ServedArchive]:
-    paths = [path.strip() for path in arguments.archive.split(",") if path.strip()]
+    paths = [Path(path.strip()) for path in arguments.archive.split(",") if path.strip()]
     if not paths:
         raise ModelError(f"no archive was named: give archive=FILE.mar, or set {ARCHIVE_VARIABLE}")
-    return read_archives(paths, trusted=_trusted(arguments))
+    trusted = _trusted(arguments)
+    archives = []
+    for path in paths:
+        if trusted is not None:
+            trusted.verify(path)
+        archives.append(read_archive(path))
+    names = [archive.name for archive in archives]
+    if len(set(names)) < len(names):
+        raise ModelError(f"two archives have the same model name: {', '.join(sorted(names))}")
+    return archives
 
 
 def cores_needed(archives: Sequence[ServedArchive], arguments: Arguments) -> int:

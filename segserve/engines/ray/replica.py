@@ -12,8 +12,7 @@ import ray
 from ray import serve
 
 from ...signing import TrustedKeys
-from ..workers.loading import BatchHandler, load_handler
-from ..workers.messages import Handled, Received
+from ..worker import BatchHandler, Handled, Received, load_handler
 
 
 @serve.deployment

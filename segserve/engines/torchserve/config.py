@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import javaproperties
 
+from ...runtime.files import write_whole
 from ..errors import ServerError
 
 # Every key of TorchServe 0.12.0 (the constants of its ConfigManager), and vmargs, which its
@@ -79,8 +80,7 @@ def read_properties(path: Path) -> dict[str, str]:
 
 def write_properties(properties: Mapping[str, str], path: Path) -> None:
     """Writes a Java properties file, sorted by key."""
-    text = javaproperties.dumps(properties, sort_keys=True, timestamp=False)
-    path.write_text(text, encoding="ascii")
+    write_whole(path, javaproperties.dumps(properties, sort_keys=True, timestamp=False))
 
 
 def read_config(path: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from ...runtime.errors import (
     TooLargeError,
     UnavailableError,
 )
-from ..engine import EngineRequest, EngineResponse, Headers
+from .. import EngineRequest, EngineResponse, Headers
 from .config import max_request_bytes
 from .process import TorchServe
 

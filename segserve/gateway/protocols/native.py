@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from ...client.errors import ClientError, ResponseError
 from ...client.response import HttpResponse, raise_for_error
-from ...engines.engine import EngineRequest, EngineResponse
+from ...engines import EngineRequest, EngineResponse
 from ...engines.errors import FrontendError
 from ...runtime.errors import (
     BadOptionError,

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from ... import __version__
 from ...client.response import HttpResponse, read_segmentation
-from ...engines.engine import EngineRequest
+from ...engines import EngineRequest
 from ...runtime.errors import BadRequestError, TooLargeError, UnavailableError
 from ...schema.protocols import InferOutput, InferRequest, InferTensor
 from ...schema.request import MediaType
