@@ -307,9 +307,9 @@ def _checked_body(request: Request) -> AsyncIterable[bytes]:
 
 
 def _end_to_end(headers: Headers) -> Headers:
-    return [
-        (name, value) for name, value in headers if name.lower() not in _SINGLE_CONNECTION_HEADERS
-    ]
+    """Without the headers of a single connection; names in lower case."""
+    lower = [(name.lower(), value) for name, value in headers]
+    return [header for header in lower if header[0] not in _SINGLE_CONNECTION_HEADERS]
 
 
 def _query_options(request: Request) -> Headers:

@@ -29,11 +29,8 @@ class TimedResponse(Response):
 
     def __init__(self, response: EngineResponse, *, timeout_s: float) -> None:
         super().__init__(response.body, response.status)
-        own = {name for name, _ in response.headers}
-        self.raw_headers = [
-            *response.headers,
-            *((name, value) for name, value in self.raw_headers if name not in own),
-        ]
+        kept = [header for header in response.headers if header[0] != b"content-length"]
+        self.raw_headers = [*kept, *self.raw_headers]  # its own content-length
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

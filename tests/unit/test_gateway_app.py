@@ -8,6 +8,7 @@ import gzip
 import json
 import socket
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from segserve.engines.errors import ServerError
-from segserve.engines.torchserve.engine import Api, TorchServeClient
+from segserve.engines.torchserve.engine import TorchServeEngine
 from segserve.gateway import health
 from segserve.gateway.app import Gateway
 from segserve.gateway.http_server import bind, serving
@@ -133,13 +134,18 @@ def tokens(tmp_path):
     return files
 
 
-def client_of(url: str) -> TorchServeClient:
-    return TorchServeClient(
-        inference=Api(url, "inner"),
-        management=Api(url, "inner-management"),
-        metrics=Api(url, None),
-        max_request_bytes=1000,
+def engine_at(url: str) -> TorchServeEngine:
+    server = SimpleNamespace(
+        models=("net",),
+        log_path=None,
+        settings={"max_request_size": "1000"},
+        inference_url=url,
+        management_url=url,
+        metrics_url=url,
+        inference_token="inner",  # noqa: S106
+        management_token="inner-management",  # noqa: S106
     )
+    return TorchServeEngine(server)
 
 
 @asynccontextmanager
@@ -161,7 +167,7 @@ async def opened(tokens, *, ready=True, backend=None, **limits):
         serving(dict(zip(fronts, apps, strict=True)), drain_timeout_s=5, late_request_s=0),
     ):
         if ready:
-            gateway.open(client_of(url))
+            gateway.open(engine_at(url))
         yield Opened(gateway, ports, client)
 
 
@@ -353,7 +359,7 @@ def test_metrics_of_the_gateway_are_returned_if_torchserve_does_not_respond(toke
         async with opened(tokens, ready=False) as served:
             await served.post(f"{served.inference}/predictions/net", data=b"x")
             loading = await samples(served)
-            served.gateway.open(client_of(silent_url))
+            served.gateway.open(engine_at(silent_url))
             await served.post(f"{served.inference}/predictions/net", data=b"x")
             return loading, await samples(served)
 
@@ -666,7 +672,7 @@ def test_ping_before_the_model_is_loaded_and_while_a_worker_is_missing_is_503(to
         async with opened(tokens, ready=False) as served:
             loading = await served.post(f"{served.inference}/ping", "GET", None)
             early = await served.post(f"{served.inference}/predictions/net", data=b"x")
-            served.gateway.open(client_of("http://127.0.0.1:1"))
+            served.gateway.open(engine_at("http://127.0.0.1:1"))
             ready = await served.post(f"{served.inference}/ping", "GET", None)
             served.gateway.obstacle = "its workers are UNLOADING"
             missing = await served.post(f"{served.inference}/ping", "GET", None)
