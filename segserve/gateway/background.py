@@ -17,12 +17,7 @@ from ..engines.environment import HIDDEN_SETTING, handed_on
 from ..engines.errors import ServerError
 from ..engines.process_tree import ProcessTree, ServerProcess, creation_s, get_directly, spawn
 from ..engines.store import model_name
-from ..engines.torchserve.config import (
-    choose_addresses,
-    loopback,
-    read_config,
-    wanted_inference_port,
-)
+from ..engines.torchserve.config import choose_addresses, loopback, read_config, wanted_address
 from ..resources import resource
 from ..runtime.files import write_whole
 from . import CANNOT_SERVE, ENGINE_FOLDER, TOKEN_FILE
@@ -173,7 +168,7 @@ class Server(ServerProcess):
             token_file=given.get(f"{PREFIX}TOKEN_FILE", str(run_dir / TOKEN_FILE)),
         )
         state.write(run_dir / STATE_FILE)
-        wanted = wanted_inference_port(settings)
+        wanted = wanted_address(settings, "inference_address")[2]
         return cls(run_dir, state, child, replaced_port=None if str(wanted) == port else wanted)
 
     @classmethod
