@@ -33,7 +33,7 @@ from .protocols.huggingface import huggingface_routes
 from .protocols.native import checked
 from .protocols.open_inference import OpenInference
 from .responses import JSON, TimedResponse, error_response, json_response
-from .settings import Limits
+from .settings import GatewaySettings
 from .tokens import TokenFile
 
 logger = logging.getLogger("segserve.gateway")
@@ -61,6 +61,7 @@ class Gateway:
         engine: None until it is started; requests are rejected with 503 till then.
         token: the token of predictions; None if they need none.
         management_token: the token of the management API; None disables that application.
+        settings: the limits of one request and of one client.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class Gateway:
         engine: Engine | None = None,
         token: TokenFile | None,
         management_token: TokenFile | None,
-        limits: Limits,
+        settings: GatewaySettings,
+        max_request_bytes: int,
     ) -> None:
         self.engine = engine
         self.obstacle = "the model is being loaded" if engine is None else None
@@ -78,9 +80,11 @@ class Gateway:
         """Whether to close each connection after its response."""
         self.in_flight, self.lost = 0, 0
         """The requests without a complete response, and those cancelled at shutdown."""
-        self.limits = limits
+        self.settings, self.max_request_bytes = settings, max_request_bytes
         self._token, self._management_token = token, management_token
-        self._queue = FairQueue(in_flight=limits.client_in_flight, waiting=limits.client_waiting)
+        self._queue = FairQueue(
+            in_flight=settings.client_in_flight, waiting=settings.client_waiting
+        )
         self._metrics = GatewayMetrics(ready=lambda: self.obstacle is None)
 
     def open(self, engine: Engine) -> None:
@@ -192,8 +196,8 @@ class Gateway:
             await request.state.exchange.enter_async_context(slot)
 
     def _check_declared(self, request: Request) -> None:
-        if (_declared_bytes(request) or 0) > self.limits.request_bytes:
-            raise too_large(self.limits.request_bytes)
+        if (_declared_bytes(request) or 0) > self.max_request_bytes:
+            raise too_large(self.max_request_bytes)
 
     async def _forward(
         self, request: Request, forward: Callable[[EngineRequest], Awaitable[EngineResponse]]
@@ -209,11 +213,11 @@ class Gateway:
         _check_head(forwarded.target, forwarded.headers)  # with the query's options
         response = await forward(forwarded)
         end_to_end = response._replace(headers=_end_to_end(response.headers))
-        return TimedResponse(end_to_end, timeout_s=self.limits.request_s)
+        return TimedResponse(end_to_end, timeout_s=self.settings.request_timeout_s)
 
     def _client_of(self, request: Request) -> str:
         """The client by the proxy's header, else by its address: all have the same token."""
-        header = self.limits.client_header
+        header = self.settings.client_header
         named = request.headers.get(header) if header else None
         return named or (request.client.host if request.client else "")
 
@@ -255,8 +259,11 @@ class _Exchanges:
         if scope["type"] != "http":
             return
         gateway, began_s = self._gateway, time.perf_counter()
-        limits = gateway.limits
-        body = RequestBody(receive, max_bytes=limits.request_bytes, timeout_s=limits.request_s)
+        body = RequestBody(
+            receive,
+            max_bytes=gateway.max_request_bytes,
+            timeout_s=gateway.settings.request_timeout_s,
+        )
         status, sent_bytes = CLIENT_LEFT, 0
 
         async def send_and_count(message: Message) -> None:

@@ -18,8 +18,7 @@ from . import ENGINE_FOLDER, TOKEN_FILE
 from .app import Gateway
 from .http_server import bind, serving
 from .json_log import LogFollower
-from .machine import check_settings
-from .settings import GatewaySettings
+from .settings import GatewaySettings, check_settings
 from .tokens import TokenFile
 
 logger = logging.getLogger("segserve.gateway")
@@ -106,7 +105,8 @@ def _gateway(settings: GatewaySettings) -> Gateway:
     return Gateway(
         token=_token(settings) if settings.needs_token() else None,
         management_token=TokenFile(management) if management else None,
-        limits=settings.limits(),
+        settings=settings,
+        max_request_bytes=settings.max_request_bytes(),
     )
 
 
@@ -147,7 +147,7 @@ def _bind_grpc(settings: GatewaySettings, gateway: Gateway) -> AbstractAsyncCont
     return serving_grpc(
         gateway,
         f"{settings.host}:{settings.grpc_port}",
-        max_bytes=settings.limits().request_bytes,
+        max_bytes=settings.max_request_bytes(),
         drain_timeout_s=settings.drain_timeout_s,
     )
 

@@ -21,7 +21,7 @@ from segserve.engines.torchserve.engine import TorchServeEngine
 from segserve.gateway import health
 from segserve.gateway.app import Gateway
 from segserve.gateway.http_server import bind, serving
-from segserve.gateway.settings import Limits
+from segserve.gateway.settings import GatewaySettings
 from segserve.gateway.tokens import TokenFile
 from segserve.schema.openapi import openapi
 
@@ -154,7 +154,8 @@ async def opened(tokens, *, ready=True, backend=None, **limits):
     gateway = Gateway(
         token=token,
         management_token=management_token,
-        limits=Limits(request_bytes=1000, client_header="X-Real-IP", **limits),
+        settings=GatewaySettings(client_header="X-Real-IP", **limits),
+        max_request_bytes=1000,
     )
     back = bind("127.0.0.1", 0, "BACK")
     url = backend or f"http://127.0.0.1:{back.getsockname()[1]}"
@@ -307,7 +308,7 @@ def test_management_with_its_token_is_passed_on(tokens):
 def test_management_without_a_token_file_has_no_application(tokens):
     assert (
         Gateway(
-            token=tokens[0], management_token=None, limits=Limits(request_bytes=1)
+            token=tokens[0], management_token=None, settings=GatewaySettings(), max_request_bytes=1
         ).management_app()
         is None
     )
@@ -481,7 +482,7 @@ def test_request_that_never_ends_is_ended(tokens, monkeypatch, pause_s, status, 
     monkeypatch.setattr("segserve.gateway.http_server._LINGER_S", 0.2)
 
     async def run():
-        async with opened(tokens, request_s=0.5) as served:
+        async with opened(tokens, request_timeout_s=0.5) as served:
             return await response_to_endless_body(served.inference, pause_s)
 
     head, _, body = asyncio.run(run()).partition(b"\r\n\r\n")
@@ -623,7 +624,9 @@ def read_to_its_end(connection):
 
 def test_response_that_a_client_does_not_read_holds_its_slot_and_is_aborted(tokens):
     async def run():
-        async with opened(tokens, client_in_flight=1, client_waiting=0, request_s=1) as served:
+        async with opened(
+            tokens, client_in_flight=1, client_waiting=0, request_timeout_s=1
+        ) as served:
             with await asyncio.to_thread(never_read, served.inference) as connection:
                 beside = await served.post(f"{served.inference}/predictions/net", data=b"x")
                 await asyncio.sleep(1.5)

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from ...gateway.app import Gateway
-from ...gateway.settings import Limits
+from ...gateway.settings import GatewaySettings
 from ...gateway.tokens import TokenFile
 from ...runtime.cores import available_cores
 from ...runtime.errors import ModelError, OverloadedError, UnavailableError
@@ -107,7 +107,8 @@ class RayIngress:
             engine=RayPool(served, handles, serve.get_replica_context().app_name),
             token=TokenFile(Path(token_file)) if token_file else None,
             management_token=None,
-            limits=Limits(request_bytes=max_request_bytes),
+            settings=GatewaySettings(),
+            max_request_bytes=max_request_bytes,
         )
         self._inference, self._metrics = gateway.inference_app(), gateway.metrics_app()
 
