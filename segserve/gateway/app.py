@@ -121,8 +121,44 @@ class Gateway:
             _check_head(_target(scope), scope["headers"])
             await router(scope, receive, send)
 
-        handlers = {HTTPException: _on_error, Exception: _on_error}
-        return _Exchanges(self, ExceptionMiddleware(checked, handlers))
+        inner = ExceptionMiddleware(checked, {HTTPException: _on_error, Exception: _on_error})
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                await self._exchange(inner, scope, receive, send)
+
+        return app
+
+    async def _exchange(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Keeps a slot until the response is sent, adds headers, and records the response."""
+        began_s = time.perf_counter()
+        timeout_s = self.settings.request_timeout_s
+        body = RequestBody(receive, max_bytes=self.max_request_bytes, timeout_s=timeout_s)
+        status, sent_bytes = CLIENT_LEFT, 0
+
+        async def send_and_count(message: Message) -> None:
+            nonlocal status, sent_bytes
+            if message["type"] == "http.response.start":
+                status = CLIENT_LEFT if await body.client_left() else message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update(_OWN_HEADERS)
+                if self.closing:
+                    headers["connection"] = "close"
+            else:
+                sent_bytes += len(message.get("body", b""))
+            await send(message)
+
+        self.in_flight += 1
+        try:
+            async with AsyncExitStack() as exchange:
+                scope.setdefault("state", {}).update(exchange=exchange, body=body)
+                await app(scope, receive, send_and_count)
+        except asyncio.CancelledError:
+            self.lost += 1
+            raise
+        finally:
+            self.in_flight -= 1
+            self._record(scope, status, sent_bytes, time.perf_counter() - began_s)
 
     async def _ping(self, _: Request) -> Response:
         """200 if every model has a worker that is ready, else 503."""
@@ -226,7 +262,7 @@ class Gateway:
             raise UnavailableError(f"not ready: {self.obstacle}; try again in a few seconds")
         return self.engine
 
-    def record(self, scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
         """Counts and logs a response, except those to health checks and scrapes."""
         is_translated = scope["path"].startswith(("/v2/", "/hf/")) and scope["method"] == "POST"
         if scope.get("endpoint") == self._predict or is_translated:
@@ -246,49 +282,6 @@ class Gateway:
         }
         known = {name: value for name, value in fields.items() if value is not None}
         logger.info("%s %s %s", request.method, scope["path"], status, extra={"fields": known})
-
-
-class _Exchanges:
-    """Middleware: keeps a slot until the response is sent, adds headers, and records responses."""
-
-    def __init__(self, gateway: Gateway, app: ASGIApp) -> None:
-        self._gateway = gateway
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        gateway, began_s = self._gateway, time.perf_counter()
-        body = RequestBody(
-            receive,
-            max_bytes=gateway.max_request_bytes,
-            timeout_s=gateway.settings.request_timeout_s,
-        )
-        status, sent_bytes = CLIENT_LEFT, 0
-
-        async def send_and_count(message: Message) -> None:
-            nonlocal status, sent_bytes
-            if message["type"] == "http.response.start":
-                status = CLIENT_LEFT if await body.client_left() else message["status"]
-                headers = MutableHeaders(scope=message)
-                headers.update(_OWN_HEADERS)
-                if gateway.closing:
-                    headers["connection"] = "close"
-            else:
-                sent_bytes += len(message.get("body", b""))
-            await send(message)
-
-        gateway.in_flight += 1
-        try:
-            async with AsyncExitStack() as exchange:
-                scope.setdefault("state", {}).update(exchange=exchange, body=body)
-                await self._app(scope, receive, send_and_count)
-        except asyncio.CancelledError:
-            gateway.lost += 1
-            raise
-        finally:
-            gateway.in_flight -= 1
-            gateway.record(scope, status, sent_bytes, time.perf_counter() - began_s)
 
 
 async def _nothing() -> AsyncIterator[bytes]:

@@ -15,7 +15,7 @@ from ..runtime.errors import InternalError, SegserveError, UnavailableError
 logger = logging.getLogger("segserve.gateway")
 
 JSON = "application/json"
-RETRY_AFTER_S = 2
+_RETRY_AFTER_S = 2
 _CHUNK_BYTES = 2**16
 _NOT_ALLOWED = 405
 
@@ -52,8 +52,10 @@ class TimedResponse(Response):
 
 
 def json_response(document: object, status: int = 200) -> Response:
-    """A JSON document."""
-    return Response(orjson.dumps(document), status, media_type=JSON)
+    """A JSON document, with Retry-After if the server is not available."""
+    is_unavailable = status == UnavailableError.status
+    headers = {"retry-after": str(_RETRY_AFTER_S)} if is_unavailable else None
+    return Response(orjson.dumps(document), status, headers, JSON)
 
 
 def error_response(error: Exception) -> Response:
@@ -65,9 +67,6 @@ def error_response(error: Exception) -> Response:
             is_method = error.status_code == _NOT_ALLOWED
             return error_response(unknown_method() if is_method else unknown_path())
         case SegserveError():
-            response = json_response(error.as_document(), error.status)
-            if isinstance(error, UnavailableError):
-                response.headers["retry-after"] = str(RETRY_AFTER_S)
-            return response
+            return json_response(error.as_document(), error.status)
     logger.error("a request failed", exc_info=error)
     return error_response(InternalError("the server failed at this request; its log says why"))
