@@ -131,9 +131,8 @@ def check_token(url: str | None, token: str | None) -> Finding:
 def _wanted_ports() -> list[tuple[str, int]]:
     """Host and port of every address that a server would listen at, were all of them free."""
     from ..engines.torchserve.config import read_config, wanted_address
-    from ..resources import resource
 
-    settings = read_config(resource("config.properties"))
+    settings = read_config()
     addresses = [wanted_address(settings, f"{name}_address") for name in ("inference", "metrics")]
     return [(host, port) for _, host, port in addresses]
 

@@ -6,11 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 import requests
+from pydantic import BaseModel, ConfigDict
 
 from ..engines import EngineName
 from ..engines.environment import HIDDEN_SETTING, handed_on
@@ -29,9 +29,10 @@ _DRAIN_S = 20
 _ORPHANS_S = 10
 
 
-@dataclass(frozen=True)
-class ServerState:
+class ServerState(BaseModel):
     """The content of `server.json`. It never holds a token. For `created_s` see `creation_s`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int
     created_s: float
@@ -42,16 +43,14 @@ class ServerState:
     token_file: str
 
     def write(self, path: Path) -> None:
-        """Writes it as JSON."""
-        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
+        write_whole(path, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
         """Reads it; None if there is no such file or it is not complete."""
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**fields, "models": tuple(fields["models"])})
-        except (OSError, ValueError, TypeError, KeyError):
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
             return None
 
 

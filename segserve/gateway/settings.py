@@ -25,7 +25,6 @@ from ..engines import EngineName
 from ..engines.environment import EXTRA_VARIABLE
 from ..engines.errors import ServerError
 from ..engines.torchserve.config import max_request_bytes, read_config, store_urls
-from ..resources import resource
 
 PREFIX = "SEGSERVE_"
 MIN_MEMORY_BYTES = 3 * 2**29
@@ -141,7 +140,7 @@ class GatewaySettings(BaseModel):
 
     def server_config(self) -> dict[str, str]:
         """The settings of config.properties."""
-        return read_config(self.config or resource("config.properties"))
+        return read_config(self.config)
 
 
 def variables() -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import javaproperties
 
+from ...resources import resource
 from ...runtime.files import write_whole
 from ..errors import ServerError
 
@@ -83,12 +84,13 @@ def write_properties(properties: Mapping[str, str], path: Path) -> None:
     write_whole(path, javaproperties.dumps(properties, sort_keys=True, timestamp=False))
 
 
-def read_config(path: Path) -> dict[str, str]:
-    """Reads a config.properties.
+def read_config(path: Path | None = None) -> dict[str, str]:
+    """Reads a config.properties, by default the project's own.
 
     Raises:
         ServerError: as `read_properties`, or TorchServe has no such key.
     """
+    path = path or resource("config.properties")
     properties = read_properties(path)
     _check_keys(properties, where=str(path))
     return properties

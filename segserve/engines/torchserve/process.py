@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Self
 import requests
 import yaml
 
-from ...resources import resource
 from ...runtime.files import write_whole
 from ...runtime.telemetry.metrics import OWN
 from ..environment import HIDDEN_SETTING, handed_on, make_tmp_dir
@@ -112,8 +111,9 @@ class TorchServe(ServerProcess):
         run_dir = run_dir.resolve()
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / KEY_FILE).unlink(missing_ok=True)
-        base = read_config(config or resource("config.properties"))
-        settings = merge(base, model_store=run_dir / MODEL_STORE, overrides=overrides or {})
+        settings = merge(
+            read_config(config), model_store=run_dir / MODEL_STORE, overrides=overrides or {}
+        )
         if trusted is not None and settings.get("enable_model_api") == "true":
             raise ServerError(
                 "enable_model_api=true: archives that are registered over HTTP are not verified; "
