@@ -177,7 +177,7 @@ def load_handler(
     gpu_id: int | None,
     metrics: Mapping[str, Sequence[str]] | None = None,
     trusted: TrustedKeys | None = None,
-) -> tuple[LoadedHandler, HandlerProcess]:
+) -> "BatchHandler":
     """Unpacks an archive into an empty folder and loads its handler class. The folder must be kept.
 
     Args:
@@ -207,7 +207,7 @@ def load_handler(
     )
     handler = _handler_class(_imported(folder, manifest["model"]["handler"]))()
     handler.initialize(HandlerContext(worker))
-    return handler, worker
+    return BatchHandler(handler, worker)
 
 
 def _unpack(archive: Path, folder: Path, trusted: TrustedKeys | None) -> None:
@@ -256,18 +256,18 @@ def _handler_class(module: ModuleType) -> type[LoadedHandler]:
 
 
 class BatchHandler:
-    """Passes batches to what `load_handler` returns."""
+    """The handler of an archive, and its process."""
 
     def __init__(self, handler: LoadedHandler, process: HandlerProcess) -> None:
-        self._handler, self._process = handler, process
+        self._handler, self.process = handler, process
 
     def handle(self, requests: Sequence[Received]) -> list[Handled]:
         """Returns one response per request, in the same order."""
-        context = HandlerContext(self._process, [request.headers for request in requests])
+        context = HandlerContext(self.process, [request.headers for request in requests])
         began_s = time.monotonic()
         bodies = self._handler.handle([request.row for request in requests], context)
         seconds = time.monotonic() - began_s
-        observations = self._process.metrics.drain()
+        observations = self.process.metrics.drain()
         return [
             Handled(
                 context.get_response_status(index)[0],
@@ -313,12 +313,11 @@ def run_worker(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
         gpu_id = _gpu(index) if on_gpu else None
-        loaded = load_handler(archive, folder, overrides={}, gpu_id=gpu_id, metrics=metrics)
+        handler = load_handler(archive, folder, overrides={}, gpu_id=gpu_id, metrics=metrics)
     except Exception as error:
         logger.exception("the archive cannot be loaded")
         connection.send(str(error) or type(error).__name__)
         return
-    handler = BatchHandler(*loaded)
     with suppress(EOFError, BrokenPipeError):  # the main process has ended
         connection.send(None)
         while True:

@@ -91,6 +91,11 @@ class Gateway:
         """Starts to forward requests: every model has a worker that is ready."""
         self.engine, self.obstacle = engine, None
 
+    def check_ready(self) -> None:
+        """Raises UnavailableError: a model has no worker that is ready."""
+        if self.obstacle is not None:
+            raise UnavailableError(f"not ready: {self.obstacle}")
+
     def inference_app(self) -> ASGIApp:
         """`/predictions`, the description of models, `/ping` and `/openapi.json`."""
         return self._app(
@@ -161,9 +166,7 @@ class Gateway:
             self._record(scope, status, sent_bytes, time.perf_counter() - began_s)
 
     async def _ping(self, _: Request) -> Response:
-        """200 if every model has a worker that is ready, else 503."""
-        if self.obstacle is not None:
-            raise UnavailableError(f"not ready: {self.obstacle}")
+        self.check_ready()
         return Response(frontend_json({"status": "Healthy"}), media_type=JSON)
 
     async def _openapi(self, _: Request) -> Response:

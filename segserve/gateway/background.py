@@ -107,23 +107,8 @@ class Server(ServerProcess):
             SignatureError: an archive is not signed by a trusted key.
         """
         run_dir = run_dir.resolve()
-        before = ServerState.read(run_dir / STATE_FILE)
-        if before is not None:
-            tree = ProcessTree(before.pid, before.created_s)
-            if tree.alive():
-                raise ServerError(
-                    f"a server already runs from {run_dir} (process {before.pid}); stop it first"
-                )
-            tree.stop(_ORPHANS_S)  # what a killed gateway has left
-        if not archives:
-            raise ServerError("there is no archive to serve; make one with: segserve archive")
-        if trust is not None:  # before anything else of an archive is read
-            from ..signing import TrustedKeys  # a client finds servers without cryptography
-
-            trusted = TrustedKeys.read(trust)
-            for archive in archives:
-                trusted.verify(archive)
-        models = tuple(model_name(archive) for archive in archives)
+        _end_orphans(run_dir)
+        models = _model_names(archives, trust)
         config = (config or resource("config.properties")).resolve()
         settings = read_config(config)
         addresses = choose_addresses(settings)
@@ -211,6 +196,31 @@ class Server(ServerProcess):
         messages = [_message(line) for line in lines]
         reported = [text for text in messages if text.startswith(CANNOT_SERVE)]
         return (reported or messages or ["it wrote nothing"])[-1].removeprefix(CANNOT_SERVE)
+
+
+def _end_orphans(run_dir: Path) -> None:
+    """Ends what a killed gateway has left. Raises ServerError: a gateway runs."""
+    before = ServerState.read(run_dir / STATE_FILE)
+    if before is None:
+        return
+    tree = ProcessTree(before.pid, before.created_s)
+    if tree.alive():
+        raise ServerError(
+            f"a server already runs from {run_dir} (process {before.pid}); stop it first"
+        )
+    tree.stop(_ORPHANS_S)
+
+
+def _model_names(archives: Sequence[Path], trust: Path | None) -> tuple[str, ...]:
+    if not archives:
+        raise ServerError("there is no archive to serve; make one with: segserve archive")
+    if trust is not None:  # before anything else of an archive is read
+        from ..signing import TrustedKeys  # a client finds servers without cryptography
+
+        trusted = TrustedKeys.read(trust)
+        for archive in archives:
+            trusted.verify(archive)
+    return tuple(model_name(archive) for archive in archives)
 
 
 def _message(line: str) -> str:

@@ -89,7 +89,6 @@ class GatewayMetrics:
         self._wait.observe(time.perf_counter() - began_s)
 
     def as_text(self) -> bytes:
-        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
@@ -111,7 +110,6 @@ class ServerMetrics:
             self._add(f"Requests{hundred}XX", 0, "Host")
 
     def count_response(self, status: int) -> None:
-        """Counts any response."""
         if status // 100 in _HUNDREDS:
             self._add(f"Requests{status // 100}XX", 1, "Host")
 
@@ -128,7 +126,6 @@ class ServerMetrics:
         self._add("PredictionTime", 1e3 * handler_seconds, model, "Model")
 
     def count_observations(self, observations: Iterable[Observation]) -> None:
-        """Counts what a handler has reported."""
         for name, value, labels in observations:
             self._add(name, value, *labels)
 
@@ -142,7 +139,6 @@ class ServerMetrics:
             collector.set(value)
 
     def exposed(self) -> bytes:
-        """All metrics in Prometheus's text format."""
         for name, value in _host_figures().items():
             self._add(name, value, "Host")
         return generate_latest(self._registry)

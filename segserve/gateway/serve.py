@@ -17,7 +17,7 @@ from ..signing import TrustedKeys
 from . import ENGINE_FOLDER, TOKEN_FILE
 from .app import Gateway
 from .http_server import bind, serving
-from .json_log import LogFollower
+from .json_log import following
 from .settings import GatewaySettings, check_settings
 from .tokens import TokenFile
 
@@ -41,7 +41,7 @@ async def serve(settings: GatewaySettings) -> None:
     grpc = _bind_grpc(settings, gateway)  # before TorchServe chooses its own ports
     engine = _start_engine(settings)
     log_path = getattr(engine, "log_path", None)
-    with LogFollower(log_path) if log_path else nullcontext():
+    with following(log_path) if log_path else nullcontext():
         try:
             async with serving(apps, drain_timeout_s=settings.drain_timeout_s), grpc:
                 await _first_of(

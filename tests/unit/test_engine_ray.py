@@ -131,25 +131,24 @@ def archive(tmp_path_factory):
 LOAD = """
 import json, sys
 from pathlib import Path
-from segserve.engines.worker import HandlerContext
-from segserve.engines.worker import load_handler
+from segserve.engines.worker import Received, load_handler
 archive, folder, image = map(Path, sys.argv[1:])
 MODEL = ["model_name", "model_version"]
-handler, worker = load_handler(archive, folder, overrides={"handler": {"threads": 1}, "maxWorkers":
+handler = load_handler(archive, folder, overrides={"handler": {"threads": 1}, "maxWorkers":
 3}, gpu_id=None,
                                metrics={"segserve_requests_total": [*MODEL, "status", "encoding",
                                "error"],
                                         "segserve_worker_starts_total": MODEL,
                                         "segserve_batch_size": ["other"]})
-context = HandlerContext(worker, [{}, {"accept": "image/png"}])
-bodies = handler.handle([{"body": image.read_bytes()}] * 2, context)
+row = {"body": image.read_bytes()}
+handled = handler.handle([Received(row, {}), Received(row, {"accept": "image/png"})])
 homes = {Path(sys.modules[name].__file__).is_relative_to(folder)
          for name in ("handler", "deeplabv3", "segserve.runtime", "segserve.runtime.pipeline",
                       "segserve.schema")}
 import torch
-print(json.dumps([json.loads(bodies[0])["width"], context.get_response_content_type(1),
-worker.model_yaml_config,
-                  sorted(homes), torch.get_num_threads(), worker.metrics.drain()]))
+print(json.dumps([json.loads(handled[0].body)["width"], handled[1].headers["content-type"],
+handler.process.model_yaml_config,
+                  sorted(homes), torch.get_num_threads(), handled[0].observations]))
 """
 
 

@@ -208,7 +208,6 @@ class Replicas:
 
 
 def model_application(archive: ServedArchive, arguments: Arguments) -> Application:
-    """The replicas of one model."""
     config = archive.config
     replicas = Replicas.of(config, arguments)
     model = RayReplica.options(  # type: ignore[attr-defined]
