@@ -20,7 +20,7 @@ from bench.serving.registry import PEERS
 from bench.serving.report import Report, draw, write_between_marks
 from bench.serving.session import measure, report_progress
 from bench.serving.workload import Workload, mixed_workload
-from segserve.doctor.torch_facts import TorchBrokenError
+from segserve.doctor.machine import TorchBrokenError
 from segserve.fetch import servable_folder
 from segserve.resources import resource
 from segserve.runtime.errors import ModelError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from segserve.doctor.torch_facts import send_torch
+from segserve.doctor.machine import send_torch
 
 PACKAGES = (
     "torchserve",

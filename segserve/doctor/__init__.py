@@ -7,16 +7,47 @@ line can be imported.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import partial
 
-from .findings import Finding, Level
-from .machine import check_disk, check_gpu, check_java, check_packages, check_python, check_torch
-from .service import check_archives, check_ports, check_server, check_token
 
-__all__ = ["Finding", "Level", "as_json", "as_lines", "examine", "isolated", "status_of"]
+class Level(StrEnum):
+    """`PROBLEM`: something will not work. `WARNING`: it works, but not as one would wish."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line for people: what it is about, what was found, and what to do about it (empty where
+    nothing is).
+    """
+
+    subject: str
+    level: Level
+    message: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.remedy}" if self.remedy else self.message
+
 
 Check = Callable[[], Finding]
+
+
+def ok(subject: str, message: str, remedy: str = "") -> Finding:
+    return Finding(subject, Level.OK, message, remedy)
+
+
+def warning(subject: str, message: str, remedy: str = "") -> Finding:
+    return Finding(subject, Level.WARNING, message, remedy)
+
+
+def problem(subject: str, message: str, remedy: str = "") -> Finding:
+    return Finding(subject, Level.PROBLEM, message, remedy)
 
 
 def examine(url: str | None = None, *, token: str | None = None) -> Iterator[Finding]:
@@ -26,17 +57,19 @@ def examine(url: str | None = None, *, token: str | None = None) -> Iterator[Fin
         url: the server to look at; by default the one that `segserve serve` left running here.
         token: inference token; by default that of the server which runs here, else SEGSERVE_TOKEN.
     """
+    from . import machine, service
+
     checks: dict[str, Check] = {
-        "Python": check_python,
-        "packages": check_packages,
-        "Java": check_java,
-        "torch": check_torch,
-        "GPU": check_gpu,
-        "disk": check_disk,
-        "archive": check_archives,
-        "ports": check_ports,
-        "server": partial(check_server, url, token),
-        "token": partial(check_token, url, token),
+        "Python": machine.check_python,
+        "packages": machine.check_packages,
+        "Java": machine.check_java,
+        "torch": machine.check_torch,
+        "GPU": machine.check_gpu,
+        "disk": machine.check_disk,
+        "archive": service.check_archives,
+        "ports": service.check_ports,
+        "server": partial(service.check_server, url, token),
+        "token": partial(service.check_token, url, token),
     }
     for subject, check in checks.items():
         yield isolated(subject, check)
@@ -48,12 +81,11 @@ def isolated(subject: str, check: Check) -> Finding:
         return check()
     except Exception as error:  # whatever is broken here is what a doctor is called for
         reason = " ".join(str(error).split())[:300] or "no reason given"
-        remedy = (
+        return problem(
+            subject,
+            f"cannot be examined ({type(error).__name__}: {reason})",
             "repair what it names; `make setup`, or pip install --force-reinstall of that package, "
-            "often does"
-        )
-        return Finding(
-            subject, Level.PROBLEM, f"cannot be examined ({type(error).__name__}: {reason})", remedy
+            "often does",
         )
 
 

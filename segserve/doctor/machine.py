@@ -2,6 +2,7 @@
 none.
 """
 
+import json
 import os
 import re
 import shutil
@@ -9,13 +10,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 from ..resources import fetched_models
-from .findings import Finding, Level
-from .torch_facts import TorchBrokenError, TorchFacts, send_torch
+from . import Finding, ok, problem, warning
 
 OLDEST_PYTHON = (3, 11)
 LOW_DISK_BYTES, NO_DISK_BYTES = 2 * 10**9, 3 * 10**8
@@ -27,16 +28,78 @@ _INSTALL_TORCH = (
     "install the project's versions: pip install 'segserve[serve]', or make setup in a checkout"
 )
 _DRIVER_TIMEOUT_S = 30
+_TORCH_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class TorchFacts:
+    """`cuda_build` is the CUDA version that torch was built for; None for a build without it."""
+
+    torch: str
+    torchvision: str
+    threads: int
+    bf16: bool
+    cuda_build: str | None
+    gpu: str | None
+
+
+class TorchBrokenError(Exception):
+    """torch cannot be imported, or not together with torchvision; the message is the reason in one
+    line.
+    """
+
+
+def send_torch() -> TorchFacts:
+    """The facts of the torch that this Python imports, from a separate process: a broken torch may
+    end the process that imports it.
+
+    Raises:
+        TorchBrokenError: there is none, or it does not work.
+    """
+    code = f"from {__name__} import print_torch; print_torch()"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TORCH_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TorchBrokenError(f"importing it takes more than {_TORCH_TIMEOUT_S} s") from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise TorchBrokenError(
+            said[-1][:300] if said else f"importing it ends Python with status {done.returncode}"
+        )
+    return TorchFacts(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def print_torch() -> None:
+    """Imports torch and prints its `TorchFacts` as JSON."""
+    import torch
+    import torchvision
+
+    from ..runtime.inference.segmenter import has_bf16
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    facts = TorchFacts(
+        torch=torch.__version__,
+        torchvision=torchvision.__version__,
+        threads=torch.get_num_threads(),
+        bf16=has_bf16(torch.device("cuda" if gpu else "cpu")),
+        cuda_build=torch.version.cuda,
+        gpu=gpu,
+    )
+    print(json.dumps(asdict(facts)))  # noqa: T201 - what `send_torch` reads
+
+
+_torch_facts = cache(send_torch)
 
 
 def check_python(version: Sequence[int] = sys.version_info[:3]) -> Finding:
     text = ".".join(map(str, version))
     if tuple(version[:2]) < OLDEST_PYTHON:
         needed = ".".join(map(str, OLDEST_PYTHON))
-        return Finding(
-            "Python", Level.PROBLEM, f"{text} is too old", f"use Python {needed} or newer"
-        )
-    return Finding("Python", Level.OK, f"{text} ({sys.executable})")
+        return problem("Python", f"{text} is too old", f"use Python {needed} or newer")
+    return ok("Python", f"{text} ({sys.executable})")
 
 
 def check_java() -> Finding:
@@ -44,43 +107,37 @@ def check_java() -> Finding:
     from ..engines.torchserve.java import find_java
 
     try:
-        return Finding("Java", Level.OK, f"works, in {find_java()}")
+        return ok("Java", f"works, in {find_java()}")
     except ServerError as error:  # it says what to install
-        return Finding("Java", Level.PROBLEM, str(error))
+        return problem("Java", str(error))
 
 
 def check_torch() -> Finding:
     try:
         facts = _torch_facts()
     except TorchBrokenError as error:
-        return Finding("torch", Level.PROBLEM, f"does not load ({error})", _INSTALL_TORCH)
-    return judge_torch(
-        facts, cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    )
+        return problem("torch", f"does not load ({error})", _INSTALL_TORCH)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return judge_torch(facts, cores=cores)
 
 
 def judge_torch(facts: TorchFacts, *, cores: int | None) -> Finding:
-    precision = (
-        "computes in bf16" if facts.bf16 else "computes in float32, as bf16 is not native here"
-    )
+    precision = "bf16" if facts.bf16 else "float32, as bf16 is not native here"
     message = (
-        f"{facts.torch} with torchvision {facts.torchvision}, {facts.threads} threads, {precision}"
+        f"{facts.torch} with torchvision {facts.torchvision}, {facts.threads} threads, "
+        f"computes in {precision}"
     )
     if cores and facts.threads > cores:
-        remedy = f"unset OMP_NUM_THREADS, or set it to {cores}"
-        return Finding(
-            "torch", Level.WARNING, f"{message}, but this process may use {cores} cores", remedy
-        )
-    return Finding("torch", Level.OK, message)
+        message += f", but this process may use {cores} cores"
+        return warning("torch", message, f"unset OMP_NUM_THREADS, or set it to {cores}")
+    return ok("torch", message)
 
 
 def check_gpu() -> Finding:
     try:
         facts = _torch_facts()
     except TorchBrokenError:
-        return Finding(
-            "GPU", Level.WARNING, "not known, as torch does not load", "see torch, above"
-        )
+        return warning("GPU", "not known, as torch does not load", "see torch, above")
     return judge_gpu(facts, driver_cuda=_driver_cuda())
 
 
@@ -89,31 +146,23 @@ def judge_gpu(facts: TorchFacts, *, driver_cuda: str | None) -> Finding:
     without a driver.
     """
     if facts.gpu:
-        return Finding("GPU", Level.OK, f"{facts.gpu}, through CUDA {facts.cuda_build}")
+        return ok("GPU", f"{facts.gpu}, through CUDA {facts.cuda_build}")
     if driver_cuda is None:
-        return Finding("GPU", Level.OK, "none; models run on the processor")
+        return ok("GPU", "none; models run on the processor")
     if facts.cuda_build is None:
-        remedy = "install a torch with CUDA (pytorch.org says how) to use it"
-        return Finding(
+        return warning(
             "GPU",
-            Level.WARNING,
             "an NVIDIA driver is here, but this torch is built without CUDA",
-            remedy,
+            "install a torch with CUDA (pytorch.org says how) to use it",
         )
     if driver_cuda and _numbers(driver_cuda) < _numbers(facts.cuda_build):
-        message = (
-            f"the driver runs CUDA up to {driver_cuda}, this torch is built for {facts.cuda_build}"
-        )
-        return Finding(
+        return warning(
             "GPU",
-            Level.WARNING,
-            message,
+            f"the driver runs CUDA up to {driver_cuda}, this torch is built for {facts.cuda_build}",
             "update the driver, or install a torch built for an older CUDA",
         )
     message = "an NVIDIA driver is here, but torch sees no GPU"
-    return Finding(
-        "GPU", Level.WARNING, message, "look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES"
-    )
+    return warning("GPU", message, "look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES")
 
 
 def check_packages() -> Finding:
@@ -122,14 +171,12 @@ def check_packages() -> Finding:
     required += extras.pop("serve", [])
     wrong = [fault for requirement in required if (fault := _fault(requirement))]
     if wrong:
-        return Finding("packages", Level.PROBLEM, "; ".join(wrong), _INSTALL_TORCH)
+        return problem("packages", "; ".join(wrong), _INSTALL_TORCH)
     lacking = sorted(name for name, needed in extras.items() if any(map(_fault, needed)))
     if not lacking:
-        return Finding("packages", Level.OK, "all there, those of the extras too")
-    remedy = "pip install 'segserve[NAME]' adds them"
-    return Finding(
-        "packages", Level.OK, f"all there; of the extras not {', '.join(lacking)}", remedy
-    )
+        return ok("packages", "all there, those of the extras too")
+    message = f"all there; of the extras not {', '.join(lacking)}"
+    return ok("packages", message, "pip install 'segserve[NAME]' adds them")
 
 
 def check_disk(folders: Mapping[str, Path] | None = None) -> Finding:
@@ -141,17 +188,10 @@ def check_disk(folders: Mapping[str, Path] | None = None) -> Finding:
     name, least_bytes = min(free_bytes.items(), key=lambda item: item[1])
     message = f"{least_bytes / 1e9:.1f} GB free for {name}"
     if least_bytes < NO_DISK_BYTES:
-        return Finding(
-            "disk", Level.PROBLEM, message, "make room; a server unpacks its archive there"
-        )
+        return problem("disk", message, "make room; a server unpacks its archive there")
     if least_bytes < LOW_DISK_BYTES:
-        return Finding(
-            "disk", Level.WARNING, message, "make room before a large model is fetched or packed"
-        )
-    return Finding("disk", Level.OK, message)
-
-
-_torch_facts = cache(send_torch)
+        return warning("disk", message, "make room before a large model is fetched or packed")
+    return ok("disk", message)
 
 
 def _driver_cuda() -> str | None:

@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import os
 import socket
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
-from .findings import Finding, Level
+from . import Finding, ok, problem, warning
 
 if TYPE_CHECKING:
     import requests
@@ -32,7 +31,7 @@ def check_ports() -> Finding:
     """
     from ..gateway.endpoint import running_server
 
-    return judge_ports(list(_wanted_ports()), own=_own_ports(running_server()))
+    return judge_ports(_wanted_ports(), own=_own_ports(running_server()))
 
 
 def judge_ports(wanted: Iterable[tuple[str, int]], *, own: set[int]) -> Finding:
@@ -42,29 +41,21 @@ def judge_ports(wanted: Iterable[tuple[str, int]], *, own: set[int]) -> Finding:
     if taken:
         names = ", ".join(f"{port}{_owner(port)}" for port in taken)
         remedy = "`segserve serve` takes free ones instead; SEGSERVE_PORT and the like name others"
-        return Finding("ports", Level.WARNING, f"taken by another program: {names}", remedy)
-    return Finding(
-        "ports",
-        Level.OK,
-        f"{listed}: free{', or used by the server that runs here' if own else ''}",
-    )
+        return warning("ports", f"taken by another program: {names}", remedy)
+    used = ", or used by the server that runs here" if own else ""
+    return ok("ports", f"{listed}: free{used}")
 
 
 def check_archives(folder: Path = BUILD_DIR) -> Finding:
     archives = sorted(folder.glob("*.mar"))
     if not archives:
-        return Finding(
-            "archive",
-            Level.OK,
-            f"none in {folder}/ yet; `segserve archive` and `segserve serve` make one",
-        )
+        message = f"none in {folder}/ yet; `segserve archive` and `segserve serve` make one"
+        return ok("archive", message)
     faults = [f"{path}: {fault}" for path in archives if (fault := archive_fault(path))]
     if faults:
-        return Finding(
-            "archive", Level.PROBLEM, "; ".join(faults), "pack it again with `segserve archive`"
-        )
+        return problem("archive", "; ".join(faults), "pack it again with `segserve archive`")
     names = ", ".join(str(path) for path in archives)
-    return Finding("archive", Level.OK, f"{names}: whole, the weights are those of the record")
+    return ok("archive", f"{names}: whole, the weights are those of the record")
 
 
 def archive_fault(path: Path) -> str:
@@ -87,11 +78,9 @@ def archive_fault(path: Path) -> str:
         return f"lacks what an archive of this project holds ({' '.join(str(error).split())[:120]})"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return (
-        ""
-        if digest == weights["sha256"]
-        else f"SHA-256 of {named} is {digest}, its record says {weights['sha256']}"
-    )
+    if digest != weights["sha256"]:
+        return f"SHA-256 of {named} is {digest}, its record says {weights['sha256']}"
+    return ""
 
 
 def check_server(url: str | None, token: str | None) -> Finding:
@@ -103,20 +92,18 @@ def check_server(url: str | None, token: str | None) -> Finding:
         return _own_server(endpoint.running)
     response = _get(endpoint, "ping")
     if response is None and url is None:
-        return Finding("server", Level.OK, f"none runs here; {_START_ONE}")
+        return ok("server", f"none runs here; {_START_ONE}")
     if response is None:
         remedy = f"check address and firewall; on this machine {_START_ONE}"
-        return Finding("server", Level.PROBLEM, f"no server responds at {endpoint.url}", remedy)
+        return problem("server", f"no server responds at {endpoint.url}", remedy)
     if response.ok:
-        return Finding("server", Level.OK, f"{endpoint.url} responds {_status(response)}")
+        return ok("server", f"{endpoint.url} responds {_status(response)}")
     if _rejects_token(response):
-        return Finding("server", Level.OK, f"{endpoint.url} responds, and needs a token")
-    remedy = "look whether it is the inference port of a TorchServe, and into its log"
-    return Finding(
+        return ok("server", f"{endpoint.url} responds, and needs a token")
+    return problem(
         "server",
-        Level.PROBLEM,
         f"{endpoint.url}/ping returns {response.status_code} {response.reason}",
-        remedy,
+        "look whether it is the inference port of a TorchServe, and into its log",
     )
 
 
@@ -127,37 +114,27 @@ def check_token(url: str | None, token: str | None) -> Finding:
     endpoint = find_endpoint(url, token=token)
     response = _get(endpoint, "models")
     if response is None:
-        return Finding("token", Level.OK, "not checked, because no server responds")
+        return ok("token", "not checked, because no server responds")
     if not _rejects_token(response):
-        return Finding("token", Level.OK, "valid" if endpoint.token else "none is needed")
+        return ok("token", "valid" if endpoint.token else "none is needed")
     if endpoint.running is not None:
         remedy = "`segserve stop` and `segserve serve` make a new one"
     else:
         remedy = f"get a new one from its operator, and name it with --token or in {TOKEN_VARIABLE}"
     fault = "is wrong or has expired" if endpoint.token else "is needed, and none was given"
-    is_meant = (
-        url or endpoint.running or endpoint.token
-    )  # else it may be anyone's server that listens there
-    return Finding(
-        "token",
-        Level.PROBLEM if is_meant else Level.WARNING,
-        f"that of {endpoint.url} {fault}",
-        remedy,
-    )
+    # Else it may be anyone's server that listens there.
+    is_meant = url or endpoint.running or endpoint.token
+    found = problem if is_meant else warning
+    return found("token", f"that of {endpoint.url} {fault}", remedy)
 
 
-def _wanted_ports() -> Iterator[tuple[str, int]]:
+def _wanted_ports() -> list[tuple[str, int]]:
     """Host and port of every address that a server would listen at, were all of them free."""
-    from ..engines.torchserve.config import HTTP_PORTS, read_config
-    from ..resources import resource
+    from ..engines.torchserve.config import read_config, wanted_address
 
-    settings = read_config(resource("config.properties"))
-    for key, variable, default in HTTP_PORTS:
-        if key == "management_address":  # TorchServe's own, at any free port
-            continue
-        address = urlsplit(settings.get(key, f"http://127.0.0.1:{default}"))
-        port = int(os.environ.get(variable) or address.port or default)
-        yield address.hostname or "127.0.0.1", port
+    settings = read_config()
+    addresses = [wanted_address(settings, f"{name}_address") for name in ("inference", "metrics")]
+    return [(host, port) for _, host, port in addresses]
 
 
 def _own_ports(server: "Server | None") -> set[int]:
@@ -197,19 +174,16 @@ def _own_server(server: "Server") -> Finding:
         server.wait_ready(timeout_s=0)
     except ServerError as error:
         remedy = f"wait, if it has just been started; else read {server.log_path}"
-        return Finding(
-            "server", Level.PROBLEM, f"{where}: {str(error).partition('; the log is')[0]}", remedy
-        )
-    return Finding("server", Level.OK, f"{where}: a worker is READY")
+        return problem("server", f"{where}: {str(error).partition('; the log is')[0]}", remedy)
+    return ok("server", f"{where}: a worker is READY")
 
 
 def _get(endpoint: "Endpoint", path: str) -> "requests.Response | None":
     import requests
 
     headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
-    past_proxies = (
-        {"no_proxy": "*"} if endpoint.running else None
-    )  # none stands between us and our own server
+    # No proxy stands between us and our own server.
+    past_proxies = {"no_proxy": "*"} if endpoint.running else None
     try:
         return requests.get(
             f"{endpoint.url.rstrip('/')}/{path}",

@@ -23,10 +23,9 @@ from ..runtime.metrics import OWN
 from ..signing import TrustedKeys
 from .environment import use_new_tmp_dir
 from .errors import ServerError
-from .workers.archives import ServedArchive, stored_archives
-from .workers.engine import WORKER_GONE, PoolEngine, queue_full
-from .workers.loading import BatchResult, run_worker
-from .workers.messages import Handled, Received
+from .pool import WORKER_GONE, PoolEngine, queue_full
+from .store import ServedArchive, stored_archives
+from .worker import BatchResult, Handled, Received, run_worker
 
 logger = logging.getLogger(__name__)
 

@@ -1,17 +1,72 @@
-"""The model store of one run: a folder with the archives to serve, named after their models."""
+"""The archives to serve: their names, versions and settings, and the model store of one run."""
 
 import json
 import re
 import shutil
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
+from ..runtime.errors import ModelError
+from ..runtime.settings import CONFIG_FILE, ModelConfig, read_config
 from .errors import ServerError
 
 if TYPE_CHECKING:
     from ..signing import TrustedKeys
+
+MODEL_STORE = "model-store"
+"""The name of the folder with the archives, inside the folder of an engine."""
+
+_MANIFEST = "MAR-INF/MANIFEST.json"
+
+
+@dataclass(frozen=True)
+class ServedArchive:
+    """An archive, before it is unpacked."""
+
+    path: Path
+    name: str
+    version: str
+    config: ModelConfig
+
+
+def read_archive(path: Path) -> ServedArchive:
+    """Reads name, version and settings. Raises ModelError: they are missing or not valid."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            model = json.loads(packed.read(_MANIFEST))["model"]
+            config = read_config(yaml.safe_load(packed.read(CONFIG_FILE)))
+        return ServedArchive(
+            path.resolve(), str(model["modelName"]), str(model["modelVersion"]), config
+        )
+    except OSError as error:
+        raise ModelError(f"cannot read the archive {path}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ModelError(
+            f"{path}: expected an archive made by `segserve archive`: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def stored_archives(
+    archives: Sequence[Path], run_dir: Path, *, trusted: "TrustedKeys | None"
+) -> list[ServedArchive]:
+    """Reads archives from a model store below the run folder.
+
+    Raises:
+        ServerError: an archive cannot be served.
+        SignatureError: an archive is not signed by a trusted key.
+    """
+    store = run_dir / MODEL_STORE
+    names = fill_store(archives, store, trusted=trusted)
+    try:
+        return [read_archive(store / f"{name}.mar") for name in names]
+    except ModelError as error:
+        raise ServerError(str(error)) from error
 
 
 def fill_store(
@@ -20,7 +75,7 @@ def fill_store(
     """Make `store` hold just these archives, as NAME.mar, and return the names in order.
 
     With `trusted`, an archive is verified before anything else of it is read, and the store holds
-    the very bytes that were verified.
+    the very bytes that were verified. Otherwise, it holds symbolic links.
 
     Raises:
         ServerError: there is no archive, a file is none, or two have the same name.
@@ -40,7 +95,7 @@ def fill_store(
         raise ServerError(f"two archives have the same model name: {', '.join(sorted(names))}")
     for name, archive in zip(names, archives, strict=True):
         target = store / f"{name}.mar"
-        _link_or_copy(archive.resolve(), target) if trusted is None else archive.rename(target)
+        target.symlink_to(archive.resolve()) if trusted is None else archive.rename(target)
     return names
 
 
@@ -50,7 +105,7 @@ def model_name(archive: Path) -> str:
         raise ServerError(f"there is no archive {archive}")
     try:
         with zipfile.ZipFile(archive) as content:
-            name = str(json.loads(content.read("MAR-INF/MANIFEST.json"))["model"]["modelName"])
+            name = str(json.loads(content.read(_MANIFEST))["model"]["modelName"])
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ServerError(f"{archive} is not a model archive (.mar): {error}") from error
     if not re.fullmatch(r"\w[\w.-]*", name):  # it is part of a file's name and of a command
@@ -58,10 +113,3 @@ def model_name(archive: Path) -> str:
             f"{archive}: the model's name must be letters, digits, dots and dashes, got {name!r}"
         )
     return name
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        target.symlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -18,9 +18,8 @@ def main() -> int:
     try:
         from ..engines.errors import ServerError
         from ..signing import SignatureError
-        from .machine import check_memory
         from .serve import serve
-        from .settings import GatewaySettings
+        from .settings import GatewaySettings, check_memory
     except ImportError as error:
         logging.getLogger("segserve.gateway").error("%s%s", CANNOT_SERVE, error)
         return 1

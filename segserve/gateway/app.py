@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..engines.engine import Engine, EngineRequest, EngineResponse, Headers
+from ..engines import Engine, EngineRequest, EngineResponse, Headers
 from ..engines.errors import BadTokenError, frontend_json
 from ..runtime.errors import BadRequestError, UnavailableError
 from ..runtime.request import OPTION_HEADER_PREFIX
@@ -33,7 +33,7 @@ from .protocols.huggingface import huggingface_routes
 from .protocols.native import checked
 from .protocols.open_inference import OpenInference
 from .responses import JSON, TimedResponse, error_response, json_response
-from .settings import Limits
+from .settings import GatewaySettings
 from .tokens import TokenFile
 
 logger = logging.getLogger("segserve.gateway")
@@ -61,6 +61,7 @@ class Gateway:
         engine: None until it is started; requests are rejected with 503 till then.
         token: the token of predictions; None if they need none.
         management_token: the token of the management API; None disables that application.
+        settings: the limits of one request and of one client.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class Gateway:
         engine: Engine | None = None,
         token: TokenFile | None,
         management_token: TokenFile | None,
-        limits: Limits,
+        settings: GatewaySettings,
+        max_request_bytes: int,
     ) -> None:
         self.engine = engine
         self.obstacle = "the model is being loaded" if engine is None else None
@@ -78,14 +80,21 @@ class Gateway:
         """Whether to close each connection after its response."""
         self.in_flight, self.lost = 0, 0
         """The requests without a complete response, and those cancelled at shutdown."""
-        self.limits = limits
+        self.settings, self.max_request_bytes = settings, max_request_bytes
         self._token, self._management_token = token, management_token
-        self._queue = FairQueue(in_flight=limits.client_in_flight, waiting=limits.client_waiting)
+        self._queue = FairQueue(
+            in_flight=settings.client_in_flight, waiting=settings.client_waiting
+        )
         self._metrics = GatewayMetrics(ready=lambda: self.obstacle is None)
 
     def open(self, engine: Engine) -> None:
         """Starts to forward requests: every model has a worker that is ready."""
         self.engine, self.obstacle = engine, None
+
+    def check_ready(self) -> None:
+        """Raises UnavailableError: a model has no worker that is ready."""
+        if self.obstacle is not None:
+            raise UnavailableError(f"not ready: {self.obstacle}")
 
     def inference_app(self) -> ASGIApp:
         """`/predictions`, the description of models, `/ping` and `/openapi.json`."""
@@ -117,13 +126,47 @@ class Gateway:
             _check_head(_target(scope), scope["headers"])
             await router(scope, receive, send)
 
-        handlers = {HTTPException: _on_error, Exception: _on_error}
-        return _Exchanges(self, ExceptionMiddleware(checked, handlers))
+        inner = ExceptionMiddleware(checked, {HTTPException: _on_error, Exception: _on_error})
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                await self._exchange(inner, scope, receive, send)
+
+        return app
+
+    async def _exchange(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Keeps a slot until the response is sent, adds headers, and records the response."""
+        began_s = time.perf_counter()
+        timeout_s = self.settings.request_timeout_s
+        body = RequestBody(receive, max_bytes=self.max_request_bytes, timeout_s=timeout_s)
+        status, sent_bytes = CLIENT_LEFT, 0
+
+        async def send_and_count(message: Message) -> None:
+            nonlocal status, sent_bytes
+            if message["type"] == "http.response.start":
+                status = CLIENT_LEFT if await body.client_left() else message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update(_OWN_HEADERS)
+                if self.closing:
+                    headers["connection"] = "close"
+            else:
+                sent_bytes += len(message.get("body", b""))
+            await send(message)
+
+        self.in_flight += 1
+        try:
+            async with AsyncExitStack() as exchange:
+                scope.setdefault("state", {}).update(exchange=exchange, body=body)
+                await app(scope, receive, send_and_count)
+        except asyncio.CancelledError:
+            self.lost += 1
+            raise
+        finally:
+            self.in_flight -= 1
+            self._record(scope, status, sent_bytes, time.perf_counter() - began_s)
 
     async def _ping(self, _: Request) -> Response:
-        """200 if every model has a worker that is ready, else 503."""
-        if self.obstacle is not None:
-            raise UnavailableError(f"not ready: {self.obstacle}")
+        self.check_ready()
         return Response(frontend_json({"status": "Healthy"}), media_type=JSON)
 
     async def _openapi(self, _: Request) -> Response:
@@ -192,8 +235,8 @@ class Gateway:
             await request.state.exchange.enter_async_context(slot)
 
     def _check_declared(self, request: Request) -> None:
-        if (_declared_bytes(request) or 0) > self.limits.request_bytes:
-            raise too_large(self.limits.request_bytes)
+        if (_declared_bytes(request) or 0) > self.max_request_bytes:
+            raise too_large(self.max_request_bytes)
 
     async def _forward(
         self, request: Request, forward: Callable[[EngineRequest], Awaitable[EngineResponse]]
@@ -209,11 +252,11 @@ class Gateway:
         _check_head(forwarded.target, forwarded.headers)  # with the query's options
         response = await forward(forwarded)
         end_to_end = response._replace(headers=_end_to_end(response.headers))
-        return TimedResponse(end_to_end, timeout_s=self.limits.request_s)
+        return TimedResponse(end_to_end, timeout_s=self.settings.request_timeout_s)
 
     def _client_of(self, request: Request) -> str:
         """The client by the proxy's header, else by its address: all have the same token."""
-        header = self.limits.client_header
+        header = self.settings.client_header
         named = request.headers.get(header) if header else None
         return named or (request.client.host if request.client else "")
 
@@ -222,7 +265,7 @@ class Gateway:
             raise UnavailableError(f"not ready: {self.obstacle}; try again in a few seconds")
         return self.engine
 
-    def record(self, scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
         """Counts and logs a response, except those to health checks and scrapes."""
         is_translated = scope["path"].startswith(("/v2/", "/hf/")) and scope["method"] == "POST"
         if scope.get("endpoint") == self._predict or is_translated:
@@ -242,46 +285,6 @@ class Gateway:
         }
         known = {name: value for name, value in fields.items() if value is not None}
         logger.info("%s %s %s", request.method, scope["path"], status, extra={"fields": known})
-
-
-class _Exchanges:
-    """Middleware: keeps a slot until the response is sent, adds headers, and records responses."""
-
-    def __init__(self, gateway: Gateway, app: ASGIApp) -> None:
-        self._gateway = gateway
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        gateway, began_s = self._gateway, time.perf_counter()
-        limits = gateway.limits
-        body = RequestBody(receive, max_bytes=limits.request_bytes, timeout_s=limits.request_s)
-        status, sent_bytes = CLIENT_LEFT, 0
-
-        async def send_and_count(message: Message) -> None:
-            nonlocal status, sent_bytes
-            if message["type"] == "http.response.start":
-                status = CLIENT_LEFT if await body.client_left() else message["status"]
-                headers = MutableHeaders(scope=message)
-                headers.update(_OWN_HEADERS)
-                if gateway.closing:
-                    headers["connection"] = "close"
-            else:
-                sent_bytes += len(message.get("body", b""))
-            await send(message)
-
-        gateway.in_flight += 1
-        try:
-            async with AsyncExitStack() as exchange:
-                scope.setdefault("state", {}).update(exchange=exchange, body=body)
-                await self._app(scope, receive, send_and_count)
-        except asyncio.CancelledError:
-            gateway.lost += 1
-            raise
-        finally:
-            gateway.in_flight -= 1
-            gateway.record(scope, status, sent_bytes, time.perf_counter() - began_s)
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -307,9 +310,9 @@ def _checked_body(request: Request) -> AsyncIterable[bytes]:
 
 
 def _end_to_end(headers: Headers) -> Headers:
-    return [
-        (name, value) for name, value in headers if name.lower() not in _SINGLE_CONNECTION_HEADERS
-    ]
+    """Without the headers of a single connection; names in lower case."""
+    lower = [(name.lower(), value) for name, value in headers]
+    return [header for header in lower if header[0] not in _SINGLE_CONNECTION_HEADERS]
 
 
 def _query_options(request: Request) -> Headers:

@@ -6,23 +6,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 import requests
+from pydantic import BaseModel, ConfigDict
 
 from ..engines import EngineName
 from ..engines.environment import HIDDEN_SETTING, handed_on
 from ..engines.errors import ServerError
 from ..engines.process_tree import ProcessTree, ServerProcess, creation_s, get_directly, spawn
 from ..engines.store import model_name
-from ..engines.torchserve.config import (
-    choose_addresses,
-    loopback,
-    read_config,
-    wanted_inference_port,
-)
+from ..engines.torchserve.config import choose_addresses, loopback, read_config, wanted_address
 from ..resources import resource
 from ..runtime.files import write_whole
 from . import CANNOT_SERVE, ENGINE_FOLDER, TOKEN_FILE
@@ -34,9 +29,10 @@ _DRAIN_S = 20
 _ORPHANS_S = 10
 
 
-@dataclass(frozen=True)
-class ServerState:
+class ServerState(BaseModel):
     """The content of `server.json`. It never holds a token. For `created_s` see `creation_s`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pid: int
     created_s: float
@@ -47,16 +43,14 @@ class ServerState:
     token_file: str
 
     def write(self, path: Path) -> None:
-        """Writes it as JSON."""
-        write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
+        write_whole(path, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
         """Reads it; None if there is no such file or it is not complete."""
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**fields, "models": tuple(fields["models"])})
-        except (OSError, ValueError, TypeError, KeyError):
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
             return None
 
 
@@ -113,23 +107,8 @@ class Server(ServerProcess):
             SignatureError: an archive is not signed by a trusted key.
         """
         run_dir = run_dir.resolve()
-        before = ServerState.read(run_dir / STATE_FILE)
-        if before is not None:
-            tree = ProcessTree(before.pid, before.created_s)
-            if tree.alive():
-                raise ServerError(
-                    f"a server already runs from {run_dir} (process {before.pid}); stop it first"
-                )
-            tree.stop(_ORPHANS_S)  # what a killed gateway has left
-        if not archives:
-            raise ServerError("there is no archive to serve; make one with: segserve archive")
-        if trust is not None:  # before anything else of an archive is read
-            from ..signing import TrustedKeys  # a client finds servers without cryptography
-
-            trusted = TrustedKeys.read(trust)
-            for archive in archives:
-                trusted.verify(archive)
-        models = tuple(model_name(archive) for archive in archives)
+        _end_orphans(run_dir)
+        models = _model_names(archives, trust)
         config = (config or resource("config.properties")).resolve()
         settings = read_config(config)
         addresses = choose_addresses(settings)
@@ -173,7 +152,7 @@ class Server(ServerProcess):
             token_file=given.get(f"{PREFIX}TOKEN_FILE", str(run_dir / TOKEN_FILE)),
         )
         state.write(run_dir / STATE_FILE)
-        wanted = wanted_inference_port(settings)
+        wanted = wanted_address(settings, "inference_address")[2]
         return cls(run_dir, state, child, replaced_port=None if str(wanted) == port else wanted)
 
     @classmethod
@@ -217,6 +196,31 @@ class Server(ServerProcess):
         messages = [_message(line) for line in lines]
         reported = [text for text in messages if text.startswith(CANNOT_SERVE)]
         return (reported or messages or ["it wrote nothing"])[-1].removeprefix(CANNOT_SERVE)
+
+
+def _end_orphans(run_dir: Path) -> None:
+    """Ends what a killed gateway has left. Raises ServerError: a gateway runs."""
+    before = ServerState.read(run_dir / STATE_FILE)
+    if before is None:
+        return
+    tree = ProcessTree(before.pid, before.created_s)
+    if tree.alive():
+        raise ServerError(
+            f"a server already runs from {run_dir} (process {before.pid}); stop it first"
+        )
+    tree.stop(_ORPHANS_S)
+
+
+def _model_names(archives: Sequence[Path], trust: Path | None) -> tuple[str, ...]:
+    if not archives:
+        raise ServerError("there is no archive to serve; make one with: segserve archive")
+    if trust is not None:  # before anything else of an archive is read
+        from ..signing import TrustedKeys  # a client finds servers without cryptography
+
+        trusted = TrustedKeys.read(trust)
+        for archive in archives:
+            trusted.verify(archive)
+    return tuple(model_name(archive) for archive in archives)
 
 
 def _message(line: str) -> str:

@@ -2,11 +2,12 @@
 
 import logging
 import re
-import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self, TextIO
+from typing import TextIO
 
 import orjson
 
@@ -22,7 +23,6 @@ class JsonLines(logging.Formatter):
     """`time` (ISO 8601, UTC), `level`, `logger`, `message`, and the extra `fields`, a mapping."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Formats a record as one line, whatever the message contains."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -42,55 +42,53 @@ def _as_utf8(value: object) -> object:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
-def log_to(stream: TextIO = sys.stdout) -> None:
+def log_to(stream: TextIO) -> None:
     """Logs everything from INFO on to a stream, as JSON lines."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
-class LogFollower:
+@contextmanager
+def following(path: Path) -> Iterator[None]:
     """Logs the lines that are appended to TorchServe's log, and keeps that file small.
 
-    TorchServe must append to the file (O_APPEND), because this class truncates it.
+    TorchServe must append to the file (O_APPEND), because this function truncates it.
     """
+    ended = threading.Event()
+    thread = threading.Thread(target=_follow, args=(path, ended), name="log", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="log", daemon=True)
-        self._offset = 0
-        self._rest = b""
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        while not self._ended.wait(_POLL_S):
-            self._read()
-        self._read()
-
-    def _read(self) -> None:
-        try:
-            with self._path.open("r+b") as file:
-                file.seek(self._offset)
-                new = file.read()
-                self._offset += len(new)
-                if self._offset > _LONGEST_FILE_BYTES:
-                    file.truncate(0)
-                    self._offset = 0
-        except FileNotFoundError:
-            return
-        *lines, self._rest = (self._rest + new).split(b"\n")
-        if len(self._rest) > _LONGEST_LINE_BYTES:
-            lines, self._rest = [*lines, self._rest], b""
+def _follow(path: Path, ended: threading.Event) -> None:
+    offset, rest, is_last = 0, b"", False
+    while not is_last:
+        is_last = ended.wait(_POLL_S)
+        new, offset = _read_from(path, offset)
+        *lines, rest = (rest + new).split(b"\n")
+        if len(rest) > _LONGEST_LINE_BYTES:
+            lines, rest = [*lines, rest], b""
         for line in lines:
             log_line(line.decode("utf-8", errors="replace"))
+
+
+def _read_from(path: Path, offset: int) -> tuple[bytes, int]:
+    """What follows the offset in the file, and the offset of what will be appended next."""
+    try:
+        with path.open("r+b") as file:
+            file.seek(offset)
+            new = file.read()
+            if offset + len(new) > _LONGEST_FILE_BYTES:
+                file.truncate(0)
+                return new, 0
+    except FileNotFoundError:
+        return b"", offset
+    return new, offset + len(new)
 
 
 def log_line(line: str) -> None:

@@ -117,7 +117,6 @@ class RequestBody:
 
 
 def too_large(max_bytes: int) -> TooLargeError:
-    """The error for a request above the limit."""
     return TooLargeError(
         f"the request has more than {max_bytes} bytes, the limit of this server; send the image "
         "smaller, or as JPEG or PNG"

@@ -8,14 +8,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..engines.engine import EngineResponse
+from ..engines import EngineResponse
 from ..engines.errors import FrontendError, unknown_method, unknown_path
 from ..runtime.errors import InternalError, SegserveError, UnavailableError
 
 logger = logging.getLogger("segserve.gateway")
 
 JSON = "application/json"
-RETRY_AFTER_S = 2
+_RETRY_AFTER_S = 2
 _CHUNK_BYTES = 2**16
 _NOT_ALLOWED = 405
 
@@ -29,11 +29,8 @@ class TimedResponse(Response):
 
     def __init__(self, response: EngineResponse, *, timeout_s: float) -> None:
         super().__init__(response.body, response.status)
-        own = {name for name, _ in response.headers}
-        self.raw_headers = [
-            *response.headers,
-            *((name, value) for name, value in self.raw_headers if name not in own),
-        ]
+        kept = [header for header in response.headers if header[0] != b"content-length"]
+        self.raw_headers = [*kept, *self.raw_headers]  # its own content-length
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,8 +52,10 @@ class TimedResponse(Response):
 
 
 def json_response(document: object, status: int = 200) -> Response:
-    """A JSON document."""
-    return Response(orjson.dumps(document), status, media_type=JSON)
+    """A JSON document, with Retry-After if the server is not available."""
+    is_unavailable = status == UnavailableError.status
+    headers = {"retry-after": str(_RETRY_AFTER_S)} if is_unavailable else None
+    return Response(orjson.dumps(document), status, headers, JSON)
 
 
 def error_response(error: Exception) -> Response:
@@ -68,9 +67,6 @@ def error_response(error: Exception) -> Response:
             is_method = error.status_code == _NOT_ALLOWED
             return error_response(unknown_method() if is_method else unknown_path())
         case SegserveError():
-            response = json_response(error.as_document(), error.status)
-            if isinstance(error, UnavailableError):
-                response.headers["retry-after"] = str(RETRY_AFTER_S)
-            return response
+            return json_response(error.as_document(), error.status)
     logger.error("a request failed", exc_info=error)
     return error_response(InternalError("the server failed at this request; its log says why"))

@@ -10,17 +10,15 @@ from typing import Any, Never
 
 from starlette.types import ASGIApp
 
-from ..engines import EngineName
-from ..engines.engine import Engine
+from ..engines import Engine, EngineName
 from ..engines.environment import HIDDEN_SETTING, hide_environment
 from ..engines.errors import ServerError
 from ..signing import TrustedKeys
 from . import ENGINE_FOLDER, TOKEN_FILE
 from .app import Gateway
 from .http_server import bind, serving
-from .json_log import LogFollower
-from .machine import check_settings
-from .settings import GatewaySettings
+from .json_log import following
+from .settings import GatewaySettings, check_settings
 from .tokens import TokenFile
 
 logger = logging.getLogger("segserve.gateway")
@@ -43,7 +41,7 @@ async def serve(settings: GatewaySettings) -> None:
     grpc = _bind_grpc(settings, gateway)  # before TorchServe chooses its own ports
     engine = _start_engine(settings)
     log_path = getattr(engine, "log_path", None)
-    with LogFollower(log_path) if log_path else nullcontext():
+    with following(log_path) if log_path else nullcontext():
         try:
             async with serving(apps, drain_timeout_s=settings.drain_timeout_s), grpc:
                 await _first_of(
@@ -107,7 +105,8 @@ def _gateway(settings: GatewaySettings) -> Gateway:
     return Gateway(
         token=_token(settings) if settings.needs_token() else None,
         management_token=TokenFile(management) if management else None,
-        limits=settings.limits(),
+        settings=settings,
+        max_request_bytes=settings.max_request_bytes(),
     )
 
 
@@ -148,7 +147,7 @@ def _bind_grpc(settings: GatewaySettings, gateway: Gateway) -> AbstractAsyncCont
     return serving_grpc(
         gateway,
         f"{settings.host}:{settings.grpc_port}",
-        max_bytes=settings.limits().request_bytes,
+        max_bytes=settings.max_request_bytes(),
         drain_timeout_s=settings.drain_timeout_s,
     )
 

@@ -1,11 +1,15 @@
-"""The environment variables of the container."""
+"""The environment variables of the container, and the checks of what they name and of memory."""
 
 import difflib
 import json
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from socket import AF_INET, AF_INET6, socket
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -21,9 +25,17 @@ from ..engines import EngineName
 from ..engines.environment import EXTRA_VARIABLE
 from ..engines.errors import ServerError
 from ..engines.torchserve.config import max_request_bytes, read_config, store_urls
-from ..resources import resource
 
 PREFIX = "SEGSERVE_"
+MIN_MEMORY_BYTES = 3 * 2**29
+"""1.5 GiB: 0.9 GiB for the worker at its peak, the rest for Java, this process and a reserve."""
+
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)  # v2, v1
+_GPU_CHECK = "import torch, sys; sys.exit(not torch.cuda.is_available())"
+_GPU_CHECK_TIMEOUT_S = 60
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
 _TOKEN_LIFE_MIN = 10 * 365 * 24 * 60  # TorchServe's own tokens never leave the machine
@@ -34,16 +46,6 @@ _Port = Annotated[int, Field(ge=1, le=65535)]
 _PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]  # RFC 9110, 5.6.2
-
-
-class Limits(NamedTuple):
-    """The limits of one request and of one client, as the variables of the gateway have them."""
-
-    request_bytes: int
-    request_s: float = 120
-    client_in_flight: int = 8
-    client_waiting: int = 100
-    client_header: str | None = None
 
 
 class GatewaySettings(BaseModel):
@@ -106,15 +108,9 @@ class GatewaySettings(BaseModel):
                 f"{name} is {given[name]!r}, which is not valid: {detail['msg']}"
             ) from None
 
-    def limits(self) -> Limits:
-        """The limits of the gateway. That in bytes is TorchServe's own."""
-        return Limits(
-            request_bytes=max_request_bytes(self.server_config()),
-            request_s=self.request_timeout_s,
-            client_in_flight=self.client_in_flight,
-            client_waiting=self.client_waiting,
-            client_header=self.client_header,
-        )
+    def max_request_bytes(self) -> int:
+        """The limit of a request's size, which is TorchServe's own."""
+        return max_request_bytes(self.server_config())
 
     def torchserve_settings(self) -> dict[str, str]:
         """The settings of TorchServe that differ from config.properties."""
@@ -144,7 +140,7 @@ class GatewaySettings(BaseModel):
 
     def server_config(self) -> dict[str, str]:
         """The settings of config.properties."""
-        return read_config(self.config or resource("config.properties"))
+        return read_config(self.config)
 
 
 def variables() -> tuple[str, ...]:
@@ -171,3 +167,84 @@ def _check_name(name: str) -> None:
         else f"there are {', '.join(variables())}"
     )
     raise ServerError(f"there is no variable {name}; {hint}")
+
+
+def check_settings(settings: GatewaySettings) -> None:
+    """Checks what the settings name.
+
+    Raises:
+        ServerError: an archive, a folder, the address or the GPU is missing or cannot be used.
+    """
+    for archive in settings.archive:
+        if not archive.is_file():
+            raise ServerError(
+                f"SEGSERVE_ARCHIVE: there is no archive {archive}; mount the folder that holds it, "
+                f"as in docker run --volume FOLDER:{archive.parent}:ro"
+            )
+    if "models_dir" in settings.model_fields_set and not settings.models_dir.is_dir():
+        raise ServerError(
+            f"SEGSERVE_MODELS_DIR: there is no folder {settings.models_dir}; mount it, as in "
+            f"docker run --volume FOLDER:{settings.models_dir}:ro"
+        )
+    check_run_dir(settings.run_dir)
+    _check_host(settings.host)
+    if settings.device == "gpu":
+        _check_gpu()
+
+
+def check_memory(limits: tuple[Path, ...] = _CGROUP_LIMITS) -> None:
+    """Raises ServerError: the container's memory limit is lower than the server needs."""
+    limit = next((value for path in limits if (value := _read_bytes(path)) is not None), None)
+    if limit is not None and limit < MIN_MEMORY_BYTES:
+        raise ServerError(
+            f"the container's memory is limited to {limit / 2**20:.0f} MiB, and the server needs "
+            f"{MIN_MEMORY_BYTES / 2**20:.0f} MiB at least; raise the limit, or it is killed when "
+            "it loads the model"
+        )
+
+
+def _check_gpu() -> None:
+    # In a separate process, so that this one stays small.
+    done = subprocess.run(
+        [sys.executable, "-c", _GPU_CHECK], timeout=_GPU_CHECK_TIMEOUT_S, check=False
+    )
+    if done.returncode:
+        raise ServerError(
+            "SEGSERVE_DEVICE is gpu, and PyTorch finds no GPU; run a CUDA image with docker run "
+            "--gpus all (the host needs NVIDIA's container toolkit), or set SEGSERVE_DEVICE=auto"
+        )
+
+
+def _read_bytes(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no such cgroup, or "max"
+        return None
+
+
+def check_run_dir(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / ".writable").touch()
+        (run_dir / ".writable").unlink()
+    except OSError as error:
+        raise ServerError(
+            f"SEGSERVE_RUN_DIR: cannot write into {run_dir}: {error.strerror}; give the container "
+            "a folder to write into, as in docker run --tmpfs /tmp"
+        ) from error
+    if run_dir.stat().st_uid not in (0, os.getuid()):
+        raise ServerError(
+            f"SEGSERVE_RUN_DIR: {run_dir} belongs to another user, who could put other archives "
+            "and tokens there; set it to a folder of your own"
+        )
+
+
+def _check_host(host: str) -> None:
+    try:
+        with socket(AF_INET6 if ":" in host else AF_INET) as any_port:
+            any_port.bind((host, 0))
+    except OSError as error:
+        raise ServerError(
+            f"SEGSERVE_HOST: cannot listen on {host}: {error.strerror}; set it to an address of "
+            "this machine, or to 0.0.0.0 for all of them"
+        ) from error

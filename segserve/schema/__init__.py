@@ -20,7 +20,7 @@ class Strict(BaseModel):
 
 
 class Part(BaseModel):
-    """A frozen part of a response.
+    """A frozen part of a response. Docstrings below its fields are their descriptions.
 
     Clients ignore unknown members, because a newer server may send more. The JSON Schema of this
     version has no others.
@@ -30,5 +30,6 @@ class Part(BaseModel):
         frozen=True,
         extra="ignore",
         populate_by_name=True,
+        use_attribute_docstrings=True,
         json_schema_extra={"additionalProperties": False},
     )

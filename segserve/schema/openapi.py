@@ -74,7 +74,6 @@ def response_schema() -> Json:
 
 
 def openapi() -> Json:
-    """The whole document."""
     return {
         "openapi": "3.1.0",
         "info": {

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import from_json
 
 from . import Strict
@@ -70,37 +70,20 @@ _CLASSES_SCHEMA = {
 class Options(Strict):
     """The options of one request. The descriptions of the fields are those of the HTTP contract."""
 
-    mask: Annotated[
-        MaskEncoding, Field(description="Encoding of the label map in a JSON response.")
-    ] = "dense"
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    mask: MaskEncoding = "dense"
+    """Encoding of the label map in a JSON response."""
     classes: Annotated[
-        tuple[ClassName, ...] | None,
-        BeforeValidator(split_names),
-        WithJsonSchema(_CLASSES_SCHEMA),
-        Field(
-            description="Labels or ids to keep, as a list or separated by commas; all others "
-            "become background."
-        ),
+        tuple[ClassName, ...] | None, BeforeValidator(split_names), WithJsonSchema(_CLASSES_SCHEMA)
     ] = None
-    threshold: Annotated[
-        float,
-        BeforeValidator(_not_a_bool),
-        Field(ge=0, le=1, description="A pixel whose top probability is lower becomes background."),
-    ] = 0.0
-    confidence: Annotated[
-        bool,
-        Field(
-            description="Whether a JSON response contains every pixel's top probability, as a grey "
-            "PNG."
-        ),
-    ] = False
-    mode: Annotated[
-        Mode,
-        Field(
-            description="The whole image at once, or overlapping tiles at its own resolution if "
-            "that is higher."
-        ),
-    ] = "whole"
+    """Labels or ids to keep, as a list or separated by commas; all others become background."""
+    threshold: Annotated[float, BeforeValidator(_not_a_bool), Field(ge=0, le=1)] = 0.0
+    """A pixel whose top probability is lower becomes background."""
+    confidence: bool = False
+    """Whether a JSON response contains every pixel's top probability, as a grey PNG."""
+    mode: Mode = "whole"
+    """The whole image at once, or overlapping tiles at its own resolution if that is higher."""
     tta: Annotated[
         Tta,
         Field(
@@ -108,13 +91,8 @@ class Options(Strict):
             "images at several scales."
         ),
     ] = "none"
-    alpha: Annotated[
-        Alpha,
-        Field(
-            description="Transparent pixels are read on a white background, or in their stored "
-            "colours."
-        ),
-    ] = "white"
+    alpha: Alpha = "white"
+    """Transparent pixels are read on a white background, or in their stored colours."""
 
 
 class MediaType(StrEnum):

@@ -32,20 +32,24 @@ class ServedModel(Part):
 class _ClassName(Part):
     id: ClassId
     label: str
-    color: Annotated[tuple[Byte, Byte, Byte], Field(description="Red, green, blue.")]
+    color: tuple[Byte, Byte, Byte]
+    """Red, green, blue."""
 
 
 class ClassArea(Part):
     """The pixels of one class in an image."""
 
     id: ClassId
-    pixels: Annotated[PositiveInt, Field(description="The number of pixels of this class.")]
-    fraction: Annotated[Unit, Field(description="These pixels as a fraction of the image.")]
+    pixels: PositiveInt
+    """The number of pixels of this class."""
+    fraction: Unit
+    """These pixels as a fraction of the image."""
     box_xyxy: Annotated[
-        tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt],
-        Field(alias="box", description="x_min, y_min, x_max, y_max in pixels, maxima exclusive."),
+        tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt], Field(alias="box")
     ]
-    confidence: Annotated[Unit, Field(description="Mean of the top probability of these pixels.")]
+    """x_min, y_min, x_max, y_max in pixels, maxima exclusive."""
+    confidence: Unit
+    """Mean of the top probability of these pixels."""
 
 
 class ClassRow(ClassArea, _ClassName):
@@ -64,30 +68,27 @@ class ClassRow(ClassArea, _ClassName):
 
 class DenseMask(Part):
     encoding: Literal["dense"]
-    data: Annotated[list[list[ClassId]], Field(description="`height` rows of `width` class ids.")]
+    data: list[list[ClassId]]
+    """`height` rows of `width` class ids."""
 
 
 class PngMask(Part):
     encoding: Literal["png"]
-    data: Annotated[
-        PngBase64,
-        Field(description="An indexed PNG: pixel value = class id, palette = class colours."),
-    ]
+    data: PngBase64
+    """An indexed PNG: pixel value = class id, palette = class colours."""
 
 
 class RunLengths(Part):
-    size: Annotated[tuple[PositiveInt, PositiveInt], Field(description="Height, width.")]
-    counts: Annotated[
-        str, Field(min_length=1, description="COCO's compressed run lengths, down the columns.")
-    ]
+    size: tuple[PositiveInt, PositiveInt]
+    """Height, width."""
+    counts: Annotated[str, Field(min_length=1)]
+    """COCO's compressed run lengths, down the columns."""
 
 
 class RleMask(Part):
     encoding: Literal["rle"]
-    data: Annotated[
-        dict[ClassKey, RunLengths],
-        Field(json_schema_extra=_CLOSED, description="By class id, for every entry of `classes`."),
-    ]
+    data: Annotated[dict[ClassKey, RunLengths], Field(json_schema_extra=_CLOSED)]
+    """By class id, for every entry of `classes`."""
 
 
 Polygon = Annotated[
@@ -99,12 +100,9 @@ class PolygonsMask(Part):
     encoding: Literal["polygons"]
     data: Annotated[
         dict[ClassKey, Annotated[list[Polygon], Field(min_length=1)]],
-        Field(
-            json_schema_extra=_CLOSED,
-            description="By class id, for every entry of `classes`; "
-            "holes are cut open along a line.",
-        ),
+        Field(json_schema_extra=_CLOSED),
     ]
+    """By class id, for every entry of `classes`; holes are cut open along a line."""
 
 
 Mask = Annotated[DenseMask | RleMask | PngMask | PolygonsMask, Field(discriminator="encoding")]
@@ -112,41 +110,33 @@ Mask = Annotated[DenseMask | RleMask | PngMask | PolygonsMask, Field(discriminat
 
 class ConfidenceMap(Part):
     encoding: Literal["png"]
-    data: Annotated[
-        PngBase64,
-        Field(description="A grey PNG with 8 bits per pixel: top probability = value / 255."),
-    ]
+    data: PngBase64
+    """A grey PNG with 8 bits per pixel: top probability = value / 255."""
 
 
 class SegmentationResponse(Part):
     """The classes of an image, and the class of every pixel in the requested encoding."""
 
     model: ServedModel
-    width: Annotated[
-        PositiveInt, Field(description="Pixels, after the image's EXIF orientation is applied.")
-    ]
-    height: Annotated[
-        PositiveInt, Field(description="Pixels, after the image's EXIF orientation is applied.")
-    ]
-    classes: Annotated[
-        tuple[ClassRow, ...],
-        Field(min_length=1, description="All classes present, largest first."),
-    ]
-    mask: Annotated[
-        Mask | SkipJsonSchema[None],
-        Field(json_schema_extra=_optional, description="Missing with `mask=none`."),
-    ] = None
+    width: PositiveInt
+    """Pixels, after the image's EXIF orientation is applied."""
+    height: PositiveInt
+    """Pixels, after the image's EXIF orientation is applied."""
+    classes: Annotated[tuple[ClassRow, ...], Field(min_length=1)]
+    """All classes present, largest first."""
+    mask: Annotated[Mask | SkipJsonSchema[None], Field(json_schema_extra=_optional)] = None
+    """Missing with `mask=none`."""
     confidence: Annotated[
-        ConfidenceMap | SkipJsonSchema[None],
-        Field(json_schema_extra=_optional, description="Present with `confidence=true`."),
+        ConfidenceMap | SkipJsonSchema[None], Field(json_schema_extra=_optional)
     ] = None
+    """Present with `confidence=true`."""
 
 
 class ErrorDetail(Part):
-    code: Annotated[str, Field(description="For programs.")]
-    message: Annotated[
-        str, Field(description="For people: what is wrong, what was expected, what to do.")
-    ]
+    code: str
+    """For programs."""
+    message: str
+    """For people: what is wrong, what was expected, what to do."""
 
 
 class ErrorBody(Part):

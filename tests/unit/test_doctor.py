@@ -23,7 +23,7 @@ from segserve.doctor import (
     service,
     status_of,
 )
-from segserve.doctor.torch_facts import TorchBrokenError, TorchFacts, send_torch
+from segserve.doctor.machine import TorchBrokenError, TorchFacts, send_torch
 from segserve.engines.errors import ServerError
 
 from .canned import Canned, CannedServer, canned_server

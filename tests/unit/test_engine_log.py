@@ -2,7 +2,7 @@
 
 import pytest
 
-from segserve.engines.torchserve.log import failure_explained, model_failure, server_failure
+from segserve.engines.torchserve.process import failure_explained, model_failure, server_failure
 
 TIME = "2026-01-01T00:00:00,000"
 RETRY = (

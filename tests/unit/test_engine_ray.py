@@ -20,7 +20,7 @@ from ts.metrics.caching_metric import CachingMetric
 from segserve.archive import build_archive
 from segserve.engines.environment import hide_environment
 from segserve.engines.ray import Arguments
-from segserve.engines.workers.messages import (
+from segserve.engines.worker import (
     CollectedMetric,
     CollectedMetrics,
     HandlerContext,
@@ -41,10 +41,10 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'segserve[r
 from prometheus_client.parser import text_string_to_metric_families
 
 from segserve.engines.errors import unknown_version
+from segserve.engines.pool import as_headers, as_row
 from segserve.engines.ray.build import Replicas, cores_needed, read_named_archives
-from segserve.engines.workers.archives import read_archive
-from segserve.engines.workers.engine import as_headers, as_row
-from segserve.engines.workers.metrics import ServerMetrics
+from segserve.engines.store import read_archive
+from segserve.gateway.metrics import ServerMetrics
 
 HEADERS = [{"accept": "image/png"}, {"x-segment-mask": "rle"}]
 WORKER = HandlerProcess("tiny", "/model", {"model": {}}, {"batchSize": 2}, 2, None)
@@ -131,25 +131,24 @@ def archive(tmp_path_factory):
 LOAD = """
 import json, sys
 from pathlib import Path
-from segserve.engines.workers.messages import HandlerContext
-from segserve.engines.workers.loading import load_handler
+from segserve.engines.worker import Received, load_handler
 archive, folder, image = map(Path, sys.argv[1:])
 MODEL = ["model_name", "model_version"]
-handler, worker = load_handler(archive, folder, overrides={"handler": {"threads": 1}, "maxWorkers":
+handler = load_handler(archive, folder, overrides={"handler": {"threads": 1}, "maxWorkers":
 3}, gpu_id=None,
                                metrics={"segserve_requests_total": [*MODEL, "status", "encoding",
                                "error"],
                                         "segserve_worker_starts_total": MODEL,
                                         "segserve_batch_size": ["other"]})
-context = HandlerContext(worker, [{}, {"accept": "image/png"}])
-bodies = handler.handle([{"body": image.read_bytes()}] * 2, context)
+row = {"body": image.read_bytes()}
+handled = handler.handle([Received(row, {}), Received(row, {"accept": "image/png"})])
 homes = {Path(sys.modules[name].__file__).is_relative_to(folder)
          for name in ("handler", "deeplabv3", "segserve.runtime", "segserve.runtime.pipeline",
                       "segserve.schema")}
 import torch
-print(json.dumps([json.loads(bodies[0])["width"], context.get_response_content_type(1),
-worker.model_yaml_config,
-                  sorted(homes), torch.get_num_threads(), worker.metrics.drain()]))
+print(json.dumps([json.loads(handled[0].body)["width"], handled[1].headers["content-type"],
+handler.process.model_yaml_config,
+                  sorted(homes), torch.get_num_threads(), handled[0].observations]))
 """
 
 
@@ -178,7 +177,7 @@ def test_load_handler_runs_the_code_of_the_archive(archive, tmp_path):
 
 
 def test_load_handler_beside_another_runtime_is_rejected(archive, tmp_path):
-    from segserve.engines.workers.loading import load_handler
+    from segserve.engines.worker import load_handler
 
     with pytest.raises(RuntimeError, match=r"segserve\.runtime is imported already"):
         load_handler(archive, tmp_path, overrides={}, gpu_id=None)

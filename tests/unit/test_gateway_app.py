@@ -8,6 +8,7 @@ import gzip
 import json
 import socket
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -16,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from segserve.engines.errors import ServerError
-from segserve.engines.torchserve.engine import Api, TorchServeClient
+from segserve.engines.torchserve.engine import TorchServeEngine
 from segserve.gateway import health
 from segserve.gateway.app import Gateway
 from segserve.gateway.http_server import bind, serving
-from segserve.gateway.settings import Limits
+from segserve.gateway.settings import GatewaySettings
 from segserve.gateway.tokens import TokenFile
 from segserve.schema.openapi import openapi
 
@@ -133,13 +134,18 @@ def tokens(tmp_path):
     return files
 
 
-def client_of(url: str) -> TorchServeClient:
-    return TorchServeClient(
-        inference=Api(url, "inner"),
-        management=Api(url, "inner-management"),
-        metrics=Api(url, None),
-        max_request_bytes=1000,
+def engine_at(url: str) -> TorchServeEngine:
+    server = SimpleNamespace(
+        models=("net",),
+        log_path=None,
+        settings={"max_request_size": "1000"},
+        inference_url=url,
+        management_url=url,
+        metrics_url=url,
+        inference_token="inner",  # noqa: S106
+        management_token="inner-management",  # noqa: S106
     )
+    return TorchServeEngine(server)
 
 
 @asynccontextmanager
@@ -148,7 +154,8 @@ async def opened(tokens, *, ready=True, backend=None, **limits):
     gateway = Gateway(
         token=token,
         management_token=management_token,
-        limits=Limits(request_bytes=1000, client_header="X-Real-IP", **limits),
+        settings=GatewaySettings(client_header="X-Real-IP", **limits),
+        max_request_bytes=1000,
     )
     back = bind("127.0.0.1", 0, "BACK")
     url = backend or f"http://127.0.0.1:{back.getsockname()[1]}"
@@ -161,7 +168,7 @@ async def opened(tokens, *, ready=True, backend=None, **limits):
         serving(dict(zip(fronts, apps, strict=True)), drain_timeout_s=5, late_request_s=0),
     ):
         if ready:
-            gateway.open(client_of(url))
+            gateway.open(engine_at(url))
         yield Opened(gateway, ports, client)
 
 
@@ -301,7 +308,7 @@ def test_management_with_its_token_is_passed_on(tokens):
 def test_management_without_a_token_file_has_no_application(tokens):
     assert (
         Gateway(
-            token=tokens[0], management_token=None, limits=Limits(request_bytes=1)
+            token=tokens[0], management_token=None, settings=GatewaySettings(), max_request_bytes=1
         ).management_app()
         is None
     )
@@ -353,7 +360,7 @@ def test_metrics_of_the_gateway_are_returned_if_torchserve_does_not_respond(toke
         async with opened(tokens, ready=False) as served:
             await served.post(f"{served.inference}/predictions/net", data=b"x")
             loading = await samples(served)
-            served.gateway.open(client_of(silent_url))
+            served.gateway.open(engine_at(silent_url))
             await served.post(f"{served.inference}/predictions/net", data=b"x")
             return loading, await samples(served)
 
@@ -475,7 +482,7 @@ def test_request_that_never_ends_is_ended(tokens, monkeypatch, pause_s, status, 
     monkeypatch.setattr("segserve.gateway.http_server._LINGER_S", 0.2)
 
     async def run():
-        async with opened(tokens, request_s=0.5) as served:
+        async with opened(tokens, request_timeout_s=0.5) as served:
             return await response_to_endless_body(served.inference, pause_s)
 
     head, _, body = asyncio.run(run()).partition(b"\r\n\r\n")
@@ -617,7 +624,9 @@ def read_to_its_end(connection):
 
 def test_response_that_a_client_does_not_read_holds_its_slot_and_is_aborted(tokens):
     async def run():
-        async with opened(tokens, client_in_flight=1, client_waiting=0, request_s=1) as served:
+        async with opened(
+            tokens, client_in_flight=1, client_waiting=0, request_timeout_s=1
+        ) as served:
             with await asyncio.to_thread(never_read, served.inference) as connection:
                 beside = await served.post(f"{served.inference}/predictions/net", data=b"x")
                 await asyncio.sleep(1.5)
@@ -666,7 +675,7 @@ def test_ping_before_the_model_is_loaded_and_while_a_worker_is_missing_is_503(to
         async with opened(tokens, ready=False) as served:
             loading = await served.post(f"{served.inference}/ping", "GET", None)
             early = await served.post(f"{served.inference}/predictions/net", data=b"x")
-            served.gateway.open(client_of("http://127.0.0.1:1"))
+            served.gateway.open(engine_at("http://127.0.0.1:1"))
             ready = await served.post(f"{served.inference}/ping", "GET", None)
             served.gateway.obstacle = "its workers are UNLOADING"
             missing = await served.post(f"{served.inference}/ping", "GET", None)

@@ -11,12 +11,14 @@ import pytest
 
 from segserve.gateway.app import Gateway
 from segserve.gateway.http_server import bind, serving
-from segserve.gateway.settings import Limits
+from segserve.gateway.settings import GatewaySettings
 
 
 async def response_to(request: bytes) -> bytes:
     listener = bind("127.0.0.1", 0, "SEGSERVE_PORT")
-    gateway = Gateway(token=None, management_token=None, limits=Limits(request_bytes=1))
+    gateway = Gateway(
+        token=None, management_token=None, settings=GatewaySettings(), max_request_bytes=1
+    )
     apps = {listener: gateway.inference_app()}
     async with serving(apps, drain_timeout_s=1, late_request_s=0):
         reader, writer = await asyncio.open_connection(*listener.getsockname())
@@ -69,7 +71,9 @@ def test_listening_sends_the_body_without_waiting_for_the_acknowledgement_of_the
 
     async def durations_s() -> list[float]:
         listener = bind("127.0.0.1", 0, "SEGSERVE_PORT")
-        gateway = Gateway(token=None, management_token=None, limits=Limits(request_bytes=1))
+        gateway = Gateway(
+            token=None, management_token=None, settings=GatewaySettings(), max_request_bytes=1
+        )
         durations = []
         async with serving({listener: gateway.inference_app()}, drain_timeout_s=1):
             reader, writer = await asyncio.open_connection(*listener.getsockname())

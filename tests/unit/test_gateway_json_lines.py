@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from segserve.gateway import json_log as json_lines
-from segserve.gateway.json_log import LogFollower, log_line, log_to
+from segserve.gateway.json_log import following, log_line, log_to
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_blank_line_is_not_logged(lines):
 
 def test_follower_reports_what_is_appended_whole_lines_only_and_all_at_its_end(lines, tmp_path):
     log = tmp_path / "server.log"
-    with log.open("ab", buffering=0) as file, LogFollower(log):
+    with log.open("ab", buffering=0) as file, following(log):
         file.write(b"one\ntw")
         file.write(b"o\nthree\n")
     assert [line["message"] for line in lines()] == ["one", "two", "three"]
@@ -95,7 +95,7 @@ def test_follower_of_a_large_log_empties_the_file_and_loses_nothing(lines, tmp_p
     monkeypatch.setattr(json_lines, "_LONGEST_FILE_BYTES", 10)
     monkeypatch.setattr(json_lines, "_POLL_S", 0.01)
     log = tmp_path / "server.log"
-    with log.open("ab", buffering=0) as file, LogFollower(log):
+    with log.open("ab", buffering=0) as file, following(log):
         for number in range(20):
             file.write(f"line {number}\n".encode())
             while len(lines()) <= number:

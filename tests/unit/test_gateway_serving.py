@@ -5,7 +5,7 @@ import os
 import pytest
 
 from segserve.engines.errors import ServerError
-from segserve.gateway.machine import check_run_dir
+from segserve.gateway.settings import check_run_dir
 
 
 def test_run_dir_of_this_user_is_accepted(tmp_path):

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from segserve.engines.errors import ServerError
-from segserve.gateway.machine import MIN_MEMORY_BYTES, check_memory
-from segserve.gateway.settings import GatewaySettings
+from segserve.gateway.settings import MIN_MEMORY_BYTES, GatewaySettings, check_memory
 
 
 def test_settings_of_an_empty_environment_are_the_image_s():
@@ -117,7 +116,7 @@ def test_torchserve_settings_with_a_config_keep_its_java_options(tmp_path):
     (tmp_path / "config.properties").write_text("vmargs=-Xmx1g\nmax_request_size=1000\n")
     settings = GatewaySettings(config=tmp_path / "config.properties")
     assert settings.torchserve_settings()["vmargs"].startswith("-Xmx1g -Dlog4j")
-    assert settings.limits().request_bytes == 1000
+    assert settings.max_request_bytes() == 1000
 
 
 def test_max_request_bytes_that_is_no_number_is_rejected(tmp_path):
@@ -125,7 +124,7 @@ def test_max_request_bytes_that_is_no_number_is_rejected(tmp_path):
     with pytest.raises(
         ServerError, match="max_request_size must be a number of bytes, got '64 MiB'"
     ):
-        GatewaySettings(config=tmp_path / "config.properties").limits()
+        GatewaySettings(config=tmp_path / "config.properties").max_request_bytes()
 
 
 def test_check_memory_with_too_low_a_limit_says_how_much_is_needed(tmp_path):

@@ -16,7 +16,7 @@ from ts.protocol.otf_message_handler import create_predict_response
 
 import handler as handler_module
 from handler import DeepLabHandler
-from segserve.engines.workers.messages import CollectedMetrics
+from segserve.engines.worker import CollectedMetrics
 from segserve.runtime.architecture import Architecture
 from segserve.runtime.cores import ParallelExecutor, available_cores
 from segserve.runtime.inference.segmenter import Segmenter

@@ -13,7 +13,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'segserve[r
 
 from segserve.engines.ray import Arguments
 from segserve.engines.ray.build import cores_needed, read_named_archives
-from segserve.engines.workers.loading import load_handler
+from segserve.engines.worker import load_handler
 
 SOURCE = """
 class Echo:

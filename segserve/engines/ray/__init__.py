@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
     from ...signing import TrustedKeys
-    from ..engine import Engine
+    from .. import Engine
 
 ARCHIVE_VARIABLE = "SEGSERVE_ARCHIVE"
 
@@ -80,7 +80,7 @@ def start_engine(
     from ...runtime.files import write_whole
     from ..environment import use_new_tmp_dir
     from ..errors import ServerError
-    from ..workers.archives import stored_archives
+    from ..store import stored_archives
 
     if find_spec("ray") is None:
         raise ServerError("Ray is not installed; install it with: pip install 'segserve[ray]'")

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from ...gateway.app import Gateway
-from ...gateway.settings import Limits
+from ...gateway.settings import GatewaySettings
 from ...gateway.tokens import TokenFile
 from ...runtime.cores import available_cores
 from ...runtime.errors import ModelError, OverloadedError, UnavailableError
@@ -27,9 +27,9 @@ from ...runtime.metrics import OWN
 from ...runtime.settings import ModelConfig
 from ...signing import TrustedKeys
 from ..errors import ServerError
-from ..workers.archives import ServedArchive, read_archives
-from ..workers.engine import WORKER_GONE, PoolEngine, queue_full
-from ..workers.messages import Handled, Received
+from ..pool import WORKER_GONE, PoolEngine, queue_full
+from ..store import ServedArchive, read_archive
+from ..worker import Handled, Received
 from . import ARCHIVE_VARIABLE, Arguments
 from .replica import RayReplica
 
@@ -107,7 +107,8 @@ class RayIngress:
             engine=RayPool(served, handles, serve.get_replica_context().app_name),
             token=TokenFile(Path(token_file)) if token_file else None,
             management_token=None,
-            limits=Limits(request_bytes=max_request_bytes),
+            settings=GatewaySettings(),
+            max_request_bytes=max_request_bytes,
         )
         self._inference, self._metrics = gateway.inference_app(), gateway.metrics_app()
 
@@ -162,10 +163,19 @@ def _trusted(arguments: Arguments) -> TrustedKeys | None:
 
 
 def read_named_archives(arguments: Arguments) -> list[ServedArchive]:
-    paths = [path.strip() for path in arguments.archive.split(",") if path.strip()]
+    paths = [Path(path.strip()) for path in arguments.archive.split(",") if path.strip()]
     if not paths:
         raise ModelError(f"no archive was named: give archive=FILE.mar, or set {ARCHIVE_VARIABLE}")
-    return read_archives(paths, trusted=_trusted(arguments))
+    trusted = _trusted(arguments)
+    archives = []
+    for path in paths:
+        if trusted is not None:
+            trusted.verify(path)
+        archives.append(read_archive(path))
+    names = [archive.name for archive in archives]
+    if len(set(names)) < len(names):
+        raise ModelError(f"two archives have the same model name: {', '.join(sorted(names))}")
+    return archives
 
 
 def cores_needed(archives: Sequence[ServedArchive], arguments: Arguments) -> int:
@@ -198,7 +208,6 @@ class Replicas:
 
 
 def model_application(archive: ServedArchive, arguments: Arguments) -> Application:
-    """The replicas of one model."""
     config = archive.config
     replicas = Replicas.of(config, arguments)
     model = RayReplica.options(  # type: ignore[attr-defined]

@@ -12,8 +12,7 @@ import ray
 from ray import serve
 
 from ...signing import TrustedKeys
-from ..workers.loading import BatchHandler, load_handler
-from ..workers.messages import Handled, Received
+from ..worker import Handled, Received, load_handler
 
 
 @serve.deployment
@@ -52,7 +51,7 @@ class RayReplica:
             metrics=metrics,
             trusted=trusted,
         )
-        self._handler = BatchHandler(*loading.result())
+        self._handler = loading.result()
         batched: Any = self._batched  # the type lacks the decorator's own methods
         batched.set_max_batch_size(batch_size)
         batched.set_batch_wait_timeout_s(batch_delay_s)

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import javaproperties
 
+from ...resources import resource
+from ...runtime.files import write_whole
 from ..errors import ServerError
 
 # Every key of TorchServe 0.12.0 (the constants of its ConfigManager), and vmargs, which its
@@ -43,12 +45,12 @@ _KEYS = """
 KNOWN_KEYS = frozenset(_KEYS.split())
 
 _MAX_REQUEST_BYTES = "6553500"  # TorchServe's own limit, if config.properties sets none
-HTTP_PORTS = (  # key, environment variable, TorchServe's default
-    ("inference_address", "SEGSERVE_PORT", 8080),
-    ("management_address", "SEGSERVE_MANAGEMENT_PORT", 8081),
-    ("metrics_address", "SEGSERVE_METRICS_PORT", 8082),
-)
-GRPC_PORTS = (("grpc_inference", 7070), ("grpc_management", 7071))
+_HTTP_PORTS = {  # by key, the environment variable and TorchServe's default
+    "inference_address": ("SEGSERVE_PORT", 8080),
+    "management_address": ("SEGSERVE_MANAGEMENT_PORT", 8081),
+    "metrics_address": ("SEGSERVE_METRICS_PORT", 8082),
+}
+_GRPC_PORTS = {"grpc_inference": 7070, "grpc_management": 7071}
 
 
 def read_properties(path: Path) -> dict[str, str]:
@@ -79,16 +81,16 @@ def read_properties(path: Path) -> dict[str, str]:
 
 def write_properties(properties: Mapping[str, str], path: Path) -> None:
     """Writes a Java properties file, sorted by key."""
-    text = javaproperties.dumps(properties, sort_keys=True, timestamp=False)
-    path.write_text(text, encoding="ascii")
+    write_whole(path, javaproperties.dumps(properties, sort_keys=True, timestamp=False))
 
 
-def read_config(path: Path) -> dict[str, str]:
-    """Reads a config.properties.
+def read_config(path: Path | None = None) -> dict[str, str]:
+    """Reads a config.properties, by default the project's own.
 
     Raises:
         ServerError: as `read_properties`, or TorchServe has no such key.
     """
+    path = path or resource("config.properties")
     properties = read_properties(path)
     _check_keys(properties, where=str(path))
     return properties
@@ -125,10 +127,10 @@ def choose_addresses(settings: Mapping[str, str]) -> dict[str, str]:
     """
     chosen = {}
     with ExitStack() as held:  # all ports stay bound until all are chosen, so that they differ
-        for key, variable, default in HTTP_PORTS:
-            scheme, host, port = _wanted_address(settings, key, variable, default)
+        for key in _HTTP_PORTS:
+            scheme, host, port = wanted_address(settings, key)
             chosen[key] = f"{scheme}://{host}:{_free_port(host, port, held)}"
-        for prefix, default in GRPC_PORTS:
+        for prefix, default in _GRPC_PORTS.items():
             host = settings.get(f"{prefix}_address", "127.0.0.1")
             port = _parse_port(settings.get(f"{prefix}_port", str(default)), f"{prefix}_port")
             chosen[f"{prefix}_address"] = host
@@ -141,15 +143,13 @@ def loopback(url: str) -> str:
     return url.replace("//0.0.0.0:", "//127.0.0.1:")
 
 
-def wanted_inference_port(settings: Mapping[str, str]) -> int:
-    """The port of predictions that the environment or `settings` set. It may be in use."""
-    return _wanted_address(settings, *HTTP_PORTS[0])[2]
+def wanted_address(settings: Mapping[str, str], key: str) -> tuple[str, str, int]:
+    """Scheme, host, and the port of the environment, else that of `settings`. It may be in use.
 
-
-def _wanted_address(
-    settings: Mapping[str, str], key: str, variable: str, default: int
-) -> tuple[str, str, int]:
-    """Scheme, host, and the port of the environment, else that of `settings`."""
+    Raises:
+        ServerError: as `choose_addresses`.
+    """
+    variable, default = _HTTP_PORTS[key]
     address = settings.get(key, f"http://127.0.0.1:{default}")
     parts = urlsplit(address)
     host, separator, port = parts.netloc.partition(":")

@@ -3,10 +3,11 @@
 import asyncio
 import json
 import logging
-from typing import NamedTuple
+from functools import cached_property
 
 import httpx
 
+from ...gateway.limits import too_large
 from ...runtime.errors import (
     BadRequestError,
     InternalError,
@@ -14,7 +15,7 @@ from ...runtime.errors import (
     TooLargeError,
     UnavailableError,
 )
-from ..engine import EngineRequest, EngineResponse, Headers
+from .. import EngineRequest, EngineResponse
 from .config import max_request_bytes
 from .process import TorchServe
 
@@ -22,7 +23,6 @@ logger = logging.getLogger("segserve.gateway")
 
 _NO_TIMEOUT = httpx.Timeout(None, connect=10)  # TorchServe has a time limit of its own
 _METRICS_TIMEOUT_S = 5  # Prometheus allows 10 s for a scrape
-_FRAMING = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"content-length"})
 _FORBIDDEN = 403  # with a valid token, TorchServe's status for some paths that it cannot parse
 _UNREADABLE = frozenset(
     {"ErrorDataDecoderException", "IllegalArgumentException", "UnsupportedCharsetException"}
@@ -31,53 +31,46 @@ _UNREADABLE = frozenset(
 """Java's exceptions for invalid paths and forms."""
 
 
-class Api(NamedTuple):
-    """The base URL of one of TorchServe's APIs and its token; None if it requires none."""
-
-    url: str
-    token: str | None
-
-
-class TorchServeClient:
-    """Forwards requests over persistent connections. Create it in a running event loop.
+class TorchServeEngine:
+    """See `Engine`. Forwards requests over persistent connections; create it in an event loop.
 
     A request's body is streamed; a response, which has a size limit, is read whole.
-
-    Args:
-        max_request_bytes: TorchServe's limit, for the message of its empty 413.
     """
 
-    def __init__(
-        self, *, inference: Api, management: Api, metrics: Api, max_request_bytes: int
-    ) -> None:
-        self._inference, self._management, self._metrics = inference, management, metrics
-        self._max_request_bytes = max_request_bytes
+    def __init__(self, server: TorchServe) -> None:
+        self._server = server
+        self.log_path, self.models = server.log_path, server.models
+        self._max_request_bytes = max_request_bytes(server.settings)
         self._client = httpx.AsyncClient(
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
             trust_env=False,
         )
 
-    async def close(self) -> None:
-        """Closes the connections."""
+    async def start(self, timeout_s: float) -> None:
+        await asyncio.to_thread(self._server.wait_ready, timeout_s)
+
+    async def stop(self) -> None:
         await self._client.aclose()
+        await asyncio.to_thread(self._server.stop)
+
+    async def obstacle(self) -> str | None:
+        return await asyncio.to_thread(self._server.obstacle)
 
     async def predict(self, request: EngineRequest) -> EngineResponse:
-        """Forwards a request for a prediction. Raises as `Engine.predict`."""
-        return _checked(await self._forward(request, self._inference))
+        url, token = self._server.inference_url, self._inference_token
+        return _checked(await self._forward(request, url, token))
 
     async def describe(self, request: EngineRequest) -> EngineResponse:
-        """Forwards a request for a description. A worker handles `customized=true`."""
-        return _checked(await self._forward(request, self._management))
+        return _checked(await self.manage(request))
 
     async def manage(self, request: EngineRequest) -> EngineResponse:
-        """Forwards a request to the management API. Returns any response unchanged."""
-        return await self._forward(request, self._management)
+        """Returns any response unchanged."""
+        return await self._forward(request, self._server.management_url, self._management_token)
 
     async def metrics(self) -> bytes:
-        """TorchServe's metrics as lines of text; empty if it does not respond."""
         try:
             response = await self._client.get(
-                f"{self._metrics.url}/metrics",
+                f"{self._server.metrics_url}/metrics",
                 headers={"accept": "text/plain", "accept-encoding": "identity"},
                 timeout=_METRICS_TIMEOUT_S,
             )
@@ -85,13 +78,21 @@ class TorchServeClient:
         except httpx.HTTPError:  # the metric segserve_gateway_ready shows this
             return b""
 
-    async def _forward(self, request: EngineRequest, endpoint: Api) -> EngineResponse:
+    @cached_property
+    def _inference_token(self) -> str | None:
+        return self._server.inference_token
+
+    @cached_property
+    def _management_token(self) -> str | None:
+        return self._server.management_token
+
+    async def _forward(self, request: EngineRequest, url: str, token: str | None) -> EngineResponse:
         headers = [*request.headers]
-        if endpoint.token:
-            headers.append((b"authorization", f"Bearer {endpoint.token}".encode()))
+        if token:
+            headers.append((b"authorization", f"Bearer {token}".encode()))
         forwarded = httpx.Request(
             request.method,
-            endpoint.url,
+            url,
             headers=headers,
             content=request.body if request.has_body else None,
             extensions={"target": request.target, "timeout": _NO_TIMEOUT.as_dict()},
@@ -109,42 +110,8 @@ class TorchServeClient:
                 "the server does not respond at the moment; try again in a few seconds"
             ) from error
         if response.status_code == TooLargeError.status and not content:
-            raise TooLargeError(
-                f"the request has more than {self._max_request_bytes} bytes, the limit of this "
-                "server; send the image smaller, or as JPEG or PNG"
-            )
-        return EngineResponse(response.status_code, _own_headers(response.headers.raw), content)
-
-
-class TorchServeEngine(TorchServeClient):
-    """See `Engine`."""
-
-    def __init__(self, server: TorchServe) -> None:
-        self._server = server
-        self.log_path, self.models = server.log_path, server.models
-        super().__init__(
-            inference=Api(server.inference_url, None),
-            management=Api(server.management_url, None),
-            metrics=Api(server.metrics_url, None),
-            max_request_bytes=max_request_bytes(server.settings),
-        )
-
-    async def start(self, timeout_s: float) -> None:
-        server = self._server
-        await asyncio.to_thread(server.wait_ready, timeout_s)
-        self._inference = self._inference._replace(token=server.inference_token)
-        self._management = self._management._replace(token=server.management_token)
-
-    async def stop(self) -> None:
-        await self.close()
-        await asyncio.to_thread(self._server.stop)
-
-    async def obstacle(self) -> str | None:
-        return await asyncio.to_thread(self._server.obstacle)
-
-
-def _own_headers(headers: Headers) -> Headers:
-    return [(name.lower(), value) for name, value in headers if name.lower() not in _FRAMING]
+            raise too_large(self._max_request_bytes)
+        return EngineResponse(response.status_code, response.headers.raw, content)
 
 
 def _checked(response: EngineResponse) -> EngineResponse:

@@ -12,17 +12,11 @@ from starlette.routing import Route
 
 from ...client.errors import ClientError, ResponseError
 from ...client.response import HttpResponse, raise_for_error
-from ...engines.engine import EngineRequest, EngineResponse
+from ...engines import EngineRequest, EngineResponse
 from ...engines.errors import FrontendError
-from ...runtime.errors import (
-    BadOptionError,
-    BadRequestError,
-    InternalError,
-    SegserveError,
-    UnavailableError,
-)
+from ...runtime.errors import BadOptionError, BadRequestError, InternalError, SegserveError
 from ...runtime.request import OPTION_HEADER_PREFIX
-from ..responses import RETRY_AFTER_S, json_response
+from ..responses import json_response
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -112,9 +106,6 @@ def plain_route(
             return await endpoint(request)
         except Exception as error:
             status, message = status_and_message(error)
-        response = json_response({"error": message}, status)
-        if status == UnavailableError.status:
-            response.headers["retry-after"] = str(RETRY_AFTER_S)
-        return response
+            return json_response({"error": message}, status)
 
     return Route(path, safe, methods=[method])

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from ... import __version__
 from ...client.response import HttpResponse, read_segmentation
-from ...engines.engine import EngineRequest
+from ...engines import EngineRequest
 from ...runtime.errors import BadRequestError, TooLargeError, UnavailableError
 from ...schema.protocols import InferOutput, InferRequest, InferTensor
 from ...schema.request import MediaType
@@ -189,8 +189,6 @@ def _infer_response(
 
 
 class OpenInference:
-    """The endpoints of the protocol."""
-
     def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
 
@@ -216,8 +214,7 @@ class OpenInference:
         return json_response({"live": True})
 
     async def _ready(self, _: Request) -> Response:
-        if self._gateway.obstacle is not None:
-            raise UnavailableError(f"not ready: {self._gateway.obstacle}")
+        self._gateway.check_ready()
         return json_response({"ready": True})
 
     async def _model(self, request: Request) -> Response:
@@ -226,7 +223,7 @@ class OpenInference:
 
     async def _model_ready(self, request: Request) -> Response:
         described = await self._described(request)
-        if not ready_worker(described):
+        if not has_ready_worker(described):
             raise UnavailableError("the model has no worker that is ready")
         return json_response({"name": described["modelName"], "ready": True})
 
@@ -247,13 +244,11 @@ class OpenInference:
         return await self._gateway.description(model)
 
 
-def ready_worker(described: Mapping[str, Any]) -> bool:
-    """Whether a model has a worker that is ready."""
+def has_ready_worker(described: Mapping[str, Any]) -> bool:
     return any(worker["status"] == _READY for worker in described["workers"])
 
 
 def model_metadata(name: str, version: str) -> Json:
-    """The metadata of a model, as the protocol has it."""
     return {
         "name": name,
         "versions": [version],

@@ -15,11 +15,11 @@ from ...schema.protocols import InferRequest
 from ..app import Gateway
 from .native import checked, parsed_as, status_and_message
 from .open_inference import (
+    has_ready_worker,
     image_of_bytes,
     image_of_pixels,
     infer_native,
     model_metadata,
-    ready_worker,
     tensors_of,
 )
 
@@ -124,8 +124,6 @@ def serving_grpc(
 
 
 class _Service:
-    """The methods of the protocol."""
-
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
@@ -158,7 +156,7 @@ class _Service:
 
     async def _model_ready(self, request: Message, context: grpc.aio.ServicerContext) -> Message:
         described = await self._described(request, context)
-        return _CLASSES["ModelReadyResponse"](ready=ready_worker(described))
+        return _CLASSES["ModelReadyResponse"](ready=has_ready_worker(described))
 
     async def _model(self, request: Message, context: grpc.aio.ServicerContext) -> Message:
         described = await self._described(request, context)

@@ -1,16 +1,19 @@
 """The part that the engines `local` and `ray` share: HTTP requests for a pool of workers."""
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, create_form_parser
 from starlette.datastructures import Headers as HeaderMapping
 
-from ...runtime.errors import BadRequestError, SegserveError
-from ..engine import EngineRequest, EngineResponse, Headers
-from ..errors import (
+from ..gateway.metrics import ServerMetrics
+from ..runtime.errors import BadRequestError, SegserveError
+from . import EngineRequest, EngineResponse, Headers
+from .errors import (
     FrontendError,
     frontend_json,
     unknown_method,
@@ -18,9 +21,8 @@ from ..errors import (
     unknown_path,
     unknown_version,
 )
-from .archives import ServedArchive, describe
-from .messages import DESCRIBE, Handled, Received
-from .metrics import ServerMetrics
+from .store import ServedArchive
+from .worker import DESCRIBE, Handled, Received
 
 _NOT_PASSED_ON = {"describe", "explain"}  # TorchServe itself sets them
 
@@ -143,7 +145,7 @@ class PoolEngine(ABC):
         is_customized = "customized=true" in query.split("&")
         metadata = (await self._submit(served.name, DESCRIBE)).body if is_customized else None
         states = await self.worker_states(served.name)
-        return _json([describe(served, states, metadata)])
+        return _json([_description(served, states, metadata)])
 
     async def manage(self, request: EngineRequest) -> EngineResponse:
         return await self.describe(request)
@@ -186,6 +188,23 @@ class PoolEngine(ABC):
         if version not in (None, served.version):
             raise unknown_version(name, str(version))
         return served
+
+
+def _description(
+    model: ServedArchive, workers: Sequence[str], customized: bytes | None
+) -> dict[str, Any]:
+    """`GET /models/{model}`, with the handler's own description if `customized` is given."""
+    document: dict[str, Any] = {
+        "modelName": model.name,
+        "modelVersion": model.version,
+        "modelUrl": model.path.name,
+        "runtime": "python",
+        **model.config.model_dump(exclude={"handler"}, exclude_none=True),
+        "workers": [{"id": str(number), "status": status} for number, status in enumerate(workers)],
+    }
+    if customized is not None:
+        document["customizedMetadata"] = json.loads(customized)
+    return document
 
 
 def _path(request: EngineRequest) -> list[str]:

@@ -1,7 +1,7 @@
-"""Loads the handler of an archive, in a process that does nothing else.
+"""Runs an archive's handler without TorchServe, in a process that does nothing else.
 
 The archive has its own copy of `segserve.runtime`, and its handler must import that copy. So
-nothing here imports the installed one.
+nothing here imports the installed one. The gateway exchanges `Received` and `Handled` with it.
 """
 
 import importlib
@@ -14,24 +14,149 @@ import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import yaml
 
 import segserve
 
-from ...resources import count_gpus
-from ...signing import TrustedKeys
-from .messages import CollectedMetrics, Handled, HandlerContext, HandlerProcess, Received
+from ..resources import count_gpus
+from ..signing import TrustedKeys
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 CONFIG_FILE = "model-config.yaml"
+
+
+class Observation(NamedTuple):
+    """One value of a metric, with the values of its labels in the declared order."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CollectedMetric:
+    """A metric like `ts.metrics.caching_metric.CachingMetric`. A handler reports values to it."""
+
+    name: str
+    dimension_names: Sequence[str]
+    observations: list[Observation]
+
+    def add_or_update(self, value: float, dimension_values: Sequence[str]) -> None:
+        self.observations.append(Observation(self.name, value, tuple(dimension_values)))
+
+
+class CollectedMetrics:
+    """The metrics of one replica.
+
+    Args:
+        declared: by the name of each metric that the gateway knows, the names of its labels.
+    """
+
+    def __init__(self, declared: Mapping[str, Sequence[str]]) -> None:
+        self._observations: list[Observation] = []
+        sinks = {
+            name: CollectedMetric(name, labels, self._observations)
+            for name, labels in declared.items()
+        }
+        self.cache: Mapping[object, Mapping[str, CollectedMetric]] = {"declared": sinks}
+
+    def drain(self) -> tuple[Observation, ...]:
+        """The values that were reported since the last call."""
+        taken = tuple(self._observations)
+        self._observations.clear()
+        return taken
+
+
+@dataclass(frozen=True)
+class HandlerProcess:
+    """What a handler may know about its process."""
+
+    model_name: str
+    model_dir: str
+    manifest: Mapping[str, object]
+    model_yaml_config: Mapping[str, object]
+    batch_size: int
+    gpu_id: int | None
+    metrics: CollectedMetrics = field(default_factory=lambda: CollectedMetrics({}))
+
+
+class HandlerContext:
+    """The headers of a batch's requests, and the statuses and headers of its responses.
+
+    There are none while the handler is initialised.
+    """
+
+    def __init__(
+        self, worker: HandlerProcess, request_headers: Sequence[Mapping[str, str]] = ()
+    ) -> None:
+        self.model_name = worker.model_name
+        self.manifest = worker.manifest
+        self.model_yaml_config = worker.model_yaml_config
+        self.metrics = worker.metrics
+        self.system_properties = {
+            "model_dir": worker.model_dir,
+            "gpu_id": worker.gpu_id,
+            "batch_size": worker.batch_size,
+        }
+        self._request_headers = [dict(headers) for headers in request_headers]
+        self._statuses: list[tuple[int, str | None]] = [(200, None) for _ in request_headers]
+        self._response_headers: list[dict[str, str]] = [{} for _ in request_headers]
+
+    def get_request_header(self, idx: int, key: str) -> str | None:
+        return self._request_headers[idx].get(key)
+
+    def get_all_request_header(self, idx: int) -> dict[str, str]:
+        return self._request_headers[idx]
+
+    def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
+        self._statuses[idx] = (code, phrase)
+
+    def get_response_status(self, idx: int) -> tuple[int, str | None]:
+        return self._statuses[idx]
+
+    def set_response_content_type(self, idx: int, value: str) -> None:
+        self.set_response_header(idx, "content-type", value)
+
+    def get_response_content_type(self, idx: int) -> str | None:
+        return self._response_headers[idx].get("content-type")
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        self._response_headers[idx][key] = value
+
+    def get_response_headers(self, idx: int) -> dict[str, str]:
+        return self._response_headers[idx]
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request as TorchServe passes it to a handler: `{"body": content}` or `{part: content}`."""
+
+    row: Mapping[str, bytes]
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Handled:
+    """A response, the seconds of its batch, and the metrics reported since the last response."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+    seconds: float
+    observations: tuple[Observation, ...] = ()
+
+
+DESCRIBE = Received({}, {"describe": "True"})
+"""A describe request, as TorchServe passes it to a handler."""
 
 
 class LoadedHandler(Protocol):
@@ -52,7 +177,7 @@ def load_handler(
     gpu_id: int | None,
     metrics: Mapping[str, Sequence[str]] | None = None,
     trusted: TrustedKeys | None = None,
-) -> tuple[LoadedHandler, HandlerProcess]:
+) -> "BatchHandler":
     """Unpacks an archive into an empty folder and loads its handler class. The folder must be kept.
 
     Args:
@@ -82,7 +207,7 @@ def load_handler(
     )
     handler = _handler_class(_imported(folder, manifest["model"]["handler"]))()
     handler.initialize(HandlerContext(worker))
-    return handler, worker
+    return BatchHandler(handler, worker)
 
 
 def _unpack(archive: Path, folder: Path, trusted: TrustedKeys | None) -> None:
@@ -131,18 +256,18 @@ def _handler_class(module: ModuleType) -> type[LoadedHandler]:
 
 
 class BatchHandler:
-    """Passes batches to what `load_handler` returns."""
+    """The handler of an archive, and its process."""
 
     def __init__(self, handler: LoadedHandler, process: HandlerProcess) -> None:
-        self._handler, self._process = handler, process
+        self._handler, self.process = handler, process
 
     def handle(self, requests: Sequence[Received]) -> list[Handled]:
         """Returns one response per request, in the same order."""
-        context = HandlerContext(self._process, [request.headers for request in requests])
+        context = HandlerContext(self.process, [request.headers for request in requests])
         began_s = time.monotonic()
         bodies = self._handler.handle([request.row for request in requests], context)
         seconds = time.monotonic() - began_s
-        observations = self._process.metrics.drain()
+        observations = self.process.metrics.drain()
         return [
             Handled(
                 context.get_response_status(index)[0],
@@ -188,12 +313,11 @@ def run_worker(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
         gpu_id = _gpu(index) if on_gpu else None
-        loaded = load_handler(archive, folder, overrides={}, gpu_id=gpu_id, metrics=metrics)
+        handler = load_handler(archive, folder, overrides={}, gpu_id=gpu_id, metrics=metrics)
     except Exception as error:
         logger.exception("the archive cannot be loaded")
         connection.send(str(error) or type(error).__name__)
         return
-    handler = BatchHandler(*loaded)
     with suppress(EOFError, BrokenPipeError):  # the main process has ended
         connection.send(None)
         while True:
