@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from bench.images import mixed_workload
+from bench.machine import facts
 from bench.serving.figures import rows
-from bench.serving.machine import facts
-from bench.serving.peer import BenchError
-from bench.serving.registry import PEERS
+from bench.serving.peer import BenchError, Workload
+from bench.serving.registry import ON_REQUEST, PEERS
 from bench.serving.report import Report, draw, write_between_marks
 from bench.serving.session import measure, report_progress
-from bench.serving.workload import Workload, mixed_workload
 from segserve.doctor.torch_facts import TorchBrokenError
 from segserve.fetch import servable_folder
 from segserve.resources import resource
@@ -54,9 +54,9 @@ def _arguments() -> argparse.Namespace:
         "--peers",
         nargs="+",
         choices=PEERS,
-        default=list(PEERS),
+        default=[name for name in PEERS if name not in ON_REQUEST],
         metavar="PEER",
-        help=f"of {', '.join(PEERS)}",
+        help=f"of {', '.join(PEERS)}; by default all but {' and '.join(ON_REQUEST)}",
     )
     parser.add_argument(
         "--encodings",

@@ -28,8 +28,7 @@ import psutil
 import torch
 import typer
 
-from bench.images import photographs, write_photographs
-from bench.serving.workload import MAX_PIXELS
+from bench.images import MAX_PIXELS, photographs, write_photographs
 from segserve.archive import build_archive
 from segserve.resources import resource
 from segserve.runtime.decode.image import decode_image

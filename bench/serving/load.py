@@ -17,16 +17,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from urllib3.filepost import encode_multipart_formdata
 
 from .figures import Run
-from .peer import BenchError
-
-if TYPE_CHECKING:  # its imports would slow down the start of the process
-    from .workload import Workload
+from .peer import BenchError, Workload
 
 BodyKind = Literal["file", "form", "json"]
 
@@ -74,7 +71,7 @@ class Order:
 @dataclass(frozen=True)
 class HttpPeer:
     gateway: Gateway
-    workload: "Workload"
+    workload: Workload
 
     def warm_up(self) -> None:
         run = send_requests(

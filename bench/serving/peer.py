@@ -1,7 +1,8 @@
-"""The common interface of all measured systems, and their error."""
+"""What all measured systems share: the images, the interface and the error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from .figures import Run
@@ -11,6 +12,28 @@ class BenchError(Exception):
     """A benchmark or one of its systems cannot continue. The message is one line of text for
     people.
     """
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The images of one measurement.
+
+    Attributes:
+        model: a model folder.
+        requests: the image files, in order.
+        warm_up: every photograph once, to process every shape of the network's input before the
+            measurement.
+        max_s: no request starts later than this many seconds after the first.
+        encodings: the mask encodings to request from the served model.
+        scratch: an existing folder for the systems' files.
+    """
+
+    model: Path
+    requests: tuple[Path, ...]
+    warm_up: tuple[Path, ...]
+    max_s: float
+    encodings: tuple[str, ...]
+    scratch: Path
 
 
 class Peer(Protocol):

@@ -8,14 +8,18 @@ from importlib.util import find_spec
 
 from .figures import LIMIT, PLAIN_LOOP
 from .loop import Prepare, open_loop
-from .peer import BenchError, Opened
-from .peers import huggingface
+from .peer import BenchError, Opened, Workload
 from .peers.deployed import open_deployed
-from .peers.loops import prepare_limit, prepare_plain_loop
-from .peers.ours import open_ours, open_ours_in_int8, open_ours_in_onnx
-from .peers.python_server import open_python_server
+from .peers.loops import prepare_huggingface, prepare_limit, prepare_plain_loop
+from .peers.ours import (
+    open_ours,
+    open_ours_in_int8,
+    open_ours_in_onnx,
+    open_ours_on_ray,
+    open_without_gateway,
+)
+from .peers.processes import open_python_server
 from .peers.stock import open_stock
-from .workload import Workload
 
 Open = Callable[[Workload], AbstractContextManager[Opened]]
 
@@ -69,6 +73,8 @@ PEERS: Mapping[str, Peer] = {
         Peer("ours", open_ours),
         Peer("ours-int8", open_ours_in_int8),
         Peer("ours-onnx", open_ours_in_onnx),
+        Peer("ours-ray", open_ours_on_ray, ("ray",)),
+        Peer("ours-direct", open_without_gateway),
         Peer("deployed", open_deployed),
         _stock("stock", "image_segmenter, as shipped", same_size=False),
         _stock("stock-same-size", "image_segmenter, our input size", same_size=True),
@@ -80,6 +86,9 @@ PEERS: Mapping[str, Peer] = {
         _server(
             "fastapi-ours", "FastAPI, our network", "fastapi_server", "ours", "fastapi", "uvicorn"
         ),
-        _loop("huggingface", "Hugging Face pipeline", huggingface.prepare, "transformers"),
+        _loop("huggingface", "Hugging Face pipeline", prepare_huggingface, "transformers"),
     )
 }
+
+ON_REQUEST = ("ours-ray", "ours-direct")
+"""The systems that are measured only if they are named."""

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from bench.memory import peak_python_bytes
+from bench.machine import peak_python_bytes
 from segserve.engines.errors import ServerError
 from segserve.runtime.errors import ModelError
 
 from .figures import Key, Round, Run
-from .peer import BenchError, Opened, Peer
+from .peer import BenchError, Opened, Peer, Workload
 from .registry import PEERS
-from .workload import Workload
 
 Progress = Callable[[int, Key, Run], None]
 

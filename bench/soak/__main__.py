@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from bench.images import write_mixed_photographs
-from bench.serving.machine import facts
+from bench.machine import facts
 from bench.serving.peer import BenchError
 from bench.serving.report import write_between_marks
 from segserve.archive import build_archive

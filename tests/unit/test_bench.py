@@ -18,16 +18,15 @@ import torch
 from PIL import Image
 
 from bench import __main__ as command
-from bench.images import mixed_photographs
+from bench.images import mixed_photographs, mixed_workload
 from bench.serving import session
 from bench.serving.figures import Run, headlines, ratio, rows
 from bench.serving.load import Gateway, HttpPeer, send_requests
-from bench.serving.peer import BenchError, Opened
+from bench.serving.peer import BenchError, Opened, Workload
 from bench.serving.peers.steps import STEPS
 from bench.serving.registry import Peer
 from bench.serving.report import BEGIN, END, Report, draw, write_between_marks
 from bench.serving.session import Outcome, measure, measured_rounds
-from bench.serving.workload import Workload, mixed_workload
 
 
 def run_of(*latencies_ms: float, failures: int = 0) -> Run:

@@ -18,8 +18,7 @@ from segserve.resources import resource
 from segserve.runtime.record import read_record
 
 from ..load import HttpPeer
-from ..peer import BenchError, Opened
-from ..workload import Workload
+from ..peer import BenchError, Opened, Workload
 from .ours import gateway_of
 from .processes import HOST, free_port, running, running_container
 

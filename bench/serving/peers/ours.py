@@ -1,7 +1,6 @@
-"""The served model: this project's archive, config.properties and model-config.yaml, on
-TorchServe.
-"""
+"""The served model: this project's archive, config.properties and model-config.yaml."""
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -13,13 +12,16 @@ import yaml
 from segserve.archive import build_archive, config_of
 from segserve.client.request import JSON, as_fields, http_headers
 from segserve.engines import EngineName
+from segserve.engines.torchserve.config import read_properties
+from segserve.engines.torchserve.process import CONFIG_FILE as PROPERTIES_FILE
+from segserve.engines.torchserve.process import KEY_FILE
+from segserve.gateway import ENGINE_FOLDER
 from segserve.gateway.background import Server
 from segserve.runtime.record import read_record
 from segserve.runtime.settings import CONFIG_FILE
 
 from ..load import Gateway, HttpPeer
-from ..peer import BenchError, Opened
-from ..workload import Workload
+from ..peer import BenchError, Opened, Workload
 from .processes import READY_S
 
 
@@ -49,6 +51,27 @@ def open_ours_in_onnx(workload: Workload) -> AbstractContextManager[Opened]:
     return _opened(
         "ours local onnx", workload, archive, workload.encodings[:1], engine=EngineName.LOCAL
     )
+
+
+def open_ours_on_ray(workload: Workload) -> AbstractContextManager[Opened]:
+    """Starts the engine `ray`, with one peer for the first encoding."""
+    archive = build_archive(workload.model, workload.scratch / "ray-archive")
+    return _opened("ours ray", workload, archive, workload.encodings[:1], engine=EngineName.RAY)
+
+
+@contextmanager
+def open_without_gateway(workload: Workload) -> Iterator[Opened]:
+    """Starts a server, with one peer that sends to the TorchServe behind its gateway."""
+    archive = build_archive(workload.model, workload.scratch / "direct-archive")
+    began_s, run_dir = perf_counter(), workload.scratch / "direct"
+    with ready_server(archive, run_dir) as server:
+        start_s, encoding = perf_counter() - began_s, workload.encodings[0]
+        engine = run_dir / ENGINE_FOLDER
+        url = read_properties(engine / PROPERTIES_FILE)["inference_address"]
+        tokens = json.loads((engine / KEY_FILE).read_text(encoding="utf-8"))
+        direct = gateway_of(url, tokens["inference"]["key"], server.models[0], encoding)
+        title = f"ours without the gateway, {encoding}"
+        yield Opened({title: HttpPeer(direct, workload)}, server.pid, start_s)
 
 
 @contextmanager
