@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from urllib3.filepost import encode_multipart_formdata
@@ -100,25 +100,19 @@ def send_requests(
         BenchError: the process failed. No response of a server causes this.
     """
     order = Order(gateway, tuple(map(str, images)), clients, max_s, timeout_s)
-    response = sent_by("bench.serving.load", asdict(order))
-    return Run(**{**response, "latencies_s": tuple(response["latencies_s"])})
-
-
-def sent_by(module: str, order: dict[str, Any]) -> Any:
-    """What a module that sends requests, run as a process, prints for its order; both as JSON.
-
-    Raises:
-        BenchError: the process failed.
-    """
-    command = [sys.executable, "-m", module]
     done = subprocess.run(
-        command, input=json.dumps(order), capture_output=True, text=True, check=False
+        [sys.executable, "-m", "bench.serving.load"],
+        input=json.dumps(asdict(order)),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise BenchError(
             f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}"
         )
-    return json.loads(done.stdout)
+    fields = json.loads(done.stdout)
+    return Run(**{**fields, "latencies_s": tuple(fields["latencies_s"])})
 
 
 def send_all(gateway: Gateway, images: Sequence[Path], *, clients: int) -> Run:

@@ -6,11 +6,11 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bench.serving.figures import p99_s
 
 from .load import Outcome
-from .server import Sample
 
 WARM_UP = 0.25
 """The fraction of the run to ignore at the start: the queue and the caches fill, and Java
@@ -21,6 +21,24 @@ MEMORY_GROWTH = 0.05
 COUNT_GROWTH = 0.05
 P99_SPREAD = 1.5
 _DOCUMENTED = frozenset({400, 413, 415, 422})  # the documented statuses for invalid requests
+
+
+class Sample(NamedTuple):
+    """The resource use of all of the server's processes together, at one time.
+
+    Attributes:
+        at_s: seconds since the start of the watch.
+        memory_bytes: the sum of the resident sets. Shared pages count once per process.
+        descriptors: number of open file descriptors.
+        threads: number of threads.
+        waiting: number of requests in TorchServe's queue.
+    """
+
+    at_s: float
+    memory_bytes: int
+    descriptors: int
+    threads: int
+    waiting: int
 
 
 @dataclass(frozen=True)
