@@ -19,7 +19,8 @@ from ...runtime.network.weights import SegmentationNetwork
 from ...runtime.record import InputRule, ModelRecord, read_record
 from ...runtime.settings import Settings
 from ..data import CheckedSplit, LabelledImages
-from ..evaluate.measure import measure, predictor_of
+from ..evaluate.predictors import predictor_of
+from ..evaluate.report import measure
 from .crops import StepSampler, TrainingCrops
 from .state import TrainingState, World, joined, leads
 
