@@ -17,9 +17,8 @@ from bench.images import mixed_workload
 from bench.machine import facts
 from bench.serving.figures import rows
 from bench.serving.peer import BenchError, Workload
-from bench.serving.registry import ON_REQUEST, PEERS
 from bench.serving.report import Report, draw, write_between_marks
-from bench.serving.session import measure, report_progress
+from bench.serving.session import ON_REQUEST, PEERS, measure, report_progress
 from segserve.doctor.torch_facts import TorchBrokenError
 from segserve.fetch import servable_folder
 from segserve.resources import resource

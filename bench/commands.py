@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +27,7 @@ import torch
 import typer
 
 from bench.images import MAX_PIXELS, photographs, write_photographs
+from bench.machine import process_tree
 from bench.serving.load import send_all
 from bench.serving.peers.ours import gateway_to, ready_server
 from segserve.archive import build_archive
@@ -160,33 +160,27 @@ def _job(folder: Path, archive: Path, count: int, workers: int) -> tuple[float, 
     command = [*SEGSERVE, "batch", str(source), str(target), "--json"]
     command += ["--archive", str(archive), "--workers", str(workers)]
     began_s = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        watch = _MemoryWatch(process.pid)
-        stdout, _ = process.communicate()
-    if process.returncode:
-        sys.exit(f"segserve batch failed with status {process.returncode}")
-    return json.loads(stdout)["seconds"], time.perf_counter() - began_s, watch.peak_bytes
+    peak_bytes = 0
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        subprocess.Popen(command, stdout=output) as process,
+    ):
+        while process.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                peak_bytes = max(peak_bytes, _resident_bytes(process.pid))
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+        whole_s = time.perf_counter() - began_s
+        if process.returncode:
+            sys.exit(f"segserve batch failed with status {process.returncode}")
+        output.seek(0)
+        return json.load(output)["seconds"], whole_s, peak_bytes
 
 
-class _MemoryWatch:
-    """Samples the memory of a process tree every second. An upper bound: shared pages count
-    repeatedly.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self.peak_bytes = 0
-        threading.Thread(target=self._watch, args=(psutil.Process(pid),), daemon=True).start()
-
-    def _watch(self, process: psutil.Process) -> None:
-        with suppress(psutil.NoSuchProcess):
-            while True:
-                self.peak_bytes = max(self.peak_bytes, _resident_bytes(process))
-                time.sleep(1)
-
-
-def _resident_bytes(root: psutil.Process) -> int:
+def _resident_bytes(pid: int) -> int:
+    """Of all processes together. An upper bound: shared pages count repeatedly."""
     total = 0
-    for process in [root, *root.children(recursive=True)]:
+    for process in process_tree(pid):
         with suppress(psutil.NoSuchProcess):
             total += process.memory_info().rss
     return total

@@ -83,10 +83,15 @@ def forget_peaks(pid: int) -> None:
             Path(f"/proc/{process.pid}/clear_refs").write_text("5")
 
 
+def process_tree(pid: int) -> list[psutil.Process]:
+    """A process and its descendants. Raises psutil.NoSuchProcess if it has ended."""
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]
+
+
 def _python_processes(pid: int) -> Iterator[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
+        for process in process_tree(pid):
             with suppress(psutil.NoSuchProcess):
                 if process.name() != "java":
                     yield process

@@ -23,7 +23,7 @@ import requests
 import typer
 
 from bench.images import write_mixed_photographs
-from bench.machine import facts
+from bench.machine import facts, process_tree
 from bench.serving.peer import BenchError
 from bench.serving.peers.processes import running_container
 from bench.serving.report import write_between_marks
@@ -156,8 +156,7 @@ def _watched(server: _Running, *, every_s: float) -> Iterator[list[Sample]]:
 
 
 def _sample(server: _Running, began_s: float) -> Sample:
-    leader = psutil.Process(server.pid)
-    tree = [leader, *leader.children(recursive=True)]
+    tree = process_tree(server.pid)
     return Sample(
         time.monotonic() - began_s,
         sum(process.memory_info().rss for process in tree),
