@@ -16,15 +16,13 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Workload:
-    """The images of one measurement.
+    """The image files of one measurement, in order, and its limits.
 
     Attributes:
-        model: a model folder.
-        requests: the image files, in order.
         warm_up: every photograph once, to process every shape of the network's input before the
             measurement.
         max_s: no request starts later than this many seconds after the first.
-        encodings: the mask encodings to request from the served model.
+        encodings: of the masks in the responses of the served model.
         scratch: an existing folder for the systems' files.
     """
 
@@ -52,12 +50,8 @@ class Peer(Protocol):
 
 @dataclass(frozen=True)
 class Opened:
-    """A system that is ready for measurement.
-
-    Attributes:
-        peers: the system's rows, by title.
-        pid: the root of the system's process tree.
-        start_s: seconds from the process's start until it was ready.
+    """A system that is ready for measurement: its rows by title, the root of its process tree, and
+    the time that its start took.
     """
 
     peers: Mapping[str, Peer]

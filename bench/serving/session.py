@@ -10,6 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 
 from bench.machine import peak_python_bytes
+from segserve.engines import EngineName
 from segserve.engines.errors import ServerError
 from segserve.runtime.errors import ModelError
 
@@ -18,13 +19,7 @@ from .loop import Prepare, open_loop
 from .peer import BenchError, Opened, Peer, Workload
 from .peers.deployed import open_deployed
 from .peers.loops import prepare_huggingface, prepare_limit, prepare_plain_loop
-from .peers.ours import (
-    open_ours,
-    open_ours_in_int8,
-    open_ours_in_onnx,
-    open_ours_on_ray,
-    open_without_gateway,
-)
+from .peers.ours import open_ours, open_without_gateway
 from .peers.processes import open_python_server
 from .peers.stock import open_stock
 
@@ -33,23 +28,14 @@ Open = Callable[[Workload], AbstractContextManager[Opened]]
 
 @dataclass(frozen=True)
 class System:
-    """A system to measure.
-
-    Attributes:
-        open: returns a context that starts and stops the system.
-        needs: import names of the packages that the system needs. It is skipped if one is missing.
-    """
+    """A system to measure. It is skipped if a package of `needs`, import names, is missing."""
 
     name: str
     open: Open
     needs: tuple[str, ...] = ()
 
     def opened(self, workload: Workload) -> AbstractContextManager[Opened]:
-        """The context that starts and stops the system. Raises as `open` too.
-
-        Raises:
-            BenchError: a package is missing.
-        """
+        """The context that starts and stops the system. Raises BenchError for a missing package."""
         missing = [package for package in self.needs if find_spec(package) is None]
         if missing:
             raise BenchError(
@@ -72,15 +58,17 @@ def _server(name: str, title: str, module: str, network: str, *needs: str) -> Sy
     )
 
 
+_open_onnx = partial(open_ours, variant="local onnx", engine=EngineName.LOCAL, runtime="onnx")
+
 PEERS: Mapping[str, System] = {
     peer.name: peer
     for peer in (
         _loop("limit", LIMIT, prepare_limit),
         _loop("loop", PLAIN_LOOP, prepare_plain_loop),
         System("ours", open_ours),
-        System("ours-int8", open_ours_in_int8),
-        System("ours-onnx", open_ours_in_onnx),
-        System("ours-ray", open_ours_on_ray, ("ray",)),
+        System("ours-int8", partial(open_ours, variant="int8", int8=True)),
+        System("ours-onnx", _open_onnx),
+        System("ours-ray", partial(open_ours, variant="ray", engine=EngineName.RAY), ("ray",)),
         System("ours-direct", open_without_gateway),
         System("deployed", open_deployed),
         _stock("stock", "image_segmenter, as shipped", same_size=False),
@@ -101,14 +89,10 @@ Progress = Callable[[int, Key, Run], None]
 
 @dataclass
 class Outcome:
-    """The results of one run.
+    """The complete rounds of one run, and by system: the time until it was ready, the peak memory
+    of its largest Python process, or why it was skipped.
 
-    Attributes:
-        rounds: the complete rounds.
-        starts_s: seconds until the system was ready, by system.
-        peaks_bytes: peak memory of the system's largest Python process, by system.
-        skipped: the reason for each skipped system.
-        ended_by: why there are fewer rounds than requested; empty if there are not.
+    `ended_by` says why there are fewer rounds than requested; it is empty if there are not.
     """
 
     rounds: list[Round] = field(default_factory=list)

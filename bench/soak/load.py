@@ -31,14 +31,12 @@ _RESPONSES += [
 
 
 class Outcome(NamedTuple):
-    """The outcome of a request.
+    """The outcome of a request, valid (`good`) or not, that was sent so long after the start.
 
     Attributes:
-        sent_s: time of sending, in seconds since the start of the run.
         latency_s: seconds until the response was complete or the connection failed.
         status: HTTP status; 0 without a response.
         says_when: whether the response has the header `Retry-After`.
-        good: whether the request was valid.
     """
 
     sent_s: float

@@ -24,13 +24,10 @@ _DOCUMENTED = frozenset({400, 413, 415, 422})  # the documented statuses for inv
 
 
 class Sample(NamedTuple):
-    """The resource use of all of the server's processes together, at one time.
+    """The resource use of all of the server's processes together, seconds after the start.
 
     Attributes:
-        at_s: seconds since the start of the watch.
         memory_bytes: the sum of the resident sets. Shared pages count once per process.
-        descriptors: number of open file descriptors.
-        threads: number of threads.
         waiting: number of requests in TorchServe's queue.
     """
 
@@ -53,13 +50,7 @@ class Finding:
 def findings(
     samples: Sequence[Sample], outcomes: Sequence[Outcome], seconds: float
 ) -> list[Finding]:
-    """All findings.
-
-    Args:
-        samples: resource use during the run.
-        outcomes: outcomes of all requests.
-        seconds: duration of the run.
-    """
+    """All findings about a run of so many seconds."""
     kept = [sample for sample in samples if sample.at_s >= WARM_UP * seconds]
     warm = [outcome for outcome in outcomes if outcome.sent_s >= WARM_UP * seconds]
     return [

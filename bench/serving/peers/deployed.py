@@ -62,7 +62,6 @@ def write_proxy(folder: Path, secrets: Path, *, port: int, server: str, page: st
 
     Args:
         secrets: a folder with the files of `make-secrets.sh`.
-        port: nginx's port on 127.0.0.1.
         server, page: host and port of the upstream servers.
 
     Raises:

@@ -35,12 +35,7 @@ def running(
     ca_file: Path | None = None,
 ) -> Iterator[int]:
     """Runs a command within the context. Yields its process id when its health URL responds with
-    200.
-
-    Args:
-        log: receives the command's output.
-        environment: replaces this process's environment.
-        ca_file: the CA certificate for an https URL.
+    200. The log receives its output; `ca_file` is the CA certificate for an https URL.
 
     Raises:
         BenchError: the command exits early, or is not ready in time.
@@ -68,13 +63,10 @@ def running_container(
     archive: Path, token_file: Path, folder: Path, **settings: str
 ) -> Iterator[tuple[str, int]]:
     """Runs the container's command, `python -m segserve.gateway`, within the context. Yields its
-    URL and its process id. The log is `folder/container.log`.
+    URL and its process id. The log is `folder/container.log`. Raises as `running`.
 
     Args:
         settings: other SEGSERVE_ variables, without this prefix.
-
-    Raises:
-        BenchError: as `running`.
     """
     port = free_port()
     own = {"ARCHIVE": archive, "TOKEN_FILE": token_file, "RUN_DIR": folder / "run", "HOST": HOST}
@@ -138,9 +130,7 @@ def open_python_server(
 
 
 def server_arguments() -> argparse.Namespace:
-    """The module's command line arguments from `open_python_server`: `model`, `network` and
-    `port`.
-    """
+    """The arguments that `open_python_server` gives a module."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--network", required=True)
