@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
@@ -139,7 +138,10 @@ def batch(
         counts = (images, 4 * images) if memory else (images,)
         jobs = [_job(folder, archive, count, workers) for count in counts]
     if memory:
-        _report_memory(counts, [peak_bytes for *_, peak_bytes in jobs])
+        peaks_bytes = [peak_bytes for *_, peak_bytes in jobs]
+        for count, peak_bytes in zip(counts, peaks_bytes, strict=True):
+            print(f"{count} images: {peak_bytes / 1e9:.3f} GB at most, all processes together")
+        print(f"growth: {peaks_bytes[1] / peaks_bytes[0] - 1:+.1%}")
         return
     [(seconds, whole_s, _)] = jobs
     bare_s = _bare_s(model, images, workers)
@@ -208,12 +210,6 @@ def _network_s(model: str, count: int) -> float:
         for inputs in islice(cycle(ready), count):
             segmenter.infer(inputs)
         return time.perf_counter() - began_s
-
-
-def _report_memory(counts: Sequence[int], peaks_bytes: Sequence[int]) -> None:
-    for count, peak_bytes in zip(counts, peaks_bytes, strict=True):
-        print(f"{count} images: {peak_bytes / 1e9:.3f} GB at most, all processes together")
-    print(f"growth: {peaks_bytes[1] / peaks_bytes[0] - 1:+.1%}")
 
 
 if __name__ == "__main__":

@@ -154,7 +154,8 @@ def _started(
         with ExitStack() as own:
             try:
                 peer = own.enter_context(PEERS[name].opened(workload))
-                _warm_up(peer.peers)
+                for each in peer.peers.values():
+                    each.warm_up()
             except (BenchError, ServerError, ModelError) as error:
                 outcome.skipped[name] = str(error)
                 report_progress(f"skipped {name}: {error}")
@@ -163,11 +164,6 @@ def _started(
         opened[name] = peer
         outcome.starts_s[name] = peer.start_s
     return opened
-
-
-def _warm_up(peers: Mapping[str, Peer]) -> None:
-    for peer in peers.values():
-        peer.warm_up()
 
 
 def _report_run(number: int, key: Key, run: Run) -> None:
