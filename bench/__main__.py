@@ -13,13 +13,12 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from bench.images import mixed_workload
+from bench.machine import facts
 from bench.serving.figures import rows
-from bench.serving.machine import facts
-from bench.serving.peer import BenchError
-from bench.serving.registry import PEERS
+from bench.serving.peer import BenchError, Workload
 from bench.serving.report import Report, draw, write_between_marks
-from bench.serving.session import measure, report_progress
-from bench.serving.workload import Workload, mixed_workload
+from bench.serving.session import ON_REQUEST, PEERS, measure, report_progress
 from segserve.doctor.machine import TorchBrokenError
 from segserve.fetch import servable_folder
 from segserve.resources import resource
@@ -31,9 +30,8 @@ ENCODINGS = get_args(MaskEncoding)
 
 def main() -> None:
     arguments = _arguments()
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # SIGTERM stops the servers as Ctrl-C does
+    # SIGTERM stops the servers as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report = _measured(arguments)
         _write(report, arguments)
@@ -49,37 +47,18 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--model", default="embedded", help="a model of model/")
-    parser.add_argument(
-        "--peers",
-        nargs="+",
-        choices=PEERS,
-        default=list(PEERS),
-        metavar="PEER",
-        help=f"of {', '.join(PEERS)}",
-    )
-    parser.add_argument(
-        "--encodings",
-        nargs="+",
-        choices=ENCODINGS,
-        default=list(ENCODINGS),
-        help="of our responses",
-    )
-    parser.add_argument("--clients", nargs="+", type=_positive, default=[1, 8, 32])
-    parser.add_argument("--rounds", type=_positive, default=5)
-    parser.add_argument("--images", type=_positive, default=300, help="requests of one measurement")
-    parser.add_argument(
-        "--seconds", type=_positive, default=20, help="no measurement sends for longer"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("build/bench"),
-        help="folder of results and servers' logs",
-    )
-    parser.add_argument(
-        "--document", type=Path, help="put table and plot between the marks of this document, too"
-    )
+    add = parser.add_argument
+    default = [name for name in PEERS if name not in ON_REQUEST]
+    peers = f"of {', '.join(PEERS)}; by default all but {' and '.join(ON_REQUEST)}"
+    add("--model", default="embedded", help="a model of model/")
+    add("--peers", nargs="+", choices=PEERS, default=default, metavar="PEER", help=peers)
+    add("--encodings", nargs="+", choices=ENCODINGS, default=ENCODINGS, help="of our responses")
+    add("--clients", nargs="+", type=_positive, default=[1, 8, 32])
+    add("--rounds", type=_positive, default=5)
+    add("--images", type=_positive, default=300, help="requests of one measurement")
+    add("--seconds", type=_positive, default=20, help="no measurement sends for longer")
+    add("--output", type=Path, default=Path("build/bench"), help="folder of results and logs")
+    add("--document", type=Path, help="put table and plot between the marks of this document, too")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Measures fine-tuning: `segserve train --start` on a few images of two classes.
 
-    python -m bench.fine_tuning --data DATA [--classes cat motorbike] [--images 40]
+    python -m bench.fine_tuning --data DATA [--images 40]
 
 DATA is a folder in PASCAL VOC layout with the 21 classes of the embedded model. Of the split's
 images with one of the classes, `--images` are for training and the others for validation; other
@@ -8,7 +8,6 @@ classes are background. The classifier for the two classes starts from random we
 weights have seen objects of these classes, so this is the easy case.
 """
 
-import argparse
 import os
 import random
 import subprocess
@@ -16,8 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 from time import perf_counter
+from typing import Annotated
 
 import numpy as np
+import typer
 import yaml
 from PIL import Image
 
@@ -25,23 +26,29 @@ from segserve.resources import resource
 from segserve.runtime.record import BACKGROUND, read_record
 from segserve.training.data import IGNORED, LabelledImages, open_data
 
+CLASSES = ("cat", "motorbike")
 
-def main() -> None:
-    arguments = _arguments()
+
+def main(
+    data: Annotated[Path, typer.Option(help="as for `segserve evaluate`")],
+    split: str = "dev",
+    images: Annotated[int, typer.Option(help="for training")] = 40,
+    steps: int = 300,
+) -> None:
     record = read_record(resource("model/embedded"))
-    class_ids = [record.labels.index(label) for label in arguments.classes]
-    data = open_data(arguments.data, arguments.split, record.classes)
+    class_ids = [record.labels.index(label) for label in CLASSES]
+    labelled = open_data(data, split, record.classes)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        names = _write_data(data, class_ids, folder / "data")
+        names = _write_data(labelled, class_ids, folder / "data")
         random.Random(0).shuffle(names)  # noqa: S311 - a reproducible order
-        splits = {"train": names[: arguments.images], "val": names[arguments.images :]}
-        for split, of_split in splits.items():
-            (folder / "data" / f"{split}.txt").write_text("\n".join(of_split))
-        classes = folder / "classes.yaml"
-        classes.write_text(yaml.safe_dump(["background", *arguments.classes]))
+        splits = {"train": names[:images], "val": names[images:]}
+        for part, of_split in splits.items():
+            (folder / "data" / f"{part}.txt").write_text("\n".join(of_split))
+        class_file = folder / "classes.yaml"
+        class_file.write_text(yaml.safe_dump(["background", *CLASSES]))
         began_s = perf_counter()
-        _train(folder, classes, arguments.steps)
+        _train(folder, class_file, steps)
         minutes = (perf_counter() - began_s) / 60
         times = os.times()
         cpu_minutes = (times.children_user + times.children_system) / 60
@@ -77,17 +84,5 @@ def _train(folder: Path, classes: Path, steps: int) -> None:
     subprocess.run([*map(str, [*command, *data, *run])], check=True)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.fine_tuning", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--data", type=Path, required=True, help="as for `segserve evaluate`")
-    parser.add_argument("--split", default="dev")
-    parser.add_argument("--classes", nargs="+", default=["cat", "motorbike"])
-    parser.add_argument("--images", type=int, default=40, help="for training")
-    parser.add_argument("--steps", type=int, default=300)
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    main()
+    typer.run(main)

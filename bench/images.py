@@ -1,14 +1,19 @@
 """The benchmarks' images: photographs from scikit-image, as JPEG files like those of users."""
 
 import io
-from itertools import cycle
+import random
+from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from bench.serving.peer import Workload
 from segserve.demo import sample_photograph
 
 NAMES = ("chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+
+MAX_PIXELS = 2**24
 
 # Sizes from thumbnail to small camera, JPEG qualities from web to camera.
 LONGER_SIDES_PX = (320, 500, 640, 1024, 1600)
@@ -54,6 +59,20 @@ def write_mixed_photographs(folder: Path) -> list[Path]:
         paths.append(folder / name)
         paths[-1].write_bytes(content)
     return paths
+
+
+def mixed_workload(
+    model: Path, count: int, *, max_s: float, encodings: Sequence[str], scratch: Path
+) -> Workload:
+    """A workload of `count` photographs at mixed sizes. The files are written to
+    `scratch/images`.
+    """
+    paths = write_mixed_photographs(scratch / "images")
+    warm_up = tuple(paths[: len(paths) // len({path.stem.rpartition("-")[2] for path in paths})])
+    random.Random(0).shuffle(paths)  # noqa: S311 - a reproducible order
+    return Workload(
+        model, tuple(islice(cycle(paths), count)), warm_up, max_s, tuple(encodings), scratch
+    )
 
 
 def _opened(name: str) -> Image.Image:

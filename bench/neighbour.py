@@ -7,7 +7,6 @@ A photograph is segmented repeatedly, while 0, 1 and 2 other processes compute c
 output has the medians in ms, and their ratios to the idle machine.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -17,6 +16,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from bench.serving.load import send_all
 from bench.serving.peers.ours import gateway_to, ready_server
@@ -51,29 +53,23 @@ print(json.dumps(times_ms[5:]))
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="embedded", help="a name in model/, or a folder")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--server", action="store_true", help="measure a server")
-    parser.add_argument("--threads", type=int, nargs="*", default=[1, os.cpu_count() or 1])
-    arguments = parser.parse_args()
-    folder = model_named(arguments.model)
-    if arguments.server:
-        measure_server(folder, arguments.rounds)
+def main(
+    model: Annotated[str, typer.Option(help="a name in model/, or a folder")] = "embedded",
+    rounds: int = 40,
+    server: Annotated[bool, typer.Option("--server", help="measure a server")] = False,
+) -> None:
+    folder = model_named(model)
+    if server:
+        measure_server(folder, rounds)
         return
     print(f"| threads | waiting | {' | '.join(f'{count} neighbours' for count in NEIGHBOURS)} |")
     print("|---:|---|" + "---:|" * len(NEIGHBOURS))
-    for threads in arguments.threads:
+    for threads in (1, os.cpu_count() or 1):
         for name, environment in WAITING.items() if threads > 1 else [("-", {})]:
             cells, quiet_ms = [], 0.0
             for count in NEIGHBOURS:
                 with neighbours(count):
-                    median_ms = statistics.median(
-                        measure(folder, threads, environment, arguments.rounds)
-                    )
+                    median_ms = statistics.median(measure(folder, threads, environment, rounds))
                 quiet_ms = quiet_ms or median_ms
                 cells.append(f"{median_ms:.0f} ms ({median_ms / quiet_ms:.1f} x)")
             print(f"| {threads} | {name} | {' | '.join(cells)} |", flush=True)
@@ -131,4 +127,4 @@ def measure(folder: Path, threads: int, environment: dict[str, str], rounds: int
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -25,8 +25,8 @@ from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import read_record
 from segserve.runtime.settings import Settings
 from segserve.training.data import LabelledImages, open_data
-from segserve.training.evaluate.measure import measure, predictor_of
-from segserve.training.evaluate.report import build_report
+from segserve.training.evaluate.predictors import predictor_of
+from segserve.training.evaluate.report import measure
 
 REFERENCE = "fp32, module by module"
 SETTINGS: Mapping[str, Settings] = {
@@ -87,8 +87,8 @@ def _measured(segmenter: Segmenter, data: LabelledImages) -> tuple[dict[str, Lab
             label_maps[name] = predictor.label_map(name, image_rgb)
             return label_maps[name]
 
-        evaluation = measure(data, replace(predictor, label_map=kept), lambda _finished: None)
-        report = build_report(evaluation, predictor, data="data", split="split", min_images=20)
+        keeping = replace(predictor, label_map=kept)
+        report = measure(data, keeping, lambda _finished: None, min_images=20)
     covered = f"{report.covered.mean_iou:.4f}" if report.covered else "-"
     return label_maps, [f"{report.mean_iou:.4f}", covered, f"{report.pixel_accuracy:.4f}"]
 

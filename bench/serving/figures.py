@@ -18,13 +18,8 @@ PLAIN_LOOP = "plain loop"
 
 @dataclass(frozen=True)
 class Run:
-    """The result of one peer in one round.
-
-    Attributes:
-        latencies_s: latency of every successful request, in seconds.
-        wall_s: seconds from the first request to the last response.
-        failures: number of requests with an error response or without a response.
-        reason: reason of the first failure.
+    """The result of one peer in one round: latencies of the successful requests, the time from the
+    first request to the last response, and the other requests, with the reason of the first.
     """
 
     latencies_s: tuple[float, ...]
@@ -58,14 +53,10 @@ Figure = Callable[[Run], float]
 
 @dataclass(frozen=True)
 class Row:
-    """One peer with one number of clients.
+    """One peer with one number of clients, over all rounds.
 
-    Attributes:
-        ours_to_it: ratio of the throughput of `OURS` to this peer's throughput. None if one
-            of the two was not measured or had no successful request.
-        responded: number of successful requests in all rounds.
-        failures: number of failed requests in all rounds.
-        reason: reason of the first failure.
+    `ours_to_it` is the ratio of the throughput of `OURS` to this peer's. None if one of the two was
+    not measured or had no successful request.
     """
 
     peer: str

@@ -1,9 +1,9 @@
 """The process that sends the requests: a closed loop, in which each client sends its next request
 after the response.
 
-It reads its order as JSON from standard input, and writes its results as JSON to standard output.
-`send_requests` starts it. The clients are threads with `http.client`, which need the least CPU
-time. On one machine, the clients' CPU time is lost for the server.
+`send_requests` starts it; arguments and results are JSON on its standard input and output. The
+clients are threads with `http.client`, which need the least CPU time. On one machine, the clients'
+CPU time is lost for the server.
 """
 
 import base64
@@ -17,16 +17,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from urllib3.filepost import encode_multipart_formdata
 
 from .figures import Run
-from .peer import BenchError
-
-if TYPE_CHECKING:  # its imports would slow down the start of the process
-    from .workload import Workload
+from .peer import BenchError, Workload
 
 BodyKind = Literal["file", "form", "json"]
 
@@ -43,7 +40,6 @@ class Gateway:
         body: `file`: the image's bytes. `form`: a multipart form with one part. `json`: an object
             with a base64 member.
         part: name of the part or the member.
-        ca_file: the CA certificate for an https URL.
     """
 
     url: str
@@ -54,27 +50,9 @@ class Gateway:
 
 
 @dataclass(frozen=True)
-class Order:
-    """The requests of one measurement.
-
-    Attributes:
-        images: paths of image files, in order.
-        clients: number of concurrent clients.
-        max_s: no request starts later than this many seconds after the first.
-        timeout_s: time limit of a response, in seconds.
-    """
-
-    gateway: Gateway
-    images: tuple[str, ...]
-    clients: int
-    max_s: float
-    timeout_s: float
-
-
-@dataclass(frozen=True)
 class HttpPeer:
     gateway: Gateway
-    workload: "Workload"
+    workload: Workload
 
     def warm_up(self) -> None:
         run = send_requests(
@@ -97,31 +75,35 @@ def send_requests(
     max_s: float = TIMEOUT_S,
     timeout_s: float = TIMEOUT_S,
 ) -> Run:
-    """Sends image files in order from a separate process; see `Order`.
+    """Sends image files in order from a separate process.
+
+    Args:
+        max_s: no request starts later than this many seconds after the first.
+        timeout_s: time limit of a response.
 
     Raises:
         BenchError: the process failed. No response of a server causes this.
     """
-    order = Order(gateway, tuple(map(str, images)), clients, max_s, timeout_s)
-    response = sent_by("bench.serving.load", asdict(order))
-    return Run(**{**response, "latencies_s": tuple(response["latencies_s"])})
-
-
-def sent_by(module: str, order: dict[str, Any]) -> Any:
-    """What a module that sends requests, run as a process, prints for its order; both as JSON.
-
-    Raises:
-        BenchError: the process failed.
-    """
-    command = [sys.executable, "-m", module]
+    order = {
+        "gateway": asdict(gateway),
+        "images": [str(image) for image in images],
+        "clients": clients,
+        "max_s": max_s,
+        "timeout_s": timeout_s,
+    }
     done = subprocess.run(
-        command, input=json.dumps(order), capture_output=True, text=True, check=False
+        [sys.executable, "-m", "bench.serving.load"],
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise BenchError(
             f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}"
         )
-    return json.loads(done.stdout)
+    fields = json.loads(done.stdout)
+    return Run(**{**fields, "latencies_s": tuple(fields["latencies_s"])})
 
 
 def send_all(gateway: Gateway, images: Sequence[Path], *, clients: int) -> Run:
@@ -139,19 +121,20 @@ def send_all(gateway: Gateway, images: Sequence[Path], *, clients: int) -> Run:
 class ClosedLoop:
     """Clients that share one queue of requests. Their threads wait for sockets most of the time."""
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        requests = {
-            image: _request(order.gateway, Path(image).read_bytes()) for image in set(order.images)
-        }
-        self._queue = iter([requests[image] for image in order.images])
+    def __init__(
+        self, gateway: Gateway, images: Sequence[str], clients: int, max_s: float, timeout_s: float
+    ) -> None:
+        self._gateway, self._clients = gateway, clients
+        self._max_s, self._timeout_s = max_s, timeout_s
+        requests = {image: _request(gateway, Path(image).read_bytes()) for image in set(images)}
+        self._queue = iter([requests[image] for image in images])
         self._turn = threading.Lock()
         self._latencies_s: list[float] = []
         self._failures: list[str] = []
         self._began_s = 0.0
 
     def run(self) -> Run:
-        clients = [threading.Thread(target=self._client) for _ in range(self._order.clients)]
+        clients = [threading.Thread(target=self._client) for _ in range(self._clients)]
         self._began_s = time.perf_counter()
         for client in clients:
             client.start()
@@ -163,10 +146,8 @@ class ClosedLoop:
         )
 
     def _client(self) -> None:
-        connection, path = (
-            _connection(self._order.gateway, self._order.timeout_s),
-            urlsplit(self._order.gateway.url).path,
-        )
+        connection = _connection(self._gateway, self._timeout_s)
+        path = urlsplit(self._gateway.url).path
         for body, headers in self._mine():
             began_s = time.perf_counter()
             failure = _exchange(connection, path, body, headers)
@@ -178,7 +159,7 @@ class ClosedLoop:
 
     def _mine(self) -> Iterator[tuple[bytes, dict[str, str]]]:
         """The requests of one client, until the queue is empty or the time limit is reached."""
-        while time.perf_counter() - self._began_s < self._order.max_s:
+        while time.perf_counter() - self._began_s < self._max_s:
             with self._turn:
                 request = next(self._queue, None)
             if request is None:
@@ -230,9 +211,9 @@ def _exchange(
 
 
 def main() -> None:
-    fields = json.load(sys.stdin)
-    order = Order(**{**fields, "gateway": Gateway(**fields["gateway"])})
-    json.dump(asdict(ClosedLoop(order).run()), sys.stdout)
+    order = json.load(sys.stdin)
+    gateway = Gateway(**order.pop("gateway"))
+    json.dump(asdict(ClosedLoop(gateway, **order).run()), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .figures import Run
-from .peer import BenchError, Opened
-from .workload import Workload
+from .peer import BenchError, Opened, Workload
 
 Work = Callable[[Path], object]
 """Processes one image file."""

@@ -1,7 +1,8 @@
-"""The common interface of all measured systems, and their error."""
+"""What all measured systems share: the images, the interface and the error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from .figures import Run
@@ -11,6 +12,26 @@ class BenchError(Exception):
     """A benchmark or one of its systems cannot continue. The message is one line of text for
     people.
     """
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The image files of one measurement, in order, and its limits.
+
+    Attributes:
+        warm_up: every photograph once, to process every shape of the network's input before the
+            measurement.
+        max_s: no request starts later than this many seconds after the first.
+        encodings: of the masks in the responses of the served model.
+        scratch: an existing folder for the systems' files.
+    """
+
+    model: Path
+    requests: tuple[Path, ...]
+    warm_up: tuple[Path, ...]
+    max_s: float
+    encodings: tuple[str, ...]
+    scratch: Path
 
 
 class Peer(Protocol):
@@ -29,12 +50,8 @@ class Peer(Protocol):
 
 @dataclass(frozen=True)
 class Opened:
-    """A system that is ready for measurement.
-
-    Attributes:
-        peers: the system's rows, by title.
-        pid: the root of the system's process tree.
-        start_s: seconds from the process's start until it was ready.
+    """A system that is ready for measurement: its rows by title, the root of its process tree, and
+    the time that its start took.
     """
 
     peers: Mapping[str, Peer]

@@ -1,34 +1,98 @@
-"""One run of the benchmark: starts all systems, warms them up, measures them in rounds, and always
-stops them.
+"""All measured systems, by their names on the command line, and one run of the benchmark: starts
+them, warms them up, measures them in rounds, and always stops them.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 
-from bench.memory import peak_python_bytes
+from bench.machine import peak_python_bytes
+from segserve.engines import EngineName
 from segserve.engines.errors import ServerError
 from segserve.runtime.errors import ModelError
 
-from .figures import Key, Round, Run
-from .peer import BenchError, Opened, Peer
-from .registry import PEERS
-from .workload import Workload
+from .figures import LIMIT, PLAIN_LOOP, Key, Round, Run
+from .loop import Prepare, open_loop
+from .peer import BenchError, Opened, Peer, Workload
+from .peers.deployed import open_deployed
+from .peers.loops import prepare_huggingface, prepare_limit, prepare_plain_loop
+from .peers.ours import open_ours, open_without_gateway
+from .peers.processes import open_python_server
+from .peers.stock import open_stock
+
+Open = Callable[[Workload], AbstractContextManager[Opened]]
+
+
+@dataclass(frozen=True)
+class System:
+    """A system to measure. It is skipped if a package of `needs`, import names, is missing."""
+
+    name: str
+    open: Open
+    needs: tuple[str, ...] = ()
+
+    def opened(self, workload: Workload) -> AbstractContextManager[Opened]:
+        """The context that starts and stops the system. Raises BenchError for a missing package."""
+        missing = [package for package in self.needs if find_spec(package) is None]
+        if missing:
+            raise BenchError(
+                f"{', '.join(missing)} is not installed: pip install 'segserve[bench]'"
+            )
+        return self.open(workload)
+
+
+def _loop(name: str, title: str, prepare: Prepare, *needs: str) -> System:
+    return System(name, partial(open_loop, title=title, prepare=prepare), needs)
+
+
+def _stock(name: str, title: str, *, same_size: bool) -> System:
+    return System(name, partial(open_stock, title=title, same_size=same_size), ("captum",))
+
+
+def _server(name: str, title: str, module: str, network: str, *needs: str) -> System:
+    return System(
+        name, partial(open_python_server, title=title, module=module, network=network), needs
+    )
+
+
+_open_onnx = partial(open_ours, variant="local onnx", engine=EngineName.LOCAL, runtime="onnx")
+
+PEERS: Mapping[str, System] = {
+    peer.name: peer
+    for peer in (
+        _loop("limit", LIMIT, prepare_limit),
+        _loop("loop", PLAIN_LOOP, prepare_plain_loop),
+        System("ours", open_ours),
+        System("ours-int8", partial(open_ours, variant="int8", int8=True)),
+        System("ours-onnx", _open_onnx),
+        System("ours-ray", partial(open_ours, variant="ray", engine=EngineName.RAY), ("ray",)),
+        System("ours-direct", open_without_gateway),
+        System("deployed", open_deployed),
+        _stock("stock", "image_segmenter, as shipped", same_size=False),
+        _stock("stock-same-size", "image_segmenter, our input size", same_size=True),
+        _server("litserve", "LitServe, as documented", "litserve_server", "eager", "litserve"),
+        _server("litserve-ours", "LitServe, our network", "litserve_server", "ours", "litserve"),
+        _server("fastapi", "FastAPI, as documented", "fastapi_server", "eager", "fastapi"),
+        _server("fastapi-ours", "FastAPI, our network", "fastapi_server", "ours", "fastapi"),
+        _loop("huggingface", "Hugging Face pipeline", prepare_huggingface, "transformers"),
+    )
+}
+
+ON_REQUEST = ("ours-ray", "ours-direct")
+"""The systems that are measured only if they are named."""
 
 Progress = Callable[[int, Key, Run], None]
 
 
 @dataclass
 class Outcome:
-    """The results of one run.
+    """The complete rounds of one run, and by system: the time until it was ready, the peak memory
+    of its largest Python process, or why it was skipped.
 
-    Attributes:
-        rounds: the complete rounds.
-        starts_s: seconds until the system was ready, by system.
-        peaks_bytes: peak memory of the system's largest Python process, by system.
-        skipped: the reason for each skipped system.
-        ended_by: why there are fewer rounds than requested; empty if there are not.
+    `ended_by` says why there are fewer rounds than requested; it is empty if there are not.
     """
 
     rounds: list[Round] = field(default_factory=list)
@@ -90,7 +154,8 @@ def _started(
         with ExitStack() as own:
             try:
                 peer = own.enter_context(PEERS[name].opened(workload))
-                _warm_up(peer.peers)
+                for each in peer.peers.values():
+                    each.warm_up()
             except (BenchError, ServerError, ModelError) as error:
                 outcome.skipped[name] = str(error)
                 report_progress(f"skipped {name}: {error}")
@@ -99,11 +164,6 @@ def _started(
         opened[name] = peer
         outcome.starts_s[name] = peer.start_s
     return opened
-
-
-def _warm_up(peers: Mapping[str, Peer]) -> None:
-    for peer in peers.values():
-        peer.warm_up()
 
 
 def _report_run(number: int, key: Key, run: Run) -> None:

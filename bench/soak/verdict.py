@@ -6,11 +6,11 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bench.serving.figures import p99_s
 
 from .load import Outcome
-from .server import Sample
 
 WARM_UP = 0.25
 """The fraction of the run to ignore at the start: the queue and the caches fill, and Java
@@ -21,6 +21,21 @@ MEMORY_GROWTH = 0.05
 COUNT_GROWTH = 0.05
 P99_SPREAD = 1.5
 _DOCUMENTED = frozenset({400, 413, 415, 422})  # the documented statuses for invalid requests
+
+
+class Sample(NamedTuple):
+    """The resource use of all of the server's processes together, seconds after the start.
+
+    Attributes:
+        memory_bytes: the sum of the resident sets. Shared pages count once per process.
+        waiting: number of requests in TorchServe's queue.
+    """
+
+    at_s: float
+    memory_bytes: int
+    descriptors: int
+    threads: int
+    waiting: int
 
 
 @dataclass(frozen=True)
@@ -35,13 +50,7 @@ class Finding:
 def findings(
     samples: Sequence[Sample], outcomes: Sequence[Outcome], seconds: float
 ) -> list[Finding]:
-    """All findings.
-
-    Args:
-        samples: resource use during the run.
-        outcomes: outcomes of all requests.
-        seconds: duration of the run.
-    """
+    """All findings about a run of so many seconds."""
     kept = [sample for sample in samples if sample.at_s >= WARM_UP * seconds]
     warm = [outcome for outcome in outcomes if outcome.sent_s >= WARM_UP * seconds]
     return [

@@ -111,9 +111,9 @@ def evaluate(
     from ..runtime.settings import Settings
     from ..schema.request import Options
     from ..training.data import dataset_name
-    from ..training.evaluate.card import EVALUATE_COMMAND, write_card
-    from ..training.evaluate.measure import measure, offline_model, served_model
-    from ..training.evaluate.report import as_accuracy, build_report, write_page, write_report
+    from ..training.evaluate.pages import EVALUATE_COMMAND, write_card, write_page
+    from ..training.evaluate.predictors import offline_model, served_model
+    from ..training.evaluate.report import as_accuracy, measure, write_report
 
     given = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
     with errors_in_one_line():
@@ -139,19 +139,18 @@ def evaluate(
         )
         with opened as predictor:
             with _image_count(labelled) as report_count:
-                evaluation = measure(labelled, predictor, report_count)
-            report = build_report(
-                evaluation,
-                predictor,
-                data=dataset_name(data),
-                split=labelled.split,
-                min_images=min_images,
-            )
+                report = measure(
+                    labelled,
+                    predictor,
+                    report_count,
+                    dataset=dataset_name(data),
+                    min_images=min_images,
+                )
             _print_report(report)
             if json:
                 write_report(json, report)
             if page:
-                write_page(page, report, evaluation.worst(worst), labelled, predictor)
+                write_page(page, report, worst, labelled, predictor)
         if write:
             write_card(folder, as_accuracy(report), EVALUATE_COMMAND)
 
@@ -220,7 +219,7 @@ def compare(
         from ..schema.request import Options
         from ..training.evaluate.compare import compare as compare_models
         from ..training.evaluate.compare import write_comparison
-        from ..training.evaluate.measure import offline_model, served_model
+        from ..training.evaluate.predictors import offline_model, served_model
 
         if first.startswith(_SERVER):
             raise ModelError("the first of the two is a model; give the server second")

@@ -189,7 +189,7 @@ def train(
     from ..recipe import recipe_with, write_recipe
     from ..runtime.record import read_record
     from ..training.data import dataset_name, read_class_file
-    from ..training.evaluate.card import measure_model
+    from ..training.evaluate.pages import measure_model
     from ..training.train.loop import RunOptions, validation_iou
     from ..training.train.loop import train as train_network
     from ..training.train.model_folder import export_weights, record_for, write_new_record

@@ -10,7 +10,7 @@ import pytest
 import requests
 from PIL import Image
 
-from bench.memory import peak_python_bytes
+from bench.machine import peak_python_bytes
 from segserve.archive import build_archive
 from segserve.client import ResponseError, SegmentationClient
 from segserve.gateway.background import Server

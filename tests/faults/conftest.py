@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.serving.machine import facts
+from bench.machine import facts
 from segserve.archive import build_archive
 from segserve.engines.torchserve.config import read_config, write_properties
 from tests.conftest import PROJECT

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from bench.memory import forget_peaks, python_peaks_bytes
+from bench.machine import forget_peaks, python_peaks_bytes
 from segserve.archive import build_archive
 from segserve.engines import EngineName
 from segserve.engines.torchserve.process import TorchServe

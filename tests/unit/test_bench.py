@@ -18,16 +18,14 @@ import torch
 from PIL import Image
 
 from bench import __main__ as command
-from bench.images import mixed_photographs
+from bench.images import mixed_photographs, mixed_workload
 from bench.serving import session
 from bench.serving.figures import Run, headlines, ratio, rows
 from bench.serving.load import Gateway, HttpPeer, send_requests
-from bench.serving.peer import BenchError, Opened
+from bench.serving.peer import BenchError, Opened, Workload
 from bench.serving.peers.steps import STEPS
-from bench.serving.registry import Peer
 from bench.serving.report import BEGIN, END, Report, draw, write_between_marks
-from bench.serving.session import Outcome, measure, measured_rounds
-from bench.serving.workload import Workload, mixed_workload
+from bench.serving.session import Outcome, System, measure, measured_rounds
 
 
 def run_of(*latencies_ms: float, failures: int = 0) -> Run:
@@ -270,7 +268,7 @@ def ended(monkeypatch, server, workload):
     """Replaces the real peers; returns the list of those that were stopped."""
     stopped: list[str] = []
 
-    def peer(name: str, peer: object) -> Peer:
+    def peer(name: str, peer: object) -> System:
         @contextmanager
         def opened(_workload):
             try:
@@ -278,7 +276,7 @@ def ended(monkeypatch, server, workload):
             finally:
                 stopped.append(name)
 
-        return Peer(name, opened)
+        return System(name, opened)
 
     def interrupt_second_round():
         yield run_of(1)
@@ -292,7 +290,7 @@ def ended(monkeypatch, server, workload):
             "interrupts",
             SimpleNamespace(warm_up=lambda: None, run=lambda _clients: next(interrupted)),
         ),
-        Peer("absent", lambda _workload: pytest.fail("was started"), ("no_such_package",)),
+        System("absent", lambda _workload: pytest.fail("was started"), ("no_such_package",)),
     ]
     monkeypatch.setattr(session, "PEERS", {each.name: each for each in peers})
     return stopped

@@ -10,8 +10,7 @@ import psutil
 import pytest
 
 from bench.serving.loop import Work, looped, open_loop
-from bench.serving.peer import BenchError
-from bench.serving.workload import Workload
+from bench.serving.peer import BenchError, Workload
 
 
 def append_own_pid(workload: Workload) -> Work:

@@ -7,8 +7,7 @@ from itertools import islice
 import pytest
 
 from bench.soak.load import BAD_SHARE, Outcome, mixed_requests
-from bench.soak.server import Sample
-from bench.soak.verdict import findings, growth, most_open, p99_by_part
+from bench.soak.verdict import Sample, findings, growth, most_open, p99_by_part
 
 SECONDS = 600.0
 

@@ -13,13 +13,13 @@ from segserve.runtime.errors import ModelError
 from segserve.runtime.record import read_record
 from segserve.schema.request import Options
 from segserve.training.data import IGNORED, VocFolder
-from segserve.training.evaluate.measure import (
+from segserve.training.evaluate.predictors import (
     at_output_stride,
-    measure,
     offline_model,
     predictor_of,
     segmented,
 )
+from segserve.training.evaluate.report import measure
 
 from .evaluated import (
     SIDE_PX,
@@ -53,13 +53,13 @@ def test_measure_equals_plain_intersection_over_union(data):
     expected = {
         label: ((predicted == i) & (truth == i)).sum()
         / (((predicted == i) | (truth == i)) & counted).sum()
-        for i, label in enumerate(result.labels)
+        for i, label in enumerate(predictor.record.labels)
     }
     assert result.class_iou == pytest.approx(expected)
     assert 0.2 < min(expected.values()) < max(expected.values()) < 0.9
     assert result.pixel_accuracy == pytest.approx((predicted == truth)[counted].mean())
-    assert result.counts.images_with.tolist() == [5, 5, 3]
-    assert (result.images, [score.name for score in result.scores]) == (5, data.names)
+    assert [row.images for row in result.classes] == [5, 5, 3]
+    assert (result.images, [*result.image_mean_iou]) == (5, data.names)
 
 
 def test_measure_score_of_an_image_is_the_mean_over_its_own_classes(data):
@@ -68,7 +68,7 @@ def test_measure_score_of_an_image_is_the_mean_over_its_own_classes(data):
         measure(replace_names(data, [name]), color_predictor(), ignore).mean_iou
         for name in data.names
     ]
-    assert [score.mean_iou for score in result.scores] == pytest.approx(alone)
+    assert [*result.image_mean_iou.values()] == pytest.approx(alone)
 
 
 def replace_names(data, names):
@@ -79,9 +79,9 @@ def replace_names(data, names):
 
 def test_measure_with_more_threads_counts_the_same(data):
     one, four = (measure(data, color_predictor(at_once), ignore) for at_once in (1, 4))
-    assert np.array_equal(one.counts.confusion, four.counts.confusion)
-    assert np.array_equal(one.counts.boundary, four.counts.boundary)
-    assert one.scores == four.scores
+    assert one.confusion == four.confusion
+    assert one.class_boundary_iou == four.class_boundary_iou
+    assert one.image_mean_iou == four.image_mean_iou
 
 
 def test_measure_predicts_several_images_at_once(data):
@@ -100,7 +100,7 @@ def test_measure_image_without_labelled_pixels_has_no_score(tmp_path):
         tmp_path, {"blank": np.full((SIDE_PX, SIDE_PX), IGNORED, np.uint8), "p": predictions(1)}
     )
     result = measure(data, color_predictor(), ignore)
-    assert (result.images, [score.name for score in result.scores]) == (2, ["p"])
+    assert (result.images, [*result.image_mean_iou]) == (2, ["p"])
     assert result.mean_iou == 1
 
 
@@ -110,7 +110,15 @@ def test_measure_perfect_prediction_is_one_in_every_figure(tmp_path):
     result = measure(write_images(tmp_path, {"a": labels}), color_predictor(), ignore)
     assert set(result.class_iou.values()) == set(result.class_boundary_iou.values()) == {1.0}
     assert result.pixel_accuracy == result.mean_accuracy == result.frequency_weighted_iou == 1
-    assert result.counts.confusion.sum() == labels.size - 10 * SIDE_PX
+    assert result.pixels == np.sum(result.confusion) == labels.size - 10 * SIDE_PX
+
+
+def test_measure_without_a_labelled_pixel_raises(tmp_path):
+    blank = np.full((SIDE_PX, SIDE_PX), IGNORED, np.uint8)
+    with pytest.raises(
+        ValueError, match=r"^every pixel of the 2 images is labelled 255, to be ignored"
+    ):
+        measure(write_images(tmp_path, {"a": blank, "b": blank}), color_predictor(), ignore)
 
 
 def test_measure_unknown_label_raises_and_names_image_and_label(tmp_path):

@@ -7,14 +7,13 @@ from hypothesis import strategies as st
 
 from segserve.runtime.record import CoveredMean
 from segserve.training.data import IGNORED
-from segserve.training.evaluate.metrics import Evaluation, ImageScore, PixelCounts, count_pixels
+from segserve.training.evaluate.metrics import PixelCounts, by_label, count_pixels
 
 LABELS = ("a", "b", "c")
 
 
-def evaluation(confusion, images_with, boundary=((1, 1, 1), (2, 4, 8)), scores=()):
-    counts = PixelCounts(np.array(confusion), np.array(boundary), np.array(images_with))
-    return Evaluation(LABELS, counts, tuple(scores), images=2, seconds=1.0)
+def counted(confusion, images_with, boundary=((1, 1, 1), (2, 4, 8))):
+    return PixelCounts(np.array(confusion), np.array(boundary), np.array(images_with))
 
 
 def label_maps(seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -31,57 +30,36 @@ def label_maps(seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
     return truth, predicted
 
 
-def test_evaluation_figures_by_hand():
-    result = evaluation([[6, 2, 0], [1, 3, 0], [0, 0, 0]], [2, 1, 0])
-    assert result.class_iou == pytest.approx({"a": 6 / 9, "b": 3 / 6})
+def test_counts_figures_by_hand():
+    result = counted([[6, 2, 0], [1, 3, 0], [0, 0, 0]], [2, 1, 0])
+    assert by_label(LABELS, result.iou) == pytest.approx({"a": 6 / 9, "b": 3 / 6})
     assert result.mean_iou == pytest.approx((6 / 9 + 3 / 6) / 2)
     assert result.frequency_weighted_iou == pytest.approx((8 * 6 / 9 + 4 * 3 / 6) / 12)
     assert result.pixel_accuracy == pytest.approx(9 / 12)
     assert result.mean_accuracy == pytest.approx((6 / 8 + 3 / 4) / 2)
-    assert result.class_boundary_iou == {"a": 0.5, "b": 0.25}
+    assert by_label(LABELS, result.boundary_iou) == {"a": 0.5, "b": 0.25}
     assert result.mean_boundary_iou == pytest.approx(0.375)
 
 
-def test_evaluation_covered_mean_is_over_classes_in_enough_images():
-    result = evaluation([[6, 2, 0], [1, 3, 0], [0, 0, 0]], [2, 1, 0])
+def test_counts_covered_mean_is_over_classes_in_enough_images():
+    result = counted([[6, 2, 0], [1, 3, 0], [0, 0, 0]], [2, 1, 0])
     both = (6 / 9 + 3 / 6) / 2
     assert result.covered_mean(1) == CoveredMean(min_images=1, classes=2, mean_iou=both)
     assert result.covered_mean(2) == CoveredMean(min_images=2, classes=1, mean_iou=6 / 9)
     assert result.covered_mean(3) is None
 
 
-def test_evaluation_class_that_is_only_predicted_costs_the_others_and_has_no_figure():
-    result = evaluation([[3, 0, 1], [0, 0, 0], [0, 0, 0]], [1, 0, 0])
-    assert result.class_iou == {"a": 0.75}
+def test_counts_class_that_is_only_predicted_costs_the_others_and_has_no_figure():
+    result = counted([[3, 0, 1], [0, 0, 0], [0, 0, 0]], [1, 0, 0])
+    assert by_label(LABELS, result.iou) == {"a": 0.75}
     assert result.mean_iou == 0.75
-    assert result.class_boundary_iou == {"a": 0.5}
+    assert by_label(LABELS, result.boundary_iou) == {"a": 0.5}
 
 
-def test_evaluation_contour_that_is_all_ignored_has_no_boundary_figure():
-    result = evaluation(
-        [[3, 0, 0], [0, 2, 0], [0, 0, 0]], [1, 1, 0], boundary=((0, 0, 0), (0, 0, 0))
-    )
-    assert result.class_boundary_iou == {}
+def test_counts_contour_that_is_all_ignored_has_no_boundary_figure():
+    result = counted([[3, 0, 0], [0, 2, 0], [0, 0, 0]], [1, 1, 0], boundary=((0, 0, 0), (0, 0, 0)))
+    assert by_label(LABELS, result.boundary_iou) == {}
     assert result.mean_boundary_iou is None
-
-
-def test_evaluation_worst_come_first_and_names_settle_ties():
-    scores = [
-        ImageScore("z", 0.5),
-        ImageScore("y", 0.1),
-        ImageScore("x", 0.5),
-        ImageScore("w", 0.9),
-    ]
-    result = evaluation([[1, 0, 0], [0, 0, 0], [0, 0, 0]], [1, 0, 0], scores=scores)
-    assert [score.name for score in result.worst(3)] == ["y", "x", "z"]
-    assert result.worst(0) == []
-
-
-def test_evaluation_without_a_labelled_pixel_raises():
-    with pytest.raises(
-        ValueError, match=r"^every pixel of the 2 images is labelled 255, to be ignored"
-    ):
-        evaluation(np.zeros((3, 3), int), [0, 0, 0])
 
 
 @given(seed=st.integers(0, 10_000), classes=st.sampled_from([2, 3, 21, 255]))
@@ -111,13 +89,12 @@ def test_figures_of_summed_counts_equal_those_of_all_pixels(seed):
         for i in present
     ]
     recall = [np.mean(predicted[truth == i] == i) for i in present]
-    result = Evaluation(LABELS, counts, (), images=3, seconds=0)
-    assert list(result.class_iou.values()) == pytest.approx(iou)
-    assert result.mean_iou == pytest.approx(np.mean(iou))
-    assert result.mean_accuracy == pytest.approx(np.mean(recall))
-    assert result.pixel_accuracy == pytest.approx(np.mean(truth == predicted))
+    assert list(by_label(LABELS, counts.iou).values()) == pytest.approx(iou)
+    assert counts.mean_iou == pytest.approx(np.mean(iou))
+    assert counts.mean_accuracy == pytest.approx(np.mean(recall))
+    assert counts.pixel_accuracy == pytest.approx(np.mean(truth == predicted))
     weights = [np.mean(truth == i) for i in present]
-    assert result.frequency_weighted_iou == pytest.approx(np.dot(weights, iou))
+    assert counts.frequency_weighted_iou == pytest.approx(np.dot(weights, iou))
 
 
 @pytest.mark.parametrize("unknown", [3, 254], ids=["first beyond the classes", "last below 255"])

@@ -10,22 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segserve.runtime.files import write_whole
 from segserve.runtime.record import ClassInfo
 from segserve.training.data import IGNORED
-from segserve.training.evaluate.measure import SegmentedImage, measure
-from segserve.training.evaluate.metrics import ImageScore
-from segserve.training.evaluate.report import (
-    EvaluationReport,
-    as_accuracy,
-    build_report,
+from segserve.training.evaluate.metrics import PixelCounts, by_label, count_pixels
+from segserve.training.evaluate.pages import (
     draw_difference,
     reduced,
     render_page,
     view_image,
     write_page,
-    write_report,
-    write_whole,
 )
+from segserve.training.evaluate.predictors import SegmentedImage
+from segserve.training.evaluate.report import EvaluationReport, as_accuracy, measure, write_report
 
 from .evaluated import SIDE_PX, color_predictor, write_images, write_noisy
 from .tiny import tiny_record
@@ -68,14 +65,24 @@ def data(tmp_path_factory):
     return write_noisy(tmp_path_factory.mktemp("report"))
 
 
-@pytest.fixture(scope="module")
-def evaluation(data):
-    return measure(data, color_predictor(), lambda _: None)
+def measured(data, predictor=None, dataset="squares", min_images=1):
+    predictor = predictor or color_predictor()
+    return measure(data, predictor, lambda _: None, dataset=dataset, min_images=min_images)
 
 
 @pytest.fixture(scope="module")
-def report(evaluation):
-    return build_report(evaluation, color_predictor(), data="squares", split="dev", min_images=4)
+def report(data):
+    return measured(data, min_images=4)
+
+
+@pytest.fixture(scope="module")
+def counts(data):
+    """The counts of all images, one by one."""
+    total = PixelCounts.none(3)
+    for name in data.names:
+        image_rgb, truth = data.pair(name)
+        total += count_pixels(truth, color_predictor().label_map(name, image_rgb), 3)
+    return total
 
 
 def image(seed: int = 0, size_hw: tuple[int, int] = (30, 20)) -> SegmentedImage:
@@ -94,32 +101,35 @@ def pixels(uri: str) -> np.ndarray:
         return np.array(picture)
 
 
-def test_report_holds_every_figure(evaluation, report):
-    assert report.mean_iou == evaluation.mean_iou
-    assert report.covered == evaluation.covered_mean(4)
+def test_report_holds_every_figure(data, counts, report):
+    labels = tiny_record().labels
+    assert (report.data, report.split) == ("squares", "dev")
+    assert report.mean_iou == counts.mean_iou
+    assert report.covered == counts.covered_mean(4)
     assert (report.covered.classes, report.images) == (2, 5)
-    assert report.frequency_weighted_iou == evaluation.frequency_weighted_iou
-    assert report.mean_boundary_iou == evaluation.mean_boundary_iou
+    assert report.frequency_weighted_iou == counts.frequency_weighted_iou
+    assert report.mean_boundary_iou == counts.mean_boundary_iou
     assert (report.pixel_accuracy, report.mean_accuracy) == (
-        evaluation.pixel_accuracy,
-        evaluation.mean_accuracy,
+        counts.pixel_accuracy,
+        counts.mean_accuracy,
     )
-    assert {row.label: row.iou for row in report.classes} == evaluation.class_iou
-    assert {row.label: row.boundary_iou for row in report.classes} == evaluation.class_boundary_iou
+    assert {row.label: row.iou for row in report.classes} == by_label(labels, counts.iou)
+    assert report.class_boundary_iou == by_label(labels, counts.boundary_iou)
     assert [row.images for row in report.classes] == [5, 5, 3]
     assert report.pixels == sum(row.pixels for row in report.classes) == np.sum(report.confusion)
-    assert report.image_mean_iou == {score.name: score.mean_iou for score in evaluation.scores}
+    assert [*report.image_mean_iou] == data.names
+
+
+def test_report_worst_come_first_and_names_settle_ties(report):
+    scores = {"z": 0.5, "y": 0.1, "x": 0.5, "w": 0.9}
+    changed = report.model_copy(update={"image_mean_iou": scores})
+    assert changed.worst(3) == [("y", 0.1), ("x", 0.5), ("z", 0.5)]
+    assert changed.worst(0) == []
 
 
 def test_report_class_that_is_absent_has_no_figures(tmp_path):
     data = write_images(tmp_path, {"a": np.zeros((SIDE_PX, SIDE_PX), np.uint8)})
-    absent = build_report(
-        measure(data, color_predictor(), lambda _: None),
-        color_predictor(),
-        data="d",
-        split="s",
-        min_images=1,
-    ).classes[2]
+    absent = measured(data).classes[2]
     assert (absent.images, absent.pixels, absent.iou, absent.accuracy, absent.boundary_iou) == (
         0,
         0,
@@ -137,16 +147,14 @@ def test_report_json_round_trip(tmp_path, report):
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
-def test_report_as_accuracy_rounds_what_was_measured(evaluation, report):
+def test_report_as_accuracy_rounds_what_was_measured(report):
     accuracy = as_accuracy(report)
     assert (accuracy.dataset, accuracy.images) == ("squares dev", 5)
-    assert accuracy.mean_iou == round(evaluation.mean_iou, 4)
+    assert accuracy.mean_iou == round(report.mean_iou, 4)
     assert accuracy.covered.mean_iou == round(report.covered.mean_iou, 4)
-    assert accuracy.class_iou == {
-        label: round(iou, 4) for label, iou in evaluation.class_iou.items()
-    }
+    assert accuracy.class_iou == {label: round(iou, 4) for label, iou in report.class_iou.items()}
     assert accuracy.class_boundary_iou.keys() == accuracy.class_iou.keys()
-    assert accuracy.mean_boundary_iou == round(evaluation.mean_boundary_iou, 4)
+    assert accuracy.mean_boundary_iou == round(report.mean_boundary_iou, 4)
 
 
 def test_write_whole_that_fails_leaves_the_file_that_was_there(tmp_path):
@@ -157,12 +165,12 @@ def test_write_whole_that_fails_leaves_the_file_that_was_there(tmp_path):
     assert path.read_text() == "before"
 
 
-def test_page_shows_the_worst_first_with_four_pictures_each(tmp_path, evaluation, report, data):
-    write_page(tmp_path / "page.html", report, evaluation.worst(3), data, color_predictor())
+def test_page_shows_the_worst_first_with_four_pictures_each(tmp_path, report, data):
+    write_page(tmp_path / "page.html", report, 3, data, color_predictor())
     page = Page((tmp_path / "page.html").read_text())
     assert page.open == []
-    by_score = sorted(evaluation.scores, key=lambda score: score.mean_iou)
-    assert page.text("h3") == [f"{score.name}: {score.mean_iou:.3f}" for score in by_score[:3]]
+    by_score = sorted(report.image_mean_iou.items(), key=lambda item: item[1])
+    assert page.text("h3") == [f"{name}: {mean_iou:.3f}" for name, mean_iou in by_score[:3]]
     assert len(page.attributes("img")) == 12
     assert page.text("figcaption") == ["picture", "truth", "prediction", "difference"] * 3
     assert all(
@@ -190,9 +198,7 @@ def test_page_names_classes_that_are_only_labelled_or_only_predicted_and_no_othe
         color_predictor(),
         label_map=lambda _name, image_rgb: np.zeros(image_rgb.shape[:2], np.uint8),
     )
-    report = build_report(
-        measure(data, never_found, lambda _: None), never_found, data="d", split="s", min_images=1
-    )
+    report = measured(data, never_found)
     headings = Page(render_page(report, tiny_record(), [])).text("th")
     assert headings.count("cat") == 3  # a row of figures, a row and a column of the matrix
     assert headings.count("background") == 1  # a column
@@ -213,9 +219,8 @@ def test_page_escapes_every_name(report):
             "server": HOSTILE,
         }
     )
-    page = Page(
-        render_page(hostile, record, [view_image(ImageScore(HOSTILE, 0.5), image(), record)])
-    )
+    view = {"name": HOSTILE, "mean_iou": 0.5} | view_image(image(), record)
+    page = Page(render_page(hostile, record, [view]))
     assert page.open == []
     assert not page.attributes("script")
     assert page.text("h3") == [f"{HOSTILE}: 0.500"]
@@ -233,18 +238,16 @@ def test_view_image_pictures_show_what_they_are_called(data):
     image_rgb, _ = data.pair("p0")
     predicted = color_predictor().label_map("p0", image_rgb)
     truth = np.where(predicted == 2, 1, predicted).astype(np.uint8)
-    view = view_image(
-        ImageScore("p0", 0.5), SegmentedImage(image_rgb, truth, predicted), tiny_record()
-    )
-    assert view.class_iou.keys() == {"background", "cat"}
-    assert view.class_iou["background"] == 1
-    assert np.abs(pixels(view.picture).astype(int) - image_rgb).mean() < 10
-    seen, true = pixels(view.prediction).astype(int), pixels(view.truth).astype(int)
+    view = view_image(SegmentedImage(image_rgb, truth, predicted), tiny_record())
+    assert view["class_iou"].keys() == {"background", "cat"}
+    assert view["class_iou"]["background"] == 1
+    assert np.abs(pixels(view["picture"]).astype(int) - image_rgb).mean() < 10
+    seen, true = pixels(view["prediction"]).astype(int), pixels(view["truth"]).astype(int)
     differs = np.abs(seen - true).max(axis=2) > 16
     inner = ~border(predicted)  # the pictures have outlines
     assert inner.mean() > 0.8
     assert (differs == (predicted == 2))[inner].mean() > 0.95
-    red = pixels(view.difference).astype(int)
+    red = pixels(view["difference"]).astype(int)
     assert ((red[..., 0] - red[..., 1] > 60) == (predicted == 2)).mean() > 0.95
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from segserve.archive import build_archive
 from segserve.local import LocalSegmenter
-from segserve.runtime.acceleration.int8 import LEAST_WEIGHTS, with_exact_zero
 from segserve.runtime.acceleration.cpu import int8_network
+from segserve.runtime.acceleration.int8 import LEAST_WEIGHTS, with_exact_zero
 from segserve.runtime.acceleration.verified import OptimizationError
 from segserve.runtime.architecture import Architecture
 from segserve.runtime.decode.image import decode_image

@@ -19,8 +19,15 @@ from segserve.runtime.network.backbone import build_backbone
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import Accuracy, read_document, read_record, write_record
 from segserve.training.data import IGNORED, VocFolder, check_split
-from segserve.training.train.crops import StepSampler, TrainingCrops
-from segserve.training.train.loop import LOG_FILE, RunLog, RunOptions, StepReport, train
+from segserve.training.train.loop import (
+    LOG_FILE,
+    RunLog,
+    RunOptions,
+    StepReport,
+    StepSampler,
+    TrainingCrops,
+    train,
+)
 from segserve.training.train.model_folder import export_weights, load_backbone
 from segserve.training.train.optimization import build_optimizer, build_schedule
 from segserve.training.train.state import CHECKPOINT_FILE, RunCheckpoint

@@ -18,8 +18,7 @@ from segserve.resources import resource
 from segserve.runtime.record import read_record
 
 from ..load import HttpPeer
-from ..peer import BenchError, Opened
-from ..workload import Workload
+from ..peer import BenchError, Opened, Workload
 from .ours import gateway_of
 from .processes import HOST, free_port, running, running_container
 
@@ -63,7 +62,6 @@ def write_proxy(folder: Path, secrets: Path, *, port: int, server: str, page: st
 
     Args:
         secrets: a folder with the files of `make-secrets.sh`.
-        port: nginx's port on 127.0.0.1.
         server, page: host and port of the upstream servers.
 
     Raises:

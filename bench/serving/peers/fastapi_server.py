@@ -7,8 +7,7 @@ https://fastapi.tiangolo.com/tutorial/request-files/
 import uvicorn
 from fastapi import FastAPI, Response, UploadFile
 
-from .processes import HOST
-from .python_server import server_arguments
+from .processes import HOST, server_arguments
 from .steps import STEPS, first_device
 
 

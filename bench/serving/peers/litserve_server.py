@@ -9,8 +9,7 @@ from pathlib import Path
 import litserve
 import torch
 
-from .processes import HOST
-from .python_server import server_arguments
+from .processes import HOST, server_arguments
 from .steps import STEPS, LabelMap
 
 TIMEOUT_S = 300  # the default of 30 is too short for a large network with 32 clients

@@ -1,10 +1,9 @@
-"""The served model: this project's archive, config.properties and model-config.yaml, on
-TorchServe.
-"""
+"""The served model: this project's archive, config.properties and model-config.yaml."""
 
+import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
@@ -13,61 +12,60 @@ import yaml
 from segserve.archive import build_archive, config_of
 from segserve.client.request import JSON, as_fields, http_headers
 from segserve.engines import EngineName
+from segserve.engines.torchserve.config import read_properties
+from segserve.engines.torchserve.process import CONFIG_FILE as PROPERTIES_FILE
+from segserve.engines.torchserve.process import KEY_FILE
+from segserve.gateway import ENGINE_FOLDER
 from segserve.gateway.background import Server
 from segserve.runtime.record import read_record
-from segserve.runtime.settings import CONFIG_FILE
+from segserve.runtime.settings import CONFIG_FILE, Runtime
 
 from ..load import Gateway, HttpPeer
-from ..peer import BenchError, Opened
-from ..workload import Workload
+from ..peer import BenchError, Opened, Workload
 from .processes import READY_S
 
 
-def open_ours(workload: Workload) -> AbstractContextManager[Opened]:
-    """Starts one server with one peer per mask encoding."""
-    archive = build_archive(workload.model, workload.scratch / "ours-archive")
-    return _opened("ours", workload, archive, workload.encodings)
-
-
-def open_ours_in_int8(workload: Workload) -> AbstractContextManager[Opened]:
-    """Starts the server with int8 inference, with one peer for the first encoding.
+@contextmanager
+def open_ours(
+    workload: Workload,
+    *,
+    variant: str = "",
+    engine: EngineName = EngineName.TORCHSERVE,
+    runtime: Runtime | None = None,
+    int8: bool = False,
+) -> Iterator[Opened]:
+    """Starts a server, with one peer per mask encoding; a variant has one for the first encoding.
 
     Raises:
-        BenchError: the model has no activation ranges.
+        BenchError: the model has no activation ranges for int8.
     """
-    if read_record(workload.model).int8 is None:
-        raise BenchError("the model has no ranges: `segserve quantize` measures them")
-    archive = build_archive(_in_int8(workload), workload.scratch / "ours-int8-archive")
-    return _opened("ours int8", workload, archive, workload.encodings[:1])
-
-
-def open_ours_in_onnx(workload: Workload) -> AbstractContextManager[Opened]:
-    """Starts the engine `local` with the runtime `onnx`, without PyTorch, TorchServe and Java, with
-    one peer for the first encoding.
-    """
-    archive = build_archive(workload.model, workload.scratch / "onnx-archive", runtime="onnx")
-    return _opened(
-        "ours local onnx", workload, archive, workload.encodings[:1], engine=EngineName.LOCAL
-    )
-
-
-@contextmanager
-def _opened(
-    title: str,
-    workload: Workload,
-    archive: Path,
-    encodings: Sequence[str],
-    *,
-    engine: EngineName = EngineName.TORCHSERVE,
-) -> Iterator[Opened]:
-    began_s, run_dir = perf_counter(), workload.scratch / title.replace(" ", "-")
+    title = f"ours {variant}".strip()
+    run_dir = workload.scratch / title.replace(" ", "-")
+    model = _in_int8(workload) if int8 else workload.model
+    archive = build_archive(model, run_dir.with_name(f"{run_dir.name}-archive"), runtime=runtime)
+    began_s = perf_counter()
     with ready_server(archive, run_dir, engine=engine) as server:
         start_s = perf_counter() - began_s
         peers = {
             f"{title}, {encoding}": HttpPeer(gateway_to(server, encoding), workload)
-            for encoding in encodings
+            for encoding in (workload.encodings[:1] if variant else workload.encodings)
         }
         yield Opened(peers, server.pid, start_s)
+
+
+@contextmanager
+def open_without_gateway(workload: Workload) -> Iterator[Opened]:
+    """Starts a server, with one peer that sends to the TorchServe behind its gateway."""
+    archive = build_archive(workload.model, workload.scratch / "direct-archive")
+    began_s, run_dir = perf_counter(), workload.scratch / "direct"
+    with ready_server(archive, run_dir) as server:
+        start_s, encoding = perf_counter() - began_s, workload.encodings[0]
+        engine = run_dir / ENGINE_FOLDER
+        url = read_properties(engine / PROPERTIES_FILE)["inference_address"]
+        tokens = json.loads((engine / KEY_FILE).read_text(encoding="utf-8"))
+        direct = gateway_of(url, tokens["inference"]["key"], server.models[0], encoding)
+        title = f"ours without the gateway, {encoding}"
+        yield Opened({title: HttpPeer(direct, workload)}, server.pid, start_s)
 
 
 @contextmanager
@@ -95,6 +93,8 @@ def gateway_of(url: str, token: str | None, model: str, encoding: str = "png") -
 
 def _in_int8(workload: Workload) -> Path:
     """A copy of the model whose model-config.yaml selects int8."""
+    if read_record(workload.model).int8 is None:
+        raise BenchError("the model has no ranges: `segserve quantize` measures them")
     copy = Path(shutil.copytree(workload.model, workload.scratch / "int8-model"))
     config = yaml.safe_load(config_of(workload.model).read_text(encoding="utf-8"))
     config["handler"]["precision"] = "int8"

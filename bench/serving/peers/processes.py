@@ -1,11 +1,14 @@
-"""Starts servers as processes, waits until they are ready, and ends their process trees."""
+"""Starts servers as processes, waits until they are ready, and ends their process trees: the
+container's command, and the servers that are Python modules of this folder.
+"""
 
+import argparse
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +16,8 @@ import requests
 
 from segserve.engines.process_tree import ProcessTree
 
-from ..peer import BenchError
+from ..load import Gateway, HttpPeer
+from ..peer import BenchError, Opened, Workload
 
 HOST = "127.0.0.1"
 READY_S = 600
@@ -31,12 +35,7 @@ def running(
     ca_file: Path | None = None,
 ) -> Iterator[int]:
     """Runs a command within the context. Yields its process id when its health URL responds with
-    200.
-
-    Args:
-        log: receives the command's output.
-        environment: replaces this process's environment.
-        ca_file: the CA certificate for an https URL.
+    200. The log receives its output; `ca_file` is the CA certificate for an https URL.
 
     Raises:
         BenchError: the command exits early, or is not ready in time.
@@ -64,13 +63,10 @@ def running_container(
     archive: Path, token_file: Path, folder: Path, **settings: str
 ) -> Iterator[tuple[str, int]]:
     """Runs the container's command, `python -m segserve.gateway`, within the context. Yields its
-    URL and its process id. The log is `folder/container.log`.
+    URL and its process id. The log is `folder/container.log`. Raises as `running`.
 
     Args:
         settings: other SEGSERVE_ variables, without this prefix.
-
-    Raises:
-        BenchError: as `running`.
     """
     port = free_port()
     own = {"ARCHIVE": archive, "TOKEN_FILE": token_file, "RUN_DIR": folder / "run", "HOST": HOST}
@@ -103,3 +99,40 @@ def _wait_until_healthy(
             pass  # not listening yet
         time.sleep(_POLL_S)
     raise BenchError(f"it is not ready after {READY_S} s")
+
+
+# The request format of each module, as in its framework's documentation.
+_GATEWAYS: Mapping[str, Callable[[str], Gateway]] = {
+    "litserve_server": lambda url: Gateway(url, body="json", part="image_data"),
+    "fastapi_server": lambda url: Gateway(url, body="form", part="file"),
+}
+
+
+@contextmanager
+def open_python_server(
+    workload: Workload, *, title: str, module: str, network: str
+) -> Iterator[Opened]:
+    """Starts the module with one of `STEPS` and waits until `/health` responds with 200. Ends its
+    process tree later.
+
+    Raises:
+        BenchError: the server exits early, or is not ready in time.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", f"{__package__}.{module}", "--port", str(port)]
+    command += ["--model", str(workload.model), "--network", network]
+    began_s = time.monotonic()
+    with running(
+        command, workload.scratch / f"{module}-{network}.log", f"http://{HOST}:{port}/health"
+    ) as pid:
+        peer = HttpPeer(_GATEWAYS[module](f"http://{HOST}:{port}/predict"), workload)
+        yield Opened({title: peer}, pid, time.monotonic() - began_s)
+
+
+def server_arguments() -> argparse.Namespace:
+    """The arguments that `open_python_server` gives a module."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--network", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    return parser.parse_args()

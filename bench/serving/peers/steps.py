@@ -1,11 +1,11 @@
-"""How a hand-written server processes an image, in LitServe's three steps: decode, predict,
-encode.
+"""How a hand-written server processes an image, in LitServe's three steps: decode an image file,
+predict its label map, uint8 (H, W) at the image's original size, and encode that as a PNG.
 """
 
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,24 +23,11 @@ from segserve.runtime.record import read_record
 from segserve.runtime.settings import Settings
 
 LabelMap = NDArray[np.uint8]
-Pixels = TypeVar("Pixels")
 
 
 def first_device() -> torch.device:
     """The first GPU, if there is one, as in TorchServe's workers."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-class Steps(Protocol[Pixels]):
-    """Converts an image file to its label map, uint8 (H, W) at the image's original size, and that
-    to a PNG.
-    """
-
-    def decode(self, content: bytes) -> Pixels: ...
-
-    def predict(self, image: Pixels) -> LabelMap: ...
-
-    def encode(self, label_map: LabelMap) -> bytes: ...
 
 
 class EagerSteps:
@@ -98,7 +85,7 @@ class OurSteps:
         return encode_png(label_map, self._segmenter.record.palette)
 
 
-STEPS: Mapping[str, Callable[[Path, torch.device], Steps[Any]]] = {
+STEPS: Mapping[str, Callable[[Path, torch.device], Any]] = {
     "eager": EagerSteps,
     "ours": OurSteps,
 }

@@ -21,8 +21,7 @@ from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import RECORD_FILE, read_record
 
 from ..load import Gateway, HttpPeer
-from ..peer import BenchError, Opened
-from ..workload import Workload
+from ..peer import BenchError, Opened, Workload
 from .processes import READY_S
 
 NAME = "stock"

@@ -3,7 +3,7 @@ contact sheet of them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
@@ -36,7 +36,6 @@ class CheckedSplit:
 def check_split(
     data: LabelledImages,
     classes: Sequence[ClassInfo],
-    report: Callable[[int], None] = lambda _finished: None,
     *,
     skip_broken: bool = False,
 ) -> CheckedSplit:
@@ -65,7 +64,6 @@ def check_split(
             kept.append(name)
             pixels += found
             problems += of_image
-            report(len(kept))
     problems = problems or [*_without_foreground(data, pixels)]
     if problems:
         raise DataError(*dict.fromkeys(problems))
@@ -124,11 +122,16 @@ def contact_sheet(data: LabelledImages, classes: Sequence[ClassInfo]) -> Image.I
     ignore are white.
     """
     names = data.names[:: ceil(len(data.names) / _TILES)]
-    rows = ceil(len(names) / _COLUMNS)
-    sheet = Image.new("RGB", (_COLUMNS * _TILE_PX, rows * _TILE_PX), (255, 255, 255))
-    for index, name in enumerate(names):
-        row, column = divmod(index, _COLUMNS)
-        sheet.paste(_tile(data, name, classes), (column * _TILE_PX, row * _TILE_PX))
+    return tiled([_tile(data, name, classes) for name in names], columns=_COLUMNS, side_px=_TILE_PX)
+
+
+def tiled(tiles: Sequence[Image.Image], *, columns: int, side_px: int) -> Image.Image:
+    """The pictures in rows, each at the upper left of a white square."""
+    rows = ceil(len(tiles) / columns)
+    sheet = Image.new("RGB", (columns * side_px, rows * side_px), (255, 255, 255))
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        sheet.paste(tile, (column * side_px, row * side_px))
     return sheet
 
 

@@ -192,40 +192,36 @@ def read_png(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     Raises:
         DataError: the file is missing or cannot be decoded.
     """
-    content = read_bytes(path)
-    depth, color_type = _png_type(path, content)
-    pixels = _png_pixels(path, content)
+    pixels, depth, color_type = _read_png(path)
     if color_type == _GREY and depth in (2, 4):  # Pillow scales them to 255
         return pixels // np.uint8(255 // (2**depth - 1))
     return pixels[..., 0] if color_type == _GREY_ALPHA else pixels
 
 
 def read_rgb_png(path: Path) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) of an RGB PNG. Raises as `read_label_png` does."""
-    content = read_bytes(path)
-    depth, color_type = _png_type(path, content)
+    """uint8 (H, W, 3) of an RGB PNG. Raises as `read_png` does."""
+    pixels, depth, color_type = _read_png(path)
     if (color_type, depth) != (_RGB, 8):
         raise DataError(
             f"{path}: expected an 8-bit RGB PNG, got {depth}-bit "
             f"{_COLOR_TYPES.get(color_type, 'colours')}"
         )
-    return _png_pixels(path, content)
+    return pixels
 
 
-def _png_type(path: Path, content: bytes) -> tuple[int, int]:
-    """Bit depth and colour type."""
+def _read_png(path: Path) -> tuple[NDArray[Any], int, int]:
+    """The pixels as Pillow gives them, and the file's bit depth and colour type."""
+    content = read_bytes(path)
     if not content.startswith(_SIGNATURE) or len(content) < _HEADER.size:
         raise DataError(f"{path}: is no PNG file")
     _, width_px, height_px, depth, color_type = _HEADER.unpack_from(content)
     if width_px * height_px > MAX_PIXELS:
         raise DataError(f"{path}: has {width_px} x {height_px} pixels, the limit is {MAX_PIXELS}")
-    return depth, color_type
-
-
-def _png_pixels(path: Path, content: bytes) -> NDArray[Any]:
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
             pixels = np.array(picture)
-            return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint8)
     except Exception as error:  # Pillow raises many types for broken files
         raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
+    if pixels.dtype != np.uint16:
+        pixels = pixels.astype(np.uint8)
+    return pixels, depth, color_type

@@ -48,6 +48,8 @@ def open_data(
     """
     if not data.exists():
         raise DataError(f"{data}: there is no such folder or file")
+    if categories is None:
+        categories = {info.label: class_id for class_id, info in enumerate(classes)}
     named = _named_file(data, split)
     split = _existing_split(data, split or default_split)
     path = named or _annotations(data, split)
@@ -58,8 +60,6 @@ def open_data(
             )
         return _folder(data, split, classes, categories, options)
     folder = images or (named.parent if named else _images(data, split))
-    if categories is None:
-        categories = {info.label: class_id for class_id, info in enumerate(classes)}
     if path.name.startswith(_PANOPTIC):
         return CocoPanoptic(path, folder, categories, options)
     return CocoInstances(path, folder, categories, options, read_annotations(path))
@@ -85,17 +85,16 @@ def _folder(
     data: Path,
     split: str,
     classes: Sequence[ClassInfo],
-    categories: Mapping[str, int] | None,
+    categories: Mapping[str, int],
     options: ReadOptions,
 ) -> LabelledImages:
-    named = categories or {info.label: class_id for class_id, info in enumerate(classes)}
     if (data / "leftImg8bit").is_dir() and (data / "gtFine").is_dir():
-        return cityscapes(data, split, named)
+        return cityscapes(data, split, categories)
     if (data / split / ROBOFLOW_CLASSES).is_file():
-        return roboflow_masks(data / split, named)
+        return roboflow_masks(data / split, categories)
     folder = data / split if (data / split).is_dir() else data
     if (annotations := read_labelme_folder(folder)) is not None:
-        return CocoInstances(folder, folder, named, options, annotations)
+        return CocoInstances(folder, folder, categories, options, annotations)
     labelmap = data / LABELMAP
     coding = LabelCoding.of(
         classes,

@@ -9,13 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.encode.overlay import draw_overlay
 from ...runtime.errors import ModelError
 from ...runtime.files import write_whole
 from ..data import IGNORED, LabelledImages
-from .measure import Predictor, SegmentedImage
 from .metrics import Counts, divided
-from .report import data_uri, page_templates, reduced
+from .pages import data_uri, draw_labels, page_templates, reduced
+from .predictors import Predictor, SegmentedImage
 
 _RESAMPLES, _SEED = 2000, 0
 _INTERVAL = (2.5, 97.5)  # percentiles
@@ -168,6 +167,5 @@ def _changed_image(
     pictures = {}
     for key, label_map in maps.items():
         small = reduced(SegmentedImage(image_rgb, truth, label_map))
-        shown = draw_overlay(small.image_rgb, small.predicted, first.record.classes, shown=())
-        pictures[key] = data_uri(shown)
+        pictures[key] = data_uri(draw_labels(small, small.predicted, first.record))
     return {"name": name, "share": share, **pictures}

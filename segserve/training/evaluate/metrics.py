@@ -81,6 +81,40 @@ class PixelCounts:
         agreed, either = self.boundary
         return divided(agreed, either, where=(self.true > 0) & (either > 0))
 
+    @property
+    def mean_iou(self) -> float:
+        """Mean over the classes that occur in the labels."""
+        return float(np.nanmean(self.iou))
+
+    def covered_mean(self, min_images: int) -> CoveredMean | None:
+        """Mean IoU over the classes in at least `min_images` images, which is 1 or more; None if
+        there are no such classes.
+        """
+        iou = self.iou[self.images_with >= min_images]
+        if not iou.size:
+            return None
+        return CoveredMean(min_images=min_images, classes=len(iou), mean_iou=float(np.mean(iou)))
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        """Mean over the classes that occur in the labels, weighted by their labelled pixels."""
+        return float(np.nansum(self.true * self.iou) / self.true.sum())
+
+    @property
+    def pixel_accuracy(self) -> float:
+        return float(self.confusion.trace() / self.confusion.sum())
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean of the accuracies of the classes that occur in the labels."""
+        return float(np.nanmean(self.accuracy))
+
+    @property
+    def mean_boundary_iou(self) -> float | None:
+        """Mean over the classes that occur in the labels; None if every contour is ignored."""
+        boundary_iou = self.boundary_iou
+        return None if np.isnan(boundary_iou).all() else float(np.nanmean(boundary_iou))
+
 
 def divided(part: Counts, whole: Counts, *, where: NDArray[np.bool_]) -> Figures:
     """The quotients, NaN elsewhere than `where`."""
@@ -112,86 +146,6 @@ def count_pixels(truth: LabelMap, predicted: LabelMap, num_classes: int) -> Pixe
     ).numpy()
     present = (confusion.sum(axis=1) > 0).astype(np.int64)
     return PixelCounts(confusion, count_boundaries(truth, predicted, num_classes), present)
-
-
-@dataclass(frozen=True)
-class ImageScore:
-    """Mean IoU of one image over the classes of its labels."""
-
-    name: str
-    mean_iou: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The measurements on the images of a split.
-
-    Attributes:
-        labels: class id -> class name.
-        scores: of every image with labelled pixels, in the order of the split.
-        images: the number of segmented images.
-        seconds: duration, from the first file to the last count.
-    """
-
-    labels: tuple[str, ...]
-    counts: PixelCounts
-    scores: tuple[ImageScore, ...]
-    images: int
-    seconds: float
-
-    def __post_init__(self) -> None:
-        if not self.counts.confusion.any():
-            raise ValueError(
-                f"every pixel of the {self.images} images is labelled {IGNORED}, to be ignored"
-            )
-
-    @property
-    def class_iou(self) -> dict[str, float]:
-        """Class name -> IoU, for the classes that occur in the labels."""
-        return by_label(self.labels, self.counts.iou)
-
-    @property
-    def class_boundary_iou(self) -> dict[str, float]:
-        return by_label(self.labels, self.counts.boundary_iou)
-
-    @property
-    def mean_iou(self) -> float:
-        """Mean over the classes that occur in the labels."""
-        return float(np.nanmean(self.counts.iou))
-
-    def covered_mean(self, min_images: int) -> CoveredMean | None:
-        """Mean IoU over the classes in at least `min_images` images, which is 1 or more; None if
-        there are no such classes.
-        """
-        iou = self.counts.iou[self.counts.images_with >= min_images]
-        if not iou.size:
-            return None
-        return CoveredMean(min_images=min_images, classes=len(iou), mean_iou=float(np.mean(iou)))
-
-    @property
-    def frequency_weighted_iou(self) -> float:
-        """Mean over the classes that occur in the labels, weighted by their labelled pixels."""
-        true = self.counts.true
-        return float(np.nansum(true * self.counts.iou) / true.sum())
-
-    @property
-    def pixel_accuracy(self) -> float:
-        return float(self.counts.confusion.trace() / self.counts.confusion.sum())
-
-    @property
-    def mean_accuracy(self) -> float:
-        """Mean of the accuracies of the classes that occur in the labels."""
-        return float(np.nanmean(self.counts.accuracy))
-
-    @property
-    def mean_boundary_iou(self) -> float | None:
-        """Mean over the classes that occur in the labels; None if every contour is ignored."""
-        boundary_iou = self.counts.boundary_iou
-        return None if np.isnan(boundary_iou).all() else float(np.nanmean(boundary_iou))
-
-    def worst(self, number: int) -> list[ImageScore]:
-        """The images with the lowest mean IoU, the worst first."""
-        return sorted(self.scores, key=lambda score: (score.mean_iou, score.name))[:number]
 
 
 def by_label(labels: Sequence[str], figures: Figures) -> dict[str, float]:

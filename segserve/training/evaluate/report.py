@@ -1,27 +1,20 @@
-"""The report of an evaluation: a JSON document with a format version, and the accuracy for a
-model's record.
+"""Measures a model on labelled images at their original size. The result is a JSON document with a
+format version, and the accuracy for a model's record.
 """
 
-import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Literal
 
-import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-from numpy.typing import NDArray
-from PIL import Image
-from PIL.Image import Resampling
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from ...runtime.encode.mask import encode_jpeg
-from ...runtime.encode.overlay import bright, draw_overlay
 from ...runtime.files import write_whole
-from ...runtime.record import Accuracy, Calibration, CoveredMean, ModelRecord, Strict, Unit
+from ...runtime.record import Accuracy, Calibration, CoveredMean, Strict, Unit
 from ..data import IGNORED, LabelledImages
-from .measure import Predictor, SegmentedImage, segmented
-from .metrics import Evaluation, ImageScore, by_label, count_pixels
+from .metrics import PixelCounts, by_label, count_pixels
+from .predictors import Predictor, segmented
 
 Scores = Annotated[
     dict[str, Unit], Field(description="mean IoU of every image over the classes of its labels")
@@ -81,38 +74,90 @@ class EvaluationReport(Strict):
         """The classes that occur in the labels."""
         return [figures for figures in self.classes if figures.images]
 
+    @property
+    def class_iou(self) -> dict[str, float]:
+        """Class name -> IoU, for the classes that occur in the labels."""
+        return {row.label: row.iou for row in self.classes if row.iou is not None}
 
-def build_report(
-    evaluation: Evaluation, predictor: Predictor, *, data: str, split: str, min_images: int
+    @property
+    def class_boundary_iou(self) -> dict[str, float]:
+        """Class name -> boundary IoU, without classes whose contour is ignored."""
+        return {row.label: row.boundary_iou for row in self.classes if row.boundary_iou is not None}
+
+    def worst(self, number: int) -> list[tuple[str, float]]:
+        """Names and mean IoU of the images with the lowest, the worst first."""
+        return sorted(self.image_mean_iou.items(), key=lambda item: (item[1], item[0]))[:number]
+
+
+def measure(
+    data: LabelledImages,
+    predictor: Predictor,
+    report: Callable[[int], None],
+    *,
+    dataset: str = "",
+    min_images: int = 1,
 ) -> EvaluationReport:
-    """The report of an evaluation of this predictor. `data` and `split` are names for people."""
-    record = predictor.record
+    """Measures a model on a split. Pixels labelled 255 are ignored.
+
+    Several images are processed at once, each by one thread: file, network or request, counts. One
+    image is decoded and counted while the network or the server processes another. Only the counts
+    of an image are kept.
+
+    Args:
+        report: called after every image with the number of finished images.
+        dataset: name of the data set, for people.
+        min_images: `covered` is over the classes in at least so many images, which is 1 or more.
+
+    Raises:
+        ValueError: an image or its labels cannot be read, differ in size, or cannot be segmented, a
+            label is no class of the model, or no pixel is labelled. The message names the image.
+    """
+    began_s, record = perf_counter(), predictor.record
+    counts, image_iou = PixelCounts.none(len(record.classes)), {}
+    with ThreadPoolExecutor(predictor.at_once) as pool:
+        counted = pool.map(lambda name: _counts(data, predictor, name), data.names)
+        for finished, (name, of_image) in enumerate(zip(data.names, counted, strict=True), start=1):
+            counts += of_image
+            if of_image.images_with.any():
+                image_iou[name] = of_image.mean_iou
+            report(finished)
+    if not counts.confusion.any():
+        raise ValueError(
+            f"every pixel of the {len(data.names)} images is labelled {IGNORED}, to be ignored"
+        )
     return EvaluationReport(
         model=record.name,
         model_version=record.version,
         output_stride=record.architecture.output_stride,
         options=predictor.options.model_dump(exclude_unset=True),
         server=predictor.server,
-        data=data,
-        split=split,
-        images=evaluation.images,
-        pixels=int(evaluation.counts.confusion.sum()),
-        seconds=round(evaluation.seconds, 3),
-        mean_iou=evaluation.mean_iou,
-        covered=evaluation.covered_mean(min_images),
-        frequency_weighted_iou=evaluation.frequency_weighted_iou,
-        mean_boundary_iou=evaluation.mean_boundary_iou,
-        pixel_accuracy=evaluation.pixel_accuracy,
-        mean_accuracy=evaluation.mean_accuracy,
+        data=dataset,
+        split=data.split,
+        images=len(data.names),
+        pixels=int(counts.confusion.sum()),
+        seconds=round(perf_counter() - began_s, 3),
+        mean_iou=counts.mean_iou,
+        covered=counts.covered_mean(min_images),
+        frequency_weighted_iou=counts.frequency_weighted_iou,
+        mean_boundary_iou=counts.mean_boundary_iou,
+        pixel_accuracy=counts.pixel_accuracy,
+        mean_accuracy=counts.mean_accuracy,
         calibration=record.calibration,
-        classes=_class_figures(evaluation),
-        confusion=evaluation.counts.confusion.tolist(),
-        image_mean_iou={score.name: score.mean_iou for score in evaluation.scores},
+        classes=_class_figures(counts, record.labels),
+        confusion=counts.confusion.tolist(),
+        image_mean_iou=image_iou,
     )
 
 
-def _class_figures(evaluation: Evaluation) -> tuple[ClassFigures, ...]:
-    counts, labels = evaluation.counts, evaluation.labels
+def _counts(data: LabelledImages, predictor: Predictor, name: str) -> PixelCounts:
+    image = segmented(data, predictor, name)
+    try:
+        return count_pixels(image.truth, image.predicted, len(predictor.record.classes))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _class_figures(counts: PixelCounts, labels: Sequence[str]) -> tuple[ClassFigures, ...]:
     iou, accuracy, boundary_iou = (
         by_label(labels, figures) for figures in (counts.iou, counts.accuracy, counts.boundary_iou)
     )
@@ -136,10 +181,8 @@ def as_accuracy(report: EvaluationReport) -> Accuracy:
     figures = {
         "dataset": f"{report.data} {report.split}",
         **same,
-        "class_iou": {row.label: row.iou for row in report.classes if row.iou is not None},
-        "class_boundary_iou": {
-            row.label: row.boundary_iou for row in report.classes if row.boundary_iou is not None
-        },
+        "class_iou": report.class_iou,
+        "class_boundary_iou": report.class_boundary_iou,
     }
     return Accuracy.model_validate(_rounded(figures))
 
@@ -153,116 +196,3 @@ def _rounded(value: object) -> object:
 def write_report(path: Path, report: EvaluationReport) -> None:
     """Writes the report as JSON. The file appears when it is complete."""
     write_whole(path, report.model_dump_json(indent=1) + "\n")
-
-
-_LONGER_SIDE_PX = 400
-_PALE, _WRONG_RGB, _WRONG_OPACITY = 0.4, (225, 20, 60), 0.75
-
-
-def write_page(
-    path: Path,
-    report: EvaluationReport,
-    scores: Sequence[ImageScore],
-    data: LabelledImages,
-    predictor: Predictor,
-) -> None:
-    """Writes the page, with these images segmented again. The file appears when it is complete."""
-    views = [
-        view_image(score, segmented(data, predictor, score.name), predictor.record)
-        for score in scores
-    ]
-    write_whole(path, render_page(report, predictor.record, views))
-
-
-def page_templates() -> Environment:
-    """The templates of HTML pages, in which every value is escaped, and of the model card."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=select_autoescape(["html.j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters["figure"] = lambda value: "-" if value is None else f"{value:.3f}"
-    return environment
-
-
-def render_page(report: EvaluationReport, record: ModelRecord, worst: "Sequence[ImageView]") -> str:
-    """The page as HTML. Every name in it is escaped.
-
-    Args:
-        record: for the colours of the classes.
-        worst: the images, in this order.
-    """
-    return (
-        page_templates()
-        .get_template("page.html.j2")
-        .render(
-            report=report,
-            colors=["#{:02x}{:02x}{:02x}".format(*bright(info.color)) for info in record.classes],
-            rows=report.present,
-            columns=[
-                row
-                for row in report.classes
-                if row.images or any(true[row.id] for true in report.confusion)
-            ],
-            worst=worst,
-        )
-    )
-
-
-@dataclass(frozen=True)
-class ImageView:
-    """One image of the page. The pictures are `data:` URIs of JPEGs."""
-
-    score: ImageScore
-    class_iou: dict[str, float]
-    picture: str
-    truth: str
-    prediction: str
-    difference: str
-
-
-def view_image(score: ImageScore, image: SegmentedImage, record: ModelRecord) -> ImageView:
-    """Draws one image with the record's colours.
-
-    Ignored pixels are dark in `truth` and white in `difference`.
-    """
-    iou = count_pixels(image.truth, image.predicted, len(record.classes)).iou
-    small = reduced(image)
-    truth, prediction = (
-        draw_overlay(small.image_rgb, labels, record.classes, shown=())
-        for labels in (small.truth, small.predicted)
-    )
-    difference = draw_difference(small)
-    pictures = Image.fromarray(small.image_rgb), truth, prediction, Image.fromarray(difference)
-    return ImageView(score, by_label(record.labels, iou), *map(data_uri, pictures))
-
-
-def reduced(image: SegmentedImage) -> SegmentedImage:
-    """The same with a longer side of at most 400 pixels. Labels use nearest neighbours."""
-    return SegmentedImage(
-        _thumbnail(image.image_rgb, Resampling.BICUBIC),
-        _thumbnail(image.truth, Resampling.NEAREST),
-        _thumbnail(image.predicted, Resampling.NEAREST),
-    )
-
-
-def _thumbnail(pixels: NDArray[np.uint8], resampling: Resampling) -> NDArray[np.uint8]:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((_LONGER_SIDE_PX, _LONGER_SIDE_PX), resampling)
-    return np.array(picture)
-
-
-def draw_difference(image: SegmentedImage) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3), RGB: the image in pale grey, wrong pixels red, ignored pixels white."""
-    grey = np.array(Image.fromarray(image.image_rgb).convert("L"))[..., None].repeat(3, axis=2)
-    pixels = 255 - _PALE * (255 - grey)
-    wrong = (image.truth != image.predicted) & (image.truth != IGNORED)
-    pixels[wrong] = (1 - _WRONG_OPACITY) * grey[wrong] + _WRONG_OPACITY * np.array(_WRONG_RGB)
-    pixels[image.truth == IGNORED] = 255
-    return pixels.astype(np.uint8)
-
-
-def data_uri(picture: Image.Image) -> str:
-    """A JPEG of the picture, for the attribute `src`."""
-    return f"data:image/jpeg;base64,{base64.b64encode(encode_jpeg(picture)).decode('ascii')}"

@@ -1,17 +1,11 @@
-"""Measures a model on labelled images: a model folder, with the code that serves it, or a running
-server, over HTTP.
-
-Several images are processed at once, each by one thread: file, network or request, counts. One
-image is decoded and counted while the network or the server processes another. Only the counts of
-an image are kept.
+"""The models that are measured: a model folder, with the code that serves it, or a running server,
+over HTTP.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +24,6 @@ from ...runtime.record import ModelRecord, read_record
 from ...runtime.settings import Settings
 from ...schema.request import Options
 from ..data import LabelledImages
-from .metrics import Evaluation, ImageScore, PixelCounts, count_pixels
 
 _MAX_IMAGES_AT_ONCE = 8  # more need memory and wait for the interpreter's lock
 _MAX_REQUESTS_AT_ONCE = 4  # the server computes one while it decodes, encodes and sends others
@@ -65,40 +58,15 @@ class SegmentedImage(NamedTuple):
     predicted: LabelMap
 
 
-def measure(
-    data: LabelledImages, predictor: Predictor, report: Callable[[int], None]
-) -> Evaluation:
-    """Measures a model on a split. Pixels labelled 255 are ignored.
+def segmented(data: LabelledImages, predictor: Predictor, name: str) -> SegmentedImage:
+    """One image of the split and the model's prediction.
 
     Raises:
-        ValueError: an image or its labels cannot be read, differ in size, or cannot be segmented, a
-            label is no class of the model, or no pixel is labelled. The message names the image.
+        ValueError: the image or its labels cannot be read, differ in size, or cannot be segmented.
+            The message names the image.
     """
-    began_s, names = perf_counter(), data.names
-    labels = predictor.record.labels
-    counts, scores = PixelCounts.none(len(labels)), []
-    with ThreadPoolExecutor(predictor.at_once) as pool:
-        counted = pool.map(lambda name: _counts(data, predictor, name), names)
-        for finished, (name, of_image) in enumerate(zip(names, counted, strict=True), start=1):
-            counts += of_image
-            if of_image.images_with.any():
-                scores.append(ImageScore(name, float(np.nanmean(of_image.iou))))
-            report(finished)
-    return Evaluation(labels, counts, tuple(scores), len(names), perf_counter() - began_s)
-
-
-def segmented(data: LabelledImages, predictor: Predictor, name: str) -> SegmentedImage:
-    """One image of the split and the model's prediction. Raises as `measure` does."""
     image_rgb, truth = data.pair(name)
     return SegmentedImage(image_rgb, truth, predictor.label_map(name, image_rgb))
-
-
-def _counts(data: LabelledImages, predictor: Predictor, name: str) -> PixelCounts:
-    image = segmented(data, predictor, name)
-    try:
-        return count_pixels(image.truth, image.predicted, len(predictor.record.classes))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
 
 
 @contextmanager

@@ -1,0 +1,216 @@
+"""Measures commands of `segserve`, each in a process of its own.
+
+    python -m bench.commands startup [--rounds 5]     how long they take from start to end
+    python -m bench.commands segment [--images 300]   throughput of `segserve segment`
+    python -m bench.commands batch [--images 400]     throughput or memory of `segserve batch`
+
+Each command of many images is compared with a bare loop: `segment` with its server's throughput,
+`batch` with the network alone.
+"""
+
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import torch
+import typer
+
+from bench.images import MAX_PIXELS, photographs, write_photographs
+from bench.machine import process_tree
+from bench.serving.load import send_all
+from bench.serving.peers.ours import gateway_to, ready_server
+from segserve.archive import build_archive
+from segserve.demo import sample_photograph
+from segserve.resources import resource
+from segserve.runtime.decode.image import decode_image
+from segserve.runtime.inference.segmenter import Segmenter
+
+SEGSERVE = (sys.executable, "-m", "segserve")
+CLIENTS = 8
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def startup(rounds: Annotated[int, typer.Option(help="of each command")] = 5) -> None:
+    """Medians of commands that run in an empty folder. `serve` ends when the server is ready."""
+    photograph = str(sample_photograph("chelsea.png"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for status, command in (
+            (0, ("--help",)),
+            (2, ("batch", "nothing")),  # wrong arguments
+            (0, ("segment", photograph, "--force", "--local")),
+        ):
+            _report(command, [_seconds(command, folder, status) for _ in range(rounds)])
+        served = []
+        for _ in range(rounds):
+            served.append(_seconds(("serve",), folder))
+            with_server = ("segment", photograph, "--force")
+            seconds = [_seconds(with_server, folder) for _ in range(rounds)]
+            _seconds(("stop",), folder)
+        _report(("serve",), served)
+        _report(with_server, seconds)
+
+
+def _seconds(command: tuple[str, ...], folder: Path, status: int = 0) -> float:
+    began_s = time.perf_counter()
+    ended = subprocess.run((*SEGSERVE, *command), cwd=folder, capture_output=True, check=False)
+    seconds = time.perf_counter() - began_s
+    if ended.returncode != status:
+        sys.exit(f"{' '.join(command)}: {ended.stderr.decode()}")
+    return seconds
+
+
+def _report(command: tuple[str, ...], seconds: list[float]) -> None:
+    shown = " ".join(Path(part).name for part in command)
+    print(f"{statistics.median(seconds):6.2f} s  segserve {shown}")
+
+
+@app.command()
+def segment(model: str = "embedded", images: int = 300, rounds: int = 3) -> None:
+    """The throughput of `segserve segment`, and of eight clients that send prepared requests to the
+    same server and discard the responses. Rounds of both alternate; the figures are medians.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = write_photographs(folder / "in", images)
+        archive = build_archive(resource(f"model/{model}"), folder)
+        with ready_server(archive, folder / ".run" / "serve") as server:
+            gateway = gateway_to(server)
+            send_all(gateway, paths[:CLIENTS], clients=CLIENTS)  # warm-up
+            measured = [
+                (
+                    send_all(gateway, paths, clients=CLIENTS).wall_s,
+                    *_segment_s(folder, f"out{number}"),
+                )
+                for number in range(rounds)
+            ]
+    bare, own, whole = (
+        statistics.median(images / seconds for seconds in of_rounds)
+        for of_rounds in zip(*measured, strict=True)
+    )
+    ratio = statistics.median(bare_s / own_s for bare_s, own_s, _ in measured)
+    print(f"{images} images, {CLIENTS} in flight, {rounds} rounds")
+    print(f"bare loop of ready requests:        {bare:.1f} images/s")
+    print(f"segserve segment:                   {own:.1f} images/s; ratio {ratio:.2f}")
+    print(f"segserve segment with its start-up: {whole:.1f} images/s")
+
+
+def _segment_s(folder: Path, output: str) -> tuple[float, float]:
+    """The command's seconds as it reports them, and from its start to its end, with imports."""
+    command = [*SEGSERVE, "segment", "in", "--output", output, "--json"]
+    began_s = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    whole_s = time.perf_counter() - began_s
+    return json.loads(done.stdout.splitlines()[-1])["summary"]["seconds"], whole_s
+
+
+@app.command()
+def batch(
+    model: str = "embedded",
+    images: int = 400,
+    workers: int = os.cpu_count() or 1,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="compare N images with 4 N; N of 1000 takes long")
+    ] = False,
+) -> None:
+    """The throughput of `segserve batch`, and of the network alone on prepared tensors of the same
+    photographs, in one process per worker, with one thread each.
+
+    The job's time excludes the start of Ray and of the workers, which is short compared to a long
+    job; the time with it is printed too. `--memory` compares the largest resident set of driver,
+    Ray and workers together of two jobs instead.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        archive = build_archive(resource(f"model/{model}"), folder)
+        counts = (images, 4 * images) if memory else (images,)
+        jobs = [_job(folder, archive, count, workers) for count in counts]
+    if memory:
+        peaks_bytes = [peak_bytes for *_, peak_bytes in jobs]
+        for count, peak_bytes in zip(counts, peaks_bytes, strict=True):
+            print(f"{count} images: {peak_bytes / 1e9:.3f} GB at most, all processes together")
+        print(f"growth: {peaks_bytes[1] / peaks_bytes[0] - 1:+.1%}")
+        return
+    [(seconds, whole_s, _)] = jobs
+    bare_s = _bare_s(model, images, workers)
+    print(f"model {model}, {images} images, {workers} workers, torch {torch.__version__}")
+    print(f"bare loop of the network: {images / bare_s:.1f} images/s")
+    print(
+        f"segserve batch:           {images / seconds:.1f} images/s; ratio {bare_s / seconds:.2f}"
+    )
+    print(f"with the start of Ray:    {images / whole_s:.1f} images/s ({whole_s:.0f} s)")
+
+
+def _job(folder: Path, archive: Path, count: int, workers: int) -> tuple[float, float, int]:
+    """The seconds of the work and of the whole command, and the largest resident set of all
+    processes in bytes.
+    """
+    source, target = folder / f"in{count}", folder / f"out{count}"
+    write_photographs(source, count)
+    command = [*SEGSERVE, "batch", str(source), str(target), "--json"]
+    command += ["--archive", str(archive), "--workers", str(workers)]
+    began_s = time.perf_counter()
+    peak_bytes = 0
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        subprocess.Popen(command, stdout=output) as process,
+    ):
+        while process.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                peak_bytes = max(peak_bytes, _resident_bytes(process.pid))
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+        whole_s = time.perf_counter() - began_s
+        if process.returncode:
+            sys.exit(f"segserve batch failed with status {process.returncode}")
+        output.seek(0)
+        return json.load(output)["seconds"], whole_s, peak_bytes
+
+
+def _resident_bytes(pid: int) -> int:
+    """Of all processes together. An upper bound: shared pages count repeatedly."""
+    total = 0
+    for process in process_tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total
+
+
+def _bare_s(model: str, count: int, workers: int) -> float:
+    """The baseline: the seconds of the slowest process for its share of the images."""
+    context = multiprocessing.get_context("spawn")
+    shares = [count // workers + (number < count % workers) for number in range(workers)]
+    with context.Pool(workers) as pool:
+        return max(pool.starmap(_network_s, [(model, share) for share in shares], chunksize=1))
+
+
+def _network_s(model: str, count: int) -> float:
+    torch.set_num_threads(1)
+    segmenter = Segmenter.load(resource(f"model/{model}"))
+    with torch.inference_mode():
+        ready = [
+            segmenter.preprocess(decode_image(image, max_pixels=MAX_PIXELS))
+            for image in photographs()
+        ]
+        for inputs in ready:
+            segmenter.infer(inputs)
+        began_s = time.perf_counter()
+        for inputs in islice(cycle(ready), count):
+            segmenter.infer(inputs)
+        return time.perf_counter() - began_s
+
+
+if __name__ == "__main__":
+    app()

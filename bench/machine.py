@@ -1,0 +1,105 @@
+"""The machine of a measurement: its hardware and versions, and the memory of Python processes."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+from segserve.doctor.machine import send_torch
+
+PACKAGES = (
+    *("torchserve", "litserve", "fastapi", "uvicorn", "transformers"),
+    *("timm", "pillow", "numpy"),
+)
+
+
+def facts() -> Mapping[str, str]:
+    """The facts by name, in the order for the report.
+
+    Raises:
+        TorchBrokenError: torch cannot be imported.
+    """
+    torch = send_torch()
+    precision = "with bf16" if torch.bf16 else "without bf16"
+    cores = len(os.sched_getaffinity(0))
+    busy = os.getloadavg()[0]
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "processor": f"{_processor()}, {cores} cores, {torch.threads} threads, {precision}",
+        "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
+        "GPU": torch.gpu or "none",
+        "load before": f"{busy:.1f} of {cores} cores",
+        "versions": ", ".join(
+            [f"torch {torch.torch}", f"torchvision {torch.torchvision}", *_versions()]
+        ),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        "a processor",
+    )
+
+
+def _versions() -> list[str]:
+    found = []
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):  # its system is skipped
+            found.append(f"{package} {version(package)}")
+    return found
+
+
+def peak_python_bytes(pid: int) -> int:
+    """The largest peak resident set (Linux's VmHWM) of any single Python process in a process tree,
+    in bytes.
+
+    A server's Java frontend is excluded, because it is small compared to the network.
+    """
+    return max(python_peaks_bytes(pid).values(), default=0)
+
+
+def python_peaks_bytes(pid: int) -> dict[int, int]:
+    """The peak resident set of every Python process in the tree, by pid, in bytes."""
+    peaks = {}
+    for process in _python_processes(pid):
+        with suppress(psutil.NoSuchProcess, OSError):
+            peaks[process.pid] = _peak_bytes(process.pid)
+    return peaks
+
+
+def forget_peaks(pid: int) -> None:
+    """Resets the peaks of a tree's Python processes to their current resident sets."""
+    for process in _python_processes(pid):
+        with suppress(OSError):
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+
+def process_tree(pid: int) -> list[psutil.Process]:
+    """A process and its descendants. Raises psutil.NoSuchProcess if it has ended."""
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]
+
+
+def _python_processes(pid: int) -> Iterator[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        for process in process_tree(pid):
+            with suppress(psutil.NoSuchProcess):
+                if process.name() != "java":
+                    yield process
+
+
+def _peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    kilobytes = next(
+        (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")), "0"
+    )
+    return int(kilobytes) * 1024
