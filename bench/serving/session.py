@@ -66,7 +66,7 @@ PEERS: Mapping[str, System] = {
         _loop("limit", LIMIT, prepare_limit),
         _loop("loop", PLAIN_LOOP, prepare_plain_loop),
         System("ours", open_ours),
-        System("ours-int8", partial(open_ours, variant="int8", int8=True)),
+        System("ours-bf16", partial(open_ours, variant="bf16", bf16=True)),
         System("ours-onnx", _open_onnx),
         System("ours-ray", partial(open_ours, variant="ray", engine=EngineName.RAY), ("ray",)),
         System("ours-direct", open_without_gateway),

@@ -17,11 +17,10 @@ from segserve.engines.torchserve.process import CONFIG_FILE as PROPERTIES_FILE
 from segserve.engines.torchserve.process import KEY_FILE
 from segserve.gateway import ENGINE_FOLDER
 from segserve.gateway.background import Server
-from segserve.runtime.record import read_record
 from segserve.runtime.settings import CONFIG_FILE, Runtime
 
 from ..load import Gateway, HttpPeer
-from ..peer import BenchError, Opened, Workload
+from ..peer import Opened, Workload
 from .processes import READY_S
 
 
@@ -32,16 +31,12 @@ def open_ours(
     variant: str = "",
     engine: EngineName = EngineName.TORCHSERVE,
     runtime: Runtime | None = None,
-    int8: bool = False,
+    bf16: bool = False,
 ) -> Iterator[Opened]:
-    """Starts a server, with one peer per mask encoding; a variant has one for the first encoding.
-
-    Raises:
-        BenchError: the model has no activation ranges for int8.
-    """
+    """Starts a server, with one peer per mask encoding; a variant has one for the first encoding."""
     title = f"ours {variant}".strip()
     run_dir = workload.scratch / title.replace(" ", "-")
-    model = _in_int8(workload) if int8 else workload.model
+    model = _in_bf16(workload) if bf16 else workload.model
     archive = build_archive(model, run_dir.with_name(f"{run_dir.name}-archive"), runtime=runtime)
     began_s = perf_counter()
     with ready_server(archive, run_dir, engine=engine) as server:
@@ -91,12 +86,10 @@ def gateway_of(url: str, token: str | None, model: str, encoding: str = "png") -
     return Gateway(f"{url}/predictions/{model}", headers)
 
 
-def _in_int8(workload: Workload) -> Path:
-    """A copy of the model whose model-config.yaml selects int8."""
-    if read_record(workload.model).int8 is None:
-        raise BenchError("the model has no ranges: `segserve quantize` measures them")
-    copy = Path(shutil.copytree(workload.model, workload.scratch / "int8-model"))
+def _in_bf16(workload: Workload) -> Path:
+    """A copy of the model whose model-config.yaml selects bf16."""
+    copy = Path(shutil.copytree(workload.model, workload.scratch / "bf16-model"))
     config = yaml.safe_load(config_of(workload.model).read_text(encoding="utf-8"))
-    config["handler"]["precision"] = "int8"
+    config["handler"]["precision"] = "bf16"
     (copy / CONFIG_FILE).write_text(yaml.safe_dump(config), encoding="utf-8")
     return copy
