@@ -33,7 +33,7 @@ def open_ours(
     runtime: Runtime | None = None,
     bf16: bool = False,
 ) -> Iterator[Opened]:
-    """Starts a server, with one peer per mask encoding; a variant has one for the first encoding."""
+    """Starts a server with one peer per mask encoding, a variant with one for the first."""
     title = f"ours {variant}".strip()
     run_dir = workload.scratch / title.replace(" ", "-")
     model = _in_bf16(workload) if bf16 else workload.model
