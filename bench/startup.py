@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from segserve.demo import sample_photograph
+from segserve.resources import sample_photograph
 
 _SEGSERVE = (sys.executable, "-m", "segserve")
 

@@ -1,4 +1,4 @@
-"""What is present: the project's own files, packages and GPUs.
+"""What is present: the project's own files, sample photographs, packages and GPUs.
 
 Files of the project that are not Python modules of this package are beside it in a checkout, in its
 folder `files` in an installed wheel.
@@ -37,6 +37,23 @@ def resource(name: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{name}: not found in {_ROOT}")
     return path
+
+
+PHOTOGRAPHS = {"chelsea.png": "a cat", "astronaut.png": "a person"}
+
+
+def sample_photograph(name: str) -> Path:
+    """The path of a photograph that the package scikit-image ships.
+
+    Raises:
+        FileNotFoundError: scikit-image is not installed.
+    """
+    package = find_spec("skimage")
+    if package is None or package.origin is None:
+        raise FileNotFoundError(
+            "the photographs come with scikit-image: pip install 'segserve[demo]'"
+        )
+    return Path(package.origin).parent / "data" / name
 
 
 def fetched_models() -> Path:

@@ -11,7 +11,6 @@ from . import (  # noqa: I001, F401 - the order of `segserve --help`
     models,
     importing,
     training,
-    signing,
 )
 from .app import app
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -115,11 +115,12 @@ ModelArgument = Annotated[
     typer.Argument(help="a model folder, or the name of one in model/", autocompletion=model_names),
 ]
 
-RuntimeFlag = Annotated[
-    Literal["torch", "onnx"] | None,
+TrustFlag = Annotated[
+    Path | None,
     typer.Option(
-        help="what computes the network; onnx needs no PyTorch, and computes on the CPU. By "
-        "default onnx on a CPU, if the model has a network.onnx"
+        envvar="SEGSERVE_TRUST",
+        metavar="PUBLIC_KEY",
+        help="take no archive but those signed by a key of this file",
     ),
 ]
 

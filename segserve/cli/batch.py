@@ -12,7 +12,16 @@ import typer
 from rich.console import Console
 
 from ..bulk.batch import BatchRun, Job, LabelFormat
-from .app import USE, app, console, errors_in_one_line, print_error, print_plain, progress_bar
+from .app import (
+    USE,
+    TrustFlag,
+    app,
+    console,
+    errors_in_one_line,
+    print_error,
+    print_plain,
+    progress_bar,
+)
 from .bulk import (
     RESUME_HINT,
     RETRY_HINT,
@@ -22,17 +31,15 @@ from .bulk import (
     RetryFlag,
     ThresholdFlag,
     TtaFlag,
+    compute_option,
     counts_text,
     ended_early,
     given_options,
     totals_table,
 )
-from .signing import TrustFlag, trusted_keys
 
 if TYPE_CHECKING:
     from ..bulk.table import Summary
-
-_COMPUTE = "What computes"
 
 
 @app.command(rich_help_panel=USE)
@@ -68,16 +75,10 @@ def batch(
     threshold: ThresholdFlag = None,
     alpha: AlphaFlag = None,
     workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="by default one per GPU, else one per core", rich_help_panel=_COMPUTE
-        ),
+        int | None, compute_option(min=1, help="by default one per GPU, else one per core")
     ] = None,
     address: Annotated[
-        str | None,
-        typer.Option(
-            help="of a Ray cluster to join; by default this machine", rich_help_panel=_COMPUTE
-        ),
+        str | None, compute_option(help="of a Ray cluster to join; by default this machine")
     ] = None,
 ) -> None:
     """Segment any number of images, on this machine or on a Ray cluster.
@@ -87,8 +88,10 @@ def batch(
     """
     options = given_options(mode=mode, tta=tta, classes=classes, threshold=threshold, alpha=alpha)
     with errors_in_one_line():
-        if (trusted := trusted_keys(trust)) is not None:
-            trusted.verify(archive)
+        if trust:
+            from ..signing import TrustedKeys
+
+            TrustedKeys.read(trust).verify(archive)
         job = Job(source, target, archive, format, options, column)
         run = BatchRun(job, workers, address, max_failures, retry_failed)
 

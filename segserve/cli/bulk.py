@@ -5,6 +5,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,22 +20,15 @@ if TYPE_CHECKING:
     from ..bulk.run import Outcome, Run
     from ..schema.response import ClassRow
 
-_PANEL = "Options of a request"
-
-ModeFlag = Annotated[Mode | None, typer.Option(help="whole, or in tiles", rich_help_panel=_PANEL)]
-TtaFlag = Annotated[Tta | None, typer.Option(help="test-time augmentation", rich_help_panel=_PANEL)]
-ClassesFlag = Annotated[
-    str | None, typer.Option(help="keep only these, by name or id: cat,dog", rich_help_panel=_PANEL)
-]
+_request_option = partial(typer.Option, rich_help_panel="Options of a request")
+ModeFlag = Annotated[Mode | None, _request_option(help="whole, or in tiles")]
+TtaFlag = Annotated[Tta | None, _request_option(help="test-time augmentation")]
+ClassesFlag = Annotated[str | None, _request_option(help="keep only these, by name or id: cat,dog")]
 ThresholdFlag = Annotated[
-    float | None,
-    typer.Option(
-        min=0, max=1, help="less certain pixels become background", rich_help_panel=_PANEL
-    ),
+    float | None, _request_option(min=0, max=1, help="less certain pixels become background")
 ]
-AlphaFlag = Annotated[
-    Alpha | None, typer.Option(help="how to read transparent pixels", rich_help_panel=_PANEL)
-]
+AlphaFlag = Annotated[Alpha | None, _request_option(help="how to read transparent pixels")]
+compute_option = partial(typer.Option, rich_help_panel="What computes")
 RetryFlag = Annotated[
     bool,
     typer.Option("--retry-failed", help="compute images again that failed in an earlier run"),

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..runtime.errors import ModelError
-from ..schema.request import Mode, Tta
+from ..runtime.record import read_record
+from ..runtime.settings import Settings
+from ..schema.request import Mode, Options, Tta
 from .app import (
     MAKE,
     ModelArgument,
@@ -24,7 +27,6 @@ from .app import (
     progress_bar,
 )
 from .models import (
-    Crowds,
     CrowdsOption,
     DataOption,
     DevSplitOption,
@@ -32,18 +34,16 @@ from .models import (
     ImagesOption,
     SkipOption,
     open_checked,
-    read_options,
 )
 
 if TYPE_CHECKING:
-    from ..runtime.record import ModelRecord
     from ..training.data import LabelledImages
     from ..training.evaluate.compare import Comparison
     from ..training.evaluate.report import EvaluationReport
 
 _DEFAULT_MODEL = "embedded"
 _SERVER = ("http://", "https://")
-_PANEL = "Through a server"
+_server_option = partial(typer.Option, rich_help_panel="Through a server")
 
 
 @app.command(rich_help_panel=MAKE)
@@ -88,28 +88,18 @@ def evaluate(
     ] = False,
     server: Annotated[
         str | None,
-        typer.Option(
-            help="address of the server; --model gives class names and colours",
-            rich_help_panel=_PANEL,
-        ),
+        _server_option(help="address of the server; --model gives class names and colours"),
     ] = None,
     token: Annotated[
-        str | None,
-        typer.Option(envvar="SEGSERVE_TOKEN", help="inference token", rich_help_panel=_PANEL),
+        str | None, _server_option(envvar="SEGSERVE_TOKEN", help="inference token")
     ] = None,
     name: Annotated[
-        str | None,
-        typer.Option(
-            help="name of the served model; by default the record's", rich_help_panel=_PANEL
-        ),
+        str | None, _server_option(help="name of the served model; by default the record's")
     ] = None,
 ) -> None:
     """Measure a model's accuracy on labelled images at their original size, offline or through a
     running server.
     """
-    from ..runtime.record import read_record
-    from ..runtime.settings import Settings
-    from ..schema.request import Options
     from ..training.data import dataset_name
     from ..training.evaluate.card import EVALUATE_COMMAND, write_card
     from ..training.evaluate.measure import measure, offline_model, served_model
@@ -129,7 +119,9 @@ def evaluate(
             model or model_argument or _DEFAULT_MODEL
         )
         record, options = read_record(folder), Options.model_validate(given)
-        labelled = _labelled(data, split, record, images, ignore_id, crowds, skip_broken)
+        labelled = open_checked(
+            data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
+        ).data
         opened = (
             served_model(server, record, labelled, options, name=name, token=token)
             if server
@@ -167,14 +159,15 @@ def calibrate(
     skip_broken: SkipOption = False,
 ) -> None:
     """Calibrate a model: fit the temperature that makes its confidence match its accuracy."""
-    from ..runtime.record import read_record
     from ..training.data import dataset_name
     from ..training.evaluate.calibration import calibrate_model
 
     with errors_in_one_line():
         folder = model_folder(model)
         record = read_record(folder)
-        labelled = _labelled(data, split, record, images, ignore_id, crowds, skip_broken)
+        labelled = open_checked(
+            data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
+        ).data
         name = f"{dataset_name(data)} {labelled.split}"
         with _image_count(labelled) as report_count:
             found = calibrate_model(folder, labelled, report_count, dataset=name)
@@ -216,8 +209,6 @@ def compare(
     IoU by class with its 95 % interval, and the images that changed most.
     """
     with errors_in_one_line(), ExitStack() as stack:
-        from ..runtime.record import read_record
-        from ..schema.request import Options
         from ..training.evaluate.compare import compare as compare_models
         from ..training.evaluate.compare import write_comparison
         from ..training.evaluate.measure import offline_model, served_model
@@ -226,7 +217,9 @@ def compare(
             raise ModelError("the first of the two is a model; give the server second")
         folder = model_folder(first)
         record = read_record(folder)
-        labelled = _labelled(data, split, record, images, ignore_id, crowds, skip_broken)
+        labelled = open_checked(
+            data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
+        ).data
         other = (
             served_model(second, record, labelled, Options(), token=token)
             if second.startswith(_SERVER)
@@ -244,26 +237,6 @@ def compare(
             f"{second} is worse by {-found.mean.difference:.4f}, more than {no_worse_than:g}"
         )
         raise typer.Exit(1)
-
-
-def _labelled(
-    data: Path,
-    split: str | None,
-    record: "ModelRecord",
-    images: Path | None,
-    ignore_id: str,
-    crowds: Crowds,
-    skip_broken: bool,
-) -> "LabelledImages":
-    """The checked split that the options of a command name, by default `dev`."""
-    return open_checked(
-        data,
-        split,
-        record.classes,
-        default_split="dev",
-        images=images,
-        options=read_options(ignore_id, crowds, skip_broken=skip_broken),
-    ).data
 
 
 @contextmanager

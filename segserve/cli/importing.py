@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..runtime.encode.mask import LabelMap
 
-_SHOWN = "What the checkpoint does not say"
+_missing_option = partial(typer.Option, rich_help_panel="What the checkpoint does not say")
 _GOOGLE = "The start of the embedded model's training"
 _EQUAL_SHARE = 0.99  # of the pixels, by --compare
 
@@ -36,33 +36,22 @@ def import_model(
         typer.Option("--output", "-o", help="the new model folder; by default model/CHECKPOINT"),
     ] = None,
     classes: Annotated[
-        str | None,
-        typer.Option(help="class file, or names: background,cat,dog", rich_help_panel=_SHOWN),
+        str | None, _missing_option(help="class file, or names: background,cat,dog")
     ] = None,
     size_px: Annotated[
-        int | None,
-        typer.Option(min=32, help="longer side of the network's input", rich_help_panel=_SHOWN),
+        int | None, _missing_option(min=32, help="longer side of the network's input")
     ] = None,
     mean: Annotated[
-        str | None,
-        typer.Option(help="of the input, RGB in 0..1: 0.485,0.456,0.406", rich_help_panel=_SHOWN),
+        str | None, _missing_option(help="of the input, RGB in 0..1: 0.485,0.456,0.406")
     ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="as for --mean: 0.229,0.224,0.225", rich_help_panel=_SHOWN)
-    ] = None,
-    licence: Annotated[
-        str, typer.Option(help="licence of the weights", rich_help_panel=_SHOWN)
-    ] = "not stated",
-    backbone: Annotated[
-        str | None, typer.Option(help="name of a timm encoder", rich_help_panel=_SHOWN)
-    ] = None,
+    std: Annotated[str | None, _missing_option(help="as for --mean: 0.229,0.224,0.225")] = None,
+    licence: Annotated[str, _missing_option(help="licence of the weights")] = "not stated",
+    backbone: Annotated[str | None, _missing_option(help="name of a timm encoder")] = None,
     output_stride: Annotated[
-        int | None,
-        typer.Option(help="8, 16 or 32, if not the library's default", rich_help_panel=_SHOWN),
+        int | None, _missing_option(help="8, 16 or 32, if not the library's default")
     ] = None,
     aspp_rates: Annotated[
-        str | None,
-        typer.Option(help="6,12,18, if not the library's default", rich_help_panel=_SHOWN),
+        str | None, _missing_option(help="6,12,18, if not the library's default")
     ] = None,
     image: Annotated[
         Path | None, typer.Option(help="photograph to segment as a check", dir_okay=False)
@@ -187,7 +176,7 @@ def _import_google(
         raise ModelError(f"{file.name} needs --output, an existing model, and --data")
     folder = model_source(str(output))
     classes = read_record(folder).classes
-    checked = open_checked(data, split, classes, default_split="train", images=images)
+    checked = open_checked(data, split, "train", classes, images)
     with progress_bar("image") as progress:
         task = progress.add_task("")
         import_reference(

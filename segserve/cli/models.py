@@ -1,6 +1,7 @@
 """The commands `segserve fetch` and `export`, and the options that name a data set."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,7 +17,7 @@ from rich.progress import (
 )
 
 from ..resources import require_packages
-from ..runtime.record import ClassInfo
+from ..runtime.record import ClassInfo, read_record
 from .app import (
     MAKE,
     ModelArgument,
@@ -30,7 +31,7 @@ from .app import (
 
 if TYPE_CHECKING:
     from ..exporting.write import ExportReport
-    from ..training.data import CheckedSplit, LabelledImages, ReadOptions
+    from ..training.data import CheckedSplit
 
 
 @app.command(rich_help_panel=MAKE)
@@ -38,10 +39,7 @@ def fetch(
     model: ModelArgument,
     weights: Annotated[
         Path | None,
-        typer.Option(
-            help="the published file, in place of the download",
-            dir_okay=False,
-        ),
+        typer.Option(help="the published file, in place of the download", dir_okay=False),
     ] = None,
 ) -> None:
     """Download a published model once, verify it, and prepare it for serving."""
@@ -92,38 +90,29 @@ TrainSplitOption = Annotated[str | None, typer.Option(help=f"{_SPLIT} train")]
 DevSplitOption = Annotated[str | None, typer.Option(help=f"{_SPLIT} dev")]
 
 
-def read_options(ignore_id: str, crowds: Crowds, *, skip_broken: bool) -> "ReadOptions":
-    """The flags of `IgnoreOption`, `CrowdsOption` and `SkipOption`.
-
-    Raises:
-        ValueError: the value to ignore is none of a label image.
-    """
-    from ..training.data import ReadOptions
-
-    if ignore_id != "none" and not (ignore_id.isdecimal() and int(ignore_id) <= _LARGEST_ID):
-        raise ValueError(f"--ignore-id: expected none or a value up to 255, got {ignore_id!r}")
-    value = None if ignore_id == "none" else int(ignore_id)
-    return ReadOptions(value, crowds == "objects", skip_broken)
-
-
 def open_checked(
     data: Path,
     split: str | None,
-    classes: Sequence[ClassInfo],
-    *,
     default_split: str,
+    classes: Sequence[ClassInfo],
     images: Path | None = None,
+    ignore_id: str = "255",
+    crowds: Crowds = "ignore",
+    skip_broken: bool = False,
     categories: Mapping[str, int] | None = None,
-    options: "ReadOptions | None" = None,
 ) -> "CheckedSplit":
-    """Opens a split and reads all of its files once. Prints unusual facts about it to stderr.
+    """Opens the split that a command's options name, and reads all of its files once. Prints
+    unusual facts about it to stderr.
 
     Raises:
         DataError: lists all problems of the split.
+        ValueError: a label image cannot have the value to ignore.
     """
     from ..training.data import ReadOptions, check_split, open_data
 
-    options = options or ReadOptions()
+    if ignore_id != "none" and not (ignore_id.isdecimal() and int(ignore_id) <= _LARGEST_ID):
+        raise ValueError(f"--ignore-id: expected none or a value up to 255, got {ignore_id!r}")
+    ignored = None if ignore_id == "none" else int(ignore_id)
     opened = open_data(
         data,
         split,
@@ -131,9 +120,9 @@ def open_checked(
         default_split=default_split,
         images=images,
         categories=categories,
-        options=options,
+        options=ReadOptions(ignored, crowds == "objects", skip_broken),
     )
-    checked = check_split(opened, classes, skip_broken=options.skip_broken)
+    checked = check_split(opened, classes, skip_broken=skip_broken)
     for note in checked.notes:
         typer.echo(note, err=True)
     return checked
@@ -181,38 +170,23 @@ def export_model(
     with errors_in_one_line(), progress_bar("image", shown=data is not None) as progress:
         require_packages("torch", "onnx", "onnxruntime")
         folder = model_folder(model)
-        labelled = None if data is None else _labelled(data, split, folder)
+        record = read_record(folder)
+        labelled = open_checked(data, split, "dev", record.classes).data if data else None
         from ..exporting.write import Checks, ExportFormat, export_onnx, export_repository
-        from ..runtime.record import read_record
 
         task = progress.add_task("", total=len(labelled.names) if labelled else 0)
         checks = Checks(image or (), labelled, lambda count: progress.update(task, completed=count))
-        kind, name = ExportFormat(format), read_record(folder).name
+        kind = ExportFormat(format)
         if kind is ExportFormat.ONNX:
-            target = output or _DEFAULT_OUTPUT / f"{name}.onnx"
+            target = output or _DEFAULT_OUTPUT / f"{record.name}.onnx"
             if target.is_dir():
                 raise IsADirectoryError(f"{target} is a folder; --output names a file")
-            report = export_onnx(
-                folder, target, precision=precision, probabilities=probabilities, checks=checks
-            )
+            write = partial(export_onnx, folder, target)
         else:
             target = output or _DEFAULT_OUTPUT / kind
-            report = export_repository(
-                folder,
-                target,
-                kind,
-                precision=precision,
-                probabilities=probabilities,
-                checks=checks,
-            )
+            write = partial(export_repository, folder, target, kind)
+        report = write(precision=precision, probabilities=probabilities, checks=checks)
         _print(report, target)
-
-
-def _labelled(data: Path, split: str | None, folder: Path) -> "LabelledImages":
-    from ..runtime.record import read_record
-
-    classes = read_record(folder).classes
-    return open_checked(data, split, classes, default_split="dev").data
 
 
 def _print(report: "ExportReport", target: Path) -> None:

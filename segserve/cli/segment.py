@@ -37,6 +37,7 @@ from .bulk import (
     RetryFlag,
     ThresholdFlag,
     TtaFlag,
+    compute_option,
     ended_early,
     given_options,
     run_text,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from ..client.request import SegmentOptions
     from ..local import LocalSegmenter
 
-_COMPUTE = "What computes"
 _DEFAULT_FOLDER = Path("segmented")
 
 
@@ -85,43 +85,30 @@ def segment(
     threshold: ThresholdFlag = None,
     alpha: AlphaFlag = None,
     server: Annotated[
-        str | None,
-        typer.Option(
-            help="its address; by default that of `segserve serve`", rich_help_panel=_COMPUTE
-        ),
+        str | None, compute_option(help="its address; by default that of `segserve serve`")
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(
-            help="by default that of `segserve serve`, else $SEGSERVE_TOKEN",
-            rich_help_panel=_COMPUTE,
-        ),
+        compute_option(help="by default that of `segserve serve`, else $SEGSERVE_TOKEN"),
     ] = None,
     local: Annotated[
-        bool,
-        typer.Option(
-            "--local", help="compute in this process, without a server", rich_help_panel=_COMPUTE
-        ),
+        bool, compute_option("--local", help="compute in this process, without a server")
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(
+        compute_option(
             help="name of the served model; with --local an archive, a model folder "
             "or the name of one in model/",
             autocompletion=model_names,
-            rich_help_panel=_COMPUTE,
         ),
     ] = None,
     runtime: Annotated[
         Literal["torch", "onnx"] | None,
-        typer.Option(
+        compute_option(
             help="with --local, what computes the network; onnx needs no PyTorch",
-            rich_help_panel=_COMPUTE,
         ),
     ] = None,
-    jobs: Annotated[
-        int, typer.Option(min=1, max=64, help="requests in flight", rich_help_panel=_COMPUTE)
-    ] = 8,
+    jobs: Annotated[int, compute_option(min=1, max=64, help="requests in flight")] = 8,
 ) -> None:
     """Segment images: files, globs, folders or standard input.
 

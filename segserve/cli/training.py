@@ -34,7 +34,6 @@ from .models import (
     SkipOption,
     TrainSplitOption,
     open_checked,
-    read_options,
 )
 
 if TYPE_CHECKING:
@@ -74,13 +73,7 @@ def check_data(
         names = [split] if split or data.is_file() else split_names(data)
         found = {
             name: open_checked(
-                data,
-                name,
-                listed,
-                default_split="train",
-                images=images,
-                categories=categories,
-                options=read_options(ignore_id, crowds, skip_broken=skip_broken),
+                data, name, "train", listed, images, ignore_id, crowds, skip_broken, categories
             )
             for name in names
         }
@@ -208,17 +201,10 @@ def train(
         record = record_for(model, fields, labels, size_px=size_px, licence=licence, start=start)
         if start and not (model / recipe).exists():
             steps = steps.at_size(record.input.resize.size_px, given)
-        opened = partial(
-            open_checked,
-            data,
-            classes=record.classes,
-            default_split="train",
-            images=images,
-            categories=categories,
-            options=read_options(ignore_id, crowds, skip_broken=skip_broken),
-        )
         check_class_weights(steps.class_weights, record.labels)
-        training, measured = opened(split), opened(val) if val else None
+        reading = images, ignore_id, crowds, skip_broken, categories
+        training = open_checked(data, split, "train", record.classes, *reading)
+        measured = open_checked(data, val, "train", record.classes, *reading) if val else None
         # The model folder is written only now that classes, data and splits are known to be good.
         write_new_record(record, model)
         write_recipe(steps, model / recipe)

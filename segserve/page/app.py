@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from PIL import Image
 
-from ..demo import PHOTOGRAPHS, sample_photograph
+from ..resources import PHOTOGRAPHS, sample_photograph
 from ..runtime.encode.overlay import DEFAULT_OPACITY
 from ..runtime.record import BACKGROUND
 from .server import PageServer
