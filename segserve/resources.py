@@ -1,4 +1,4 @@
-"""What is present: the project's own files, sample photographs, packages and GPUs.
+"""What is present: the project's own files, its models, sample photographs, packages and GPUs.
 
 Files of the project that are not Python modules of this package are beside it in a checkout, in its
 folder `files` in an installed wheel.
@@ -37,6 +37,36 @@ def resource(name: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{name}: not found in {_ROOT}")
     return path
+
+
+def model_names(incomplete: str = "") -> list[str]:
+    """The repository's models whose names start with `incomplete`; none if the package was
+    installed without the repository.
+    """
+    try:
+        records = sorted(resource("model").glob("*/model.yaml"))
+    except FileNotFoundError:
+        return []
+    return [path.parent.name for path in records if path.parent.name.startswith(incomplete)]
+
+
+def model_source(model: str) -> Path:
+    """The folder of a model, with or without weights.
+
+    Args:
+        model: a folder, or the name of one in `model/`.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+    """
+    if model and Path(model).is_dir():
+        return Path(model)
+    known = model_names()
+    if known and model not in known:
+        raise FileNotFoundError(
+            f"{model!r}: no model folder, and no name of a model: {', '.join(known)}"
+        )
+    return resource(f"model/{model}")
 
 
 PHOTOGRAPHS = {"chelsea.png": "a cat", "astronaut.png": "a person"}

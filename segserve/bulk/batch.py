@@ -23,15 +23,13 @@ from ..runtime.record import (
 )
 from ..runtime.request import class_ids, parse_options
 from ..runtime.settings import read_config
-from .errors import BulkError, StoppedError, printable
-from .executor import Interrupts
+from .errors import BulkError, Interrupts, StoppedError, printable
 from .sources import Source, stored_sources
 from .storage import Storage, errors_with_location
 from .target import claim
 
 if TYPE_CHECKING:
-    from .listing import Block
-    from .table import Summary
+    from .table import Block, Summary
     from .worker import BlockReport
 
 MANIFEST, SUMMARY = "job.json", "summary.json"
@@ -196,7 +194,7 @@ class BatchRun:
                     remedy="name another target, or --overwrite",
                     overwrite=overwrite,
                 )
-                from .listing import blocks_of, extend_listing, unfinished_blocks
+                from .table import blocks_of, extend_listing, unfinished_blocks
 
                 distinct_stems = self.job.format is not LabelFormat.RLE
                 extend_listing(storage, self.job.images(), distinct_stems=distinct_stems)

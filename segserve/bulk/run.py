@@ -4,10 +4,15 @@ time.
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from ..client import (
     AuthenticationError,
@@ -22,11 +27,19 @@ from ..client import (
 from ..runtime.encode.mask import encode_jpeg
 from ..runtime.errors import BadOptionError
 from ..runtime.files import write_whole
-from .errors import StoppedError, code_and_reason, concerns_one_name, printable
-from .executor import Interrupts, parallel_results
+from .errors import (
+    Interrupts,
+    StoppedError,
+    code_and_reason,
+    concerns_one_name,
+    printable,
+)
 from .results import encode_result
 from .sources import Source
 from .target import FailureLog, Layout
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 OUTAGE_AFTER = 3
 """The number of server failures, with no success in between, that ends a run."""
@@ -226,3 +239,66 @@ def _affects_all(error: Exception) -> bool:
         or error.status in _NOT_OUR_SERVER
         or 300 <= error.status < 400
     )
+
+
+def parallel_results(
+    work: Callable[[Task], Result],
+    tasks: Iterator[Task],
+    workers: int,
+    interrupts: Interrupts,
+    *,
+    awaits_threads: bool = False,
+) -> Iterator[tuple[Task, Result | Exception]]:
+    """Calls `work` for every task, in `workers` threads. Yields every task with its result, or with
+    the exception that it raised, in order of completion.
+
+    At most two tasks per thread are pending, so the number of tasks does not affect memory.
+
+    Args:
+        work: must not write or print, so that a task can be dropped when the run ends.
+        interrupts: a signal raises `InterruptedRunError`, only between results.
+        awaits_threads: at the end, let each thread finish its current task. Python must not exit
+            while a thread computes with torch.
+    """
+    todo: SimpleQueue[Task | None] = SimpleQueue()
+    done: SimpleQueue[tuple[Task, Result | Exception]] = SimpleQueue()
+    threads = [
+        threading.Thread(target=_work_off, args=(work, todo, done), daemon=True)
+        for _ in range(workers)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        pending = 0
+        while True:
+            for task in islice(tasks, 2 * workers - pending):
+                todo.put(task)
+                pending += 1
+            if not pending:
+                break
+            with interrupts.immediate():
+                ended = done.get()
+            pending -= 1
+            yield ended
+        interrupts.check()
+    finally:
+        with suppress(Empty):
+            while True:
+                todo.get_nowait()
+        for _ in threads:
+            todo.put(None)
+        for thread in threads if awaits_threads else ():
+            thread.join()
+
+
+def _work_off(
+    work: Callable[[Task], Result],
+    todo: "SimpleQueue[Task | None]",
+    done: "SimpleQueue[tuple[Task, Result | Exception]]",
+) -> None:
+    while (task := todo.get()) is not None:
+        try:
+            result: Result | Exception = work(task)
+        except Exception as error:  # the consumer of the results handles it
+            result = error
+        done.put((task, result))

@@ -26,11 +26,19 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.telemetry.request_stats import RequestStats
 from .batch import Job, LabelFormat
 from .errors import BulkError, StoppedError, code_and_reason, concerns_one_name, printable
-from .listing import Block, images_of
 from .results import encode_label_map
 from .sources import Source
 from .storage import Storage
-from .table import FAILED, Row, decode_part, encode_part, failed_row, segmented_row
+from .table import (
+    FAILED,
+    Block,
+    Row,
+    decode_part,
+    encode_part,
+    failed_row,
+    images_of,
+    segmented_row,
+)
 
 _NO_LIMIT = 2**31
 _STORE_BYTES = 256 * 2**20

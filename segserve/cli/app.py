@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..bulk.errors import printable
-from ..resources import resource
+from ..resources import model_names
 
 # A shell's exit status for a command that a signal ended is 128 + the signal's number.
 SIGNALLED = 128
@@ -101,15 +101,6 @@ def _options(
 USE, MAKE = "Use a model", "Make and measure models"
 
 
-def model_names(incomplete: str) -> list[str]:
-    """The repository's models whose names start with `incomplete`, for shell completion."""
-    try:
-        records = sorted(resource("model").glob("*/model.yaml"))
-    except FileNotFoundError:  # installed without the repository; completion must not fail
-        return []
-    return [path.parent.name for path in records if path.parent.name.startswith(incomplete)]
-
-
 ModelArgument = Annotated[
     str,
     typer.Argument(help="a model folder, or the name of one in model/", autocompletion=model_names),
@@ -164,33 +155,11 @@ def print_plain(line: str) -> None:
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def model_source(model: str) -> Path:
-    """The folder of a model, with or without weights.
-
-    Raises:
-        FileNotFoundError: there is no such model, or the package was installed without the
-            repository.
-    """
-    if model and Path(model).is_dir():
-        return Path(model)
-    known = model_names("")
-    if known and model not in known:
-        raise FileNotFoundError(
-            f"{model!r}: no model folder, and no name of a model: {', '.join(known)}"
-        )
-    return resource(f"model/{model}")
-
-
 def model_folder(model: str) -> Path:
-    """The folder to serve a model from: the model's own, or the one that `segserve fetch` created.
+    """The folder with the weights of a model, see `fetch.model_named`, whose import is slow."""
+    from ..fetch import model_named
 
-    Raises:
-        FileNotFoundError: as in `model_source`.
-        ModelError: the weights have not been downloaded.
-    """
-    from ..fetch import servable_folder
-
-    return servable_folder(model_source(model))
+    return model_named(model)
 
 
 def progress_bar(unit: str, *, shown: bool = True) -> Progress:

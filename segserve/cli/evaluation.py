@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..resources import model_names, model_source
 from ..runtime.errors import ModelError
 from ..runtime.record import read_record
 from ..runtime.settings import Settings
@@ -20,8 +21,6 @@ from .app import (
     errors_in_one_line,
     figures_table,
     model_folder,
-    model_names,
-    model_source,
     print_error,
     print_plain,
     progress_bar,

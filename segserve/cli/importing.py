@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.architecture import Architecture
+from ..resources import model_source
 from ..runtime.errors import ModelError
-from .app import MAKE, app, console, errors_in_one_line, model_source, print_plain, progress_bar
-from .flags import given_for
+from .app import MAKE, app, console, errors_in_one_line, print_plain, progress_bar
+from .bulk import given_options
 from .models import ImagesOption, TrainSplitOption, open_checked
 
 if TYPE_CHECKING:
@@ -85,8 +85,6 @@ def import_model(
             raise ModelError("--data is for files .tflite: leave it out")
         if compare is not None and image is None:
             raise ModelError("--compare needs --image, the photograph that it belongs to")
-        given = {"backbone": backbone, "output_stride": output_stride, "aspp_rates": aspp_rates}
-
         from ..importing.model import import_checkpoint
         from ..training.data.files import read_image
 
@@ -100,7 +98,11 @@ def import_model(
             mean=_numbers("--mean", mean),
             std=_numbers("--std", std),
             licence=licence,
-            architecture=given_for(Architecture, given),
+            architecture=given_options(
+                backbone=backbone,
+                output_stride=output_stride,
+                aspp_rates=_numbers("--aspp-rates", aspp_rates),
+            ),
             image_rgb=read_image(image) if image else None,
             check=partial(_check_agreement, reference=reference),
         )
@@ -124,7 +126,7 @@ def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise ModelError(f"{flag}: expected three numbers, got {text!r}") from error
+        raise ModelError(f"{flag}: expected numbers, got {text!r}") from error
 
 
 def _present(label_map: "LabelMap") -> list[int]:

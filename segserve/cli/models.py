@@ -1,7 +1,8 @@
-"""The commands `segserve fetch` and `export`, and the options that name a data set."""
+"""The commands `segserve fetch`, `export` and `quantize`, and the options that name a data set."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,7 +17,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ..resources import require_packages
+from ..bulk.sources import find_sources
+from ..resources import model_source, require_packages
 from ..runtime.record import ClassInfo, read_record
 from .app import (
     MAKE,
@@ -24,7 +26,6 @@ from .app import (
     app,
     errors_in_one_line,
     model_folder,
-    model_source,
     print_plain,
     progress_bar,
 )
@@ -198,3 +199,30 @@ def _print(report: "ExportReport", target: Path) -> None:
     print_plain(f"probabilities differ by {difference:.1g} in the mean")
     if found is not None:
         print_plain(f"mean IoU {found.onnx:.4f}, PyTorch's {found.pytorch:.4f}")
+
+
+@app.command(rich_help_panel=MAKE)
+def quantize(
+    model: ModelArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(help="photographs: files, folders, quoted globs such as 'in/**/*.jpg'"),
+    ],
+    most: Annotated[int, typer.Option(min=1, help="maximum number of images, spread evenly")] = 64,
+) -> None:
+    """Measure a model's activation ranges on photographs, for int8 inference (precision: int8 in
+    model-config.yaml).
+    """
+    from ..archive import config_of
+    from ..training.quantize import quantize_model
+
+    with errors_in_one_line():
+        folder, sources = model_folder(model), find_sources(images)
+        paths = [Path(source.location) for source in sources[:: ceil(len(sources) / most)]]
+        with progress_bar("image") as progress:
+            task = progress.add_task("", total=len(paths))
+            quantize_model(folder, paths, lambda count: progress.update(task, completed=count))
+        print_plain(
+            f"{folder} supports int8. To serve it so: cp -n {config_of(folder)} {folder}, and in "
+            "that file set below `handler:`\n\n  precision: int8"
+        )

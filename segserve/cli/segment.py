@@ -16,6 +16,7 @@ from rich.console import Console
 from ..bulk.sources import STDIN, STDIN_SOURCE, Source, find_sources
 from ..bulk.storage import Storage
 from ..bulk.target import FAILURES_FILE, OPTIONS_FILE, Format, Layout, claim
+from ..resources import model_names
 from .app import (
     SIGNALLED,
     USE,
@@ -24,7 +25,6 @@ from .app import (
     check_output,
     errors_in_one_line,
     model_folder,
-    model_names,
     progress_bar,
     write_output,
 )

@@ -1,31 +1,34 @@
-"""The commands that make models: `segserve data check`, `quantize` and `train`."""
+"""The commands `segserve data check` and `train`. The flags of `train` are the fields of the
+architecture and of the recipe, so that a file and the command always have the same ones.
+"""
 
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
+import yaml
 from rich.progress import Progress
 
-from ..bulk.sources import find_sources
 from ..recipe import Recipe
+from ..resources import model_source
 from ..runtime.architecture import Architecture
 from ..runtime.errors import ModelError
+from ..runtime.record import ClassInfo, Strict, read_record
 from .app import (
     MAKE,
-    ModelArgument,
     app,
     console,
     errors_in_one_line,
     figures_table,
     model_folder,
-    model_source,
     print_plain,
     progress_bar,
 )
-from .flags import flags_of, given_for
 from .models import (
     CrowdsOption,
     DataOption,
@@ -37,10 +40,13 @@ from .models import (
 )
 
 if TYPE_CHECKING:
-    from ..runtime.record import ClassInfo
     from ..training.data import CheckedSplit
     from ..training.train.loop import StepReport
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_METAVARS = {tuple: "A,B,...", dict: "KEY: VALUE, ..."}
+_BRACKETS = {tuple: "[{}]", dict: "{{{}}}"}  # of YAML
 
 data_app = typer.Typer(help="Look at a data set before training.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel=MAKE)
@@ -86,9 +92,8 @@ def check_data(
 
 def _listed_classes(
     data: Path, classes: Path | None, model: str | None
-) -> "tuple[Sequence[ClassInfo], Mapping[str, int] | None]":
+) -> tuple[Sequence[ClassInfo], Mapping[str, int] | None]:
     """The classes, and the categories of each."""
-    from ..runtime.record import read_record
     from ..training.data import read_class_file
 
     if model:
@@ -100,7 +105,7 @@ def _listed_classes(
     return listed.classes, listed.categories
 
 
-def _print_split(name: str, checked: "CheckedSplit", classes: "Sequence[ClassInfo]") -> None:
+def _print_split(name: str, checked: "CheckedSplit", classes: Sequence[ClassInfo]) -> None:
     sizes = [checked.data.image_size(image) for image in checked.data.names]
     heights, widths = zip(*sizes, strict=True)
     print_plain(
@@ -114,31 +119,73 @@ def _print_split(name: str, checked: "CheckedSplit", classes: "Sequence[ClassInf
     console.print(table)
 
 
-@app.command(rich_help_panel=MAKE)
-def quantize(
-    model: ModelArgument,
-    images: Annotated[
-        list[str],
-        typer.Argument(help="photographs: files, folders, quoted globs such as 'in/**/*.jpg'"),
-    ],
-    most: Annotated[int, typer.Option(min=1, help="maximum number of images, spread evenly")] = 64,
-) -> None:
-    """Measure a model's activation ranges on photographs, for int8 inference (precision: int8 in
-    model-config.yaml).
-    """
-    from ..archive import config_of
-    from ..training.quantize import quantize_model
+def flags_of(*documents: type[Strict]) -> Callable[[Command], Command]:
+    """Replaces a command's `**given` with one flag for every field of the documents.
 
-    with errors_in_one_line():
-        folder, sources = model_folder(model), find_sources(images)
-        paths = [Path(source.location) for source in sources[:: ceil(len(sources) / most)]]
-        with progress_bar("image") as progress:
-            task = progress.add_task("", total=len(paths))
-            quantize_model(folder, paths, lambda count: progress.update(task, completed=count))
-        print_plain(
-            f"{folder} supports int8. To serve it so: cp -n {config_of(folder)} {folder}, and in "
-            "that file set below `handler:`\n\n  precision: int8"
-        )
+    A flag that is not given is None. The syntax of a list is 6,12,18. The syntax of a mapping is
+    cat: 2, dog: 1.5. See `given_for`.
+    """
+
+    def with_flags(command: Command) -> Command:
+        own = [
+            p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD
+        ]
+        made = [_parameter(name, kind) for kind in documents for name in kind.model_fields]
+        command.__signature__ = inspect.Signature([*own, *made])  # type: ignore[attr-defined]
+        return command
+
+    return with_flags
+
+
+def given_for(document: type[Strict], given: Mapping[str, object]) -> dict[str, object]:
+    """The given flags that belong to the document, parsed for its fields.
+
+    Raises:
+        ValueError: a list or a mapping cannot be parsed.
+    """
+    return {
+        name: _parsed(name, document, value)
+        for name, value in given.items()
+        if name in document.model_fields and value is not None
+    }
+
+
+def _parameter(name: str, document: type[Strict]) -> inspect.Parameter:
+    option = typer.Option(
+        help=_described(document).get(name),
+        rich_help_panel=document.__name__,
+        metavar=_METAVARS.get(get_origin(_field_type(name, document))),
+    )
+    field = _field_type(name, document)
+    kind: Any = field if field in (bool, int, float, str) or get_origin(field) is Literal else str
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _field_type(name: str, document: type[Strict]) -> Any:  # noqa: ANN401 - any type
+    annotation = document.model_fields[name].annotation
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _parsed(name: str, document: type[Strict], value: object) -> object:
+    brackets = _BRACKETS.get(get_origin(_field_type(name, document)))
+    if brackets is None or not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(brackets.format(value))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--{name.replace('_', '-')}: {value!r} cannot be read") from error
+
+
+def _described(document: type[Strict]) -> dict[str, str]:
+    """The description of each field, from the section `Attributes:` of the document's docstring."""
+    _, _, section = inspect.getdoc(document).partition("Attributes:\n")  # type: ignore[union-attr]
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 @app.command(rich_help_panel=MAKE)
@@ -183,7 +230,6 @@ def train(
     On several GPUs: torchrun --standalone --nproc-per-node 4 -m segserve train ...
     """
     from ..recipe import recipe_with, write_recipe
-    from ..runtime.record import read_record
     from ..training.data import dataset_name, read_class_file
     from ..training.evaluate.card import measure_model
     from ..training.train.loop import RunOptions, validation_iou

@@ -53,7 +53,7 @@ class UnknownModelError(ResponseError):
 
 def unreachable(url: str, error: Exception) -> UnreachableError:
     return UnreachableError(
-        f"{url}: no server responds there ({' '.join(_reason(error).split())[:200]}); "
+        f"{url}: no server responds there ({' '.join(root_reason(error).split())[:200]}); "
         "start one with `segserve serve`, or see the log of the one that runs"
     )
 
@@ -64,15 +64,12 @@ def timed_out(url: str, timeout_s: float) -> TimedOutError:
     )
 
 
-def _reason(error: BaseException) -> str:
-    """The operating system's message, if there is one. HTTP libraries wrap it in several
-    exceptions.
-    """
-    reason, cause = str(error), error
-    while cause := cause.__cause__ or cause.__context__:  # type: ignore[assignment]
-        if isinstance(cause, OSError) and cause.strerror:
-            reason = cause.strerror
-            # asyncio replaces the message of a connection error
-            if isinstance(cause, ConnectionError) and cause.errno is not None:
-                reason = os.strerror(cause.errno)
-    return reason or type(error).__name__
+def root_reason(error: BaseException) -> str:
+    """The message of the first cause of an error. HTTP libraries wrap it in several exceptions."""
+    while (cause := error.__cause__ or error.__context__) and not isinstance(
+        cause, BaseExceptionGroup
+    ):
+        error = cause
+    if isinstance(error, ConnectionError) and error.errno is not None:
+        return os.strerror(error.errno)  # asyncio replaces the message
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
