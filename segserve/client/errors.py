@@ -8,9 +8,7 @@ class ClientError(Exception):
 
 
 class UnreachableError(ClientError):
-    """No server responds at the address, or the connection broke before the response was
-    complete.
-    """
+    """No server responds at the address, or the connection broke during the response."""
 
 
 class TimedOutError(ClientError):
@@ -29,8 +27,7 @@ class ResponseError(ClientError):
         code: the error's code, for programs: `image_truncated`, or TorchServe's
             `ServiceUnavailableException`.
         message: the server's message, for people.
-        retry_after_s: the delay before a retry that the server requested, in seconds; None if it
-            requested none.
+        retry_after_s: the delay before a retry that the server requested, in seconds, or None.
     """
 
     def __init__(
