@@ -1,6 +1,4 @@
-"""The errors of bulk runs, and the signals that become one of them. Every message is one line of
-text for people.
-"""
+"""The errors of bulk runs, and the signals that become one. Every message is one line of text."""
 
 import os
 import signal
@@ -35,10 +33,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Handles SIGINT and SIGTERM within a context, in the main thread.
-
-    A signal is only recorded, because an exception in the middle of a write would do harm. `check`
-    raises it; within `immediate`, the signal handler raises it. Later signals are ignored.
+    """Handles SIGINT and SIGTERM within a context, in the main thread. A signal is only recorded,
+    because an exception in the middle of a write would do harm. `check` raises it; within
+    `immediate`, the signal handler raises it. Later signals are ignored.
     """
 
     def __init__(self) -> None:
@@ -62,11 +59,7 @@ class Interrupts:
             signal.signal(number, self._handle)
 
     def check(self) -> None:
-        """Call this regularly during long work.
-
-        Raises:
-            InterruptedRunError: the process has received a signal.
-        """
+        """Raises InterruptedRunError if the process has received a signal. Call it regularly."""
         if self._number is not None:
             raise InterruptedRunError(self._number)
 
@@ -91,17 +84,13 @@ _NAME_ERRORS = (EEXIST, EILSEQ, EINVAL, EISDIR, ENAMETOOLONG, ENOTDIR)
 
 
 def concerns_one_name(error: OSError) -> bool:
-    """Whether only the name of this file causes the error. Any other error of the operating system
-    would affect the next file too.
-    """
+    """Whether only the name of this file causes the error. Others affect the next file too."""
     return error.errno in _NAME_ERRORS
 
 
 def code_and_reason(error: Exception) -> tuple[str, str]:
-    """The error code of a failed image, and one line of text for people.
-
-    The code is that of the error response, `file` if the file cannot be read, `server` if the
-    server does not respond properly, else `internal_error`.
+    """The error code of a failed image, and one line of text. The code is that of the error
+    response, `file`, `server`, or `internal_error`.
     """
     from ..client import ClientError, ResponseError
     from ..runtime.errors import SegserveError

@@ -86,7 +86,6 @@ def failed_row(image: Source, code: str, message: str, record: ModelRecord) -> R
 
 
 def encode_part(rows: Sequence[Row]) -> bytes:
-    """Encodes rows as a Parquet file."""
     buffer = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), buffer, compression="zstd")
     return buffer.getvalue()
@@ -139,7 +138,7 @@ class Summary:
 def summarize(
     storage: Storage, record: ModelRecord, *, images: int, done: int, seconds: float
 ) -> Summary:
-    """Summarises a job of so many `images`, of which this run has processed `done` in `seconds`."""
+    """Summarises a job with this number of images. This run has processed `done` in `seconds`."""
     failures, rows = Counter[str](), 0
     pixels, occurrences = np.zeros(256, np.int64), np.zeros(256, np.int64)
     for batch in _batches(storage):
@@ -190,10 +189,7 @@ def _row(image: Source, record: ModelRecord) -> Row:
 @dataclass(frozen=True)
 class Block:
     """Images that are processed together: row group `index` of the listing with number `listing`.
-
-    Attributes:
-        images: the number of images to process.
-        retry: only process the images that failed in an earlier run.
+    With `retry`, only the `images` of them that failed in an earlier run.
     """
 
     listing: int
@@ -208,19 +204,16 @@ class Block:
 
 
 def block_size(listed: int) -> int:
-    """The size of the block that follows the first `listed` images.
-
-    In a short job, small blocks keep all workers busy until the end, and a killed job loses little
-    work. In a long job, large blocks limit the table to some ten thousand files.
+    """The size of the block that follows the first `listed` images. Small blocks keep all workers
+    of a short job busy until its end; large ones limit the table of a long job to some ten thousand
+    files.
     """
     return max(1, min(128, listed // 32), listed // 25_000)
 
 
 def extend_listing(storage: Storage, images: Iterator[Source], *, distinct_stems: bool) -> int:
-    """Lists the images that no earlier run has listed, and returns their number.
-
-    Raises:
-        BulkError: two images have the same label map file, and `distinct_stems` is true.
+    """Lists the images that no earlier run has listed, and returns their number. Raises BulkError
+    if two images have the same label map file and `distinct_stems` is true.
     """
     new = _unlisted(storage, images, distinct_stems=distinct_stems)
     first = next(new, None)
@@ -294,9 +287,7 @@ def _unlisted(
 
 
 class _Seen:
-    """A set of texts that stores an 8-byte hash of each. With a million texts, 1 in 30 million jobs
-    has a collision.
-    """
+    """A set of texts, as 8-byte hashes. With a million, 1 in 30 million jobs has a collision."""
 
     def __init__(self) -> None:
         # Sorted, each at least twice as long as the next: every hash is merged only a few times.
