@@ -1,6 +1,4 @@
-"""The command line interface, `segserve`. It parses arguments and prints results; other packages do
-the work.
-"""
+"""The command line, `segserve`: parses arguments and prints results; other packages do the work."""
 
 from . import (  # noqa: I001, F401 - the order of `segserve --help`
     segment,

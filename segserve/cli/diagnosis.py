@@ -131,14 +131,8 @@ def profile_image(
     tta: str | None = None,
 ) -> ImageProfile:
     """Segments an image file `repeat` times by the clock, and once more under PyTorch's profiler,
-    which slows it down.
-
-    Args:
-        trace: where the profiler's trace is written, as JSON.
-
-    Raises:
-        ResponseError: the image or the options are rejected.
-        OSError: the trace cannot be written.
+    which slows it down and writes `trace` as JSON. Raises ResponseError if the image or the options
+    are rejected.
     """
     from torch.profiler import profile
 
@@ -169,7 +163,7 @@ def _operators(events: "Iterable[FunctionEventAvg]") -> list[Operator]:
     on_gpu = torch.cuda.is_available()
     operators = [
         Operator(
-            event.key,
+            str(event.key),
             event.count,
             (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1000,
         )

@@ -1,7 +1,7 @@
 """The commands that measure models: `segserve evaluate`, `calibrate` and `compare`."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,6 +13,7 @@ from ..runtime.errors import ModelError
 from ..runtime.record import read_record
 from ..runtime.settings import Settings
 from ..schema.request import Mode, Options, Tta
+from . import models
 from .app import (
     MAKE,
     ModelArgument,
@@ -20,23 +21,13 @@ from .app import (
     console,
     errors_in_one_line,
     figures_table,
+    image_count,
     model_folder,
     print_error,
     print_plain,
-    progress_bar,
-)
-from .models import (
-    CrowdsOption,
-    DataOption,
-    DevSplitOption,
-    IgnoreOption,
-    ImagesOption,
-    SkipOption,
-    open_checked,
 )
 
 if TYPE_CHECKING:
-    from ..training.data import LabelledImages
     from ..training.evaluate.compare import Comparison
     from ..training.evaluate.report import EvaluationReport
 
@@ -47,7 +38,7 @@ _server_option = partial(typer.Option, rich_help_panel="Through a server")
 
 @app.command(rich_help_panel=MAKE)
 def evaluate(
-    data: DataOption,
+    data: models.DataOption,
     model_argument: Annotated[
         str | None,
         typer.Argument(metavar="[MODEL]", help="the same as --model", autocompletion=model_names),
@@ -59,11 +50,11 @@ def evaluate(
             autocompletion=model_names,
         ),
     ] = None,
-    images: ImagesOption = None,
-    split: DevSplitOption = None,
-    ignore_id: IgnoreOption = "255",
-    crowds: CrowdsOption = "ignore",
-    skip_broken: SkipOption = False,
+    images: models.ImagesOption = None,
+    split: models.DevSplitOption = None,
+    ignore_id: models.IgnoreOption = "255",
+    crowds: models.CrowdsOption = "ignore",
+    skip_broken: models.SkipOption = False,
     mode: Annotated[Mode | None, typer.Option(help="as in a request")] = None,
     tta: Annotated[Tta | None, typer.Option(help="as in a request")] = None,
     output_stride: Annotated[
@@ -118,7 +109,7 @@ def evaluate(
             model or model_argument or _DEFAULT_MODEL
         )
         record, options = read_record(folder), Options.model_validate(given)
-        labelled = open_checked(
+        labelled = models.open_checked(
             data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
         ).data
         opened = (
@@ -129,7 +120,7 @@ def evaluate(
             )
         )
         with opened as predictor:
-            with _image_count(labelled) as report_count:
+            with image_count(len(labelled.names)) as report_count:
                 evaluation = measure(labelled, predictor, report_count)
             report = build_report(
                 evaluation,
@@ -150,12 +141,12 @@ def evaluate(
 @app.command(rich_help_panel=MAKE)
 def calibrate(
     model: ModelArgument,
-    data: DataOption,
-    images: ImagesOption = None,
-    split: DevSplitOption = None,
-    ignore_id: IgnoreOption = "255",
-    crowds: CrowdsOption = "ignore",
-    skip_broken: SkipOption = False,
+    data: models.DataOption,
+    images: models.ImagesOption = None,
+    split: models.DevSplitOption = None,
+    ignore_id: models.IgnoreOption = "255",
+    crowds: models.CrowdsOption = "ignore",
+    skip_broken: models.SkipOption = False,
 ) -> None:
     """Calibrate a model: fit the temperature that makes its confidence match its accuracy."""
     from ..training.data import dataset_name
@@ -164,11 +155,11 @@ def calibrate(
     with errors_in_one_line():
         folder = model_folder(model)
         record = read_record(folder)
-        labelled = open_checked(
+        labelled = models.open_checked(
             data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
         ).data
         name = f"{dataset_name(data)} {labelled.split}"
-        with _image_count(labelled) as report_count:
+        with image_count(len(labelled.names)) as report_count:
             found = calibrate_model(folder, labelled, report_count, dataset=name)
         print_plain(
             f"temperature {found.temperature:g}; expected calibration error {found.ece_before:.4f} "
@@ -184,12 +175,12 @@ def compare(
     second: Annotated[
         str, typer.Argument(help="another one, or the address of a server: http://127.0.0.1:8080")
     ],
-    data: DataOption,
-    split: DevSplitOption = None,
-    images: ImagesOption = None,
-    ignore_id: IgnoreOption = "255",
-    crowds: CrowdsOption = "ignore",
-    skip_broken: SkipOption = False,
+    data: models.DataOption,
+    split: models.DevSplitOption = None,
+    images: models.ImagesOption = None,
+    ignore_id: models.IgnoreOption = "255",
+    crowds: models.CrowdsOption = "ignore",
+    skip_broken: models.SkipOption = False,
     no_worse_than: Annotated[
         float | None,
         typer.Option(
@@ -216,7 +207,7 @@ def compare(
             raise ModelError("the first of the two is a model; give the server second")
         folder = model_folder(first)
         record = read_record(folder)
-        labelled = open_checked(
+        labelled = models.open_checked(
             data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
         ).data
         other = (
@@ -225,7 +216,7 @@ def compare(
             else offline_model(model_folder(second))
         )
         predictors = stack.enter_context(offline_model(folder)), stack.enter_context(other)
-        with _image_count(labelled) as report_count:
+        with image_count(len(labelled.names)) as report_count:
             found = compare_models(labelled, *predictors, report_count)
         _print_comparison(found, first, second)
         if page:
@@ -236,14 +227,6 @@ def compare(
             f"{second} is worse by {-found.mean.difference:.4f}, more than {no_worse_than:g}"
         )
         raise typer.Exit(1)
-
-
-@contextmanager
-def _image_count(data: "LabelledImages") -> "Iterator[Callable[[int], None]]":
-    """A progress bar; the function sets the number of finished images."""
-    with progress_bar("image") as progress:
-        task = progress.add_task("", total=len(data.names))
-        yield lambda count: progress.update(task, completed=count)
 
 
 def _check_alternatives(option: str, value: object, others: Mapping[str, object]) -> None:

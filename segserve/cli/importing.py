@@ -85,6 +85,8 @@ def import_model(
             raise ModelError("--data is for files .tflite: leave it out")
         if compare is not None and image is None:
             raise ModelError("--compare needs --image, the photograph that it belongs to")
+        import numpy as np
+
         from ..importing.model import import_checkpoint
         from ..training.data.files import read_image
 
@@ -109,7 +111,8 @@ def import_model(
         for note in imported.notes:
             print_plain(note)
         if image:
-            found = [imported.record.labels[class_id] for class_id in _present(imported.label_map)]
+            ids, pixels = np.unique(imported.label_map, return_counts=True)
+            found = [imported.record.labels[ids[index]] for index in np.argsort(-pixels)]
             print_plain(f"{image.name}: {', '.join(found)}")
         print_plain(f"{folder} is ready: segserve serve {folder}")
 
@@ -127,13 +130,6 @@ def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise ModelError(f"{flag}: expected numbers, got {text!r}") from error
-
-
-def _present(label_map: "LabelMap") -> list[int]:
-    import numpy as np
-
-    ids, counts = np.unique(label_map, return_counts=True)
-    return [int(ids[index]) for index in np.argsort(-counts)]
 
 
 def _read_reference(path: Path) -> "NDArray[np.int64]":

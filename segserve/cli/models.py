@@ -25,9 +25,9 @@ from .app import (
     ModelArgument,
     app,
     errors_in_one_line,
+    image_count,
     model_folder,
     print_plain,
-    progress_bar,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +46,17 @@ def fetch(
     """Download a published model once, verify it, and prepare it for serving."""
     from ..fetch import fetch_model
 
-    with errors_in_one_line(), _download_bar() as progress:
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with errors_in_one_line(), bar as progress:
         task = progress.add_task(model, visible=False)
         folder = fetch_model(
             model_source(model),
@@ -56,19 +66,6 @@ def fetch(
             ),
         )
         print_plain(f"{model} is ready to be served, from {folder}")
-
-
-def _download_bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    console = Console(stderr=True)
-    return Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    )
 
 
 DataOption = Annotated[
@@ -103,11 +100,7 @@ def open_checked(
     categories: Mapping[str, int] | None = None,
 ) -> "CheckedSplit":
     """Opens the split that a command's options name, and reads all of its files once. Prints
-    unusual facts about it to stderr.
-
-    Raises:
-        DataError: lists all problems of the split.
-        ValueError: a label image cannot have the value to ignore.
+    unusual facts about it to stderr. Raises DataError with all problems of the split.
     """
     from ..training.data import ReadOptions, check_split, open_data
 
@@ -168,15 +161,13 @@ def export_model(
     """Write a model for other runtimes: ONNX from the picture to the class of every pixel. It is
     verified against PyTorch.
     """
-    with errors_in_one_line(), progress_bar("image", shown=data is not None) as progress:
+    with errors_in_one_line():
         require_packages("torch", "onnx", "onnxruntime")
         folder = model_folder(model)
         record = read_record(folder)
         labelled = open_checked(data, split, "dev", record.classes).data if data else None
         from ..exporting.write import Checks, ExportFormat, export_onnx, export_repository
 
-        task = progress.add_task("", total=len(labelled.names) if labelled else 0)
-        checks = Checks(image or (), labelled, lambda count: progress.update(task, completed=count))
         kind = ExportFormat(format)
         if kind is ExportFormat.ONNX:
             target = output or _DEFAULT_OUTPUT / f"{record.name}.onnx"
@@ -186,7 +177,10 @@ def export_model(
         else:
             target = output or _DEFAULT_OUTPUT / kind
             write = partial(export_repository, folder, target, kind)
-        report = write(precision=precision, probabilities=probabilities, checks=checks)
+        total = len(labelled.names) if labelled else 0
+        with image_count(total, shown=total > 0) as report_count:
+            checks = Checks(image or (), labelled, report_count)
+            report = write(precision=precision, probabilities=probabilities, checks=checks)
         _print(report, target)
 
 
@@ -219,9 +213,8 @@ def quantize(
     with errors_in_one_line():
         folder, sources = model_folder(model), find_sources(images)
         paths = [Path(source.location) for source in sources[:: ceil(len(sources) / most)]]
-        with progress_bar("image") as progress:
-            task = progress.add_task("", total=len(paths))
-            quantize_model(folder, paths, lambda count: progress.update(task, completed=count))
+        with image_count(len(paths)) as report_count:
+            quantize_model(folder, paths, report_count)
         print_plain(
             f"{folder} supports int8. To serve it so: cp -n {config_of(folder)} {folder}, and in "
             "that file set below `handler:`\n\n  precision: int8"

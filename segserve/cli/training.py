@@ -19,6 +19,7 @@ from ..resources import model_source
 from ..runtime.architecture import Architecture
 from ..runtime.errors import ModelError
 from ..runtime.record import ClassInfo, Strict, read_record
+from . import models
 from .app import (
     MAKE,
     app,
@@ -28,15 +29,6 @@ from .app import (
     model_folder,
     print_plain,
     progress_bar,
-)
-from .models import (
-    CrowdsOption,
-    DataOption,
-    IgnoreOption,
-    ImagesOption,
-    SkipOption,
-    TrainSplitOption,
-    open_checked,
 )
 
 if TYPE_CHECKING:
@@ -60,10 +52,10 @@ def check_data(
         Path | None, typer.Option(help="class file; by default classes.yaml in the folder")
     ] = None,
     model: Annotated[str | None, typer.Option(help="the classes of this model instead")] = None,
-    images: ImagesOption = None,
-    ignore_id: IgnoreOption = "255",
-    crowds: CrowdsOption = "ignore",
-    skip_broken: SkipOption = False,
+    images: models.ImagesOption = None,
+    ignore_id: models.IgnoreOption = "255",
+    crowds: models.CrowdsOption = "ignore",
+    skip_broken: models.SkipOption = False,
     sheet: Annotated[
         Path | None, typer.Option(help="write a contact sheet of the first split to this PNG file")
     ] = None,
@@ -78,7 +70,7 @@ def check_data(
         listed, categories = _listed_classes(data, classes, model)
         names = [split] if split or data.is_file() else split_names(data)
         found = {
-            name: open_checked(
+            name: models.open_checked(
                 data, name, "train", listed, images, ignore_id, crowds, skip_broken, categories
             )
             for name in names
@@ -120,10 +112,8 @@ def _print_split(name: str, checked: "CheckedSplit", classes: Sequence[ClassInfo
 
 
 def flags_of(*documents: type[Strict]) -> Callable[[Command], Command]:
-    """Replaces a command's `**given` with one flag for every field of the documents.
-
-    A flag that is not given is None. The syntax of a list is 6,12,18. The syntax of a mapping is
-    cat: 2, dog: 1.5. See `given_for`.
+    """Replaces a command's `**given` with one flag for every field of the documents, None if not
+    given. The syntax of a list is 6,12,18, of a mapping cat: 2, dog: 1.5. See `given_for`.
     """
 
     def with_flags(command: Command) -> Command:
@@ -138,10 +128,8 @@ def flags_of(*documents: type[Strict]) -> Callable[[Command], Command]:
 
 
 def given_for(document: type[Strict], given: Mapping[str, object]) -> dict[str, object]:
-    """The given flags that belong to the document, parsed for its fields.
-
-    Raises:
-        ValueError: a list or a mapping cannot be parsed.
+    """The given flags that belong to the document, parsed for its fields. Raises ValueError if a
+    list or a mapping cannot be parsed.
     """
     return {
         name: _parsed(name, document, value)
@@ -151,12 +139,12 @@ def given_for(document: type[Strict], given: Mapping[str, object]) -> dict[str, 
 
 
 def _parameter(name: str, document: type[Strict]) -> inspect.Parameter:
+    field = _field_type(name, document)
     option = typer.Option(
         help=_described(document).get(name),
         rich_help_panel=document.__name__,
-        metavar=_METAVARS.get(get_origin(_field_type(name, document))),
+        metavar=_METAVARS.get(get_origin(field)),
     )
-    field = _field_type(name, document)
     kind: Any = field if field in (bool, int, float, str) or get_origin(field) is Literal else str
     annotation = Annotated[kind | None, option]
     return inspect.Parameter(
@@ -195,16 +183,16 @@ def train(
         Path, typer.Argument(help="model folder; a new one is created from the flags")
     ],
     *,
-    data: DataOption,
-    images: ImagesOption = None,
-    split: TrainSplitOption = None,
+    data: models.DataOption,
+    images: models.ImagesOption = None,
+    split: models.TrainSplitOption = None,
     val: Annotated[
         str | None,
         typer.Option(help="split to measure on during training and at the end, as for --split"),
     ] = None,
-    ignore_id: IgnoreOption = "255",
-    crowds: CrowdsOption = "ignore",
-    skip_broken: SkipOption = False,
+    ignore_id: models.IgnoreOption = "255",
+    crowds: models.CrowdsOption = "ignore",
+    skip_broken: models.SkipOption = False,
     classes: Annotated[Path | None, typer.Option(help="class file of a new model")] = None,
     size_px: Annotated[
         int | None,
@@ -249,8 +237,10 @@ def train(
             steps = steps.at_size(record.input.resize.size_px, given)
         check_class_weights(steps.class_weights, record.labels)
         reading = images, ignore_id, crowds, skip_broken, categories
-        training = open_checked(data, split, "train", record.classes, *reading)
-        measured = open_checked(data, val, "train", record.classes, *reading) if val else None
+        training = models.open_checked(data, split, "train", record.classes, *reading)
+        measured = (
+            models.open_checked(data, val, "train", record.classes, *reading) if val else None
+        )
         # The model folder is written only now that classes, data and splits are known to be good.
         write_new_record(record, model)
         write_recipe(steps, model / recipe)
