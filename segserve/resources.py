@@ -1,7 +1,5 @@
 """What is present: the project's own files, its models, sample photographs, packages and GPUs.
-
-Files of the project that are not Python modules of this package are beside it in a checkout, in its
-folder `files` in an installed wheel.
+The files are beside this package in a checkout, in its folder `files` in an installed wheel.
 """
 
 import os
@@ -17,10 +15,8 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def require_packages(*names: str) -> None:
-    """Checks that packages are installed, without importing them, which may take seconds.
-
-    Raises:
-        ModuleNotFoundError: the first that is missing; the command line names its extra.
+    """Raises ModuleNotFoundError for the first package that is not installed, without importing
+    them. The command line names its extra.
     """
     for name in names:
         if find_spec(name) is None:
@@ -28,10 +24,8 @@ def require_packages(*names: str) -> None:
 
 
 def resource(name: str) -> Path:
-    """The path of `handler.py`, of `config.properties`, or of something below `model/`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
+    """The path of `handler.py`, of `config.properties`, or of something below `model/`. Raises
+    FileNotFoundError if there is no such file.
     """
     path = _ROOT / name
     if not path.exists():
@@ -40,9 +34,7 @@ def resource(name: str) -> Path:
 
 
 def model_names(incomplete: str = "") -> list[str]:
-    """The repository's models whose names start with `incomplete`; none if the package was
-    installed without the repository.
-    """
+    """The repository's models whose names start so; none if it is not installed with it."""
     try:
         records = sorted(resource("model").glob("*/model.yaml"))
     except FileNotFoundError:
@@ -51,13 +43,8 @@ def model_names(incomplete: str = "") -> list[str]:
 
 
 def model_source(model: str) -> Path:
-    """The folder of a model, with or without weights.
-
-    Args:
-        model: a folder, or the name of one in `model/`.
-
-    Raises:
-        FileNotFoundError: there is no such model.
+    """The folder of a model, with or without weights: `model` is a folder, or the name of one in
+    `model/`. Raises FileNotFoundError if there is no such model.
     """
     if model and Path(model).is_dir():
         return Path(model)
@@ -73,11 +60,7 @@ PHOTOGRAPHS = {"chelsea.png": "a cat", "astronaut.png": "a person"}
 
 
 def sample_photograph(name: str) -> Path:
-    """The path of a photograph that the package scikit-image ships.
-
-    Raises:
-        FileNotFoundError: scikit-image is not installed.
-    """
+    """The path of a photograph that scikit-image ships. Raises FileNotFoundError without it."""
     package = find_spec("skimage")
     if package is None or package.origin is None:
         raise FileNotFoundError(
@@ -93,9 +76,7 @@ def fetched_models() -> Path:
 
 
 def count_gpus() -> int:
-    """The number of GPUs that PyTorch can use. PyTorch, which takes seconds to import, is only
-    imported if there is a driver.
-    """
+    """The number of GPUs that PyTorch can use. It is only imported if there is a driver."""
     if find_spec("torch") is None or not any(Path(device).exists() for device in _GPU_DEVICES):
         return 0
     import torch
