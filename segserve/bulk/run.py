@@ -33,8 +33,7 @@ from .target import FailureLog, Layout
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-OUTAGE_AFTER = 3
-"""The number of server failures, with no success in between, that ends a run."""
+OUTAGE_AFTER = 3  # server failures, with no success in between, end a run
 
 _OUTAGE_STATUS = (502, 503, 504)
 _NOT_OUR_SERVER = (401, 403, 404, 405)

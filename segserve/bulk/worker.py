@@ -39,8 +39,7 @@ from .table import (
 )
 
 _NO_LIMIT = 2**31
-_STORE_BYTES = 256 * 2**20
-"""Size of Ray's object store without the archive. Blocks are small: only names and counts."""
+_STORE_BYTES = 256 * 2**20  # of Ray's object store, without the archive
 
 
 def load_archive(archive: Path, *, device: str) -> Pipeline:

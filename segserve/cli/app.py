@@ -18,9 +18,7 @@ from .. import __version__
 from ..bulk.errors import printable
 from ..resources import model_names
 
-# A shell's exit status for a command that a signal ended is 128 + the signal's number.
-SIGNALLED = 128
-
+SIGNALLED = 128  # plus a signal's number: a shell's exit status for a command that it ended
 _PIPE_GONE = SIGNALLED + signal.SIGPIPE
 
 _EXTRAS = {

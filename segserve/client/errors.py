@@ -62,11 +62,12 @@ def timed_out(url: str, timeout_s: float) -> TimedOutError:
 
 
 def root_reason(error: BaseException) -> str:
-    """The message of the first cause of an error. HTTP libraries wrap it in several exceptions."""
-    while (cause := error.__cause__ or error.__context__) and not isinstance(
-        cause, BaseExceptionGroup
-    ):
-        error = cause
-    if isinstance(error, ConnectionError) and error.errno is not None:
-        return os.strerror(error.errno)  # asyncio replaces the message
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    """The operating system's message, if there is one in the chain of HTTP libraries' errors."""
+    reason, cause = str(error), error
+    while cause := cause.__cause__ or cause.__context__:  # type: ignore[assignment]
+        if isinstance(cause, OSError) and cause.strerror:
+            reason = cause.strerror
+            # asyncio replaces the message of a connection error
+            if isinstance(cause, ConnectionError) and cause.errno is not None:
+                reason = os.strerror(cause.errno)
+    return reason or type(error).__name__

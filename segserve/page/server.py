@@ -47,8 +47,8 @@ class PageServer:
         return find_endpoint(self.url, token=self.token, model=model)
 
     def catalogue(self, model: str | None = None) -> Catalogue:
-        """Reads models and classes. If the server does not run on this machine or does not respond,
-        the catalogue contains only the endpoint's model.
+        """Reads models and classes. Without a response from a server of this machine, the catalogue
+        contains only the endpoint's model.
         """
         endpoint = self.endpoint(model)
         alone = Catalogue((endpoint.model,), endpoint.model)
