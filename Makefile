@@ -42,7 +42,7 @@ demo: $(SERVE_STAMP) ## segment two photographs over HTTP, print what was found,
 	$(BIN)/segserve demo $(MODEL)
 
 batch-demo: mar $(STAMP) ## segment the photographs of scikit-image as one job on Ray Data and print the summary
-	$(BIN)/segserve batch "$$($(BIN)/python -c 'from segserve.demo import sample_photograph; print(sample_photograph(""))')" \
+	$(BIN)/segserve batch "$$($(BIN)/python -c 'from segserve.resources import sample_photograph; print(sample_photograph(""))')" \
 		build/batch-demo --archive build/deeplabv3.mar --overwrite
 
 serve: $(SERVE_STAMP) ## start the server, leave it running, print a curl command for it

@@ -19,8 +19,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from segserve.client import SegmentationClient
-from segserve.demo import sample_photograph
-from segserve.resources import resource
+from segserve.resources import resource, sample_photograph
 from segserve.runtime.encode.response import JsonResponse
 from segserve.runtime.inference.labels import choose_labels
 from segserve.runtime.record import ModelRecord, read_record

@@ -30,8 +30,7 @@ from bench.machine import process_tree
 from bench.serving.load import send_all
 from bench.serving.peers.ours import gateway_to, ready_server
 from segserve.archive import build_archive
-from segserve.demo import sample_photograph
-from segserve.resources import resource
+from segserve.resources import resource, sample_photograph
 from segserve.runtime.decode.image import decode_image
 from segserve.runtime.inference.segmenter import Segmenter
 

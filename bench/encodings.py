@@ -18,8 +18,7 @@ import typer
 from PIL import Image
 
 from bench.images import NAMES
-from segserve.demo import sample_photograph
-from segserve.resources import resource
+from segserve.resources import resource, sample_photograph
 from segserve.runtime.encode.mask import encode_npy, encode_png
 from segserve.runtime.encode.response import JsonResponse
 from segserve.runtime.inference.labels import LabelRule, SegmentedImage

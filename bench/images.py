@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from bench.serving.peer import Workload
-from segserve.demo import sample_photograph
+from segserve.resources import sample_photograph
 
 NAMES = ("chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 

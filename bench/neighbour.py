@@ -23,8 +23,8 @@ import typer
 from bench.serving.load import send_all
 from bench.serving.peers.ours import gateway_to, ready_server
 from segserve.archive import build_archive
-from segserve.demo import sample_photograph
 from segserve.fetch import model_named
+from segserve.resources import sample_photograph
 
 WAITING = {
     "as libgomp has it": {},

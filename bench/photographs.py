@@ -14,8 +14,8 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image
 
-from segserve.demo import sample_photograph
 from segserve.fetch import model_named
+from segserve.resources import sample_photograph
 from segserve.runtime.decode.image import decode_image
 from segserve.runtime.encode.overlay import draw_overlay
 from segserve.runtime.inference.labels import LabelRule, SegmentedImage

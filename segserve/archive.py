@@ -1,8 +1,6 @@
 """Packs a model folder with the handler, the network and the runtime into a self-contained
-TorchServe archive.
-
-torch-model-archiver does the packing; its zip is then written again with fixed names, order and
-times, so that the same inputs give the same bytes.
+TorchServe archive. torch-model-archiver does the packing; its zip is then written again, so that
+the same inputs give the same bytes.
 """
 
 import json
@@ -42,12 +40,10 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
 def build_archive(
     model: Path, output: Path, *, load: bool = True, runtime: Runtime | None = None
 ) -> Path:
-    """Packs the model folder `model` into `output/NAME.mar`, NAME being the record's, and returns
-    its path.
+    """Packs a model folder into `output/NAME.mar`, NAME being the record's, and returns its path.
 
-    The record, the weights and `model-config.yaml` (the folder's own, or else
-    `model/model-config.yaml`) are checked before anything is written; the archive appears under its
-    name only when it is whole.
+    Record, weights and `model-config.yaml` are checked first. The archive appears under its name
+    only when it is whole.
 
     Args:
         load: whether to load the network too, which takes seconds. Otherwise only the SHA-256 of
@@ -97,8 +93,6 @@ def config_of(model: Path) -> Path:
 def _packed(
     record: ModelRecord, model: Path, config: Path, workspace: Path, runtime: Runtime | None
 ) -> Path:
-    """The archive as torch-model-archiver makes it."""
-    assert record.weights is not None  # noqa: S101 - load_network has rejected a record without
     extra, scratch, export = (workspace / name for name in ("extra", "scratch", "export"))
     _stage(record, model, extra)
     if runtime == "onnx" and not (extra / NETWORK_FILE).exists():
@@ -107,17 +101,18 @@ def _packed(
         write_graph(model, extra)
     scratch.mkdir()
     export.mkdir()
-    command = [sys.executable, "-m", "model_archiver.model_packaging", "--force"]
-    command += ["--model-name", record.name, "--version", record.version]
-    files = {
+    options = {
+        "--model-name": record.name,
+        "--version": record.version,
         "--handler": resource("handler.py"),
         "--model-file": _head_file(),
-        "--serialized-file": model / record.weights.file,
+        "--serialized-file": model / named_weights(record).file,
         "--config-file": _config_with(config, runtime, workspace),
         "--extra-files": extra,
         "--export-path": export,
     }
-    command += [str(part) for flag in files.items() for part in flag]
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--force"]
+    command += [str(part) for option in options.items() for part in option]
     # The archiver empties $TMPDIR/NAME: it gets one of its own.
     environment = {**os.environ, "TMPDIR": str(scratch)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -128,9 +123,7 @@ def _packed(
 
 
 def _stage(record: ModelRecord, model: Path, extra: Path) -> None:
-    """Copies the files of the archive besides network, weights and handler: the record, int8
-    ranges, network as ONNX, model card, runtime and schema.
-    """
+    """Copies the archive's other files: record, int8 ranges, ONNX, model card, runtime, schema."""
     for package in (runtime, schema):
         folder = Path(str(package.__file__)).parent
         shutil.copytree(
@@ -165,10 +158,7 @@ def _repack(archive: Path, file: BinaryIO) -> None:
             entry = zipfile.ZipInfo(name, date_time=_EPOCH)
             entry.external_attr = 0o644 << 16
             content = source.read(name)
-            target.writestr(entry, _timeless(content) if name == MANIFEST else content)
-
-
-def _timeless(manifest: bytes) -> bytes:
-    content = json.loads(manifest)
-    content["createdOn"] = "01/01/1980 00:00:00"
-    return json.dumps(content, indent=2, sort_keys=True).encode()
+            if name == MANIFEST:
+                manifest = json.loads(content) | {"createdOn": "01/01/1980 00:00:00"}
+                content = json.dumps(manifest, indent=2, sort_keys=True).encode()
+            target.writestr(entry, content)

@@ -1,18 +1,21 @@
-"""Published models: fetches a checkpoint, checks it, and makes a model folder of it that can be
-served.
+"""Published models: downloads a checkpoint, checks it, and makes a model folder of it.
 
-The record of such a model is in the repository; its weights are not, and lie with a completed copy
-of the record in `$SEGSERVE_HOME/models/NAME`, `~/.cache/segserve` being the default. Nothing here
-is run but by `segserve fetch`, except `servable_folder`, which only looks.
+The record of such a model is in the repository. Its weights lie with a completed copy of the record
+in `$SEGSERVE_HOME/models/NAME`, by default in `~/.cache/segserve`. Only `segserve fetch` downloads.
 """
 
+import fcntl
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from .download import Report, download
-from .resources import fetched_models, require_packages, resource
+import requests
+
+from .client.errors import root_reason
+from .resources import fetched_models, model_source, require_packages
 from .runtime.errors import FetchError, ModelError
 from .runtime.record import (
     RECORD_FILE,
@@ -28,29 +31,25 @@ from .runtime.record import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-MIRROR_VARIABLE = "SEGSERVE_MIRROR"
+Report = Callable[[int, int | None], None]
 
-_OURS = {
-    "classifier.": "head.",
-    "aux_classifier.": "aux_head.",
-}  # names of torchvision's parts, and of ours
+_ATTEMPTS = 5
+_BLOCK_BYTES = 2**14  # a connection that breaks takes with it what has arrived of a block
+_TIMEOUT_S = (10, 60)  # to connect, and from one byte to the next
+
+MIRROR_VARIABLE = "SEGSERVE_MIRROR"
 
 
 def model_named(model: str) -> Path:
-    """The folder with the weights of a model: a folder, or the name of one in `model/`.
-
-    Raises:
-        FileNotFoundError: there is no such model.
-        ModelError: the weights have not been downloaded.
+    """The `servable_folder` of a model: a folder, or the name of one in `model/`. Raises
+    FileNotFoundError if there is no such model.
     """
-    return servable_folder(Path(model) if Path(model).is_dir() else resource(f"model/{model}"))
+    return servable_folder(model_source(model))
 
 
 def servable_folder(model: Path) -> Path:
     """The folder with the weights of a model: its own, or that which `fetch_model` made.
-
-    Raises:
-        ModelError: the weights are yet to be fetched.
+    Raises ModelError if they are yet to be fetched.
     """
     record = read_record(model)
     if record.weights or not record.checkpoint:
@@ -96,10 +95,8 @@ def fetch_model(model: Path, *, weights: Path | None, report: Report) -> Path:
         present = read_record(folder)
         ready = {"weights": present.weights, "int8": present.int8}
     else:
-        ready = {
-            "weights": _fetched_weights(record, record.checkpoint, folder, weights, report),
-            "int8": None,
-        }
+        made = _fetched_weights(record, record.checkpoint, folder, weights, report)
+        ready = {"weights": made, "int8": None}
     write_record(record.model_copy(update=ready), folder)
     if (model / "README.md").exists():
         shutil.copyfile(model / "README.md", folder / "README.md")
@@ -111,9 +108,7 @@ def _fetched_folder(model: Path) -> Path:
 
 
 def _has_weights(folder: Path, record: ModelRecord) -> bool:
-    """Whether `folder` holds whole weights that were made from the record's checkpoint for its
-    architecture.
-    """
+    """Whether `folder` has whole weights of the record's checkpoint and architecture."""
     try:
         fetched = read_record(folder)
     except ModelError:
@@ -130,6 +125,8 @@ def _has_weights(folder: Path, record: ModelRecord) -> bool:
 def _fetched_weights(
     record: ModelRecord, checkpoint: Checkpoint, folder: Path, weights: Path | None, report: Report
 ) -> Weights:
+    from .runtime.network.weights import write_weights
+
     path = weights or folder / checkpoint.file
     if not weights and not path.exists():
         _download(checkpoint, path, report)
@@ -139,40 +136,25 @@ def _fetched_weights(
             f"{path}: SHA-256 is {digest}, that of {checkpoint.file} is {checkpoint.sha256}. "
             "`segserve import` makes a model of weights of your own"
         )
-    converted = _converted(path, record, folder)
+    state = _read_fitting(path, record)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = write_weights(state, folder)
     (folder / checkpoint.file).unlink(missing_ok=True)
-    return converted
+    return written
 
 
 def _download(checkpoint: Checkpoint, path: Path, report: Report) -> None:
     base_url = os.environ.get(MIRROR_VARIABLE) or checkpoint.base_url
+    url = f"{base_url.rstrip('/')}/{checkpoint.file}"
     max_bytes = int((checkpoint.size_mib + 1) * 2**20)
     try:
-        download(
-            f"{base_url.rstrip('/')}/{checkpoint.file}",
-            path,
-            sha256=checkpoint.sha256,
-            max_bytes=max_bytes,
-            report=report,
-        )
+        download(url, path, sha256=checkpoint.sha256, max_bytes=max_bytes, report=report)
     except FetchError as error:
         raise FetchError(
             f"{error}. Without internet: bring {checkpoint.base_url}{checkpoint.file} to {path} "
-            "and fetch again, or "
-            "name the file with --weights, or the address of a folder that has it in "
-            f"{MIRROR_VARIABLE}"
+            "and fetch again, or name the file with --weights, or the address of a folder that has "
+            f"it in {MIRROR_VARIABLE}"
         ) from error
-
-
-def _converted(path: Path, record: ModelRecord, folder: Path) -> Weights:
-    """Writes a checkpoint's tensors as `folder/weights.safetensors`: the same bytes whenever they
-    are the same.
-    """
-    from .runtime.network.weights import write_weights
-
-    state = _read_fitting(path, record)
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_weights(state, folder)
 
 
 def _read_fitting(path: Path, record: ModelRecord) -> "dict[str, Tensor]":
@@ -183,13 +165,110 @@ def _read_fitting(path: Path, record: ModelRecord) -> "dict[str, Tensor]":
 
     loaded = load_checkpoint(path).state
     state = {
-        _our_name(name): tensor.clone(memory_format=torch.contiguous_format)
+        # torchvision's `classifier` and `aux_classifier` are our `head` and `aux_head`
+        re.sub(r"^(aux_)?classifier\.", r"\1head.", name): tensor.clone(
+            memory_format=torch.contiguous_format
+        )
         for name, tensor in loaded.items()
     }
     check_fit(state, build_network(record.architecture, len(record.classes)), record)
     return state
 
 
-def _our_name(name: str) -> str:
-    part = next((part for part in _OURS if name.startswith(part)), "")
-    return _OURS.get(part, "") + name.removeprefix(part)
+def download(url: str, target: Path, *, sha256: str, max_bytes: int, report: Report) -> None:
+    """Downloads `url` to `target`. What has arrived is kept in `target` + `.part`, also by a killed
+    process, and the next call goes on from there. The hash alone decides whether the parts belong
+    together, so that they may come from different mirrors.
+
+    Args:
+        max_bytes: a server that sends more is not heard out.
+        report: receives the number of bytes that are there and, if the server reports it, of all.
+
+    Raises:
+        FetchError: the server cannot be reached, rejects the request, or breaks off repeatedly;
+            the file cannot be written, or has another SHA-256 and is deleted.
+        OSError: the folder cannot be written to.
+    """
+    part = target.with_name(f"{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("ab", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FetchError(
+                f"{part}: another process is downloading it: wait for it to end"
+            ) from error
+        _receive_all(url, file, max_bytes, report)
+        digest = sha256_of(part)
+        if digest != sha256:
+            part.unlink()
+            raise FetchError(
+                f"{url}: SHA-256 is {digest}, the record says {sha256}; what arrived is deleted"
+            )
+        part.replace(target)
+
+
+def _receive_all(url: str, file: BinaryIO, max_bytes: int, report: Report) -> None:
+    """Receives the rest of the file. Connects again as long as each connection brings something."""
+    for attempt in range(_ATTEMPTS):
+        before_bytes = file.tell()
+        try:
+            _receive(url, file, max_bytes, report)
+        except requests.RequestException as error:
+            if file.tell() == before_bytes or attempt == _ATTEMPTS - 1:
+                raise FetchError(f"{url}: {root_reason(error)}{_kept(file)}") from error
+        else:
+            return
+
+
+def _receive(url: str, file: BinaryIO, max_bytes: int, report: Report) -> None:
+    present_bytes = file.seek(0, 2)
+    headers = {"Accept-Encoding": "identity"}  # a range counts the bytes that are sent
+    if present_bytes:
+        headers["Range"] = f"bytes={present_bytes}-"
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable and present_bytes:
+            return  # nothing comes after what is there
+        present_bytes = _start(response, present_bytes)
+        file.truncate(present_bytes)
+        length = response.headers.get("Content-Length", "")
+        total_bytes = present_bytes + int(length) if length.isdigit() else None
+        report(present_bytes, total_bytes)
+        for block in response.iter_content(_BLOCK_BYTES):
+            present_bytes += len(block)
+            if max(present_bytes, total_bytes or 0) > max_bytes:
+                raise FetchError(
+                    f"{url}: sends more than {max_bytes} bytes, which the file does not have"
+                )
+            _write(file, block)
+            report(present_bytes, total_bytes)
+
+
+def _start(response: requests.Response, requested: int) -> int:
+    """The first byte of the response: 0 if the server sends the whole file all the same."""
+    if response.status_code == requests.codes.ok:
+        return 0
+    content_range = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    if response.status_code != requests.codes.partial_content or content_range is None:
+        raise FetchError(
+            f"{response.url}: the server returned {response.status_code} {response.reason}"
+        )
+    start = int(content_range[1])
+    if start > requested:
+        raise FetchError(
+            f"{response.url}: requested the bytes from {requested} on, got those from {start} on"
+        )
+    return start
+
+
+def _write(file: BinaryIO, block: bytes) -> None:
+    remaining = memoryview(block)
+    while remaining:
+        try:
+            remaining = remaining[file.write(remaining) :]
+        except OSError as error:
+            raise FetchError(f"{file.name}: {error.strerror}{_kept(file)}") from error
+
+
+def _kept(file: BinaryIO) -> str:
+    return f"; {file.tell() / 1e6:.1f} MB are kept for the next try" if file.tell() else ""

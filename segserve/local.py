@@ -1,6 +1,4 @@
-"""Runs an archive's model in this process, without a server and without Java, and with the same
-results.
-"""
+"""Runs an archive's model in this process, without a server, and with the same results."""
 
 import os
 import threading
@@ -65,9 +63,7 @@ class LocalSegmenter:
         """Segments an image; see `SegmentationClient.segment` for the options.
 
         Raises:
-            OSError: the image file cannot be read.
-            TypeError: the input is not an `ImageInput`, or there is no such option.
-            ValueError: the array or the PIL image is not a supported image.
+            OSError, TypeError, ValueError: as `SegmentationClient.segment`.
             ResponseError: a server would send this error response, with this status, code and
                 message. The limit of a response's size does not apply: there is no response body.
         """
@@ -123,13 +119,8 @@ def _raise_for_error(response: Response) -> None:
 
 
 def load_pipeline(model: Path, *, device: str, **changes: object) -> Pipeline:
-    """Loads an archive or a model folder.
-
-    Args:
-        changes: replace settings of the model.
-
-    Raises:
-        ModelError: as `LocalSegmenter`.
+    """Loads an archive or a model folder; `changes` replace its settings. Raises as
+    `LocalSegmenter`.
     """
     with opened_model(model) as (folder, config_file):
         settings = read_config(read_yaml(config_file)).handler.model_copy(update=changes)
@@ -138,13 +129,9 @@ def load_pipeline(model: Path, *, device: str, **changes: object) -> Pipeline:
 
 @contextmanager
 def opened_model(model: Path) -> Iterator[tuple[Path, Path]]:
-    """Yields the model folder and the configuration file of an archive or a model folder.
-
-    The files of an archive are extracted to a temporary folder, which exists only within this
-    context.
-
-    Raises:
-        ModelError: `model` is neither an archive nor a model folder.
+    """Yields the model folder and the configuration file of an archive or a model folder. An
+    archive is extracted to a temporary folder, which exists only within this context. Raises
+    ModelError if `model` is neither.
     """
     if model.is_dir():
         yield model, config_of(model)

@@ -1,7 +1,5 @@
-"""What is present: the project's own files, packages and GPUs.
-
-Files of the project that are not Python modules of this package are beside it in a checkout, in its
-folder `files` in an installed wheel.
+"""What is present: the project's own files, its models, sample photographs, packages and GPUs.
+The files are beside this package in a checkout, in its folder `files` in an installed wheel.
 """
 
 import os
@@ -17,10 +15,8 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def require_packages(*names: str) -> None:
-    """Checks that packages are installed, without importing them, which may take seconds.
-
-    Raises:
-        ModuleNotFoundError: the first that is missing; the command line names its extra.
+    """Raises ModuleNotFoundError for the first package that is not installed, without importing
+    them. The command line names its extra.
     """
     for name in names:
         if find_spec(name) is None:
@@ -28,15 +24,49 @@ def require_packages(*names: str) -> None:
 
 
 def resource(name: str) -> Path:
-    """The path of `handler.py`, of `config.properties`, or of something below `model/`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
+    """The path of `handler.py`, of `config.properties`, or of something below `model/`. Raises
+    FileNotFoundError if there is no such file.
     """
     path = _ROOT / name
     if not path.exists():
         raise FileNotFoundError(f"{name}: not found in {_ROOT}")
     return path
+
+
+def model_names(incomplete: str = "") -> list[str]:
+    """The repository's models whose names start so; none if it is not installed with it."""
+    try:
+        records = sorted(resource("model").glob("*/model.yaml"))
+    except FileNotFoundError:
+        return []
+    return [path.parent.name for path in records if path.parent.name.startswith(incomplete)]
+
+
+def model_source(model: str) -> Path:
+    """The folder of a model, with or without weights: `model` is a folder, or the name of one in
+    `model/`. Raises FileNotFoundError if there is no such model.
+    """
+    if model and Path(model).is_dir():
+        return Path(model)
+    known = model_names()
+    if known and model not in known:
+        raise FileNotFoundError(
+            f"{model!r}: no model folder, and no name of a model: {', '.join(known)}"
+        )
+    return resource(f"model/{model}")
+
+
+PHOTOGRAPHS = {"chelsea.png": "a cat", "astronaut.png": "a person"}
+
+
+def sample_photograph(name: str) -> Path:
+    """The path of a photograph that scikit-image ships. Raises FileNotFoundError without it."""
+    package = find_spec("skimage")
+    if package is None or package.origin is None:
+        raise FileNotFoundError(
+            "the photographs come with scikit-image: pip install 'segserve[demo]'"
+        )
+    return Path(package.origin).parent / "data" / name
 
 
 def fetched_models() -> Path:
@@ -46,9 +76,7 @@ def fetched_models() -> Path:
 
 
 def count_gpus() -> int:
-    """The number of GPUs that PyTorch can use. PyTorch, which takes seconds to import, is only
-    imported if there is a driver.
-    """
+    """The number of GPUs that PyTorch can use. It is only imported if there is a driver."""
     if find_spec("torch") is None or not any(Path(device).exists() for device in _GPU_DEVICES):
         return 0
     import torch

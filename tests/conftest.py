@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segserve.demo import sample_photograph
+from segserve.resources import sample_photograph
 
 PROJECT = Path(__file__).parents[1]
 EMBEDDED = PROJECT / "model" / "embedded"

@@ -1,5 +1,5 @@
-"""Batch jobs: any number of images to label maps and a table, on Ray Data. Importing this module
-imports neither torch nor Ray nor pyarrow, so that wrong arguments are reported at once.
+"""Batch jobs on Ray Data: any number of images to label maps and a table. Neither torch nor Ray nor
+pyarrow is imported here, so that wrong arguments are reported at once.
 """
 
 import json
@@ -23,15 +23,13 @@ from ..runtime.record import (
 )
 from ..runtime.request import class_ids, parse_options
 from ..runtime.settings import read_config
-from .errors import BulkError, StoppedError, printable
-from .executor import Interrupts
+from .errors import BulkError, Interrupts, StoppedError, printable
 from .sources import Source, stored_sources
 from .storage import Storage, errors_with_location
 from .target import claim
 
 if TYPE_CHECKING:
-    from .listing import Block
-    from .table import Summary
+    from .table import Block, Summary
     from .worker import BlockReport
 
 MANIFEST, SUMMARY = "job.json", "summary.json"
@@ -42,9 +40,7 @@ _PIXEL_OPTIONS = ("mode", "tta", "classes", "threshold", "alpha")  # they change
 
 
 class LabelFormat(StrEnum):
-    """The format of the label maps. `png`: class ids as an indexed PNG. `npy`: a NumPy file. `rle`:
-    only the table, which always contains RLE.
-    """
+    """`png`: class ids as an indexed PNG. `npy`: a NumPy file. `rle`: none, the table has RLE."""
 
     PNG = "png"
     NPY = "npy"
@@ -89,8 +85,8 @@ class Job:
 
 
 def check_job(job: Job) -> tuple[dict[str, object], ModelRecord]:
-    """Checks everything that needs neither torch nor Ray, and returns the job's manifest, which
-    is all that its results depend on, and the model's record.
+    """Checks everything that needs neither torch nor Ray. Returns the job's manifest, which is all
+    that its results depend on, and the model's record.
 
     Raises:
         ModelError: the file is not an archive, or its weights do not match their record.
@@ -126,8 +122,8 @@ def check_job(job: Job) -> tuple[dict[str, object], ModelRecord]:
 
 
 def read_archive(archive: Path, options: Mapping[str, object]) -> ModelRecord:
-    """Reads the model's record from an archive, and checks its weights' hash and the options of a
-    request. The network is not loaded. Raises as `check_job`.
+    """Reads an archive's record, and checks its weights' hash and the options of a request, without
+    loading the network. Raises as `check_job`.
     """
     if archive.is_dir():
         raise BulkError(
@@ -152,8 +148,8 @@ class BatchRun:
         address: of a Ray cluster; by default, this machine computes.
         max_failures: stop if more images than this fail in this run.
         retry_failed: compute images again that failed in an earlier run.
-        report: receives the progress: the numbers of images of the whole job, of processed images,
-            and of images that failed in this run.
+        report: receives the numbers of images of the job, of processed images, and of images that
+            failed in this run.
 
     Attributes:
         summary: the summary of the table at the end, even if the run ended early.
@@ -171,10 +167,8 @@ class BatchRun:
     _seconds: float = field(default=0.0, init=False)
 
     def finish(self, *, overwrite: bool = False) -> None:
-        """Processes all images. Finished results are always kept. The same call resumes the job.
-
-        Args:
-            overwrite: remove the target's previous results and start from the beginning.
+        """Processes all images. The same call resumes the job; with `overwrite`, it starts from the
+        beginning, without the target's previous results.
 
         Raises:
             ModelError, BadOptionError: as `check_job`.
@@ -196,7 +190,7 @@ class BatchRun:
                     remedy="name another target, or --overwrite",
                     overwrite=overwrite,
                 )
-                from .listing import blocks_of, extend_listing, unfinished_blocks
+                from .table import blocks_of, extend_listing, unfinished_blocks
 
                 distinct_stems = self.job.format is not LabelFormat.RLE
                 extend_listing(storage, self.job.images(), distinct_stems=distinct_stems)
@@ -250,7 +244,7 @@ class BatchRun:
 
 
 def _check_reachable(address: str) -> None:
-    """Checks the address quickly. Ray itself would wait for minutes if there is no server."""
+    """Ray itself would wait for minutes if there is no server."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():  # for example `auto`, which Ray resolves
         return

@@ -63,14 +63,9 @@ def _as_response(segmentation: Segmentation) -> dict[str, object]:
 
 
 def write_data_set(folder: Path) -> Path:
-    """Joins all COCO files of single images in the folder to `segmentation.coco.json` in the same
-    folder, without keeping all of them in memory.
-
-    The files are sorted by path. Images and annotations are numbered from 1 in this order. Files
-    that `as_coco` did not create are skipped.
-
-    Raises:
-        OSError: a file cannot be read or written.
+    """Joins all COCO files that `as_coco` created in the folder to `segmentation.coco.json` there,
+    without keeping all of them in memory. In the order of their paths, images and annotations are
+    numbered from 1.
     """
     target = folder / DATA_SET_FILE
     with whole_file(target) as file:

@@ -1,13 +1,16 @@
-"""Segments images with a server or in this process, in parallel, and writes the files one at a
-time.
-"""
+"""Segments images with a server or in this process, in parallel; writes one file at a time."""
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from ..client import (
     AuthenticationError,
@@ -22,14 +25,15 @@ from ..client import (
 from ..runtime.encode.mask import encode_jpeg
 from ..runtime.errors import BadOptionError
 from ..runtime.files import write_whole
-from .errors import StoppedError, code_and_reason, concerns_one_name, printable
-from .executor import Interrupts, parallel_results
+from .errors import Interrupts, StoppedError, code_and_reason, concerns_one_name, printable
 from .results import encode_result
 from .sources import Source
 from .target import FailureLog, Layout
 
-OUTAGE_AFTER = 3
-"""The number of server failures, with no success in between, that ends a run."""
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+OUTAGE_AFTER = 3  # server failures, with no success in between, end a run
 
 _OUTAGE_STATUS = (502, 503, 504)
 _NOT_OUR_SERVER = (401, 403, 404, 405)
@@ -37,14 +41,13 @@ _NOT_OUR_SERVER = (401, 403, 404, 405)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one image: its result files, or why it failed.
+    """The outcome of one image.
 
     Attributes:
         files: the result and, if requested, the overlay; empty if the image failed.
         classes: the classes of an image that this run has segmented.
         code, message: of a failed image, see `code_and_reason`; else empty.
-        is_skipped: this run computed nothing, because the files exist or the image failed in an
-            earlier run.
+        is_skipped: an earlier run computed the image.
     """
 
     source: Source
@@ -94,12 +97,11 @@ class Run:
         return len(self.sources) - self.done - self.skipped - self.failed
 
     def finish(self) -> None:
-        """Runs until all images are done, skipped or failed.
+        """Runs until all images are done, skipped or failed. All files are complete at any end.
 
         Raises:
-            StoppedError: the server is unreachable or rejects every request, or results cannot be
-                written.
-            InterruptedRunError: the process received SIGINT or SIGTERM. All files are complete.
+            StoppedError: the server rejects every request, or results cannot be written.
+            InterruptedRunError: the process received SIGINT or SIGTERM.
         """
         began_s = time.perf_counter()
         try:
@@ -117,14 +119,11 @@ class Run:
         finally:
             self.seconds = time.perf_counter() - began_s
 
-    @property
-    def _log(self) -> FailureLog:
-        return FailureLog(self.layout.folder)
-
     def _unfinished(self, interrupts: Interrupts) -> Iterator[Source]:
+        log = FailureLog(self.layout.folder)
         if self.force or self.retry_failed:
-            self._log.clear()
-        failures = self._log.read()
+            log.clear()
+        failures = log.read()
         for source in self.sources:
             interrupts.check()
             if not self.force and not self.layout.missing(source):
@@ -183,15 +182,15 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not source.is_stdin:
-                self._log.add(source, code, message)
+                FailureLog(folder).add(source, code, message)
         except OSError as error:
             reason = f"{printable(str(folder))}: cannot be written: {error.strerror}"
             raise StoppedError(reason) from error
         self._count(Outcome(source, code=code, message=message))
 
     def _end_outage(self, *, is_over: bool) -> None:
-        """Ends an outage of the server. If it is over, its images count as failed, but the next run
-        computes them again; if not, the run ends.
+        """Ends an outage of the server. If it is over, its images count as failed until the next
+        run; if not, the run ends.
         """
         outage, self._outage = self._outage, []
         for source, error in outage:
@@ -226,3 +225,64 @@ def _affects_all(error: Exception) -> bool:
         or error.status in _NOT_OUR_SERVER
         or 300 <= error.status < 400
     )
+
+
+def parallel_results(
+    work: Callable[[Task], Result],
+    tasks: Iterator[Task],
+    workers: int,
+    interrupts: Interrupts,
+    *,
+    awaits_threads: bool = False,
+) -> Iterator[tuple[Task, Result | Exception]]:
+    """Calls `work` for every task, in `workers` threads. Yields every task with its result, or with
+    the exception that it raised, in order of completion. At most two tasks per thread are pending.
+
+    Args:
+        work: must not write or print, so that a task can be dropped when the run ends.
+        interrupts: a signal raises `InterruptedRunError`, only between results.
+        awaits_threads: at the end, let each thread finish its current task. Python must not exit
+            while a thread computes with torch.
+    """
+    todo: SimpleQueue[Task | None] = SimpleQueue()
+    done: SimpleQueue[tuple[Task, Result | Exception]] = SimpleQueue()
+    threads = [
+        threading.Thread(target=_work_off, args=(work, todo, done), daemon=True)
+        for _ in range(workers)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        pending = 0
+        while True:
+            for task in islice(tasks, 2 * workers - pending):
+                todo.put(task)
+                pending += 1
+            if not pending:
+                break
+            with interrupts.immediate():
+                ended = done.get()
+            pending -= 1
+            yield ended
+        interrupts.check()
+    finally:
+        with suppress(Empty):
+            while True:
+                todo.get_nowait()
+        for _ in threads:
+            todo.put(None)
+        for thread in threads if awaits_threads else ():
+            thread.join()
+
+
+def _work_off(
+    work: Callable[[Task], Result],
+    todo: "SimpleQueue[Task | None]",
+    done: "SimpleQueue[tuple[Task, Result | Exception]]",
+) -> None:
+    while (task := todo.get()) is not None:
+        try:
+            result: Result | Exception = work(task)
+        except Exception as error:  # the consumer of the results handles it
+            result = error
+        done.put((task, result))

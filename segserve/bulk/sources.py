@@ -5,7 +5,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import BulkError, printable
@@ -42,9 +42,7 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """The name without an image suffix. Other suffixes stay: they may distinguish `frame.0001`
-        and `frame.0002`.
-        """
+        """The name without an image suffix. Others stay: `frame.0001` and `frame.0002` differ."""
         stem, suffix = os.path.splitext(self.name)
         return stem if suffix.lower() in SUFFIXES else self.name
 
@@ -56,24 +54,18 @@ STDIN_SOURCE = Source(STDIN, "stdin")
 
 
 def find_sources(
-    arguments: Sequence[str],
-    *,
-    results: Path | None = None,
-    left_out: Counter[str] | None = None,
+    arguments: Sequence[str], *, results: Path | None = None, left_out: Counter[str] | None = None
 ) -> list[Source]:
-    """Lists the images of local arguments in order, without duplicates.
+    """Lists the images of local arguments in order, without duplicates. Raises BulkError if an
+    argument matches nothing, or is a folder without images.
 
     A folder is searched recursively, without hidden names, links to folders and files that are not
     images. Its images and those of a glob are sorted. Files and the matches of a glob may have any
     suffix.
 
     Args:
-        results: the folder of results. Files in it are skipped if it lies in a searched folder or
-            glob.
+        results: the folder of results, skipped in a searched folder or glob.
         left_out: receives, by suffix, the number of files in folders that are not images.
-
-    Raises:
-        BulkError: an argument matches nothing, or is a folder without images.
     """
     sources: dict[Source, None] = {}
     for argument in arguments:
@@ -119,15 +111,14 @@ def stored_sources(source: str, *, column: str = "path") -> Iterator[Source]:
 
 def _local_sources(
     argument: str, results: Path | None, left_out: Counter[str] | None
-) -> Iterator[Source]:
+) -> Iterable[Source]:
     if argument == STDIN:
-        yield STDIN_SOURCE
-    elif os.path.isdir(argument):
-        yield from _images_in(Storage(argument.rstrip("/") or "/"), results, left_out)
-    elif os.path.lexists(argument):
-        yield Source(argument, os.path.basename(argument))
-    elif _MAGIC.search(argument):
-        yield from _local_matches(argument, results)
+        return [STDIN_SOURCE]
+    if os.path.isdir(argument):
+        return _images_in(Storage(argument.rstrip("/") or "/"), results, left_out)
+    if os.path.lexists(argument):
+        return [Source(argument, os.path.basename(argument))]
+    return _local_matches(argument, results) if _MAGIC.search(argument) else []
 
 
 def _why_empty(argument: str) -> str:
@@ -158,18 +149,13 @@ def _images_in(
 
 def is_same_folder(path: str, folder: Path | None) -> bool:
     """Whether both are the same folder of this machine."""
-    return (
-        folder is not None
-        and os.path.isdir(path)
-        and folder.is_dir()
-        and os.path.samefile(path, folder)
-    )
+    if folder is None or not (folder.is_dir() and os.path.isdir(path)):
+        return False
+    return os.path.samefile(path, folder)
 
 
 def _local_matches(pattern: str, results: Path | None) -> Iterator[Source]:
-    """Matches as a shell's glob, including `**`. Hidden names match only if the pattern names
-    them.
-    """
+    """Matches as a shell's glob, with `**`. Hidden names match only if the pattern names them."""
     parts = Path(pattern).parts
     first = next(index for index, part in enumerate(parts) if _MAGIC.search(part))
     root, rest = Path(*parts[:first]), os.path.join(*parts[first:])
@@ -191,7 +177,7 @@ def _stored_matches(storage: Storage) -> Iterator[Source]:
 
     pattern = re.compile(glob_translate(storage.path))
     fixed = _MAGIC.split(storage.path, maxsplit=1)[0].rpartition("/")[0]
-    for image in _images_in(storage.with_path(fixed)):
+    for image in _images_in(replace(storage, path=fixed)):
         if pattern.fullmatch(f"{fixed}/{image.name}"):
             yield image
 
@@ -225,7 +211,7 @@ def _listed(entries: Iterable[str], storage: Storage) -> Iterator[Source]:
     for entry in entries:
         is_relative = "://" not in entry and not entry.startswith("/")
         path = posixpath.normpath(posixpath.join(folder, entry))
-        location = storage.with_path(path).location("") if is_relative else entry
+        location = replace(storage, path=path).location("") if is_relative else entry
         name = posixpath.normpath(entry)
         keeps_name = is_relative and not name.startswith("..")
         yield Source(location, name if keeps_name else _name_of(location))

@@ -1,5 +1,5 @@
-"""Folders and files on this machine, by path, and in any store that pyarrow or fsspec reads, by
-URI. Writes are atomic.
+"""Files and folders on this machine, and by URI in any store of pyarrow or fsspec. Writes are
+atomic.
 """
 
 import os
@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO, Self, cast
 from urllib.parse import unquote
@@ -38,9 +38,7 @@ _PARTIAL = ".partial"
 
 @contextmanager
 def errors_with_location(location: str) -> Iterator[None]:
-    """Converts the errors of a file system or a store to a `BulkError` that names the location and,
-    if they seem to be missing, the credentials.
-    """
+    """Converts a store's errors to a `BulkError` with the location and missing credentials."""
     try:
         yield
     except Exception as error:
@@ -48,10 +46,10 @@ def errors_with_location(location: str) -> Iterator[None]:
         if not isinstance(error, OSError | ImportError) and "pyarrow" not in type(error).__module__:
             raise
         reason = " ".join(str(error).split())
-        scheme = location.partition("://")[0]
         hint = ""
         if _NO_ACCESS.search(reason):
-            hint = f"; are credentials missing? Set {_credentials(scheme)}"
+            credentials = _credentials(location.partition("://")[0])
+            hint = f"; are credentials missing? Set {credentials}"
         raise BulkError(f"{printable(location)}: {reason[:400]}{hint}") from error
 
 
@@ -71,10 +69,8 @@ class Storage:
 
     @classmethod
     def at(cls, location: str) -> Self:
-        """The storage at a path or a URI.
-
-        Raises:
-            BulkError: the URI's store is not supported, or the URI contains credentials.
+        """The storage at a path or a URI. Raises BulkError if the URI's store is not supported, or
+        if it contains credentials.
         """
         match = _URI.fullmatch(location)
         if match is None:
@@ -93,10 +89,6 @@ class Storage:
     @property
     def is_local(self) -> bool:
         return self.filesystem is None
-
-    def with_path(self, path: str) -> Self:
-        """Another path in the same store."""
-        return replace(self, path=path)
 
     def path_of(self, name: str) -> str:
         """The path in the store, for pyarrow."""
@@ -128,10 +120,7 @@ class Storage:
 
         On this machine, links to folders are omitted, and everything that is neither a folder nor a
         file: reading a pipe could block forever. Broken links are kept, because their read fails.
-
-        Raises:
-            BulkError: the folder of this machine cannot be read.
-            OSError: the folder of a store cannot be read.
+        Raises BulkError if the folder cannot be read, OSError if it is in a store.
         """
         path = self.path_of(folder)
         if not self.is_local:
@@ -170,15 +159,12 @@ class Storage:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file; see `writer`."""
         with self.writer(name) as file:
             file.write(content)
 
     @contextmanager
     def writer(self, name: str) -> Iterator[BinaryIO]:
-        """Opens a file for writing that gets its name when it is complete. An object store does
-        this by itself.
-        """
+        """Opens a file that gets its name when it is complete. An object store does this itself."""
         path = self.path_of(name)
         if self.is_local:
             partials = self.path_of(_PARTIAL)  # one folder, for `sweep`
@@ -198,9 +184,7 @@ class Storage:
         stream.close()
 
     def sweep(self) -> None:
-        """Removes the incomplete files of killed processes. No other process may write at the same
-        time.
-        """
+        """Removes the incomplete files of killed processes. No other one may write meanwhile."""
         if self.is_local:
             self.delete(_PARTIAL)
 

@@ -1,6 +1,4 @@
-"""The results of a run: the paths of every image's files, the settings that all of them share, and
-the images that failed.
-"""
+"""The results of a run: their paths, the settings that all of them share, and the failed images."""
 
 import json
 import os
@@ -41,9 +39,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Layout:
-    """The result paths: `a/b.jpg` becomes `FOLDER/a/b.png` and, with `overlay`,
-    `FOLDER/a/b-overlay.jpg`.
-    """
+    """The result paths: `a/b.jpg` becomes `a/b.png` and, with `overlay`, `a/b-overlay.jpg`."""
 
     folder: Path
     format: Format = Format.PNG
@@ -52,29 +48,22 @@ class Layout:
     def result(self, source: Source) -> str:
         return os.path.join(self.folder, source.stem + self.format.suffix)
 
-    def overlay_of(self, source: Source) -> str:
-        return os.path.join(self.folder, source.stem + _OVERLAY_SUFFIX)
-
     def files(self, source: Source) -> list[str]:
-        return [self.result(source), *([self.overlay_of(source)] if self.overlay else [])]
+        overlay = os.path.join(self.folder, source.stem + _OVERLAY_SUFFIX)
+        return [self.result(source), *([overlay] if self.overlay else [])]
 
     def missing(self, source: Source) -> list[str]:
-        """The result files that do not exist. A folder of the same name counts as missing and fails
-        at the write.
-        """
+        """The result files that do not exist. A folder of that name fails only at the write."""
         paths = self.files(source)
         return [path for path in paths if not (os.path.isfile(path) or os.path.islink(path))]
 
     def check(self, sources: Sequence[Source], arguments: Iterable[str]) -> None:
-        """Checks that all results are different files, and that no result is one of the images.
-
-        Raises:
-            BulkError: two images have the same result, a result is one of the images, or the folder
-                of results is a folder of images and the results are images too.
+        """Raises BulkError if two images have the same result, a result is one of the images, or
+        the folder of results is a folder of images and the results are images too.
         """
         writes_images = self.format is Format.PNG or self.overlay
-        for argument in arguments if writes_images else ():
-            if is_same_folder(argument, self.folder):
+        for argument in arguments:
+            if writes_images and is_same_folder(argument, self.folder):
                 raise BulkError(
                     f"{printable(argument)}: the next run would take results in this folder for "
                     "images; name another folder with -o"
@@ -107,12 +96,10 @@ def claim(
     overwrite: bool = False,
 ) -> None:
     """Writes the settings to a file in the target, so that all results in it have the same ones.
-
-    Existing results count as done. With other settings, that would be a silent error.
+    Existing results count as done: with other settings, that would be a silent error.
 
     Args:
         settings: what the results depend on. None stands for the default.
-        file: the name of the file.
         reserved: names of files and folders that a run overwrites. They must not exist before.
         remedy: what to do after an error, for its message.
         overwrite: delete an earlier run's `reserved` files instead of comparing the settings.
@@ -132,7 +119,10 @@ def claim(
                     f"{target}/{name} was not made here and would be overwritten; {remedy}"
                 )
         else:
-            earlier = _parsed(content, f"{target}/{file} is damaged; remove it, or {remedy}")
+            try:
+                earlier = _without_defaults(_SETTINGS.validate_json(content))
+            except ValidationError as error:
+                raise BulkError(f"{target}/{file} is damaged; remove it, or {remedy}") from error
             for name in reserved if overwrite else ():
                 storage.delete(name)
             if not overwrite and earlier != given:
@@ -149,15 +139,13 @@ def claim(
 
 
 class FailureLog:
-    """The failed images of a folder of results, by path: their error codes and messages.
-
-    An image with a result counts as done, even if it is listed here.
-    """
+    """The failed images of a folder of results. One with a result counts as done all the same."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FAILURES_FILE
 
     def read(self) -> dict[str, tuple[str, str]]:
+        """Error codes and messages by path."""
         failures = {}
         for line in self._path.read_bytes().splitlines() if self._path.exists() else ():
             with suppress(ValueError):  # a killed run wrote only a part of the line
@@ -176,13 +164,6 @@ class FailureLog:
 
 def _without_defaults(settings: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _parsed(content: bytes, message: str) -> dict[str, object]:
-    try:
-        return _without_defaults(_SETTINGS.validate_json(content))
-    except ValidationError as error:
-        raise BulkError(message) from error
 
 
 def _differences(earlier: Mapping[str, object], given: Mapping[str, object]) -> str:

@@ -1,6 +1,4 @@
-"""The workers of a batch job on Ray. Each converts blocks of images to label maps and parts of the
-table.
-"""
+"""The workers of a batch job on Ray: blocks of images become label maps and parts of the table."""
 
 import logging
 import os
@@ -26,15 +24,22 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.telemetry import RequestStats
 from .batch import Job, LabelFormat
 from .errors import BulkError, StoppedError, code_and_reason, concerns_one_name, printable
-from .listing import Block, images_of
 from .results import encode_label_map
 from .sources import Source
 from .storage import Storage
-from .table import FAILED, Row, decode_part, encode_part, failed_row, segmented_row
+from .table import (
+    FAILED,
+    Block,
+    Row,
+    decode_part,
+    encode_part,
+    failed_row,
+    images_of,
+    segmented_row,
+)
 
 _NO_LIMIT = 2**31
-_STORE_BYTES = 256 * 2**20
-"""Size of Ray's object store without the archive. Blocks are small: only names and counts."""
+_STORE_BYTES = 256 * 2**20  # of Ray's object store, without the archive
 
 
 def load_archive(archive: Path, *, device: str) -> Pipeline:
@@ -59,11 +64,8 @@ class BlockReport:
 
 
 class BlockWorker:
-    """Processes blocks. Ray Data calls it with the fields of a `Block`.
-
-    Args:
-        threads: number of images that are processed at the same time. Each thread computes with
-            as many torch threads as the calling thread.
+    """Processes blocks, `threads` images at a time. Each thread computes with as many torch threads
+    as the calling thread.
     """
 
     def __init__(self, job: Job, pipeline: Pipeline, *, threads: int = 2) -> None:
@@ -76,7 +78,7 @@ class BlockWorker:
         )
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Processes the block with these fields. Returns the fields of a `BlockReport`."""
+        """Ray Data calls it with the fields of a `Block`. Returns those of a `BlockReport`."""
         block, began_s = Block(**row), time.time()
         try:
             report = BlockReport(block.images, self._finish(block), began_s)
@@ -85,8 +87,8 @@ class BlockWorker:
         return asdict(report)
 
     def _finish(self, block: Block) -> int:
-        """Processes a block, unless a previous worker has finished it. Returns the number of failed
-        images. Raises `StoppedError` if results cannot be written.
+        """Processes a block, unless a previous worker has. Returns the number of failed images.
+        Raises `StoppedError` if results cannot be written.
         """
         try:
             part = self._storage.read(block.part)
@@ -99,9 +101,7 @@ class BlockWorker:
         return sum(row["status"] == FAILED for row in rows)
 
     def _rows(self, images: list[Source], earlier: list[Row]) -> list[Row]:
-        """The rows of the images, in order. Rows of an earlier run are kept if they have not
-        failed.
-        """
+        """The rows of the images, in order. `earlier` rows are kept unless they have failed."""
         if self._pipeline.quarantine:
             self._pipeline.quarantine.sweep()  # another worker may have crashed at this block
         rows = earlier or [{"status": FAILED}] * len(images)
@@ -141,15 +141,9 @@ class BlockWorker:
 
 
 class PoolWorker(BlockWorker):
-    """A worker in its own process on Ray.
-
-    It computes with one torch thread. One worker per core is fastest for many images. Sums in torch
-    depend on the number of threads; with one thread each, any number of workers gives the same
-    label maps.
-
-    Args:
-        archive: the archive's content, uint8 (N,), in Ray's object store, because other machines do
-            not have the file.
+    """A worker in its own process on Ray, with one torch thread: sums depend on the number of
+    threads, and with one each, any number of workers gives the same label maps. `archive` is the
+    archive's content, uint8 (N,), in Ray's object store.
     """
 
     def __init__(self, job: Job, archive: Any, device: str, threads: int) -> None:  # noqa: ANN401
@@ -166,13 +160,9 @@ class PoolWorker(BlockWorker):
 def processed_blocks(
     ray: ModuleType, job: Job, blocks: Sequence[Block], workers: int | None
 ) -> Iterator[BlockReport]:
-    """Processes blocks with a pool of workers. Yields their reports in order of completion.
-
-    Args:
-        workers: by default, one per GPU or, without GPUs, one per core.
-
-    Raises:
-        StoppedError: workers failed repeatedly, or the cluster is lost.
+    """Processes blocks with a pool of workers, by default one per GPU or else per core. Yields
+    their reports in order of completion. Raises StoppedError if workers failed repeatedly, or the
+    cluster is lost.
     """
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
@@ -198,14 +188,9 @@ def processed_blocks(
 
 @contextmanager
 def joined_ray(address: str | None, cpus: int | None, archive_bytes: int) -> Iterator[ModuleType]:
-    """Connects to Ray and yields its module.
-
-    Without an address, a private Ray instance is started and ends with this context. It has no
-    dashboard, sends no usage statistics, and keeps its files in its own folder. A Ray instance that
-    already runs on this machine is not used.
-
-    Raises:
-        BulkError: Ray does not start, or is not at the address.
+    """Connects to Ray and yields its module. Without an address, a private Ray instance is started
+    and ends with this context; one that already runs on this machine is not used. Raises BulkError
+    if Ray does not start, or is not at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray

@@ -1,6 +1,4 @@
-"""The command line interface, `segserve`. It parses arguments and prints results; other packages do
-the work.
-"""
+"""The command line, `segserve`: parses arguments and prints results; other packages do the work."""
 
 from . import (  # noqa: I001, F401 - the order of `segserve --help`
     segment,
@@ -11,7 +9,6 @@ from . import (  # noqa: I001, F401 - the order of `segserve --help`
     models,
     importing,
     training,
-    signing,
 )
 from .app import app
 

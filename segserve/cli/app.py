@@ -1,14 +1,12 @@
-"""What the commands share: the application, the console, and the output of results, errors and
-progress. A command ends cleanly if its output is not writable.
-"""
+"""What the commands share: the application, and the output of results, errors and progress."""
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -18,11 +16,9 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..bulk.errors import printable
-from ..resources import resource
+from ..resources import model_names
 
-# A shell's exit status for a command that a signal ended is 128 + the signal's number.
-SIGNALLED = 128
-
+SIGNALLED = 128  # plus a signal's number: a shell's exit status for a command that it ended
 _PIPE_GONE = SIGNALLED + signal.SIGPIPE
 
 _EXTRAS = {
@@ -38,9 +34,7 @@ _EXTRAS = {
 
 
 class OutputError(Exception):
-    """Standard output is not writable. The message is one line of text; `status` is the exit
-    status.
-    """
+    """Standard output is not writable. The command ends with the exit status `status`."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -63,7 +57,8 @@ class Commands(TyperGroup):
             raise
         except OSError as error:
             _write_error(reason_of(error))
-            drop(sys.stdout)
+            if sys.stdout is not None:
+                _drop(sys.stdout)
             sys.exit(1)
         except SystemExit as end:
             # A failed command has already reported its error.
@@ -101,40 +96,30 @@ def _options(
 USE, MAKE = "Use a model", "Make and measure models"
 
 
-def model_names(incomplete: str) -> list[str]:
-    """The repository's models whose names start with `incomplete`, for shell completion."""
-    try:
-        records = sorted(resource("model").glob("*/model.yaml"))
-    except FileNotFoundError:  # installed without the repository; completion must not fail
-        return []
-    return [path.parent.name for path in records if path.parent.name.startswith(incomplete)]
-
-
 ModelArgument = Annotated[
     str,
     typer.Argument(help="a model folder, or the name of one in model/", autocompletion=model_names),
 ]
 
-RuntimeFlag = Annotated[
-    Literal["torch", "onnx"] | None,
+TrustFlag = Annotated[
+    Path | None,
     typer.Option(
-        help="what computes the network; onnx needs no PyTorch, and computes on the CPU. By "
-        "default onnx on a CPU, if the model has a network.onnx"
+        envvar="SEGSERVE_TRUST",
+        metavar="PUBLIC_KEY",
+        help="take no archive but those signed by a key of this file",
     ),
 ]
 
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Converts an error in a model, a server, a file or the data to one line of output and exit
-    status 1.
-    """
+    """Converts an error in a model, a server, a file or the data to one line and exit status 1."""
     from ..bulk.errors import BulkError
     from ..client import ClientError
     from ..engines.errors import ServerError
     from ..runtime.errors import ModelError, SegserveError
 
-    own_errors = (ModelError, ServerError, ClientError, SegserveError, BulkError)
+    own_errors = ModelError, ServerError, ClientError, SegserveError, BulkError
     try:
         yield
     except OutputError as error:
@@ -163,33 +148,11 @@ def print_plain(line: str) -> None:
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def model_source(model: str) -> Path:
-    """The folder of a model, with or without weights.
-
-    Raises:
-        FileNotFoundError: there is no such model, or the package was installed without the
-            repository.
-    """
-    if model and Path(model).is_dir():
-        return Path(model)
-    known = model_names("")
-    if known and model not in known:
-        raise FileNotFoundError(
-            f"{model!r}: no model folder, and no name of a model: {', '.join(known)}"
-        )
-    return resource(f"model/{model}")
-
-
 def model_folder(model: str) -> Path:
-    """The folder to serve a model from: the model's own, or the one that `segserve fetch` created.
+    """The folder with the weights of a model, see `fetch.model_named`, whose import is slow."""
+    from ..fetch import model_named
 
-    Raises:
-        FileNotFoundError: as in `model_source`.
-        ModelError: the weights have not been downloaded.
-    """
-    from ..fetch import servable_folder
-
-    return servable_folder(model_source(model))
+    return model_named(model)
 
 
 def progress_bar(unit: str, *, shown: bool = True) -> Progress:
@@ -203,50 +166,43 @@ def progress_bar(unit: str, *, shown: bool = True) -> Progress:
     return Progress(*columns, console=Console(stderr=True), disable=not shown)
 
 
-def write_output(content: bytes) -> None:
-    """Writes to standard output and flushes it.
+@contextmanager
+def image_count(total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A progress bar; the function sets the number of finished images."""
+    with progress_bar("image", shown=shown) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.update(task, completed=count)
 
-    Raises:
-        OutputError: standard output is closed, its reader has ended, or its disk is full.
+
+def write_output(content: bytes) -> None:
+    """Writes to standard output and flushes it. Raises OutputError if it is closed, its reader has
+    ended, or its disk is full.
     """
     check_output()
     try:
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
-    except BrokenPipeError as error:
-        drop(sys.stdout)
-        raise OutputError("the reader of standard output has ended", _PIPE_GONE) from error
     except OSError as error:
-        drop(sys.stdout)
+        _drop(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise OutputError("the reader of standard output has ended", _PIPE_GONE) from error
         raise OutputError(f"standard output cannot be written: {error.strerror}", 1) from error
 
 
 def check_output() -> None:
-    """Checks that standard output is open.
-
-    Raises:
-        OutputError: the command was started without standard output.
-    """
+    """Raises OutputError if the command was started without standard output."""
     if sys.stdout is None:  # Python's value for a closed descriptor
         raise OutputError("standard output is closed: redirect it to a file", 1)
 
 
-def drop(stream: TextIO | None) -> None:
-    """Redirects a stream to the null device. Else Python would flush it again at exit, and report
-    another error.
-    """
-    if stream is None:
-        return
-    with suppress(OSError, ValueError):  # not a file: nothing to redirect
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+def _drop(stream: TextIO) -> None:
+    """Redirects a stream to the null device. Else Python would report another error at exit."""
+    with suppress(OSError, ValueError), open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), stream.fileno())  # OSError: not a file, nothing to redirect
 
 
 def reason_of(error: BaseException) -> str:
-    """The message of an error. For an OSError: the file and the reason, without Python's error
-    number.
-    """
+    """The message of an error; for an OSError the file and the reason, without its number."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     name = error.filename if error.filename2 is None else error.filename2
@@ -256,15 +212,14 @@ def reason_of(error: BaseException) -> str:
 def _flush(*, prints_errors: bool) -> int:
     """Flushes the streams. Returns the exit status of a command that otherwise succeeded."""
     status = 0
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except BrokenPipeError:
-            drop(stream)
+            _drop(stream)
             status = _PIPE_GONE
         except OSError as error:
-            drop(stream)
+            _drop(stream)
             if prints_errors:
                 _write_error(reason_of(error))
             status = 1

@@ -12,27 +12,20 @@ import typer
 from rich.console import Console
 
 from ..bulk.batch import BatchRun, Job, LabelFormat
-from .app import USE, app, console, errors_in_one_line, print_error, print_plain, progress_bar
-from .bulk import (
-    RESUME_HINT,
-    RETRY_HINT,
-    AlphaFlag,
-    ClassesFlag,
-    ModeFlag,
-    RetryFlag,
-    ThresholdFlag,
-    TtaFlag,
-    counts_text,
-    ended_early,
-    given_options,
-    totals_table,
+from . import bulk
+from .app import (
+    USE,
+    TrustFlag,
+    app,
+    console,
+    errors_in_one_line,
+    print_error,
+    print_plain,
+    progress_bar,
 )
-from .signing import TrustFlag, trusted_keys
 
 if TYPE_CHECKING:
     from ..bulk.table import Summary
-
-_COMPUTE = "What computes"
 
 
 @app.command(rich_help_panel=USE)
@@ -54,30 +47,23 @@ def batch(
     ] = LabelFormat.PNG,
     column: Annotated[str, typer.Option(help="of a table, with paths or URIs")] = "path",
     overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="delete the target's results and start again"),
+        bool, typer.Option("--overwrite", help="delete the target's results and start again")
     ] = False,
-    retry_failed: RetryFlag = False,
+    retry_failed: bulk.RetryFlag = False,
     max_failures: Annotated[
         int | None, typer.Option(min=0, help="stop when more images than this have failed")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
-    mode: ModeFlag = None,
-    tta: TtaFlag = None,
-    classes: ClassesFlag = None,
-    threshold: ThresholdFlag = None,
-    alpha: AlphaFlag = None,
+    mode: bulk.ModeFlag = None,
+    tta: bulk.TtaFlag = None,
+    classes: bulk.ClassesFlag = None,
+    threshold: bulk.ThresholdFlag = None,
+    alpha: bulk.AlphaFlag = None,
     workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="by default one per GPU, else one per core", rich_help_panel=_COMPUTE
-        ),
+        int | None, bulk.compute_option(min=1, help="by default one per GPU, else one per core")
     ] = None,
     address: Annotated[
-        str | None,
-        typer.Option(
-            help="of a Ray cluster to join; by default this machine", rich_help_panel=_COMPUTE
-        ),
+        str | None, bulk.compute_option(help="of a Ray cluster to join; by default this machine")
     ] = None,
 ) -> None:
     """Segment any number of images, on this machine or on a Ray cluster.
@@ -85,10 +71,14 @@ def batch(
     To resume a stopped job, run the same command again. It also segments images that were added
     since.
     """
-    options = given_options(mode=mode, tta=tta, classes=classes, threshold=threshold, alpha=alpha)
+    options = bulk.given_options(
+        mode=mode, tta=tta, classes=classes, threshold=threshold, alpha=alpha
+    )
     with errors_in_one_line():
-        if (trusted := trusted_keys(trust)) is not None:
-            trusted.verify(archive)
+        if trust:
+            from ..signing import TrustedKeys
+
+            TrustedKeys.read(trust).verify(archive)
         job = Job(source, target, archive, format, options, column)
         run = BatchRun(job, workers, address, max_failures, retry_failed)
 
@@ -96,7 +86,7 @@ def batch(
             with _dropped_native_messages(), _shown_progress(run, shown=not json):
                 run.finish(overwrite=overwrite)
 
-        status = ended_early(finish, lambda reason: print_error(_stop_text(run, reason)))
+        status = bulk.ended_early(finish, lambda reason: print_error(_stop_text(run, reason)))
         if status is None and run.summary:
             _print_summary(run.summary, target, as_json=json)
             status = int(run.summary.segmented == 0)
@@ -148,11 +138,11 @@ def _dropped_native_messages() -> Iterator[None]:
 
 
 def _stop_text(run: BatchRun, reason: str) -> str:
-    return f"{reason}; {_counts(run.summary)}; {RESUME_HINT}" if run.summary else reason
+    return f"{reason}; {_counts(run.summary)}; {bulk.RESUME_HINT}" if run.summary else reason
 
 
 def _counts(summary: "Summary") -> str:
-    return counts_text(segmented=summary.segmented, failed=summary.failed, left=summary.left)
+    return bulk.counts_text(segmented=summary.segmented, failed=summary.failed, left=summary.left)
 
 
 def _print_summary(summary: "Summary", target: str, *, as_json: bool) -> None:
@@ -161,10 +151,10 @@ def _print_summary(summary: "Summary", target: str, *, as_json: bool) -> None:
         return
     if summary.classes:
         totals = ((total.label, total.fraction, total.images) for total in summary.classes)
-        console.print(totals_table(totals))
+        console.print(bulk.totals_table(totals))
     for code, count in summary.failures.items():
         print_plain(f"failed: {count} x {code}")
     seconds, speed = summary.seconds, summary.images_per_second
     rate = f" ({seconds:.1f} s, {speed:.1f} images/s)" if seconds else ""
-    hint = f"; {RETRY_HINT}" if summary.failed else ""
+    hint = f"; {bulk.RETRY_HINT}" if summary.failed else ""
     print_plain(f"{_counts(summary)}; results in {target}{rate}{hint}")

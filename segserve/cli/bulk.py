@@ -5,6 +5,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,25 +20,17 @@ if TYPE_CHECKING:
     from ..bulk.run import Outcome, Run
     from ..schema.response import ClassRow
 
-_PANEL = "Options of a request"
-
-ModeFlag = Annotated[Mode | None, typer.Option(help="whole, or in tiles", rich_help_panel=_PANEL)]
-TtaFlag = Annotated[Tta | None, typer.Option(help="test-time augmentation", rich_help_panel=_PANEL)]
-ClassesFlag = Annotated[
-    str | None, typer.Option(help="keep only these, by name or id: cat,dog", rich_help_panel=_PANEL)
-]
+_request_option = partial(typer.Option, rich_help_panel="Options of a request")
+ModeFlag = Annotated[Mode | None, _request_option(help="whole, or in tiles")]
+TtaFlag = Annotated[Tta | None, _request_option(help="test-time augmentation")]
+ClassesFlag = Annotated[str | None, _request_option(help="keep only these, by name or id: cat,dog")]
 ThresholdFlag = Annotated[
-    float | None,
-    typer.Option(
-        min=0, max=1, help="less certain pixels become background", rich_help_panel=_PANEL
-    ),
+    float | None, _request_option(min=0, max=1, help="less certain pixels become background")
 ]
-AlphaFlag = Annotated[
-    Alpha | None, typer.Option(help="how to read transparent pixels", rich_help_panel=_PANEL)
-]
+AlphaFlag = Annotated[Alpha | None, _request_option(help="how to read transparent pixels")]
+compute_option = partial(typer.Option, rich_help_panel="What computes")
 RetryFlag = Annotated[
-    bool,
-    typer.Option("--retry-failed", help="compute images again that failed in an earlier run"),
+    bool, typer.Option("--retry-failed", help="compute images again that failed in an earlier run")
 ]
 RESUME_HINT = "the same command goes on where it stopped"
 RETRY_HINT = "--retry-failed computes the failed images again"
@@ -49,8 +42,7 @@ def given_options(**options: object) -> dict[str, object]:
 
 
 def ended_early(finish: Callable[[], None], report_end: Callable[[str], None]) -> int | None:
-    """Runs `finish`. If it is stopped or interrupted, reports the reason and returns the exit
-    status; else None.
+    """Runs `finish`. If it ends early, reports the reason and returns the exit status; else None.
 
     Further signals are ignored while the run ends, so that a second Ctrl-C does not change the
     message. A run has its own signal handlers; at its end, it restores the previous ones.
@@ -90,7 +82,9 @@ def run_text(run: "Run", stopped: str = "") -> str:
 
 def image_table(classes: "Iterable[ClassRow]", title: str = "") -> Table:
     """The classes of one image."""
-    table = _class_table(title, "share of the image", "confidence")
+    table = figures_table(
+        "class", "share of the image", "confidence", title=title or None, title_justify="left"
+    )
     for row in classes:
         table.add_row(row.label, f"{row.fraction:.1%}", f"{row.confidence:.2f}")
     return table
@@ -98,19 +92,17 @@ def image_table(classes: "Iterable[ClassRow]", title: str = "") -> Table:
 
 def totals_table(totals: Iterable[tuple[str, float, int]]) -> Table:
     """The classes of several images: label, fraction of all pixels, and number of images."""
-    table = _class_table("classes", "share of all pixels", "images")
+    table = figures_table(
+        "class", "share of all pixels", "images", title="classes", title_justify="left"
+    )
     for label, fraction, images in totals:
         table.add_row(label, f"{fraction:.1%}", str(images))
     return table
 
 
-def _class_table(title: str, *figures: str) -> Table:
-    return figures_table("class", *figures, title=title or None, title_justify="left")
-
-
 class Reporter:
-    """Reports outcomes to people: failures and a progress bar on stderr, the classes that were
-    found on stdout. With `quiet`, only failures and early ends.
+    """Reports failures and progress on stderr, the classes that were found on stdout. With `quiet`,
+    only failures and early ends.
     """
 
     def __init__(
@@ -123,7 +115,6 @@ class Reporter:
         self._images: list[tuple[ClassRow, ...]] = []
 
     def outcome(self, outcome: "Outcome") -> None:
-        """Called for every image."""
         if outcome.classes:
             self._images.append(outcome.classes)
         if outcome.message and not outcome.is_skipped:
@@ -131,7 +122,7 @@ class Reporter:
         self._progress.advance(self._task)
 
     def end(self, run: "Run", stopped: str = "") -> None:
-        """Called once. `stopped` is why the run ended early; empty if it did not."""
+        """`stopped` is why the run ended early; empty if it did not."""
         self._progress.stop()
         if stopped:
             print_error(run_text(run, stopped))
@@ -185,7 +176,7 @@ class JsonReporter(Reporter):
             document["classes"] = [row.as_document() for row in outcome.classes]
         if outcome.is_skipped:
             document["skipped"] = True
-        _print_json(document)
+        write_output(json.dumps(document).encode() + b"\n")
 
     def end(self, run: "Run", stopped: str = "") -> None:
         summary = {
@@ -198,11 +189,7 @@ class JsonReporter(Reporter):
             "stopped": stopped or None,
         }
         try:
-            _print_json({"summary": summary})
+            write_output(json.dumps({"summary": summary}).encode() + b"\n")
         finally:
             if stopped:
                 print_error(run_text(run, stopped))
-
-
-def _print_json(document: dict[str, object]) -> None:
-    write_output(json.dumps(document).encode() + b"\n")

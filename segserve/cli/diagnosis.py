@@ -1,13 +1,17 @@
 """The commands `segserve doctor` and `segserve profile`."""
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.table import Table
 
 from ..doctor import Level, as_json, as_lines, examine, status_of
+from ..resources import model_names
 from ..schema.request import Mode, Tta
 from .app import (
     MAKE,
@@ -17,13 +21,15 @@ from .app import (
     errors_in_one_line,
     figures_table,
     model_folder,
-    model_names,
     print_plain,
 )
 
 if TYPE_CHECKING:
-    from ..profile import ImageProfile
+    from torch.autograd.profiler_util import FunctionEventAvg
 
+    from ..local import LocalSegmenter
+
+_WARM_UP = 2
 _COLOR = {
     Level.OK: typer.colors.GREEN,
     Level.WARNING: typer.colors.YELLOW,
@@ -81,25 +87,92 @@ def profile(
     ] = None,
 ) -> None:
     """Profile the segmentation of one image: time per stage, and per operator of the network."""
-    os.environ.setdefault(
-        "KINETO_LOG_LEVEL", "99"
-    )  # silences the profiler; read when PyTorch is imported
+    # Silences the profiler. PyTorch reads it when it is imported.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from ..local import LocalSegmenter
-    from ..profile import profile_image
 
     with errors_in_one_line(), console.status("segmenting"):
         segmenter = LocalSegmenter(model if Path(model).is_file() else model_folder(model))
         profiled = profile_image(
             segmenter, image.read_bytes(), repeat=repeat, trace=trace, mode=mode, tta=tta
         )
-    console.print(_stages(profiled))
+    console.print(_stage_table(profiled))
     if top:
-        console.print(_operators(profiled, top))
+        console.print(_operator_table(profiled, top))
     if trace is not None:
         print_plain(f"trace in {trace}: open it at https://ui.perfetto.dev")
 
 
-def _stages(profiled: "ImageProfile") -> Table:
+class Operator(NamedTuple):
+    """Milliseconds of an operator of PyTorch for one image, without the operators it called."""
+
+    name: str
+    calls: int
+    self_ms: float
+
+
+class ImageProfile(NamedTuple):
+    """Milliseconds of one image: medians of the whole and of each stage of `Server-Timing`, and the
+    operators, the costliest first; on a GPU by their time there.
+    """
+
+    total_ms: float
+    stages_ms: dict[str, float]
+    operators: list[Operator]
+
+
+def profile_image(
+    segmenter: "LocalSegmenter",
+    image: bytes,
+    *,
+    repeat: int = 20,
+    trace: Path | None = None,
+    mode: str | None = None,
+    tta: str | None = None,
+) -> ImageProfile:
+    """Segments an image file `repeat` times by the clock, and once more under PyTorch's profiler,
+    which slows it down and writes `trace` as JSON. Raises ResponseError if the image or the options
+    are rejected.
+    """
+    from torch.profiler import profile
+
+    def segment() -> Mapping[str, float]:
+        return segmenter.segment(image, mode=mode, tta=tta).timings_ms
+
+    for _ in range(_WARM_UP):
+        segment()
+    totals_s, stages_ms = [], []
+    for _ in range(repeat):
+        began_s = perf_counter()
+        stages_ms.append(segment())
+        totals_s.append(perf_counter() - began_s)
+    with profile() as profiler:
+        segment()
+    if trace is not None:
+        profiler.export_chrome_trace(str(trace))
+    return ImageProfile(
+        1000 * median(totals_s),
+        {stage: median(run[stage] for run in stages_ms) for stage in stages_ms[0]},
+        _operators(profiler.key_averages()),
+    )
+
+
+def _operators(events: "Iterable[FunctionEventAvg]") -> list[Operator]:
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    operators = [
+        Operator(
+            str(event.key),
+            event.count,
+            (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1000,
+        )
+        for event in events
+    ]
+    return sorted(operators, key=lambda operator: -operator.self_ms)
+
+
+def _stage_table(profiled: ImageProfile) -> Table:
     table = figures_table("stage", "ms", "share", box=None)
     rest_ms = profiled.total_ms - sum(profiled.stages_ms.values())
     for stage, ms in {
@@ -111,7 +184,7 @@ def _stages(profiled: "ImageProfile") -> Table:
     return table
 
 
-def _operators(profiled: "ImageProfile", top: int) -> Table:
+def _operator_table(profiled: ImageProfile, top: int) -> Table:
     table = figures_table("operator, under the profiler", "calls", "ms", "share", box=None)
     total_ms = sum(operator.self_ms for operator in profiled.operators) or 1.0
     for operator in profiled.operators[:top]:

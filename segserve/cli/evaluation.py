@@ -1,14 +1,19 @@
 """The commands that measure models: `segserve evaluate`, `calibrate` and `compare`."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..resources import model_names, model_source
 from ..runtime.errors import ModelError
-from ..schema.request import Mode, Tta
+from ..runtime.record import read_record
+from ..runtime.settings import Settings
+from ..schema.request import Mode, Options, Tta
+from . import models
 from .app import (
     MAKE,
     ModelArgument,
@@ -16,39 +21,24 @@ from .app import (
     console,
     errors_in_one_line,
     figures_table,
+    image_count,
     model_folder,
-    model_names,
-    model_source,
     print_error,
     print_plain,
-    progress_bar,
-)
-from .models import (
-    Crowds,
-    CrowdsOption,
-    DataOption,
-    DevSplitOption,
-    IgnoreOption,
-    ImagesOption,
-    SkipOption,
-    open_checked,
-    read_options,
 )
 
 if TYPE_CHECKING:
-    from ..runtime.record import ModelRecord
-    from ..training.data import LabelledImages
     from ..training.evaluate.compare import Comparison
     from ..training.evaluate.report import EvaluationReport
 
 _DEFAULT_MODEL = "embedded"
 _SERVER = ("http://", "https://")
-_PANEL = "Through a server"
+_server_option = partial(typer.Option, rich_help_panel="Through a server")
 
 
 @app.command(rich_help_panel=MAKE)
 def evaluate(
-    data: DataOption,
+    data: models.DataOption,
     model_argument: Annotated[
         str | None,
         typer.Argument(metavar="[MODEL]", help="the same as --model", autocompletion=model_names),
@@ -60,11 +50,11 @@ def evaluate(
             autocompletion=model_names,
         ),
     ] = None,
-    images: ImagesOption = None,
-    split: DevSplitOption = None,
-    ignore_id: IgnoreOption = "255",
-    crowds: CrowdsOption = "ignore",
-    skip_broken: SkipOption = False,
+    images: models.ImagesOption = None,
+    split: models.DevSplitOption = None,
+    ignore_id: models.IgnoreOption = "255",
+    crowds: models.CrowdsOption = "ignore",
+    skip_broken: models.SkipOption = False,
     mode: Annotated[Mode | None, typer.Option(help="as in a request")] = None,
     tta: Annotated[Tta | None, typer.Option(help="as in a request")] = None,
     output_stride: Annotated[
@@ -88,28 +78,18 @@ def evaluate(
     ] = False,
     server: Annotated[
         str | None,
-        typer.Option(
-            help="address of the server; --model gives class names and colours",
-            rich_help_panel=_PANEL,
-        ),
+        _server_option(help="address of the server; --model gives class names and colours"),
     ] = None,
     token: Annotated[
-        str | None,
-        typer.Option(envvar="SEGSERVE_TOKEN", help="inference token", rich_help_panel=_PANEL),
+        str | None, _server_option(envvar="SEGSERVE_TOKEN", help="inference token")
     ] = None,
     name: Annotated[
-        str | None,
-        typer.Option(
-            help="name of the served model; by default the record's", rich_help_panel=_PANEL
-        ),
+        str | None, _server_option(help="name of the served model; by default the record's")
     ] = None,
 ) -> None:
     """Measure a model's accuracy on labelled images at their original size, offline or through a
     running server.
     """
-    from ..runtime.record import read_record
-    from ..runtime.settings import Settings
-    from ..schema.request import Options
     from ..training.data import dataset_name
     from ..training.evaluate.pages import EVALUATE_COMMAND, write_card, write_page
     from ..training.evaluate.predictors import offline_model, served_model
@@ -129,7 +109,9 @@ def evaluate(
             model or model_argument or _DEFAULT_MODEL
         )
         record, options = read_record(folder), Options.model_validate(given)
-        labelled = _labelled(data, split, record, images, ignore_id, crowds, skip_broken)
+        labelled = models.open_checked(
+            data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
+        ).data
         opened = (
             served_model(server, record, labelled, options, name=name, token=token)
             if server
@@ -138,7 +120,7 @@ def evaluate(
             )
         )
         with opened as predictor:
-            with _image_count(labelled) as report_count:
+            with image_count(len(labelled.names)) as report_count:
                 report = measure(
                     labelled,
                     predictor,
@@ -158,24 +140,25 @@ def evaluate(
 @app.command(rich_help_panel=MAKE)
 def calibrate(
     model: ModelArgument,
-    data: DataOption,
-    images: ImagesOption = None,
-    split: DevSplitOption = None,
-    ignore_id: IgnoreOption = "255",
-    crowds: CrowdsOption = "ignore",
-    skip_broken: SkipOption = False,
+    data: models.DataOption,
+    images: models.ImagesOption = None,
+    split: models.DevSplitOption = None,
+    ignore_id: models.IgnoreOption = "255",
+    crowds: models.CrowdsOption = "ignore",
+    skip_broken: models.SkipOption = False,
 ) -> None:
     """Calibrate a model: fit the temperature that makes its confidence match its accuracy."""
-    from ..runtime.record import read_record
     from ..training.data import dataset_name
     from ..training.evaluate.calibration import calibrate_model
 
     with errors_in_one_line():
         folder = model_folder(model)
         record = read_record(folder)
-        labelled = _labelled(data, split, record, images, ignore_id, crowds, skip_broken)
+        labelled = models.open_checked(
+            data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
+        ).data
         name = f"{dataset_name(data)} {labelled.split}"
-        with _image_count(labelled) as report_count:
+        with image_count(len(labelled.names)) as report_count:
             found = calibrate_model(folder, labelled, report_count, dataset=name)
         print_plain(
             f"temperature {found.temperature:g}; expected calibration error {found.ece_before:.4f} "
@@ -191,12 +174,12 @@ def compare(
     second: Annotated[
         str, typer.Argument(help="another one, or the address of a server: http://127.0.0.1:8080")
     ],
-    data: DataOption,
-    split: DevSplitOption = None,
-    images: ImagesOption = None,
-    ignore_id: IgnoreOption = "255",
-    crowds: CrowdsOption = "ignore",
-    skip_broken: SkipOption = False,
+    data: models.DataOption,
+    split: models.DevSplitOption = None,
+    images: models.ImagesOption = None,
+    ignore_id: models.IgnoreOption = "255",
+    crowds: models.CrowdsOption = "ignore",
+    skip_broken: models.SkipOption = False,
     no_worse_than: Annotated[
         float | None,
         typer.Option(
@@ -215,8 +198,6 @@ def compare(
     IoU by class with its 95 % interval, and the images that changed most.
     """
     with errors_in_one_line(), ExitStack() as stack:
-        from ..runtime.record import read_record
-        from ..schema.request import Options
         from ..training.evaluate.compare import compare as compare_models
         from ..training.evaluate.compare import write_comparison
         from ..training.evaluate.predictors import offline_model, served_model
@@ -225,14 +206,16 @@ def compare(
             raise ModelError("the first of the two is a model; give the server second")
         folder = model_folder(first)
         record = read_record(folder)
-        labelled = _labelled(data, split, record, images, ignore_id, crowds, skip_broken)
+        labelled = models.open_checked(
+            data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
+        ).data
         other = (
             served_model(second, record, labelled, Options(), token=token)
             if second.startswith(_SERVER)
             else offline_model(model_folder(second))
         )
         predictors = stack.enter_context(offline_model(folder)), stack.enter_context(other)
-        with _image_count(labelled) as report_count:
+        with image_count(len(labelled.names)) as report_count:
             found = compare_models(labelled, *predictors, report_count)
         _print_comparison(found, first, second)
         if page:
@@ -243,34 +226,6 @@ def compare(
             f"{second} is worse by {-found.mean.difference:.4f}, more than {no_worse_than:g}"
         )
         raise typer.Exit(1)
-
-
-def _labelled(
-    data: Path,
-    split: str | None,
-    record: "ModelRecord",
-    images: Path | None,
-    ignore_id: str,
-    crowds: Crowds,
-    skip_broken: bool,
-) -> "LabelledImages":
-    """The checked split that the options of a command name, by default `dev`."""
-    return open_checked(
-        data,
-        split,
-        record.classes,
-        default_split="dev",
-        images=images,
-        options=read_options(ignore_id, crowds, skip_broken=skip_broken),
-    ).data
-
-
-@contextmanager
-def _image_count(data: "LabelledImages") -> "Iterator[Callable[[int], None]]":
-    """A progress bar; the function sets the number of finished images."""
-    with progress_bar("image") as progress:
-        task = progress.add_task("", total=len(data.names))
-        yield lambda count: progress.update(task, completed=count)
 
 
 def _check_alternatives(option: str, value: object, others: Mapping[str, object]) -> None:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.architecture import Architecture
+from ..resources import model_source
 from ..runtime.errors import ModelError
-from .app import MAKE, app, console, errors_in_one_line, model_source, print_plain, progress_bar
-from .flags import given_for
+from .app import MAKE, app, console, errors_in_one_line, print_plain, progress_bar
+from .bulk import given_options
 from .models import ImagesOption, TrainSplitOption, open_checked
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..runtime.encode.mask import LabelMap
 
-_SHOWN = "What the checkpoint does not say"
+_missing_option = partial(typer.Option, rich_help_panel="What the checkpoint does not say")
 _GOOGLE = "The start of the embedded model's training"
 _EQUAL_SHARE = 0.99  # of the pixels, by --compare
 
@@ -36,33 +36,22 @@ def import_model(
         typer.Option("--output", "-o", help="the new model folder; by default model/CHECKPOINT"),
     ] = None,
     classes: Annotated[
-        str | None,
-        typer.Option(help="class file, or names: background,cat,dog", rich_help_panel=_SHOWN),
+        str | None, _missing_option(help="class file, or names: background,cat,dog")
     ] = None,
     size_px: Annotated[
-        int | None,
-        typer.Option(min=32, help="longer side of the network's input", rich_help_panel=_SHOWN),
+        int | None, _missing_option(min=32, help="longer side of the network's input")
     ] = None,
     mean: Annotated[
-        str | None,
-        typer.Option(help="of the input, RGB in 0..1: 0.485,0.456,0.406", rich_help_panel=_SHOWN),
+        str | None, _missing_option(help="of the input, RGB in 0..1: 0.485,0.456,0.406")
     ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="as for --mean: 0.229,0.224,0.225", rich_help_panel=_SHOWN)
-    ] = None,
-    licence: Annotated[
-        str, typer.Option(help="licence of the weights", rich_help_panel=_SHOWN)
-    ] = "not stated",
-    backbone: Annotated[
-        str | None, typer.Option(help="name of a timm encoder", rich_help_panel=_SHOWN)
-    ] = None,
+    std: Annotated[str | None, _missing_option(help="as for --mean: 0.229,0.224,0.225")] = None,
+    licence: Annotated[str, _missing_option(help="licence of the weights")] = "not stated",
+    backbone: Annotated[str | None, _missing_option(help="name of a timm encoder")] = None,
     output_stride: Annotated[
-        int | None,
-        typer.Option(help="8, 16 or 32, if not the library's default", rich_help_panel=_SHOWN),
+        int | None, _missing_option(help="8, 16 or 32, if not the library's default")
     ] = None,
     aspp_rates: Annotated[
-        str | None,
-        typer.Option(help="6,12,18, if not the library's default", rich_help_panel=_SHOWN),
+        str | None, _missing_option(help="6,12,18, if not the library's default")
     ] = None,
     image: Annotated[
         Path | None, typer.Option(help="photograph to segment as a check", dir_okay=False)
@@ -96,7 +85,7 @@ def import_model(
             raise ModelError("--data is for files .tflite: leave it out")
         if compare is not None and image is None:
             raise ModelError("--compare needs --image, the photograph that it belongs to")
-        given = {"backbone": backbone, "output_stride": output_stride, "aspp_rates": aspp_rates}
+        import numpy as np
 
         from ..importing.model import import_checkpoint
         from ..training.data.files import read_image
@@ -111,14 +100,19 @@ def import_model(
             mean=_numbers("--mean", mean),
             std=_numbers("--std", std),
             licence=licence,
-            architecture=given_for(Architecture, given),
+            architecture=given_options(
+                backbone=backbone,
+                output_stride=output_stride,
+                aspp_rates=_numbers("--aspp-rates", aspp_rates),
+            ),
             image_rgb=read_image(image) if image else None,
             check=partial(_check_agreement, reference=reference),
         )
         for note in imported.notes:
             print_plain(note)
         if image:
-            found = [imported.record.labels[class_id] for class_id in _present(imported.label_map)]
+            ids, pixels = np.unique(imported.label_map, return_counts=True)
+            found = [imported.record.labels[ids[index]] for index in np.argsort(-pixels)]
             print_plain(f"{image.name}: {', '.join(found)}")
         print_plain(f"{folder} is ready: segserve serve {folder}")
 
@@ -135,14 +129,7 @@ def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise ModelError(f"{flag}: expected three numbers, got {text!r}") from error
-
-
-def _present(label_map: "LabelMap") -> list[int]:
-    import numpy as np
-
-    ids, counts = np.unique(label_map, return_counts=True)
-    return [int(ids[index]) for index in np.argsort(-counts)]
+        raise ModelError(f"{flag}: expected numbers, got {text!r}") from error
 
 
 def _read_reference(path: Path) -> "NDArray[np.int64]":
@@ -187,7 +174,7 @@ def _import_google(
         raise ModelError(f"{file.name} needs --output, an existing model, and --data")
     folder = model_source(str(output))
     classes = read_record(folder).classes
-    checked = open_checked(data, split, classes, default_split="train", images=images)
+    checked = open_checked(data, split, "train", classes, images)
     with progress_bar("image") as progress:
         task = progress.add_task("")
         import_reference(

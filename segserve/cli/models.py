@@ -1,6 +1,8 @@
-"""The commands `segserve fetch` and `export`, and the options that name a data set."""
+"""The commands `segserve fetch`, `export` and `quantize`, and the options that name a data set."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,22 +17,22 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from ..resources import require_packages
-from ..runtime.record import ClassInfo
+from ..bulk.sources import find_sources
+from ..resources import model_source, require_packages
+from ..runtime.record import ClassInfo, read_record
 from .app import (
     MAKE,
     ModelArgument,
     app,
     errors_in_one_line,
+    image_count,
     model_folder,
-    model_source,
     print_plain,
-    progress_bar,
 )
 
 if TYPE_CHECKING:
     from ..exporting.write import ExportReport
-    from ..training.data import CheckedSplit, LabelledImages, ReadOptions
+    from ..training.data import CheckedSplit
 
 
 @app.command(rich_help_panel=MAKE)
@@ -38,16 +40,23 @@ def fetch(
     model: ModelArgument,
     weights: Annotated[
         Path | None,
-        typer.Option(
-            help="the published file, in place of the download",
-            dir_okay=False,
-        ),
+        typer.Option(help="the published file, in place of the download", dir_okay=False),
     ] = None,
 ) -> None:
     """Download a published model once, verify it, and prepare it for serving."""
     from ..fetch import fetch_model
 
-    with errors_in_one_line(), _download_bar() as progress:
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with errors_in_one_line(), bar as progress:
         task = progress.add_task(model, visible=False)
         folder = fetch_model(
             model_source(model),
@@ -57,19 +66,6 @@ def fetch(
             ),
         )
         print_plain(f"{model} is ready to be served, from {folder}")
-
-
-def _download_bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    console = Console(stderr=True)
-    return Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    )
 
 
 DataOption = Annotated[
@@ -92,38 +88,25 @@ TrainSplitOption = Annotated[str | None, typer.Option(help=f"{_SPLIT} train")]
 DevSplitOption = Annotated[str | None, typer.Option(help=f"{_SPLIT} dev")]
 
 
-def read_options(ignore_id: str, crowds: Crowds, *, skip_broken: bool) -> "ReadOptions":
-    """The flags of `IgnoreOption`, `CrowdsOption` and `SkipOption`.
-
-    Raises:
-        ValueError: the value to ignore is none of a label image.
-    """
-    from ..training.data import ReadOptions
-
-    if ignore_id != "none" and not (ignore_id.isdecimal() and int(ignore_id) <= _LARGEST_ID):
-        raise ValueError(f"--ignore-id: expected none or a value up to 255, got {ignore_id!r}")
-    value = None if ignore_id == "none" else int(ignore_id)
-    return ReadOptions(value, crowds == "objects", skip_broken)
-
-
 def open_checked(
     data: Path,
     split: str | None,
-    classes: Sequence[ClassInfo],
-    *,
     default_split: str,
+    classes: Sequence[ClassInfo],
     images: Path | None = None,
+    ignore_id: str = "255",
+    crowds: Crowds = "ignore",
+    skip_broken: bool = False,
     categories: Mapping[str, int] | None = None,
-    options: "ReadOptions | None" = None,
 ) -> "CheckedSplit":
-    """Opens a split and reads all of its files once. Prints unusual facts about it to stderr.
-
-    Raises:
-        DataError: lists all problems of the split.
+    """Opens the split that a command's options name, and reads all of its files once. Prints
+    unusual facts about it to stderr. Raises DataError with all problems of the split.
     """
     from ..training.data import ReadOptions, check_split, open_data
 
-    options = options or ReadOptions()
+    if ignore_id != "none" and not (ignore_id.isdecimal() and int(ignore_id) <= _LARGEST_ID):
+        raise ValueError(f"--ignore-id: expected none or a value up to 255, got {ignore_id!r}")
+    ignored = None if ignore_id == "none" else int(ignore_id)
     opened = open_data(
         data,
         split,
@@ -131,9 +114,9 @@ def open_checked(
         default_split=default_split,
         images=images,
         categories=categories,
-        options=options,
+        options=ReadOptions(ignored, crowds == "objects", skip_broken),
     )
-    checked = check_split(opened, classes, skip_broken=options.skip_broken)
+    checked = check_split(opened, classes, skip_broken=skip_broken)
     for note in checked.notes:
         typer.echo(note, err=True)
     return checked
@@ -178,41 +161,27 @@ def export_model(
     """Write a model for other runtimes: ONNX from the picture to the class of every pixel. It is
     verified against PyTorch.
     """
-    with errors_in_one_line(), progress_bar("image", shown=data is not None) as progress:
+    with errors_in_one_line():
         require_packages("torch", "onnx", "onnxruntime")
         folder = model_folder(model)
-        labelled = None if data is None else _labelled(data, split, folder)
+        record = read_record(folder)
+        labelled = open_checked(data, split, "dev", record.classes).data if data else None
         from ..exporting.write import Checks, ExportFormat, export_onnx, export_repository
-        from ..runtime.record import read_record
 
-        task = progress.add_task("", total=len(labelled.names) if labelled else 0)
-        checks = Checks(image or (), labelled, lambda count: progress.update(task, completed=count))
-        kind, name = ExportFormat(format), read_record(folder).name
+        kind = ExportFormat(format)
         if kind is ExportFormat.ONNX:
-            target = output or _DEFAULT_OUTPUT / f"{name}.onnx"
+            target = output or _DEFAULT_OUTPUT / f"{record.name}.onnx"
             if target.is_dir():
                 raise IsADirectoryError(f"{target} is a folder; --output names a file")
-            report = export_onnx(
-                folder, target, precision=precision, probabilities=probabilities, checks=checks
-            )
+            write = partial(export_onnx, folder, target)
         else:
             target = output or _DEFAULT_OUTPUT / kind
-            report = export_repository(
-                folder,
-                target,
-                kind,
-                precision=precision,
-                probabilities=probabilities,
-                checks=checks,
-            )
+            write = partial(export_repository, folder, target, kind)
+        total = len(labelled.names) if labelled else 0
+        with image_count(total, shown=total > 0) as report_count:
+            checks = Checks(image or (), labelled, report_count)
+            report = write(precision=precision, probabilities=probabilities, checks=checks)
         _print(report, target)
-
-
-def _labelled(data: Path, split: str | None, folder: Path) -> "LabelledImages":
-    from ..runtime.record import read_record
-
-    classes = read_record(folder).classes
-    return open_checked(data, split, classes, default_split="dev").data
 
 
 def _print(report: "ExportReport", target: Path) -> None:
@@ -224,3 +193,26 @@ def _print(report: "ExportReport", target: Path) -> None:
     print_plain(f"probabilities differ by {difference:.1g} in the mean")
     if found is not None:
         print_plain(f"mean IoU {found.onnx:.4f}, PyTorch's {found.pytorch:.4f}")
+
+
+@app.command(rich_help_panel=MAKE)
+def quantize(
+    model: ModelArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(help="photographs: files, folders, quoted globs such as 'in/**/*.jpg'"),
+    ],
+    most: Annotated[int, typer.Option(min=1, help="maximum number of images, spread evenly")] = 64,
+) -> None:
+    """Measure a model's activation ranges on photographs: a CPU with VNNI then computes in int8."""
+    from ..training.quantize import quantize_model
+
+    with errors_in_one_line():
+        folder, sources = model_folder(model), find_sources(images)
+        paths = [Path(source.location) for source in sources[:: ceil(len(sources) / most)]]
+        with image_count(len(paths)) as report_count:
+            quantize_model(folder, paths, report_count)
+        print_plain(
+            f"{folder}: a CPU with VNNI now computes it in int8, unless model-config.yaml sets "
+            "another precision"
+        )

@@ -16,6 +16,8 @@ from rich.console import Console
 from ..bulk.sources import STDIN, STDIN_SOURCE, Source, find_sources
 from ..bulk.storage import Storage
 from ..bulk.target import FAILURES_FILE, OPTIONS_FILE, Format, Layout, claim
+from ..resources import model_names
+from . import bulk
 from .app import (
     SIGNALLED,
     USE,
@@ -24,22 +26,8 @@ from .app import (
     check_output,
     errors_in_one_line,
     model_folder,
-    model_names,
     progress_bar,
     write_output,
-)
-from .bulk import (
-    AlphaFlag,
-    ClassesFlag,
-    JsonReporter,
-    ModeFlag,
-    Reporter,
-    RetryFlag,
-    ThresholdFlag,
-    TtaFlag,
-    ended_early,
-    given_options,
-    run_text,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +36,6 @@ if TYPE_CHECKING:
     from ..client.request import SegmentOptions
     from ..local import LocalSegmenter
 
-_COMPUTE = "What computes"
 _DEFAULT_FOLDER = Path("segmented")
 
 
@@ -71,7 +58,7 @@ def segment(
         bool, typer.Option("--overlay", help="also save the image with its classes in colour")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite existing results")] = False,
-    retry_failed: RetryFlag = False,
+    retry_failed: bulk.RetryFlag = False,
     json: Annotated[
         bool,
         typer.Option("--json", help="print the outcome of each image as one JSON object per line"),
@@ -79,55 +66,42 @@ def segment(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="print nothing but problems")
     ] = False,
-    mode: ModeFlag = None,
-    tta: TtaFlag = None,
-    classes: ClassesFlag = None,
-    threshold: ThresholdFlag = None,
-    alpha: AlphaFlag = None,
+    mode: bulk.ModeFlag = None,
+    tta: bulk.TtaFlag = None,
+    classes: bulk.ClassesFlag = None,
+    threshold: bulk.ThresholdFlag = None,
+    alpha: bulk.AlphaFlag = None,
     server: Annotated[
-        str | None,
-        typer.Option(
-            help="its address; by default that of `segserve serve`", rich_help_panel=_COMPUTE
-        ),
+        str | None, bulk.compute_option(help="its address; by default that of `segserve serve`")
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(
-            help="by default that of `segserve serve`, else $SEGSERVE_TOKEN",
-            rich_help_panel=_COMPUTE,
-        ),
+        bulk.compute_option(help="by default that of `segserve serve`, else $SEGSERVE_TOKEN"),
     ] = None,
     local: Annotated[
-        bool,
-        typer.Option(
-            "--local", help="compute in this process, without a server", rich_help_panel=_COMPUTE
-        ),
+        bool, bulk.compute_option("--local", help="compute in this process, without a server")
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(
+        bulk.compute_option(
             help="name of the served model; with --local an archive, a model folder "
             "or the name of one in model/",
             autocompletion=model_names,
-            rich_help_panel=_COMPUTE,
         ),
     ] = None,
     runtime: Annotated[
         Literal["torch", "onnx"] | None,
-        typer.Option(
-            help="with --local, what computes the network; onnx needs no PyTorch",
-            rich_help_panel=_COMPUTE,
-        ),
+        bulk.compute_option(help="with --local, what computes the network; onnx needs no PyTorch"),
     ] = None,
-    jobs: Annotated[
-        int, typer.Option(min=1, max=64, help="requests in flight", rich_help_panel=_COMPUTE)
-    ] = 8,
+    jobs: Annotated[int, bulk.compute_option(min=1, max=64, help="requests in flight")] = 8,
 ) -> None:
     """Segment images: files, globs, folders or standard input.
 
     Existing results are skipped. To resume after an interruption, run the same command again.
     """
-    given = given_options(mode=mode, tta=tta, classes=classes, threshold=threshold, alpha=alpha)
+    given = bulk.given_options(
+        mode=mode, tta=tta, classes=classes, threshold=threshold, alpha=alpha
+    )
     options = cast("SegmentOptions", given)
     with errors_in_one_line():
         for flag, value in (("--server", server), ("--token", token)):
@@ -162,7 +136,7 @@ def segment(
             from ..bulk.run import Run
 
             shown = not json and not quiet and Console(stderr=True).is_terminal
-            reporter = JsonReporter if json else Reporter
+            reporter = bulk.JsonReporter if json else bulk.Reporter
             with progress_bar("image", shown=shown) as progress:
                 report = reporter(progress, len(sources), left_out, quiet=quiet)
                 run = Run(
@@ -183,14 +157,14 @@ def segment(
     raise typer.Exit(status)
 
 
-def _finish(run: "Run", report: Reporter) -> int:
+def _finish(run: "Run", report: bulk.Reporter) -> int:
     """Runs to the end. Returns the exit status: 0, 1 for failures, and the shell's for a signal."""
     from ..bulk.results import write_data_set
 
     try:
-        status = ended_early(run.finish, partial(report.end, run))
+        status = bulk.ended_early(run.finish, partial(report.end, run))
     except OutputError as error:  # standard output accepts no report any more
-        raise OutputError(run_text(run, str(error)), error.status) from error
+        raise OutputError(bulk.run_text(run, str(error)), error.status) from error
     if status is None:
         if run.layout.format is Format.COCO and run.done + run.skipped:
             write_data_set(run.layout.folder)
@@ -200,8 +174,8 @@ def _finish(run: "Run", report: Reporter) -> int:
 
 @contextmanager
 def _claimed(layout: Layout, sources: list[Source], settings: dict[str, object]) -> Iterator[None]:
-    """Records the settings in the folder of results. Removes the record at the end if no image has
-    an outcome. Otherwise, a mistyped model name would block the correct name.
+    """Records the settings in the folder of results; not if no image has an outcome at the end.
+    Otherwise, a mistyped model name would block the correct name.
     """
     folder = layout.folder
     is_new = not (folder / OPTIONS_FILE).exists()

@@ -1,34 +1,44 @@
-"""The commands `segserve archive`, `serve`, `stop`, `demo` and `page`."""
+"""The commands that pack, sign and serve a model: `segserve archive`, `keygen`, `sign`, `serve`,
+`stop`, `demo` and `page`.
+"""
 
 import signal
 import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..engines import EngineName
+from ..resources import PHOTOGRAPHS, sample_photograph
 from .app import (
     MAKE,
     SIGNALLED,
     USE,
     ModelArgument,
-    RuntimeFlag,
+    TrustFlag,
     app,
     console,
     errors_in_one_line,
     model_folder,
     print_plain,
 )
-from .signing import SignFlag, TrustFlag, sign_archive
+from .bulk import image_table
 
 if TYPE_CHECKING:
+    from ..client import Segmentation
     from ..gateway.background import Server
     from ..runtime.settings import Runtime
 
-DEMO_DIR = Path(".run/demo")
+RuntimeFlag = Annotated[
+    Literal["torch", "onnx"] | None,
+    typer.Option(
+        help="what computes the network; onnx needs no PyTorch, and computes on the CPU. By "
+        "default onnx on a CPU, if the model has a network.onnx"
+    ),
+]
 BUILD_DIR = Path("build")
 _READY_TIMEOUT_S = 300  # long enough for a busy machine; failures are reported immediately
 
@@ -38,13 +48,51 @@ def archive(
     model: ModelArgument = "embedded",
     output: Annotated[Path, typer.Option(help="folder for the archive")] = BUILD_DIR,
     runtime: RuntimeFlag = None,
-    sign: SignFlag = None,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="sign it with the secret key of this file")
+    ] = None,
 ) -> None:
     """Pack a model into a self-contained, reproducible archive."""
     with errors_in_one_line():
         path = _build(model, output, load=runtime != "onnx", runtime=runtime)
         if sign is not None:
-            sign_archive(path, sign)
+            _sign(path, sign)
+
+
+@app.command(rich_help_panel=MAKE)
+def keygen(
+    name: Annotated[
+        Path, typer.Argument(help="NAME.key, to keep secret, and NAME.pub are written")
+    ],
+) -> None:
+    """Generate a key pair for signing archives."""
+    from ..signing import SigningKey
+
+    with errors_in_one_line():
+        secret, public = SigningKey.generate().write(name)
+        print_plain(f"{secret}  signs: segserve sign ARCHIVE {secret}")
+        print_plain(
+            f"{public}  is for those who serve: segserve serve --archive ARCHIVE --trust {public}"
+        )
+
+
+@app.command(rich_help_panel=MAKE)
+def sign(
+    archive: Annotated[Path, typer.Argument(help="an archive (.mar)")],
+    key: Annotated[
+        Path,
+        typer.Argument(help="a secret key of `segserve keygen`, or of minisign without a password"),
+    ],
+) -> None:
+    """Sign an archive. The signature is written next to it, in minisign's format."""
+    with errors_in_one_line():
+        _sign(archive, key)
+
+
+def _sign(archive: Path, key: Path) -> None:
+    from ..signing import SigningKey
+
+    print_plain(str(SigningKey.read(key).sign(archive)))
 
 
 @app.command(rich_help_panel=USE)
@@ -126,10 +174,36 @@ def stop() -> None:
 @app.command(rich_help_panel=USE)
 def demo(model: ModelArgument = "embedded") -> None:
     """Serve a model, segment two photographs over HTTP, and show the classes found."""
-    from ..demo import run_demo
+    from ..client import SegmentationClient
+    from ..engines import default_engine
+    from ..gateway.background import Server
 
     with errors_in_one_line():
-        run_demo(_build(model, BUILD_DIR), DEMO_DIR, BUILD_DIR / "demo", console)
+        archive, pictures = _build(model, BUILD_DIR), BUILD_DIR / "demo"
+        pictures.mkdir(parents=True, exist_ok=True)
+        with Server.start([archive], Path(".run/demo"), engine=default_engine()) as server:
+            console.print(f"a server is starting at {server.inference_url} ...")
+            server.wait_ready()
+            with SegmentationClient(
+                server.inference_url, token=server.inference_token, model=archive.stem
+            ) as client:
+                for name, content in PHOTOGRAPHS.items():
+                    photograph = sample_photograph(name)
+                    _show(client.segment(photograph), photograph, content, pictures)
+        console.print("The server is stopped. `make serve` starts one that stays.")
+
+
+def _show(segmentation: "Segmentation", photograph: Path, content: str, pictures: Path) -> None:
+    """Saves label map and overlay, and prints the classes found."""
+    height_px, width_px = segmentation.label_map.shape
+    labels, overlay = (
+        pictures / f"{photograph.stem}-{name}" for name in ("labels.png", "overlay.jpg")
+    )
+    segmentation.to_image().save(labels)
+    segmentation.overlay().save(overlay, quality=90)
+    title = f"{photograph.name} ({content}), {width_px} x {height_px} pixels"
+    console.print(image_table(segmentation.classes, title))
+    console.print(f"label map: {labels}\noverlay:   {overlay}\n", soft_wrap=True)
 
 
 def _build(

@@ -1,47 +1,44 @@
-"""The commands that make models: `segserve data check`, `quantize` and `train`."""
+"""The commands `segserve data check` and `train`. The flags of `train` are the fields of the
+architecture and of the recipe, so that a file and the command always have the same ones.
+"""
 
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
+import yaml
 from rich.progress import Progress
 
-from ..bulk.sources import find_sources
 from ..recipe import Recipe
+from ..resources import model_source
 from ..runtime.architecture import Architecture
 from ..runtime.errors import ModelError
+from ..runtime.record import ClassInfo, Strict, read_record
+from . import models
 from .app import (
     MAKE,
-    ModelArgument,
     app,
     console,
     errors_in_one_line,
     figures_table,
     model_folder,
-    model_source,
     print_plain,
     progress_bar,
 )
-from .flags import flags_of, given_for
-from .models import (
-    CrowdsOption,
-    DataOption,
-    IgnoreOption,
-    ImagesOption,
-    SkipOption,
-    TrainSplitOption,
-    open_checked,
-    read_options,
-)
 
 if TYPE_CHECKING:
-    from ..runtime.record import ClassInfo
     from ..training.data import CheckedSplit
     from ..training.train.loop import StepReport
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_METAVARS = {tuple: "A,B,...", dict: "KEY: VALUE, ..."}
+_BRACKETS = {tuple: "[{}]", dict: "{{{}}}"}  # of YAML
 
 data_app = typer.Typer(help="Look at a data set before training.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel=MAKE)
@@ -55,10 +52,10 @@ def check_data(
         Path | None, typer.Option(help="class file; by default classes.yaml in the folder")
     ] = None,
     model: Annotated[str | None, typer.Option(help="the classes of this model instead")] = None,
-    images: ImagesOption = None,
-    ignore_id: IgnoreOption = "255",
-    crowds: CrowdsOption = "ignore",
-    skip_broken: SkipOption = False,
+    images: models.ImagesOption = None,
+    ignore_id: models.IgnoreOption = "255",
+    crowds: models.CrowdsOption = "ignore",
+    skip_broken: models.SkipOption = False,
     sheet: Annotated[
         Path | None, typer.Option(help="write a contact sheet of the first split to this PNG file")
     ] = None,
@@ -73,14 +70,8 @@ def check_data(
         listed, categories = _listed_classes(data, classes, model)
         names = [split] if split or data.is_file() else split_names(data)
         found = {
-            name: open_checked(
-                data,
-                name,
-                listed,
-                default_split="train",
-                images=images,
-                categories=categories,
-                options=read_options(ignore_id, crowds, skip_broken=skip_broken),
+            name: models.open_checked(
+                data, name, "train", listed, images, ignore_id, crowds, skip_broken, categories
             )
             for name in names
         }
@@ -93,9 +84,8 @@ def check_data(
 
 def _listed_classes(
     data: Path, classes: Path | None, model: str | None
-) -> "tuple[Sequence[ClassInfo], Mapping[str, int] | None]":
+) -> tuple[Sequence[ClassInfo], Mapping[str, int] | None]:
     """The classes, and the categories of each."""
-    from ..runtime.record import read_record
     from ..training.data import read_class_file
 
     if model:
@@ -107,7 +97,7 @@ def _listed_classes(
     return listed.classes, listed.categories
 
 
-def _print_split(name: str, checked: "CheckedSplit", classes: "Sequence[ClassInfo]") -> None:
+def _print_split(name: str, checked: "CheckedSplit", classes: Sequence[ClassInfo]) -> None:
     sizes = [checked.data.image_size(image) for image in checked.data.names]
     heights, widths = zip(*sizes, strict=True)
     print_plain(
@@ -121,28 +111,69 @@ def _print_split(name: str, checked: "CheckedSplit", classes: "Sequence[ClassInf
     console.print(table)
 
 
-@app.command(rich_help_panel=MAKE)
-def quantize(
-    model: ModelArgument,
-    images: Annotated[
-        list[str],
-        typer.Argument(help="photographs: files, folders, quoted globs such as 'in/**/*.jpg'"),
-    ],
-    most: Annotated[int, typer.Option(min=1, help="maximum number of images, spread evenly")] = 64,
-) -> None:
-    """Measure a model's activation ranges on photographs: a CPU with VNNI then computes in int8."""
-    from ..training.quantize import quantize_model
+def flags_of(*documents: type[Strict]) -> Callable[[Command], Command]:
+    """Replaces a command's `**given` with one flag for every field of the documents, None if not
+    given. The syntax of a list is 6,12,18, of a mapping cat: 2, dog: 1.5. See `given_for`.
+    """
 
-    with errors_in_one_line():
-        folder, sources = model_folder(model), find_sources(images)
-        paths = [Path(source.location) for source in sources[:: ceil(len(sources) / most)]]
-        with progress_bar("image") as progress:
-            task = progress.add_task("", total=len(paths))
-            quantize_model(folder, paths, lambda count: progress.update(task, completed=count))
-        print_plain(
-            f"{folder}: a CPU with VNNI now computes it in int8, unless model-config.yaml sets "
-            "another precision"
-        )
+    def with_flags(command: Command) -> Command:
+        own = [
+            p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD
+        ]
+        made = [_parameter(name, kind) for kind in documents for name in kind.model_fields]
+        command.__signature__ = inspect.Signature([*own, *made])  # type: ignore[attr-defined]
+        return command
+
+    return with_flags
+
+
+def given_for(document: type[Strict], given: Mapping[str, object]) -> dict[str, object]:
+    """The given flags that belong to the document, parsed for its fields. Raises ValueError if a
+    list or a mapping cannot be parsed.
+    """
+    return {
+        name: _parsed(name, document, value)
+        for name, value in given.items()
+        if name in document.model_fields and value is not None
+    }
+
+
+def _parameter(name: str, document: type[Strict]) -> inspect.Parameter:
+    field = _field_type(name, document)
+    option = typer.Option(
+        help=_described(document).get(name),
+        rich_help_panel=document.__name__,
+        metavar=_METAVARS.get(get_origin(field)),
+    )
+    kind: Any = field if field in (bool, int, float, str) or get_origin(field) is Literal else str
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _field_type(name: str, document: type[Strict]) -> Any:  # noqa: ANN401 - any type
+    annotation = document.model_fields[name].annotation
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _parsed(name: str, document: type[Strict], value: object) -> object:
+    brackets = _BRACKETS.get(get_origin(_field_type(name, document)))
+    if brackets is None or not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(brackets.format(value))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--{name.replace('_', '-')}: {value!r} cannot be read") from error
+
+
+def _described(document: type[Strict]) -> dict[str, str]:
+    """The description of each field, from the section `Attributes:` of the document's docstring."""
+    _, _, section = inspect.getdoc(document).partition("Attributes:\n")  # type: ignore[union-attr]
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 @app.command(rich_help_panel=MAKE)
@@ -152,16 +183,16 @@ def train(
         Path, typer.Argument(help="model folder; a new one is created from the flags")
     ],
     *,
-    data: DataOption,
-    images: ImagesOption = None,
-    split: TrainSplitOption = None,
+    data: models.DataOption,
+    images: models.ImagesOption = None,
+    split: models.TrainSplitOption = None,
     val: Annotated[
         str | None,
         typer.Option(help="split to measure on during training and at the end, as for --split"),
     ] = None,
-    ignore_id: IgnoreOption = "255",
-    crowds: CrowdsOption = "ignore",
-    skip_broken: SkipOption = False,
+    ignore_id: models.IgnoreOption = "255",
+    crowds: models.CrowdsOption = "ignore",
+    skip_broken: models.SkipOption = False,
     classes: Annotated[Path | None, typer.Option(help="class file of a new model")] = None,
     size_px: Annotated[
         int | None,
@@ -187,7 +218,6 @@ def train(
     On several GPUs: torchrun --standalone --nproc-per-node 4 -m segserve train ...
     """
     from ..recipe import recipe_with, write_recipe
-    from ..runtime.record import read_record
     from ..training.data import dataset_name, read_class_file
     from ..training.evaluate.pages import measure_model
     from ..training.train.loop import RunOptions, validation_iou
@@ -205,17 +235,12 @@ def train(
         record = record_for(model, fields, labels, size_px=size_px, licence=licence, start=start)
         if start and not (model / recipe).exists():
             steps = steps.at_size(record.input.resize.size_px, given)
-        opened = partial(
-            open_checked,
-            data,
-            classes=record.classes,
-            default_split="train",
-            images=images,
-            categories=categories,
-            options=read_options(ignore_id, crowds, skip_broken=skip_broken),
-        )
         check_class_weights(steps.class_weights, record.labels)
-        training, measured = opened(split), opened(val) if val else None
+        reading = images, ignore_id, crowds, skip_broken, categories
+        training = models.open_checked(data, split, "train", record.classes, *reading)
+        measured = (
+            models.open_checked(data, val, "train", record.classes, *reading) if val else None
+        )
         # The model folder is written only now that classes, data and splits are known to be good.
         write_new_record(record, model)
         write_recipe(steps, model / recipe)

@@ -1,6 +1,4 @@
-"""The synchronous client, based on the package requests, and the asynchronous one, based on asyncio
-and the package httpx.
-"""
+"""The synchronous client, based on requests, and the asynchronous one, based on httpx."""
 
 import asyncio
 from abc import ABC, abstractmethod

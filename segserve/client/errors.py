@@ -8,9 +8,7 @@ class ClientError(Exception):
 
 
 class UnreachableError(ClientError):
-    """No server responds at the address, or the connection broke before the response was
-    complete.
-    """
+    """No server responds at the address, or the connection broke during the response."""
 
 
 class TimedOutError(ClientError):
@@ -29,8 +27,7 @@ class ResponseError(ClientError):
         code: the error's code, for programs: `image_truncated`, or TorchServe's
             `ServiceUnavailableException`.
         message: the server's message, for people.
-        retry_after_s: the delay before a retry that the server requested, in seconds; None if it
-            requested none.
+        retry_after_s: the delay before a retry that the server requested, in seconds, or None.
     """
 
     def __init__(
@@ -53,7 +50,7 @@ class UnknownModelError(ResponseError):
 
 def unreachable(url: str, error: Exception) -> UnreachableError:
     return UnreachableError(
-        f"{url}: no server responds there ({' '.join(_reason(error).split())[:200]}); "
+        f"{url}: no server responds there ({' '.join(root_reason(error).split())[:200]}); "
         "start one with `segserve serve`, or see the log of the one that runs"
     )
 
@@ -64,10 +61,8 @@ def timed_out(url: str, timeout_s: float) -> TimedOutError:
     )
 
 
-def _reason(error: BaseException) -> str:
-    """The operating system's message, if there is one. HTTP libraries wrap it in several
-    exceptions.
-    """
+def root_reason(error: BaseException) -> str:
+    """The operating system's message, if there is one in the chain of HTTP libraries' errors."""
     reason, cause = str(error), error
     while cause := cause.__cause__ or cause.__context__:  # type: ignore[assignment]
         if isinstance(cause, OSError) and cause.strerror:

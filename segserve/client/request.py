@@ -44,20 +44,14 @@ class SegmentOptions(TypedDict, total=False):
 
 
 class ResponseOptions(SegmentOptions, total=False):
-    """`SegmentOptions` and `mask`, the mask's encoding in JSON: `dense`, `rle`, `png`, `polygons`
-    or `none`.
-    """
+    """`SegmentOptions` and the mask's encoding: `dense`, `rle`, `png`, `polygons` or `none`."""
 
     mask: str | None
 
 
 @dataclass(frozen=True)
 class Target:
-    """One model of one server.
-
-    Raises:
-        ValueError: the address or the token is invalid.
-    """
+    """One model of one server. Raises ValueError if the address or the token is invalid."""
 
     url: str
     model: str
@@ -84,9 +78,7 @@ class Target:
 
     @property
     def loopback_host(self) -> str | None:
-        """The host of the address if it is this machine, else None. Its requests must not use the
-        environment's proxy.
-        """
+        """The host of the address if it is this machine, whose requests must not use a proxy."""
         host = urlsplit(self.url).hostname or ""
         try:
             is_loopback = ip_address(host).is_loopback
@@ -115,11 +107,8 @@ def _fault_of_address(url: str) -> str:
 
 
 def as_fields(**options: Unpack[ResponseOptions]) -> dict[str, str]:
-    """Converts the given options to strings that are valid in a header.
-
-    Raises:
-        TypeError: there is no such option.
-        ValueError: a value contains characters that a header cannot contain.
+    """Converts the given options to strings. Raises TypeError if there is no such option, and
+    ValueError if a value contains characters that a header cannot contain.
     """
     if unknown := options.keys() - ResponseOptions.__annotations__.keys():
         raise TypeError(f"unexpected options: {', '.join(sorted(unknown))}")
@@ -150,10 +139,8 @@ def http_headers(accept: str, fields: Mapping[str, str]) -> dict[str, str]:
 
 
 def as_image_file(image: ImageInput) -> bytes:
-    """Returns the bytes of an image file.
-
-    The bytes of a file stay unchanged. A PIL image or an array is encoded as PNG, without loss. The
-    EXIF orientation of a PIL image is applied, so that the result is the same as for its file.
+    """Returns the bytes of an image file. A PIL image or an array is encoded as PNG. The EXIF
+    orientation of a PIL image is applied, so that the result is the same as for its file.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,6 +1,4 @@
-"""Responses: errors become exceptions, transient errors are retried, and a JSON response becomes a
-`Segmentation`.
-"""
+"""Responses: errors become exceptions, transient ones are retried, and JSON a `Segmentation`."""
 
 import base64
 import binascii
@@ -64,23 +62,12 @@ _backoff = wait_exponential(multiplier=0.2, max=10) + wait_random(0, 0.2)
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """A server's response.
-
-    Attributes:
-        headers: a case-insensitive mapping, or one with names in lower case.
-    """
+    """A server's response. The names of its `headers` are case-insensitive, or in lower case."""
 
     status: int
     phrase: str
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def timings_ms(self) -> dict[str, float]:
-        """Milliseconds per stage, from the header `Server-Timing`."""
-        return {
-            stage: float(ms) for stage, ms in _TIMING.findall(self.headers.get("server-timing", ""))
-        }
 
 
 def raise_for_error(response: HttpResponse) -> None:
@@ -102,9 +89,7 @@ def raise_for_error(response: HttpResponse) -> None:
 
 
 def _code_and_message(response: HttpResponse) -> tuple[str, str]:
-    """Reads an error of the handler, of TorchServe or of a proxy. Their formats differ; a proxy may
-    send no JSON.
-    """
+    """Reads an error of the handler, of TorchServe or of a proxy, which may send no JSON."""
     try:
         document = orjson.loads(response.body)
     except orjson.JSONDecodeError:
@@ -117,9 +102,7 @@ def _code_and_message(response: HttpResponse) -> tuple[str, str]:
 
 
 def _retry_after_s(value: str) -> float | None:
-    """Converts a number of seconds or a date (RFC 9110, section 10.2.3) to seconds; None for any
-    other value.
-    """
+    """Converts a number of seconds or a date (RFC 9110, section 10.2.3) to seconds, or None."""
     if value.strip().isdecimal():
         return float(value)
     try:
@@ -129,14 +112,9 @@ def _retry_after_s(value: str) -> float | None:
 
 
 def retry_policy(retries: int) -> dict[str, Any]:
-    """Arguments for tenacity's `Retrying` and `AsyncRetrying`.
-
-    Broken connections and transient error responses are retried. The delay is the one that the
-    server requests; without one, it is an exponential backoff. After the last attempt, the last
-    error is raised. A timeout is not retried, because the server is probably still computing.
-
-    Raises:
-        ValueError: `retries` is negative.
+    """Arguments for tenacity's `Retrying` and `AsyncRetrying`: broken connections and transient
+    error responses are retried, after the delay that the server requests, else with exponential
+    backoff. A timeout is not, because the server is probably still computing.
     """
     if retries < 0:
         raise ValueError(f"retries is how often a request is sent again, at least 0, got {retries}")
@@ -166,8 +144,7 @@ def read_segmentation(response: HttpResponse, image_file: bytes) -> Segmentation
 
     Raises:
         ResponseError: the server sent an error response.
-        MalformedResponseError: the response is not a segmentation, or its parts contradict each
-            other.
+        MalformedResponseError: the response is no segmentation, or its parts contradict each other.
     """
     raise_for_error(response)
     try:
@@ -180,6 +157,7 @@ def read_segmentation(response: HttpResponse, image_file: bytes) -> Segmentation
     confidence = document.confidence and _decoded(
         document.confidence, size_wh, "confidence", modes=("L",)
     )
+    timings = _TIMING.findall(response.headers.get("server-timing", ""))
     return Segmentation(
         label_map=np.asarray(mask),
         classes=document.classes,
@@ -188,14 +166,14 @@ def read_segmentation(response: HttpResponse, image_file: bytes) -> Segmentation
         palette=bytes(mask.getpalette("RGB") or ()),
         image_file=image_file,
         confidence_map=np.asarray(confidence) if confidence else None,
-        timings_ms=response.timings_ms,
+        timings_ms={stage: float(ms) for stage, ms in timings},
     )
 
 
 def _decoded(
     part: PngMask | ConfidenceMap, size_wh: tuple[int, int], name: str, *, modes: tuple[str, ...]
 ) -> Image.Image:
-    """Decodes the base64 PNG of a response. Raises an error if its size or its mode is wrong."""
+    """Decodes a PNG in a response, which must have this size and one of these modes."""
     try:
         content = base64.b64decode(part.data, validate=True)
     except binascii.Error as error:

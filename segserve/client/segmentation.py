@@ -35,8 +35,7 @@ class Segmentation:
     Attributes:
         label_map: uint8 (H, W), read-only: the class id of every pixel of the upright image.
         classes: the classes present, including background, largest first.
-        model: the model's name.
-        model_version: the model's version.
+        model, model_version: the model's name and version.
         palette: the colours of all of the model's classes, by class id: three bytes (R, G, B) each.
         image_file: the image file that was sent.
         confidence_map: uint8 (H, W), read-only: each pixel's top probability times 255; None if not
@@ -135,8 +134,7 @@ class Segmentation:
         background.
 
         Args:
-            image_id: the image's id in the COCO document.
-            first_id: the id of the first annotation. The next annotations have consecutive ids.
+            first_id: the id of the first annotation; the next ones follow.
             category_ids: the document's category id of each class id; by default the class id
                 itself. Classes that are not in this mapping are omitted.
 
@@ -208,14 +206,12 @@ class Segmentation:
         """
         image_file = as_image_file(image)
         size_hw = decoded_size(image_file, max_pixels=_ANY_NUMBER)
-        class_ids = _class_ids(detections)
-        confidences = (
-            np.ones(len(class_ids)) if detections.confidence is None else detections.confidence
-        )
+        class_ids, masks = _ids_and_masks(detections, size_hw)
+        found = detections.confidence
+        confidences = np.ones(len(class_ids)) if found is None else found
         label_map, confidence = np.zeros(size_hw, np.uint8), np.ones(size_hw, np.float32)
-        for index, class_id in enumerate(class_ids):
-            mask = _mask(detections, index, size_hw)
-            label_map[mask], confidence[mask] = class_id, confidences[index]
+        for class_id, mask, value in zip(class_ids, masks, confidences, strict=True):
+            label_map[mask], confidence[mask] = class_id, value
         names: Any = detections.data.get("class_name", [f"class {number}" for number in class_ids])
         labels = {BACKGROUND: "background", **dict(zip(class_ids, map(str, names), strict=True))}
         rows = [
@@ -241,9 +237,11 @@ class Segmentation:
         return [row for row in self.classes if row.id != BACKGROUND]
 
 
-def _class_ids(detections: "supervision.Detections") -> list[int]:
+def _ids_and_masks(
+    detections: "supervision.Detections", size_hw: tuple[int, int]
+) -> tuple[list[int], list[NDArray[np.bool_]]]:
     if not len(detections):
-        return []
+        return [], []
     if detections.mask is None or detections.class_id is None:
         raise ValueError("expected detections with masks and class ids, got some without")
     class_ids = [int(class_id) for class_id in detections.class_id]
@@ -251,25 +249,17 @@ def _class_ids(detections: "supervision.Detections") -> list[int]:
         raise ValueError(
             f"class ids must be from 1 to {_COLORS - 1}, 0 being background, got {beyond[:8]}"
         )
-    return class_ids
-
-
-def _mask(
-    detections: "supervision.Detections", index: int, size_hw: tuple[int, int]
-) -> NDArray[np.bool_]:
-    masks: Any = detections.mask
-    mask = np.asarray(masks[index], dtype=bool)
-    if mask.shape != size_hw:
-        raise ValueError(f"expected masks of the image's size, {size_hw} (H, W), got {mask.shape}")
-    return mask
+    masks = [np.asarray(mask, dtype=bool) for mask in detections.mask]
+    if other := next((mask.shape for mask in masks if mask.shape != size_hw), None):
+        raise ValueError(f"expected masks of the image's size, {size_hw} (H, W), got {other}")
+    return class_ids, masks
 
 
 def _class_row(
     class_id: int, label: str, label_map: NDArray[np.uint8], confidence: NDArray[np.float32]
 ) -> ClassRow:
     mask = label_map == class_id
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box_xyxy = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    box_xyxy = Image.fromarray(mask).getbbox() or (0, 0, 0, 0)  # None only for an empty mask
     pixels = int(mask.sum())
     return ClassRow(
         id=class_id,

@@ -2,6 +2,5 @@
 
 `app` defines the layout, and `launch` serves it on this machine. `server` sends an image to the
 server and lists its models. `view` converts the response for the browser, and explains errors. The
-scripts in `assets/` draw the segmentation in the browser. Changes of opacity, visible classes and
-the pointer's position send no request.
+scripts in `assets/` draw the segmentation in the browser.
 """

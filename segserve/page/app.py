@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from PIL import Image
 
-from ..demo import PHOTOGRAPHS, sample_photograph
+from ..resources import PHOTOGRAPHS, sample_photograph
 from ..runtime.encode.overlay import DEFAULT_OPACITY
 from ..runtime.record import BACKGROUND
 from .server import PageServer
@@ -18,10 +18,8 @@ from .view import ENCODINGS, IN_BROWSER, PageResponse, Problem
 
 
 def _as_dropped(picture: gr.Image, payload: Any) -> Path | None:  # noqa: ANN401 - differs between versions
-    """Returns the uploaded file without decoding it, because the server's error messages are better
-    than Gradio's.
-
-    Returns None for a path outside the upload folder. Gradio does not check the path if the request
+    """Returns the uploaded file undecoded, because the server's error messages are better than
+    Gradio's; None for a path outside the upload folder, which Gradio does not check if the request
     does not declare it as a file.
     """
     if not payload or not payload.path:
@@ -30,18 +28,13 @@ def _as_dropped(picture: gr.Image, payload: Any) -> Path | None:  # noqa: ANN401
     return file if file.is_relative_to(Path(picture.GRADIO_CACHE).resolve()) else None
 
 
-def _block_name(_: gr.Image) -> str:
-    return "image"  # the browser component
-
-
 # This bypasses Gradio's metaclass, because that would write a .pyi file next to this module.
 Picture: type[gr.Image] = ABCMeta.__new__(
     type(gr.Image),
     "Picture",
     (gr.Image,),
-    {"preprocess": _as_dropped, "get_block_name": _block_name},
+    {"preprocess": _as_dropped, "get_block_name": lambda _: "image"},  # the browser's component
 )
-
 
 _ASSETS = Path(__file__).with_name("assets")
 STYLES = (_ASSETS / "page.css", _ASSETS / "viewer.css")
@@ -79,9 +72,7 @@ class Controls(NamedTuple):
 
 
 def build_page(server: PageServer) -> gr.Blocks:
-    """Builds the page for one server. The page keeps no state between requests; results stay in the
-    browser.
-    """
+    """Builds the page. It keeps no state between requests; results stay in the browser."""
     page = gr.Blocks(
         title="segserve",
         analytics_enabled=False,
@@ -216,7 +207,11 @@ def _wire(
     def look_around(model: str | None) -> tuple[str, Any, Any]:
         catalogue = server.catalogue(model)
         choices = gr.update(choices=list(catalogue.models), value=catalogue.model)
-        return _heading(server), choices, gr.update(choices=list(catalogue.labels))
+        heading = (
+            "# What is in the picture?\nThe class of every pixel, by the server at "
+            f"`{server.endpoint().url}`."
+        )
+        return heading, choices, gr.update(choices=list(catalogue.labels))
 
     surroundings: dict[str, Any] = {
         "inputs": controls.model,
@@ -235,10 +230,3 @@ def _wire(
         **_PRIVATE,
     )
     requested.then(look_around, **surroundings, show_progress="hidden", **_PRIVATE)
-
-
-def _heading(server: PageServer) -> str:
-    return (
-        "# What is in the picture?\nThe class of every pixel, by the server at "
-        f"`{server.endpoint().url}`."
-    )

@@ -1,6 +1,4 @@
-"""Serves the page on this machine. The browser contacts no other host, and uploads are deleted at
-the end.
-"""
+"""Serves the page on this machine. The browser contacts no other host."""
 
 import os
 import tempfile
@@ -64,13 +62,8 @@ _THREADS = 8
 
 @contextmanager
 def page_served(server: PageServer, *, port: int | None = None) -> Iterator[str]:
-    """Serves the page and yields its address. At the end, uploaded images are deleted.
-
-    Args:
-        port: the page's port; by default the first free port from 7860.
-
-    Raises:
-        OSError: the port is in use.
+    """Serves the page and yields its address. At the end, uploaded images are deleted. By default,
+    the port is the first free one from 7860. Raises OSError if the port is in use.
     """
     with (
         tempfile.TemporaryDirectory(prefix="segserve-page-") as uploads,

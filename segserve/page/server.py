@@ -1,6 +1,4 @@
-"""The requests of the page: models, classes and segmentations. The server is looked up for every
-request, so that it may restart.
-"""
+"""The requests of the page. The server is looked up for every request, so that it may restart."""
 
 import time
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ import requests
 from ..client import ClientError, SegmentationClient
 from ..client.request import SegmentOptions
 from ..engines.errors import ServerError
+from ..engines.process_tree import get_directly
 from ..gateway.endpoint import Endpoint, find_endpoint
 from ..runtime.errors import SegserveError
 from ..runtime.record import BACKGROUND
@@ -23,9 +22,7 @@ _RETRIES = 1  # the user waits, and can press the button again
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The choices of the page. `labels` are the classes of `model` without background; empty if
-    unknown.
-    """
+    """The choices of the page. `labels` are those of `model` without background, if known."""
 
     models: tuple[str, ...]
     model: str
@@ -33,19 +30,15 @@ class Catalogue:
 
 
 def _requested(url: str, token: str | None) -> Any:  # noqa: ANN401 - any JSON
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with requests.Session() as session:
-        session.trust_env = False  # no proxy for a server on this machine
-        response = session.get(url, headers=headers, timeout=_TIMEOUT_S)
+    headers = {"Authorization": f"Bearer {token}"} if token else None
+    response = get_directly(url, headers=headers, timeout_s=_TIMEOUT_S)
     response.raise_for_status()
     return response.json()
 
 
 @dataclass(frozen=True)
 class PageServer:
-    """The server of the page. If `url` or `token` is None, the value of the server of `segserve
-    serve` applies.
-    """
+    """The server of the page: by default that of `segserve serve`, with its token."""
 
     url: str | None = None
     token: str | None = field(default=None, repr=False)
@@ -54,8 +47,8 @@ class PageServer:
         return find_endpoint(self.url, token=self.token, model=model)
 
     def catalogue(self, model: str | None = None) -> Catalogue:
-        """Reads models and classes. If the server does not run on this machine or does not respond,
-        the catalogue contains only the endpoint's model.
+        """Reads models and classes. Without a response from a server of this machine, the catalogue
+        contains only the endpoint's model.
         """
         endpoint = self.endpoint(model)
         alone = Catalogue((endpoint.model,), endpoint.model)
@@ -79,10 +72,8 @@ class PageServer:
         encoding: str | None = None,
         **options: Unpack[SegmentOptions],
     ) -> PageResponse | Problem:
-        """Segments an image file. Returns the result for the viewer, or the problem that occurred.
-
-        Args:
-            encoding: one of `ENCODINGS`, to measure with a second request.
+        """Segments an image file, for the viewer. `encoding` is one of `ENCODINGS`, to measure with
+        a second request.
         """
         try:
             endpoint = self.endpoint(model)

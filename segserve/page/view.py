@@ -41,9 +41,7 @@ ENCODINGS: dict[str, tuple[str, str | None]] = {
 
 
 class Sample(TypedDict):
-    """One response in one encoding. `excerpt` is the start of a text response; empty for a binary
-    response.
-    """
+    """One response in one encoding. `excerpt` is the start of a text response."""
 
     encoding: str
     bytes: int
@@ -54,21 +52,16 @@ class Sample(TypedDict):
 def take_sample(
     client: SegmentationClient, image_file: bytes, encoding: str, **options: Unpack[SegmentOptions]
 ) -> Sample:
-    """Requests the image again, in the given encoding. Raises as
-    `SegmentationClient.segment_raw`.
-    """
+    """Requests the image again, in the given encoding."""
     accept, mask = ENCODINGS[encoding]
     began = time.perf_counter()
     body = client.segment_raw(image_file, accept, mask=mask, **options)
     ms = 1000 * (time.perf_counter() - began)
-    return {"encoding": encoding, "bytes": len(body), "ms": ms, "excerpt": _excerpt(body, accept)}
-
-
-def _excerpt(body: bytes, accept: str) -> str:
-    if accept != MediaType.JSON:
-        return ""
-    text = body[:_EXCERPT_BYTES].decode("utf-8", errors="ignore")
-    return f"{text} …" if len(body) > _EXCERPT_BYTES else text
+    excerpt = ""
+    if accept == MediaType.JSON:
+        excerpt = body[:_EXCERPT_BYTES].decode("utf-8", errors="ignore")
+        excerpt += " …" if len(body) > _EXCERPT_BYTES else ""
+    return {"encoding": encoding, "bytes": len(body), "ms": ms, "excerpt": excerpt}
 
 
 _STAGES = {
@@ -95,7 +88,8 @@ class PageResponse(TypedDict):
             colours, and two classes may have the same colour.
         labels: data URL of the label map as indexed PNG, for download.
         coco: a COCO data set of this image, for download.
-        classes: rows of the response's table, each with `at`: the pixel (x, y) for its name.
+        classes: rows of the response's table, each with `at`: the pixel (x, y) for its name; None
+            for the background, whose name is not written.
         steps: the time of each stage; the last entry is the total, measured by the page.
         known: the classes that the model knows, if it found none of them; else empty.
         sample: a response in the requested encoding, or None.
@@ -123,15 +117,8 @@ def as_response(
     known: Sequence[str] = (),
     sample: Sample | None = None,
 ) -> PageResponse:
-    """Converts a segmentation to the viewer's document.
-
-    Args:
-        name: name of the image file.
-        seconds: time from the request to its response.
-        known: the classes that the model knows, if it found none of them.
-
-    Raises:
-        SegserveError: the image file cannot be decoded on this machine.
+    """The viewer's document for the image file `name`, whose response took `seconds`. Raises
+    SegserveError if the file cannot be decoded on this machine.
     """
     height_px, width_px = segmentation.label_map.shape
     return {
@@ -154,16 +141,11 @@ def as_response(
 
 
 def _name_place(label_map: LabelMap, class_id: int) -> tuple[int, int] | None:
-    """The pixel (x, y) for the name of a class; None for the background, whose name is not
-    written.
-    """
     return None if class_id == BACKGROUND else widest_place(label_map == class_id)
 
 
 def steps(timings_ms: Mapping[str, float], total_ms: float) -> list[Step]:
-    """The stages of `Server-Timing` in plain words, the time outside the server's stages, and the
-    total.
-    """
+    """The stages of `Server-Timing` in plain words, the time outside them, and the total."""
     reported = [Step(name=_STAGES.get(stage, stage), ms=ms) for stage, ms in timings_ms.items()]
     elsewhere_ms = max(0.0, total_ms - sum(timings_ms.values()))
     rest = [Step(name="on the way and waiting", ms=elsewhere_ms)] if reported else []
@@ -181,31 +163,23 @@ class Problem(TypedDict):
     detail: str
 
 
-_BY_KIND: dict[type[Exception], Problem] = {
-    UnreachableError: {
-        "title": "No server responds",
-        "detail": "Start one with `segserve serve`, then try again.",
-    },
-    TimedOutError: {
-        "title": "The server took too long",
-        "detail": "Try a smaller picture, or fewer passes.",
-    },
-    AuthenticationError: {
-        "title": "The server rejects the token",
-        "detail": "Start the page again with --token or $SEGSERVE_TOKEN.",
-    },
-    UnknownModelError: {
-        "title": "The server has no such model",
-        "detail": "Choose another one under Options.",
-    },
-    MalformedResponseError: {
-        "title": "This is not a segmentation server",
-        "detail": "Look at the address that the page was given.",
-    },
-    FileNotFoundError: {
-        "title": "The picture is no longer here",
-        "detail": "Drop it again: pictures are kept for an hour.",
-    },
+# Title and detail.
+_BY_KIND = {
+    UnreachableError: ("No server responds", "Start one with `segserve serve`, then try again."),
+    TimedOutError: ("The server took too long", "Try a smaller picture, or fewer passes."),
+    AuthenticationError: (
+        "The server rejects the token",
+        "Start the page again with --token or $SEGSERVE_TOKEN.",
+    ),
+    UnknownModelError: ("The server has no such model", "Choose another one under Options."),
+    MalformedResponseError: (
+        "This is not a segmentation server",
+        "Look at the address that the page was given.",
+    ),
+    FileNotFoundError: (
+        "The picture is no longer here",
+        "Drop it again: pictures are kept for an hour.",
+    ),
 }
 # By the error code of the server, whose message says what to do.
 _BY_CODE = {
@@ -220,8 +194,7 @@ _BY_CODE = {
     "out_of_memory": "The server has no memory left",
     "ServiceUnavailableException": "The server is busy",
 }
-# For the browser's script: by the image's source and the browser's error name, "" for any other
-# error.
+# For the browser's script: by the image's source and the browser's error name; "" for others.
 IN_BROWSER: dict[str, dict[str, Problem]] = {
     "camera": {
         "NotAllowedError": {
@@ -254,19 +227,14 @@ _OTHERWISE = "This did not work"
 
 
 def in_plain_words(error: Exception) -> Problem:
-    """Converts an error to a problem: a title, and the page's advice or else the message of the
-    server, which gives its own.
-    """
-    for kind, problem in _BY_KIND.items():
+    """Converts an error to a problem with the page's advice or else the server's message."""
+    for kind, (title, detail) in _BY_KIND.items():
         if isinstance(error, kind):
-            return problem
+            return {"title": title, "detail": detail}
     title, message = _OTHERWISE, str(error)
     if isinstance(error, ResponseError):
         title, message = _BY_CODE.get(error.code, _OTHERWISE), error.message
     elif isinstance(error, OSError):  # its message names a file of this machine
         message = ""
-    return {"title": title, "detail": _sentence(message)}
-
-
-def _sentence(message: str) -> str:
-    return f"{message[:1].upper()}{message[1:].rstrip('.')}." if message else ""
+    detail = f"{message[:1].upper()}{message[1:].rstrip('.')}." if message else ""
+    return {"title": title, "detail": detail}

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from segserve.archive import build_archive
 from segserve.cli import app
-from segserve.demo import sample_photograph
 from segserve.gateway.background import Server
+from segserve.resources import sample_photograph
 from segserve.runtime.decode.image import decode_image
 from segserve.runtime.inference.loading import load_segmenter
 from segserve.runtime.settings import Settings

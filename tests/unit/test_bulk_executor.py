@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from segserve.bulk.errors import InterruptedRunError
-from segserve.bulk.executor import Interrupts, parallel_results
+from segserve.bulk.errors import InterruptedRunError, Interrupts
+from segserve.bulk.run import parallel_results
 
 WORKERS = 3
 

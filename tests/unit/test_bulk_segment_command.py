@@ -16,9 +16,9 @@ from PIL import Image
 
 from segserve.bulk.sources import Source
 from segserve.bulk.target import FAILURES_FILE, OPTIONS_FILE
-from segserve.cli.app import model_names
 from segserve.engines.process_tree import creation_s
 from segserve.gateway.background import ServerState
+from segserve.resources import model_names
 
 from .canned import LABEL_MAP, Canned, canned_server
 from .pictures import IMAGE, PictureServer, command, environment, segserve, write_images

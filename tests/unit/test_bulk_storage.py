@@ -2,6 +2,7 @@
 
 import http.server
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -75,13 +76,15 @@ def test_storage_deletes_folders_and_files_that_may_be_missing(storage):
 def test_storage_at_a_local_location_has_an_absolute_path(location, path):
     storage = Storage.at(location)
     assert (storage.is_local, storage.path) == (True, path)
-    assert storage.with_path("/x/y").location("") == "/x/y"
+    assert replace(storage, path="/x/y").location("") == "/x/y"
 
 
 def test_storage_at_a_uri_keeps_the_options_of_the_store():
     storage = Storage.at("s3://bucket/a b/c?.jpg?region=eu-west-1")
     assert storage.path == "bucket/a b/c?.jpg"
-    assert storage.with_path("bucket/other").location("") == "s3://bucket/other?region=eu-west-1"
+    assert (
+        replace(storage, path="bucket/other").location("") == "s3://bucket/other?region=eu-west-1"
+    )
 
 
 @pytest.mark.parametrize(

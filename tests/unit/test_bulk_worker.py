@@ -17,10 +17,9 @@ from pycocotools import mask as coco_mask
 
 from segserve.archive import build_archive
 from segserve.bulk.batch import Job, LabelFormat
-from segserve.bulk.listing import blocks_of, extend_listing, unfinished_blocks
 from segserve.bulk.sources import stored_sources
 from segserve.bulk.storage import Storage
-from segserve.bulk.table import SCHEMA, summarize
+from segserve.bulk.table import SCHEMA, blocks_of, extend_listing, summarize, unfinished_blocks
 from segserve.bulk.worker import BlockWorker, load_archive
 from segserve.local import LocalSegmenter
 

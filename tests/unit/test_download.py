@@ -9,8 +9,8 @@ import socket
 import numpy as np
 import pytest
 
-from segserve import download as download_module
-from segserve.download import download
+from segserve import fetch as fetch_module
+from segserve.fetch import download
 from segserve.runtime.errors import FetchError
 
 from ..file_server import served
@@ -191,7 +191,7 @@ def test_download_beside_another_of_the_same_file_is_rejected(target):
 
 
 def test_download_silent_server_times_out(target, monkeypatch):
-    monkeypatch.setattr(download_module, "_TIMEOUT_S", (1, 0.2))
+    monkeypatch.setattr(fetch_module, "_TIMEOUT_S", (1, 0.2))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/file.bin"
         with pytest.raises(FetchError, match="timed out"):

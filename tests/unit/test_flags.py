@@ -7,7 +7,7 @@ import typer
 from pydantic import Field, PositiveInt
 from typer.testing import CliRunner
 
-from segserve.cli.flags import flags_of, given_for
+from segserve.cli.training import flags_of, given_for
 from segserve.runtime.record import Strict
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segserve.cli import app
+from segserve.cli.diagnosis import profile_image
 from segserve.local import LocalSegmenter
-from segserve.profile import profile_image
 
 
 @pytest.fixture

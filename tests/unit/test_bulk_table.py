@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segserve.bulk.errors import BulkError
-from segserve.bulk.listing import (
+from segserve.bulk.sources import Source
+from segserve.bulk.storage import Storage
+from segserve.bulk.table import (
     _Seen,
     block_size,
     blocks_of,
@@ -13,8 +15,6 @@ from segserve.bulk.listing import (
     images_of,
     unfinished_blocks,
 )
-from segserve.bulk.sources import Source
-from segserve.bulk.storage import Storage
 
 
 @pytest.fixture
