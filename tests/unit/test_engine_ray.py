@@ -246,7 +246,7 @@ def test_replicas_take_the_workers_of_the_archive_unless_reported_otherwise(arch
 
 def test_replicas_share_the_cores_that_the_cgroup_allows(archive, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(cores, "_quota_v2", lambda _: 4.0)
+    monkeypatch.setattr(cores, "_quota", lambda _: 4.0)
     assert Replicas.of(read_archive(archive).config, Arguments(max_replicas=2)).threads == 2
 
 
