@@ -93,12 +93,13 @@ class Server(ServerProcess):
     ) -> Self:
         """Starts a server and does not wait for it.
 
-        The variables of docs/operations.md apply. A port in use is replaced by a free one.
+        The variables of docs/operations.md apply, except for the addresses, which are those of the
+        config. A port in use is replaced by a free one.
 
         Args:
             run_dir: the folder for everything that is written.
             engine: what runs the archives: `torchserve`, `local` or `ray`.
-            config: a config.properties that replaces the project's own.
+            config: a config.properties, by default that of `SEGSERVE_CONFIG` or the project's own.
             trust: the file of the public keys that archives must be signed with.
             start_timeout_s: how long loading the models may take.
 
@@ -109,7 +110,8 @@ class Server(ServerProcess):
         run_dir = run_dir.resolve()
         _end_orphans(run_dir)
         models = _model_names(archives, trust)
-        config = (config or resource("config.properties")).resolve()
+        chosen = config or os.environ.get(f"{PREFIX}CONFIG") or resource("config.properties")
+        config = Path(chosen).resolve()
         settings = read_config(config)
         addresses = choose_addresses(settings)
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 import zipfile
@@ -178,3 +179,13 @@ def test_running_server_is_found_again(server):
     found = Server.running(server.run_dir)
     assert found is not None
     assert (found.pid, found.models, found.obstacle()) == (server.pid, server.models, None)
+
+
+def test_start_reads_the_config_that_the_environment_names(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = tmp_path / "other.properties"
+    config.write_text(f"inference_address=http://127.0.0.1:{port}\nmetrics_address=http://127.0.0.1:8082\n")
+    monkeypatch.setenv("SEGSERVE_CONFIG", str(config))
+    with Server.start([archive(tmp_path)], tmp_path / "run", engine="local") as server:
+        assert server.inference_url == f"http://127.0.0.1:{port}"
