@@ -185,7 +185,9 @@ def test_start_reads_the_config_that_the_environment_names(tmp_path, monkeypatch
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     config = tmp_path / "other.properties"
-    config.write_text(f"inference_address=http://127.0.0.1:{port}\nmetrics_address=http://127.0.0.1:8082\n")
+    config.write_text(
+        f"inference_address=http://127.0.0.1:{port}\nmetrics_address=http://127.0.0.1:8082\n"
+    )
     monkeypatch.setenv("SEGSERVE_CONFIG", str(config))
     with Server.start([archive(tmp_path)], tmp_path / "run", engine="local") as server:
         assert server.inference_url == f"http://127.0.0.1:{port}"
