@@ -1,4 +1,4 @@
-"""Measures the cost of lower precision and of each way to compute the network: accuracy on labelled
+"""Measures what lower precision costs and gains: accuracy on labelled
 images, and the share of pixels with float32's class.
 
 `python -m bench.precision --data DATA` prints a table with one row per precision and way. The
@@ -11,17 +11,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
 import typer
 
 from segserve.fetch import model_named
-from segserve.runtime.acceleration.cpu import cpu_fused_network
 from segserve.runtime.encode.mask import LabelMap
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import read_record
 from segserve.runtime.settings import Settings
 from segserve.training.data import LabelledImages, open_data
@@ -35,7 +33,6 @@ SETTINGS: Mapping[str, Settings] = {
     "bf16": Settings(precision="bf16"),
     "int8": Settings(precision="int8"),
 }
-FUSED: tuple[Literal["bf16", "fp32"], ...] = ("bf16", "fp32")
 ROUNDS = 15
 
 
@@ -48,9 +45,6 @@ def main(
     images = open_data(data, split, read_record(folder).classes)
     segmenters = {
         name: Segmenter.load(folder, settings=settings) for name, settings in SETTINGS.items()
-    } | {
-        f"{precision}, conv-BN fusion": _fused(folder, Settings(precision=precision))
-        for precision in FUSED
     }
     threads = torch.get_num_threads()
     times_ms = [_network_ms(segmenters, count) for count in (1, threads)]
@@ -68,14 +62,6 @@ def main(
         )
         cells = [name, *figures, f"{same:.2%}", *(f"{times[name]:.0f}" for times in times_ms)]
         print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def _fused(folder: Path, settings: Settings) -> Segmenter:
-    """The segmenter that serves where OpenVINO is not installed."""
-    record = read_record(folder)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.precision]
-    network = cpu_fused_network(load_network(record, folder), dtype)
-    return Segmenter(network, record, device=torch.device("cpu"), settings=settings)
 
 
 def _measured(segmenter: Segmenter, data: LabelledImages) -> tuple[dict[str, LabelMap], list[str]]:

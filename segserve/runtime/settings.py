@@ -53,9 +53,8 @@ class Settings(Strict):
         precision: `auto` computes in int8 on a CPU with VNNI if the record names ranges, else in
             bf16 if the processor or the GPU supports it, else in fp32. `int8` is the same, but
             requires ranges, and logs a warning if it is impossible.
-        fuse: on a CPU, compile the network with OpenVINO, or merge its norms into its convolutions
-            where OpenVINO is not installed; on a GPU, the latter. `false` computes the network
-            module by module, which is slower.
+        fuse: compile the network with OpenVINO on a CPU; merge its norms into its convolutions on a
+            GPU. `false` computes the network module by module, which is slower.
         acceleration: switches that are off by default, see `Acceleration`.
         threads: CPU threads of one worker; by default the machine's cores divided by the number of
             workers.

@@ -33,7 +33,7 @@ from segserve.runtime.record import ResizeRule, read_record
 from segserve.runtime.settings import Settings
 from tests.conftest import EMBEDDED
 
-from .test_cpu_fusion import ARCHITECTURES, randomised
+from .networks import ARCHITECTURES, randomised
 from .tiny import tiny_record
 
 pytestmark = pytest.mark.slow

@@ -10,9 +10,11 @@ from torch import nn
 
 from segserve.runtime.acceleration import cuda as folded_module
 from segserve.runtime.acceleration.cuda import GpuFusedConv2d, gpu_fused_network
+from segserve.runtime.acceleration.fusion import no_activation
+from segserve.runtime.acceleration.verified import OptimizationError, verified
 from segserve.runtime.network.weights import build_network
 
-from .test_cpu_fusion import ARCHITECTURES, ReadBeforeItsNorm, randomised
+from .networks import ARCHITECTURES, randomised
 from .tiny import tiny_network, tiny_record
 
 CPU = torch.device("cpu")
@@ -61,7 +63,7 @@ def test_folded_convolution_in_bf16_keeps_the_digits_of_its_bias():
         conv,
         torch.ones(1, 1, 1, 1),
         torch.tensor([1.00390625]),
-        ("none", [], ""),
+        no_activation,
         dtype=torch.bfloat16,
     )
     # bf16 has nothing between 1 and 1.0078125: a bias of that dtype would be 1, and the sum
@@ -74,6 +76,42 @@ def test_folded_network_can_be_moved_and_leaves_the_network_as_it_was():
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     gpu_fused_network(network, torch.bfloat16, CPU).to(torch.float64)
     torch.testing.assert_close(dict(network.state_dict()), before, rtol=0, atol=0)
+
+
+class Shared(nn.Module):
+    """One convolution and one activation, each at work twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()
+        self.twice = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.twice(self.twice(self.relu(self.norm(self.conv(x)) - 1) + self.relu(x)))
+
+
+@torch.inference_mode()
+def test_folded_network_with_modules_at_work_twice_gives_the_same_logits():
+    network = randomised(Shared())
+    result = gpu_fused_network(network, torch.float32, CPU)
+    assert isinstance(result.conv, GpuFusedConv2d)
+    assert isinstance(result.twice, nn.Conv2d)
+    image = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(result(image), network(image))
+
+
+class ReadBeforeItsNorm(nn.Module):
+    """Something besides the norm reads the convolution, so that folding the norm into it is
+    wrong.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        convolved = self.conv(x)
+        return self.norm(convolved) + convolved
 
 
 def test_folded_network_that_would_be_wrong_is_not_used_and_warned_of(caplog):
@@ -126,3 +164,16 @@ def test_folded_network_on_a_device_that_fails_raises_and_warns_of_nothing(
     with pytest.raises(type(error), match="CUDA"):
         gpu_fused_network(tiny_network(tiny_record()), torch.float32, CPU)
     assert not caplog.records
+
+
+class NotANumber(nn.Module):
+    """A replacement that is broken in the worst way: its logits cannot be compared."""
+
+    def forward(self, x):
+        return torch.full((1, 5, x.shape[2] // 16, x.shape[3] // 16), torch.nan)
+
+
+def test_replacement_that_gives_no_numbers_is_rejected():
+    network = nn.Conv2d(3, 5, 16, stride=16).eval()
+    with pytest.raises(OptimizationError, match="its logits differ by nan"):
+        verified(network, lambda copied, image: NotANumber(), torch.float32, 0.1)

@@ -27,7 +27,7 @@ from segserve.runtime.settings import Settings
 from segserve.training.quantize import measure_ranges, quantize_model
 from segserve.training.train.model_folder import export_weights
 from tests.conftest import EMBEDDED
-from tests.unit.test_cpu_fusion import ARCHITECTURES, randomised
+from tests.unit.networks import ARCHITECTURES, randomised
 from tests.unit.tiny import tiny_record, write_tiny_model
 
 INT8 = Settings(precision="int8")

@@ -30,7 +30,7 @@ from segserve.runtime.settings import Settings
 from segserve.training.train.model_folder import export_weights
 from tests.conftest import EMBEDDED, PROJECT
 
-from .test_cpu_fusion import ARCHITECTURES, randomised
+from .networks import ARCHITECTURES, randomised
 from .tiny import tiny_record
 
 FP32 = Settings(precision="fp32")

@@ -6,15 +6,17 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from segserve.runtime.acceleration.cpu import FusedConv2d, OpenVinoNetwork, cpu_network
-from segserve.runtime.inference.segmenter import has_bf16
+from segserve.runtime.acceleration.cpu import OpenVinoNetwork, cpu_network
+from segserve.runtime.inference.segmenter import Segmenter, has_bf16
 from segserve.runtime.network.weights import build_network
+from segserve.runtime.settings import Settings
 from tests.conftest import PROJECT
-from tests.unit.test_cpu_fusion import ARCHITECTURES, randomised
+from tests.unit.networks import ARCHITECTURES, randomised
 from tests.unit.tiny import tiny_network, tiny_record
 
 
@@ -147,15 +149,22 @@ class OfOneSize(Patches):
         pytest.param(Patches(), ("openvino.frontend",), "ModuleNotFoundError", id="not installed"),
     ],
 )
-def test_network_that_cannot_be_compiled_is_fused_with_one_warning(
+def test_network_that_cannot_be_compiled_stays_as_it_is_with_one_warning(
     network, missing, reason, caplog, monkeypatch
 ):
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)
     with caplog.at_level(logging.WARNING):
-        result = cpu_network(network.eval(), torch.float32)
-    assert not isinstance(result, OpenVinoNetwork)
+        assert cpu_network(network.eval(), torch.float32) is network
     [record] = caplog.records
     assert record.message.startswith("the network runs without OpenVINO, which is slower: ")
     assert reason in record.message
-    assert any(isinstance(module, FusedConv2d) for module in result.modules())
+
+
+def test_segmenter_that_may_not_fuse_gives_the_labels_of_one_that_does(tiny_model):
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    plain, quick = (
+        Segmenter.load(tiny_model, settings=Settings(precision="fp32", fuse=fuse))
+        for fuse in (False, True)
+    )
+    assert (plain.segment(image).label_map == quick.segment(image).label_map).mean() > 0.999

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from ..errors import is_out_of_memory
 from .fusion import Activation, fuse
@@ -194,15 +193,6 @@ class CudaRecorder:
 # bits of mantissa.
 _TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 0.1}
 
-# Keyed by oneDNN's names, as in `fusion.py`.
-_IN_PLACE: dict[str, Callable[..., Tensor]] = {
-    "none": lambda x: x,
-    "relu": torch.relu_,
-    "hardtanh": F.hardtanh_,
-    "hardswish": partial(F.hardswish, inplace=True),
-    "swish": partial(F.silu, inplace=True),
-}
-
 
 class GpuFusedConv2d(nn.Module):
     """A convolution merged with the norm and the activation after it.
@@ -229,14 +219,13 @@ class GpuFusedConv2d(nn.Module):
         self._bias = None
         if bias is not None:
             self._bias = nn.Parameter(bias.float().view(-1, 1, 1), requires_grad=False)
-        name, parameters, _ = activation
-        self._activation, self._bounds = _IN_PLACE[name], parameters
+        self._activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         convolved: Tensor = self._conv(x)
         if self._bias is not None:
             convolved.add_(self._bias)
-        return self._activation(convolved, *self._bounds)
+        return self._activation(convolved)
 
 
 def gpu_fused_network(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:

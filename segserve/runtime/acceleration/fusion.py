@@ -3,22 +3,24 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Self, TypeGuard
+from typing import TypeGuard
 
+import torch
 from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.padding import pad_same
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# The name, parameters and algorithm of an activation that oneDNN computes as part of a convolution.
-Activation = tuple[str, list[float], str]
-NO_ACTIVATION: Activation = ("none", [], "")
+Activation = Callable[[Tensor], Tensor]
+"""An activation that may change its input."""
+
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.ReLU: ("relu", [], ""),
-    nn.ReLU6: ("hardtanh", [0.0, 6.0], ""),
-    nn.Hardswish: ("hardswish", [], ""),
-    nn.SiLU: ("swish", [], ""),
+    nn.ReLU: torch.relu_,
+    nn.ReLU6: partial(F.hardtanh_, min_val=0.0, max_val=6.0),
+    nn.Hardswish: partial(F.hardswish, inplace=True),
+    nn.SiLU: partial(F.silu, inplace=True),
 }
 
 Layer = Callable[[nn.Conv2d, Tensor, Tensor | None, Activation], nn.Module]
@@ -39,29 +41,9 @@ class _Call:
     gave: Tensor
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The positions of a convolution's kernel."""
-
-    kernel: list[int]
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    groups: int
-    same_padding: bool
-
-    @classmethod
-    def of(cls, conv: nn.Conv2d) -> Self:
-        same_padding = isinstance(conv, Conv2dSame)
-        padding = [0, 0] if same_padding else [int(pad) for pad in conv.padding]
-        kernel, stride, dilation = map(list, (conv.kernel_size, conv.stride, conv.dilation))
-        return cls(kernel, stride, padding, dilation, conv.groups, same_padding)
-
-    def padded(self, x: Tensor) -> Tensor:
-        """Adds the padding that depends on the size of (N, C, H, W). oneDNN adds all other."""
-        if self.same_padding:
-            x = pad_same(x, self.kernel, self.stride, self.dilation)
-        return x
+def no_activation(x: Tensor) -> Tensor:
+    """Returns its input."""
+    return x
 
 
 def fuse(network: nn.Module, image: Tensor, layer: Layer) -> None:
@@ -138,7 +120,7 @@ def _replacements(
         replaced[name] = getattr(norm, "act", nn.Identity())
         if not isinstance(replaced[name], nn.Identity):
             following = [(name, replaced[name])]
-    activation = NO_ACTIVATION
+    activation: Activation = no_activation
     if following and type(following[0][1]) in _ACTIVATIONS:
         name, module = following[0]
         activation = _ACTIVATIONS[type(module)]
