@@ -1,7 +1,7 @@
-"""Measures what lower precision costs and gains: accuracy on labelled
-images, and the share of pixels with float32's class.
+"""Measures what lower precision costs and gains: accuracy on labelled images, the share of pixels
+with float32's class, and time.
 
-`python -m bench.precision --data DATA` prints a table with one row per precision and way. The
+`python -m bench.precision --data DATA` prints a table with one row per precision. The
 network's time is the median time of one image of the resize rule's size, on one thread and on all
 threads, over alternating rounds.
 """
