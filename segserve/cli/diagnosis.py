@@ -92,6 +92,8 @@ def profile(
     from ..local import LocalSegmenter
 
     with errors_in_one_line(), console.status("segmenting"):
+        import torch.profiler  # noqa: F401 - if it is missing, before anything is segmented
+
         segmenter = LocalSegmenter(model if Path(model).is_file() else model_folder(model))
         profiled = profile_image(
             segmenter, image.read_bytes(), repeat=repeat, trace=trace, mode=mode, tta=tta

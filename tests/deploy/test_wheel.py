@@ -29,6 +29,7 @@ OFFLINE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:
 NEEDS_SERVE = "segserve: this needs {}, not installed: pip install 'segserve[serve]'"
 TORCH = NEEDS_SERVE.format("torch")
 ARCHIVER = NEEDS_SERVE.format("model_archiver")
+TRAIN = "segserve: this needs jinja2, not installed: pip install 'segserve[train]'"
 ONNX = "segserve: this needs openvino, not installed: pip install 'segserve[onnx]'"
 
 
@@ -151,8 +152,8 @@ def test_client_is_small(wheel, client):
         pytest.param(["fetch", "resnet50"], TORCH, id="fetch"),
         pytest.param(["segment", "--local", "cat.png"], ONNX, id="segment-local"),
         pytest.param(["profile", "cat.png"], TORCH, id="profile"),
-        pytest.param(["train", "new", "--data", "."], TORCH, id="train"),
-        pytest.param(["evaluate", "embedded", "--data", "."], TORCH, id="evaluate"),
+        pytest.param(["train", "new", "--data", "."], TRAIN, id="train"),
+        pytest.param(["evaluate", "embedded", "--data", "."], TRAIN, id="evaluate"),
         pytest.param(["keygen", "key"], NEEDS_SERVE.format("cryptography"), id="keygen"),
         pytest.param(
             ["page"],
