@@ -418,7 +418,7 @@ def test_import_command_compares_with_the_original(tmp_path, mobilenet, equal):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--mean", "a,b"), "--mean: expected three numbers"),
+        (("--mean", "a,b"), "--mean: expected numbers, got 'a,b'"),
         (("--data", "."), "--data is for files .tflite"),
         (("--compare", __file__), "--compare needs --image"),
         (("--backbone", "resnet1"), "backbone resnet1"),
