@@ -326,6 +326,12 @@ def verified_file(weights: Weights, folder: Path, what: str) -> Path:
     return path
 
 
+def write_verified(content: bytes, path: Path) -> Weights:
+    """Writes a weights file atomically. Returns the entry for the record, see `verified_file`."""
+    write_whole(path, content)
+    return Weights(file=path.name, sha256=hashlib.sha256(content).hexdigest())
+
+
 def safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
     """Where the tensors of a safetensors file begin, and what its header says of each.
 

@@ -1,14 +1,12 @@
 """Reads and writes the input ranges of convolutions, which int8 needs. Reading needs no PyTorch."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import ModelError
-from ..files import write_whole
-from ..record import ModelRecord, Weights, safetensors_header, verified_file
+from ..record import ModelRecord, Weights, safetensors_header, verified_file, write_verified
 
 Ranges = Mapping[str, tuple[float, float]]
 """The smallest and the largest input value of each convolution, by the convolution's name."""
@@ -21,8 +19,7 @@ def write_ranges(ranges: Ranges, folder: Path) -> Weights:
     from safetensors.numpy import save
 
     content = save({name: np.array(bounds, np.float32) for name, bounds in ranges.items()})
-    write_whole(folder / RANGES_FILE, content)
-    return Weights(file=RANGES_FILE, sha256=hashlib.sha256(content).hexdigest())
+    return write_verified(content, folder / RANGES_FILE)
 
 
 def read_ranges(record: ModelRecord, folder: Path) -> Ranges:

@@ -1,6 +1,5 @@
 """Builds a record's network, and reads and writes its weights."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,14 @@ from deeplabv3 import CoreNetHead, DeepLabHead, DeepLabV3PlusHead, MultiScaleDee
 
 from ..architecture import Architecture
 from ..errors import ModelError
-from ..files import write_whole
-from ..record import WEIGHTS_FILE, ModelRecord, Weights, named_weights, verified_file
+from ..record import (
+    WEIGHTS_FILE,
+    ModelRecord,
+    Weights,
+    named_weights,
+    verified_file,
+    write_verified,
+)
 from .backbone import build_backbone
 from .ranges import Ranges, read_ranges
 
@@ -197,9 +202,7 @@ def _build_head(architecture: Architecture, channels: Sequence[int], num_classes
 
 def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> Weights:
     """Writes `folder/weights.safetensors` atomically. Returns the entry for the record."""
-    content = save(dict(tensors))
-    write_whole(folder / WEIGHTS_FILE, content)
-    return Weights(file=WEIGHTS_FILE, sha256=hashlib.sha256(content).hexdigest())
+    return write_verified(save(dict(tensors)), folder / WEIGHTS_FILE)
 
 
 def load_network(record: ModelRecord, folder: Path) -> SegmentationNetwork:
