@@ -366,7 +366,7 @@ def test_decode_image_tiff_of_32_bits_raises_unsupported(dtype):
 def test_decode_image_other_file_raises_unsupported(content):
     with pytest.raises(
         UnsupportedImageError,
-        match=r"(not an image|.+ is not read); send .*JPEG, PNG, WEBP, AVIF",
+        match=r"not an image.*; send .*JPEG, PNG, WEBP, AVIF",
     ):
         decode(content)
 
@@ -439,7 +439,7 @@ def test_decode_image_huge_declared_size_is_rejected_before_decoding():
     content = png(100_000, 100_000, scanlines=bytes(500_000))
     assert len(content) < 2_000
     before_kb, began_s = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with pytest.raises(TooLargeError, match="10000000000 pixels, the limit is 16777216"):
+    with pytest.raises(TooLargeError, match="too many pixels, the limit is 16777216"):
         decode(content)
     assert time.process_time() - began_s < 0.5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 20_000

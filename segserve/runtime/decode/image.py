@@ -1,7 +1,5 @@
 """Decodes the bytes of an image file to upright RGB pixels, within limits."""
 
-import re
-import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,13 +11,10 @@ from PIL.Image import Transpose
 from ...schema.request import Alpha
 from ..errors import TooLargeError, UnsupportedImageError
 from ..settings import PixelLimits
-from .opening import TIFF_BITS, decoding, jpeg_fraction, opened, tiff_tags
-from .strip_metadata import StrippedFile
+from .opening import TIFF_BITS, decoding, opened, tiff_tags
+from .strip_metadata import orientation_of
 
-_PHOTOMETRIC, _SAMPLE_FORMAT = 0x106, 0x153  # TIFF tags
-
-_ORIENTATION, _SHORT, _LONG = 0x0112, 3, 4  # a tag of EXIF, and the types of its value
-_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+_PHOTOMETRIC = 0x106  # TIFF tag
 
 # By EXIF orientation, the transposition that makes the pixels upright.
 _UPRIGHT = {
@@ -35,8 +30,6 @@ _SIDEWAYS = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}  # swap widt
 
 # Pillow's modes for 16-bit grey. convert() would clip their values at 255.
 _GREY_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
-
-_SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating point"}
 
 NeededSize = Callable[[int, int], tuple[int, int]]
 """(height, width) of an upright image -> the smallest (height, width) in which its pixels are
@@ -93,15 +86,15 @@ def decode_reduced(
     The JPEG decoder then skips work and not only pixels: decoding at 1/4 is several times as fast
     as at full size.
     """
-    image, file = opened(content, limits)
-    turn = _turn(image, file)
+    image = opened(content, limits)
+    turn = _UPRIGHT.get(orientation_of(image.info.get("exif") or b""))
     declared_hw = _turned(image.size, turn)
     is_jpeg = image.format == "JPEG"
     if is_jpeg:
         image.draft(None, _turned(_wanted_hw(declared_hw, needed, limits.decoded), turn))
     with decoding():
         image.load()  # also makes a TIFF upright
-        rgb, turn = _to_rgb(image, alpha), _turn(image, file)
+        rgb = _to_rgb(image, alpha)
         pixels = np.array(rgb if turn is None else rgb.transpose(turn), dtype=np.uint8)
     return Decoded(pixels, declared_hw if is_jpeg else (pixels.shape[0], pixels.shape[1]))
 
@@ -110,7 +103,8 @@ def _wanted_hw(
     declared_hw: tuple[int, int], needed: NeededSize | None, max_decoded: int
 ) -> tuple[int, int]:
     """The smallest (height, width) at which a JPEG is to be decoded."""
-    fraction = jpeg_fraction(declared_hw, max_decoded)
+    pixels = declared_hw[0] * declared_hw[1]
+    fraction = next((divisor for divisor in (1, 2, 4) if pixels <= max_decoded * divisor**2), 8)
     allowed_hw = max(1, declared_hw[0] // fraction), max(1, declared_hw[1] // fraction)
     if needed is None:
         return allowed_hw
@@ -128,14 +122,8 @@ def decoded_size(content: bytes, *, max_pixels: int) -> tuple[int, int]:
 
     The whole file is read, so truncated files are found. A JPEG is decoded at 1/8 of its size.
     """
-    image, file = opened(content, PixelLimits(max_pixels, max_pixels))
-    declared_wh = image.size
-    with decoding():
-        reduced = image.draft("L", (1, 1)) is not None
-        image.load()  # also makes a TIFF upright
-        _require_fixed_range(image)
-        size_wh = declared_wh if reduced else image.size
-        return _turned(size_wh, _turn(image, file))
+    limits = PixelLimits(max_pixels, max_pixels)
+    return decode_reduced(content, limits=limits, needed=lambda *_: (1, 1)).size_hw
 
 
 def _turned(size: tuple[int, int], turn: Transpose | None) -> tuple[int, int]:
@@ -143,20 +131,14 @@ def _turned(size: tuple[int, int], turn: Transpose | None) -> tuple[int, int]:
     return size if turn in _SIDEWAYS else size[::-1]
 
 
-def _turn(image: Image.Image, file: StrippedFile) -> Transpose | None:
-    """The transposition that makes the image upright.
-
-    WebP files keep their metadata, because libwebp reads it at no cost.
-    """
-    exif = file.exif or image.info.get("exif") or b""
-    xmp = file.xmp or image.info.get("xmp") or b""
-    return _UPRIGHT.get(orientation_of(exif, xmp))
-
-
 def _to_rgb(image: Image.Image, alpha: Alpha) -> Image.Image:
     if image.mode in _GREY_16_BIT:
         return _upper_8_bits(image).convert("RGB")
-    _require_fixed_range(image)
+    if image.mode in ("I", "F"):
+        raise UnsupportedImageError(
+            "pixels that are signed, floating point or of 32 bits have no fixed range; send "
+            "unsigned 8 or 16 bits a channel"
+        )
     if alpha == "white" and image.has_transparency_data:
         return _on_white(image)
     return image.convert("RGB")
@@ -173,17 +155,6 @@ def _on_white(image: Image.Image) -> Image.Image:
     return page
 
 
-def _require_fixed_range(image: Image.Image) -> None:
-    if image.mode in ("I", "F"):
-        tags = tiff_tags(image)
-        kind = _SAMPLE_FORMATS.get(max(tags.get(_SAMPLE_FORMAT, (0,))), "")
-        bits = max(tags.get(TIFF_BITS, (32,)))
-        raise UnsupportedImageError(
-            f"pixels of {kind} {bits} bits have no fixed range; send unsigned 8 or 16 bits a "
-            "channel"
-        )
-
-
 def _upper_8_bits(image: Image.Image) -> Image.Image:
     """The upper 8 bits of grey values, of the bits that are used: cameras and scanners write 10 to
     14 bits into 16. A TIFF may have 0 as white, which Pillow does not convert.
@@ -195,35 +166,3 @@ def _upper_8_bits(image: Image.Image) -> Image.Image:
         bits = max(8, int(grey.max()).bit_length())
     reduced = (grey >> (bits - 8)).astype(np.uint8)
     return Image.fromarray(255 - reduced if tags.get(_PHOTOMETRIC) == 0 else reduced)
-
-
-def orientation_of(exif: bytes, xmp: bytes) -> int:
-    """The orientation, 1 to 8 as in EXIF. It is 1 if there is none, or none that can be read.
-
-    Any other number in the EXIF metadata is returned unchanged.
-    """
-    try:
-        found = _in_exif(exif)
-    except struct.error:  # truncated
-        found = None
-    if found is not None:
-        return found
-    match = _IN_XMP.search(xmp)
-    return int(match[1]) if match else 1
-
-
-def _in_exif(exif: bytes) -> int | None:
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return None
-    (start,) = struct.unpack_from(order + "I", tiff, 4)
-    (count,) = struct.unpack_from(order + "H", tiff, start)
-    for position in range(start + 2, start + 2 + 12 * count, 12):
-        tag, kind, values = struct.unpack_from(order + "HHI", tiff, position)
-        if tag == _ORIENTATION and kind in (_SHORT, _LONG) and values == 1:
-            value: int = struct.unpack_from(
-                order + ("H" if kind == _SHORT else "I"), tiff, position + 8
-            )[0]
-            return value
-    return None

@@ -1,10 +1,18 @@
-"""Opens an image file of a format that is read, and checks all limits before it is decoded."""
+"""Opens an image file of a format that is read, and checks all limits before it is decoded.
+
+The container of an AVIF file declares the size of the image, and each AV1 frame declares a size of
+its own. The decoder allocates memory for the frame. So both sizes are limited.
+
+Sources: ISO/IEC 14496-12 (boxes), the AVIF specification 1.1, and the AV1 bitstream specification,
+section 5.5 (sequence header).
+"""
 
 import io
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
@@ -17,91 +25,47 @@ from ..errors import (
     UnsupportedImageError,
 )
 from ..settings import PixelLimits
-from .avif import frame_pixels
-from .strip_metadata import StrippedFile, strip_metadata
+from .strip_metadata import strip_metadata
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 
 # The first bytes of these formats. They distinguish a broken image from a file that is not an
 # image.
 _SIGNATURE = re.compile(
-    rb"\xff\xd8|\x89PNG|RIFF.{4}WEBP|.{4}ftypavif|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|GIF8", re.DOTALL
+    rb"\xff\xd8|\x89PNG|RIFF.{4}WEBP|.{4}ftypavif|BM.{4}\0{4}|II\*\0|MM\0\*|GIF8", re.DOTALL
 )
-
-_HEIC_FORMAT = "HEIF"  # Pillow's name of it; read where the package pillow-heif is installed
 _HEIC = re.compile(rb".{4}ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
-
-# By the name of a format that people send: its first bytes.
-_OTHERS = {
-    "HEIC": _HEIC.pattern,
-    "animated AVIF": rb".{4}ftypavis",
-    "a video (MP4, MOV)": rb".{4}ftyp(?!crx)",
-    "a camera's raw file": rb".{4}ftypcrx|FUJIFILMCCD-RAW|IIRO|IIU\0|\0MRM",
-    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
-    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    "PDF": rb"%PDF",
-    "Photoshop": rb"8BPS",
-    "an icon (ICO)": rb"\0\0\x01\0",
-    "PPM": rb"P[1-7]\s",
-    "OpenEXR": rb"\x76\x2f\x31\x01",
-    "DICOM": rb".{128}DICM",
-    "a ZIP archive": rb"PK\x03\x04",
-    "a Git LFS pointer (`git lfs pull` fetches the image)": rb"version https://git-lfs",
-    "SVG": rb"\s*(?:<\?xml[^>]*>\s*)?<svg",
-    "an HTML page": rb"\s*<(?:!doctype html|html)",
-}
-_NAMED = {name: re.compile(pattern, re.DOTALL | re.IGNORECASE) for name, pattern in _OTHERS.items()}
 
 # TIFF tags, and the value of the tag for planes that are stored one after the other.
 TIFF_BITS, _PLANES, _TILE_WIDTH, _TILE_LENGTH = 0x102, 0x11C, 0x142, 0x143
 _SEPARATE = 2
 
-_JPEG_END = b"\xff\xd9"
-_NOISES = tuple(bytes.fromhex(code) * 256 for code in ("5aa5c396691e", "b54b872dd23c"))  # no ff
-
 # AV1 frames of one image: its tiles, its alpha channel, thumbnails.
 _MAX_AVIF_COPIES = 3
+_MAX_AVIF_ITEMS = 1024
+_FULL_BOX = 4  # bytes of version and flags
+_READ_BOXES = (b"meta", b"iinf", b"iloc", b"idat")
+_SEQUENCE_HEADER = 1  # type of the open bitstream unit (OBU) that declares the frame size
 
-# Pillow decodes run-length encoded bitmaps in Python, at 0.2 s per megabyte, and may write 255 rows
-# beyond the image.
-_MAX_RUN_LENGTH_BYTES, _MAX_RUN_LENGTH_WIDTH_PX = 2**22, 2**16
 
-
-def opened(content: bytes, limits: PixelLimits) -> tuple[Image.Image, StrippedFile]:
-    """Opens the image and checks all limits. Also returns the file that Pillow reads."""
+def opened(content: bytes, limits: PixelLimits) -> Image.Image:
+    """Opens the image and checks all limits. Its `info["exif"]` is what the file holds."""
+    formats = ("HEIF",) if _reads_heic(content) else FORMATS
+    if formats is FORMATS and _SIGNATURE.match(content) is None:
+        raise UnsupportedImageError(
+            f"not an image of a format that is read; send one of {', '.join(FORMATS)}"
+        )
     file = strip_metadata(content)
-    image = _open(file.content, limits)
-    _check_size(image, limits)
-    with decoding():
-        _check_tags(image, limits.decoded)
-        _check_run_lengths(image, len(content))
-        if file.lacks_end:
-            fraction = jpeg_fraction(image.size, limits.decoded)
-            file = replace(file, content=_with_end(file.content, fraction))
-            image = _open(file.content, limits)
-    return image, file
-
-
-def _open(content: bytes, limits: PixelLimits) -> Image.Image:
-    heic = _reads_heic(content)
-    if _SIGNATURE.match(content) is None and not heic:
-        raise _unsupported(content)
     with decoding():
         if content[4:12] == b"ftypavif":
             _check_frames(content, limits.decoded)
-        try:
-            return Image.open(io.BytesIO(content), formats=(_HEIC_FORMAT,) if heic else FORMATS)
-        except Image.DecompressionBombError as error:
-            found = re.search(r"\d+", str(error))
-            raise TooLargeError(
-                f"the image has {found[0] if found else 'too many'} pixels, the limit is "
-                f"{limits.declared}; scale it down before sending"
-            ) from error
-        except UnidentifiedImageError as error:
-            raise CorruptImageError(
-                "the file begins like an image, but its header cannot be read; send it whole, or "
-                "saved as 8-bit RGB"
-            ) from error
+        image = _open(file.content, formats, limits)
+        if file.exif:
+            image.info["exif"] = file.exif
+        _check_size(image, limits)
+        _check_tags(image, limits.decoded)
+        _check_run_lengths(image)
+    return image
 
 
 def _reads_heic(content: bytes) -> bool:
@@ -116,6 +80,21 @@ def _reads_heic(content: bytes) -> bool:
     return True
 
 
+def _open(content: bytes, formats: tuple[str, ...], limits: PixelLimits) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(
+            f"the image has too many pixels, the limit is {limits.declared}; scale it down before "
+            "sending"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise CorruptImageError(
+            "the file begins like an image, but its header cannot be read; send it whole, or "
+            "saved as 8-bit RGB"
+        ) from error
+
+
 def _check_frames(content: bytes, max_decoded: int) -> None:
     pixels = frame_pixels(content)
     if pixels > _MAX_AVIF_COPIES * max_decoded:
@@ -123,28 +102,6 @@ def _check_frames(content: bytes, max_decoded: int) -> None:
             f"the frames of the AVIF file have {pixels} pixels, the limit is "
             f"{_MAX_AVIF_COPIES * max_decoded}; scale the image down before sending"
         )
-
-
-def _with_end(content: bytes, fraction: int) -> bytes:
-    """A JPEG with its missing end marker, as some cameras write it.
-
-    libjpeg fills missing pixels with grey and reports no error. So the file is decoded with
-    different continuations. If no data is missing, all give the same pixels.
-
-    Raises:
-        TruncatedImageError: data is missing.
-    """
-    ended = content + _JPEG_END
-    pixels = _jpeg_pixels(ended, fraction)
-    if any(_jpeg_pixels(content + noise + _JPEG_END, fraction) != pixels for noise in _NOISES):
-        raise TruncatedImageError("the image ends too early; send the file whole")
-    return ended
-
-
-def _jpeg_pixels(content: bytes, fraction: int) -> bytes:
-    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-        image.draft(None, (max(1, image.width // fraction), max(1, image.height // fraction)))
-        return image.tobytes()
 
 
 def _check_size(image: Image.Image, limits: PixelLimits) -> None:
@@ -181,15 +138,14 @@ def _check_tags(image: Image.Image, max_decoded: int) -> None:
         )
 
 
-def _check_run_lengths(image: Image.Image, size_bytes: int) -> None:
+def _check_run_lengths(image: Image.Image) -> None:
+    """Pillow decodes run-length encoded bitmaps in Python, at 0.2 s per megabyte, and may write 255
+    rows beyond the image.
+    """
     tiles = getattr(image, "tile", ())
-    if not tiles or tiles[0].codec_name != "bmp_rle":
-        return
-    if size_bytes > _MAX_RUN_LENGTH_BYTES or image.width > _MAX_RUN_LENGTH_WIDTH_PX:
-        raise TooLargeError(
-            f"a run-length encoded bitmap of {image.width} pixels a row in {size_bytes} bytes, the "
-            f"limits are {_MAX_RUN_LENGTH_WIDTH_PX} and {_MAX_RUN_LENGTH_BYTES}; save it without "
-            "that encoding, or as PNG"
+    if tiles and tiles[0].codec_name == "bmp_rle":
+        raise UnsupportedImageError(
+            "a run-length encoded bitmap is not read; save it without that encoding, or as PNG"
         )
 
 
@@ -197,33 +153,169 @@ def tiff_tags(image: Image.Image) -> Mapping[int, Any]:
     return image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
 
 
-def jpeg_fraction(declared_hw: tuple[int, int], max_decoded: int) -> int:
-    """The smallest divisor of both sides with which a JPEG has no more pixels than the limit."""
-    pixels = declared_hw[0] * declared_hw[1]
-    return next((divisor for divisor in (1, 2, 4) if pixels <= max_decoded * divisor**2), 8)
-
-
 @contextmanager
 def decoding() -> Iterator[None]:
+    """Converts what Pillow raises on hostile bytes, which may be any exception. The error quotes
+    the decoder's own message, but not Python's about a malformed header.
+    """
     try:
         yield
     except (SegserveError, MemoryError):
         raise
-    except Exception as error:  # on hostile bytes, Pillow may raise any exception
-        raise _undecodable(error) from error
+    except Exception as error:
+        reported = isinstance(error, OSError | ValueError | SyntaxError | EOFError)
+        reason = (" ".join(str(error).split())[:120] if reported else "") or "malformed header"
+        if "truncated" in reason.lower() or isinstance(error, EOFError):
+            raise TruncatedImageError(
+                f"the image ends too early ({reason}); send the file whole"
+            ) from error
+        raise CorruptImageError(
+            f"the image cannot be decoded ({reason}); save it again and send that"
+        ) from error
 
 
-def _undecodable(error: Exception) -> CorruptImageError:
-    """Quotes the decoder's own message, but not Python's about a malformed header."""
-    reported = isinstance(error, OSError | ValueError | SyntaxError | EOFError)
-    reason = (" ".join(str(error).split())[:120] if reported else "") or "its header makes no sense"
-    if "truncated" in reason.lower() or isinstance(error, EOFError):
-        return TruncatedImageError(f"the image ends too early ({reason}); send the file whole")
-    return CorruptImageError(f"the image cannot be decoded ({reason}); save it again and send that")
+def frame_pixels(content: bytes) -> int:
+    """The sum of width times height over all AV1 images of the file: tiles, alpha, thumbnails.
+
+    Raises:
+        UnsupportedImageError: the file is a sequence of frames.
+        CorruptImageError: the boxes cannot be read.
+    """
+    try:
+        boxes = _named_boxes(content, 0, len(content))
+        if b"moov" in boxes:
+            raise UnsupportedImageError("animated AVIF is not read; send one of its frames")
+        meta = _named_boxes(content, boxes[b"meta"][0] + _FULL_BOX, boxes[b"meta"][1])
+        kinds = _item_kinds(content, *meta[b"iinf"])
+        images = (
+            data
+            for item_id, data in _items(content, meta[b"iloc"], meta.get(b"idat", (0, 0))[0])
+            if kinds.get(item_id) == b"av01"
+        )
+        return sum(_largest_frame(data) for data in images)
+    except (KeyError, IndexError, ValueError, struct.error) as error:
+        raise CorruptImageError(
+            "the AVIF file cannot be read: its boxes make no sense; save it again and send that"
+        ) from error
 
 
-def _unsupported(content: bytes) -> UnsupportedImageError:
-    """The error for a file in none of the formats; names the format if it is a known one."""
-    found = next((name for name, start in _NAMED.items() if start.match(content)), None)
-    what = f"{found} is not read" if found else "not an image"
-    return UnsupportedImageError(f"{what}; send one of {', '.join(FORMATS)}")
+def _named_boxes(content: bytes, start: int, end: int) -> dict[bytes, tuple[int, int]]:
+    """Type -> start and end of the boxes that are read here; each may occur once."""
+    found: dict[bytes, tuple[int, int]] = {}
+    for kind, place in _boxes(content, start, end):
+        if kind in found and kind in _READ_BOXES:
+            raise ValueError("a box occurs twice")
+        found[kind] = place
+    return found
+
+
+def _boxes(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
+    """The type, start and end of the content of every box."""
+    while start + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", content, start)
+        size = size or end - start  # 0: up to the end
+        if size < 8:  # 1 stands for a size of 64 bits
+            raise ValueError("a box is shorter than its head")
+        yield kind, (start + 8, min(end, start + size))
+        start += size
+
+
+def _item_kinds(content: bytes, start: int, end: int) -> Mapping[int, bytes]:
+    """Item id -> type, of the box `iinf`."""
+    start += _FULL_BOX + (2 if content[start] == 0 else 4)
+    kinds = {}
+    for _, (info, _) in _boxes(content, start, end):
+        wide = content[info] == 3  # version of `infe`
+        item_id, _, kind = struct.unpack_from(">IH4s" if wide else ">HH4s", content, info + 4)
+        kinds[item_id] = kind
+    return kinds
+
+
+def _items(content: bytes, iloc: tuple[int, int], idat: int) -> Iterator[tuple[int, bytes]]:
+    """The id and the data of every item, of the box `iloc`."""
+    version, sizes = content[iloc[0]], content[iloc[0] + 4 : iloc[0] + 6]
+    offset_size, length_size, base_size = sizes[0] >> 4, sizes[0] & 15, sizes[1] >> 4
+    index_size = sizes[1] & 15 if version else 0
+    number = partial(_number, io.BytesIO(content[iloc[0] + 6 :]))
+    wide = 4 if version == 2 else 2
+    count = number(wide)
+    if count > _MAX_AVIF_ITEMS:
+        raise ValueError("too many items")
+    left = 2 * len(content)  # items may share data, but not all of it
+    for _ in range(count):
+        item_id = number(wide)
+        from_idat = version > 0 and number(2) & 15 == 1
+        number(2)  # data reference
+        base = number(base_size) + (idat if from_idat else 0)
+        extents = []
+        for _ in range(number(2)):
+            number(index_size)
+            offset, length = base + number(offset_size), number(length_size)
+            extents.append(content[offset : offset + length if length else None])
+            left -= len(extents[-1])
+            if left < 0:
+                raise ValueError("items have more data than the file")
+        yield item_id, b"".join(extents)
+
+
+def _number(file: io.BytesIO, size_bytes: int) -> int:
+    """The next number, big-endian."""
+    part = file.read(size_bytes)
+    if len(part) < size_bytes:
+        raise ValueError("the box ends too early")
+    return int.from_bytes(part, "big")
+
+
+def _largest_frame(data: bytes) -> int:
+    """The largest width times height that a sequence header in the OBUs declares."""
+    position, largest = 0, 0
+    while position < len(data):
+        head = data[position]
+        position += 2 if head & 4 else 1  # an extension byte
+        size = len(data) - position
+        if head & 2:  # has a size field, in LEB128
+            size = 0
+            for shift in range(0, 56, 7):
+                part = data[position]
+                position += 1
+                size |= (part & 127) << shift
+                if part < 128:
+                    break
+        if head >> 3 & 15 == _SEQUENCE_HEADER:
+            largest = max(largest, _declared_pixels(data[position : position + size]))
+        position += size
+    return largest
+
+
+def _declared_pixels(header: bytes) -> int:
+    """Width times height of a sequence header."""
+    bits = _Bits(header)
+    bits.read(4)  # profile, still picture
+    if bits.read(1):  # reduced header
+        bits.read(5)
+    else:
+        if bits.read(1):
+            raise ValueError("a still image needs no timing information")
+        has_display_delay = bits.read(1)
+        for _ in range(bits.read(5) + 1):
+            bits.read(12)
+            if bits.read(5) > 7:
+                bits.read(1)
+            if has_display_delay and bits.read(1):
+                bits.read(4)
+    width_bits, height_bits = bits.read(4) + 1, bits.read(4) + 1
+    return (bits.read(width_bits) + 1) * (bits.read(height_bits) + 1)
+
+
+class _Bits:
+    """Reads numbers of some bits each, the highest bit first."""
+
+    def __init__(self, content: bytes) -> None:
+        content = content[:512]
+        self._value, self._left = int.from_bytes(content, "big"), 8 * len(content)
+
+    def read(self, count: int) -> int:
+        if count > self._left:
+            raise ValueError("the header ends too early")
+        self._left -= count
+        return self._value >> self._left & (1 << count) - 1
