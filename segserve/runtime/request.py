@@ -8,7 +8,6 @@ import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import orjson
 from pydantic import ValidationError
@@ -117,15 +116,7 @@ def _class_id(name: ClassName, record: ModelRecord) -> int:
     if _CLASS_ID.fullmatch(str(name)) and int(name) < len(record.classes):
         return int(name)
     known = ", ".join(f"{index} {label:.40}" for index, label in enumerate(record.labels))
-    raise BadOptionError(
-        f"option classes: got {name!r:.80}; {_hint(name, record)}the classes are: {known}"
-    )
-
-
-def _hint(name: ClassName, record: ModelRecord) -> str:
-    by_lower_case = {label.lower(): label for label in record.labels}
-    close = get_close_matches(str(name)[:80].lower(), by_lower_case, n=1)
-    return f"did you mean {by_lower_case[close[0]]!r}? " if close else ""
+    raise BadOptionError(f"option classes: got {name!r:.80}; the classes are: {known}")
 
 
 @dataclass(frozen=True)
@@ -193,20 +184,13 @@ def _header_options(lowered: Mapping[str, object]) -> dict[str, object]:
 def _check_option_size(name: str, value: object) -> None:
     """Checks that an option is a text, a number or a flat list of these, and not too large."""
     values = value if isinstance(value, list) else [value]
-    if len(values) > MAX_OPTION_VALUES:
-        raise BadOptionError(
-            f"option {name!r:.40}: got {len(values)} values, the limit is {MAX_OPTION_VALUES}"
-        )
-    if not all(item is None or isinstance(item, str | int | float) for item in values):
-        raise BadOptionError(
-            f"option {name!r:.40}: expected a text, a number or a list of these, got something "
-            "nested"
-        )
+    is_flat = all(item is None or isinstance(item, str | int | float) for item in values)
     characters = sum(len(item) for item in values if isinstance(item, str))
-    if characters > MAX_OPTION_CHARACTERS:
+    if not is_flat or len(values) > MAX_OPTION_VALUES or characters > MAX_OPTION_CHARACTERS:
         raise BadOptionError(
-            f"option {name!r:.40}: got {characters} characters, the limit is "
-            f"{MAX_OPTION_CHARACTERS}; the image belongs in the part 'data'"
+            f"option {name!r:.40}: expected a text, a number or a list of at most "
+            f"{MAX_OPTION_VALUES} of these, with {MAX_OPTION_CHARACTERS} characters at most; the "
+            "image belongs in the part 'data'"
         )
 
 
@@ -261,9 +245,8 @@ def _decoded(text: str) -> bytes:
     payload = text.partition(",")[2] if text.startswith("data:") else text
     try:
         return base64.b64decode(payload.encode("ascii").translate(None, _WHITESPACE), validate=True)
-    except UnicodeEncodeError as error:
-        reason = "it holds characters beyond ASCII"
-        raise BadBase64Error(f"member 'data' is not base64: {reason}") from error
+    except UnicodeEncodeError as error:  # its text quotes all of the payload
+        raise BadBase64Error("member 'data' is not base64: it is not ASCII") from error
     except ValueError as error:
         raise BadBase64Error(f"member 'data' is not base64: {error}") from error
 

@@ -93,5 +93,5 @@ def test_read_archive_with_weights_of_another_record_raises(archive, tmp_path):
 
 
 def test_read_archive_with_a_class_that_the_model_lacks_raises(archive):
-    with pytest.raises(BadOptionError, match="did you mean 'dog'"):
+    with pytest.raises(BadOptionError, match="got 'dgo'; the classes are"):
         read_archive(archive, {"classes": "dgo"})

@@ -34,7 +34,7 @@ def folder(tmp_path, archive):
         (("in", "out", "--archive", "no.mar"), "no.mar: expected an archive (.mar)"),
         (("in", "out", "--archive", "absent.mar"), "absent.mar: expected an archive (.mar)"),
         (("in", "out", "--archive", "in"), "in: expected an archive (.mar), got a folder"),
-        (("in", "out", "--archive", "tiny.mar", "--classes", "dgo"), "did you mean 'dog'?"),
+        (("in", "out", "--archive", "tiny.mar", "--classes", "dgo"), "got 'dgo'; the classes are"),
         (("absent", "out", "--archive", "tiny.mar"), "absent: there is no such file or folder"),
         (("empty", "out", "--archive", "tiny.mar"), "empty: holds no images"),
         (("none.txt", "out", "--archive", "tiny.mar"), "none.txt: holds no images"),

@@ -1,7 +1,5 @@
 """What an `Accept` header requests, and the options of a request."""
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -314,30 +312,13 @@ def test_class_ids_of_labels_and_ids_are_those_of_the_record(names, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("dgo", "did you mean 'dog'? "),
-        ("Dog", "did you mean 'dog'? "),
-        ("potted plants", "did you mean 'Potted plant'? "),
-    ],
-    ids=["letters swapped", "other case", "plural"],
-)
-def test_class_ids_unknown_label_raises_with_a_hint_and_what_is_known(name, hint):
-    known = "the classes are: 0 background, 1 cat, 2 dog, 3 1, 4 Potted plant"
-    with pytest.raises(
-        BadOptionError, match=f"^option classes: got '{name}'; {re.escape(hint)}{known}$"
-    ):
-        class_ids([name], RECORD)
-
-
-@pytest.mark.parametrize(
     "name",
-    [5, "5", -1, "-1", "²", "٣", "9" * 5000, "zebra", "x" * 10**6, 10**30],
+    [5, "5", -1, "-1", "²", "٣", "9" * 5000, "dgo", "Dog", "x" * 10**6, 10**30],
     ids=lambda n: f"{n!r:.9}",
 )
-def test_class_ids_unknown_id_or_label_unlike_any_raises_with_what_is_known(name):
+def test_class_ids_unknown_id_or_label_raises_with_what_is_known(name):
     with pytest.raises(
         BadOptionError,
-        match=r"^option classes: got .{1,90}; (did .*\? )?the classes are: 0 background, 1 cat",
+        match=r"^option classes: got .{1,90}; the classes are: 0 background, 1 cat, 2 dog",
     ):
         class_ids([name], RECORD)

@@ -280,7 +280,7 @@ def test_response_unknown_class_is_400_that_names_those_of_the_model(tiny_pipeli
     )
     assert (response.status, error_of(response)["code"]) == (400, "bad_option")
     assert error_of(response)["message"] == (
-        "option classes: got 'cta'; did you mean 'cat'? the classes are: 0 background, 1 cat, 2 dog"
+        "option classes: got 'cta'; the classes are: 0 background, 1 cat, 2 dog"
     )
 
 

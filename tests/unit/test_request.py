@@ -185,7 +185,7 @@ def test_read_request_deeply_nested_option_raises(depth):
     document = f'{{"data": "{BASE64}", "mask": {"[" * depth}{"]" * depth}}}'
     with pytest.raises(
         BadOptionError,
-        match=r"option 'mask': expected a text, a number or a list of these, got .*nested",
+        match=r"option 'mask': expected a text, a number or a list of at most 2000 of these",
     ):
         read(raw(document.encode(), "application/json"))
 
@@ -195,16 +195,11 @@ def test_read_request_json_of_many_members_raises():
         read(raw(b'{"data":[' + b"{}," * 50_000 + b"]}", "application/json"))
 
 
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        ("x," * 10**6, "2000000 characters, the limit is 20000"),
-        (["cat"] * 3000, "3000 values, the limit is 2000"),
-    ],
-    ids=["text", "list"],
-)
-def test_read_request_option_of_absurd_size_raises_and_can_be_responded(value, reason):
-    with pytest.raises(BadOptionError, match=f"option 'classes': got {reason}") as caught:
+@pytest.mark.parametrize("value", ["x," * 10**6, ["cat"] * 3000], ids=["text", "list"])
+def test_read_request_option_of_absurd_size_raises_and_can_be_responded(value):
+    with pytest.raises(
+        BadOptionError, match=r"option 'classes': expected .* 2000 of these, with 20000 characters"
+    ) as caught:
         read_json({"data": BASE64, "classes": value})
     assert len(error_response(caught.value).body) < 1000
 

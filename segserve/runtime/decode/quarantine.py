@@ -19,7 +19,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -38,7 +37,6 @@ _SLOTS = 64  # images that one process decodes at once; the next one waits
 _DIGEST_BYTES = 32
 # At most 5 s to decode (docs/hostile-input.md). The rest is for a new process on a busy machine.
 _CHECK_S = 20
-_REJECTED_FOR_S = 24 * 3600  # then it is checked again: decoders improve
 _NOTES, _LOCK = "notes-", "lock"
 
 
@@ -88,20 +86,20 @@ class Quarantine:
             return decode_reduced(content, limits=limits, needed=needed, alpha=alpha)
 
     def _examine(self, mark: Path, content: bytes, limits: PixelLimits) -> None:
-        """Checks a marked image. An empty mark: suspect; a reason in the mark: rejected."""
+        """Checks a marked image. An empty mark: suspect; any other: rejected."""
         try:
-            found = mark.stat()
+            is_rejected = mark.stat().st_size > 0
         except FileNotFoundError:
             return
-        if found.st_size == 0 or time.time() - found.st_mtime > _REJECTED_FOR_S:
-            reason = _tried(content, limits)
-            if reason is None:
+        if not is_rejected:
+            failure = _failure_apart(content, limits)
+            if failure is None:
                 mark.unlink(missing_ok=True)
                 return
             logger.warning(
-                "the image with SHA-256 %s is rejected from now on: %s", mark.name, reason
+                "the image with SHA-256 %s is rejected from now on: %s", mark.name, failure
             )
-            mark.write_text(reason, encoding="utf-8")
+            mark.write_text("rejected", encoding="ascii")
         raise CorruptImageError(
             "this image crashes its decoder; save it again with another program and send that"
         )
@@ -163,8 +161,8 @@ def _left_behind(notes: Path) -> list[bytes]:
     return [digest for digest in digests if any(digest)]
 
 
-def _tried(content: bytes, limits: PixelLimits) -> str | None:
-    """Why decoding this image in a separate process failed; None if it succeeded."""
+def _failure_apart(content: bytes, limits: PixelLimits) -> Exception | None:
+    """Why a separate process did not decode this image; None if it did."""
     root = str(Path(__file__).parents[3])  # in an archive, the archive's own copy of this package
     environment = {
         **os.environ,
@@ -172,19 +170,17 @@ def _tried(content: bytes, limits: PixelLimits) -> str | None:
     }
     command = [sys.executable, "-P", "-m", __name__, *map(str, limits)]
     try:
-        ended = subprocess.run(
+        subprocess.run(
             command,
             input=content,
             env=environment,
             timeout=_CHECK_S,
-            check=False,
+            check=True,
             capture_output=True,
         )
-    except subprocess.TimeoutExpired:
-        return f"decoding takes more than {_CHECK_S} s"
-    except OSError as error:  # reject the image if it cannot be checked
-        return f"it cannot be checked: {error.strerror}"
-    return f"decoding ends with status {ended.returncode}" if ended.returncode else None
+    except (OSError, subprocess.SubprocessError) as error:
+        return error
+    return None
 
 
 @contextmanager
