@@ -16,8 +16,6 @@ Result = TypeVar("Result")
 
 _CGROUP = Path("/sys/fs/cgroup")
 
-SPIN_VARIABLE, _SPIN_COUNT = "GOMP_SPINCOUNT", "2000"
-
 
 def bounded_spinning(environment: Mapping[str, str]) -> dict[str, str]:
     """The variable to add to the environment of a process that computes, before it imports torch;
@@ -27,8 +25,8 @@ def bounded_spinning(environment: Mapping[str, str]) -> dict[str, str]:
     another process has the core of one thread, the others waste theirs. Threads that sleep at once
     lose as much when the machine is quiet. `python -m bench.neighbour` compares them.
     """
-    is_set = "OMP_WAIT_POLICY" in environment or SPIN_VARIABLE in environment
-    return {} if is_set else {SPIN_VARIABLE: _SPIN_COUNT}
+    is_set = "OMP_WAIT_POLICY" in environment or "GOMP_SPINCOUNT" in environment
+    return {} if is_set else {"GOMP_SPINCOUNT": "2000"}
 
 
 def available_cores(cgroup: Path = _CGROUP) -> int:
@@ -53,7 +51,7 @@ def _quota(cgroup: Path) -> float | None:
 
 class ParallelExecutor:
     """Computes several requests at once, each with its share of a worker's threads. The thread that
-    creates it uses all of them when it works alone.
+    creates it uses all of them.
 
     Two images on one core each finish sooner than one after the other on two cores, because
     decoding, encoding and small layers use only one core.
@@ -78,9 +76,8 @@ class ParallelExecutor:
         *,
         again: Callable[[Result], bool] = lambda _: False,
     ) -> list[Result]:
-        """Applies `work` to the items. Returns the results in the order of the items.
-
-        A single item runs in the calling thread, with all threads.
+        """Applies `work` to the items, to a single one in the calling thread. Returns the results
+        in order.
 
         Args:
             again: whether a result reports too little memory. The other items may have used that
@@ -97,11 +94,12 @@ class ParallelExecutor:
         results = list(self._pool.map(work_with_share, items))
         places = [place for place, result in enumerate(results) if again(result)]
         if places:
-            reported = (
+            logger.warning(
                 "%d of %d requests of a batch found no memory beside the others: computed again, "
-                "one at a time"
+                "one at a time",
+                len(places),
+                len(items),
             )
-            logger.warning(reported, len(places), len(items))
         for place in places:
             results[place] = work(items[place])
         return results

@@ -4,6 +4,7 @@ A message says what is wrong, what was expected and what to do. It never contain
 path.
 """
 
+from http import HTTPStatus
 from typing import ClassVar
 
 from ..schema.response import ErrorBody, ErrorDetail
@@ -13,8 +14,12 @@ class SegserveError(Exception):
     """An error response. `str(error)` is the message, `code` is for programs."""
 
     status: ClassVar[int] = 500
-    phrase: ClassVar[str] = "Internal Server Error"
     code: ClassVar[str] = "internal_error"
+
+    @property
+    def phrase(self) -> str:
+        """The reason phrase of the status, as Python names it."""
+        return HTTPStatus(self.status).phrase
 
     def as_document(self) -> dict[str, dict[str, str]]:
         """The JSON body of the error response."""
@@ -29,7 +34,6 @@ class BadRequestError(SegserveError):
     """The request is invalid: no image, an unknown option or value, JSON that does not parse."""
 
     status = 400
-    phrase = "Bad Request"
     code = "bad_request"
 
 
@@ -53,7 +57,6 @@ class NotAcceptableError(SegserveError):
     """The client accepts none of the available media types."""
 
     status = 406
-    phrase = "Not Acceptable"
     code = "not_acceptable"
 
 
@@ -61,7 +64,6 @@ class RequestTimeoutError(SegserveError):
     """The request did not arrive within the time limit."""
 
     status = 408
-    phrase = "Request Timeout"
     code = "request_timeout"
 
 
@@ -69,7 +71,6 @@ class TooLargeError(SegserveError):
     """More bytes or pixels than the server's limits allow."""
 
     status = 413
-    phrase = "Content Too Large"
     code = "image_too_large"
 
 
@@ -87,7 +88,6 @@ class UnsupportedImageError(SegserveError):
     """Not an image, or one of a format or pixel type that is not read."""
 
     status = 415
-    phrase = "Unsupported Media Type"
     code = "image_unsupported"
 
 
@@ -95,7 +95,6 @@ class CorruptImageError(SegserveError):
     """An image of a known format that cannot be decoded whole."""
 
     status = 422
-    phrase = "Unprocessable Content"
     code = "image_corrupt"
 
 
@@ -107,7 +106,6 @@ class OutOfMemoryError(SegserveError):
     """The device or the host had no memory left for this image."""
 
     status = 507
-    phrase = "Insufficient Storage"
     code = "out_of_memory"
 
 
@@ -115,7 +113,6 @@ class UnavailableError(SegserveError):
     """The server cannot process the request now, but may be able to a little later."""
 
     status = 503
-    phrase = "Service Unavailable"
     code = "unavailable"
 
 

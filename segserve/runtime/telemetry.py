@@ -2,9 +2,8 @@
 
 Traces are OpenTelemetry's: one span per request, and one child span per stage. They are off by
 default. OpenTelemetry is imported only if the environment enables traces, by OpenTelemetry's own
-variables: OTEL_TRACES_EXPORTER (`otlp` or `console`), or an address in
-OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT. All other variables have their
-usual meaning.
+variables: OTEL_TRACES_EXPORTER=otlp, or an address in OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or
+OTEL_EXPORTER_OTLP_ENDPOINT. All other variables have their usual meaning.
 https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
 
@@ -23,9 +22,7 @@ from .record import ModelRecord
 from .request import SegmentRequest
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SpanExporter
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -119,11 +116,18 @@ class Tracing:
             ModelError: the exporter or the protocol is not supported, or OpenTelemetry is not
                 installed.
         """
-        exporter = _wanted_exporter(environment)
+        default = "otlp" if any(environment.get(variable) for variable in _ENDPOINTS) else "none"
+        exporter = environment.get("OTEL_TRACES_EXPORTER", "").strip() or default
         if exporter == "none":
             return None
+        protocols = [environment[variable] for variable in _PROTOCOLS if environment.get(variable)]
+        if exporter != "otlp" or protocols[:1] not in ([], ["http/protobuf"]):
+            raise ModelError(
+                "the environment requests traces in a way that is not supported: "
+                "OTEL_TRACES_EXPORTER is otlp or none, OTEL_EXPORTER_OTLP_PROTOCOL is http/protobuf"
+            )
         try:
-            return cls(_provider(exporter, environment))
+            return cls(_provider(environment))
         except ImportError as error:
             raise ModelError(
                 f"the environment requests traces, and {error.name} is not installed; "
@@ -145,6 +149,7 @@ class Tracing:
         intervals = stats.timings.intervals
         if not intervals:
             return
+        lowered = {name.lower(): str(value) for name, value in headers.items()}
         epoch_ns = time_ns() - round(1e9 * perf_counter())
 
         def at(seconds: float) -> int:
@@ -152,7 +157,7 @@ class Tracing:
 
         span = self._tracer.start_span(
             f"segment {record.name}",
-            context=self._parent(headers),
+            context=self._propagator.extract(lowered),
             kind=SpanKind.SERVER,
             attributes=_attributes(record, status, stats),
             start_time=at(intervals[0].began_s),
@@ -164,19 +169,9 @@ class Tracing:
             self._tracer.start_span(stage, context=below, start_time=at(began_s)).end(at(ended_s))
         span.end(at(intervals[-1].ended_s))
 
-    def _parent(self, headers: Mapping[str, object]) -> Context:
-        lowered = {name.lower(): str(value) for name, value in headers.items()}
-        return self._propagator.extract(lowered)
 
-
-def _wanted_exporter(environment: Mapping[str, str]) -> str:
-    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return "none"
-    default = "otlp" if any(environment.get(variable) for variable in _ENDPOINTS) else "none"
-    return environment.get("OTEL_TRACES_EXPORTER", "").strip() or default
-
-
-def _provider(exporter: str, environment: Mapping[str, str]) -> TracerProvider:
+def _provider(environment: Mapping[str, str]) -> TracerProvider:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -185,26 +180,8 @@ def _provider(exporter: str, environment: Mapping[str, str]) -> TracerProvider:
     is_named = "OTEL_SERVICE_NAME" in environment or SERVICE_NAME in attributes
     resource = Resource.create({} if is_named else {SERVICE_NAME: _SERVICE})
     provider = TracerProvider(resource=resource)
-    provider.add_span_processor(BatchSpanProcessor(_exporter(exporter, environment)))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
-
-
-def _exporter(exporter: str, environment: Mapping[str, str]) -> SpanExporter:
-    named = [environment[variable] for variable in _PROTOCOLS if environment.get(variable)]
-    protocol = named[0] if named else "http/protobuf"
-    if exporter == "otlp" and protocol == "http/protobuf":
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter()
-    if exporter == "console":
-        from opentelemetry.sdk.trace.export import ConsoleSpanExporter
-
-        return ConsoleSpanExporter()
-    raise ModelError(
-        f"the environment requests traces through {exporter!r} by {protocol!r}; "
-        "OTEL_TRACES_EXPORTER is otlp, console or none, and OTEL_EXPORTER_OTLP_PROTOCOL is "
-        "http/protobuf"
-    )
 
 
 def _attributes(record: ModelRecord, status: int, stats: RequestStats) -> dict[str, str | int]:

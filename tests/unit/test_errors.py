@@ -62,11 +62,6 @@ def test_other_documents_give_every_code_its_status():
     assert named <= {(kind.status, kind.code) for kind in error_classes()}
 
 
-def test_error_classes_with_one_status_have_one_phrase():
-    phrases = {(kind.status, kind.phrase) for kind in error_classes()}
-    assert len(phrases) == len({status for status, _ in phrases})
-
-
 def test_errors_of_http_are_defined_in_one_module():
     """By the names of base classes: importing every module would take Ray and Gradio."""
     defined = [
