@@ -16,9 +16,8 @@ from rich.progress import Progress
 
 from ..recipe import Recipe
 from ..resources import model_source
-from ..runtime.architecture import Architecture
 from ..runtime.errors import ModelError
-from ..runtime.record import ClassInfo, Strict, read_record
+from ..runtime.record import Architecture, ClassInfo, Strict, read_record
 from . import models
 from .app import (
     MAKE,

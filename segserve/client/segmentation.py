@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..runtime.decode.image import decode_image, decoded_size
 from ..runtime.encode.overlay import DEFAULT_OPACITY, draw_overlay
-from ..runtime.record import BACKGROUND, voc_color
+from ..runtime.record import BACKGROUND, ClassInfo, voc_color
 from ..schema.response import ClassRow
 from .request import ImageInput, as_image_file
 
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 _COLORS = 256
 _ANY_NUMBER = 2**31  # pixels; no real limit, because the image is the caller's own
-
-
-class _Painted(NamedTuple):
-    label: str
-    color: tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +91,8 @@ class Segmentation:
         labels = {row.id: row.label for row in self.classes}
         colors = np.frombuffer(self.palette, np.uint8).reshape(-1, 3).tolist()
         painted = [
-            _Painted(labels.get(class_id, ""), (red, green, blue))
-            for class_id, (red, green, blue) in enumerate(colors)
+            ClassInfo.model_construct(label=labels.get(class_id, ""), color=color)
+            for class_id, color in enumerate(colors)
         ]
         image_rgb = np.asarray(self.image)
         return draw_overlay(image_rgb, self.label_map, painted, list(labels), opacity=opacity)

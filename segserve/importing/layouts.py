@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..runtime.architecture import Architecture
 from ..runtime.errors import ModelError
 from ..runtime.network.weights import build_network
-from ..runtime.record import InputRule, validated
+from ..runtime.record import Architecture, InputRule, validated
 from .checkpoint import LoadedCheckpoint, State
 
 _RATES = (12, 24, 36)  # of torchvision and of segmentation_models_pytorch

@@ -18,7 +18,6 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from ..schema import Byte as Byte
 from ..schema import Strict as Strict
 from ..schema import Unit as Unit
-from .architecture import Architecture
 from .errors import ModelError
 from .files import write_whole
 
@@ -113,6 +112,61 @@ def voc_color(class_id: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
+class Architecture(Strict):
+    """Which network the weights belong to: a backbone and a head of `deeplabv3.py`.
+
+    Attributes:
+        backbone: a timm model, or `torchvision.resnet18`, 34, 50, 101 or 152, or
+            `torchvision.mobilenet_v3_large` for torchvision's own.
+        padding: of a timm backbone. `centered` pads the strided convolutions so that a logit lies
+            at the center of its cell, where the bilinear resize to the image's size expects it;
+            `same` pads as TensorFlow does; `default` leaves them as timm has them.
+        dilation: of torchvision's ResNets. `uniform` dilates every convolution of a stage whose
+            stride is lowered, as segmentation_models_pytorch does; `default` begins with the second
+            block, as torchvision does.
+        aux_head: an FCN head, which published checkpoints have. It is never computed.
+        use_l5_exp: the last level is the wider output of the 1x1 convolution that a mobilenet ends
+            with.
+        aspp_in_channels: of the fused levels; of the multi-scale head alone.
+        output_upsample_factor: of the multi-scale head's logits; of that head alone.
+    """
+
+    # No `hf-hub:` or `local-dir:`, which timm would load.
+    backbone: Annotated[str, Field(pattern=r"^\w+(\.\w+)?$")]
+    output_stride: Literal[8, 16, 32] = 16
+    padding: Literal["default", "centered", "same"] = "default"
+    dilation: Literal["default", "uniform"] = "default"
+    head: Literal["deeplabv3", "corenet", "multiscale", "deeplabv3plus"] = "deeplabv3"
+    aux_head: bool = False
+    aspp_rates: tuple[PositiveInt, ...] = (6, 12, 18)
+    aspp_out_channels: PositiveInt = 256
+    aspp_sep_conv: bool = False
+    # The default of torchvision for the head deeplabv3, and of CoreNet for the others.
+    aspp_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default_factory=lambda fields: 0.5 if fields.get("head") == "deeplabv3" else 0.1
+    )
+    use_l5_exp: bool = False
+    aspp_in_channels: PositiveInt = 512
+    output_upsample_factor: Literal[1, 2, 4, 8] = 1
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_head(self) -> Self:
+        for option in ("aspp_in_channels", "output_upsample_factor"):
+            is_changed = getattr(self, option) != type(self).model_fields[option].default
+            if is_changed and self.head != "multiscale":
+                raise ValueError(f"only the head multiscale has {option}, not {self.head}")
+        if self.aux_head and self.head == "deeplabv3plus":
+            raise ValueError("the head deeplabv3plus has no auxiliary head: leave out aux_head")
+        return self
+
+    @property
+    def logits_stride(self) -> int:
+        """Pixels of the network's input per logit, along each side."""
+        if self.head == "multiscale":
+            return 8 // self.output_upsample_factor
+        return 4 if self.head == "deeplabv3plus" else self.output_stride
+
+
 class Weights(Strict):
     """A safetensors file beside the record, and the SHA-256 it must have."""
 
@@ -126,7 +180,6 @@ class Checkpoint(Strict):
     Attributes:
         base_url: where its publisher keeps it; the environment variable SEGSERVE_MIRROR names
             another place.
-        sha256: of the whole file.
         size_mib: as published, so rounded: 2**20 bytes.
     """
 
@@ -253,8 +306,7 @@ def read_yaml(path: Path) -> object:
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        # ValueError: an invalid date.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: bad date
         raise ModelError(f"{path.name}: cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -262,8 +314,7 @@ def validated(content: object, kind: type[Document], name: str) -> Document:
     """Validates `content` as a document of this kind.
 
     Raises:
-        ModelError: a rule is broken. The message lists every broken rule in one line, each after
-            its key.
+        ModelError: the message lists every broken rule in one line, each after its key.
     """
     try:
         return kind.model_validate(content)
@@ -281,17 +332,15 @@ def _rule(location: tuple[int | str, ...], message: str) -> str:
 
 
 def write_record(record: ModelRecord, folder: Path) -> None:
-    """Writes `folder/model.yaml` in the order of the record's fields, with lists of numbers on one
-    line.
-
-    Fields that were not set are left out.
-    """
+    """Writes `folder/model.yaml` without the fields that were not set."""
     content = record.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     text = yaml.dump(content, Dumper=_RecordDumper, sort_keys=False, width=110, allow_unicode=True)
     write_whole(folder / RECORD_FILE, text)
 
 
 class _RecordDumper(yaml.SafeDumper):
+    """Writes lists of numbers on one line."""
+
     def represent_sequence(
         self, tag: str, sequence: Iterable[Any], flow_style: bool | None = None
     ) -> yaml.SequenceNode:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from segserve.runtime.architecture import Architecture
+from segserve.runtime.record import Architecture
 
 ARCHITECTURES = {
     "timm, same padding": Architecture(backbone="tf_efficientnet_lite0", aspp_out_channels=16),

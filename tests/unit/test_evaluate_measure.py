@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from segserve.runtime.architecture import Architecture
 from segserve.runtime.errors import ModelError
-from segserve.runtime.record import read_record
+from segserve.runtime.record import Architecture, read_record
 from segserve.schema.request import Options
 from segserve.training.data import IGNORED, VocFolder
 from segserve.training.evaluate.predictors import (

@@ -17,13 +17,12 @@ from ts.protocol.otf_message_handler import create_predict_response
 import handler as handler_module
 from handler import DeepLabHandler
 from segserve.engines.worker import CollectedMetrics
-from segserve.runtime.architecture import Architecture
 from segserve.runtime.cores import ParallelExecutor, available_cores
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.metrics import OWN
 from segserve.runtime.network.weights import build_network
 from segserve.runtime.pipeline import Pipeline
-from segserve.runtime.record import RECORD_FILE, sha256_of
+from segserve.runtime.record import RECORD_FILE, Architecture, sha256_of
 from segserve.runtime.settings import Settings
 from segserve.training.train.model_folder import export_weights
 

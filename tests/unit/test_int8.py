@@ -15,14 +15,13 @@ from segserve.local import LocalSegmenter
 from segserve.runtime.acceleration.cpu import int8_network
 from segserve.runtime.acceleration.int8 import LEAST_WEIGHTS, with_exact_zero
 from segserve.runtime.acceleration.verified import OptimizationError
-from segserve.runtime.architecture import Architecture
 from segserve.runtime.decode.image import decode_image
 from segserve.runtime.errors import ModelError
 from segserve.runtime.inference.onnx_segmenter import OnnxSegmenter
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network.ranges import RANGES_FILE, read_ranges
 from segserve.runtime.network.weights import build_network
-from segserve.runtime.record import read_record
+from segserve.runtime.record import Architecture, read_record
 from segserve.runtime.settings import Settings
 from segserve.training.quantize import measure_ranges, quantize_model
 from segserve.training.train.model_folder import export_weights

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torchvision.models import segmentation
 
-from segserve.runtime.architecture import Architecture
 from segserve.runtime.errors import ModelError
 from segserve.runtime.network.weights import build_network
+from segserve.runtime.record import Architecture
 
 HEIGHT_PX, WIDTH_PX = 64, 96
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 import yaml
 
-from segserve.runtime.architecture import Architecture
 from segserve.runtime.errors import ModelError
 from segserve.runtime.network.weights import build_network, check_fit
+from segserve.runtime.record import Architecture
 
 from .tiny import tiny_record
 

@@ -12,10 +12,10 @@ from torch.nn import functional as F  # noqa: N812
 from typer.testing import CliRunner
 
 from segserve.cli import app
-from segserve.runtime.architecture import Architecture
 from segserve.runtime.errors import ModelError
 from segserve.runtime.network.weights import build_network, load_network
 from segserve.runtime.record import (
+    Architecture,
     ClassInfo,
     InputRule,
     ResizeRule,

@@ -1,13 +1,12 @@
 """Draws the classes over an image, for viewing: coloured regions with outlines and names."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from ..record import BACKGROUND
+from ..record import BACKGROUND, ClassInfo
 from .mask import LabelMap
 
 DEFAULT_OPACITY = 0.45
@@ -18,19 +17,10 @@ _GRID_PX = 96  # longer side of the reduced label map that finds a place for eac
 Color = tuple[int, int, int]
 
 
-class Painted(Protocol):
-    """The label and the colour of a class."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def color(self) -> Color: ...
-
-
 def draw_overlay(
     image_rgb: NDArray[np.uint8],
     label_map: LabelMap,
-    classes: Sequence[Painted],
+    classes: Sequence[ClassInfo],
     shown: Sequence[int],
     *,
     opacity: float = DEFAULT_OPACITY,

@@ -17,8 +17,8 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 
-from ..architecture import Architecture
 from ..errors import ModelError
+from ..record import Architecture
 
 _TORCHVISION_PREFIX = "torchvision."
 _LEVELS = {"multiscale": (2, 3, 4, 5), "deeplabv3plus": (2, 5)}  # by head; others: the deepest

@@ -13,10 +13,10 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 from deeplabv3 import CoreNetHead, DeepLabHead, DeepLabV3PlusHead, MultiScaleDeepLabHead
 
-from ..architecture import Architecture
 from ..errors import ModelError
 from ..record import (
     WEIGHTS_FILE,
+    Architecture,
     ModelRecord,
     Weights,
     named_weights,

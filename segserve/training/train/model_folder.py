@@ -12,7 +12,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from ...importing.checkpoint import load_checkpoint
-from ...runtime.architecture import Architecture
 from ...runtime.errors import ModelError
 from ...runtime.network.weights import (
     SegmentationNetwork,
@@ -22,6 +21,7 @@ from ...runtime.network.weights import (
 )
 from ...runtime.record import (
     RECORD_FILE,
+    Architecture,
     ClassInfo,
     InputRule,
     ModelRecord,
