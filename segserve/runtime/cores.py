@@ -54,11 +54,8 @@ class ParallelExecutor:
     creates it uses all of them.
 
     Two images on one core each finish sooner than one after the other on two cores, because
-    decoding, encoding and small layers use only one core.
-
-    Args:
-        threads: those of the worker.
-        use_threads: sets how many of them compute for the calling thread.
+    decoding, encoding and small layers use only one core. `use_threads` sets how many threads
+    compute for the calling thread.
     """
 
     def __init__(self, threads: int, use_threads: Callable[[int], None]) -> None:

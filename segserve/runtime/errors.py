@@ -124,11 +124,10 @@ class OverloadedError(UnavailableError):
 
 def error_classes() -> list[type[SegserveError]]:
     """Every kind of error that a server responds with, sorted by status and code."""
-
-    def below(kind: type[SegserveError]) -> list[type[SegserveError]]:
-        return [kind, *(deeper for child in kind.__subclasses__() for deeper in below(child))]
-
-    return sorted(below(SegserveError), key=lambda kind: (kind.status, kind.code))
+    kinds: list[type[SegserveError]] = [SegserveError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    return sorted(kinds, key=lambda kind: (kind.status, kind.code))
 
 
 # Only PyTorch's own CUDA allocator raises a type of its own. The CPU's allocator, CUDA's libraries,

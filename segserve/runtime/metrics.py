@@ -20,6 +20,7 @@ import psutil
 
 if TYPE_CHECKING:
     from .encode.response import Response
+    from .inference.labels import Quality
     from .record import ModelRecord
     from .telemetry import RequestStats, Tracing
 
@@ -36,12 +37,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Metric:
-    """The declaration of a metric.
-
-    Attributes:
-        labels: names, in the order in which their values are reported.
-        host_label: the name of one more label, which the engine adds: the host's name.
-    """
+    """The declaration of a metric. The engine adds the host's name under `host_label`."""
 
     name: str
     kind: Kind
@@ -57,12 +53,10 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5
 
 _MODEL = ("model_name", "model_version")
 
-
 _own: list[Metric] = []
 
 
 def _of_model(kind: Kind, name: str, unit: str, description: str, *labels: str) -> Metric:
-    """Declares one of the metrics in `OWN`."""
     metric = Metric(name, kind, unit, description, (*_MODEL, *labels))
     _own.append(metric)
     return metric
@@ -190,15 +184,9 @@ class MetricsCache(Protocol):
 class Telemetry:
     """Reports the metrics and traces of one worker.
 
-    It uses only one part of TorchServe's context: `metrics.cache`, which holds the metrics of the
-    server's metrics file by kind and name. Ray Serve's replacement offers the same. Metrics that
-    the server does not declare are not reported.
-
     Args:
-        record: the model's record.
         device: what computes: `cpu`, or for example `cuda:0`.
-        server: the metrics of the server; None if it has none.
-        tracing: exports spans; None to disable traces.
+        server: the metrics that the server declares; others are not reported.
     """
 
     def __init__(
@@ -234,12 +222,7 @@ class Telemetry:
         *,
         seconds: float,
     ) -> None:
-        """Reports the requests of one batch.
-
-        Args:
-            headers: those of each request, for traces.
-            seconds: the duration of the batch.
-        """
+        """Reports the requests of a batch that took so many seconds. The headers are for traces."""
         reported = [
             (reply, reply.stats, given)
             for reply, given in zip(responses, headers, strict=True)
@@ -262,12 +245,10 @@ class Telemetry:
         self._report(IMAGE_BYTES, stats.image_bytes)
         if stats.pixels:
             self._report(IMAGE_MEGAPIXELS, stats.pixels / 1e6)
-        self._report_quality(stats)
+        if stats.quality is not None:
+            self._report_quality(stats.quality)
 
-    def _report_quality(self, stats: RequestStats) -> None:
-        quality = stats.quality
-        if quality is None:
-            return
+    def _report_quality(self, quality: Quality) -> None:
         self._report(CONFIDENCE, quality.confidence)
         self._report(ENTROPY, quality.entropy)
         for label, share in zip(self._record.labels, quality.shares, strict=True):

@@ -19,8 +19,7 @@ from .record import ModelRecord
 IMAGE_PARTS = ("data", "body")
 OPTION_HEADER_PREFIX = "x-segment-"
 
-# Far above any sensible request. The limits exist because options are copied, compared and quoted
-# in messages.
+# Far above any sensible request. Options are copied, compared and quoted in messages.
 MAX_JSON_MEMBERS = 10_000
 MAX_OPTION_CHARACTERS = 20_000
 MAX_OPTION_VALUES = 2_000
@@ -34,8 +33,7 @@ def parse_options(given: Mapping[str, object], defaults: Options) -> Options:
     not set.
 
     Raises:
-        BadOptionError: an option is unknown, or its value is not allowed; the message names what is
-            allowed.
+        BadOptionError: an option is unknown, or its value is not allowed.
     """
     unknown = sorted(given.keys() - Options.model_fields.keys())
     if unknown:
@@ -147,18 +145,23 @@ def read_request(
     Args:
         row: the body as `{"body": content}`, or a form as `{part name: content}`. Content is bytes;
             TorchServe provides JSON parsed, and text as a string.
-        headers: the request's headers, with names in any case.
+        headers: with names in any case.
         defaults: options that apply unless the request sets them.
 
     Raises:
-        BadRequestError: there is no image, an option is invalid or the media type of the response
-            cannot contain it, or JSON or base64 cannot be parsed.
+        BadRequestError: there is no image, an option is invalid or does not suit the media type of
+            the response, or JSON or base64 cannot be parsed.
         NotAcceptableError: the client accepts none of the available media types.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
     media_type = str(lowered.get("content-type", "")).partition(";")[0]
     image, fields = _image_and_fields(row, "json" in media_type.lower())
-    given = {**_header_options(lowered), **fields}
+    in_headers = {
+        name.removeprefix(OPTION_HEADER_PREFIX): str(value).strip()
+        for name, value in lowered.items()
+        if name.startswith(OPTION_HEADER_PREFIX)
+    }
+    given = {**in_headers, **fields}
     for name, value in given.items():
         _check_option_size(name, value)
     options = parse_options(given, defaults)
@@ -171,14 +174,6 @@ def read_request(
         )
     gzip = accepts_gzip(str(lowered.get("accept-encoding", "")))
     return SegmentRequest(image, options, responded, gzip)
-
-
-def _header_options(lowered: Mapping[str, object]) -> dict[str, object]:
-    return {
-        name.removeprefix(OPTION_HEADER_PREFIX): str(value).strip()
-        for name, value in lowered.items()
-        if name.startswith(OPTION_HEADER_PREFIX)
-    }
 
 
 def _check_option_size(name: str, value: object) -> None:
@@ -245,8 +240,6 @@ def _decoded(text: str) -> bytes:
     payload = text.partition(",")[2] if text.startswith("data:") else text
     try:
         return base64.b64decode(payload.encode("ascii").translate(None, _WHITESPACE), validate=True)
-    except UnicodeEncodeError as error:  # its text quotes all of the payload
-        raise BadBase64Error("member 'data' is not base64: it is not ASCII") from error
     except ValueError as error:
         raise BadBase64Error(f"member 'data' is not base64: {error}") from error
 

@@ -17,12 +17,8 @@ Runtime = Literal["auto", "torch", "onnx"]
 
 
 class PixelLimits(NamedTuple):
-    """The largest number of pixels of an image.
-
-    Attributes:
-        declared: the largest width times height of a file.
-        decoded: the largest number of pixels in memory. A JPEG with more is decoded at 1/2, 1/4 or
-            1/8 of its size; images of other formats are rejected.
+    """The largest number of pixels of an image: as its file declares them, and in memory. Above
+    the second limit a JPEG is decoded at 1/2, 1/4 or 1/8 of its size; other formats are rejected.
     """
 
     declared: int
@@ -89,12 +85,7 @@ class Settings(Strict):
 
 
 def check_precision(settings: Settings, record: ModelRecord) -> None:
-    """Checks that the model supports the precision in the settings.
-
-    Raises:
-        ModelError: the precision is int8, but the ranges of the model's activations were not
-            measured.
-    """
+    """Raises a ModelError if the precision is int8 and the model's ranges were not measured."""
     if settings.precision == "int8" and record.int8 is None:
         raise ModelError(
             f"precision int8: {record.name} has no ranges: `segserve quantize MODEL IMAGES` "
@@ -131,8 +122,7 @@ class ModelConfig(Strict):
 
 
 def read_config(content: object) -> ModelConfig:
-    """Validates the content of a `model-config.yaml`. If there is no content, all settings have
-    their defaults.
+    """Validates the content of a `model-config.yaml`; None gives the defaults.
 
     Raises:
         ModelError: a key is unknown or a value is out of bounds; the message names it in one line.

@@ -76,8 +76,8 @@ class RequestStats:
         encoding: of the label map in the response: a value of the option `mask`, or the media type
             if it is not JSON.
         image_bytes: size of the image file.
-        pixels: number of pixels of the decoded image.
-        error: code of the error that ended the request; empty if there was none.
+        pixels: of the image.
+        error: code of the error that ended the request, else empty.
     """
 
     timings: Timings = field(default_factory=Timings)
@@ -95,11 +95,7 @@ class RequestStats:
 
 
 class Tracing:
-    """Exports the spans of requests.
-
-    Args:
-        provider: the SDK's tracer provider, with its exporter.
-    """
+    """Exports the spans of requests."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -123,8 +119,8 @@ class Tracing:
         protocols = [environment[variable] for variable in _PROTOCOLS if environment.get(variable)]
         if exporter != "otlp" or protocols[:1] not in ([], ["http/protobuf"]):
             raise ModelError(
-                "the environment requests traces in a way that is not supported: "
-                "OTEL_TRACES_EXPORTER is otlp or none, OTEL_EXPORTER_OTLP_PROTOCOL is http/protobuf"
+                f"the environment requests traces through {exporter!r}; OTEL_TRACES_EXPORTER is "
+                "otlp or none, and OTEL_EXPORTER_OTLP_PROTOCOL is http/protobuf"
             )
         try:
             return cls(_provider(environment))
@@ -137,12 +133,8 @@ class Tracing:
     def trace(
         self, record: ModelRecord, status: int, stats: RequestStats, headers: Mapping[str, object]
     ) -> None:
-        """Records a request that has just been completed. Its `traceparent` header names the parent
-        span.
-
-        Args:
-            status: of the response.
-            headers: of the request, with names in any case.
+        """Records a request that has just been completed with this status. The header
+        `traceparent`, in any case, names the parent span.
         """
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 

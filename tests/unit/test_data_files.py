@@ -46,7 +46,7 @@ def test_image_size_of_a_jpeg_decoded_at_an_eighth_is_the_whole_size(tmp_path, p
 BROKEN = {
     "short JPEG": (encoded(noise(64, 64), "JPEG")[:2000], "ends too early"),
     "short PNG": (encoded(noise(64, 64), "PNG")[:2000], "ends too early|cannot be decoded"),
-    "text": (b"these are not the pixels", "not an image; send one of"),
+    "text": (b"these are not the pixels", "not an image of a format that is read; send one of"),
     "empty": (b"", "not an image"),
     "float TIFF": (encoded(Image.new("F", (4, 4)), "TIFF"), "no fixed range"),
     "too large": (bmp_header(2**13 + 1, 2**13), f"the limit is {MAX_PIXELS}"),

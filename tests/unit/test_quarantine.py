@@ -109,6 +109,18 @@ def test_quarantine_rejected_image_is_not_tried_again(folder, monkeypatch):
         Quarantine(folder).decode(GOOD, limits=LIMITS, needed=None, alpha="white")
 
 
+def test_quarantine_rejection_ends_after_a_day(folder):
+    mark = folder / sha256(GOOD).hexdigest()
+    mark.write_text("it ended")
+    os.utime(mark, (time.time() - 25 * 3600,) * 2)
+    assert Quarantine(folder).decode(GOOD, limits=LIMITS, needed=None, alpha="white").rgb.shape == (
+        20,
+        30,
+        3,
+    )
+    assert marks(folder) == []
+
+
 def test_quarantine_good_image_in_a_process_that_is_killed_is_acquitted(decoded, images, folder):
     """The decoder of this process and of its trial is sound: to them the poison is a good image."""
     assert decoded(images["poison"])[0] == -signal.SIGSEGV

@@ -129,7 +129,7 @@ def test_from_environment_that_sends_for_none_is_none(environment):
 def test_from_environment_unknown_exporter_or_protocol_says_which_there_are(environment):
     with pytest.raises(
         ModelError,
-        match=r"traces in a way that is not supported: OTEL_TRACES_EXPORTER is otlp or none",
+        match=r"traces through '\w+'; OTEL_TRACES_EXPORTER is otlp or none",
     ):
         Tracing.from_environment(environment)
 

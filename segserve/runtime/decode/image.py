@@ -16,7 +16,7 @@ from .strip_metadata import orientation_of
 
 _PHOTOMETRIC = 0x106  # TIFF tag
 
-# By EXIF orientation, the transposition that makes the pixels upright.
+# The transposition that makes the pixels upright, by EXIF orientation.
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -66,12 +66,10 @@ def decode_image(content: bytes, *, max_pixels: int, alpha: Alpha = "white") -> 
         uint8 (H, W, 3), RGB, upright; owns its memory.
 
     Raises:
-        UnsupportedImageError: the file is not an image of these formats, or its pixel type has no
-            fixed range.
-        CorruptImageError: the format is known, but the file cannot be decoded completely.
+        UnsupportedImageError: not an image of these formats, or of pixels without a fixed range.
+        CorruptImageError: the file cannot be decoded completely.
         TruncatedImageError: the same, because bytes are missing.
-        TooLargeError: the image has more than `max_pixels`, or the file takes far more work than
-            its pixels justify.
+        TooLargeError: more than `max_pixels`, or far more work than the pixels justify.
     """
     limits = PixelLimits(max_pixels, max_pixels)
     return decode_reduced(content, limits=limits, needed=None, alpha=alpha).rgb
@@ -102,7 +100,6 @@ def decode_reduced(
 def _wanted_hw(
     declared_hw: tuple[int, int], needed: NeededSize | None, max_decoded: int
 ) -> tuple[int, int]:
-    """The smallest (height, width) at which a JPEG is to be decoded."""
     pixels = declared_hw[0] * declared_hw[1]
     fraction = next((divisor for divisor in (1, 2, 4) if pixels <= max_decoded * divisor**2), 8)
     allowed_hw = max(1, declared_hw[0] // fraction), max(1, declared_hw[1] // fraction)
@@ -145,7 +142,6 @@ def _to_rgb(image: Image.Image, alpha: Alpha) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """What a person sees of an image with transparent pixels, on a white page."""
     image = image.convert("RGBA")
     opacity = image.getchannel("A")
     if opacity.getextrema() == (255, 255):

@@ -58,7 +58,7 @@ def opened(content: bytes, limits: PixelLimits) -> Image.Image:
     file = strip_metadata(content)
     with decoding():
         if content[4:12] == b"ftypavif":
-            _check_frames(content, limits.decoded)
+            _check_frames(content, _MAX_AVIF_COPIES * limits.decoded)
         image = _open(file.content, formats, limits)
         if file.exif:
             image.info["exif"] = file.exif
@@ -95,12 +95,12 @@ def _open(content: bytes, formats: tuple[str, ...], limits: PixelLimits) -> Imag
         ) from error
 
 
-def _check_frames(content: bytes, max_decoded: int) -> None:
+def _check_frames(content: bytes, max_pixels: int) -> None:
     pixels = frame_pixels(content)
-    if pixels > _MAX_AVIF_COPIES * max_decoded:
+    if pixels > max_pixels:
         raise TooLargeError(
-            f"the frames of the AVIF file have {pixels} pixels, the limit is "
-            f"{_MAX_AVIF_COPIES * max_decoded}; scale the image down before sending"
+            f"the frames of the AVIF file have {pixels} pixels, the limit is {max_pixels}; scale "
+            "the image down before sending"
         )
 
 
@@ -175,12 +175,7 @@ def decoding() -> Iterator[None]:
 
 
 def frame_pixels(content: bytes) -> int:
-    """The sum of width times height over all AV1 images of the file: tiles, alpha, thumbnails.
-
-    Raises:
-        UnsupportedImageError: the file is a sequence of frames.
-        CorruptImageError: the boxes cannot be read.
-    """
+    """The sum of width times height over all AV1 images of the file: tiles, alpha, thumbnails."""
     try:
         boxes = _named_boxes(content, 0, len(content))
         if b"moov" in boxes:
@@ -210,7 +205,6 @@ def _named_boxes(content: bytes, start: int, end: int) -> dict[bytes, tuple[int,
 
 
 def _boxes(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """The type, start and end of the content of every box."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", content, start)
         size = size or end - start  # 0: up to the end
@@ -221,7 +215,6 @@ def _boxes(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, tuple[
 
 
 def _item_kinds(content: bytes, start: int, end: int) -> Mapping[int, bytes]:
-    """Item id -> type, of the box `iinf`."""
     start += _FULL_BOX + (2 if content[start] == 0 else 4)
     kinds = {}
     for _, (info, _) in _boxes(content, start, end):
@@ -259,7 +252,6 @@ def _items(content: bytes, iloc: tuple[int, int], idat: int) -> Iterator[tuple[i
 
 
 def _number(file: io.BytesIO, size_bytes: int) -> int:
-    """The next number, big-endian."""
     part = file.read(size_bytes)
     if len(part) < size_bytes:
         raise ValueError("the box ends too early")
@@ -288,7 +280,6 @@ def _largest_frame(data: bytes) -> int:
 
 
 def _declared_pixels(header: bytes) -> int:
-    """Width times height of a sequence header."""
     bits = _Bits(header)
     bits.read(4)  # profile, still picture
     if bits.read(1):  # reduced header

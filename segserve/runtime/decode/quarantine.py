@@ -19,6 +19,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -37,6 +38,7 @@ _SLOTS = 64  # images that one process decodes at once; the next one waits
 _DIGEST_BYTES = 32
 # At most 5 s to decode (docs/hostile-input.md). The rest is for a new process on a busy machine.
 _CHECK_S = 20
+_REJECTED_FOR_S = 24 * 3600  # then it is checked again: decoders improve
 _NOTES, _LOCK = "notes-", "lock"
 
 
@@ -59,7 +61,7 @@ class Quarantine:
 
     @classmethod
     def in_temporary_folder(cls) -> Self | None:
-        """That of all workers with this user and $TMPDIR; None if its folder is not writable."""
+        """That of all workers of this user and $TMPDIR; None if its folder is not writable."""
         try:
             return cls(_private_folder())
         except OSError as error:
@@ -74,11 +76,8 @@ class Quarantine:
     def decode(
         self, content: bytes, *, limits: PixelLimits, needed: NeededSize | None, alpha: Alpha
     ) -> Decoded:
-        """As `decode_reduced`, but rejects files that are known to crash the process.
-
-        Raises:
-            CorruptImageError: decoding this file has also crashed a separate process, or has taken
-                it too long.
+        """As `decode_reduced`. Raises a CorruptImageError for a file that has also crashed a
+        separate process, or has taken it too long.
         """
         digest = sha256(content)
         self._examine(self._folder / digest.hexdigest(), content, limits)
@@ -88,10 +87,10 @@ class Quarantine:
     def _examine(self, mark: Path, content: bytes, limits: PixelLimits) -> None:
         """Checks a marked image. An empty mark: suspect; any other: rejected."""
         try:
-            is_rejected = mark.stat().st_size > 0
+            found = mark.stat()
         except FileNotFoundError:
             return
-        if not is_rejected:
+        if found.st_size == 0 or time.time() - found.st_mtime > _REJECTED_FOR_S:
             failure = _failure_apart(content, limits)
             if failure is None:
                 mark.unlink(missing_ok=True)
@@ -191,10 +190,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _private_folder() -> Path:
-    """A folder in which no other user can put marks.
-
-    If another user has taken its name, it is a folder for this process alone.
-    """
+    """A folder in which no other user can put marks; of this process alone if its name is taken."""
     folder = Path(tempfile.gettempdir(), f"segserve-{os.getuid()}-quarantine")
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -205,7 +201,6 @@ def _private_folder() -> Path:
 
 
 def _decode_and_end() -> None:
-    """Decodes the image in standard input. Arguments: the numbers of `PixelLimits`."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(SegserveError, MemoryError):  # rejecting an image is not a crash
         limits = PixelLimits(*map(int, sys.argv[1:]))

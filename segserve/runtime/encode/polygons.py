@@ -28,10 +28,6 @@ def encode_polygons(label_map: LabelMap, class_ids: Iterable[int]) -> dict[int, 
     A polygon is [x0, y0, x1, y1, ...] in COCO order. Its corners are corners of pixels: a class
     that fills the image is [0, 0, 0, H, W, H, W, 0]. Parts that touch at a corner are connected, so
     a polygon may touch itself. `pycocotools.mask.frPyObjects` restores exactly the same mask.
-
-    Args:
-        label_map: uint8 (H, W).
-        class_ids: the classes to encode; a class that the image does not contain gets no polygon.
     """
     class_ids = list(class_ids)
     bends = _bends(label_map, set(class_ids))
@@ -114,10 +110,8 @@ def _bends(label_map: LabelMap, class_ids: Set[int]) -> _Bends:
 
 
 def _outlines(bends: _Bends, class_id: int) -> _Outlines:
-    """The outlines of one class.
-
-    A corner at which two pixels touch diagonally counts twice: both paths through it turn to the
-        other pixel.
+    """The outlines of one class. A corner at which two pixels touch diagonally counts twice: both
+    paths through it turn to the other pixel.
     """
     upper_left, upper_right, lower_left, lower_right = bends.around == class_id
     are_equal = (upper_left == lower_right) & (upper_right == lower_left)
@@ -186,15 +180,11 @@ def _tops_above(outlines: _Outlines, holes: Indices, label_map: LabelMap, class_
 
 
 def _with_holes_cut_open(outlines: _Outlines, holes: Indices, tops: Indices) -> _Walk:
-    """Joins each part of the mask and its holes into one cycle.
+    """Joins each part of the mask and its holes, given by their highest edges, into one cycle.
 
-    Bridges cut the edges above the holes into pieces, and connect the pieces to the holes. An edge
-    keeps its index for its last piece. Every other piece is a new edge and leads to a hole.
-
-    Args:
-        outlines: of the mask.
-        holes: the highest edge of each hole; the bridge leads to its right end.
-        tops: the row of the edge above each hole.
+    Bridges lead from the edges above, in the rows `tops`, to the right ends of the holes. They cut
+    the edges above into pieces. An edge keeps its index for its last piece. Every other piece is a
+    new edge and leads to a hole.
     """
     x, stride = outlines.x[holes], np.int64(outlines.x.max() + 1)
     edges = outlines.y * stride + outlines.left
