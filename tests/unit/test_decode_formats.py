@@ -2,6 +2,7 @@
 
 import struct
 import sys
+import time
 from importlib.util import find_spec
 from io import BytesIO
 
@@ -89,6 +90,32 @@ def test_decode_image_damaged_avif_gives_an_image_or_a_documented_error():
             decode(bytes(damaged))
         except SegserveError as error:
             assert error.status in (413, 415, 422)  # noqa: PT017 - some files are still images
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+HEAD = box(b"ftyp", b"avif" + bytes(4) + b"avif")
+NO_ITEMS = box(b"iinf", bytes(6))
+# Items whose 65,535 extents of no bytes begin beyond the end of the file.
+ITEMS = b"".join(struct.pack(">HHIH", item, 0, 2**31, 65535) for item in range(1000))
+EXTENTS = box(b"iloc", struct.pack(">IBBH", 0, 0, 0x40, 1000) + ITEMS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        HEAD + box(b"meta", bytes(4) + NO_ITEMS + EXTENTS),
+        HEAD + box(b"free", b"") * 20_000,
+    ],
+    ids=["extents", "boxes"],
+)
+def test_frame_pixels_of_absurdly_many_parts_ends_in_little_time(content):
+    began_s = time.process_time()
+    with pytest.raises(CorruptImageError, match="boxes make no sense"):
+        frame_pixels(content)
+    assert time.process_time() - began_s < 1
 
 
 # Other formats

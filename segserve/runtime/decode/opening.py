@@ -12,7 +12,6 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
@@ -42,7 +41,8 @@ _SEPARATE = 2
 
 # AV1 frames of one image: its tiles, its alpha channel, thumbnails.
 _MAX_AVIF_COPIES = 3
-_MAX_AVIF_ITEMS = 1024
+_MAX_AVIF_PARTS = 10_000  # boxes beside each other, extents of all items; usually below 20
+_MAX_ILOC_BYTES = 2**16
 _FULL_BOX = 4  # bytes of version and flags
 _READ_BOXES = (b"meta", b"iinf", b"iloc", b"idat")
 _SEQUENCE_HEADER = 1  # type of the open bitstream unit (OBU) that declares the frame size
@@ -205,13 +205,16 @@ def _named_boxes(content: bytes, start: int, end: int) -> dict[bytes, tuple[int,
 
 
 def _boxes(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    while start + 8 <= end:
+    for _ in range(_MAX_AVIF_PARTS):
+        if start + 8 > end:
+            return
         size, kind = struct.unpack_from(">I4s", content, start)
         size = size or end - start  # 0: up to the end
         if size < 8:  # 1 stands for a size of 64 bits
             raise ValueError("a box is shorter than its head")
         yield kind, (start + 8, min(end, start + size))
         start += size
+    raise ValueError("too many boxes")
 
 
 def _item_kinds(content: bytes, start: int, end: int) -> Mapping[int, bytes]:
@@ -226,36 +229,31 @@ def _item_kinds(content: bytes, start: int, end: int) -> Mapping[int, bytes]:
 
 def _items(content: bytes, iloc: tuple[int, int], idat: int) -> Iterator[tuple[int, bytes]]:
     """The id and the data of every item, of the box `iloc`."""
-    version, sizes = content[iloc[0]], content[iloc[0] + 4 : iloc[0] + 6]
+    start, end = iloc
+    version, sizes = content[start], content[start + 4 : start + 6]
     offset_size, length_size, base_size = sizes[0] >> 4, sizes[0] & 15, sizes[1] >> 4
     index_size = sizes[1] & 15 if version else 0
-    number = partial(_number, io.BytesIO(content[iloc[0] + 6 :]))
+    bits = _Bits(content[start + 6 : min(end, start + _MAX_ILOC_BYTES)])
+
+    def number(size_bytes: int) -> int:
+        return bits.read(8 * size_bytes)
+
     wide = 4 if version == 2 else 2
-    count = number(wide)
-    if count > _MAX_AVIF_ITEMS:
-        raise ValueError("too many items")
-    left = 2 * len(content)  # items may share data, but not all of it
-    for _ in range(count):
+    parts_left, bytes_left = _MAX_AVIF_PARTS, 2 * len(content)  # items may share some of their data
+    for _ in range(number(wide)):
         item_id = number(wide)
         from_idat = version > 0 and number(2) & 15 == 1
         number(2)  # data reference
         base = number(base_size) + (idat if from_idat else 0)
-        extents = []
+        data = []
         for _ in range(number(2)):
             number(index_size)
             offset, length = base + number(offset_size), number(length_size)
-            extents.append(content[offset : offset + length if length else None])
-            left -= len(extents[-1])
-            if left < 0:
+            data.append(content[offset : offset + length if length else None])
+            parts_left, bytes_left = parts_left - 1, bytes_left - len(data[-1])
+            if parts_left < 0 or bytes_left < 0:
                 raise ValueError("items have more data than the file")
-        yield item_id, b"".join(extents)
-
-
-def _number(file: io.BytesIO, size_bytes: int) -> int:
-    part = file.read(size_bytes)
-    if len(part) < size_bytes:
-        raise ValueError("the box ends too early")
-    return int.from_bytes(part, "big")
+        yield item_id, b"".join(data)
 
 
 def _largest_frame(data: bytes) -> int:
@@ -280,7 +278,7 @@ def _largest_frame(data: bytes) -> int:
 
 
 def _declared_pixels(header: bytes) -> int:
-    bits = _Bits(header)
+    bits = _Bits(header[:512])
     bits.read(4)  # profile, still picture
     if bits.read(1):  # reduced header
         bits.read(5)
@@ -302,7 +300,6 @@ class _Bits:
     """Reads numbers of some bits each, the highest bit first."""
 
     def __init__(self, content: bytes) -> None:
-        content = content[:512]
         self._value, self._left = int.from_bytes(content, "big"), 8 * len(content)
 
     def read(self, count: int) -> int:
