@@ -184,7 +184,7 @@ def _strip_jpeg(content: bytes) -> StrippedFile:
             kept.append(content[start:end])
     headers = kept[:-1] if scans else kept
     _check(sum(map(len, headers)), MAX_JPEG_HEADER_BYTES, "bytes of tables")
-    if marker != _EOI:  # libjpeg may fill what is missing with grey
+    if scans and marker != _EOI:  # libjpeg may fill what is missing with grey
         raise TruncatedImageError("the image ends too early; send the file whole")
     return StrippedFile(b"".join(kept), exif)
 
