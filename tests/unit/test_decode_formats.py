@@ -1,4 +1,4 @@
-"""Formats and photographs as people have them: AVIF, HEIC, large JPEGs."""
+"""Formats and photographs as people have them: AVIF, HEIC, large JPEGs, files without an end."""
 
 import struct
 import sys
@@ -66,10 +66,10 @@ def test_decode_image_avif_whose_frames_are_larger_than_declared_is_too_large():
         decode_image(small, max_pixels=10_000)
 
 
-def test_decode_image_animated_avif_is_unsupported():
+def test_decode_image_animated_avif_says_so():
     frames = [Image.new("RGB", (20, 10), color) for color in ("red", "blue")]
     content = encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:])
-    with pytest.raises(UnsupportedImageError, match="not an image of a format that is read"):
+    with pytest.raises(UnsupportedImageError, match="animated AVIF"):
         decode(content)
 
 
@@ -121,6 +121,30 @@ def test_frame_pixels_of_absurdly_many_parts_ends_in_little_time(content):
 # Other formats
 
 
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"\0\0\0\x18ftypavis", "animated AVIF"),
+        (b"\0\0\0\x18ftypisom", "a video"),
+        (b"\xff\x0a", "JPEG XL"),
+        (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+        (b"%PDF-1.7", "PDF"),
+        (b"II+\0", "BigTIFF"),
+        (b"\0\0\0\x18ftypcrx ", "a camera's raw file"),
+        (bytes(128) + b"DICM", "DICOM"),
+        (b'<?xml version="1.0"?>\n<svg ', "SVG"),
+        (b"<!DOCTYPE html><html>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_decode_image_of_another_format_names_it(start, name):
+    with pytest.raises(
+        UnsupportedImageError, match=rf"{name}.* is not read.*JPEG, PNG, WEBP, AVIF"
+    ):
+        decode(start + bytes(100))
+
+
 def test_decode_image_of_no_image_says_so():
     with pytest.raises(UnsupportedImageError, match="not an image"):
         decode(b"hello")
@@ -136,9 +160,9 @@ def test_decode_image_heic_is_read_with_its_extra():
     assert np.abs(pixels.astype(int) - smooth(64, 96)).mean() < 4
 
 
-def test_decode_image_heic_without_its_extra_is_unsupported(monkeypatch):
+def test_decode_image_heic_without_its_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(UnsupportedImageError, match="not an image of a format that is read"):
+    with pytest.raises(UnsupportedImageError, match="HEIC is not read"):
         decode(b"\0\0\0\x18ftypheic" + bytes(100))
 
 
@@ -209,7 +233,19 @@ def test_decode_image_above_pillow_s_own_limit_names_ours(monkeypatch):
 # JPEGs without their end
 
 
-@pytest.mark.parametrize("cut_bytes", [1, 2, 3, 4, 6, 10, 40, 400])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("missing", [b"\xff\xd9", b"\xd9"], ids=["whole marker", "half of it"])
+def test_decode_image_jpeg_without_its_end_marker_is_read(mode, subsampling, missing):
+    image = Image.fromarray(noise(67, 93)).convert(mode)
+    content = encoded(image, "JPEG", subsampling=subsampling)
+    without = content.removesuffix(missing)
+    assert len(without) < len(content)
+    assert np.array_equal(decode(without), decode(content))
+    assert decoded_size(without, max_pixels=MAX_PIXELS) == (67, 93)
+
+
+@pytest.mark.parametrize("cut_bytes", [3, 4, 6, 10, 40, 400])
 @pytest.mark.parametrize("seed", range(5))
 def test_decode_image_jpeg_that_lacks_data_stays_truncated(cut_bytes, seed):
     content = encoded(noise(64, 96, seed), "JPEG")

@@ -11,7 +11,7 @@ from PIL.Image import Transpose
 from ...schema.request import Alpha
 from ..errors import TooLargeError, UnsupportedImageError
 from ..settings import PixelLimits
-from .opening import TIFF_BITS, decoding, opened, tiff_tags
+from .opening import TIFF_BITS, decoding, jpeg_fraction, opened, tiff_tags
 from .strip_metadata import orientation_of
 
 _PHOTOMETRIC = 0x106  # TIFF tag
@@ -100,8 +100,7 @@ def decode_reduced(
 def _wanted_hw(
     declared_hw: tuple[int, int], needed: NeededSize | None, max_decoded: int
 ) -> tuple[int, int]:
-    pixels = declared_hw[0] * declared_hw[1]
-    fraction = next((divisor for divisor in (1, 2, 4) if pixels <= max_decoded * divisor**2), 8)
+    fraction = jpeg_fraction(declared_hw, max_decoded)
     allowed_hw = max(1, declared_hw[0] // fraction), max(1, declared_hw[1] // fraction)
     if needed is None:
         return allowed_hw

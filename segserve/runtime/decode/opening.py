@@ -35,9 +35,30 @@ _SIGNATURE = re.compile(
 )
 _HEIC = re.compile(rb".{4}ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
 
+# By the name of a format that people send: its first bytes.
+_OTHERS = {
+    "HEIC": _HEIC.pattern,
+    "animated AVIF": rb".{4}ftypavis",
+    "a video (MP4, MOV)": rb".{4}ftyp(?!crx)",
+    "a camera's raw file": rb".{4}ftypcrx|FUJIFILMCCD-RAW|IIRO|IIU\0|\0MRM",
+    "BigTIFF": rb"II\+\0|MM\0\+",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "PDF": rb"%PDF",
+    "Photoshop": rb"8BPS",
+    "DICOM": rb".{128}DICM",
+    "a Git LFS pointer (`git lfs pull` fetches the image)": rb"version https://git-lfs",
+    "SVG": rb"\s*(?:<\?xml[^>]*>\s*)?<svg",
+    "an HTML page": rb"\s*<(?:!doctype html|html)",
+}
+_NAMED = {name: re.compile(pattern, re.DOTALL | re.IGNORECASE) for name, pattern in _OTHERS.items()}
+
 # TIFF tags, and the value of the tag for planes that are stored one after the other.
 TIFF_BITS, _PLANES, _TILE_WIDTH, _TILE_LENGTH = 0x102, 0x11C, 0x142, 0x143
 _SEPARATE = 2
+
+_JPEG_END = b"\xff\xd9"
+_NOISES = tuple(bytes.fromhex(code) * 256 for code in ("5aa5c396691e", "b54b872dd23c"))  # no ff
 
 # AV1 frames of one image: its tiles, its alpha channel, thumbnails.
 _MAX_AVIF_COPIES = 3
@@ -52,19 +73,22 @@ def opened(content: bytes, limits: PixelLimits) -> Image.Image:
     """Opens the image and checks all limits. Its `info["exif"]` is what the file holds."""
     formats = ("HEIF",) if _reads_heic(content) else FORMATS
     if formats is FORMATS and _SIGNATURE.match(content) is None:
-        raise UnsupportedImageError(
-            f"not an image of a format that is read; send one of {', '.join(FORMATS)}"
-        )
+        found = next((name for name, start in _NAMED.items() if start.match(content)), None)
+        what = f"{found} is not read" if found else "not an image of a format that is read"
+        raise UnsupportedImageError(f"{what}; send one of {', '.join(FORMATS)}")
     file = strip_metadata(content)
     with decoding():
         if content[4:12] == b"ftypavif":
             _check_frames(content, _MAX_AVIF_COPIES * limits.decoded)
         image = _open(file.content, formats, limits)
-        if file.exif:
-            image.info["exif"] = file.exif
         _check_size(image, limits)
         _check_tags(image, limits.decoded)
         _check_run_lengths(image)
+        if file.lacks_end:
+            fraction = jpeg_fraction(image.size, limits.decoded)
+            image = _open(_with_end(file.content, fraction), formats, limits)
+        if file.exif:
+            image.info["exif"] = file.exif
     return image
 
 
@@ -102,6 +126,31 @@ def _check_frames(content: bytes, max_pixels: int) -> None:
             f"the frames of the AVIF file have {pixels} pixels, the limit is {max_pixels}; scale "
             "the image down before sending"
         )
+
+
+def _with_end(content: bytes, fraction: int) -> bytes:
+    """A JPEG with its missing end marker, as some cameras write it.
+
+    libjpeg fills missing pixels with grey and reports no error. So the file is decoded with
+    different continuations. If no data is missing, all give the same pixels.
+    """
+    ended = content + _JPEG_END
+    pixels = _jpeg_pixels(ended, fraction)
+    if any(_jpeg_pixels(content + noise + _JPEG_END, fraction) != pixels for noise in _NOISES):
+        raise TruncatedImageError("the image ends too early; send the file whole")
+    return ended
+
+
+def _jpeg_pixels(content: bytes, fraction: int) -> bytes:
+    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+        image.draft(None, (max(1, image.width // fraction), max(1, image.height // fraction)))
+        return image.tobytes()
+
+
+def jpeg_fraction(declared_hw: tuple[int, int], max_decoded: int) -> int:
+    """The smallest divisor of both sides with which a JPEG has no more pixels than the limit."""
+    pixels = declared_hw[0] * declared_hw[1]
+    return next((divisor for divisor in (1, 2, 4) if pixels <= max_decoded * divisor**2), 8)
 
 
 def _check_size(image: Image.Image, limits: PixelLimits) -> None:
@@ -209,10 +258,14 @@ def _boxes(content: bytes, start: int, end: int) -> Iterator[tuple[bytes, tuple[
         if start + 8 > end:
             return
         size, kind = struct.unpack_from(">I4s", content, start)
+        head = 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", content, start + 8)
+            head = 16
         size = size or end - start  # 0: up to the end
-        if size < 8:  # 1 stands for a size of 64 bits
+        if size < head:
             raise ValueError("a box is shorter than its head")
-        yield kind, (start + 8, min(end, start + size))
+        yield kind, (start + head, min(end, start + size))
         start += size
     raise ValueError("too many boxes")
 
@@ -283,17 +336,35 @@ def _declared_pixels(header: bytes) -> int:
     if bits.read(1):  # reduced header
         bits.read(5)
     else:
-        if bits.read(1):
-            raise ValueError("a still image needs no timing information")
+        delay_bits = _read_timing(bits)
         has_display_delay = bits.read(1)
         for _ in range(bits.read(5) + 1):
             bits.read(12)
             if bits.read(5) > 7:
                 bits.read(1)
+            if delay_bits and bits.read(1):
+                bits.read(2 * delay_bits + 1)
             if has_display_delay and bits.read(1):
                 bits.read(4)
     width_bits, height_bits = bits.read(4) + 1, bits.read(4) + 1
     return (bits.read(width_bits) + 1) * (bits.read(height_bits) + 1)
+
+
+def _read_timing(bits: "_Bits") -> int:
+    """Skips the timing information. Returns the bits of a decoder delay; 0 without one."""
+    if not bits.read(1):
+        return 0
+    bits.read(64)
+    if bits.read(1):  # equal picture interval: a number in uvlc
+        zeros = 0
+        while not bits.read(1):
+            zeros += 1
+        bits.read(min(zeros, 32))
+    if not bits.read(1):
+        return 0
+    delay_bits = bits.read(5) + 1
+    bits.read(42)
+    return delay_bits
 
 
 class _Bits:

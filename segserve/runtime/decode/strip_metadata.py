@@ -134,14 +134,22 @@ _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 # A marker, after any fill bytes. Stuffed 0xff bytes and restart markers belong to the coded data
 # and do not match.
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+_BASELINE = (0xC0, 0xC1)  # the other frame types may have scans that improve the image
+_ZEROS = 16  # a file that ends with so many zero bytes was not written to its end
 _SOI, _EOI, _SOS, _TEM, _APP0, _APP1, _APP14, _COM = 0xD8, 0xD9, 0xDA, 0x01, 0xE0, 0xE1, 0xEE, 0xFE
 
 
 class StrippedFile(NamedTuple):
-    """A file without metadata, and the EXIF metadata that was removed from it."""
+    """A file without metadata.
+
+    Attributes:
+        exif: the EXIF metadata that was removed from the file.
+        lacks_end: the file is a JPEG with one scan and without the marker that ends it.
+    """
 
     content: bytes
     exif: bytes = b""
+    lacks_end: bool = False
 
 
 def strip_metadata(content: bytes) -> StrippedFile:
@@ -150,7 +158,7 @@ def strip_metadata(content: bytes) -> StrippedFile:
 
     Raises:
         TooLargeError: the file has so many parts that reading them would take seconds.
-        TruncatedImageError: a JPEG has no end, or the directory of a TIFF lies outside the file.
+        TruncatedImageError: a JPEG ends in zeros, or the directory of a TIFF lies outside the file.
         UnsupportedImageError: the compression of a TIFF is not supported, or it is the raw file of
             a camera.
     """
@@ -167,26 +175,37 @@ def strip_metadata(content: bytes) -> StrippedFile:
 
 def _strip_jpeg(content: bytes) -> StrippedFile:
     """Keeps what pixels need: tables, headers, colour markers, and the data from the first scan."""
-    kept, exif, scans, marker = [b"\xff\xd8"], b"", 0, 0
+    kept, exif = [b"\xff\xd8"], b""
+    scans, components, has_end = 0, -1, False
     for marker, start, end in _jpeg_segments(content):
         payload = start + 4
+        has_end = marker == _EOI
+        if marker in _BASELINE:
+            components = _byte_at(content, payload + 5)
         if marker == _SOS:
             if not scans:
                 kept.append(content[start:])
             scans += 1
+            components -= _byte_at(content, payload)
             _check(scans, MAX_JPEG_SCANS, "scans")
         elif scans:
             pass  # already kept with the first scan
         elif marker == _APP1:
-            if not exif and content.startswith(b"Exif\0\0", payload):
-                exif = content[payload:end]
+            segment = content[payload:end]
+            exif = exif or (segment if segment.startswith(b"Exif\0\0") else b"")
         elif _concerns_pixels(content, marker, payload):
             kept.append(content[start:end])
-    headers = kept[:-1] if scans else kept
-    _check(sum(map(len, headers)), MAX_JPEG_HEADER_BYTES, "bytes of tables")
-    if scans and marker != _EOI:  # libjpeg may fill what is missing with grey
-        raise TruncatedImageError("the image ends too early; send the file whole")
-    return StrippedFile(b"".join(kept), exif)
+    _check(sum(map(len, kept[:-1])), MAX_JPEG_HEADER_BYTES, "bytes of tables")
+    if not has_end and not any(content[-_ZEROS:]):
+        raise TruncatedImageError("the image ends in zeros; send the file whole")
+    lacks_end = not has_end and scans == 1 and components == 0
+    if lacks_end:
+        kept[-1] = kept[-1].removesuffix(b"\xff")
+    return StrippedFile(b"".join(kept), exif, lacks_end)
+
+
+def _byte_at(content: bytes, position: int) -> int:
+    return content[position] if position < len(content) else -1
 
 
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
