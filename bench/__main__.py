@@ -19,7 +19,7 @@ from bench.serving.figures import rows
 from bench.serving.peer import BenchError, Workload
 from bench.serving.report import Report, draw, write_between_marks
 from bench.serving.session import ON_REQUEST, PEERS, measure, report_progress
-from segserve.doctor.machine import TorchBrokenError
+from segserve.doctor.checks import TorchBrokenError
 from segserve.fetch import servable_folder
 from segserve.resources import resource
 from segserve.runtime.errors import ModelError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from segserve.doctor.machine import send_torch
+from segserve.doctor.checks import send_torch
 
 PACKAGES = (
     *("torchserve", "litserve", "fastapi", "uvicorn", "transformers"),
