@@ -267,7 +267,8 @@ def test_picture_that_is_rejected_is_reported_in_plain_words(page, content, deta
     assert "Traceback" not in page.locator("body").inner_text()
 
 
-def test_wrong_token_is_reported_in_plain_words(browser, folder, photographs):
+def test_wrong_token_is_reported_in_plain_words(browser, folder, photographs, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # restores that of the other page at the end
     server = Server.running(SERVE_DIR)
     with page_served(PageServer(server.inference_url, "wrong")) as url:
         page = browser.new_page()
