@@ -1,8 +1,5 @@
-"""Starts servers as processes, waits until they are ready, and ends their process trees: the
-container's command, and the servers that are Python modules of this folder.
-"""
+"""Servers as processes: the container's command, and Python modules of this folder."""
 
-import argparse
 import os
 import socket
 import subprocess
@@ -112,27 +109,13 @@ _GATEWAYS: Mapping[str, Callable[[str], Gateway]] = {
 def open_python_server(
     workload: Workload, *, title: str, module: str, network: str
 ) -> Iterator[Opened]:
-    """Starts the module with one of `STEPS` and waits until `/health` responds with 200. Ends its
-    process tree later.
-
-    Raises:
-        BenchError: the server exits early, or is not ready in time.
-    """
+    """Starts the module with one of `STEPS`. Raises as `running`."""
     port = free_port()
-    command = [sys.executable, "-m", f"{__package__}.{module}", "--port", str(port)]
-    command += ["--model", str(workload.model), "--network", network]
+    command = [sys.executable, "-m", f"{__package__}.{module}"]
+    command += [str(workload.model), network, str(port)]
     began_s = time.monotonic()
     with running(
         command, workload.scratch / f"{module}-{network}.log", f"http://{HOST}:{port}/health"
     ) as pid:
         peer = HttpPeer(_GATEWAYS[module](f"http://{HOST}:{port}/predict"), workload)
         yield Opened({title: peer}, pid, time.monotonic() - began_s)
-
-
-def server_arguments() -> argparse.Namespace:
-    """The arguments that `open_python_server` gives a module."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--network", required=True)
-    parser.add_argument("--port", type=int, required=True)
-    return parser.parse_args()
