@@ -32,10 +32,8 @@ def running(
     ca_file: Path | None = None,
 ) -> Iterator[int]:
     """Runs a command within the context. Yields its process id when its health URL responds with
-    200. The log receives its output; `ca_file` is the CA certificate for an https URL.
-
-    Raises:
-        BenchError: the command exits early, or is not ready in time.
+    200; `ca_file` is the CA certificate for https. Raises BenchError if it exits early, or is not
+    ready in time.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -59,11 +57,9 @@ def running(
 def running_container(
     archive: Path, token_file: Path, folder: Path, **settings: str
 ) -> Iterator[tuple[str, int]]:
-    """Runs the container's command, `python -m segserve.gateway`, within the context. Yields its
-    URL and its process id. The log is `folder/container.log`. Raises as `running`.
-
-    Args:
-        settings: other SEGSERVE_ variables, without this prefix.
+    """Runs the container's command, `python -m segserve.gateway`, within the context, with other
+    SEGSERVE_ variables, without this prefix. Yields its URL and its process id. The log is
+    `folder/container.log`. Raises as `running`.
     """
     port = free_port()
     own = {"ARCHIVE": archive, "TOKEN_FILE": token_file, "RUN_DIR": folder / "run", "HOST": HOST}

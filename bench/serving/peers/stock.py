@@ -1,9 +1,8 @@
-"""TorchServe's own `image_segmenter` with the same network and weights, set up as in TorchServe's
-example.
+"""TorchServe's own `image_segmenter` with the same network and weights, set up as in its example.
 
 https://github.com/pytorch/serve/tree/master/examples/image_segmenter/deeplabv3: a model file and a
-state dict, no model-config.yaml. The settings are those of TorchServe's docker/config.properties:
-one worker per core, and each worker computes on all cores.
+state dict. The settings are those of TorchServe's docker/config.properties: one worker per core,
+and each computes on all cores.
 """
 
 import subprocess
@@ -81,9 +80,7 @@ def _archive(model: Path, handler: str, folder: Path) -> Path:
 
 
 def _wait_for_every_worker(server: TorchServe) -> None:
-    """Waits for all workers. They start one at a time, and the first one responds while the others
-    still load.
-    """
+    """The first worker responds while the others still load."""
     deadline = time.monotonic() + READY_S
     headers = {"Authorization": f"Bearer {server.management_token}"}
     while time.monotonic() < deadline:
