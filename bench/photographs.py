@@ -1,8 +1,7 @@
 """Counts a model's false classes: `python -m bench.photographs --data DATA [--picture FILE]`.
 
-An image counts if more than 5 % of its pixels have one class that does not occur in the image, with
-a confidence of at least 0.5. The images are those of a labelled split and the photographs of
-scikit-image. `--picture` writes an image of some of these photographs with their predicted classes.
+An image counts if more than 5 % of its pixels have one class that does not occur in it, with a
+confidence of at least 0.5. `--picture` draws some photographs with their predicted classes.
 """
 
 from collections.abc import Iterator

@@ -2,13 +2,13 @@
 after the response.
 
 `send_requests` starts it; arguments and results are JSON on its standard input and output. The
-clients are threads with `http.client`, which need the least CPU time. On one machine, the clients'
-CPU time is lost for the server.
+clients use `http.client`, because their CPU time is lost for a server on the same machine.
 """
 
 import base64
 import http.client
 import json
+import math
 import ssl
 import subprocess
 import sys
@@ -63,12 +63,7 @@ class HttpPeer:
 
 
 def send_requests(
-    gateway: Gateway,
-    images: Sequence[Path],
-    *,
-    clients: int,
-    max_s: float = TIMEOUT_S,
-    timeout_s: float = TIMEOUT_S,
+    gateway: Gateway, images: Sequence[Path], *, clients: int, max_s: float = math.inf
 ) -> Run:
     """Sends image files in order from a separate process. No request starts later than `max_s`
     after the first. Raises BenchError if the process fails, whatever a server responds.
@@ -78,7 +73,6 @@ def send_requests(
         "images": [str(image) for image in images],
         "clients": clients,
         "max_s": max_s,
-        "timeout_s": timeout_s,
     }
     done = subprocess.run(
         [sys.executable, "-m", "bench.serving.load"],
@@ -101,9 +95,7 @@ def send_all(gateway: Gateway, images: Sequence[Path], *, clients: int) -> Run:
     return run
 
 
-def closed_loop(
-    gateway: Gateway, images: Sequence[str], clients: int, max_s: float, timeout_s: float
-) -> Run:
+def closed_loop(gateway: Gateway, images: Sequence[str], clients: int, max_s: float) -> Run:
     """Clients that share one queue of requests. Their threads wait for sockets most of the time."""
     requests = {image: _request(gateway, Path(image).read_bytes()) for image in set(images)}
     queue = iter([requests[image] for image in images])
@@ -112,7 +104,7 @@ def closed_loop(
     failures: list[str] = []
 
     def client(_number: int) -> None:
-        connection = _connection(gateway, timeout_s)
+        connection = _connection(gateway)
         for body, headers in queue:  # threads may share the iterator of a list
             sent_s = time.perf_counter()
             if sent_s - began_s >= max_s:
@@ -131,13 +123,13 @@ def closed_loop(
     return Run(tuple(latencies_s), wall_s, len(failures), failures[0] if failures else "")
 
 
-def _connection(gateway: Gateway, timeout_s: float) -> http.client.HTTPConnection:
+def _connection(gateway: Gateway) -> http.client.HTTPConnection:
     parts = urlsplit(gateway.url)
     host, port = parts.hostname or "", parts.port
     if parts.scheme == "https":
         context = ssl.create_default_context(cafile=gateway.ca_file)
-        return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
-    return http.client.HTTPConnection(host, port, timeout=timeout_s)
+        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
+    return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
 
 
 def _request(gateway: Gateway, content: bytes) -> tuple[bytes, dict[str, str]]:

@@ -1,5 +1,5 @@
-"""All measured systems, by their names on the command line, and one run of the benchmark: starts
-them, warms them up, measures them in rounds, and always stops them.
+"""All measured systems, and one run of the benchmark: starts them, warms them up, measures them in
+rounds, and always stops them.
 """
 
 import sys
@@ -72,9 +72,7 @@ class Outcome:
 def measure(
     workload: Workload, peers: Sequence[str], clients: Iterable[int], rounds: int
 ) -> Outcome:
-    """Measures the named systems. A system that does not start is skipped. An interrupt keeps the
-    complete rounds.
-    """
+    """Measures the named systems. One that does not start is skipped."""
     outcome = Outcome()
     try:
         with ExitStack() as stack:

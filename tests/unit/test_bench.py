@@ -240,7 +240,7 @@ def test_response_that_is_none_counts_as_a_failure(server, images, path, reason)
 def test_server_that_is_gone_fails_every_request(server, images):
     address = url(server)
     server.server_close()
-    run = send_requests(Gateway(address), images[:3], clients=1, timeout_s=5)
+    run = send_requests(Gateway(address), images[:3], clients=1)
     assert run.failures == 3
     assert "ConnectionRefusedError" in run.reason
 
