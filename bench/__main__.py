@@ -17,7 +17,6 @@ from bench.serving.figures import rows
 from bench.serving.peer import BenchError
 from bench.serving.report import Report, draw, write_between_marks
 from bench.serving.session import ON_REQUEST, PEERS, measure, report_progress
-from segserve.doctor.checks import TorchBrokenError
 from segserve.fetch import servable_folder
 from segserve.resources import resource
 from segserve.runtime.errors import ModelError
@@ -33,7 +32,7 @@ def main() -> None:
     try:
         report = _measured(arguments)
         _write(report, arguments.output, arguments.document)
-    except (BenchError, ModelError, TorchBrokenError, OSError) as error:
+    except (BenchError, ModelError, OSError) as error:
         sys.exit(f"bench: {error}")
     except KeyboardInterrupt:
         sys.exit("bench: interrupted")

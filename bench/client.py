@@ -15,27 +15,26 @@ from multiprocessing.connection import Connection
 from timeit import repeat
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from segserve.client import SegmentationClient
+from segserve.local import LocalSegmenter
 from segserve.resources import resource, sample_photograph
-from segserve.runtime.encode.response import JsonResponse
-from segserve.runtime.inference.labels import choose_labels
-from segserve.runtime.record import ModelRecord, read_record
 
 SIZE_WH = 640, 480
 REQUESTS = 300
 
 
 def main() -> None:
-    record = read_record(resource("model/embedded"))
     picture = Image.open(sample_photograph("chelsea.png")).convert("RGB").resize(SIZE_WH)
     pixels = np.asarray(picture)
     picture.save(file := io.BytesIO(), "JPEG", quality=95)
     jpeg = file.getvalue()
+    with LocalSegmenter(resource("model/embedded")) as segmenter:
+        response = segmenter.segment_raw(jpeg, mask="png")
     ours, theirs = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(
-        target=_serve, args=(theirs, _respond(_label_map(picture), record)), daemon=True
+        target=_serve, args=(theirs, response), daemon=True
     )
     server.start()
     port = ours.recv()
@@ -49,20 +48,6 @@ def main() -> None:
         _report("overlay", segmentation.overlay)
     finally:
         server.terminate()
-
-
-def _label_map(picture: Image.Image) -> np.ndarray:
-    """A label map of five smooth areas with the edges of a photograph, like a network's output."""
-    blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(6)))
-    levels = blurred.astype(np.uint16).sum(axis=2) // 160
-    label_map: np.ndarray = np.array([0, 8, 15, 12, 20], np.uint8)[np.minimum(levels, 4)]
-    return label_map
-
-
-def _respond(label_map: np.ndarray, record: ModelRecord) -> bytes:
-    logits = 20.0 * (np.arange(len(record.classes))[:, None, None] == label_map)
-    segmentation = choose_labels(logits.astype(np.float32), *label_map.shape)
-    return JsonResponse(segmentation, record).body("png", confidence=False)
 
 
 def _serve(port: Connection, response: bytes) -> None:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from itertools import cycle, islice
+from operator import truediv
 from pathlib import Path
 from typing import Annotated
 
@@ -92,30 +93,16 @@ def segment(model: str = "embedded", images: int = 300, rounds: int = 3) -> None
         with ready_server(archive, folder / ".run" / "serve") as server:
             gateway = gateway_to(server)
             send_all(gateway, paths[:CLIENTS], clients=CLIENTS)  # warm-up
-            measured = [
-                (
-                    send_all(gateway, paths, clients=CLIENTS).wall_s,
-                    *_segment_s(folder, f"out{number}"),
-                )
-                for number in range(rounds)
-            ]
-    bare, own, whole = (
-        statistics.median(images / seconds for seconds in of_rounds)
-        for of_rounds in zip(*measured, strict=True)
-    )
-    ratio = statistics.median(bare_s / own_s for bare_s, own_s, _ in measured)
+            bare_s, own_s = [], []
+            for number in range(rounds):
+                bare_s.append(send_all(gateway, paths, clients=CLIENTS).wall_s)
+                printed = _run(("segment", "in", "--output", f"out{number}", "--json"), folder)
+                own_s.append(json.loads(printed.splitlines()[-1])["summary"]["seconds"])
+    ratio = statistics.median(map(truediv, bare_s, own_s))
     print(f"{images} images, {CLIENTS} in flight, {rounds} rounds")
-    print(f"bare loop of ready requests:        {bare:.1f} images/s")
-    print(f"segserve segment:                   {own:.1f} images/s; ratio {ratio:.2f}")
-    print(f"segserve segment with its start-up: {whole:.1f} images/s")
-
-
-def _segment_s(folder: Path, output: str) -> tuple[float, float]:
-    """The command's seconds as it reports them, and from its start to its end, with imports."""
-    began_s = time.perf_counter()
-    printed = _run(("segment", "in", "--output", output, "--json"), folder)
-    whole_s = time.perf_counter() - began_s
-    return json.loads(printed.splitlines()[-1])["summary"]["seconds"], whole_s
+    print(f"bare loop of ready requests: {images / statistics.median(bare_s):.1f} images/s")
+    own = images / statistics.median(own_s)
+    print(f"segserve segment:            {own:.1f} images/s; ratio {ratio:.2f}")
 
 
 @app.command()
@@ -124,24 +111,20 @@ def batch(model: str = "embedded", images: int = 400, workers: int = os.cpu_coun
     photographs, in one process per worker, with one thread each.
 
     The job's time excludes the start of Ray and of the workers, which is short compared to a long
-    job; the time with it is printed too.
+    job.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         archive = build_archive(resource(f"model/{model}"), folder)
         write_photographs(folder / "in", images)
         command = ["batch", "in", "out", "--json", "--archive", archive.name]
-        began_s = time.perf_counter()
-        done = _run((*command, "--workers", str(workers)), folder)
-        whole_s = time.perf_counter() - began_s
-        seconds = json.loads(done)["seconds"]
+        printed = _run((*command, "--workers", str(workers)), folder)
+        seconds = json.loads(printed)["seconds"]
     bare_s = _bare_s(model, images, workers)
     print(f"model {model}, {images} images, {workers} workers, torch {torch.__version__}")
     print(f"bare loop of the network: {images / bare_s:.1f} images/s")
-    print(
-        f"segserve batch:           {images / seconds:.1f} images/s; ratio {bare_s / seconds:.2f}"
-    )
-    print(f"with the start of Ray:    {images / whole_s:.1f} images/s ({whole_s:.0f} s)")
+    own = images / seconds
+    print(f"segserve batch:           {own:.1f} images/s; ratio {bare_s / seconds:.2f}")
 
 
 def _bare_s(model: str, count: int, workers: int) -> float:
@@ -155,11 +138,9 @@ def _bare_s(model: str, count: int, workers: int) -> float:
 def _network_s(model: str, count: int) -> float:
     torch.set_num_threads(1)
     segmenter = Segmenter.load(resource(f"model/{model}"))
+    images = (decode_image(image, max_pixels=MAX_PIXELS) for image in photographs())
     with torch.inference_mode():
-        ready = [
-            segmenter.preprocess(decode_image(image, max_pixels=MAX_PIXELS))
-            for image in photographs()
-        ]
+        ready = [segmenter.preprocess(image_rgb) for image_rgb in images]
         for inputs in ready:
             segmenter.infer(inputs)
         began_s = time.perf_counter()

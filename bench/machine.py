@@ -9,30 +9,30 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
+import torch
 
-from segserve.doctor.checks import send_torch
+from segserve.runtime.inference.segmenter import has_bf16
 
 PACKAGES = (
-    *("torchserve", "litserve", "fastapi", "uvicorn", "transformers"),
+    *("torch", "torchvision", "torchserve", "litserve", "fastapi", "uvicorn", "transformers"),
     *("timm", "pillow", "numpy"),
 )
 
 
 def facts() -> Mapping[str, str]:
-    """The facts by name, in the order for the report. Raises TorchBrokenError."""
-    torch = send_torch()
-    precision = "with bf16" if torch.bf16 else "without bf16"
+    """The facts by name, in the order for the report."""
+    has_gpu = torch.cuda.is_available()
+    bf16 = has_bf16(torch.device("cuda" if has_gpu else "cpu"))
+    precision = "with bf16" if bf16 else "without bf16"
     cores = len(os.sched_getaffinity(0))
-    busy = os.getloadavg()[0]
+    computing = f"{cores} cores, {torch.get_num_threads()} threads, {precision}"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "processor": f"{_processor()}, {cores} cores, {torch.threads} threads, {precision}",
+        "processor": f"{_processor()}, {computing}",
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
-        "GPU": torch.gpu or "none",
-        "load before": f"{busy:.1f} of {cores} cores",
-        "versions": ", ".join(
-            [f"torch {torch.torch}", f"torchvision {torch.torchvision}", *_versions()]
-        ),
+        "GPU": torch.cuda.get_device_name(0) if has_gpu else "none",
+        "load before": f"{os.getloadavg()[0]:.1f} of {cores} cores",
+        "versions": ", ".join(_versions()),
     }
 
 

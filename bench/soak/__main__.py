@@ -73,7 +73,7 @@ def main(
 
 
 class Measured(TypedDict):
-    """Capacity and load in requests/s, and the results under this load."""
+    """The server's capacity and the load in requests/s, and the results under this load."""
 
     capacity: float
     rate: float
