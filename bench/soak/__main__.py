@@ -27,7 +27,7 @@ from bench.serving.peers.processes import running_container
 from bench.serving.report import write_between_marks
 from segserve.archive import build_archive
 from segserve.engines.store import model_name
-from segserve.fetch import model_named
+from segserve.resources import resource
 from segserve.runtime.errors import ModelError
 
 from .load import Outcome, send
@@ -39,8 +39,7 @@ _DEFAULT_OUTPUT = Path("build/soak")
 
 
 def main(
-    model: Annotated[str, typer.Option(help="a model of model/")] = "embedded",
-    archive: Annotated[Path | None, typer.Option(help="an archive, in place of a model")] = None,
+    archive: Annotated[Path | None, typer.Option(help="by default of the embedded model")] = None,
     minutes: float = 20.0,
     load: Annotated[float, typer.Option(help="times what the server can do")] = 1.2,
     output: Annotated[Path, typer.Option(help="folder of results and log")] = _DEFAULT_OUTPUT,
@@ -51,11 +50,11 @@ def main(
     try:
         shutil.rmtree(output, ignore_errors=True)
         images = sorted(write_mixed_photographs(output.resolve() / "images"))
-        packed = (archive or build_archive(model_named(model), output)).resolve()
+        packed = (archive or build_archive(resource("model/embedded"), output)).resolve()
         measured = measure(packed, images, 60 * minutes, load, output / "log")
         found = findings(measured["samples"], measured["outcomes"], 60 * minutes)
         setting = {
-            "model": model_name(packed) if archive else model,
+            "model": model_name(packed),
             "load": f"{measured['rate']:.1f} requests a second for {minutes:g} minutes",
             "capacity": f"{measured['capacity']:.1f} requests a second",
         }

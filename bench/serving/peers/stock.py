@@ -5,8 +5,6 @@ state dict. The settings are those of TorchServe's docker/config.properties: one
 and each computes on all cores.
 """
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from pathlib import Path
 import requests
 import torch
 
+from segserve.archive import run_archiver
 from segserve.engines.torchserve.process import TorchServe
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import RECORD_FILE, read_record
@@ -71,11 +70,7 @@ def _archive(model: Path, handler: str, folder: Path) -> Path:
         "--extra-files": model / RECORD_FILE,
         "--export-path": folder,
     }
-    command = [sys.executable, "-m", "model_archiver.model_packaging"]
-    command += [str(word) for option in options.items() for word in option]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BenchError(f"torch-model-archiver failed: {' '.join(done.stderr.split())[-300:]}")
+    run_archiver(options, scratch=folder)
     return folder / f"{NAME}.mar"
 
 
