@@ -3,8 +3,7 @@
     python -m bench.neighbour             one process, by number of threads and wait policy
     python -m bench.neighbour --server    requests to a server: one client, and 8 clients
 
-A photograph is segmented repeatedly, while 0, 1 and 2 other processes compute continuously. The
-output has the medians in ms, and their ratios to the idle machine.
+A photograph is segmented repeatedly, while 0, 1 and 2 other processes compute continuously.
 """
 
 import multiprocessing
@@ -52,12 +51,10 @@ def main(
     print("|---:|---|" + "---:|" * len(NEIGHBOURS))
     for threads in (1, os.cpu_count() or 1):
         for name, environment in WAITING.items() if threads > 1 else [("-", {})]:
-            cells, quiet_ms = [], 0.0
+            cells = []
             for count in NEIGHBOURS:
                 with neighbours(count):
-                    own_ms = measure(folder, threads, environment, rounds)
-                quiet_ms = quiet_ms or own_ms
-                cells.append(f"{own_ms:.0f} ms ({own_ms / quiet_ms:.1f} x)")
+                    cells.append(f"{measure(folder, threads, environment, rounds):.0f} ms")
             print(f"| {threads} | {name} | {' | '.join(cells)} |", flush=True)
 
 
