@@ -29,8 +29,12 @@ def _loop(title: str, prepare: Prepare) -> Open:
     return partial(open_loop, title=title, prepare=prepare)
 
 
-def _server(title: str, module: str, network: str) -> Open:
-    return partial(open_python_server, title=title, module=module, network=network)
+_litserve = partial(
+    open_python_server, module="litserve_server", request={"body": "json", "part": "image_data"}
+)
+_fastapi = partial(
+    open_python_server, module="fastapi_server", request={"body": "form", "part": "file"}
+)
 
 
 PEERS: dict[str, Open] = {
@@ -44,10 +48,10 @@ PEERS: dict[str, Open] = {
     "deployed": open_deployed,
     "stock": partial(open_stock, title="image_segmenter, as shipped", same_size=False),
     "stock-same-size": partial(open_stock, title="image_segmenter, our input size", same_size=True),
-    "litserve": _server("LitServe, as documented", "litserve_server", "eager"),
-    "litserve-ours": _server("LitServe, our network", "litserve_server", "ours"),
-    "fastapi": _server("FastAPI, as documented", "fastapi_server", "eager"),
-    "fastapi-ours": _server("FastAPI, our network", "fastapi_server", "ours"),
+    "litserve": partial(_litserve, title="LitServe, as documented", network="eager"),
+    "litserve-ours": partial(_litserve, title="LitServe, our network", network="ours"),
+    "fastapi": partial(_fastapi, title="FastAPI, as documented", network="eager"),
+    "fastapi-ours": partial(_fastapi, title="FastAPI, our network", network="ours"),
     "huggingface": _loop("Hugging Face pipeline", prepare_huggingface),
 }
 """The contexts that start and stop a system, by its name on the command line."""

@@ -5,9 +5,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -94,18 +95,11 @@ def _wait_until_healthy(
     raise BenchError(f"it is not ready after {READY_S} s")
 
 
-# The request format of each module, as in its framework's documentation.
-_GATEWAYS: Mapping[str, Callable[[str], Gateway]] = {
-    "litserve_server": lambda url: Gateway(url, body="json", part="image_data"),
-    "fastapi_server": lambda url: Gateway(url, body="form", part="file"),
-}
-
-
 @contextmanager
 def open_python_server(
-    workload: Workload, *, title: str, module: str, network: str
+    workload: Workload, *, title: str, module: str, network: str, request: dict[str, Any]
 ) -> Iterator[Opened]:
-    """Starts the module with one of `STEPS`. Raises as `running`."""
+    """Starts the module with one of `STEPS`; `request` is its format. Raises as `running`."""
     port = free_port()
     command = [sys.executable, "-m", f"{__package__}.{module}"]
     command += [str(workload.model), network, str(port)]
@@ -113,5 +107,5 @@ def open_python_server(
     with running(
         command, workload.scratch / f"{module}-{network}.log", f"http://{HOST}:{port}/health"
     ) as pid:
-        peer = HttpPeer(_GATEWAYS[module](f"http://{HOST}:{port}/predict"), workload)
+        peer = HttpPeer(Gateway(f"http://{HOST}:{port}/predict", **request), workload)
         yield Opened({title: peer}, pid, time.monotonic() - began_s)
