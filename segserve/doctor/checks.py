@@ -41,7 +41,6 @@ def check_python() -> Finding:
 
 
 def check_packages() -> Finding:
-    """Compares what is installed with the requirements of a server."""
     wrong = [fault for requirement in _requirements() if (fault := _fault(requirement))]
     if wrong:
         return Finding("packages", Level.PROBLEM, "; ".join(wrong), _INSTALL)
@@ -179,7 +178,6 @@ def check_gpu() -> Finding:
 
 
 def check_disk() -> Finding:
-    """Looks at the space where archives are built, models fetched and unpacked."""
     folders = {
         "archives, here": Path(),
         "unpacked models": Path(tempfile.gettempdir()),
