@@ -2,7 +2,7 @@
 
     python -m bench.commands startup [--rounds 5]     how long they take from start to end
     python -m bench.commands segment [--images 300]   throughput of `segserve segment`
-    python -m bench.commands batch [--images 400]     throughput or memory of `segserve batch`
+    python -m bench.commands batch [--images 400]     throughput of `segserve batch`
 
 Each command of many images is compared with a bare loop: `segment` with its server's throughput,
 `batch` with the network alone.
@@ -16,17 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from itertools import cycle, islice
+from operator import truediv
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import torch
 import typer
 
 from bench.images import MAX_PIXELS, photographs, write_photographs
-from bench.machine import process_tree
 from bench.serving.load import send_all
 from bench.serving.peers.ours import gateway_to, ready_server
 from segserve.archive import build_archive
@@ -62,13 +60,20 @@ def startup(rounds: Annotated[int, typer.Option(help="of each command")] = 5) ->
         _report(with_server, seconds)
 
 
+def _run(command: tuple[str, ...], folder: Path, status: int = 0) -> str:
+    """The standard output of a command of `segserve`, which must end with this status."""
+    ended = subprocess.run(
+        (*SEGSERVE, *command), cwd=folder, capture_output=True, text=True, check=False
+    )
+    if ended.returncode != status:
+        sys.exit(f"{' '.join(command)}: {ended.stderr}")
+    return ended.stdout
+
+
 def _seconds(command: tuple[str, ...], folder: Path, status: int = 0) -> float:
     began_s = time.perf_counter()
-    ended = subprocess.run((*SEGSERVE, *command), cwd=folder, capture_output=True, check=False)
-    seconds = time.perf_counter() - began_s
-    if ended.returncode != status:
-        sys.exit(f"{' '.join(command)}: {ended.stderr.decode()}")
-    return seconds
+    _run(command, folder, status)
+    return time.perf_counter() - began_s
 
 
 def _report(command: tuple[str, ...], seconds: list[float]) -> None:
@@ -88,103 +93,38 @@ def segment(model: str = "embedded", images: int = 300, rounds: int = 3) -> None
         with ready_server(archive, folder / ".run" / "serve") as server:
             gateway = gateway_to(server)
             send_all(gateway, paths[:CLIENTS], clients=CLIENTS)  # warm-up
-            measured = [
-                (
-                    send_all(gateway, paths, clients=CLIENTS).wall_s,
-                    *_segment_s(folder, f"out{number}"),
-                )
-                for number in range(rounds)
-            ]
-    bare, own, whole = (
-        statistics.median(images / seconds for seconds in of_rounds)
-        for of_rounds in zip(*measured, strict=True)
-    )
-    ratio = statistics.median(bare_s / own_s for bare_s, own_s, _ in measured)
+            bare_s, own_s = [], []
+            for number in range(rounds):
+                bare_s.append(send_all(gateway, paths, clients=CLIENTS).wall_s)
+                printed = _run(("segment", "in", "--output", f"out{number}", "--json"), folder)
+                own_s.append(json.loads(printed.splitlines()[-1])["summary"]["seconds"])
+    ratio = statistics.median(map(truediv, bare_s, own_s))
     print(f"{images} images, {CLIENTS} in flight, {rounds} rounds")
-    print(f"bare loop of ready requests:        {bare:.1f} images/s")
-    print(f"segserve segment:                   {own:.1f} images/s; ratio {ratio:.2f}")
-    print(f"segserve segment with its start-up: {whole:.1f} images/s")
-
-
-def _segment_s(folder: Path, output: str) -> tuple[float, float]:
-    """The command's seconds as it reports them, and from its start to its end, with imports."""
-    command = [*SEGSERVE, "segment", "in", "--output", output, "--json"]
-    began_s = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    whole_s = time.perf_counter() - began_s
-    return json.loads(done.stdout.splitlines()[-1])["summary"]["seconds"], whole_s
+    print(f"bare loop of ready requests: {images / statistics.median(bare_s):.1f} images/s")
+    own = images / statistics.median(own_s)
+    print(f"segserve segment:            {own:.1f} images/s; ratio {ratio:.2f}")
 
 
 @app.command()
-def batch(
-    model: str = "embedded",
-    images: int = 400,
-    workers: int = os.cpu_count() or 1,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="compare N images with 4 N; N of 1000 takes long")
-    ] = False,
-) -> None:
+def batch(model: str = "embedded", images: int = 400, workers: int = os.cpu_count() or 1) -> None:
     """The throughput of `segserve batch`, and of the network alone on prepared tensors of the same
     photographs, in one process per worker, with one thread each.
 
     The job's time excludes the start of Ray and of the workers, which is short compared to a long
-    job; the time with it is printed too. `--memory` compares the largest resident set of driver,
-    Ray and workers together of two jobs instead.
+    job.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         archive = build_archive(resource(f"model/{model}"), folder)
-        counts = (images, 4 * images) if memory else (images,)
-        jobs = [_job(folder, archive, count, workers) for count in counts]
-    if memory:
-        peaks_bytes = [peak_bytes for *_, peak_bytes in jobs]
-        for count, peak_bytes in zip(counts, peaks_bytes, strict=True):
-            print(f"{count} images: {peak_bytes / 1e9:.3f} GB at most, all processes together")
-        print(f"growth: {peaks_bytes[1] / peaks_bytes[0] - 1:+.1%}")
-        return
-    [(seconds, whole_s, _)] = jobs
+        write_photographs(folder / "in", images)
+        command = ["batch", "in", "out", "--json", "--archive", archive.name]
+        printed = _run((*command, "--workers", str(workers)), folder)
+        seconds = json.loads(printed)["seconds"]
     bare_s = _bare_s(model, images, workers)
     print(f"model {model}, {images} images, {workers} workers, torch {torch.__version__}")
     print(f"bare loop of the network: {images / bare_s:.1f} images/s")
-    print(
-        f"segserve batch:           {images / seconds:.1f} images/s; ratio {bare_s / seconds:.2f}"
-    )
-    print(f"with the start of Ray:    {images / whole_s:.1f} images/s ({whole_s:.0f} s)")
-
-
-def _job(folder: Path, archive: Path, count: int, workers: int) -> tuple[float, float, int]:
-    """The seconds of the work and of the whole command, and the largest resident set of all
-    processes in bytes.
-    """
-    source, target = folder / f"in{count}", folder / f"out{count}"
-    write_photographs(source, count)
-    command = [*SEGSERVE, "batch", str(source), str(target), "--json"]
-    command += ["--archive", str(archive), "--workers", str(workers)]
-    began_s = time.perf_counter()
-    peak_bytes = 0
-    with (
-        tempfile.TemporaryFile("w+") as output,
-        subprocess.Popen(command, stdout=output) as process,
-    ):
-        while process.poll() is None:
-            with suppress(psutil.NoSuchProcess):
-                peak_bytes = max(peak_bytes, _resident_bytes(process.pid))
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=1)
-        whole_s = time.perf_counter() - began_s
-        if process.returncode:
-            sys.exit(f"segserve batch failed with status {process.returncode}")
-        output.seek(0)
-        return json.load(output)["seconds"], whole_s, peak_bytes
-
-
-def _resident_bytes(pid: int) -> int:
-    """Of all processes together. An upper bound: shared pages count repeatedly."""
-    total = 0
-    for process in process_tree(pid):
-        with suppress(psutil.NoSuchProcess):
-            total += process.memory_info().rss
-    return total
+    own = images / seconds
+    print(f"segserve batch:           {own:.1f} images/s; ratio {bare_s / seconds:.2f}")
 
 
 def _bare_s(model: str, count: int, workers: int) -> float:
@@ -198,11 +138,9 @@ def _bare_s(model: str, count: int, workers: int) -> float:
 def _network_s(model: str, count: int) -> float:
     torch.set_num_threads(1)
     segmenter = Segmenter.load(resource(f"model/{model}"))
+    images = (decode_image(image, max_pixels=MAX_PIXELS) for image in photographs())
     with torch.inference_mode():
-        ready = [
-            segmenter.preprocess(decode_image(image, max_pixels=MAX_PIXELS))
-            for image in photographs()
-        ]
+        ready = [segmenter.preprocess(image_rgb) for image_rgb in images]
         for inputs in ready:
             segmenter.infer(inputs)
         began_s = time.perf_counter()

@@ -42,20 +42,20 @@ def main(
         folder = Path(name)
         names = _write_data(labelled, class_ids, folder / "data")
         random.Random(0).shuffle(names)  # noqa: S311 - a reproducible order
-        splits = {"train": names[:images], "val": names[images:]}
-        for part, of_split in splits.items():
-            (folder / "data" / f"{part}.txt").write_text("\n".join(of_split))
-        class_file = folder / "classes.yaml"
-        class_file.write_text(yaml.safe_dump(["background", *CLASSES]))
+        (folder / "data" / "train.txt").write_text("\n".join(names[:images]))
+        (folder / "data" / "val.txt").write_text("\n".join(names[images:]))
+        (folder / "classes.yaml").write_text(yaml.safe_dump(["background", *CLASSES]))
+        command = [sys.executable, "-m", "segserve", "train", "model", "--start", "embedded"]
+        command += ["--data", "data", "--val", "val", "--classes", "classes.yaml"]
         began_s = perf_counter()
-        _train(folder, class_file, steps)
+        subprocess.run([*command, "--run", "run", "--steps", str(steps)], cwd=folder, check=True)
         minutes = (perf_counter() - began_s) / 60
         times = os.times()
         cpu_minutes = (times.children_user + times.children_system) / 60
         accuracy = read_record(folder / "model").accuracy
         if accuracy is None:
             sys.exit("the training measured no accuracy")
-        print(f"{len(splits['train'])} images for training, {len(splits['val'])} for validation")
+        print(f"{images} images for training, {len(names) - images} for validation")
         print(f"{minutes:.1f} minutes, {cpu_minutes:.1f} CPU minutes")
         print(f"mean IoU {accuracy.mean_iou:.3f}: {accuracy.class_iou}")
 
@@ -75,13 +75,6 @@ def _write_data(data: LabelledImages, class_ids: list[int], folder: Path) -> lis
             Image.fromarray(numbers[truth]).save(folder / "labels" / f"{name}.png")
             names.append(name)
     return names
-
-
-def _train(folder: Path, classes: Path, steps: int) -> None:
-    command = [sys.executable, "-m", "segserve", "train", folder / "model", "--start", "embedded"]
-    data = ["--data", folder / "data", "--val", "val", "--classes", classes]
-    run = ["--run", folder / "run", "--steps", steps]
-    subprocess.run([*map(str, [*command, *data, *run])], check=True)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,6 @@ def write_photographs(folder: Path, count: int) -> list[Path]:
 def mixed_photographs() -> dict[str, bytes]:
     """JPEG files by name: every photograph (landscape, square or portrait) at every size, with
     cycling qualities.
-
-    The smallest size of all photographs comes first.
     """
     pictures = {Path(name).stem: _opened(name) for name in (*NAMES, "hubble_deep_field.jpg")}
     pictures["coffee-portrait"] = pictures["coffee"].transpose(Image.Transpose.ROTATE_90)
@@ -54,11 +52,10 @@ def mixed_photographs() -> dict[str, bytes]:
 def write_mixed_photographs(folder: Path) -> list[Path]:
     """Writes `mixed_photographs`, and returns their paths in this order."""
     folder.mkdir(parents=True)
-    paths = []
-    for name, content in mixed_photographs().items():
-        paths.append(folder / name)
-        paths[-1].write_bytes(content)
-    return paths
+    pictures = mixed_photographs()
+    for name, content in pictures.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in pictures]
 
 
 def mixed_workload(
@@ -68,7 +65,8 @@ def mixed_workload(
     `scratch/images`.
     """
     paths = write_mixed_photographs(scratch / "images")
-    warm_up = tuple(paths[: len(paths) // len({path.stem.rpartition("-")[2] for path in paths})])
+    smallest = f"-{LONGER_SIDES_PX[0]}"
+    warm_up = tuple(path for path in paths if path.stem.endswith(smallest))
     random.Random(0).shuffle(paths)  # noqa: S311 - a reproducible order
     return Workload(
         model, tuple(islice(cycle(paths), count)), warm_up, max_s, tuple(encodings), scratch

@@ -1,6 +1,7 @@
 """The machine of a measurement: its hardware and versions, and the memory of Python processes."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -8,46 +9,36 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
+import torch
 
-from segserve.doctor.machine import send_torch
+from segserve.runtime.inference.segmenter import has_bf16
 
 PACKAGES = (
-    *("torchserve", "litserve", "fastapi", "uvicorn", "transformers"),
+    *("torch", "torchvision", "torchserve", "litserve", "fastapi", "uvicorn", "transformers"),
     *("timm", "pillow", "numpy"),
 )
 
 
 def facts() -> Mapping[str, str]:
-    """The facts by name, in the order for the report.
-
-    Raises:
-        TorchBrokenError: torch cannot be imported.
-    """
-    torch = send_torch()
-    precision = "with bf16" if torch.bf16 else "without bf16"
+    """The facts by name, in the order for the report."""
+    has_gpu = torch.cuda.is_available()
+    bf16 = has_bf16(torch.device("cuda" if has_gpu else "cpu"))
+    precision = "with bf16" if bf16 else "without bf16"
     cores = len(os.sched_getaffinity(0))
-    busy = os.getloadavg()[0]
+    computing = f"{cores} cores, {torch.get_num_threads()} threads, {precision}"
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "processor": f"{_processor()}, {cores} cores, {torch.threads} threads, {precision}",
+        "processor": f"{_processor()}, {computing}",
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
-        "GPU": torch.gpu or "none",
-        "load before": f"{busy:.1f} of {cores} cores",
-        "versions": ", ".join(
-            [f"torch {torch.torch}", f"torchvision {torch.torchvision}", *_versions()]
-        ),
+        "GPU": torch.cuda.get_device_name(0) if has_gpu else "none",
+        "load before": f"{os.getloadavg()[0]:.1f} of {cores} cores",
+        "versions": ", ".join(_versions()),
     }
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        "a processor",
-    )
+    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else "a processor"
 
 
 def _versions() -> list[str]:
@@ -59,10 +50,8 @@ def _versions() -> list[str]:
 
 
 def peak_python_bytes(pid: int) -> int:
-    """The largest peak resident set (Linux's VmHWM) of any single Python process in a process tree,
-    in bytes.
-
-    A server's Java frontend is excluded, because it is small compared to the network.
+    """The largest peak resident set (Linux's VmHWM) of any single Python process in a tree, without
+    a server's Java frontend, which is small.
     """
     return max(python_peaks_bytes(pid).values(), default=0)
 
@@ -98,8 +87,5 @@ def _python_processes(pid: int) -> Iterator[psutil.Process]:
 
 
 def _peak_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    kilobytes = next(
-        (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")), "0"
-    )
-    return int(kilobytes) * 1024
+    found = re.search(r"^VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0

@@ -1,8 +1,7 @@
 """Counts a model's false classes: `python -m bench.photographs --data DATA [--picture FILE]`.
 
-An image counts if more than 5 % of its pixels have one class that does not occur in the image, with
-a confidence of at least 0.5. The images are those of a labelled split and the photographs of
-scikit-image. `--picture` writes an image of some of these photographs with their predicted classes.
+An image counts if more than 5 % of its pixels have one class that does not occur in it, with a
+confidence of at least 0.5. `--picture` draws some photographs with their predicted classes.
 """
 
 from collections.abc import Iterator
@@ -83,34 +82,28 @@ def _pixels(name: str) -> NDArray[np.uint8]:
 
 
 def print_table(source: str, segmenter: Segmenter, images: Iterator[Labelled]) -> None:
-    count, mistaken = 0, []
+    count, mistaken = 0, 0
     for name, image_rgb, held in images:
         count += 1
         segmentation = segmenter.segment(image_rgb, rule=LabelRule(keep_confidence=True))
         if found := wrong_shares(segmentation, held):
+            mistaken += 1
             labels = segmenter.record.labels
-            shares = ", ".join(
-                f"{labels[class_id]} {share:.0%}" for class_id, share in found.items()
-            )
-            mistaken.append(f"{name}: {shares}")
-    print(f"{source}: {len(mistaken)} of {count} images ({len(mistaken) / count:.1%})")
-    for line in mistaken:
-        print(f"  {line}")
+            shares = [f"{labels[class_id]} {share:.0%}" for class_id, share in found.items()]
+            print(f"  {name}: {', '.join(shares)}")
+    print(f"{source}: {mistaken} of {count} images ({mistaken / count:.1%})")
 
 
 def wrong_shares(segmentation: SegmentedImage, held: set[int]) -> dict[int, float]:
-    """The share of confident pixels of every class that is not in the image, by class id; only
-    large shares.
-    """
+    """The large shares of confident pixels of classes that are not in the image, by class id."""
     if segmentation.confidence_map is None:
         raise TypeError("the segmenter kept no confidence map")
     confident = segmentation.confidence_map >= 255 * LEAST_CONFIDENCE
-    counts = (
-        np.bincount(segmentation.label_map[confident], minlength=256) / segmentation.label_map.size
-    )
-    wrong = {class_id: float(share) for class_id, share in enumerate(counts) if share > LEAST_SHARE}
+    counts = np.bincount(segmentation.label_map[confident])
+    shares = dict(enumerate((counts / segmentation.label_map.size).tolist()))
+    present = held | {BACKGROUND}
     return {
-        class_id: share for class_id, share in wrong.items() if class_id not in held | {BACKGROUND}
+        number: shares[number] for number in shares.keys() - present if shares[number] > LEAST_SHARE
     }
 
 

@@ -1,16 +1,15 @@
-"""Measures what lower precision costs and gains: accuracy on labelled images, the share of pixels
-with float32's class, and time.
+"""Measures what lower precision costs and gains: `python -m bench.precision --data DATA`.
 
-`python -m bench.precision --data DATA` prints a table with one row per precision. The
-network's time is the median time of one image of the resize rule's size, on one thread and on all
-threads, over alternating rounds.
+The table has accuracy on labelled images, the share of pixels with float32's class, and the median
+time of one image of the resize rule's size, on one thread and on all, over alternating rounds.
 """
 
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from time import perf_counter
+from timeit import timeit
 from typing import Annotated
 
 import numpy as np
@@ -90,9 +89,7 @@ def _network_ms(segmenters: Mapping[str, Segmenter], threads: int) -> dict[str, 
                 grey = np.full((size_px * 3 // 4, size_px, 3), 128, np.uint8)
                 inputs = segmenter.preprocess(grey)
                 segmenter.infer(inputs)  # the threads of the one before it may still spin
-                began_s = perf_counter()
-                segmenter.infer(inputs)
-                times_s[name].append(perf_counter() - began_s)
+                times_s[name].append(timeit(partial(segmenter.infer, inputs), number=1))
     torch.set_num_threads(before)
     return {name: 1000 * statistics.median(values) for name, values in times_s.items()}
 

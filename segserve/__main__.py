@@ -10,15 +10,17 @@ def main() -> None:
     os.environ.update(bounded_spinning(os.environ))
     try:
         from .cli import app
-    except ImportError as error:  # an installation that is not whole: what `segserve doctor` is for
+    except ImportError as error:  # the installation is broken
         if sys.argv[1:2] != ["doctor"]:
             sys.exit(
                 f"segserve: the installation is broken ({error}): `segserve doctor` says what to do"
             )
-        from .doctor.__main__ import main as doctor
+        from .doctor import as_lines, examine, status_of
 
-        sys.exit(doctor(sys.argv[2:]))
-    except KeyboardInterrupt:  # while torch and its kin are being imported, which takes a second
+        findings = list(examine())
+        print(as_lines(findings))  # noqa: T201 - without the packages of the command line
+        sys.exit(status_of(findings))
+    except KeyboardInterrupt:  # the imports take a moment
         sys.exit(130)
     app()
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -111,15 +112,19 @@ def _packed(
         "--extra-files": extra,
         "--export-path": export,
     }
+    run_archiver(options, scratch)
+    return export / f"{record.name}.mar"
+
+
+def run_archiver(options: Mapping[str, object], scratch: Path) -> None:
+    """Runs torch-model-archiver, which empties `scratch`/NAME. Raises ModelError if it fails."""
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--force"]
     command += [str(part) for option in options.items() for part in option]
-    # The archiver empties $TMPDIR/NAME: it gets one of its own.
     environment = {**os.environ, "TMPDIR": str(scratch)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         reason = " ".join((result.stderr or result.stdout).split())[-500:]
         raise ModelError(f"torch-model-archiver failed: {reason}")
-    return export / f"{record.name}.mar"
 
 
 def _stage(record: ModelRecord, model: Path, extra: Path) -> None:

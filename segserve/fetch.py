@@ -4,19 +4,20 @@ The record of such a model is in the repository. Its weights lie with a complete
 in `$SEGSERVE_HOME/models/NAME`, by default in `~/.cache/segserve`. Only `segserve fetch` downloads.
 """
 
-import fcntl
+import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import requests
 
 from .client.errors import root_reason
 from .resources import fetched_models, model_source, require_packages
 from .runtime.errors import FetchError, ModelError
+from .runtime.files import whole_file
 from .runtime.record import (
     RECORD_FILE,
     WEIGHTS_FILE,
@@ -176,61 +177,51 @@ def _read_fitting(path: Path, record: ModelRecord) -> "dict[str, Tensor]":
 
 
 def download(url: str, target: Path, *, sha256: str, max_bytes: int, report: Report) -> None:
-    """Downloads `url` to `target`. What has arrived is kept in `target` + `.part`, also by a killed
-    process, and the next call goes on from there. The hash alone decides whether the parts belong
-    together, so that they may come from different mirrors.
+    """Downloads `url` to `target`, which appears when it is whole. After a broken connection, the
+    next one goes on from there, as long as each one brings something.
 
     Args:
         max_bytes: a server that sends more is not heard out.
         report: receives the number of bytes that are there and, if the server reports it, of all.
 
     Raises:
-        FetchError: the server cannot be reached, rejects the request, or breaks off repeatedly;
-            the file cannot be written, or has another SHA-256 and is deleted.
-        OSError: the folder cannot be written to.
+        FetchError: the server cannot be reached, rejects the request, or breaks off repeatedly, or
+            the file has another SHA-256.
+        OSError: the file cannot be written.
     """
-    part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("ab", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    digest = hashlib.sha256()
+    with whole_file(target) as file:
+        for attempt in range(_ATTEMPTS):
+            before_bytes = file.tell()
+            try:
+                for block in _blocks(url, before_bytes, max_bytes, report):
+                    file.write(block)
+                    digest.update(block)
+                break
+            except requests.RequestException as error:
+                if file.tell() == before_bytes or attempt == _ATTEMPTS - 1:
+                    raise FetchError(f"{url}: {root_reason(error)}") from error
+        if digest.hexdigest() != sha256:
             raise FetchError(
-                f"{part}: another process is downloading it: wait for it to end"
-            ) from error
-        _receive_all(url, file, max_bytes, report)
-        digest = sha256_of(part)
-        if digest != sha256:
-            part.unlink()
-            raise FetchError(
-                f"{url}: SHA-256 is {digest}, the record says {sha256}; what arrived is deleted"
+                f"{url}: SHA-256 is {digest.hexdigest()}, the record says {sha256}; what arrived "
+                "is deleted"
             )
-        part.replace(target)
 
 
-def _receive_all(url: str, file: BinaryIO, max_bytes: int, report: Report) -> None:
-    """Receives the rest of the file. Connects again as long as each connection brings something."""
-    for attempt in range(_ATTEMPTS):
-        before_bytes = file.tell()
-        try:
-            _receive(url, file, max_bytes, report)
-        except requests.RequestException as error:
-            if file.tell() == before_bytes or attempt == _ATTEMPTS - 1:
-                raise FetchError(f"{url}: {root_reason(error)}{_kept(file)}") from error
-        else:
-            return
-
-
-def _receive(url: str, file: BinaryIO, max_bytes: int, report: Report) -> None:
-    present_bytes = file.seek(0, 2)
+def _blocks(url: str, present_bytes: int, max_bytes: int, report: Report) -> Iterator[bytes]:
+    """The rest of a file of which `present_bytes` are there."""
     headers = {"Accept-Encoding": "identity"}  # a range counts the bytes that are sent
     if present_bytes:
         headers["Range"] = f"bytes={present_bytes}-"
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
-        if response.status_code == requests.codes.requested_range_not_satisfiable and present_bytes:
-            return  # nothing comes after what is there
-        present_bytes = _start(response, present_bytes)
-        file.truncate(present_bytes)
+        expected = requests.codes.partial_content if present_bytes else requests.codes.ok
+        content_range = response.headers.get("Content-Range", f"bytes {present_bytes}-")
+        continues = content_range.startswith(f"bytes {present_bytes}-")
+        if response.status_code != expected or not continues:
+            raise FetchError(
+                f"{response.url}: the server returned {response.status_code} {response.reason}"
+            )
         length = response.headers.get("Content-Length", "")
         total_bytes = present_bytes + int(length) if length.isdigit() else None
         report(present_bytes, total_bytes)
@@ -240,35 +231,5 @@ def _receive(url: str, file: BinaryIO, max_bytes: int, report: Report) -> None:
                 raise FetchError(
                     f"{url}: sends more than {max_bytes} bytes, which the file does not have"
                 )
-            _write(file, block)
+            yield block
             report(present_bytes, total_bytes)
-
-
-def _start(response: requests.Response, requested: int) -> int:
-    """The first byte of the response: 0 if the server sends the whole file all the same."""
-    if response.status_code == requests.codes.ok:
-        return 0
-    content_range = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    if response.status_code != requests.codes.partial_content or content_range is None:
-        raise FetchError(
-            f"{response.url}: the server returned {response.status_code} {response.reason}"
-        )
-    start = int(content_range[1])
-    if start > requested:
-        raise FetchError(
-            f"{response.url}: requested the bytes from {requested} on, got those from {start} on"
-        )
-    return start
-
-
-def _write(file: BinaryIO, block: bytes) -> None:
-    remaining = memoryview(block)
-    while remaining:
-        try:
-            remaining = remaining[file.write(remaining) :]
-        except OSError as error:
-            raise FetchError(f"{file.name}: {error.strerror}{_kept(file)}") from error
-
-
-def _kept(file: BinaryIO) -> str:
-    return f"; {file.tell() / 1e6:.1f} MB are kept for the next try" if file.tell() else ""

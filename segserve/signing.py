@@ -6,7 +6,6 @@ the comment shown as trusted. The format: https://jedisct1.github.io/minisign/, 
 """
 
 import base64
-import binascii
 import hashlib
 import os
 import secrets
@@ -14,7 +13,6 @@ import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -24,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 SUFFIX = ".minisig"
 SECRET_SUFFIX, PUBLIC_SUFFIX = ".key", ".pub"
 
-_KEY, _HASHED, _UNHASHED = b"Ed", b"ED", b"Ed"
+_KEY, _HASHED = b"Ed", b"ED"
 _NO_PASSWORD, _CHECKSUM = b"\0\0", b"B2"
 _UNTRUSTED, _TRUSTED = "untrusted comment: ", "trusted comment: "
 # Salt and limits of the key derivation, all zero where there is no password.
@@ -36,17 +34,13 @@ _OTHERS = 0o077
 
 
 class SignatureError(ValueError):
-    """An archive that no trusted key has signed, or a key that cannot be used. The message is one
-    line for people.
-    """
+    """An archive that no trusted key has signed, or a key that cannot be used."""
 
 
 @dataclass(frozen=True)
 class TrustedKeys:
     """The public keys whose archives are trusted: Ed25519 keys of 32 bytes by minisign's ids for
-    them.
-
-    `source` is the file that contains them, for messages.
+    them. `source` is their file.
     """
 
     keys: Mapping[bytes, bytes]
@@ -55,30 +49,18 @@ class TrustedKeys:
     @classmethod
     def read(cls, path: Path) -> Self:
         """The keys of a file: one as minisign writes it, or several, one below the other, while
-        keys change hands.
-
-        Raises:
-            SignatureError: it cannot be read, or holds none.
+        keys change hands. Raises SignatureError if it has none, or anything else.
         """
         lines = [line for line in _lines(path) if line and not line.startswith(_UNTRUSTED)]
-        keys = {}
-        for line in lines:
-            key = _decoded(line, _PUBLIC_BYTES)
-            if key is None or not key.startswith(_KEY):
-                raise SignatureError(
-                    f"{path}: expected public keys as `segserve keygen` and minisign write them"
-                )
-            keys[key[2:10]] = key[10:]
-        if not keys:
-            raise SignatureError(f"{path}: holds no public key; `segserve keygen` makes one")
-        return cls(keys, str(path))
+        keys = [_decoded(line, _PUBLIC_BYTES) for line in lines]
+        if not keys or not all(key.startswith(_KEY) for key in keys):
+            raise SignatureError(
+                f"{path}: expected public keys as `segserve keygen` and minisign write them"
+            )
+        return cls({key[2:10]: key[10:] for key in keys}, str(path))
 
     def verify(self, archive: Path) -> None:
-        """Returns where the archive is what one of these keys has signed.
-
-        Raises:
-            SignatureError: it is not, or its signature is missing or broken.
-        """
+        """Raises SignatureError unless the archive is what one of these keys has signed."""
         self._check(archive, _digest(archive))
 
     def copy(self, archive: Path, target: Path) -> None:
@@ -86,7 +68,7 @@ class TrustedKeys:
         whatever happens to the original; nothing is left there if it is rejected. Errors as in
         `verify`.
         """
-        with _opened(archive) as file, target.open("xb") as copied:
+        with archive.open("rb") as file, target.open("xb") as copied:
             try:
                 shutil.copyfileobj(file, copied)
                 copied.flush()
@@ -96,26 +78,22 @@ class TrustedKeys:
                 raise
 
     def _check(self, archive: Path, digest: bytes) -> None:
-        place = signature_path(archive)
-        signature = _Signature.read(place, archive)
+        signature = _Signature.read(archive)
         key = self.keys.get(signature.key_id)
         if key is None:
             trusted = ", ".join(map(_key_id_text, self.keys))
             raise SignatureError(
                 f"{archive}: signed by the key {_key_id_text(signature.key_id)}, and {self.source} "
-                f"trusts {trusted}; "
-                "get it from the owner of a trusted key"
+                f"trusts {trusted}; get it from the owner of a trusted key"
             )
         public = Ed25519PublicKey.from_public_bytes(key)
-        if not _holds(public, signature.of_file, digest):
+        try:
+            public.verify(signature.of_file, digest)
+            public.verify(signature.of_comment, signature.of_file + signature.trusted_comment)
+        except InvalidSignature as error:
             raise SignatureError(
-                f"{archive}: is not the file that was signed; get it and its signature again"
-            )
-        if not _holds(public, signature.of_comment, signature.of_file + signature.trusted_comment):
-            raise SignatureError(
-                f"{place}: its trusted comment is not the one that was signed; get the signature "
-                "again"
-            )
+                f"{archive}: it or its signature is not what was signed; get both again"
+            ) from error
 
 
 class SigningKey:
@@ -131,21 +109,14 @@ class SigningKey:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """A key that `write` or `minisign -G -W` made.
-
-        Raises:
-            SignatureError: it cannot be read, is none, has a password, or others may read it.
+        """A key that `write` or `minisign -G -W` made. Raises SignatureError if it is none, has a
+        password, or others may read it.
         """
-        text = _lines(path)
-        content = _decoded(text[1], _SECRET_BYTES) if len(text) > 1 else None
-        if content is None or not content.startswith(_KEY):
+        content = _decoded("".join(_lines(path)[1:2]), _SECRET_BYTES)
+        if not content.startswith(_KEY + _NO_PASSWORD):
             raise SignatureError(
-                f"{path}: expected a secret key as `segserve keygen` and minisign write them"
-            )
-        if content[2:4] != _NO_PASSWORD:
-            raise SignatureError(
-                f"{path}: this key has a password, which only minisign can use: minisign -S -s "
-                f"{path} -m ARCHIVE"
+                f"{path}: expected a secret key without a password, as `segserve keygen` and "
+                "`minisign -G -W` write it"
             )
         mode = path.stat().st_mode & 0o777
         if mode & _OTHERS:
@@ -161,10 +132,7 @@ class SigningKey:
 
     def write(self, path: Path) -> tuple[Path, Path]:
         """Writes `PATH.key`, readable only by its owner, and `PATH.pub`, for others to trust;
-        returns both.
-
-        Raises:
-            SignatureError: there is such a file already, or it cannot be written.
+        returns both. Raises FileExistsError if there is such a file already.
         """
         secret, public = (
             path.with_name(f"{path.name}{suffix}") for suffix in (SECRET_SUFFIX, PUBLIC_SUFFIX)
@@ -176,17 +144,13 @@ class SigningKey:
         _write_new(public, "public key", self._id, _KEY + self._id + shown, mode=0o644)
         try:
             _write_new(secret, "secret key", self._id, hidden, mode=0o600)
-        except SignatureError:
+        except OSError:
             public.unlink()
             raise
         return secret, public
 
     def sign(self, archive: Path) -> Path:
-        """Writes the signature of an archive, the same for the same archive, and returns its path.
-
-        Raises:
-            SignatureError: the archive cannot be read, or the signature not be written.
-        """
+        """Writes the signature, the same for the same archive, and returns its path."""
         # Not at the top, because workers of Ray import the archive's `segserve.runtime`.
         from .runtime.files import write_whole
 
@@ -201,15 +165,11 @@ class SigningKey:
             _encoded(of_comment),
         )
         place = signature_path(archive)
-        try:
-            write_whole(place, "".join(f"{line}\n" for line in lines))
-        except OSError as error:
-            raise SignatureError(f"cannot write {place}: {error.strerror}") from error
+        write_whole(place, "".join(f"{line}\n" for line in lines))
         return place
 
 
 def signature_path(archive: Path) -> Path:
-    """Where the signature of an archive stands."""
     return archive.with_name(archive.name + SUFFIX)
 
 
@@ -220,43 +180,28 @@ class _Signature(NamedTuple):
     of_comment: bytes
 
     @classmethod
-    def read(cls, path: Path, archive: Path) -> "_Signature":
+    def read(cls, archive: Path) -> Self:
+        path = signature_path(archive)
         if not path.exists():
             raise SignatureError(
                 f"{archive}: there is no signature {path.name} beside it; the one who packed the "
-                "archive makes one with: "
-                f"segserve sign {archive.name} KEY"
+                f"archive makes one with: segserve sign {archive.name} KEY"
             )
         lines = _lines(path)
         if len(lines) == 4 and lines[2].startswith(_TRUSTED):
             of_file, of_comment = _decoded(lines[1], _SIGNATURE_BYTES), _decoded(lines[3], 64)
-            if of_file is not None and of_comment is not None:
-                algorithm, key_id, signature = struct.unpack("2s8s64s", of_file)
-                if algorithm == _HASHED:
-                    return cls(
-                        key_id, signature, lines[2].removeprefix(_TRUSTED).encode(), of_comment
-                    )
-                if algorithm == _UNHASHED:
-                    raise SignatureError(
-                        f"{path}: in minisign's old format; sign again with minisign 0.10 or newer"
-                    )
+            if of_file.startswith(_HASHED) and of_comment:
+                comment = lines[2].removeprefix(_TRUSTED).encode()
+                return cls(of_file[2:10], of_file[10:], comment, of_comment)
         raise SignatureError(
-            f"{path}: expected a signature as `segserve sign` and minisign write them"
+            f"{path}: expected a signature as `segserve sign` and minisign 0.10 or newer write them"
         )
 
 
 def _digest(path: Path) -> bytes:
     """BLAKE2b-512 of a file."""
-    with _opened(path) as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, hashlib.blake2b).digest()
-
-
-def _holds(key: Ed25519PublicKey, signature: bytes, content: bytes) -> bool:
-    try:
-        key.verify(signature, content)
-    except InvalidSignature:
-        return False
-    return True
 
 
 def _key_id_text(key_id: bytes) -> str:
@@ -268,40 +213,22 @@ def _encoded(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
 
 
-def _decoded(line: str, size: int) -> bytes | None:
+def _decoded(line: str, size: int) -> bytes:
+    """The content of a line of base64; nothing if it is none, or of another size."""
     try:
         content = base64.b64decode(line, validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    return content if len(content) == size else None
-
-
-def _opened(path: Path) -> BufferedReader:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise SignatureError(f"cannot read the archive {path}: {error.strerror}") from error
+    except ValueError:
+        return b""
+    return content if len(content) == size else b""
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise SignatureError(f"cannot read {path}: {reason}") from error
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _write_new(path: Path, what: str, key_id: bytes, content: bytes, *, mode: int) -> None:
     text = f"{_UNTRUSTED}minisign {what} {_key_id_text(key_id)}\n{_encoded(content)}\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(
-            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8"
-        ) as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise SignatureError(
-            f"{path} exists already; keys are never overwritten: name another"
-        ) from error
-    except OSError as error:
-        raise SignatureError(f"cannot write {path}: {error.strerror}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)

@@ -1,7 +1,5 @@
-"""Computes the figures: each is the median of the rounds, and each ratio is the median of the
-rounds' ratios.
-
-So a drift of the machine's speed, or a short load, has little influence on them.
+"""The figures: medians of the rounds, and of the rounds' ratios, on which a drift of the machine's
+speed or a short load has little influence.
 """
 
 import math
@@ -18,8 +16,8 @@ PLAIN_LOOP = "plain loop"
 
 @dataclass(frozen=True)
 class Run:
-    """The result of one peer in one round: latencies of the successful requests, the time from the
-    first request to the last response, and the other requests, with the reason of the first.
+    """One peer in one round: latencies of the successful requests, the time from the first request
+    to the last response, and the number of failures, with the reason of the first.
     """
 
     latencies_s: tuple[float, ...]
@@ -55,8 +53,7 @@ Figure = Callable[[Run], float]
 class Row:
     """One peer with one number of clients, over all rounds.
 
-    `ours_to_it` is the ratio of the throughput of `OURS` to this peer's. None if one of the two was
-    not measured or had no successful request.
+    `ours_to_it` is the ratio of the throughput of `OURS` to this peer's; NaN as in `ratio`.
     """
 
     peer: str
@@ -64,7 +61,7 @@ class Row:
     images_a_second: float
     median_ms: float
     p99_ms: float
-    ours_to_it: float | None
+    ours_to_it: float
     responded: int
     failures: int
     reason: str
@@ -93,12 +90,12 @@ def _row(rounds: Sequence[Round], key: Key) -> Row:
 
 def ratio(
     rounds: Sequence[Round], figure: Figure, of: Key, to: Key, *, to_figure: Figure | None = None
-) -> float | None:
-    """The median of the rounds' ratios. None if one of the two is missing or has no success in any
-    round.
+) -> float:
+    """The median of the rounds' ratios; NaN if one of the two is missing or without a success in
+    any round.
     """
     if any(key not in each or not each[key].latencies_s for each in rounds for key in (of, to)):
-        return None
+        return math.nan
     return statistics.median(figure(each[of]) / (to_figure or figure)(each[to]) for each in rounds)
 
 
@@ -113,15 +110,11 @@ def headlines(rounds: Sequence[Round]) -> dict[str, float]:
         "8 clients: images a second, ours to the plain loop": throughput(
             (OURS, 8), (PLAIN_LOOP, 8)
         ),
+        # With 8 clients in a queue, each waits for 8 images, so this is a server's minimum.
         "8 clients: p99 of ours to 8 x the limit's median": ratio(
-            rounds, Run.p99_ms, (OURS, 8), (LIMIT, 8), to_figure=_eighth_in_queue_ms
+            rounds, Run.p99_ms, (OURS, 8), (LIMIT, 8), to_figure=lambda run: 8 * run.median_ms()
         ),
         "8 clients: images a second, dense to png": throughput((DENSE, 8), (OURS, 8)),
         "images a second of ours, 32 clients to 8": throughput((OURS, 32), (OURS, 8)),
     }
-    return {title: value for title, value in found.items() if value is not None}
-
-
-def _eighth_in_queue_ms(run: Run) -> float:
-    """With 8 clients in a queue, each waits for 8 images, so this is a server's minimum."""
-    return 8 * run.median_ms()
+    return {title: value for title, value in found.items() if not math.isnan(value)}

@@ -2,19 +2,19 @@
 after the response.
 
 `send_requests` starts it; arguments and results are JSON on its standard input and output. The
-clients are threads with `http.client`, which need the least CPU time. On one machine, the clients'
-CPU time is lost for the server.
+clients use `http.client`, because their CPU time is lost for a server on the same machine.
 """
 
 import base64
 import http.client
 import json
+import math
 import ssl
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,6 @@ BodyKind = Literal["file", "form", "json"]
 
 TIMEOUT_S = 300.0
 _WARM_UP_CLIENTS = 4  # to reach every worker of a server
-_WARM_UP_REPEATS = 2
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,7 @@ class HttpPeer:
     workload: Workload
 
     def warm_up(self) -> None:
-        run = send_requests(
-            self.gateway, self.workload.warm_up * _WARM_UP_REPEATS, clients=_WARM_UP_CLIENTS
-        )
-        if run.failures:
-            raise BenchError(f"{run.failures} of the first images failed: {run.reason}")
+        send_all(self.gateway, self.workload.warm_up * 2, clients=_WARM_UP_CLIENTS)
 
     def run(self, clients: int) -> Run:
         return send_requests(
@@ -68,28 +63,16 @@ class HttpPeer:
 
 
 def send_requests(
-    gateway: Gateway,
-    images: Sequence[Path],
-    *,
-    clients: int,
-    max_s: float = TIMEOUT_S,
-    timeout_s: float = TIMEOUT_S,
+    gateway: Gateway, images: Sequence[Path], *, clients: int, max_s: float = math.inf
 ) -> Run:
-    """Sends image files in order from a separate process.
-
-    Args:
-        max_s: no request starts later than this many seconds after the first.
-        timeout_s: time limit of a response.
-
-    Raises:
-        BenchError: the process failed. No response of a server causes this.
+    """Sends image files in order from a separate process. No request starts later than `max_s`
+    after the first. Raises BenchError if the process fails, whatever a server responds.
     """
     order = {
         "gateway": asdict(gateway),
         "images": [str(image) for image in images],
         "clients": clients,
         "max_s": max_s,
-        "timeout_s": timeout_s,
     }
     done = subprocess.run(
         [sys.executable, "-m", "bench.serving.load"],
@@ -99,81 +82,54 @@ def send_requests(
         check=False,
     )
     if done.returncode:
-        raise BenchError(
-            f"the process that sends requests failed: {' '.join(done.stderr.splitlines()[-1:])}"
-        )
+        raise BenchError(f"the process that sends requests failed: {done.stderr[-300:]}")
     fields = json.loads(done.stdout)
     return Run(**{**fields, "latencies_s": tuple(fields["latencies_s"])})
 
 
 def send_all(gateway: Gateway, images: Sequence[Path], *, clients: int) -> Run:
-    """As `send_requests`, but no request may fail.
-
-    Raises:
-        BenchError: a request failed.
-    """
+    """As `send_requests`, but raises BenchError if a request fails."""
     run = send_requests(gateway, images, clients=clients)
     if run.failures:
         raise BenchError(f"{run.failures} of {len(images)} images failed: {run.reason}")
     return run
 
 
-class ClosedLoop:
+def closed_loop(gateway: Gateway, images: Sequence[str], clients: int, max_s: float) -> Run:
     """Clients that share one queue of requests. Their threads wait for sockets most of the time."""
+    requests = {image: _request(gateway, Path(image).read_bytes()) for image in set(images)}
+    queue = iter([requests[image] for image in images])
+    path = urlsplit(gateway.url).path
+    latencies_s: list[float] = []
+    failures: list[str] = []
 
-    def __init__(
-        self, gateway: Gateway, images: Sequence[str], clients: int, max_s: float, timeout_s: float
-    ) -> None:
-        self._gateway, self._clients = gateway, clients
-        self._max_s, self._timeout_s = max_s, timeout_s
-        requests = {image: _request(gateway, Path(image).read_bytes()) for image in set(images)}
-        self._queue = iter([requests[image] for image in images])
-        self._turn = threading.Lock()
-        self._latencies_s: list[float] = []
-        self._failures: list[str] = []
-        self._began_s = 0.0
-
-    def run(self) -> Run:
-        clients = [threading.Thread(target=self._client) for _ in range(self._clients)]
-        self._began_s = time.perf_counter()
-        for client in clients:
-            client.start()
-        for client in clients:
-            client.join()
-        wall_s = time.perf_counter() - self._began_s
-        return Run(
-            tuple(self._latencies_s), wall_s, len(self._failures), next(iter(self._failures), "")
-        )
-
-    def _client(self) -> None:
-        connection = _connection(self._gateway, self._timeout_s)
-        path = urlsplit(self._gateway.url).path
-        for body, headers in self._mine():
-            began_s = time.perf_counter()
+    def client(_number: int) -> None:
+        connection = _connection(gateway)
+        for body, headers in queue:  # threads may share the iterator of a list
+            sent_s = time.perf_counter()
+            if sent_s - began_s >= max_s:
+                break
             failure = _exchange(connection, path, body, headers)
             if failure is None:
-                self._latencies_s.append(time.perf_counter() - began_s)
+                latencies_s.append(time.perf_counter() - sent_s)
             else:
-                self._failures.append(failure)
+                failures.append(failure)
         connection.close()
 
-    def _mine(self) -> Iterator[tuple[bytes, dict[str, str]]]:
-        """The requests of one client, until the queue is empty or the time limit is reached."""
-        while time.perf_counter() - self._began_s < self._max_s:
-            with self._turn:
-                request = next(self._queue, None)
-            if request is None:
-                return
-            yield request
+    began_s = time.perf_counter()
+    with ThreadPoolExecutor(clients) as threads:
+        list(threads.map(client, range(clients)))  # raises what a client raised
+    wall_s = time.perf_counter() - began_s
+    return Run(tuple(latencies_s), wall_s, len(failures), failures[0] if failures else "")
 
 
-def _connection(gateway: Gateway, timeout_s: float) -> http.client.HTTPConnection:
+def _connection(gateway: Gateway) -> http.client.HTTPConnection:
     parts = urlsplit(gateway.url)
     host, port = parts.hostname or "", parts.port
     if parts.scheme == "https":
         context = ssl.create_default_context(cafile=gateway.ca_file)
-        return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
-    return http.client.HTTPConnection(host, port, timeout=timeout_s)
+        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
+    return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
 
 
 def _request(gateway: Gateway, content: bytes) -> tuple[bytes, dict[str, str]]:
@@ -183,10 +139,8 @@ def _request(gateway: Gateway, content: bytes) -> tuple[bytes, dict[str, str]]:
             {gateway.part: ("image.jpg", content, "image/jpeg")}
         )
     elif gateway.body == "json":
-        body, content_type = (
-            json.dumps({gateway.part: base64.b64encode(content).decode()}).encode(),
-            "application/json",
-        )
+        body = json.dumps({gateway.part: base64.b64encode(content).decode()}).encode()
+        content_type = "application/json"
     else:
         body, content_type = content, "application/octet-stream"
     return body, {"Content-Type": content_type, **gateway.headers}
@@ -204,16 +158,15 @@ def _exchange(
         connection.close()  # the next request reopens it
         return f"{type(error).__name__}: {error}"
     if response.status != http.HTTPStatus.OK:
-        return (
-            f"status {response.status}: {' '.join(content[:200].decode(errors='replace').split())}"
-        )
+        said = content[:200].decode(errors="replace")
+        return f"status {response.status}: {' '.join(said.split())}"
     return None if content else "an empty response"
 
 
 def main() -> None:
     order = json.load(sys.stdin)
     gateway = Gateway(**order.pop("gateway"))
-    json.dump(asdict(ClosedLoop(gateway, **order).run()), sys.stdout)
+    json.dump(asdict(closed_loop(gateway, **order)), sys.stdout)
 
 
 if __name__ == "__main__":

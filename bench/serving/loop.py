@@ -1,8 +1,6 @@
-"""Measures code without a server: one caller in a separate process, which has the whole machine
-like a server.
+"""Measures code without a server: one caller in a separate process, for any number of clients.
 
-The number of clients does not affect it. It is measured again for every number of clients, so that
-a ratio compares measurements of nearly the same time.
+It is measured again for every number, so that a ratio compares measurements of nearly one time.
 """
 
 import multiprocessing
@@ -45,11 +43,7 @@ class LoopPeer:
 
 @contextmanager
 def open_loop(workload: Workload, *, title: str, prepare: Prepare) -> Iterator[Opened]:
-    """Starts a process that is ready to loop. It ends with the context.
-
-    Raises:
-        BenchError: the preparation failed.
-    """
+    """Starts a process that is ready to loop. Raises BenchError if the preparation fails."""
     began_s = time.perf_counter()
     with ProcessPoolExecutor(
         1,

@@ -9,9 +9,7 @@ from .figures import Run
 
 
 class BenchError(Exception):
-    """A benchmark or one of its systems cannot continue. The message is one line of text for
-    people.
-    """
+    """A benchmark or one of its systems cannot continue."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +17,7 @@ class Workload:
     """The image files of one measurement, in order, and its limits.
 
     Attributes:
-        warm_up: every photograph once, to process every shape of the network's input before the
-            measurement.
+        warm_up: every photograph once, and so every shape of the network's input.
         max_s: no request starts later than this many seconds after the first.
         encodings: of the masks in the responses of the served model.
         scratch: an existing folder for the systems' files.
@@ -38,11 +35,7 @@ class Peer(Protocol):
     """A row of the table: a server with one kind of HTTP request, or a loop without a server."""
 
     def warm_up(self) -> None:
-        """Processes every input shape once.
-
-        Raises:
-            BenchError: an image failed.
-        """
+        """Processes every input shape. Raises BenchError if an image fails."""
 
     def run(self, clients: int) -> Run:
         """Processes all requests, with `clients` of them in flight."""
@@ -50,9 +43,7 @@ class Peer(Protocol):
 
 @dataclass(frozen=True)
 class Opened:
-    """A system that is ready for measurement: its rows by title, the root of its process tree, and
-    the time that its start took.
-    """
+    """A started system: its rows by title, the root of its process tree, the time of its start."""
 
     peers: Mapping[str, Peer]
     pid: int

@@ -4,16 +4,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import orjson
 
 from .figures import LIMIT, Round, Row, headlines, rows
 from .peer import BenchError
 from .session import Outcome
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _OURS, _LIMIT, _OTHERS = "#2a6f97", "#555555", "#c9ccd1"
 
@@ -42,11 +38,8 @@ class Report:
             "setting": self.setting,
             "figures": rows(outcome.rounds),
             "headlines": headlines(outcome.rounds),
-            "rounds": [_round(each) for each in outcome.rounds],
-            "starts_s": outcome.starts_s,
-            "peaks_bytes": outcome.peaks_bytes,
-            "skipped": outcome.skipped,
-            "ended_by": outcome.ended_by,
+            **vars(outcome),
+            "rounds": [rows([each]) for each in outcome.rounds],
         }
         return orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n"
 
@@ -54,21 +47,21 @@ class Report:
         """The headlines, one table per number of clients, the start time and memory of each system,
         and the machine.
         """
-        found = rows(self.outcome.rounds)
-        clients = dict.fromkeys(row.clients for row in found)
-        blocks = [_headline_table(self.outcome.rounds)]
-        blocks += [
-            _table(count, [row for row in found if row.clients == count]) for count in clients
-        ]
-        blocks += [_costs(self.outcome), "\n".join(_circumstances(self))]
-        return "\n\n".join(block for block in blocks if block) + "\n"
+        found = by_clients(rows(self.outcome.rounds))
+        tables = [_table(clients, of_clients) for clients, of_clients in found.items()]
+        blocks = [_headline_table(self.outcome.rounds), *tables, _costs(self.outcome)]
+        blocks.append("\n".join(_circumstances(self)))
+        return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def by_clients(found: Sequence[Row]) -> dict[int, list[Row]]:
+    counts = dict.fromkeys(row.clients for row in found)
+    return {count: [row for row in found if row.clients == count] for count in counts}
 
 
 def write_between_marks(document: Path, text: str, *, name: str = "figures") -> None:
-    """Replaces the text between the marks of that name in a document.
-
-    Raises:
-        BenchError: the document is missing, or does not contain both marks exactly once.
+    """Replaces the text between the marks of that name in a document. Raises BenchError if it does
+    not contain both exactly once.
     """
     begin, end = marks(name)
     try:
@@ -98,14 +91,14 @@ def _table(clients: int, found: Sequence[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    times = "-" if row.ours_to_it is None else f"{row.ours_to_it:.2f}"
     failed = f"{row.failures} of {row.failures + row.responded}" if row.failures else "0"
-    latencies = f"{_number(row.median_ms)} | {_number(row.p99_ms)}"
-    return f"| {row.peer} | {row.images_a_second:.1f} | {latencies} | {times} | {failed} |"
+    median, p99 = _number(row.median_ms, 0), _number(row.p99_ms, 0)
+    cells = [row.peer, f"{row.images_a_second:.1f}", median, p99, _number(row.ours_to_it, 2)]
+    return f"| {' | '.join(cells)} | {failed} |"
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.0f}"
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _costs(outcome: Outcome) -> str:
@@ -128,51 +121,25 @@ def _circumstances(report: Report) -> Iterator[str]:
     )
 
 
-def _round(runs: Round) -> list[dict[str, object]]:
-    return [
-        {
-            "peer": peer,
-            "clients": clients,
-            "completed": len(run.latencies_s),
-            "failures": run.failures,
-            "wall_s": run.wall_s,
-            "images_a_second": run.images_a_second(),
-            "median_ms": run.median_ms(),
-            "p99_ms": run.p99_ms(),
-        }
-        for (peer, clients), run in runs.items()
-    ]
-
-
 def draw(found: Sequence[Row], path: Path) -> None:
-    """Writes the plot. The path's suffix defines the format.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Writes the plot. The path's suffix defines the format."""
     from matplotlib.figure import Figure  # pyplot would need a display
 
-    clients = list(dict.fromkeys(row.clients for row in found))
-    height_in = 1.2 + 0.32 * sum(row.clients == clients[0] for row in found)
-    figure = Figure(figsize=(3.6 * len(clients) + 1.5, height_in), layout="constrained")
-    panels = figure.subplots(1, len(clients), sharex=True, sharey=True, squeeze=False)[0]
-    for panel, count in zip(panels, clients, strict=True):
-        _draw_panel(panel, [row for row in found if row.clients == count])
+    of_clients = by_clients(found)
+    height_in = 1.2 + 0.32 * max(map(len, of_clients.values()))
+    figure = Figure(figsize=(3.6 * len(of_clients) + 1.5, height_in), layout="constrained")
+    panels = figure.subplots(1, len(of_clients), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, (count, shown) in zip(panels, of_clients.items(), strict=True):
+        names = [row.peer for row in shown]
+        colors = [_color(name) for name in names]
+        bars = panel.barh(names, [row.images_a_second for row in shown], color=colors)
+        panel.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+        panel.margins(x=0.2)
+        panel.spines[["top", "right"]].set_visible(False)
         panel.set_title("one client" if count == 1 else f"{count} clients")
+    panels[0].invert_yaxis()  # of all panels, as they share it
     figure.supxlabel("images a second")
     figure.savefig(path, dpi=150)
-
-
-def _draw_panel(panel: "Axes", found: Sequence[Row]) -> None:
-    names = [row.peer for row in found]
-    bars = panel.barh(
-        names, [row.images_a_second for row in found], color=[_color(name) for name in names]
-    )
-    panel.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    panel.margins(x=0.2)
-    panel.spines[["top", "right"]].set_visible(False)
-    if not panel.yaxis_inverted():
-        panel.invert_yaxis()
 
 
 def _color(name: str) -> str:

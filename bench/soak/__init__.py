@@ -1,3 +1,1 @@
-"""An overload test of the container's command, of any duration: `python -m bench.soak --minutes
-20`.
-"""
+"""An overload test of the container's command: `python -m bench.soak --minutes 20`."""

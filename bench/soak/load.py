@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -22,11 +21,8 @@ _CLIENTS = 8  # of the closed loop
 BAD_SHARE = 0.01
 
 _RESPONSES = [
-    {"Accept": MediaType.JSON.value, "X-Segment-Mask": encoding}
-    for encoding in get_args(MaskEncoding)
-]
-_RESPONSES += [
-    {"Accept": media_type.value} for media_type in MediaType if media_type is not MediaType.JSON
+    *({"Accept": MediaType.JSON, "X-Segment-Mask": mask} for mask in get_args(MaskEncoding)),
+    *({"Accept": media_type} for media_type in MediaType if media_type is not MediaType.JSON),
 ]
 
 
@@ -46,10 +42,7 @@ class Outcome(NamedTuple):
     good: bool
 
 
-@dataclass(frozen=True)
-class Request:
-    """A body with its headers. `good` is whether the request is valid."""
-
+class Request(NamedTuple):
     body: bytes
     headers: dict[str, str]
     good: bool
@@ -61,76 +54,49 @@ def mixed_requests(images: Sequence[Path], seed: int) -> Iterator[Request]:
     files = [path.read_bytes() for path in images]
     while True:
         body, headers = chance.choice(files), chance.choice(_RESPONSES)
-        if chance.random() < BAD_SHARE:
-            yield _bad(body, headers, chance.randrange(3))
-        else:
+        if chance.random() >= BAD_SHARE:
             yield Request(body, headers, good=True)
+            continue
+        bad_headers = {**headers, "X-Segment-Threshold": "high"}
+        bad = [(body[: len(body) // 2], headers), (b"no image", headers), (body, bad_headers)]
+        yield Request(*chance.choice(bad), good=False)
 
 
-def _bad(body: bytes, headers: dict[str, str], kind: int) -> Request:
-    match kind:
-        case 0:
-            return Request(body[: len(body) // 2], headers, good=False)
-        case 1:
-            return Request(b"no image at all", headers, good=False)
-        case _:
-            return Request(body, {**headers, "X-Segment-Threshold": "high"}, good=False)
-
-
-def send(
+async def send(
     url: str, token: str, images: Sequence[Path], seconds: float, *, rate: float | None
 ) -> list[Outcome]:
-    """Sends requests to a URL for some seconds.
-
-    Args:
-        rate: requests per second. None for a closed loop: each client sends its next request after
-            the response.
+    """Sends requests for some seconds: `rate` per second, or, if it is None, each client its next
+    one after the response.
     """
-    return asyncio.run(_sent(url, token, images, seconds, rate))
-
-
-async def _sent(
-    url: str, token: str, images: Sequence[Path], seconds: float, rate: float | None
-) -> list[Outcome]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     headers = {"Authorization": f"Bearer {token}"}
-    async with httpx.AsyncClient(limits=limits, timeout=_TIMEOUT_S, headers=headers) as client:
-        sender = _Sender(client, url, mixed_requests(images, seed=0))
-        await (sender.closed_loop(seconds) if rate is None else sender.at_rate(rate, seconds))
-    return sender.outcomes
+    requests, outcomes = mixed_requests(images, seed=0), list[Outcome]()
+    began_s = time.perf_counter()
 
+    def since_s() -> float:
+        return time.perf_counter() - began_s
 
-class _Sender:
-    def __init__(self, client: httpx.AsyncClient, url: str, requests: Iterator[Request]) -> None:
-        self._client, self._url, self._requests = client, url, requests
-        self._began_s = time.perf_counter()
-        self.outcomes: list[Outcome] = []
-
-    @property
-    def _since_s(self) -> float:
-        return time.perf_counter() - self._began_s
-
-    async def at_rate(self, rate: float, seconds: float) -> None:
-        async with asyncio.TaskGroup() as pending:
-            for number in range(int(rate * seconds)):
-                await asyncio.sleep(max(0.0, number / rate - self._since_s))
-                pending.create_task(self._send())
-
-    async def closed_loop(self, seconds: float) -> None:
-        async def client() -> None:
-            while self._since_s < seconds:
-                await self._send()
-
-        await asyncio.gather(*(client() for _ in range(_CLIENTS)))
-
-    async def _send(self) -> None:
-        request, sent_s = next(self._requests), self._since_s
+    async def send_next() -> None:
+        request, sent_s = next(requests), since_s()
         status, says_when = 0, False
         with suppress(httpx.TransportError):
-            response = await self._client.post(
-                self._url, content=request.body, headers=request.headers
-            )
+            response = await client.post(url, content=request.body, headers=request.headers)
             status, says_when = response.status_code, "Retry-After" in response.headers
-        self.outcomes.append(
-            Outcome(sent_s, self._since_s - sent_s, status, says_when, request.good)
-        )
+        outcomes.append(Outcome(sent_s, since_s() - sent_s, status, says_when, request.good))
+
+    async def keep_sending() -> None:
+        while since_s() < seconds:
+            await send_next()
+
+    async with (
+        httpx.AsyncClient(limits=limits, timeout=_TIMEOUT_S, headers=headers) as client,
+        asyncio.TaskGroup() as pending,
+    ):
+        if rate is None:
+            for _ in range(_CLIENTS):
+                pending.create_task(keep_sending())
+        else:
+            for number in range(int(rate * seconds)):
+                await asyncio.sleep(max(0.0, number / rate - since_s()))
+                pending.create_task(send_next())
+    return outcomes

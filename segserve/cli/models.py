@@ -1,30 +1,31 @@
-"""The commands `segserve fetch`, `export` and `quantize`, and the options that name a data set."""
+"""The commands `segserve fetch`, `export`, `quantize` and `profile`, and the options that name a
+data set.
+"""
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from ..bulk.sources import find_sources
-from ..resources import model_source, require_packages
+from ..resources import model_names, model_source, require_packages
 from ..runtime.record import ClassInfo, read_record
+from ..schema.request import Mode, Tta
 from .app import (
     MAKE,
     ModelArgument,
     app,
+    console,
     errors_in_one_line,
+    figures_table,
     image_count,
     model_folder,
     print_plain,
@@ -32,6 +33,7 @@ from .app import (
 
 if TYPE_CHECKING:
     from ..exporting.write import ExportReport
+    from ..local import LocalSegmenter
     from ..training.data import CheckedSplit
 
 
@@ -46,16 +48,9 @@ def fetch(
     """Download a published model once, verify it, and prepare it for serving."""
     from ..fetch import fetch_model
 
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    terminal = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+    bar = Progress(*columns, console=terminal, disable=not terminal.is_terminal)
     with errors_in_one_line(), bar as progress:
         task = progress.add_task(model, visible=False)
         folder = fetch_model(
@@ -216,3 +211,84 @@ def quantize(
             f"{folder}: a CPU with VNNI now computes it in int8, unless model-config.yaml sets "
             "another precision"
         )
+
+
+_WARM_UP = 2
+
+
+@app.command(rich_help_panel=MAKE)
+def profile(
+    image: Annotated[
+        Path, typer.Argument(help="an image file", exists=True, dir_okay=False, readable=True)
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="an archive, a model folder, or the name of one in model/",
+            autocompletion=model_names,
+        ),
+    ] = "embedded",
+    mode: Annotated[Mode | None, typer.Option(help="as in a request")] = None,
+    tta: Annotated[Tta | None, typer.Option(help="as in a request")] = None,
+    repeat: Annotated[
+        int, typer.Option(min=1, help="number of timed runs; the medians are shown")
+    ] = 20,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="write PyTorch's trace to this file, for https://ui.perfetto.dev", dir_okay=False
+        ),
+    ] = None,
+) -> None:
+    """Profile the segmentation of one image: milliseconds per stage."""
+    # Silences the profiler. PyTorch reads it when it is imported.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from ..local import LocalSegmenter
+
+    with errors_in_one_line(), console.status("segmenting"):
+        if trace is not None:
+            require_packages("torch")
+        segmenter = LocalSegmenter(model if Path(model).is_file() else model_folder(model))
+        medians_ms = profile_image(
+            segmenter, image.read_bytes(), repeat=repeat, trace=trace, mode=mode, tta=tta
+        )
+    table = figures_table("stage", "ms", "share", box=None)
+    for stage, ms in medians_ms.items():
+        table.add_row(stage, f"{ms:.2f}", f"{ms / medians_ms['total']:.0%}")
+    console.print(table)
+    if trace is not None:
+        print_plain(f"trace in {trace}: open it at https://ui.perfetto.dev")
+
+
+def profile_image(
+    segmenter: "LocalSegmenter",
+    image: bytes,
+    *,
+    repeat: int = 20,
+    trace: Path | None = None,
+    mode: str | None = None,
+    tta: str | None = None,
+) -> dict[str, float]:
+    """The median milliseconds of each stage of `Server-Timing`, and of the whole as `total`.
+
+    `trace` receives one more segmentation under PyTorch's profiler, which slows it down. Raises
+    ResponseError if the image or the options are rejected.
+    """
+
+    def segment() -> Mapping[str, float]:
+        return segmenter.segment(image, mode=mode, tta=tta).timings_ms
+
+    for _ in range(_WARM_UP):
+        segment()
+    runs_ms = []
+    for _ in range(repeat):
+        began_s = perf_counter()
+        stages_ms = segment()
+        runs_ms.append({**stages_ms, "total": 1000 * (perf_counter() - began_s)})
+    if trace is not None:
+        from torch.profiler import profile
+
+        with profile() as profiler:
+            segment()
+        profiler.export_chrome_trace(str(trace))
+    return {stage: median(run[stage] for run in runs_ms) for stage in runs_ms[0]}

@@ -1,5 +1,5 @@
-"""The commands that pack, sign and serve a model: `segserve archive`, `keygen`, `sign`, `serve`,
-`stop`, `demo` and `page`.
+"""The commands that pack, sign and serve a model, and look at its server: `segserve archive`,
+`keygen`, `sign`, `serve`, `stop`, `demo`, `page` and `doctor`.
 """
 
 import signal
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..doctor import Level, as_json, as_lines, examine, status_of
 from ..engines import EngineName
 from ..resources import PHOTOGRAPHS, sample_photograph
 from .app import (
@@ -38,6 +39,13 @@ RuntimeFlag = Annotated[
         help="what computes the network; onnx needs no PyTorch, and computes on the CPU. By "
         "default onnx on a CPU, if the model has a network.onnx"
     ),
+]
+ServerOption = Annotated[
+    str | None, typer.Option(help="its address; by default that of `segserve serve`")
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(help="inference token; by default that of `segserve serve`, else $SEGSERVE_TOKEN"),
 ]
 BUILD_DIR = Path("build")
 _READY_TIMEOUT_S = 300  # long enough for a busy machine; failures are reported immediately
@@ -219,12 +227,8 @@ def _build(
 
 @app.command(rich_help_panel=USE)
 def page(
-    server: Annotated[
-        str | None, typer.Option(help="its address; by default that of `segserve serve`")
-    ] = None,
-    token: Annotated[
-        str | None, typer.Option(help="by default that of `segserve serve`, else $SEGSERVE_TOKEN")
-    ] = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="of the page; by default a free one from 7860"),
@@ -244,3 +248,27 @@ def page(
 
 def _end(number: int, frame: FrameType | None) -> None:
     sys.exit(SIGNALLED + number)  # runs `with` and `finally` blocks, which remove the uploads
+
+
+_COLOR = {
+    Level.OK: typer.colors.GREEN,
+    Level.WARNING: typer.colors.YELLOW,
+    Level.PROBLEM: typer.colors.RED,
+}
+
+
+@app.command(rich_help_panel=USE)
+def doctor(
+    server: ServerOption = None,
+    token: TokenOption = None,
+    json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
+) -> None:
+    """Diagnose problems of a server, and say how to solve them."""
+    findings = []
+    for finding in examine(server, token=token):
+        findings.append(finding)
+        if not json:
+            typer.secho(as_lines([finding]), fg=_COLOR[finding.level])
+    if json:
+        typer.echo(as_json(findings))
+    raise typer.Exit(status_of(findings))

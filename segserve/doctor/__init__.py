@@ -1,8 +1,7 @@
-"""Looks at all that a server needs, and says what to do about what is amiss.
+"""Checks what a server needs, and says what to do about problems.
 
-Works with a broken installation, too: everything but the standard library is imported within the
-check that needs it. `python -m segserve.doctor` is `segserve doctor` for when not even the command
-line can be imported.
+Works with a broken installation too: everything but the standard library is imported within the
+check that needs it.
 """
 
 import json
@@ -13,7 +12,7 @@ from functools import partial
 
 
 class Level(StrEnum):
-    """`PROBLEM`: something will not work. `WARNING`: it works, but not as one would wish."""
+    """`PROBLEM`: something does not work. `WARNING`: it works, but not as well as it could."""
 
     OK = "ok"
     WARNING = "warning"
@@ -22,9 +21,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line for people: what it is about, what was found, and what to do about it (empty where
-    nothing is).
-    """
+    """What was found about a subject, and what to do about it; `remedy` is empty if nothing is."""
 
     subject: str
     level: Level
@@ -38,51 +35,40 @@ class Finding:
 Check = Callable[[], Finding]
 
 
-def ok(subject: str, message: str, remedy: str = "") -> Finding:
-    return Finding(subject, Level.OK, message, remedy)
-
-
-def warning(subject: str, message: str, remedy: str = "") -> Finding:
-    return Finding(subject, Level.WARNING, message, remedy)
-
-
-def problem(subject: str, message: str, remedy: str = "") -> Finding:
-    return Finding(subject, Level.PROBLEM, message, remedy)
-
-
 def examine(url: str | None = None, *, token: str | None = None) -> Iterator[Finding]:
-    """One finding after the other, as soon as it is there; never raises.
+    """Yields the finding of each check as soon as it is known; never raises.
 
     Args:
         url: the server to look at; by default the one that `segserve serve` left running here.
         token: inference token; by default that of the server which runs here, else SEGSERVE_TOKEN.
     """
-    from . import machine, service
+    from . import checks
 
-    checks: dict[str, Check] = {
-        "Python": machine.check_python,
-        "packages": machine.check_packages,
-        "Java": machine.check_java,
-        "torch": machine.check_torch,
-        "GPU": machine.check_gpu,
-        "disk": machine.check_disk,
-        "archive": service.check_archives,
-        "ports": service.check_ports,
-        "server": partial(service.check_server, url, token),
-        "token": partial(service.check_token, url, token),
+    by_subject: dict[str, Check] = {
+        "Python": checks.check_python,
+        "packages": checks.check_packages,
+        "Java": checks.check_java,
+        "torch": checks.check_torch,
+        "GPU": checks.check_gpu,
+        "disk": checks.check_disk,
+        "archive": checks.check_archives,
+        "ports": checks.check_ports,
+        "server": partial(checks.check_server, url, token),
+        "token": partial(checks.check_token, url, token),
     }
-    for subject, check in checks.items():
+    for subject, check in by_subject.items():
         yield isolated(subject, check)
 
 
 def isolated(subject: str, check: Check) -> Finding:
-    """What the check finds; where it fails itself, that is the finding."""
+    """The finding of a check, or that it failed."""
     try:
         return check()
-    except Exception as error:  # whatever is broken here is what a doctor is called for
+    except Exception as error:  # any package may be broken
         reason = " ".join(str(error).split())[:300] or "no reason given"
-        return problem(
+        return Finding(
             subject,
+            Level.PROBLEM,
             f"cannot be examined ({type(error).__name__}: {reason})",
             "repair what it names; `make setup`, or pip install --force-reinstall of that package, "
             "often does",
@@ -90,7 +76,6 @@ def isolated(subject: str, check: Check) -> Finding:
 
 
 def as_lines(findings: Sequence[Finding]) -> str:
-    """One line a finding: level, subject, what it means and what to do."""
     return "\n".join(f"{finding.level:<7}  {finding.subject:<8}  {finding}" for finding in findings)
 
 
@@ -103,5 +88,5 @@ def as_json(findings: Sequence[Finding]) -> str:
 
 
 def status_of(findings: Sequence[Finding]) -> int:
-    """Exit status of the command: 1 where there is a problem. Warnings are none."""
+    """The exit status of the command: 1 if there is a problem."""
     return int(any(finding.level is Level.PROBLEM for finding in findings))

@@ -13,8 +13,7 @@ from PIL import Image
 from ..resources import PHOTOGRAPHS, sample_photograph
 from ..runtime.encode.overlay import DEFAULT_OPACITY
 from ..runtime.record import BACKGROUND
-from .server import PageServer
-from .view import ENCODINGS, IN_BROWSER, PageResponse, Problem
+from .server import IN_BROWSER, PageResponse, PageServer, Problem
 
 
 def _as_dropped(picture: gr.Image, payload: Any) -> Path | None:  # noqa: ANN401 - differs between versions
@@ -39,7 +38,6 @@ Picture: type[gr.Image] = ABCMeta.__new__(
 _ASSETS = Path(__file__).with_name("assets")
 STYLES = (_ASSETS / "page.css", _ASSETS / "viewer.css")
 
-_NO_SAMPLE = "Not shown"
 _VIEWS = (
     ("One", "none"),
     ("With its mirror image", "flip"),
@@ -68,7 +66,6 @@ class Controls(NamedTuple):
     threshold: gr.Slider
     tiles: gr.Checkbox
     views: gr.Radio
-    encoding: gr.Dropdown
 
 
 def build_page(server: PageServer) -> gr.Blocks:
@@ -129,12 +126,6 @@ def _lay_out_controls(picture: gr.Image) -> Controls:
             label="Views",
             info="Average over more of them: slower, a little better.",
         ),
-        encoding=gr.Dropdown(
-            [_NO_SAMPLE, *ENCODINGS],
-            value=_NO_SAMPLE,
-            label="Response as a program gets it",
-            info="Sends the picture again, and shows the size and the time of the response.",
-        ),
     )
 
 
@@ -190,14 +181,12 @@ def _wire(
         threshold: float,
         tiles: bool,
         views: str,
-        encoding: str,
     ) -> PageResponse | Problem | None:
         if picture is None:
             return None
         return server.send(
             picture,
             model=model,
-            encoding=None if encoding == _NO_SAMPLE else encoding,
             classes=classes or None,
             threshold=threshold,
             mode="slide" if tiles else "whole",

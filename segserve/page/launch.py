@@ -65,10 +65,8 @@ def page_served(server: PageServer, *, port: int | None = None) -> Iterator[str]
     """Serves the page and yields its address. At the end, uploaded images are deleted. By default,
     the port is the first free one from 7860. Raises OSError if the port is in use.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="segserve-page-") as uploads,
-        _environment(GRADIO_TEMP_DIR=uploads),
-    ):
+    with tempfile.TemporaryDirectory(prefix="segserve-page-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # Gradio has no other setting for it
         page = build_page(server)
         try:
             _, url, _ = page.launch(**_settings(port))
@@ -82,7 +80,6 @@ def _settings(port: int | None) -> dict[str, Any]:
         "server_name": HOST,
         "server_port": port,
         "share": False,
-        "inbrowser": False,
         "quiet": True,
         "prevent_thread_lock": True,
         "max_threads": _THREADS,
@@ -131,15 +128,3 @@ def _theme() -> gr.themes.Base:
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover_dark="*primary_600",
     )
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Sets environment variables for settings that Gradio reads only from there."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -151,7 +151,7 @@ def test_client_is_small(wheel, client):
         pytest.param(["demo"], ARCHIVER, id="demo"),
         pytest.param(["fetch", "resnet50"], TORCH, id="fetch"),
         pytest.param(["segment", "--local", "cat.png"], ONNX, id="segment-local"),
-        pytest.param(["profile", "cat.png"], TORCH, id="profile"),
+        pytest.param(["profile", "cat.png"], ONNX, id="profile"),
         pytest.param(["train", "new", "--data", "."], TRAIN, id="train"),
         pytest.param(["evaluate", "embedded", "--data", "."], TRAIN, id="evaluate"),
         pytest.param(["keygen", "key"], NEEDS_SERVE.format("cryptography"), id="keygen"),

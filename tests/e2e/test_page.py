@@ -233,20 +233,13 @@ def test_download_of_overlay_is_what_is_seen(cat, expected):
     assert 0.9 < (of_cat == (255, 0, 0)).all(axis=1).mean() < 1  # the rest is outline and name
 
 
-def test_options_reach_the_server_and_the_response_is_shown_as_a_program_gets_it(page, photographs):
+def test_options_reach_the_server(page, photographs):
     page.get_by_role("button", name="Options").click()
     page.get_by_label("Classes", exact=True).first.click()
     page.get_by_role("option", name="dog", exact=True).click()
-    encoding = page.get_by_label("Response as a program gets it").first
-    encoding.click()
-    page.get_by_role("option", name="JSON, mask as polygons").click()
     drop(page, photographs["chelsea"], "chelsea.png")
     shown(page)
     assert page.locator("tbody tr[data-class='8']").count() == 0
-    expect(page.locator("[data-part=sample-message]")).to_contain_text(
-        re.compile(r"polygons: [\d\u202f]+ bytes in")
-    )
-    assert page.locator("[data-part=sample-excerpt]").inner_text().startswith('{"model"')
 
 
 def test_models_of_the_server_can_be_chosen(page):
@@ -261,28 +254,21 @@ def png(size_wh: tuple[int, int]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "title", "detail"),
+    ("content", "detail"),
     [
-        pytest.param(
-            b"this is no picture", "This file is no picture", "JPEG, PNG, WEBP", id="text"
-        ),
-        pytest.param(png((300, 200))[:-40], "The file ", "send the file whole", id="truncated"),
-        pytest.param(
-            png((5000, 4000)),
-            "The picture is too large",
-            "it down before sending",
-            id="too-large",
-        ),
+        pytest.param(b"this is no picture", "JPEG, PNG, WEBP", id="text"),
+        pytest.param(png((300, 200))[:-40], "send the file whole", id="truncated"),
+        pytest.param(png((5000, 4000)), "it down before sending", id="too-large"),
     ],
 )
-def test_picture_that_is_rejected_is_reported_in_plain_words(page, content, title, detail):
+def test_picture_that_is_rejected_is_reported_in_plain_words(page, content, detail):
     drop(page, content, "broken.png")
-    words = reported(page, title)
-    assert detail in words
+    assert detail in reported(page, "The server cannot segment this picture")
     assert "Traceback" not in page.locator("body").inner_text()
 
 
-def test_wrong_token_is_reported_in_plain_words(browser, folder, photographs):
+def test_wrong_token_is_reported_in_plain_words(browser, folder, photographs, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # restores that of the other page at the end
     server = Server.running(SERVE_DIR)
     with page_served(PageServer(server.inference_url, "wrong")) as url:
         page = browser.new_page()
@@ -314,7 +300,6 @@ def test_option_is_sent_when_it_changes(page, photographs):
     page.get_by_label("Classes", exact=True).first.click()
     page.get_by_role("option", name="dog", exact=True).click()
     expect(page.locator("tr[data-class='8']")).to_have_count(0, timeout=RESPONSE_MS)
-    assert "aeroplane, bicycle" in page.locator("[data-part=nothing]").inner_text()
 
 
 def test_screen_reader_is_never_given_a_raw_key(page, photographs):
@@ -387,7 +372,6 @@ def test_keyboard_alone_reaches_every_control_and_shows_where_it_is(page, photog
         "^range slider for Threshold$",
         "^Tiles",
         "^One$",
-        "^Response as",
     ]
     wanted += [
         "^The picture",

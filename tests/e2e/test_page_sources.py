@@ -122,7 +122,7 @@ def test_picture_taken_with_the_camera_shows_its_classes(page):
 def test_camera_that_is_denied_is_reported_and_an_upload_works(page, photographs):
     deny(page)
     open_camera(page)
-    assert "address bar" in reported(page, "The browser may not use the camera")
+    assert "address bar" in reported(page, "The camera cannot be used")
     page.get_by_role("button", name="Upload file").click()
     drop(page, photographs["chelsea"], "chelsea.png")
     found(page, CAT)
@@ -132,7 +132,7 @@ def test_camera_that_is_denied_is_reported_and_an_upload_works(page, photographs
 def test_camera_that_is_denied_first_and_then_allowed_takes_a_picture(page, url):
     deny(page)
     open_camera(page)
-    reported(page, "The browser may not use the camera")
+    reported(page, "The camera cannot be used")
     page.context.grant_permissions(PERMISSIONS, origin=url)
     page.get_by_text("Click to Access Webcam").click()
     page.get_by_role("button", name="capture photo").wait_for()
@@ -157,7 +157,7 @@ def test_clipboard_that_is_denied_is_reported_and_the_keyboard_pastes(page, phot
     copy_picture(page, photographs["chelsea"])
     deny(page)
     paste_by_button(page)
-    assert "Ctrl+V" in reported(page, "The browser may not read the clipboard")
+    assert "Ctrl+V" in reported(page, "There is no picture from the clipboard")
     paste_by_keyboard(page)
     found(page, CAT)
     expect(page.get_by_role("alert")).to_be_hidden()
@@ -170,7 +170,7 @@ def test_clipboard_that_is_denied_is_reported_and_the_keyboard_pastes(page, phot
 def test_clipboard_without_a_picture_is_reported(page, paste):
     copy_words(page, "no picture")
     paste(page)
-    assert "Copy a picture" in reported(page, "There is no picture on the clipboard")
+    assert "Copy a picture" in reported(page, "There is no picture from the clipboard")
 
 
 def test_words_pasted_beside_a_response_leave_it_as_it_is(page, photographs):
@@ -178,7 +178,7 @@ def test_words_pasted_beside_a_response_leave_it_as_it_is(page, photographs):
     shown(page)
     copy_words(page, "no picture")
     paste_by_keyboard(page)
-    reported(page, "There is no picture on the clipboard")
+    reported(page, "There is no picture from the clipboard")
     found(page, CAT)
 
 

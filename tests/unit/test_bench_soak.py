@@ -14,7 +14,7 @@ SECONDS = 600.0
 
 def steady(**changes) -> list[Sample]:
     """A sample every two seconds; a change is a function of the time."""
-    fixed = {"memory_bytes": 10**9, "descriptors": 200, "threads": 60, "waiting": 8}
+    fixed = {"memory_bytes": 10**9, "descriptors": 200, "threads": 60}
     return [
         Sample(
             at_s,

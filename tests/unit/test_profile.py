@@ -1,4 +1,4 @@
-"""`segserve profile`: stages, operators, the trace, and what it rejects."""
+"""`segserve profile`: stages, the trace, and what it rejects."""
 
 import json
 
@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segserve.cli import app
-from segserve.cli.diagnosis import profile_image
+from segserve.cli.models import profile_image
 from segserve.local import LocalSegmenter
 
 
@@ -21,22 +21,13 @@ def image_file(tmp_path):
 
 def test_profile_image_reports_stages_that_sum_up_to_no_more_than_the_whole(tiny_model, image_file):
     with LocalSegmenter(tiny_model, device="cpu") as segmenter:
-        profiled = profile_image(segmenter, image_file.read_bytes(), repeat=5)
-    assert list(profiled.stages_ms) == ["decode", "preprocess", "inference", "encode"]
-    assert all(ms > 0 for ms in profiled.stages_ms.values())
-    assert profiled.stages_ms["inference"] < profiled.total_ms
+        medians_ms = profile_image(segmenter, image_file.read_bytes(), repeat=5)
+    assert list(medians_ms) == ["decode", "preprocess", "inference", "encode", "total"]
+    assert all(ms > 0 for ms in medians_ms.values())
+    assert medians_ms["inference"] < medians_ms["total"]
 
 
-def test_profile_image_reports_operators_the_costliest_first(tiny_model, image_file):
-    with LocalSegmenter(tiny_model, device="cpu") as segmenter:
-        operators = profile_image(segmenter, image_file.read_bytes(), repeat=1).operators
-    assert any("OpenVINO network" in operator.name for operator in operators)
-    assert [operator.self_ms for operator in operators] == sorted(
-        (o.self_ms for o in operators), reverse=True
-    )
-
-
-def test_profile_command_prints_tables_and_writes_a_trace(tiny_model, image_file, tmp_path):
+def test_profile_command_prints_a_table_and_writes_a_trace(tiny_model, image_file, tmp_path):
     trace = tmp_path / "trace.json"
     command = [
         "profile",
@@ -50,7 +41,7 @@ def test_profile_command_prints_tables_and_writes_a_trace(tiny_model, image_file
     ]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    for word in ("decode", "inference", "total", "100%", "OpenVINO network", str(trace.name)):
+    for word in ("decode", "inference", "total", "100%", str(trace.name)):
         assert word in result.output
     assert any(
         "OpenVINO network" in event["name"]

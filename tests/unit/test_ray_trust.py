@@ -53,7 +53,7 @@ def test_load_handler_of_a_changed_archive_unpacks_nothing(archive, keys, tmp_pa
     archive.write_bytes(archive.read_bytes() + b"x")
     folder = tmp_path / "unpacked"
     folder.mkdir()
-    with pytest.raises(SignatureError, match="is not the file that was signed"):
+    with pytest.raises(SignatureError, match="is not what was signed"):
         load_handler(archive, folder, overrides={}, gpu_id=None, trusted=TrustedKeys.read(public))
     assert list(folder.iterdir()) == []
 

@@ -61,12 +61,10 @@ def test_signing_key_written_is_for_its_owner_alone(keys):
 
 def test_signing_key_written_twice_is_not_overwritten(keys, tmp_path):
     before = [path.read_bytes() for path in keys]
-    with pytest.raises(
-        SignatureError, match=r"signer\.pub exists already; keys are never overwritten"
-    ):
+    with pytest.raises(FileExistsError, match=r"signer\.pub"):
         SigningKey.generate().write(tmp_path / "signer")
     keys[1].unlink()
-    with pytest.raises(SignatureError, match=r"signer\.key exists already"):
+    with pytest.raises(FileExistsError, match=r"signer\.key"):
         SigningKey.generate().write(tmp_path / "signer")
     assert not keys[1].exists()
     assert keys[0].read_bytes() == before[0]
@@ -121,18 +119,17 @@ def unhashed_signature(archive: Path) -> None:
 
 
 DAMAGE = {
-    "changed archive": (damaged_archive, r"net\.mar: is not the file that was signed"),
+    "changed archive": (damaged_archive, r"net\.mar: it or its signature is not what was signed"),
     "longer archive": (
         lambda path: path.write_bytes(CONTENT + b"x"),
-        "is not the file that was signed",
+        "is not what was signed",
     ),
-    "empty archive": (lambda path: path.write_bytes(b""), "is not the file that was signed"),
-    "changed signature": (damaged_signature, "is not the file that was signed"),
+    "empty archive": (lambda path: path.write_bytes(b""), "is not what was signed"),
+    "changed signature": (damaged_signature, "is not what was signed"),
     "changed trusted comment": (
         lambda path: rewritten(signature_path(path), 2, "trusted comment: file:other.mar\thashed"),
-        r"net\.mar\.minisig: its trusted comment is not the one that was signed",
+        "is not what was signed",
     ),
-    "missing archive": (Path.unlink, r"cannot read the archive .*net\.mar: No such file"),
     "missing signature": (
         lambda path: signature_path(path).unlink(),
         r"net\.mar: there is no signature net\.mar\.minisig beside it; .*segserve sign net\.mar "
@@ -144,7 +141,7 @@ DAMAGE = {
     ),
     "signature that is no text": (
         lambda path: signature_path(path).write_bytes(b"\xff\xfe"),
-        "it is not text",
+        "expected a signature",
     ),
     "signature that is no base64": (
         lambda path: rewritten(signature_path(path), 1, "!"),
@@ -156,7 +153,7 @@ DAMAGE = {
     ),
     "old format": (
         unhashed_signature,
-        "in minisign's old format; sign again with minisign 0.10 or newer",
+        "expected a signature as `segserve sign` and minisign 0.10 or newer write them",
     ),
 }
 
@@ -183,7 +180,7 @@ def test_verify_archive_of_another_key_under_a_trusted_id_is_rejected(signed, ke
     forger = SigningKey.generate()
     forger._id = next(iter(trusted.keys))
     forger.sign(signed)
-    with pytest.raises(SignatureError, match="is not the file that was signed"):
+    with pytest.raises(SignatureError, match="is not what was signed"):
         trusted.verify(signed)
 
 
@@ -202,15 +199,14 @@ def test_copy_leaves_a_file_that_is_there_already(signed, trusted, tmp_path):
 
 def test_copy_of_a_changed_archive_leaves_nothing(signed, trusted, tmp_path):
     damaged_archive(signed)
-    with pytest.raises(SignatureError, match="is not the file that was signed"):
+    with pytest.raises(SignatureError, match="is not what was signed"):
         trusted.copy(signed, tmp_path / "copy.mar")
     assert not (tmp_path / "copy.mar").exists()
 
 
 PUBLIC_KEYS = {
-    "absent": (None, r"cannot read .*key\.pub: No such file"),
-    "empty": ("", "holds no public key; `segserve keygen` makes one"),
-    "comment alone": ("untrusted comment: minisign public key\n", "holds no public key"),
+    "empty": ("", "expected public keys"),
+    "comment alone": ("untrusted comment: minisign public key\n", "expected public keys"),
     "other text": (
         "ssh-ed25519 AAAA user@host\n",
         "expected public keys as `segserve keygen` and minisign write them",
@@ -222,8 +218,7 @@ PUBLIC_KEYS = {
 
 @pytest.mark.parametrize(("text", "message"), PUBLIC_KEYS.values(), ids=PUBLIC_KEYS.keys())
 def test_trusted_keys_that_are_none_say_what_is_expected(tmp_path, text, message):
-    if text is not None:
-        (tmp_path / "key.pub").write_text(text)
+    (tmp_path / "key.pub").write_text(text)
     with pytest.raises(SignatureError, match=message):
         TrustedKeys.read(tmp_path / "key.pub")
 
@@ -240,7 +235,6 @@ def damaged_key(path: Path) -> None:
 
 
 SECRET_KEYS = {
-    "absent": (Path.unlink, r"cannot read .*signer\.key: No such file"),
     "others may read it": (
         lambda path: path.chmod(0o644),
         r"\(mode 0644\): chmod 600 .*signer\.key",
@@ -248,12 +242,12 @@ SECRET_KEYS = {
     "the group may read it": (lambda path: path.chmod(0o640), r"\(mode 0640\): chmod 600 "),
     "public key": (
         lambda path: shutil.copy(path.with_suffix(".pub"), path),
-        "expected a secret key as `segserve keygen`",
+        "expected a secret key without a password, as `segserve keygen`",
     ),
     "empty": (lambda path: path.write_text(""), "expected a secret key"),
     "password": (
         with_password,
-        r"this key has a password, which only minisign can use: minisign -S -s .*signer\.key",
+        r"signer\.key: expected a secret key without a password",
     ),
     "damaged": (damaged_key, "this key is damaged; take it from your backup"),
 }
@@ -267,11 +261,11 @@ def test_signing_key_that_cannot_be_used_says_why_in_one_line(keys, change, mess
     assert "\n" not in str(caught.value)
 
 
-def test_sign_archive_that_is_absent_says_so(keys, tmp_path):
-    with pytest.raises(
-        SignatureError, match=r"cannot read the archive .*absent\.mar: No such file"
-    ):
-        SigningKey.read(keys[0]).sign(tmp_path / "absent.mar")
+def test_absent_files_are_named(signed, keys, trusted, tmp_path):
+    absent = tmp_path / "absent.mar"
+    for use in (SigningKey.read(keys[0]).sign, SigningKey.read, TrustedKeys.read, trusted.verify):
+        with pytest.raises(FileNotFoundError, match=r"absent\.mar"):
+            use(absent)
 
 
 @pytest.mark.skipif(shutil.which("minisign") is None, reason="minisign is not installed")

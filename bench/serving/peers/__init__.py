@@ -1,3 +1,1 @@
-"""The measured systems. Each starts in a context, provides one or several peers, and stops
-with the context.
-"""
+"""The measured systems: contexts that start one, provide its peers, and stop it."""

@@ -27,15 +27,11 @@ TLS_PORT = "8443"
 
 @contextmanager
 def open_deployed(workload: Workload) -> Iterator[Opened]:
-    """Runs the container's command and the proxy, without a container. A container itself has no
-    cost at runtime.
-
-    Raises:
-        BenchError: nginx or openssl is not installed, or one of the two servers does not start.
+    """Runs the container's command and the proxy, without a container, which itself has no cost at
+    runtime. Raises BenchError if nginx or openssl is not installed, or a server does not start.
     """
-    missing = [program for program in ("nginx", "openssl") if not shutil.which(program)]
-    if missing:
-        raise BenchError(f"{' and '.join(missing)} must be installed")
+    if not (shutil.which("nginx") and shutil.which("openssl")):
+        raise BenchError("nginx and openssl must be installed")
     folder, encoding = workload.scratch / "deployed", workload.encodings[0]
     secrets = make_secrets(folder / "secrets")
     archive = build_archive(workload.model, folder)
@@ -57,16 +53,8 @@ def open_deployed(workload: Workload) -> Iterator[Opened]:
 
 
 def write_proxy(folder: Path, secrets: Path, *, port: int, server: str, page: str) -> list[str]:
-    """Writes the settings and copies of the secrets to a folder. Returns the command that runs
-    nginx.
-
-    Args:
-        secrets: a folder with the files of `make-secrets.sh`.
-        server, page: host and port of the upstream servers.
-
-    Raises:
-        FileNotFoundError: nginx is not installed.
-        ValueError: nginx.conf does not contain an expected path or port.
+    """Writes the settings and copies of the secrets, the files of `make-secrets.sh`, to a folder.
+    Returns the command that runs nginx in front of `server` and `page`, each a host with its port.
     """
     nginx = shutil.which("nginx")
     if nginx is None:

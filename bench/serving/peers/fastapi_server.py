@@ -4,16 +4,18 @@ thread pool.
 https://fastapi.tiangolo.com/tutorial/request-files/
 """
 
+import sys
+from pathlib import Path
+
 import uvicorn
 from fastapi import FastAPI, Response, UploadFile
 
-from .processes import HOST, server_arguments
+from .processes import HOST
 from .steps import STEPS, first_device
 
 
-def main() -> None:
-    arguments = server_arguments()
-    steps = STEPS[arguments.network](arguments.model, first_device())
+def main(model: str, network: str, port: str) -> None:
+    steps = STEPS[network](Path(model), first_device())
     app = FastAPI()
 
     @app.post("/predict")
@@ -25,8 +27,8 @@ def main() -> None:
     def health() -> str:
         return "ok"
 
-    uvicorn.run(app, host=HOST, port=arguments.port, log_level="warning")
+    uvicorn.run(app, host=HOST, port=int(port), log_level="warning")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -4,12 +4,13 @@ https://lightning.ai/docs/litserve
 """
 
 import base64
+import sys
 from pathlib import Path
 
 import litserve
 import torch
 
-from .processes import HOST, server_arguments
+from .processes import HOST
 from .steps import STEPS, LabelMap
 
 TIMEOUT_S = 300  # the default of 30 is too short for a large network with 32 clients
@@ -33,13 +34,10 @@ class SegmentationAPI(litserve.LitAPI):
         return {"image": base64.b64encode(self._steps.encode(label_map)).decode()}
 
 
-def main() -> None:
-    arguments = server_arguments()
-    server = litserve.LitServer(
-        SegmentationAPI(arguments.model, arguments.network), timeout=TIMEOUT_S
-    )
-    server.run(host=HOST, port=arguments.port, generate_client_file=False, log_level="warning")
+def main(model: str, network: str, port: str) -> None:
+    server = litserve.LitServer(SegmentationAPI(Path(model), network), timeout=TIMEOUT_S)
+    server.run(host=HOST, port=int(port), generate_client_file=False, log_level="warning")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -74,10 +74,8 @@ def prepare_huggingface(workload: Workload) -> Work:
     """Hugging Face's image-segmentation pipeline with the same network. It converts an image file
     to one mask, a Pillow image, per class present.
 
-    transformers has no model with these heads, so a transformers model wraps our network and our
-    weights. So the pipeline has the same network cost for every model of this project. Trained
-    weights favour the pipeline: it creates an image for every class found, and random weights would
-    find all classes.
+    transformers has no model with these heads, so a transformers model wraps our network. Trained
+    weights favour the pipeline: with random ones it would create an image for every class.
     """
     from transformers import pipeline
     from transformers.utils import logging

@@ -1,16 +1,14 @@
-"""Starts servers as processes, waits until they are ready, and ends their process trees: the
-container's command, and the servers that are Python modules of this folder.
-"""
+"""Servers as processes: the container's command, and Python modules of this folder."""
 
-import argparse
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -35,10 +33,8 @@ def running(
     ca_file: Path | None = None,
 ) -> Iterator[int]:
     """Runs a command within the context. Yields its process id when its health URL responds with
-    200. The log receives its output; `ca_file` is the CA certificate for an https URL.
-
-    Raises:
-        BenchError: the command exits early, or is not ready in time.
+    200; `ca_file` is the CA certificate for https. Raises BenchError if it exits early, or is not
+    ready in time.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -62,11 +58,9 @@ def running(
 def running_container(
     archive: Path, token_file: Path, folder: Path, **settings: str
 ) -> Iterator[tuple[str, int]]:
-    """Runs the container's command, `python -m segserve.gateway`, within the context. Yields its
-    URL and its process id. The log is `folder/container.log`. Raises as `running`.
-
-    Args:
-        settings: other SEGSERVE_ variables, without this prefix.
+    """Runs the container's command, `python -m segserve.gateway`, within the context, with other
+    SEGSERVE_ variables, without this prefix. Yields its URL and its process id. The log is
+    `folder/container.log`. Raises as `running`.
     """
     port = free_port()
     own = {"ARCHIVE": archive, "TOKEN_FILE": token_file, "RUN_DIR": folder / "run", "HOST": HOST}
@@ -101,38 +95,17 @@ def _wait_until_healthy(
     raise BenchError(f"it is not ready after {READY_S} s")
 
 
-# The request format of each module, as in its framework's documentation.
-_GATEWAYS: Mapping[str, Callable[[str], Gateway]] = {
-    "litserve_server": lambda url: Gateway(url, body="json", part="image_data"),
-    "fastapi_server": lambda url: Gateway(url, body="form", part="file"),
-}
-
-
 @contextmanager
 def open_python_server(
-    workload: Workload, *, title: str, module: str, network: str
+    workload: Workload, *, title: str, module: str, network: str, request: dict[str, Any]
 ) -> Iterator[Opened]:
-    """Starts the module with one of `STEPS` and waits until `/health` responds with 200. Ends its
-    process tree later.
-
-    Raises:
-        BenchError: the server exits early, or is not ready in time.
-    """
+    """Starts the module with one of `STEPS`; `request` is its format. Raises as `running`."""
     port = free_port()
-    command = [sys.executable, "-m", f"{__package__}.{module}", "--port", str(port)]
-    command += ["--model", str(workload.model), "--network", network]
+    command = [sys.executable, "-m", f"{__package__}.{module}"]
+    command += [str(workload.model), network, str(port)]
     began_s = time.monotonic()
     with running(
         command, workload.scratch / f"{module}-{network}.log", f"http://{HOST}:{port}/health"
     ) as pid:
-        peer = HttpPeer(_GATEWAYS[module](f"http://{HOST}:{port}/predict"), workload)
+        peer = HttpPeer(Gateway(f"http://{HOST}:{port}/predict", **request), workload)
         yield Opened({title: peer}, pid, time.monotonic() - began_s)
-
-
-def server_arguments() -> argparse.Namespace:
-    """The arguments that `open_python_server` gives a module."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--network", required=True)
-    parser.add_argument("--port", type=int, required=True)
-    return parser.parse_args()

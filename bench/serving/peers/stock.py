@@ -1,13 +1,10 @@
-"""TorchServe's own `image_segmenter` with the same network and weights, set up as in TorchServe's
-example.
+"""TorchServe's own `image_segmenter` with the same network and weights, set up as in its example.
 
 https://github.com/pytorch/serve/tree/master/examples/image_segmenter/deeplabv3: a model file and a
-state dict, no model-config.yaml. The settings are those of TorchServe's docker/config.properties:
-one worker per core, and each worker computes on all cores.
+state dict. The settings are those of TorchServe's docker/config.properties: one worker per core,
+and each computes on all cores.
 """
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +13,7 @@ from pathlib import Path
 import requests
 import torch
 
+from segserve.archive import run_archiver
 from segserve.engines.torchserve.process import TorchServe
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import RECORD_FILE, read_record
@@ -72,18 +70,12 @@ def _archive(model: Path, handler: str, folder: Path) -> Path:
         "--extra-files": model / RECORD_FILE,
         "--export-path": folder,
     }
-    command = [sys.executable, "-m", "model_archiver.model_packaging"]
-    command += [str(word) for option in options.items() for word in option]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BenchError(f"torch-model-archiver failed: {' '.join(done.stderr.split())[-300:]}")
+    run_archiver(options, scratch=folder)
     return folder / f"{NAME}.mar"
 
 
 def _wait_for_every_worker(server: TorchServe) -> None:
-    """Waits for all workers. They start one at a time, and the first one responds while the others
-    still load.
-    """
+    """The first worker responds while the others still load."""
     deadline = time.monotonic() + READY_S
     headers = {"Authorization": f"Bearer {server.management_token}"}
     while time.monotonic() < deadline:

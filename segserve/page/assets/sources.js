@@ -2,7 +2,6 @@
 // gives no picture. It follows viewer.js in one function.
 
 const isPicture = (type) => type.startsWith("image/");
-const problemOf = (source, error) => props.problems[source][error?.name] ?? props.problems[source][""];
 
 // Returns what the source gives to the caller, and shows the user what went wrong, or what `flaw` finds wrong with it.
 function telling(source, owner, method, flaw) {
@@ -11,11 +10,11 @@ function telling(source, owner, method, flaw) {
   owner[method] = async (...args) => {
     try {
       const got = await plain(...args);
-      if (flaw?.(got)) report(problemOf(source));
+      if (flaw?.(got)) report(props.problems[source]);
       else if (state.reported) report(null);
       return got;
     } catch (error) {
-      report(problemOf(source, error));
+      report(props.problems[source]);
       throw error;
     }
   };
@@ -32,7 +31,7 @@ function hand(file) {
 function take(files, source) {
   const file = [...files].find(({ type }) => isPicture(type));
   if (file) hand(file);
-  else report(problemOf(source));
+  else report(props.problems[source]);
 }
 
 document.addEventListener("paste", (event) => {

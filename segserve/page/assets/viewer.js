@@ -1,4 +1,4 @@
-// Draws a response (see `view.py`). Opacity, switches and the pointer send nothing to the server.
+// Draws a response (see `server.py`). Opacity, switches and the pointer send nothing to the server.
 // Gradio calls this once as the body of a function, with `element`, `props` and `watch`. Whatever comes from the server
 // is put in as text, never as HTML.
 
@@ -55,12 +55,10 @@ function drawResponse(response, picture, ids) {
   state.ids = classIds(ids);
   part("opacity").value = 100 * state.opacity;
   part("rows").replaceChildren(...response.classes.map(row));
-  const steps = response.steps.map(({ name, ms }) => `${msText(ms)} ${name}`);
+  const steps = Object.entries(response.steps_ms).map(([name, ms]) => `${msText(ms)} ${name}`);
   part("steps").textContent = [`By ${response.model}`, ...steps].join(" · ");
-  drawSample(response.sample);
   setOpacity(state.opacity);
   setBefore(state.before);
-  drawNothing(response);
   drawColors();
   point(null);
 }
@@ -152,11 +150,6 @@ function setBefore(fraction) {
   part("before-value").textContent = `${Math.round(100 * fraction)} %`;
 }
 
-function drawNothing({ known }) {
-  part("nothing").hidden = !known.length;
-  part("nothing").textContent = `Nothing was found. The model knows these classes: ${known.join(", ")}.`;
-}
-
 function row({ id, label, color, pixels, fraction, box, confidence }) {
   const swatch = make("span", { class: "swatch" });
   swatch.style.background = `rgb(${bright(color)})`;
@@ -181,14 +174,6 @@ function toggle(id, label, swatch) {
   const input = make("input", { type: "checkbox", role: "switch", "data-switch": id });
   input.checked = !state.hidden.has(id);
   return make("label", { class: "name" }, swatch, label, input, make("span", { class: "switch", "aria-hidden": "true" }));
-}
-
-function drawSample(sample) {
-  part("sample").hidden = !sample;
-  if (!sample) return;
-  part("sample-message").textContent = `${sample.encoding}: ${countText(sample.bytes)} bytes in ${msText(sample.ms)}`;
-  part("sample-excerpt").textContent = sample.excerpt;
-  part("sample-excerpt").hidden = !sample.excerpt;
 }
 
 // The pixel [x, y] that is pointed at, or null.
