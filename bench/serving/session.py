@@ -10,8 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 
 from bench.machine import peak_python_bytes
-from segserve.engines import EngineName
-from segserve.engines.errors import ServerError
+from segserve.engines import EngineName, ServerError
 from segserve.runtime.errors import ModelError
 
 from .figures import LIMIT, PLAIN_LOOP, Key, Round, Run

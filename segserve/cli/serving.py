@@ -116,8 +116,7 @@ def serve(
     background.
     """
     from ..engines import default_engine
-    from ..gateway.background import Server
-    from ..gateway.endpoint import SERVE_DIR, running_server
+    from ..gateway.background import SERVE_DIR, Server, running_server
 
     with errors_in_one_line():
         if (running := running_server()) is not None:
@@ -160,7 +159,7 @@ def _print_ready(server: "Server", name: str) -> None:
 @app.command(rich_help_panel=USE)
 def stop() -> None:
     """Stop the server that `segserve serve` started from this folder."""
-    from ..gateway.endpoint import running_server
+    from ..gateway.background import running_server
 
     with errors_in_one_line():
         server = running_server()

@@ -103,8 +103,8 @@ def check_python(version: Sequence[int] = sys.version_info[:3]) -> Finding:
 
 
 def check_java() -> Finding:
-    from ..engines.errors import ServerError
-    from ..engines.torchserve.java import find_java
+    from ..engines import ServerError
+    from ..engines.torchserve_process import find_java
 
     try:
         return ok("Java", f"works, in {find_java()}")

@@ -15,8 +15,7 @@ from . import Finding, ok, problem, warning
 if TYPE_CHECKING:
     import requests
 
-    from ..gateway.background import Server
-    from ..gateway.endpoint import Endpoint
+    from ..gateway.background import Endpoint, Server
 
 BUILD_DIR = Path("build")
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -29,7 +28,7 @@ def check_ports() -> Finding:
     """Whether a server would get the ports of its settings; those of the server that runs here are
     its own.
     """
-    from ..gateway.endpoint import running_server
+    from ..gateway.background import running_server
 
     return judge_ports(_wanted_ports(), own=_own_ports(running_server()))
 
@@ -85,7 +84,7 @@ def archive_fault(path: Path) -> str:
 
 def check_server(url: str | None, token: str | None) -> Finding:
     """Whether the server of this folder is ready, or another one responds to `/ping`."""
-    from ..gateway.endpoint import find_endpoint
+    from ..gateway.background import find_endpoint
 
     endpoint = find_endpoint(url, token=token)
     if endpoint.running is not None:
@@ -109,7 +108,7 @@ def check_server(url: str | None, token: str | None) -> Finding:
 
 def check_token(url: str | None, token: str | None) -> Finding:
     """Whether the server accepts the token: `/ping` needs none, the list of models does."""
-    from ..gateway.endpoint import TOKEN_VARIABLE, find_endpoint
+    from ..gateway.background import TOKEN_VARIABLE, find_endpoint
 
     endpoint = find_endpoint(url, token=token)
     response = _get(endpoint, "models")
@@ -130,11 +129,10 @@ def check_token(url: str | None, token: str | None) -> Finding:
 
 def _wanted_ports() -> list[tuple[str, int]]:
     """Host and port of every address that a server would listen at, were all of them free."""
-    from ..engines.torchserve.config import read_config, wanted_address
+    from ..engines.config import read_config, wanted_address
 
     settings = read_config()
-    addresses = [wanted_address(settings, f"{name}_address") for name in ("inference", "metrics")]
-    return [(host, port) for _, host, port in addresses]
+    return [wanted_address(settings, f"{name}_address") for name in ("inference", "metrics")]
 
 
 def _own_ports(server: "Server | None") -> set[int]:
@@ -167,7 +165,7 @@ def _owner(port: int) -> str:
 
 
 def _own_server(server: "Server") -> Finding:
-    from ..engines.errors import ServerError
+    from ..engines import ServerError
 
     where = f"{server.inference_url} with {', '.join(server.models)}"
     try:

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 from ..runtime.errors import InternalError, OverloadedError, UnavailableError
 from ..runtime.metrics import OWN
 from ..signing import TrustedKeys
-from .environment import use_new_tmp_dir
-from .errors import ServerError
+from . import ServerError
 from .pool import WORKER_GONE, PoolEngine, queue_full
+from .processes import use_new_tmp_dir
 from .store import ServedArchive, stored_archives
 from .worker import BatchResult, Handled, Received, run_worker
 

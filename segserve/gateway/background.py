@@ -1,4 +1,8 @@
-"""A gateway as a child process that may outlive its parent: start, find and stop it."""
+"""A gateway as a child process that may outlive its parent: start, find and stop it.
+
+`find_endpoint` is for clients: the address for predictions, the given one or that of the server in
+the current folder.
+"""
 
 import json
 import os
@@ -6,24 +10,41 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import requests
 from pydantic import BaseModel, ConfigDict
 
-from ..engines import EngineName
-from ..engines.environment import HIDDEN_SETTING, handed_on
-from ..engines.errors import ServerError
-from ..engines.process_tree import ProcessTree, ServerProcess, creation_s, get_directly, spawn
+from ..client.request import DEFAULT_MODEL
+from ..engines import EngineName, ServerError
+from ..engines.config import choose_addresses, loopback, read_config, wanted_address
+from ..engines.processes import (
+    HIDDEN_SETTING,
+    ProcessTree,
+    ServerProcess,
+    creation_s,
+    get_directly,
+    handed_on,
+    spawn,
+)
 from ..engines.store import model_name
-from ..engines.torchserve.config import choose_addresses, loopback, read_config, wanted_address
 from ..resources import resource
 from ..runtime.files import write_whole
 from . import CANNOT_SERVE, ENGINE_FOLDER, TOKEN_FILE
 from .settings import PREFIX, variables
 
 STATE_FILE = "server.json"
+
+SERVE_DIR = Path(".run/serve")
+"""The run folder of `segserve serve`, below the current folder."""
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+URL_VARIABLE = "SEGSERVE_URL"
+TOKEN_VARIABLE = "SEGSERVE_TOKEN"  # noqa: S105 - the name of a variable
+TOKEN_FILE_VARIABLE = "SEGSERVE_TOKEN_FILE"  # noqa: S105
+"""Names a file that holds the token, as containers get secrets."""
 
 _DRAIN_S = 20
 _ORPHANS_S = 10
@@ -154,7 +175,7 @@ class Server(ServerProcess):
             token_file=given.get(f"{PREFIX}TOKEN_FILE", str(run_dir / TOKEN_FILE)),
         )
         state.write(run_dir / STATE_FILE)
-        wanted = wanted_address(settings, "inference_address")[2]
+        wanted = wanted_address(settings, "inference_address")[1]
         return cls(run_dir, state, child, replaced_port=None if str(wanted) == port else wanted)
 
     @classmethod
@@ -231,3 +252,57 @@ def _message(line: str) -> str:
         return str(json.loads(line)["message"])
     except (ValueError, TypeError, KeyError):
         return line
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to send requests. `running` is the server of this folder, if that is the one."""
+
+    url: str
+    token: str | None
+    model: str
+    running: Server | None
+
+
+def find_endpoint(
+    url: str | None = None, *, token: str | None = None, model: str | None = None
+) -> Endpoint:
+    """Completes what is not given: the address from $SEGSERVE_URL, then everything from the server
+    that runs in this folder, if that is its address.
+
+    A token in the environment comes last: the token of a server that runs here is newer.
+
+    Raises:
+        ServerError: the file that `$SEGSERVE_TOKEN_FILE` names cannot be read.
+    """
+    url = url or os.environ.get(URL_VARIABLE, "").strip() or None
+    running = running_server()
+    if running is not None and url is not None and _normal(url) != _normal(running.inference_url):
+        running = None
+    token = token or (running.inference_token if running else None) or _token_of_environment()
+    name = model or (running.models[0] if running else DEFAULT_MODEL)
+    return Endpoint(
+        url or (running.inference_url if running else DEFAULT_URL), token, name, running
+    )
+
+
+def running_server() -> Server | None:
+    """The server that `segserve serve` left running in this folder."""
+    return Server.running(SERVE_DIR)
+
+
+def _token_of_environment() -> str | None:
+    token, file = (
+        os.environ.get(name, "").strip() for name in (TOKEN_VARIABLE, TOKEN_FILE_VARIABLE)
+    )
+    try:
+        return token or (Path(file).read_text(encoding="utf-8").strip() if file else "") or None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ServerError(
+            f"${TOKEN_FILE_VARIABLE} names a file that cannot be read: {reason}"
+        ) from error
+
+
+def _normal(url: str) -> str:
+    return url.rstrip("/").replace("//localhost:", "//127.0.0.1:")

@@ -10,16 +10,15 @@ from typing import Any, Never
 
 from starlette.types import ASGIApp
 
-from ..engines import Engine, EngineName
-from ..engines.environment import HIDDEN_SETTING, hide_environment
-from ..engines.errors import ServerError
+from ..engines import Engine, EngineName, ServerError
+from ..engines.processes import HIDDEN_SETTING, hide_environment
 from ..signing import TrustedKeys
 from . import ENGINE_FOLDER, TOKEN_FILE
+from .admission import TokenFile
 from .app import Gateway
 from .http_server import bind, serving
 from .json_log import following
 from .settings import GatewaySettings, check_settings
-from .tokens import TokenFile
 
 logger = logging.getLogger("segserve.gateway")
 
@@ -78,8 +77,8 @@ def _start_engine(settings: GatewaySettings) -> Engine:
     trusted = _trusted(settings)
     run_dir = settings.run_dir.resolve() / ENGINE_FOLDER
     if settings.engine is EngineName.TORCHSERVE:
-        from ..engines.torchserve.engine import TorchServeEngine
-        from ..engines.torchserve.process import TorchServe
+        from ..engines.torchserve import TorchServeEngine
+        from ..engines.torchserve_process import TorchServe
 
         server = TorchServe.start(
             settings.archive,
@@ -138,7 +137,7 @@ def _bind_grpc(settings: GatewaySettings, gateway: Gateway) -> AbstractAsyncCont
     if settings.grpc_port is None:
         return nullcontext()
     try:
-        from .protocols.open_inference_grpc import serving_grpc
+        from .open_inference_grpc import serving_grpc
     except ModuleNotFoundError as error:
         raise ServerError(
             f"SEGSERVE_GRPC_PORT is set, and {error.name} is not installed: pip install "

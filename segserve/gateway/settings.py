@@ -21,10 +21,9 @@ from pydantic import (
     field_validator,
 )
 
-from ..engines import EngineName
-from ..engines.environment import EXTRA_VARIABLE
-from ..engines.errors import ServerError
-from ..engines.torchserve.config import max_request_bytes, read_config, store_urls
+from ..engines import EngineName, ServerError
+from ..engines.config import max_request_bytes, read_config, store_urls
+from ..engines.processes import EXTRA_VARIABLE
 
 PREFIX = "SEGSERVE_"
 MIN_MEMORY_BYTES = 3 * 2**29

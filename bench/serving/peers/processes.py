@@ -14,7 +14,7 @@ from pathlib import Path
 
 import requests
 
-from segserve.engines.process_tree import ProcessTree
+from segserve.engines.processes import ProcessTree
 
 from ..load import Gateway, HttpPeer
 from ..peer import BenchError, Opened, Workload

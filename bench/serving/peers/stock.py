@@ -16,7 +16,7 @@ from pathlib import Path
 import requests
 import torch
 
-from segserve.engines.torchserve.process import TorchServe
+from segserve.engines.torchserve_process import TorchServe
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import RECORD_FILE, read_record
 

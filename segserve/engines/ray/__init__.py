@@ -58,7 +58,7 @@ def app(arguments: Arguments) -> "Application":
     """Builds the application that serves the archives.
 
     Raises:
-        ModelError: no archive is named, or an archive cannot be served.
+        ServerError: no archive is named, or an archive cannot be served.
         SignatureError: an archive is not signed by a trusted key.
     """
     from .build import build_app
@@ -78,8 +78,8 @@ def start_engine(
         ServerError: Ray is not installed, or as `stored_archives`.
     """
     from ...runtime.files import write_whole
-    from ..environment import use_new_tmp_dir
-    from ..errors import ServerError
+    from .. import ServerError
+    from ..processes import use_new_tmp_dir
     from ..store import stored_archives
 
     if find_spec("ray") is None:

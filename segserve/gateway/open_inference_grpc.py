@@ -8,13 +8,12 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from ... import __version__
-from ...engines.errors import BadTokenError
-from ...runtime.errors import BadRequestError
-from ...schema.protocols import InferRequest
-from ..app import Gateway
-from .native import checked, parsed_as, status_and_message
+from .. import __version__
+from ..engines import BadTokenError
+from ..runtime.errors import BadRequestError
+from .app import Gateway
 from .open_inference import (
+    InferRequest,
     has_ready_worker,
     image_of_bytes,
     image_of_pixels,
@@ -22,6 +21,7 @@ from .open_inference import (
     model_metadata,
     tensors_of,
 )
+from .protocols import checked, parsed_as, status_and_message
 
 _SERVICE = "inference.GRPCInferenceService"
 _MOST_CALLS = 64  # each holds its message in memory

@@ -10,27 +10,27 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ... import __version__
-from ...client.response import HttpResponse, read_segmentation
-from ...engines import EngineRequest
-from ...runtime.errors import BadRequestError, TooLargeError, UnavailableError
-from ...schema.protocols import InferOutput, InferRequest, InferTensor
-from ...schema.request import MediaType
-from ..responses import json_response
-from .native import checked, native_request, parsed_as, plain_route
+from .. import __version__
+from ..client.response import HttpResponse, read_segmentation
+from ..engines import EngineRequest
+from ..runtime.errors import BadRequestError, TooLargeError, UnavailableError
+from ..schema.request import MediaType
+from .http_server import json_response
+from .protocols import Parameters, checked, native_request, parsed_as, plain_route
 
 if TYPE_CHECKING:
-    from ..app import Gateway
+    from .app import Gateway
 
 _JSON_LENGTH = "inference-header-content-length"
 _LENGTH_BYTES = 4  # before an element of a BYTES tensor
@@ -43,6 +43,74 @@ _READY = "READY"
 _MOST_VALUES = 4_000_000
 
 Json = dict[str, Any]
+
+
+class InferTensor(BaseModel):
+    """An image: as base64 (`BYTES`), or RGB pixels, flat or nested (`UINT8`)."""
+
+    name: Literal["image"]
+    datatype: Literal["BYTES", "UINT8"]
+    shape: Annotated[
+        list[int], Field(description="[1] for BYTES; [1, H, W, 3] or [H, W, 3] for UINT8.")
+    ]
+    data: Annotated[
+        Any,  # a single string is accepted too
+        WithJsonSchema({"type": "array", "items": {}}),
+        Field(description="Missing in the binary extension, with binary_data_size."),
+    ] = []
+    parameters: Parameters = {}
+
+
+class InferOutput(BaseModel):
+    """A requested output."""
+
+    name: Literal["label_map", "confidence"]
+    parameters: Parameters = {}
+
+
+class InferRequest(BaseModel):
+    """A request of the Open Inference Protocol v2."""
+
+    id: str | None = None
+    inputs: Annotated[list[InferTensor], Field(min_length=1, max_length=1)]
+    outputs: Annotated[
+        list[InferOutput], BeforeValidator(lambda value: value or [{"name": "label_map"}])
+    ] = Field([], validate_default=True)
+    parameters: Annotated[
+        Parameters, Field(description="Native options, and binary_data_output.")
+    ] = {}
+
+
+class InferResult(BaseModel):
+    """An output: class ids, or 255 times the top probabilities."""
+
+    name: Literal["label_map", "confidence"]
+    datatype: Literal["UINT8"]
+    shape: Annotated[list[int], Field(description="[1, H, W].")]
+
+
+class InferResponse(BaseModel):
+    """A response of the Open Inference Protocol v2."""
+
+    model_name: str
+    model_version: str
+    outputs: Annotated[list[InferResult], Field(min_length=1)]
+
+
+class TensorMetadata(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """A model, as the Open Inference Protocol v2 describes it."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
 
 
 def read_infer_request(body: bytes, json_length: str | None) -> tuple[InferRequest, bytes]:

@@ -7,17 +7,16 @@ from functools import cached_property
 
 import httpx
 
-from ...gateway.limits import too_large
-from ...runtime.errors import (
+from ..runtime.errors import (
     BadRequestError,
     InternalError,
     OverloadedError,
     TooLargeError,
     UnavailableError,
 )
-from .. import EngineRequest, EngineResponse
-from .config import max_request_bytes
-from .process import TorchServe
+from . import EngineRequest, EngineResponse
+from .config import max_request_bytes, too_large
+from .torchserve_process import TorchServe
 
 logger = logging.getLogger("segserve.gateway")
 

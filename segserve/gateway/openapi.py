@@ -1,26 +1,27 @@
-"""The OpenAPI 3.1 document of the HTTP contract, generated from its models."""
+"""The OpenAPI 3.1 document of the HTTP contract, generated from its models.
 
+`python -m segserve.gateway.openapi [FOLDER]` writes it and the JSON Schema of responses to `docs/`.
+"""
+
+import sys
 from collections import defaultdict
+from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 from pydantic import BaseModel, Field, JsonValue, PositiveInt
 from pydantic.json_schema import models_json_schema
 
 from .. import __version__
 from ..runtime.decode.opening import FORMATS
 from ..runtime.errors import error_classes
+from ..runtime.files import write_whole
 from ..runtime.record import ModelRecord
-from . import Base64, Strict
-from .protocols import (
-    HuggingFaceRequest,
-    HuggingFaceSegment,
-    InferRequest,
-    InferResponse,
-    ModelMetadata,
-    PlainError,
-)
-from .request import MediaType, Options
-from .response import ErrorBody, SegmentationResponse, TorchServeError
+from ..schema import Base64, Strict
+from ..schema.request import MediaType, Options
+from ..schema.response import ErrorBody, SegmentationResponse, TorchServeError
+from .open_inference import InferRequest, InferResponse, ModelMetadata
+from .protocols import HuggingFaceRequest, HuggingFaceSegment, PlainError
 
 Json = dict[str, Any]
 
@@ -305,3 +306,16 @@ def _json(schema: Json) -> Json:
 
 def _reference(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
+
+
+DOCUMENTS = {"openapi.json": openapi, "response.schema.json": response_schema}
+
+
+def document_text(name: str) -> str:
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    return orjson.dumps(DOCUMENTS[name](), option=options).decode()
+
+
+if __name__ == "__main__":
+    for name in DOCUMENTS:
+        write_whole(Path(*sys.argv[1:] or ["docs"]) / name, document_text(name))
