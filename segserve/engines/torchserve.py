@@ -23,11 +23,10 @@ logger = logging.getLogger("segserve.gateway")
 _NO_TIMEOUT = httpx.Timeout(None, connect=10)  # TorchServe has a time limit of its own
 _METRICS_TIMEOUT_S = 5  # Prometheus allows 10 s for a scrape
 _FORBIDDEN = 403  # with a valid token, TorchServe's status for some paths that it cannot parse
-_UNREADABLE = frozenset(
-    {"ErrorDataDecoderException", "IllegalArgumentException", "UnsupportedCharsetException"}
-    | {"ArrayIndexOutOfBoundsException", "StringIndexOutOfBoundsException"}
-)
-"""Java's exceptions for invalid paths and forms."""
+_UNREADABLE = {  # Java's exceptions for invalid paths and forms
+    *("ErrorDataDecoderException", "IllegalArgumentException", "UnsupportedCharsetException"),
+    *("ArrayIndexOutOfBoundsException", "StringIndexOutOfBoundsException"),
+}
 
 
 class TorchServeEngine:
@@ -56,8 +55,8 @@ class TorchServeEngine:
         return await asyncio.to_thread(self._server.obstacle)
 
     async def predict(self, request: EngineRequest) -> EngineResponse:
-        url, token = self._server.inference_url, self._inference_token
-        return _checked(await self._forward(request, url, token))
+        url = self._server.inference_url
+        return _checked(await self._forward(request, url, self._inference_token))
 
     async def describe(self, request: EngineRequest) -> EngineResponse:
         return _checked(await self.manage(request))

@@ -61,12 +61,6 @@ class TorchServe(ServerProcess):
 
     It is in the session of this process, so that `Server.stop` finds it even if this process was
     killed, and in a process group of its own, so that Ctrl-C does not end it.
-
-    Attributes:
-        inference_url: the address for predictions, http://HOST:PORT.
-        management_url: the address for descriptions of models.
-        metrics_url: the address for Prometheus, path /metrics, without a token.
-        grpc_address: the address for predictions over gRPC, HOST:PORT.
     """
 
     def __init__(
@@ -101,7 +95,7 @@ class TorchServe(ServerProcess):
     ) -> Self:
         """Starts a server, which writes only inside `run_dir`, and does not wait for it.
 
-        Ports come from the environment (see `choose_addresses`) and give way to free ones.
+        For its ports see `choose_addresses`.
 
         Args:
             run_dir: a folder from which no TorchServe runs.
@@ -139,12 +133,12 @@ class TorchServe(ServerProcess):
 
     @property
     def inference_token(self) -> str | None:
-        """The bearer token for `inference_url`, read each time; None if authorization is off."""
+        """The bearer token, read each time; None if authorization is off."""
         return self._token("inference")
 
     @property
     def management_token(self) -> str | None:
-        """The bearer token for `management_url`, read each time; None if authorization is off."""
+        """As `inference_token`, for `management_url`."""
         return self._token("management")
 
     def obstacle(self) -> str | None:
@@ -258,9 +252,7 @@ def torchserve_home() -> Path:
     """The folder that holds TorchServe's package `ts`, which is located and not imported."""
     found = importlib.util.find_spec("ts")
     if found is None or found.origin is None:
-        raise ServerError(
-            "TorchServe is not installed; install it with: pip install torchserve==0.12.0"
-        )
+        raise ServerError("TorchServe is not installed: pip install torchserve==0.12.0")
     return Path(found.origin).resolve().parents[1]
 
 

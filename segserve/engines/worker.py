@@ -74,8 +74,6 @@ class CollectedMetrics:
 
 @dataclass(frozen=True)
 class HandlerProcess:
-    """What a handler may know about its process."""
-
     model_name: str
     model_dir: str
     manifest: Mapping[str, object]
@@ -163,9 +161,7 @@ def load_handler(
     Args:
         overrides: keys that replace those of model-config.yaml in the archive; `handler` is merged
             key by key.
-        gpu_id: the GPU to compute on; None for the CPU.
         metrics: see `CollectedMetrics`.
-        trusted: the keys that the archive must be signed with.
 
     Raises:
         RuntimeError: the handler rejects its archive, or there is not exactly one handler class.
@@ -201,11 +197,8 @@ def _unpack(archive: Path, folder: Path, trusted: TrustedKeys | None) -> None:
 
 
 def _overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **config,
-        **overrides,
-        "handler": {**config.get("handler", {}), **overrides.get("handler", {})},
-    }
+    handler = {**config.get("handler", {}), **overrides.get("handler", {})}
+    return {**config, **overrides, "handler": handler}
 
 
 def _imported(folder: Path, file_name: str) -> ModuleType:
@@ -235,8 +228,6 @@ def _handler_class(module: ModuleType) -> Any:  # noqa: ANN401 - from the archiv
 
 
 class BatchHandler:
-    """The handler of an archive, and its process."""
-
     def __init__(self, handler: Any, process: HandlerProcess) -> None:  # noqa: ANN401
         self._handler, self.process = handler, process
 
@@ -266,8 +257,7 @@ def _as_bytes(body: object) -> bytes:
     return (body if isinstance(body, str) else json.dumps(body)).encode()
 
 
-BatchResult = list[Handled] | None
-"""The responses to a batch, or None if the handler failed."""
+BatchResult = list[Handled] | None  # None if the handler failed
 
 
 def run_worker(
@@ -286,7 +276,8 @@ def run_worker(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when workers end
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        gpu_id = _gpu(index) if on_gpu else None
+        gpus = count_gpus() if on_gpu else 0
+        gpu_id = index % gpus if gpus else None
         handler = load_handler(archive, folder, overrides={}, gpu_id=gpu_id, metrics=metrics)
     except Exception as error:
         logger.exception("the archive cannot be loaded")
@@ -309,8 +300,3 @@ def _handled(handler: BatchHandler, connection: Connection) -> BatchResult:
         logger.error("%d responses to %d requests", len(handled), len(requests))
         return None
     return handled
-
-
-def _gpu(index: int) -> int | None:
-    count = count_gpus()
-    return index % count if count else None

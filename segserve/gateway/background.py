@@ -63,14 +63,15 @@ class ServerState(BaseModel):
     metrics_url: str
     token_file: str
 
-    def write(self, path: Path) -> None:
-        write_whole(path, self.model_dump_json(indent=2) + "\n")
+    @property
+    def tree(self) -> ProcessTree:
+        return ProcessTree(self.pid, self.created_s)
 
     @classmethod
-    def read(cls, path: Path) -> Self | None:
+    def read(cls, run_dir: Path) -> Self | None:
         """Reads it; None if there is no such file or it is not complete."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json((run_dir / STATE_FILE).read_bytes())
         except (OSError, ValueError):
             return None
 
@@ -91,7 +92,7 @@ class Server(ServerProcess):
     ) -> None:
         self.replaced_port = replaced_port
         """The wanted port of predictions, if it was in use and replaced by a free one."""
-        super().__init__(run_dir, ProcessTree(state.pid, state.created_s), child)
+        super().__init__(run_dir, state.tree, child)
         self.engine = state.engine
         self.models = state.models
         self.inference_url = state.inference_url
@@ -114,12 +115,11 @@ class Server(ServerProcess):
     ) -> Self:
         """Starts a server and does not wait for it.
 
-        The variables of docs/operations.md apply, except for the addresses, which are those of the
-        config. A port in use is replaced by a free one.
+        The variables of docs/operations.md apply, except for the host, which is that of the config.
+        A port in use is replaced by a free one.
 
         Args:
             run_dir: the folder for everything that is written.
-            engine: what runs the archives: `torchserve`, `local` or `ray`.
             config: a config.properties, by default that of `SEGSERVE_CONFIG` or the project's own.
             trust: the file of the public keys that archives must be signed with.
             start_timeout_s: how long loading the models may take.
@@ -137,16 +137,10 @@ class Server(ServerProcess):
         addresses = choose_addresses(settings)
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / TOKEN_FILE).unlink(missing_ok=True)
-        inference, metrics = addresses["inference_address"], addresses["metrics_address"]
-        if not inference.startswith("http://"):
-            raise ServerError(
-                f"inference_address: only http:// is supported, got {inference!r}; use a proxy for "
-                "TLS"
-            )
-        host, _, port = inference.removeprefix("http://").rpartition(":")
-        metrics_port = metrics.rpartition(":")[2]
+        host, _, port = addresses["inference_address"].removeprefix("http://").rpartition(":")
+        metrics_port = addresses["metrics_address"].rpartition(":")[2]
         own = {
-            "ARCHIVE": json.dumps([str(archive.resolve()) for archive in archives]),
+            "ARCHIVE": ",".join(str(archive.resolve()) for archive in archives),
             "ENGINE": engine,
             "CONFIG": config,
             "RUN_DIR": run_dir,
@@ -170,22 +164,20 @@ class Server(ServerProcess):
             created_s=creation_s(child.pid),
             engine=engine,
             models=models,
-            inference_url=loopback(inference),
+            inference_url=loopback(f"http://{host}:{port}"),
             metrics_url=loopback(f"http://{host}:{metrics_port}"),
             token_file=given.get(f"{PREFIX}TOKEN_FILE", str(run_dir / TOKEN_FILE)),
         )
-        state.write(run_dir / STATE_FILE)
-        wanted = wanted_address(settings, "inference_address")[1]
+        write_whole(run_dir / STATE_FILE, state.model_dump_json(indent=2) + "\n")
+        _, wanted = wanted_address(settings, "inference_address")
         return cls(run_dir, state, child, replaced_port=None if str(wanted) == port else wanted)
 
     @classmethod
     def running(cls, run_dir: Path) -> Self | None:
         """The server that an earlier `start` left running from `run_dir`, or None."""
         run_dir = run_dir.resolve()
-        state = ServerState.read(run_dir / STATE_FILE)
-        if state is None or not ProcessTree(state.pid, state.created_s).alive():
-            return None
-        return cls(run_dir, state)
+        state = ServerState.read(run_dir)
+        return cls(run_dir, state) if state is not None and state.tree.alive() else None
 
     @property
     def inference_token(self) -> str | None:
@@ -205,7 +197,7 @@ class Server(ServerProcess):
             return "the server does not respond yet"
 
     def _clean_up(self) -> None:
-        current = ServerState.read(self.run_dir / STATE_FILE)
+        current = ServerState.read(self.run_dir)
         if current in (None, self._state):  # else another server was started here
             for name in (STATE_FILE, TOKEN_FILE):
                 (self.run_dir / name).unlink(missing_ok=True)
@@ -215,28 +207,24 @@ class Server(ServerProcess):
         """Why the server ended, from its exit status and the last line of its log."""
         if (killed := self._signal_that_killed_it()) is not None:
             return killed
-        lines = [line for line in self._log().splitlines() if line.strip()]
-        messages = [_message(line) for line in lines]
+        messages = [_message(line) for line in self._log().splitlines() if line.strip()]
         reported = [text for text in messages if text.startswith(CANNOT_SERVE)]
         return (reported or messages or ["it wrote nothing"])[-1].removeprefix(CANNOT_SERVE)
 
 
 def _end_orphans(run_dir: Path) -> None:
     """Ends what a killed gateway has left. Raises ServerError: a gateway runs."""
-    before = ServerState.read(run_dir / STATE_FILE)
+    before = ServerState.read(run_dir)
     if before is None:
         return
-    tree = ProcessTree(before.pid, before.created_s)
-    if tree.alive():
+    if before.tree.alive():
         raise ServerError(
             f"a server already runs from {run_dir} (process {before.pid}); stop it first"
         )
-    tree.stop(_ORPHANS_S)
+    before.tree.stop(_ORPHANS_S)
 
 
 def _model_names(archives: Sequence[Path], trust: Path | None) -> tuple[str, ...]:
-    if not archives:
-        raise ServerError("there is no archive to serve; make one with: segserve archive")
     if trust is not None:  # before anything else of an archive is read
         from ..signing import TrustedKeys  # a client finds servers without cryptography
 
@@ -279,11 +267,11 @@ def find_endpoint(
     running = running_server()
     if running is not None and url is not None and _normal(url) != _normal(running.inference_url):
         running = None
-    token = token or (running.inference_token if running else None) or _token_of_environment()
-    name = model or (running.models[0] if running else DEFAULT_MODEL)
-    return Endpoint(
-        url or (running.inference_url if running else DEFAULT_URL), token, name, running
-    )
+    if running is None:
+        token = token or _token_of_environment()
+        return Endpoint(url or DEFAULT_URL, token, model or DEFAULT_MODEL, None)
+    token = token or running.inference_token or _token_of_environment()
+    return Endpoint(url or running.inference_url, token, model or running.models[0], running)
 
 
 def running_server() -> Server | None:
@@ -292,16 +280,14 @@ def running_server() -> Server | None:
 
 
 def _token_of_environment() -> str | None:
-    token, file = (
-        os.environ.get(name, "").strip() for name in (TOKEN_VARIABLE, TOKEN_FILE_VARIABLE)
-    )
+    if token := os.environ.get(TOKEN_VARIABLE, "").strip():
+        return token
+    file = os.environ.get(TOKEN_FILE_VARIABLE, "").strip()
     try:
-        return token or (Path(file).read_text(encoding="utf-8").strip() if file else "") or None
+        return Path(file).read_text(encoding="utf-8").strip() if file else None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ServerError(
-            f"${TOKEN_FILE_VARIABLE} names a file that cannot be read: {reason}"
-        ) from error
+        raise ServerError(f"cannot read the file of ${TOKEN_FILE_VARIABLE}: {reason}") from error
 
 
 def _normal(url: str) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import logging
 import math
 import socket
@@ -91,7 +90,7 @@ def bind(host: str, port: int, variable: str) -> socket.socket:
     """Binds a listening socket. Connections wait until the socket is served.
 
     Raises:
-        ServerError: the port, which the environment `variable` sets, is in use or not permitted.
+        ServerError: the address is in use or not permitted. `variable` sets the port.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sets TCP_NODELAY only where the protocol is given. Without it, each response
@@ -103,10 +102,9 @@ def bind(host: str, port: int, variable: str) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        is_taken = error.errno == errno.EADDRINUSE
-        remedy = "stop what listens there, or set another port" if is_taken else "set another port"
         raise ServerError(
-            f"cannot listen on {host}:{port}: {error.strerror}; {remedy} with {variable}"
+            f"cannot listen on {host}:{port}: {error.strerror}; set another address with "
+            f"SEGSERVE_HOST and {variable}"
         ) from error
     return listener
 

@@ -11,7 +11,6 @@ from typing import TextIO
 
 import orjson
 
-_FIELDS = "fields"
 _POLL_S = 0.2
 _LONGEST_FILE_BYTES = 8 * 2**20
 _LONGEST_LINE_BYTES = 2**16
@@ -28,7 +27,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, _FIELDS, {}),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -99,6 +98,5 @@ def log_line(line: str) -> None:
         return
     name = "torchserve.worker" if logger == _WORKER_LINE else "torchserve"
     number = logging.getLevelNamesMapping().get(level, logging.INFO)
-    logging.getLogger(name).log(
-        number, "%s", message, extra={_FIELDS: {"thread": thread} if thread else {}}
-    )
+    fields = {"thread": thread} if thread else {}
+    logging.getLogger(name).log(number, "%s", message, extra={"fields": fields})

@@ -35,7 +35,7 @@ def test_find_endpoint_with_token_and_file_takes_the_token(token_file, monkeypat
 
 def test_find_endpoint_with_a_file_that_is_gone_says_so(token_file):
     token_file.unlink()
-    with pytest.raises(ServerError, match=r"SEGSERVE_TOKEN_FILE names a file .* No such file"):
+    with pytest.raises(ServerError, match=r"the file of \$SEGSERVE_TOKEN_FILE: .*No such file"):
         find_endpoint(URL)
 
 

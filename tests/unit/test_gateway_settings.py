@@ -38,7 +38,7 @@ def test_settings_of_variables_are_theirs():
         pytest.param(
             "SEGSERVE_PROT",
             "1",
-            "there is no variable SEGSERVE_PROT; did you mean SEGSERVE_PORT",
+            "there is no variable SEGSERVE_PROT; there are .*SEGSERVE_PORT",
             id="typo",
         ),
         pytest.param(
@@ -78,7 +78,7 @@ def test_settings_of_variables_are_theirs():
             id="negative",
         ),
         pytest.param(
-            "SEGSERVE_TOKEN", "s3cret", "put it in a file: SEGSERVE_TOKEN_FILE", id="secret"
+            "SEGSERVE_TOKEN", "s3cret", "there is no variable SEGSERVE_TOKEN;", id="secret"
         ),
     ],
 )
@@ -89,18 +89,10 @@ def test_settings_of_a_wrong_variable_name_it_and_the_way_out(name, value, messa
     assert "s3cret" not in str(caught.value)
 
 
-def test_settings_of_archives_as_a_json_list_may_have_commas():
-    settings = GatewaySettings.from_environment(
-        {"SEGSERVE_ARCHIVE": '["/a,b/one.mar", "/two.mar"]'}
-    )
-    assert settings.archive == (Path("/a,b/one.mar"), Path("/two.mar"))
-
-
-def test_torchserve_settings_by_default_close_the_model_api_and_log_to_the_console():
+def test_torchserve_settings_by_default_close_the_model_api():
     settings = GatewaySettings().torchserve_settings()
     assert settings["enable_model_api"] == "false"
     assert "number_of_gpu" not in settings
-    assert re.search(r"-Dlog4j\.configurationFile=file:\S+/log4j2\.xml", settings["vmargs"])
 
 
 def test_torchserve_settings_with_management_token_take_archives_of_the_models_folder(tmp_path):
@@ -112,10 +104,9 @@ def test_torchserve_settings_with_management_token_take_archives_of_the_models_f
     assert re.fullmatch(settings.torchserve_settings()["allowed_urls"], "file:///models/next.mar")
 
 
-def test_torchserve_settings_with_a_config_keep_its_java_options(tmp_path):
-    (tmp_path / "config.properties").write_text("vmargs=-Xmx1g\nmax_request_size=1000\n")
+def test_max_request_bytes_is_that_of_the_config(tmp_path):
+    (tmp_path / "config.properties").write_text("max_request_size=1000\n")
     settings = GatewaySettings(config=tmp_path / "config.properties")
-    assert settings.torchserve_settings()["vmargs"].startswith("-Xmx1g -Dlog4j")
     assert settings.max_request_bytes() == 1000
 
 
