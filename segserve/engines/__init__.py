@@ -94,7 +94,13 @@ class FrontendError(Exception):
     def __init__(self, status: int, kind: str, message: str) -> None:
         super().__init__(message)
         self.status = status
-        self.body = json.dumps({"code": status, "type": kind, "message": message}).encode()
+        self.body = frontend_json({"code": status, "type": kind, "message": message})
+
+
+def frontend_json(document: object) -> bytes:
+    """JSON as TorchServe's frontend writes it."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    return f"{text}\n".encode("utf-8", errors="replace")
 
 
 class BadTokenError(FrontendError):

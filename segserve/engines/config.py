@@ -15,7 +15,7 @@ from pathlib import Path
 import javaproperties
 
 from ..resources import resource
-from ..runtime.errors import TooLargeError
+from ..runtime.errors import BadRequestError, TooLargeError
 from ..runtime.files import write_whole
 from . import ServerError
 
@@ -71,8 +71,7 @@ def write_properties(properties: Mapping[str, str], path: Path) -> None:
 def read_config(path: Path | None = None) -> dict[str, str]:
     """Reads a config.properties, by default the project's own.
 
-    Raises:
-        ServerError: it cannot be read, or TorchServe has no such key.
+    Raises ServerError: it cannot be read, or TorchServe has no such key.
     """
     path = path or resource("config.properties")
     properties = read_properties(path)
@@ -85,8 +84,7 @@ def merge(
 ) -> dict[str, str]:
     """The settings of one run: free ports, and URLs of models limited to the run's own store.
 
-    Raises:
-        ServerError: an unknown key in `overrides`, an address or a port that makes no sense.
+    Raises ServerError: an unknown key in `overrides`, or as `choose_addresses`.
     """
     _check_keys(overrides, where="overrides")
     settings = {**config, "allowed_urls": store_urls(model_store), **overrides}
@@ -108,13 +106,21 @@ def too_large(max_bytes: int) -> TooLargeError:
     )
 
 
+def is_form(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
+
+
+def second_part() -> BadRequestError:
+    return BadRequestError(
+        "the form has two parts with the same name; send one image a request, and each option once"
+    )
+
+
 def choose_addresses(settings: Mapping[str, str]) -> dict[str, str]:
     """The addresses and ports, each with the port of the environment, else that of `settings`.
 
-    A port that is taken is replaced by a free one. An empty variable counts as absent.
-
-    Raises:
-        ServerError: a port is not valid or may not be bound, or an address is not a URL of one.
+    A port that is taken is replaced by a free one. An empty variable counts as absent. Raises
+    ServerError: a port is not valid or may not be bound, or an address is not a URL of one.
     """
     chosen = {}
     with ExitStack() as held:  # all ports stay bound until all are chosen, so that they differ
@@ -135,11 +141,7 @@ def loopback(url: str) -> str:
 
 
 def wanted_address(settings: Mapping[str, str], key: str) -> tuple[str, int]:
-    """Host, and the port of the environment, else that of `settings`. It may be in use.
-
-    Raises:
-        ServerError: as `choose_addresses`.
-    """
+    """Host, and the port of the environment, else that of `settings`. It may be in use."""
     variable, default = _HTTP_PORTS[key]
     address = settings.get(key, f"http://127.0.0.1:{default}")
     parts = re.fullmatch(r"http://([^/:]+)(?::([^/:]*))?/?", address)

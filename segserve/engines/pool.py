@@ -28,11 +28,13 @@ from . import (
     EngineResponse,
     FrontendError,
     Headers,
+    frontend_json,
     unknown_method,
     unknown_model,
     unknown_path,
     unknown_version,
 )
+from .config import is_form, second_part
 from .store import ServedArchive
 from .worker import DESCRIBE, Handled, Observation, Received
 
@@ -46,18 +48,18 @@ _NOT_PASSED_ON = {"describe", "explain"}  # TorchServe itself sets them
 def as_row(body: bytes, content_type: str) -> dict[str, bytes]:
     """The parts of a form by their names; any other body under the name `body`.
 
-    Raises BadRequestError: the form cannot be parsed.
+    Raises BadRequestError: the form cannot be parsed, or two parts have the same name.
     """
-    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+    if not is_form(content_type):
         return {"body": body}
-    row: dict[str, bytes] = {}
+    parts: list[tuple[str, bytes]] = []
 
     def on_field(field: Field) -> None:
-        row[_text(field.field_name)] = field.value or b""
+        parts.append((_text(field.field_name), field.value or b""))
 
     def on_file(file: File) -> None:
         file.file_object.seek(0)
-        row[_text(file.field_name)] = file.file_object.read()
+        parts.append((_text(file.field_name), file.file_object.read()))
 
     try:
         in_memory = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
@@ -70,6 +72,9 @@ def as_row(body: bytes, content_type: str) -> dict[str, bytes]:
         raise BadRequestError(
             f"the form cannot be read ({error}); expected multipart/form-data with a part 'data'"
         ) from error
+    row = dict(parts)
+    if len(row) < len(parts):
+        raise second_part()
     return row
 
 
@@ -98,7 +103,6 @@ WORKER_GONE = "the process that had this request is gone; send it again"
 
 
 def queue_full(size: int) -> str:
-    """The message for a request for which the queue has no space."""
     return f"{size} requests wait already; send fewer at once, or again later"
 
 
@@ -112,12 +116,7 @@ class PoolEngine(ABC):
 
     @abstractmethod
     async def submit(self, model: str, received: Received) -> Handled:
-        """Passes a request to a worker and returns its response.
-
-        Raises:
-            OverloadedError: the queue of the model is full.
-            UnavailableError: the worker that had this request is gone.
-        """
+        """Raises OverloadedError: the queue is full; UnavailableError: the worker is gone."""
 
     @abstractmethod
     async def worker_states(self, model: str) -> Sequence[str]:
@@ -225,7 +224,7 @@ def _path(request: EngineRequest) -> list[str]:
 
 
 def _json(document: object) -> EngineResponse:
-    return EngineResponse(200, [*_JSON_HEADERS, *_CACHE_HEADERS], json.dumps(document).encode())
+    return EngineResponse(200, [*_JSON_HEADERS, *_CACHE_HEADERS], frontend_json(document))
 
 
 class _Total(Gauge):

@@ -45,7 +45,6 @@ _KNOWN_BEGINNINGS = """
     CUDA_ CUBLAS_ CUDNN_ NVIDIA_ NCCL_ ROCR_ HIP_ HSA_ OTEL_
 """
 _NAMES, _BEGINNINGS = frozenset(_KNOWN_NAMES.split()), tuple(_KNOWN_BEGINNINGS.split())
-
 _KILL_TIMEOUT_S = 10
 _POLL_S = 0.05
 _READY_POLL_S = 0.1
@@ -60,11 +59,8 @@ _CLOCK_S = 1.0
 def handed_on(environment: Mapping[str, str], *, hidden: str = "") -> dict[str, str]:
     """The part of an environment that a server gets, with `bounded_spinning`.
 
-    Args:
-        hidden: a regular expression; a name that it matches whole is left out in any case.
-
-    Raises:
-        ServerError: the expression is not valid.
+    A name that the regular expression `hidden` matches whole is left out in any case. Raises
+    ServerError: the expression is not valid.
     """
     extra = {name.strip() for name in environment.get(EXTRA_VARIABLE, "").split(",")}
     try:
@@ -143,8 +139,7 @@ class ProcessTree:
     def stop(self, timeout_s: float) -> None:
         """Ends the leader with SIGTERM, then the others; after `timeout_s`, the rest with SIGKILL.
 
-        Raises:
-            ServerError: a process outlives SIGKILL.
+        Raises ServerError: a process outlives SIGKILL.
         """
         leader = self._leader()
         strays = leader.children(recursive=True) if leader else []  # some may have left the session
@@ -198,9 +193,7 @@ class ServerProcess(ABC):
     def obstacle(self) -> str | None:
         """Why the server is not ready; None if every model has a worker that is ready.
 
-        Raises:
-            ServerError: the server has ended, or a model failed to load; with the reason from the
-                log.
+        Raises ServerError: it has ended, or a model failed to load; with the reason from the log.
         """
 
     @abstractmethod
@@ -208,11 +201,7 @@ class ServerProcess(ABC):
         """Removes the files that nothing needs after its end."""
 
     def stop(self, timeout_s: float = 40) -> None:
-        """Ends the server with SIGTERM, after `timeout_s` with SIGKILL. May be called again.
-
-        Raises:
-            ServerError: a process outlives SIGKILL.
-        """
+        """Ends the server, see `ProcessTree.stop`. May be called again."""
         self._tree.stop(timeout_s)
         if self._child is not None:
             self._child.wait()
@@ -221,8 +210,7 @@ class ServerProcess(ABC):
     def wait_ready(self, timeout_s: float = 120) -> None:
         """Waits until every model has a worker that is ready. Never stops the server.
 
-        Raises:
-            ServerError: as `obstacle`, or the time is over.
+        Raises ServerError: as `obstacle`, or the time is over.
         """
         deadline = time.monotonic() + timeout_s
         while (obstacle := self.obstacle()) is not None:

@@ -3,9 +3,13 @@
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterable, AsyncIterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import httpx
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 from ..runtime.errors import (
     BadRequestError,
@@ -15,8 +19,11 @@ from ..runtime.errors import (
     UnavailableError,
 )
 from . import EngineRequest, EngineResponse
-from .config import max_request_bytes, too_large
+from .config import is_form, max_request_bytes, second_part, too_large
 from .torchserve_process import TorchServe
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 logger = logging.getLogger("segserve.gateway")
 
@@ -55,6 +62,9 @@ class TorchServeEngine:
         return await asyncio.to_thread(self._server.obstacle)
 
     async def predict(self, request: EngineRequest) -> EngineResponse:
+        content_type = dict(request.headers).get(b"content-type", b"").decode("latin-1")
+        if is_form(content_type):
+            request = request._replace(body=distinct_parts(request.body, content_type))
         url = self._server.inference_url
         return _checked(await self._forward(request, url, self._inference_token))
 
@@ -142,3 +152,45 @@ def _exception_type(content: bytes) -> object:
     except ValueError:
         return None
     return document.get("type") if isinstance(document, dict) else None
+
+
+async def distinct_parts(body: AsyncIterable[bytes], content_type: str) -> AsyncIterator[bytes]:
+    """Yields a form's body unchanged. TorchServe itself would take any of two parts.
+
+    Raises:
+        BadRequestError: a second part has the name of an earlier one.
+    """
+    parser = _parser_of_names(content_type)
+    async for chunk in body:
+        try:
+            if parser is not None:
+                parser.write(chunk)
+        except FormParserError:
+            parser = None
+        yield chunk
+
+
+def _parser_of_names(content_type: str) -> MultipartParser | None:
+    """A parser that rejects the second part of a name; None for a form without a valid boundary."""
+    seen: set[bytes] = set()
+    field, value = bytearray(), bytearray()
+
+    def on_header_end() -> None:
+        if field.lower() == b"content-disposition":
+            name = parse_options_header(bytes(value))[1].get(b"name", b"")
+            if name in seen:
+                raise second_part()
+            seen.add(name)
+        field.clear()
+        value.clear()
+
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    callbacks: MultipartCallbacks = {
+        "on_header_field": lambda data, start, end: field.extend(data[start:end]),
+        "on_header_value": lambda data, start, end: value.extend(data[start:end]),
+        "on_header_end": on_header_end,
+    }
+    try:
+        return MultipartParser(boundary, callbacks)
+    except FormParserError:
+        return None

@@ -1,4 +1,4 @@
-"""Which requests are admitted: the token, a body's size, duration and parts, a client's slots.
+"""Which requests are admitted: the token, a body's size and duration, a client's slots.
 
 The engine's queue is first in, first out for all clients together. If one client sends a hundred
 requests at once, all others wait for a hundred responses. If each client has only a few requests in
@@ -9,24 +9,19 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Receive
 
 from ..engines import BadTokenError, ServerError
 from ..engines.config import too_large
 from ..runtime.errors import BadRequestError, OverloadedError, RequestTimeoutError
 from ..runtime.files import write_whole
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
 
 logger = logging.getLogger("segserve.gateway")
 
@@ -133,12 +128,7 @@ class FairQueue:
 
 
 class RequestBody:
-    """A request's body, in chunks as it arrives.
-
-    Args:
-        max_bytes: a larger body is rejected, whether or not its length was declared.
-        timeout_s: the time limit for the whole body.
-    """
+    """A request's body, in chunks as it arrives. The limits are those of the whole body."""
 
     def __init__(self, receive: Receive, *, max_bytes: int, timeout_s: float) -> None:
         self._receive = receive
@@ -189,48 +179,3 @@ class RequestBody:
         self._complete = not message.get("more_body", False)
         chunk: bytes = message.get("body", b"")
         return chunk
-
-
-async def distinct_parts(body: AsyncIterable[bytes], content_type: str) -> AsyncIterator[bytes]:
-    """Yields a form's body unchanged. A form that cannot be parsed is the engine's concern.
-
-    Raises:
-        BadRequestError: a second part has the name of an earlier one.
-    """
-    parser = _parser_of_names(content_type)
-    async for chunk in body:
-        try:
-            if parser is not None:
-                parser.write(chunk)
-        except FormParserError:
-            parser = None
-        yield chunk
-
-
-def _parser_of_names(content_type: str) -> MultipartParser | None:
-    """A parser that rejects the second part of a name; None for a form without a valid boundary."""
-    seen: set[bytes] = set()
-    field, value = bytearray(), bytearray()
-
-    def on_header_end() -> None:
-        if field.lower() == b"content-disposition":
-            name = parse_options_header(bytes(value))[1].get(b"name", b"")
-            if name in seen:
-                raise BadRequestError(
-                    f"the form has two parts {name.decode('utf-8', 'replace')!r:.40}; send one "
-                    "image a request, and each option once"
-                )
-            seen.add(name)
-        field.clear()
-        value.clear()
-
-    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
-    callbacks: MultipartCallbacks = {
-        "on_header_field": lambda data, start, end: field.extend(data[start:end]),
-        "on_header_value": lambda data, start, end: value.extend(data[start:end]),
-        "on_header_end": on_header_end,
-    }
-    try:
-        return MultipartParser(boundary, callbacks)
-    except FormParserError:
-        return None

@@ -5,10 +5,9 @@ serve one client's hundred requests before another's first, and drop its request
 """
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import cache
 from typing import Any
@@ -20,11 +19,11 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..engines import Engine, EngineRequest, EngineResponse, Headers
+from ..engines import Engine, EngineRequest, EngineResponse, Headers, frontend_json
 from ..engines.config import too_large
 from ..runtime.errors import BadRequestError, UnavailableError
 from ..runtime.request import OPTION_HEADER_PREFIX
-from .admission import FairQueue, RequestBody, TokenFile, distinct_parts
+from .admission import FairQueue, RequestBody, TokenFile
 from .http_server import JSON, TimedResponse, error_response, json_response
 from .metrics import CONTENT_TYPE, GatewayMetrics
 from .open_inference import OpenInference
@@ -160,7 +159,7 @@ class Gateway:
 
     async def _ping(self, _: Request) -> Response:
         self.check_ready()
-        return Response(json.dumps({"status": "Healthy"}), media_type=JSON)
+        return Response(frontend_json({"status": "Healthy"}), media_type=JSON)
 
     async def _openapi(self, _: Request) -> Response:
         return json_response(_openapi_once())
@@ -245,7 +244,7 @@ class Gateway:
             method=request.method,
             target=target,
             headers=headers,
-            body=_checked_body(request),
+            body=request.state.body,
             has_body=bool(_declared_bytes(request)) or "transfer-encoding" in request.headers,
         )
 
@@ -294,13 +293,6 @@ async def _nothing() -> AsyncIterator[bytes]:
 def _declared_bytes(request: Request) -> int | None:
     declared = request.headers.get("content-length", "")
     return int(declared) if declared.isdecimal() else None
-
-
-def _checked_body(request: Request) -> AsyncIterable[bytes]:
-    content_type = request.headers.get("content-type", "")
-    is_form = content_type.lower().startswith("multipart/form-data")
-    body: RequestBody = request.state.body
-    return distinct_parts(body, content_type) if is_form else body
 
 
 def _end_to_end(headers: Headers) -> Headers:

@@ -93,12 +93,9 @@ class Server(ServerProcess):
         self.replaced_port = replaced_port
         """The wanted port of predictions, if it was in use and replaced by a free one."""
         super().__init__(run_dir, state.tree, child)
-        self.engine = state.engine
-        self.models = state.models
-        self.inference_url = state.inference_url
-        """The address for predictions, `/ping` and descriptions: http://HOST:PORT."""
-        self.metrics_url = state.metrics_url
-        """The address for Prometheus: http://HOST:PORT, path /metrics, without a token."""
+        self.engine, self.models = state.engine, state.models
+        self.inference_url, self.metrics_url = state.inference_url, state.metrics_url
+        """http://HOST:PORT of predictions, `/ping` and descriptions, and of Prometheus."""
         self.token_file = Path(state.token_file)
         self._state = state
 

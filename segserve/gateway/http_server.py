@@ -23,9 +23,7 @@ logger = logging.getLogger("segserve.gateway")
 logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 JSON = "application/json"
-_RETRY_AFTER_S = 2
 _CHUNK_BYTES = 2**16
-_NOT_ALLOWED = 405
 
 _MAX_HEAD_BYTES = 2**14  # of a request's line and headers while they arrive
 _BACKLOG = 512
@@ -89,8 +87,7 @@ class _Server(uvicorn.Server):
 def bind(host: str, port: int, variable: str) -> socket.socket:
     """Binds a listening socket. Connections wait until the socket is served.
 
-    Raises:
-        ServerError: the address is in use or not permitted. `variable` sets the port.
+    Raises ServerError: the address is in use or not permitted. `variable` sets the port.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sets TCP_NODELAY only where the protocol is given. Without it, each response
@@ -156,9 +153,9 @@ class TimedResponse(Response):
     """
 
     def __init__(self, response: EngineResponse, *, timeout_s: float) -> None:
-        super().__init__(response.body, response.status)
+        self.body, self.status_code = response.body, response.status
         kept = [header for header in response.headers if header[0] != b"content-length"]
-        self.raw_headers = [*kept, *self.raw_headers]  # its own content-length
+        self.raw_headers = [*kept, (b"content-length", str(len(response.body)).encode())]
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,8 +178,7 @@ class TimedResponse(Response):
 
 def json_response(document: object, status: int = 200) -> Response:
     """A JSON document, with Retry-After if the server is not available."""
-    is_unavailable = status == UnavailableError.status
-    headers = {"retry-after": str(_RETRY_AFTER_S)} if is_unavailable else None
+    headers = {"retry-after": "2"} if status == UnavailableError.status else None
     return Response(orjson.dumps(document), status, headers, JSON)
 
 
@@ -191,9 +187,10 @@ def error_response(error: Exception) -> Response:
     match error:
         case FrontendError():
             return Response(error.body, error.status, media_type=JSON)
+        case HTTPException(status_code=405):
+            return error_response(unknown_method())
         case HTTPException():
-            is_method = error.status_code == _NOT_ALLOWED
-            return error_response(unknown_method() if is_method else unknown_path())
+            return error_response(unknown_path())
         case SegserveError():
             return json_response(error.as_document(), error.status)
     logger.error("a request failed", exc_info=error)

@@ -50,10 +50,7 @@ def log_to(stream: TextIO) -> None:
 
 @contextmanager
 def following(path: Path) -> Iterator[None]:
-    """Logs the lines that are appended to TorchServe's log, and keeps that file small.
-
-    TorchServe must append to the file (O_APPEND), because this function truncates it.
-    """
+    """Logs the lines that are appended (O_APPEND) to TorchServe's log, and truncates that file."""
     ended = threading.Event()
     thread = threading.Thread(target=_follow, args=(path, ended), name="log", daemon=True)
     thread.start()

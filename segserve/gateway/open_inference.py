@@ -54,7 +54,7 @@ class InferTensor(BaseModel):
         list[int], Field(description="[1] for BYTES; [1, H, W, 3] or [H, W, 3] for UINT8.")
     ]
     data: Annotated[
-        Any,  # a single string is accepted too
+        Any,
         WithJsonSchema({"type": "array", "items": {}}),
         Field(description="Missing in the binary extension, with binary_data_size."),
     ] = []
@@ -81,26 +81,18 @@ class InferRequest(BaseModel):
     ] = {}
 
 
-class InferResult(BaseModel):
-    """An output: class ids, or 255 times the top probabilities."""
-
-    name: Literal["label_map", "confidence"]
-    datatype: Literal["UINT8"]
-    shape: Annotated[list[int], Field(description="[1, H, W].")]
-
-
-class InferResponse(BaseModel):
-    """A response of the Open Inference Protocol v2."""
-
-    model_name: str
-    model_version: str
-    outputs: Annotated[list[InferResult], Field(min_length=1)]
-
-
 class TensorMetadata(BaseModel):
     name: str
     datatype: str
     shape: list[int]
+
+
+class InferResponse(BaseModel):
+    """A response of the Open Inference Protocol v2. The shapes are [1, H, W]."""
+
+    model_name: str
+    model_version: str
+    outputs: Annotated[list[TensorMetadata], Field(min_length=1)]
 
 
 class ModelMetadata(BaseModel):
@@ -116,12 +108,8 @@ class ModelMetadata(BaseModel):
 def read_infer_request(body: bytes, json_length: str | None) -> tuple[InferRequest, bytes]:
     """Parses the body of `POST /v2/models/{model}/infer`. Returns its image, encoded, too.
 
-    Args:
-        json_length: the header Inference-Header-Content-Length: the bytes of JSON before the binary
-            tensors; None if there are none.
-
-    Raises:
-        BadRequestError: the request is not one of the protocol, or not one for this model.
+    `json_length` is the header Inference-Header-Content-Length: the bytes of JSON before the binary
+    tensor. Raises BadRequestError: the request is not one of the protocol, or not for this model.
     """
     head_bytes = len(body) if json_length is None else _count(json_length, "the header's length")
     if head_bytes > len(body):
@@ -143,14 +131,10 @@ def read_infer_request(body: bytes, json_length: str | None) -> tuple[InferReque
 
 def _image(tensor: InferTensor, binary: bytes) -> bytes:
     size = tensor.parameters.get("binary_data_size")
-    if size is not None:
-        size_bytes = _count(size, "binary_data_size")
-        if size_bytes != len(binary):
-            raise BadRequestError(
-                f"binary_data_size is {size_bytes}, and {len(binary)} bytes follow the JSON"
-            )
-    elif binary:
-        raise BadRequestError("bytes follow the JSON, and the input has no binary_data_size")
+    if (0 if size is None else _count(size, "binary_data_size")) != len(binary):
+        raise BadRequestError(
+            f"binary_data_size is {size}, and {len(binary)} bytes follow the JSON"
+        )
     data = binary if size is not None else tensor.data
     read = image_of_bytes if tensor.datatype == "BYTES" else image_of_pixels
     return read(data, tensor.shape)
@@ -275,8 +259,8 @@ class OpenInference:
         return routes
 
     async def _server(self, _: Request) -> Response:
-        extensions = ["binary_tensor_data"]
-        return json_response({"name": "segserve", "version": __version__, "extensions": extensions})
+        own = {"name": "segserve", "version": __version__, "extensions": ["binary_tensor_data"]}
+        return json_response(own)
 
     async def _live(self, _: Request) -> Response:
         return json_response({"live": True})

@@ -188,12 +188,8 @@ def _threshold(parameters: dict[str, Any]) -> float:
     if parameters.pop("subtask", "semantic") != "semantic":
         raise BadOptionError("subtask: this model has semantic alone")
     threshold = parameters.pop("threshold", 0)
-    if parameters:
-        unknown = ", ".join(f"{name!r:.40}" for name in list(parameters)[:8])
-        raise BadOptionError(
-            f"parameters: {unknown} have no meaning for semantic segmentation; there are threshold "
-            "and subtask"
-        )
+    for name in parameters:
+        raise BadOptionError(f"parameters: unknown {name!r:.40}; there are threshold and subtask")
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):
         raise BadOptionError("threshold: expected a number from 0 to 1")
     return threshold

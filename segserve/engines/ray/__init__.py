@@ -1,12 +1,7 @@
 """Serves the same archive on Ray Serve, with the same HTTP contract (docs/ray.md).
 
-`segserve serve --engine ray` starts a server. An existing Ray cluster runs the application like any
-other:
-
-    serve run segserve.engines.ray:app archive=build/deeplabv3.mar token_file=/run/secrets/token
-
-The archive imports nothing from this package. The replicas of a model import `segserve.runtime`
-only from the copy in their archive.
+The replicas of a model import this module, and `segserve.runtime` only from the copy in their
+archive. So this module imports neither that nor Ray.
 """
 
 import os
@@ -71,11 +66,7 @@ def start_engine(
 ) -> "Engine":
     """The engine `ray` for the gateway. Ray finds its settings in the environment of this process.
 
-    Args:
-        archives, run_dir, trusted: see `stored_archives`.
-
-    Raises:
-        ServerError: Ray is not installed, or as `stored_archives`.
+    Raises ServerError: Ray is not installed, or as `stored_archives`.
     """
     from ...runtime.files import write_whole
     from .. import ServerError

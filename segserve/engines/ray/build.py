@@ -121,7 +121,6 @@ class RayIngress:
 
 
 def build_app(arguments: Arguments) -> Application:
-    """The application of a cluster; see `segserve.engines.ray.app`."""
     archives = read_named_archives(arguments)
     queued = sum(archive.config.jobQueueSize for archive in archives)
     ingress = RayIngress.options(  # type: ignore[attr-defined]
