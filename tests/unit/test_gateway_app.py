@@ -726,7 +726,7 @@ def test_bind_of_a_taken_port_names_the_variable():
         bind("127.0.0.1", 0, "SEGSERVE_PORT") as taken,
         pytest.raises(
             ServerError,
-            match=r"127\.0\.0\.1:\d+: Address already in use; .* with SEGSERVE_METRICS_PORT",
+            match=r"127\.0\.0\.1:\d+: Address already in use; .* and SEGSERVE_METRICS_PORT",
         ),
     ):
         bind("127.0.0.1", taken.getsockname()[1], "SEGSERVE_METRICS_PORT")
