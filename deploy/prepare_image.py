@@ -63,8 +63,7 @@ def unpack_netty(libraries: Path) -> None:
 
 def compile_by_use(archive: Path) -> None:
     import segserve.engines.local
-    import segserve.engines.torchserve.engine
-    import segserve.gateway.health
+    import segserve.engines.torchserve
     import segserve.gateway.serve  # noqa: F401
     from segserve.runtime.inference.loading import load_segmenter
     from segserve.runtime.pipeline import Pipeline

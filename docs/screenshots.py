@@ -8,8 +8,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect
 
 from segserve.archive import build_archive
-from segserve.gateway.background import Server
-from segserve.gateway.endpoint import SERVE_DIR
+from segserve.gateway.background import SERVE_DIR, Server
 from segserve.page.launch import page_served
 from segserve.page.server import PageServer
 from segserve.resources import resource

@@ -17,8 +17,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 from segserve.archive import build_archive
-from segserve.gateway.background import Server
-from segserve.gateway.endpoint import SERVE_DIR
+from segserve.gateway.background import SERVE_DIR, Server
 from segserve.resources import resource
 
 NOTEBOOKS = (Path(__file__).with_name("quickstart.ipynb"),)

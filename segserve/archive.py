@@ -34,7 +34,7 @@ from .runtime.settings import CONFIG_FILE, Runtime, check_precision, read_config
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 # What the handler does not need: the OpenAPI document and the command that writes it.
-_NOT_PACKED = ("__pycache__", "openapi.py", "protocols.py", "__main__.py")
+_NOT_PACKED = ("__pycache__",)
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can hold
 
 

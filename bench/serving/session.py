@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from bench.machine import peak_python_bytes
-from segserve.engines import EngineName
-from segserve.engines.errors import ServerError
+from segserve.engines import EngineName, ServerError
 from segserve.runtime.errors import ModelError
 
 from .figures import LIMIT, PLAIN_LOOP, Round

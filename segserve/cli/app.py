@@ -116,7 +116,7 @@ def errors_in_one_line() -> Iterator[None]:
     """Converts an error in a model, a server, a file or the data to one line and exit status 1."""
     from ..bulk.errors import BulkError
     from ..client import ClientError
-    from ..engines.errors import ServerError
+    from ..engines import ServerError
     from ..runtime.errors import ModelError, SegserveError
 
     own_errors = ModelError, ServerError, ClientError, SegserveError, BulkError

@@ -216,7 +216,7 @@ def _served(
 ) -> "tuple[str, Callable[[], SegmentationClient]]":
     """The name of the model, and a function that creates a client."""
     from ..client import SegmentationClient
-    from ..gateway.endpoint import find_endpoint
+    from ..gateway.background import find_endpoint
 
     endpoint = find_endpoint(url, token=token, model=model)
     client = SegmentationClient(

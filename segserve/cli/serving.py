@@ -124,8 +124,7 @@ def serve(
     background.
     """
     from ..engines import default_engine
-    from ..gateway.background import Server
-    from ..gateway.endpoint import SERVE_DIR, running_server
+    from ..gateway.background import SERVE_DIR, Server, running_server
 
     with errors_in_one_line():
         if (running := running_server()) is not None:
@@ -168,7 +167,7 @@ def _print_ready(server: "Server", name: str) -> None:
 @app.command(rich_help_panel=USE)
 def stop() -> None:
     """Stop the server that `segserve serve` started from this folder."""
-    from ..gateway.endpoint import running_server
+    from ..gateway.background import running_server
 
     with errors_in_one_line():
         server = running_server()

@@ -45,7 +45,7 @@ class _BaseClient(ABC):
             raise ValueError(f"pool_size is the number of connections, at least 1, got {pool_size}")
         self._policy = retry_policy(retries)
         if url is None:
-            from ..gateway.endpoint import find_endpoint  # not needed if there is an address
+            from ..gateway.background import find_endpoint  # not needed if there is an address
 
             endpoint = find_endpoint(token=token, model=model)
             url, token, model = endpoint.url, endpoint.token, endpoint.model

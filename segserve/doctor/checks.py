@@ -25,8 +25,7 @@ from . import Finding, Level
 if TYPE_CHECKING:
     import requests
 
-    from ..gateway.background import Server
-    from ..gateway.endpoint import Endpoint
+    from ..gateway.background import Endpoint, Server
 
 BUILD_DIR = Path("build")
 _MANIFEST = "MAR-INF/MANIFEST.json"
@@ -76,8 +75,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def check_java() -> Finding:
-    from ..engines.errors import ServerError
-    from ..engines.torchserve.java import find_java
+    from ..engines import ServerError
+    from ..engines.torchserve_process import find_java
 
     try:
         return Finding("Java", Level.OK, f"works, in {find_java()}")
@@ -231,21 +230,21 @@ def archive_fault(path: Path) -> str:
 
 def check_ports() -> Finding:
     """Whether a server would get its ports, except those of the server that runs here."""
-    from ..engines.torchserve.config import read_config, wanted_address
-    from ..gateway.endpoint import running_server
+    from ..engines.config import read_config, wanted_address
+    from ..gateway.background import running_server
 
     settings, server = read_config(), running_server()
     own = (server.inference_url, server.metrics_url) if server else ()
     own_ports = {urlsplit(url).port for url in own}
     wanted = [wanted_address(settings, f"{name}_address") for name in ("inference", "metrics")]
     taken = [
-        str(port) for _, host, port in wanted if port not in own_ports and not _is_free(host, port)
+        str(port) for host, port in wanted if port not in own_ports and not _is_free(host, port)
     ]
     if taken:
         remedy = "`segserve serve` takes free ones instead; SEGSERVE_PORT and the like name others"
         message = f"taken by another program: {', '.join(taken)}"
         return Finding("ports", Level.WARNING, message, remedy)
-    listed = ", ".join(str(port) for *_, port in wanted)
+    listed = ", ".join(str(port) for _, port in wanted)
     used = ", or used by the server that runs here" if own else ""
     return Finding("ports", Level.OK, f"{listed}: free{used}")
 
@@ -260,7 +259,7 @@ def _is_free(host: str, port: int) -> bool:
 
 def check_server(url: str | None, token: str | None) -> Finding:
     """Whether the server of this folder is ready, or another one responds to `/ping`."""
-    from ..gateway.endpoint import find_endpoint
+    from ..gateway.background import find_endpoint
 
     endpoint = find_endpoint(url, token=token)
     if endpoint.running is not None:
@@ -281,7 +280,7 @@ def check_server(url: str | None, token: str | None) -> Finding:
 
 
 def _own_server(server: "Server") -> Finding:
-    from ..engines.errors import ServerError
+    from ..engines import ServerError
 
     where = f"{server.inference_url} with {', '.join(server.models)}"
     try:
@@ -295,7 +294,7 @@ def _own_server(server: "Server") -> Finding:
 
 def check_token(url: str | None, token: str | None) -> Finding:
     """Whether the server accepts the token: `/ping` needs none, the list of models does."""
-    from ..gateway.endpoint import TOKEN_VARIABLE, find_endpoint
+    from ..gateway.background import TOKEN_VARIABLE, find_endpoint
 
     endpoint = find_endpoint(url, token=token)
     response = _get(endpoint, "models")

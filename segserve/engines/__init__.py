@@ -1,8 +1,9 @@
 """Engines run the handlers of archives behind the gateway: `torchserve`, `local` and `ray`.
 
-`Engine` is their interface. Each says how to start, watch and stop the workers.
+`Engine` is their interface. What rejects a request before a handler has it is a `FrontendError`.
 """
 
+import json
 from collections.abc import AsyncIterable, Sequence
 from enum import StrEnum
 from importlib.util import find_spec
@@ -10,8 +11,6 @@ from typing import NamedTuple, Protocol
 
 
 class EngineName(StrEnum):
-    """What runs the handlers of the archives."""
-
     TORCHSERVE = "torchserve"
     LOCAL = "local"
     RAY = "ray"
@@ -32,9 +31,7 @@ class EngineRequest(NamedTuple):
     Attributes:
         target: path and query, percent-encoded as the client sent them.
         headers: without the token and the headers of a single connection; names in lower case.
-        body: the rest of the body, in chunks. Reading it raises a SegserveError if it is too large
-            or too slow.
-        has_body: whether the request has a body.
+        body: its chunks. Reading it raises a SegserveError if it is too large or too slow.
     """
 
     method: str
@@ -55,8 +52,7 @@ class EngineResponse(NamedTuple):
 class Engine(Protocol):
     """Starts, watches and stops the workers of all models, and forwards requests to them.
 
-    The methods `predict`, `describe` and `manage` raise a SegserveError, or a FrontendError for
-    what never reaches a handler.
+    `predict`, `describe` and `manage` raise a SegserveError or a FrontendError.
     """
 
     @property
@@ -76,8 +72,7 @@ class Engine(Protocol):
     async def obstacle(self) -> str | None:
         """Why a model has no worker that is ready. Raises ServerError: the engine has ended."""
 
-    async def predict(self, request: EngineRequest) -> EngineResponse:
-        """Forwards a request for a prediction."""
+    async def predict(self, request: EngineRequest) -> EngineResponse: ...
 
     async def describe(self, request: EngineRequest) -> EngineResponse:
         """Lists the models, or describes one: `GET /models` and `GET /models/{model}`."""
@@ -87,3 +82,49 @@ class Engine(Protocol):
 
     async def metrics(self) -> bytes:
         """The metrics of the engine in Prometheus's text format; empty if it does not respond."""
+
+
+class ServerError(Exception):
+    """A server cannot be configured, started or stopped. The message is one line."""
+
+
+class FrontendError(Exception):
+    """A request that reaches no handler. The response has the format of TorchServe's frontend."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = frontend_json({"code": status, "type": kind, "message": message})
+
+
+def frontend_json(document: object) -> bytes:
+    """JSON as TorchServe's frontend writes it."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    return f"{text}\n".encode("utf-8", errors="replace")
+
+
+class BadTokenError(FrontendError):
+    def __init__(self) -> None:
+        message = (
+            "Token Authorization failed. Token either incorrect, expired, or not provided correctly"
+        )
+        super().__init__(400, "InvalidKeyException", message)
+
+
+def unknown_model(name: str) -> FrontendError:
+    return FrontendError(404, "ModelNotFoundException", f"Model not found: {name}")
+
+
+def unknown_version(name: str, version: str) -> FrontendError:
+    message = f"Model version: {version} does not exist for model: {name}"
+    return FrontendError(404, "ModelVersionNotFoundException", message)
+
+
+def unknown_path() -> FrontendError:
+    message = "Requested resource is not found, please refer to API document."
+    return FrontendError(404, "ResourceNotFoundException", message)
+
+
+def unknown_method() -> FrontendError:
+    message = "Requested method is not allowed, please refer to API document."
+    return FrontendError(405, "MethodNotAllowedException", message)

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 from ..runtime.errors import InternalError, OverloadedError, UnavailableError
 from ..runtime.metrics import OWN
 from ..signing import TrustedKeys
-from .environment import use_new_tmp_dir
-from .errors import ServerError
+from . import ServerError
 from .pool import WORKER_GONE, PoolEngine, queue_full
+from .processes import use_new_tmp_dir
 from .store import ServedArchive, stored_archives
 from .worker import BatchResult, Handled, Received, run_worker
 
@@ -37,8 +37,6 @@ _LONGEST_RESTART_DELAY_S = 30
 
 
 class PendingRequest(NamedTuple):
-    """A request in the queue, and the future of its response."""
-
     received: Received
     response: asyncio.Future[Handled]
 
@@ -50,9 +48,7 @@ class WorkerLostError(Exception):
 class LocalEngine(PoolEngine):
     """See `Engine`: `minWorkers` workers of each archive. Create it in a running event loop.
 
-    Args:
-        archives, run_dir, trusted: see `stored_archives`.
-        config: the settings of config.properties; only `job_queue_size` is used.
+    Of the settings of config.properties, only `job_queue_size` is used.
     """
 
     def __init__(
@@ -167,10 +163,8 @@ class LocalWorker:
         self, archive: ServedArchive, index: int, queue: ModelQueue, failure: asyncio.Future[str]
     ) -> None:
         self.status = "LOADING"
-        self._archive = archive
-        self._index = index
-        self._queue = queue
-        self._failure = failure
+        self._archive, self._index = archive, index
+        self._queue, self._failure = queue, failure
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
         self._folder: TemporaryDirectory[str] | None = None
@@ -273,8 +267,8 @@ class LocalWorker:
             self._connection.send(requests)
         except OSError as error:
             raise WorkerLostError("the process died") from error
-        result: BatchResult = self._receive("responseTimeout", self._archive.config.responseTimeout)
-        return result
+        timeout_s = self._archive.config.responseTimeout
+        return self._receive("responseTimeout", timeout_s)  # type: ignore[no-any-return]
 
     def _receive(self, setting: str, timeout_s: float) -> Any:  # noqa: ANN401 - any message
         assert self._connection is not None  # noqa: S101

@@ -1,47 +1,65 @@
-"""The part that the engines `local` and `ray` share: HTTP requests for a pool of workers."""
+"""The part that the engines `local` and `ray` share: HTTP requests for a pool of workers, and
+metrics with TorchServe's names, so that dashboards work with every engine.
+"""
 
 import json
+import platform
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import psutil
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, create_form_parser
-from starlette.datastructures import Headers as HeaderMapping
 
-from ..gateway.metrics import ServerMetrics
 from ..runtime.errors import BadRequestError, SegserveError
-from . import EngineRequest, EngineResponse, Headers
-from .errors import (
+from ..runtime.metrics import BUCKETS, ENGINE, OWN, Kind, Metric
+from . import (
+    EngineRequest,
+    EngineResponse,
     FrontendError,
+    Headers,
     frontend_json,
     unknown_method,
     unknown_model,
     unknown_path,
     unknown_version,
 )
+from .config import is_form, second_part
 from .store import ServedArchive
-from .worker import DESCRIBE, Handled, Received
+from .worker import DESCRIBE, Handled, Observation, Received
 
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+_ANY_VERSION = "default"  # TorchServe's label for a request without a version
+_HUNDREDS = (2, 4, 5)
 _NOT_PASSED_ON = {"describe", "explain"}  # TorchServe itself sets them
 
 
 def as_row(body: bytes, content_type: str) -> dict[str, bytes]:
     """The parts of a form by their names; any other body under the name `body`.
 
-    Raises BadRequestError: the form cannot be parsed.
+    Raises BadRequestError: the form cannot be parsed, or two parts have the same name.
     """
-    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+    if not is_form(content_type):
         return {"body": body}
-    row: dict[str, bytes] = {}
+    parts: list[tuple[str, bytes]] = []
 
     def on_field(field: Field) -> None:
-        row[_text(field.field_name)] = field.value or b""
+        parts.append((_text(field.field_name), field.value or b""))
 
     def on_file(file: File) -> None:
         file.file_object.seek(0)
-        row[_text(file.field_name)] = file.file_object.read()
+        parts.append((_text(file.field_name), file.file_object.read()))
 
     try:
         in_memory = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
@@ -54,6 +72,9 @@ def as_row(body: bytes, content_type: str) -> dict[str, bytes]:
         raise BadRequestError(
             f"the form cannot be read ({error}); expected multipart/form-data with a part 'data'"
         ) from error
+    row = dict(parts)
+    if len(row) < len(parts):
+        raise second_part()
     return row
 
 
@@ -82,7 +103,6 @@ WORKER_GONE = "the process that had this request is gone; send it again"
 
 
 def queue_full(size: int) -> str:
-    """The message for a request for which the queue has no space."""
     return f"{size} requests wait already; send fewer at once, or again later"
 
 
@@ -96,12 +116,7 @@ class PoolEngine(ABC):
 
     @abstractmethod
     async def submit(self, model: str, received: Received) -> Handled:
-        """Passes a request to a worker and returns its response.
-
-        Raises:
-            OverloadedError: the queue of the model is full.
-            UnavailableError: the worker that had this request is gone.
-        """
+        """Raises OverloadedError: the queue is full; UnavailableError: the worker is gone."""
 
     @abstractmethod
     async def worker_states(self, model: str) -> Sequence[str]:
@@ -164,13 +179,11 @@ class PoolEngine(ABC):
             case _:
                 raise unknown_path()
         self._find(name, version)
-        headers = HeaderMapping(raw=list(request.headers))
+        headers = as_headers(request.headers)
         row = as_row(body, headers.get("content-type", ""))
-        handled = await self._submit(name, Received(row, as_headers(request.headers)))
+        handled = await self._submit(name, Received(row, headers))
         seconds = time.perf_counter() - began_s
-        self._metrics.count_prediction(
-            name, version, seconds=seconds, handler_seconds=handled.seconds
-        )
+        self._metrics.count_prediction(name, version, seconds, handled.seconds)
         own = [
             (key.lower().encode(), text.encode("latin-1")) for key, text in handled.headers.items()
         ]
@@ -193,7 +206,6 @@ class PoolEngine(ABC):
 def _description(
     model: ServedArchive, workers: Sequence[str], customized: bytes | None
 ) -> dict[str, Any]:
-    """`GET /models/{model}`, with the handler's own description if `customized` is given."""
     document: dict[str, Any] = {
         "modelName": model.name,
         "modelVersion": model.version,
@@ -213,3 +225,88 @@ def _path(request: EngineRequest) -> list[str]:
 
 def _json(document: object) -> EngineResponse:
     return EngineResponse(200, [*_JSON_HEADERS, *_CACHE_HEADERS], frontend_json(document))
+
+
+class _Total(Gauge):
+    """A total. The name of prometheus_client's own counters must end in `_total`."""
+
+    _type = "unknown"
+
+
+class ServerMetrics:
+    """The metrics of one engine. Those of its host are measured when metrics are requested."""
+
+    def __init__(self) -> None:
+        self._hostname = platform.node()
+        self._registry = registry = CollectorRegistry()
+        self._collectors = {metric.name: _collector(metric, registry) for metric in (*OWN, *ENGINE)}
+        psutil.cpu_percent()  # the first call only starts the measurement
+        for hundred in _HUNDREDS:  # starts at 0, so that rates include the first response
+            self._add(f"Requests{hundred}XX", 0, "Host")
+
+    def count_response(self, status: int) -> None:
+        if status // 100 in _HUNDREDS:
+            self._add(f"Requests{status // 100}XX", 1, "Host")
+
+    def count_prediction(
+        self, model: str, version: str | None, seconds: float, handler_seconds: float
+    ) -> None:
+        """Counts a completed request: its total time, and its time in the handler."""
+        labels = model, version or _ANY_VERSION
+        queue_s = max(0.0, seconds - handler_seconds)
+        self._add("ts_inference_requests_total", 1, *labels)
+        self._add("ts_inference_latency_microseconds", 1e6 * seconds, *labels)
+        self._add("ts_queue_latency_microseconds", 1e6 * queue_s, *labels)
+        self._add("QueueTime", 1e3 * queue_s, "Host")
+        self._add("PredictionTime", 1e3 * handler_seconds, model, "Model")
+
+    def count_observations(self, observations: Iterable[Observation]) -> None:
+        for name, value, labels in observations:
+            self._add(name, value, *labels)
+
+    def _add(self, name: str, value: float, *labels: str) -> None:
+        collector = self._collectors[name].labels(*labels, self._hostname)
+        if isinstance(collector, Histogram):
+            collector.observe(value)
+        elif isinstance(collector, Counter | _Total):
+            collector.inc(value)
+        else:
+            collector.set(value)
+
+    def exposed(self) -> bytes:
+        for name, value in _host_figures().items():
+            self._add(name, value, "Host")
+        return generate_latest(self._registry)
+
+
+def _collector(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    arguments = described(metric, registry)
+    if metric.kind is Kind.HISTOGRAM:
+        return Histogram(**arguments, buckets=BUCKETS)
+    if metric.kind is Kind.GAUGE:
+        return Gauge(**arguments)
+    return Counter(**arguments) if metric.name.endswith("_total") else _Total(**arguments)
+
+
+def described(metric: Metric, registry: CollectorRegistry) -> dict[str, Any]:
+    """The arguments of a collector of the metric."""
+    return {
+        "name": metric.name,
+        "documentation": metric.description,
+        "labelnames": (*metric.labels, metric.host_label),
+        "registry": registry,
+    }
+
+
+def _host_figures() -> dict[str, float]:
+    """Processor, memory and disk of this machine."""
+    memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
+    return {
+        "CPUUtilization": psutil.cpu_percent(),
+        "MemoryUsed": memory.used / 2**20,
+        "MemoryAvailable": memory.available / 2**20,
+        "MemoryUtilization": memory.percent,
+        "DiskUsage": disk.used / 2**30,
+        "DiskAvailable": disk.free / 2**30,
+        "DiskUtilization": disk.percent,
+    }

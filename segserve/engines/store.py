@@ -13,7 +13,7 @@ import yaml
 
 from ..runtime.errors import ModelError
 from ..runtime.settings import CONFIG_FILE, ModelConfig, read_config
-from .errors import ServerError
+from . import ServerError
 
 if TYPE_CHECKING:
     from ..signing import TrustedKeys
@@ -35,44 +35,33 @@ class ServedArchive:
 
 
 def read_archive(path: Path) -> ServedArchive:
-    """Reads name, version and settings. Raises ModelError: they are missing or not valid."""
+    """Reads name, version and settings. Raises ServerError: they are missing or not valid."""
+    name = model_name(path)
     try:
         with zipfile.ZipFile(path) as packed:
-            model = json.loads(packed.read(_MANIFEST))["model"]
+            version = json.loads(packed.read(_MANIFEST))["model"]["modelVersion"]
             config = read_config(yaml.safe_load(packed.read(CONFIG_FILE)))
-        return ServedArchive(
-            path.resolve(), str(model["modelName"]), str(model["modelVersion"]), config
-        )
-    except OSError as error:
-        raise ModelError(f"cannot read the archive {path}: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise ModelError(
+    except (KeyError, ValueError, yaml.YAMLError, ModelError) as error:
+        raise ServerError(
             f"{path}: expected an archive made by `segserve archive`: "
             f"{' '.join(str(error).split())}"
         ) from error
+    return ServedArchive(path.resolve(), name, str(version), config)
 
 
 def stored_archives(
     archives: Sequence[Path], run_dir: Path, *, trusted: "TrustedKeys | None"
 ) -> list[ServedArchive]:
-    """Reads archives from a model store below the run folder.
-
-    Raises:
-        ServerError: an archive cannot be served.
-        SignatureError: an archive is not signed by a trusted key.
-    """
+    """Reads archives from a model store below the run folder. Raises as `fill_store`."""
     store = run_dir / MODEL_STORE
     names = fill_store(archives, store, trusted=trusted)
-    try:
-        return [read_archive(store / f"{name}.mar") for name in names]
-    except ModelError as error:
-        raise ServerError(str(error)) from error
+    return [read_archive(store / f"{name}.mar") for name in names]
 
 
 def fill_store(
     archives: Sequence[Path], store: Path, *, trusted: "TrustedKeys | None" = None
 ) -> tuple[str, ...]:
-    """Make `store` hold just these archives, as NAME.mar, and return the names in order.
+    """Makes `store` hold just these archives, as NAME.mar, and returns the names in order.
 
     With `trusted`, an archive is verified before anything else of it is read, and the store holds
     the very bytes that were verified. Otherwise, it holds symbolic links.
@@ -106,7 +95,7 @@ def model_name(archive: Path) -> str:
     try:
         with zipfile.ZipFile(archive) as content:
             name = str(json.loads(content.read(_MANIFEST))["model"]["modelName"])
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ServerError(f"{archive} is not a model archive (.mar): {error}") from error
     if not re.fullmatch(r"\w[\w.-]*", name):  # it is part of a file's name and of a command
         raise ServerError(

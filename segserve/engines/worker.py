@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -55,11 +55,7 @@ class CollectedMetric:
 
 
 class CollectedMetrics:
-    """The metrics of one replica.
-
-    Args:
-        declared: by the name of each metric that the gateway knows, the names of its labels.
-    """
+    """The metrics of one replica. `declared` has, by a metric's name, the names of its labels."""
 
     def __init__(self, declared: Mapping[str, Sequence[str]]) -> None:
         self._observations: list[Observation] = []
@@ -78,8 +74,6 @@ class CollectedMetrics:
 
 @dataclass(frozen=True)
 class HandlerProcess:
-    """What a handler may know about its process."""
-
     model_name: str
     model_dir: str
     manifest: Mapping[str, object]
@@ -111,9 +105,6 @@ class HandlerContext:
         self._statuses: list[tuple[int, str | None]] = [(200, None) for _ in request_headers]
         self._response_headers: list[dict[str, str]] = [{} for _ in request_headers]
 
-    def get_request_header(self, idx: int, key: str) -> str | None:
-        return self._request_headers[idx].get(key)
-
     def get_all_request_header(self, idx: int) -> dict[str, str]:
         return self._request_headers[idx]
 
@@ -125,9 +116,6 @@ class HandlerContext:
 
     def set_response_content_type(self, idx: int, value: str) -> None:
         self.set_response_header(idx, "content-type", value)
-
-    def get_response_content_type(self, idx: int) -> str | None:
-        return self._response_headers[idx].get("content-type")
 
     def set_response_header(self, idx: int, key: str, value: str) -> None:
         self._response_headers[idx][key] = value
@@ -159,16 +147,6 @@ DESCRIBE = Received({}, {"describe": "True"})
 """A describe request, as TorchServe passes it to a handler."""
 
 
-class LoadedHandler(Protocol):
-    """The interface of TorchServe's handlers."""
-
-    def initialize(self, context: HandlerContext) -> None: ...
-
-    def handle(
-        self, data: Sequence[Mapping[str, bytes]], context: HandlerContext
-    ) -> list[bytes]: ...
-
-
 def load_handler(
     archive: Path,
     folder: Path,
@@ -183,9 +161,7 @@ def load_handler(
     Args:
         overrides: keys that replace those of model-config.yaml in the archive; `handler` is merged
             key by key.
-        gpu_id: the GPU to compute on; None for the CPU.
-        metrics: by the name of each metric that the handler may report, the names of its labels.
-        trusted: the keys that the archive must be signed with.
+        metrics: see `CollectedMetrics`.
 
     Raises:
         RuntimeError: the handler rejects its archive, or there is not exactly one handler class.
@@ -221,11 +197,8 @@ def _unpack(archive: Path, folder: Path, trusted: TrustedKeys | None) -> None:
 
 
 def _overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **config,
-        **overrides,
-        "handler": {**config.get("handler", {}), **overrides.get("handler", {})},
-    }
+    handler = {**config.get("handler", {}), **overrides.get("handler", {})}
+    return {**config, **overrides, "handler": handler}
 
 
 def _imported(folder: Path, file_name: str) -> ModuleType:
@@ -240,9 +213,9 @@ def _imported(folder: Path, file_name: str) -> ModuleType:
     return importlib.import_module(Path(file_name).stem)
 
 
-def _handler_class(module: ModuleType) -> type[LoadedHandler]:
+def _handler_class(module: ModuleType) -> Any:  # noqa: ANN401 - from the archive
     """The only class that is defined in the module. TorchServe has the same rule."""
-    classes: list[Any] = [
+    classes = [
         member
         for _, member in inspect.getmembers(module, inspect.isclass)
         if member.__module__ == module.__name__
@@ -251,14 +224,11 @@ def _handler_class(module: ModuleType) -> type[LoadedHandler]:
         raise RuntimeError(
             f"{module.__name__}.py: expected one class, the handler, got {len(classes)}"
         )
-    handler: type[LoadedHandler] = classes[0]
-    return handler
+    return classes[0]
 
 
 class BatchHandler:
-    """The handler of an archive, and its process."""
-
-    def __init__(self, handler: LoadedHandler, process: HandlerProcess) -> None:
+    def __init__(self, handler: Any, process: HandlerProcess) -> None:  # noqa: ANN401
         self._handler, self.process = handler, process
 
     def handle(self, requests: Sequence[Received]) -> list[Handled]:
@@ -287,8 +257,7 @@ def _as_bytes(body: object) -> bytes:
     return (body if isinstance(body, str) else json.dumps(body)).encode()
 
 
-BatchResult = list[Handled] | None
-"""The responses to a batch, or None if the handler failed."""
+BatchResult = list[Handled] | None  # None if the handler failed
 
 
 def run_worker(
@@ -301,18 +270,14 @@ def run_worker(
 ) -> None:
     """Loads the archive and handles batches until the main process closes the connection.
 
-    The first message is None if the handler is ready, else the reason why it is not.
-
-    Args:
-        folder: an empty folder for the archive's content.
-        index: number of the worker; workers are distributed over the GPUs in this order.
-        on_gpu: whether the worker may use a GPU.
-        metrics: see `load_handler`.
+    The first message is None if the handler is ready, else the reason why it is not. Workers are
+    distributed over the GPUs in the order of `index`. For other arguments see `load_handler`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when workers end
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        gpu_id = _gpu(index) if on_gpu else None
+        gpus = count_gpus() if on_gpu else 0
+        gpu_id = index % gpus if gpus else None
         handler = load_handler(archive, folder, overrides={}, gpu_id=gpu_id, metrics=metrics)
     except Exception as error:
         logger.exception("the archive cannot be loaded")
@@ -335,8 +300,3 @@ def _handled(handler: BatchHandler, connection: Connection) -> BatchResult:
         logger.error("%d responses to %d requests", len(handled), len(requests))
         return None
     return handled
-
-
-def _gpu(index: int) -> int | None:
-    count = count_gpus()
-    return index % count if count else None

@@ -7,34 +7,29 @@ serve one client's hundred requests before another's first, and drop its request
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
 import orjson
-from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..engines import Engine, EngineRequest, EngineResponse, Headers
-from ..engines.errors import BadTokenError, frontend_json
+from ..engines import Engine, EngineRequest, EngineResponse, Headers, frontend_json
+from ..engines.config import too_large
 from ..runtime.errors import BadRequestError, UnavailableError
 from ..runtime.request import OPTION_HEADER_PREFIX
-from ..schema.openapi import openapi
-from .limits import FairQueue, RequestBody, distinct_parts, too_large
+from .admission import FairQueue, RequestBody, TokenFile
+from .http_server import JSON, TimedResponse, error_response, json_response
 from .metrics import CONTENT_TYPE, GatewayMetrics
-from .protocols.huggingface import huggingface_routes
-from .protocols.native import checked
-from .protocols.open_inference import OpenInference
-from .responses import JSON, TimedResponse, error_response, json_response
+from .open_inference import OpenInference
+from .openapi import openapi
+from .protocols import checked, huggingface_routes
 from .settings import GatewaySettings
-from .tokens import TokenFile
 
 logger = logging.getLogger("segserve.gateway")
 
@@ -47,7 +42,9 @@ _MAX_PATH_BYTES, _MAX_HEADERS_BYTES = 4_000, 7_680
 closes a connection with more, often before its response is read."""
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _QUIET_PATHS = frozenset({"/ping", "/metrics"})  # requested every few seconds, so not logged
-_OWN_HEADERS = {"server": "segserve", "x-content-type-options": "nosniff"}
+_OWN_HEADERS = [(b"server", b"segserve"), (b"x-content-type-options", b"nosniff")]
+_OWN_NAMES = frozenset(name for name, _ in _OWN_HEADERS)
+_CLOSE = (b"connection", b"close")
 _SINGLE_CONNECTION_HEADERS = frozenset(  # RFC 9110, section 7.6.1, and the token
     {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te"}
     | {b"trailer", b"transfer-encoding", b"upgrade", b"expect", b"host", b"authorization"}
@@ -57,11 +54,7 @@ _SINGLE_CONNECTION_HEADERS = frozenset(  # RFC 9110, section 7.6.1, and the toke
 class Gateway:
     """Three ASGI applications: predictions, metrics, and the management API if it has a token.
 
-    Args:
-        engine: None until it is started; requests are rejected with 503 till then.
-        token: the token of predictions; None if they need none.
-        management_token: the token of the management API; None disables that application.
-        settings: the limits of one request and of one client.
+    Without an `engine`, requests are rejected with 503; without a `token`, predictions need none.
     """
 
     def __init__(
@@ -121,16 +114,10 @@ class Gateway:
     def _app(self, *routes: Route) -> ASGIApp:
         router = Router(routes, redirect_slashes=False)
 
-        async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-            scope["app"] = router  # so that unknown paths and methods raise an HTTPException
-            _check_head(_target(scope), scope["headers"])
-            await router(scope, receive, send)
-
-        inner = ExceptionMiddleware(checked, {HTTPException: _on_error, Exception: _on_error})
-
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
-                await self._exchange(inner, scope, receive, send)
+                scope["app"] = router  # so that unknown paths and methods raise an HTTPException
+                await self._exchange(router, scope, receive, send)
 
         return app
 
@@ -139,16 +126,15 @@ class Gateway:
         began_s = time.perf_counter()
         timeout_s = self.settings.request_timeout_s
         body = RequestBody(receive, max_bytes=self.max_request_bytes, timeout_s=timeout_s)
-        status, sent_bytes = CLIENT_LEFT, 0
+        is_sending, status, sent_bytes = False, CLIENT_LEFT, 0
 
         async def send_and_count(message: Message) -> None:
-            nonlocal status, sent_bytes
+            nonlocal is_sending, status, sent_bytes
             if message["type"] == "http.response.start":
+                is_sending = True
                 status = CLIENT_LEFT if await body.client_left() else message["status"]
-                headers = MutableHeaders(scope=message)
-                headers.update(_OWN_HEADERS)
-                if self.closing:
-                    headers["connection"] = "close"
+                kept = [header for header in message["headers"] if header[0] not in _OWN_NAMES]
+                message["headers"] = [*kept, *_OWN_HEADERS, *([_CLOSE] if self.closing else [])]
             else:
                 sent_bytes += len(message.get("body", b""))
             await send(message)
@@ -157,7 +143,13 @@ class Gateway:
         try:
             async with AsyncExitStack() as exchange:
                 scope.setdefault("state", {}).update(exchange=exchange, body=body)
-                await app(scope, receive, send_and_count)
+                try:
+                    _check_head(_target(scope), scope["headers"])
+                    await app(scope, receive, send_and_count)
+                except Exception as error:
+                    if is_sending:
+                        raise
+                    await error_response(error)(scope, receive, send_and_count)
         except asyncio.CancelledError:
             self.lost += 1
             raise
@@ -181,6 +173,11 @@ class Gateway:
         self.check_token(request.headers.get("authorization"))
         return await self._in_slot(request, self._started().describe)
 
+    async def _manage(self, request: Request) -> Response:
+        if self._management_token is not None:
+            self._management_token.check(request.headers.get("authorization"))
+        return self._response(await self._started().manage(self._forwarded(request)))
+
     async def read_body(self, request: Request) -> bytes:
         """The whole body of a request in another protocol, after its token is checked."""
         self.check_token(request.headers.get("authorization"))
@@ -190,19 +187,21 @@ class Gateway:
     async def predict(self, request: Request, forwarded: EngineRequest) -> EngineResponse:
         """Forwards the native form of a request in another protocol, in a slot of its client."""
         engine = self._started()
+        _check_head(forwarded.target, forwarded.headers)
         await self._enter_slot(request)
         return await engine.predict(forwarded)
 
     async def predict_for(self, client: str, forwarded: EngineRequest) -> EngineResponse:
         """As `predict`, without a request over HTTP."""
         engine = self._started()
+        _check_head(forwarded.target, forwarded.headers)
         async with self._queue.slot(client):
-            _check_head(forwarded.target, forwarded.headers)
             return await engine.predict(forwarded)
 
     def check_token(self, authorization: str | None) -> None:
         """Raises FrontendError: the token of predictions is missing or wrong."""
-        _check_token(self._token, authorization)
+        if self._token is not None:
+            self._token.check(authorization)
 
     async def description(self, model: str) -> Mapping[str, Any]:
         """The engine's description of a model, with its workers."""
@@ -212,10 +211,6 @@ class Gateway:
         [described] = orjson.loads(checked(response).body)
         return described  # type: ignore[no-any-return]
 
-    async def _manage(self, request: Request) -> Response:
-        _check_token(self._management_token, request.headers.get("authorization"))
-        return await self._forward(request, self._started().manage)
-
     async def _show_metrics(self, _: Request) -> Response:
         of_engine = await self.engine.metrics() if self.engine is not None else b""
         return Response(of_engine + self._metrics.as_text(), headers={"content-type": CONTENT_TYPE})
@@ -223,10 +218,11 @@ class Gateway:
     async def _in_slot(
         self, request: Request, forward: Callable[[EngineRequest], Awaitable[EngineResponse]]
     ) -> Response:
+        forwarded = self._forwarded(request)
         await self._enter_slot(request)
         if await request.state.body.client_left():  # skip the computation
             return Response(status_code=CLIENT_LEFT)
-        return await self._forward(request, forward)
+        return self._response(await forward(forwarded))
 
     async def _enter_slot(self, request: Request) -> None:
         """Waits for a slot of the client, and keeps it until the response is sent."""
@@ -238,19 +234,21 @@ class Gateway:
         if (_declared_bytes(request) or 0) > self.max_request_bytes:
             raise too_large(self.max_request_bytes)
 
-    async def _forward(
-        self, request: Request, forward: Callable[[EngineRequest], Awaitable[EngineResponse]]
-    ) -> Response:
+    def _forwarded(self, request: Request) -> EngineRequest:
         self._check_declared(request)
-        forwarded = EngineRequest(
+        target, headers = _target(request.scope), _end_to_end(request.headers.raw)
+        if options := _query_options(request):
+            headers = [*headers, *options]
+            _check_head(target, headers)
+        return EngineRequest(
             method=request.method,
-            target=_target(request.scope),
-            headers=[*_end_to_end(request.headers.raw), *_query_options(request)],
-            body=_checked_body(request),
+            target=target,
+            headers=headers,
+            body=request.state.body,
             has_body=bool(_declared_bytes(request)) or "transfer-encoding" in request.headers,
         )
-        _check_head(forwarded.target, forwarded.headers)  # with the query's options
-        response = await forward(forwarded)
+
+    def _response(self, response: EngineResponse) -> Response:
         end_to_end = response._replace(headers=_end_to_end(response.headers))
         return TimedResponse(end_to_end, timeout_s=self.settings.request_timeout_s)
 
@@ -292,21 +290,9 @@ async def _nothing() -> AsyncIterator[bytes]:
     yield
 
 
-def _check_token(token: TokenFile | None, authorization: str | None) -> None:
-    if token is not None and not token.matches(authorization):
-        raise BadTokenError
-
-
 def _declared_bytes(request: Request) -> int | None:
     declared = request.headers.get("content-length", "")
     return int(declared) if declared.isdecimal() else None
-
-
-def _checked_body(request: Request) -> AsyncIterable[bytes]:
-    content_type = request.headers.get("content-type", "")
-    is_form = content_type.lower().startswith("multipart/form-data")
-    body: RequestBody = request.state.body
-    return distinct_parts(body, content_type) if is_form else body
 
 
 def _end_to_end(headers: Headers) -> Headers:
@@ -318,7 +304,9 @@ def _end_to_end(headers: Headers) -> Headers:
 def _query_options(request: Request) -> Headers:
     """Options in the query as headers, unless a header sets them. TorchServe drops the query."""
     options: dict[str, str] = {}
-    for name, value in parse_qsl(request.url.query, keep_blank_values=True):
+    for name, value in parse_qsl(
+        request.scope["query_string"].decode("latin-1"), keep_blank_values=True
+    ):
         header = f"{OPTION_HEADER_PREFIX}{name.lower()}"
         options[header] = f"{options[header]},{value}" if header in options else value
     return [
@@ -342,7 +330,3 @@ def _check_head(target: bytes, headers: Headers) -> None:
     ]:
         if size > limit:
             raise BadRequestError(f"{name}: {size} bytes, the limit is {limit}")
-
-
-async def _on_error(_: Request, error: Exception) -> Response:
-    return error_response(error)

@@ -1,4 +1,8 @@
-"""A gateway as a child process that may outlive its parent: start, find and stop it."""
+"""A gateway as a child process that may outlive its parent: start, find and stop it.
+
+`find_endpoint` is for clients: the address for predictions, the given one or that of the server in
+the current folder.
+"""
 
 import json
 import os
@@ -6,24 +10,41 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import requests
 from pydantic import BaseModel, ConfigDict
 
-from ..engines import EngineName
-from ..engines.environment import HIDDEN_SETTING, handed_on
-from ..engines.errors import ServerError
-from ..engines.process_tree import ProcessTree, ServerProcess, creation_s, get_directly, spawn
+from ..client.request import DEFAULT_MODEL
+from ..engines import EngineName, ServerError
+from ..engines.config import choose_addresses, loopback, read_config, wanted_address
+from ..engines.processes import (
+    HIDDEN_SETTING,
+    ProcessTree,
+    ServerProcess,
+    creation_s,
+    get_directly,
+    handed_on,
+    spawn,
+)
 from ..engines.store import model_name
-from ..engines.torchserve.config import choose_addresses, loopback, read_config, wanted_address
 from ..resources import resource
 from ..runtime.files import write_whole
 from . import CANNOT_SERVE, ENGINE_FOLDER, TOKEN_FILE
 from .settings import PREFIX, variables
 
 STATE_FILE = "server.json"
+
+SERVE_DIR = Path(".run/serve")
+"""The run folder of `segserve serve`, below the current folder."""
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+URL_VARIABLE = "SEGSERVE_URL"
+TOKEN_VARIABLE = "SEGSERVE_TOKEN"  # noqa: S105 - the name of a variable
+TOKEN_FILE_VARIABLE = "SEGSERVE_TOKEN_FILE"  # noqa: S105
+"""Names a file that holds the token, as containers get secrets."""
 
 _DRAIN_S = 20
 _ORPHANS_S = 10
@@ -42,14 +63,15 @@ class ServerState(BaseModel):
     metrics_url: str
     token_file: str
 
-    def write(self, path: Path) -> None:
-        write_whole(path, self.model_dump_json(indent=2) + "\n")
+    @property
+    def tree(self) -> ProcessTree:
+        return ProcessTree(self.pid, self.created_s)
 
     @classmethod
-    def read(cls, path: Path) -> Self | None:
+    def read(cls, run_dir: Path) -> Self | None:
         """Reads it; None if there is no such file or it is not complete."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json((run_dir / STATE_FILE).read_bytes())
         except (OSError, ValueError):
             return None
 
@@ -70,13 +92,10 @@ class Server(ServerProcess):
     ) -> None:
         self.replaced_port = replaced_port
         """The wanted port of predictions, if it was in use and replaced by a free one."""
-        super().__init__(run_dir, ProcessTree(state.pid, state.created_s), child)
-        self.engine = state.engine
-        self.models = state.models
-        self.inference_url = state.inference_url
-        """The address for predictions, `/ping` and descriptions: http://HOST:PORT."""
-        self.metrics_url = state.metrics_url
-        """The address for Prometheus: http://HOST:PORT, path /metrics, without a token."""
+        super().__init__(run_dir, state.tree, child)
+        self.engine, self.models = state.engine, state.models
+        self.inference_url, self.metrics_url = state.inference_url, state.metrics_url
+        """http://HOST:PORT of predictions, `/ping` and descriptions, and of Prometheus."""
         self.token_file = Path(state.token_file)
         self._state = state
 
@@ -93,12 +112,11 @@ class Server(ServerProcess):
     ) -> Self:
         """Starts a server and does not wait for it.
 
-        The variables of docs/operations.md apply, except for the addresses, which are those of the
-        config. A port in use is replaced by a free one.
+        The variables of docs/operations.md apply, except for the host, which is that of the config.
+        A port in use is replaced by a free one.
 
         Args:
             run_dir: the folder for everything that is written.
-            engine: what runs the archives: `torchserve`, `local` or `ray`.
             config: a config.properties, by default that of `SEGSERVE_CONFIG` or the project's own.
             trust: the file of the public keys that archives must be signed with.
             start_timeout_s: how long loading the models may take.
@@ -116,16 +134,10 @@ class Server(ServerProcess):
         addresses = choose_addresses(settings)
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / TOKEN_FILE).unlink(missing_ok=True)
-        inference, metrics = addresses["inference_address"], addresses["metrics_address"]
-        if not inference.startswith("http://"):
-            raise ServerError(
-                f"inference_address: only http:// is supported, got {inference!r}; use a proxy for "
-                "TLS"
-            )
-        host, _, port = inference.removeprefix("http://").rpartition(":")
-        metrics_port = metrics.rpartition(":")[2]
+        host, _, port = addresses["inference_address"].removeprefix("http://").rpartition(":")
+        metrics_port = addresses["metrics_address"].rpartition(":")[2]
         own = {
-            "ARCHIVE": json.dumps([str(archive.resolve()) for archive in archives]),
+            "ARCHIVE": ",".join(str(archive.resolve()) for archive in archives),
             "ENGINE": engine,
             "CONFIG": config,
             "RUN_DIR": run_dir,
@@ -149,22 +161,20 @@ class Server(ServerProcess):
             created_s=creation_s(child.pid),
             engine=engine,
             models=models,
-            inference_url=loopback(inference),
+            inference_url=loopback(f"http://{host}:{port}"),
             metrics_url=loopback(f"http://{host}:{metrics_port}"),
             token_file=given.get(f"{PREFIX}TOKEN_FILE", str(run_dir / TOKEN_FILE)),
         )
-        state.write(run_dir / STATE_FILE)
-        wanted = wanted_address(settings, "inference_address")[2]
+        write_whole(run_dir / STATE_FILE, state.model_dump_json(indent=2) + "\n")
+        _, wanted = wanted_address(settings, "inference_address")
         return cls(run_dir, state, child, replaced_port=None if str(wanted) == port else wanted)
 
     @classmethod
     def running(cls, run_dir: Path) -> Self | None:
         """The server that an earlier `start` left running from `run_dir`, or None."""
         run_dir = run_dir.resolve()
-        state = ServerState.read(run_dir / STATE_FILE)
-        if state is None or not ProcessTree(state.pid, state.created_s).alive():
-            return None
-        return cls(run_dir, state)
+        state = ServerState.read(run_dir)
+        return cls(run_dir, state) if state is not None and state.tree.alive() else None
 
     @property
     def inference_token(self) -> str | None:
@@ -184,7 +194,7 @@ class Server(ServerProcess):
             return "the server does not respond yet"
 
     def _clean_up(self) -> None:
-        current = ServerState.read(self.run_dir / STATE_FILE)
+        current = ServerState.read(self.run_dir)
         if current in (None, self._state):  # else another server was started here
             for name in (STATE_FILE, TOKEN_FILE):
                 (self.run_dir / name).unlink(missing_ok=True)
@@ -194,28 +204,24 @@ class Server(ServerProcess):
         """Why the server ended, from its exit status and the last line of its log."""
         if (killed := self._signal_that_killed_it()) is not None:
             return killed
-        lines = [line for line in self._log().splitlines() if line.strip()]
-        messages = [_message(line) for line in lines]
+        messages = [_message(line) for line in self._log().splitlines() if line.strip()]
         reported = [text for text in messages if text.startswith(CANNOT_SERVE)]
         return (reported or messages or ["it wrote nothing"])[-1].removeprefix(CANNOT_SERVE)
 
 
 def _end_orphans(run_dir: Path) -> None:
     """Ends what a killed gateway has left. Raises ServerError: a gateway runs."""
-    before = ServerState.read(run_dir / STATE_FILE)
+    before = ServerState.read(run_dir)
     if before is None:
         return
-    tree = ProcessTree(before.pid, before.created_s)
-    if tree.alive():
+    if before.tree.alive():
         raise ServerError(
             f"a server already runs from {run_dir} (process {before.pid}); stop it first"
         )
-    tree.stop(_ORPHANS_S)
+    before.tree.stop(_ORPHANS_S)
 
 
 def _model_names(archives: Sequence[Path], trust: Path | None) -> tuple[str, ...]:
-    if not archives:
-        raise ServerError("there is no archive to serve; make one with: segserve archive")
     if trust is not None:  # before anything else of an archive is read
         from ..signing import TrustedKeys  # a client finds servers without cryptography
 
@@ -231,3 +237,55 @@ def _message(line: str) -> str:
         return str(json.loads(line)["message"])
     except (ValueError, TypeError, KeyError):
         return line
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to send requests. `running` is the server of this folder, if that is the one."""
+
+    url: str
+    token: str | None
+    model: str
+    running: Server | None
+
+
+def find_endpoint(
+    url: str | None = None, *, token: str | None = None, model: str | None = None
+) -> Endpoint:
+    """Completes what is not given: the address from $SEGSERVE_URL, then everything from the server
+    that runs in this folder, if that is its address.
+
+    A token in the environment comes last: the token of a server that runs here is newer.
+
+    Raises:
+        ServerError: the file that `$SEGSERVE_TOKEN_FILE` names cannot be read.
+    """
+    url = url or os.environ.get(URL_VARIABLE, "").strip() or None
+    running = running_server()
+    if running is not None and url is not None and _normal(url) != _normal(running.inference_url):
+        running = None
+    if running is None:
+        token = token or _token_of_environment()
+        return Endpoint(url or DEFAULT_URL, token, model or DEFAULT_MODEL, None)
+    token = token or running.inference_token or _token_of_environment()
+    return Endpoint(url or running.inference_url, token, model or running.models[0], running)
+
+
+def running_server() -> Server | None:
+    """The server that `segserve serve` left running in this folder."""
+    return Server.running(SERVE_DIR)
+
+
+def _token_of_environment() -> str | None:
+    if token := os.environ.get(TOKEN_VARIABLE, "").strip():
+        return token
+    file = os.environ.get(TOKEN_FILE_VARIABLE, "").strip()
+    try:
+        return Path(file).read_text(encoding="utf-8").strip() if file else None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ServerError(f"cannot read the file of ${TOKEN_FILE_VARIABLE}: {reason}") from error
+
+
+def _normal(url: str) -> str:
+    return url.rstrip("/").replace("//localhost:", "//127.0.0.1:")

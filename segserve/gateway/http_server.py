@@ -1,8 +1,7 @@
-"""uvicorn with several ports, a way to abort a connection, and a moment for late requests."""
+"""HTTP: uvicorn with several ports and time limits, and the responses of the gateway."""
 
 import asyncio
 import contextlib
-import errno
 import logging
 import math
 import socket
@@ -12,13 +11,19 @@ from contextlib import asynccontextmanager
 import h11
 import orjson
 import uvicorn
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from ..engines.errors import ServerError
-from ..runtime.errors import BadRequestError
+from ..engines import EngineResponse, FrontendError, ServerError, unknown_method, unknown_path
+from ..runtime.errors import BadRequestError, InternalError, SegserveError, UnavailableError
 
+logger = logging.getLogger("segserve.gateway")
 logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+JSON = "application/json"
+_CHUNK_BYTES = 2**16
 
 _MAX_HEAD_BYTES = 2**14  # of a request's line and headers while they arrive
 _BACKLOG = 512
@@ -52,7 +57,7 @@ class _Protocol(H11Protocol):
             self.transport.abort()
             return
         error = BadRequestError("the request is not valid HTTP/1.1")
-        headers = [("content-type", "application/json"), ("connection", "close")]
+        headers = [("content-type", JSON), ("connection", "close")]
         for event in (
             h11.Response(status_code=error.status, reason="Bad Request", headers=headers),
             h11.Data(data=orjson.dumps(error.as_document())),
@@ -82,8 +87,7 @@ class _Server(uvicorn.Server):
 def bind(host: str, port: int, variable: str) -> socket.socket:
     """Binds a listening socket. Connections wait until the socket is served.
 
-    Raises:
-        ServerError: the port, which the environment `variable` sets, is in use or not permitted.
+    Raises ServerError: the address is in use or not permitted. `variable` sets the port.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sets TCP_NODELAY only where the protocol is given. Without it, each response
@@ -95,10 +99,9 @@ def bind(host: str, port: int, variable: str) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        is_taken = error.errno == errno.EADDRINUSE
-        remedy = "stop what listens there, or set another port" if is_taken else "set another port"
         raise ServerError(
-            f"cannot listen on {host}:{port}: {error.strerror}; {remedy} with {variable}"
+            f"cannot listen on {host}:{port}: {error.strerror}; set another address with "
+            f"SEGSERVE_HOST and {variable}"
         ) from error
     return listener
 
@@ -140,3 +143,55 @@ async def serving(
     finally:
         server.should_exit = True
         await task
+
+
+class TimedResponse(Response):
+    """A response that the client must read within a time limit.
+
+    It is sent in chunks, because uvicorn waits for a slow client before each chunk but the first.
+    A client that is too slow is disconnected, because a response stays in memory until it is read.
+    """
+
+    def __init__(self, response: EngineResponse, *, timeout_s: float) -> None:
+        self.body, self.status_code = response.body, response.status
+        kept = [header for header in response.headers if header[0] != b"content-length"]
+        self.raw_headers = [*kept, (b"content-length", str(len(response.body)).encode())]
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._send(send)
+        except TimeoutError:
+            logger.warning("a response was not read within %g s", self._timeout_s)
+            scope["state"]["abort"]()
+
+    async def _send(self, send: Send) -> None:
+        body = memoryview(self.body)
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        for offset in range(0, len(body), _CHUNK_BYTES):
+            chunk = bytes(body[offset : offset + _CHUNK_BYTES])
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def json_response(document: object, status: int = 200) -> Response:
+    """A JSON document, with Retry-After if the server is not available."""
+    headers = {"retry-after": "2"} if status == UnavailableError.status else None
+    return Response(orjson.dumps(document), status, headers, JSON)
+
+
+def error_response(error: Exception) -> Response:
+    """The JSON response for an exception. The details of an internal error go only to the log."""
+    match error:
+        case FrontendError():
+            return Response(error.body, error.status, media_type=JSON)
+        case HTTPException(status_code=405):
+            return error_response(unknown_method())
+        case HTTPException():
+            return error_response(unknown_path())
+        case SegserveError():
+            return json_response(error.as_document(), error.status)
+    logger.error("a request failed", exc_info=error)
+    return error_response(InternalError("the server failed at this request; its log says why"))

@@ -11,7 +11,6 @@ from typing import TextIO
 
 import orjson
 
-_FIELDS = "fields"
 _POLL_S = 0.2
 _LONGEST_FILE_BYTES = 8 * 2**20
 _LONGEST_LINE_BYTES = 2**16
@@ -28,7 +27,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, _FIELDS, {}),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -51,10 +50,7 @@ def log_to(stream: TextIO) -> None:
 
 @contextmanager
 def following(path: Path) -> Iterator[None]:
-    """Logs the lines that are appended to TorchServe's log, and keeps that file small.
-
-    TorchServe must append to the file (O_APPEND), because this function truncates it.
-    """
+    """Logs the lines that are appended (O_APPEND) to TorchServe's log, and truncates that file."""
     ended = threading.Event()
     thread = threading.Thread(target=_follow, args=(path, ended), name="log", daemon=True)
     thread.start()
@@ -99,6 +95,5 @@ def log_line(line: str) -> None:
         return
     name = "torchserve.worker" if logger == _WORKER_LINE else "torchserve"
     number = logging.getLevelNamesMapping().get(level, logging.INFO)
-    logging.getLogger(name).log(
-        number, "%s", message, extra={_FIELDS: {"thread": thread} if thread else {}}
-    )
+    fields = {"thread": thread} if thread else {}
+    logging.getLogger(name).log(number, "%s", message, extra={"fields": fields})

@@ -10,16 +10,15 @@ from typing import Any, Never
 
 from starlette.types import ASGIApp
 
-from ..engines import Engine, EngineName
-from ..engines.environment import HIDDEN_SETTING, hide_environment
-from ..engines.errors import ServerError
+from ..engines import Engine, EngineName, ServerError
+from ..engines.processes import HIDDEN_SETTING, hide_environment
 from ..signing import TrustedKeys
 from . import ENGINE_FOLDER, TOKEN_FILE
+from .admission import TokenFile
 from .app import Gateway
 from .http_server import bind, serving
 from .json_log import following
 from .settings import GatewaySettings, check_settings
-from .tokens import TokenFile
 
 logger = logging.getLogger("segserve.gateway")
 
@@ -53,12 +52,7 @@ async def serve(settings: GatewaySettings) -> None:
         finally:
             await engine.stop()
     if lost:
-        logger.warning(
-            "stopped; %d requests took longer than SEGSERVE_DRAIN_TIMEOUT_S, %g s, and are lost: "
-            "raise it, and with it the time after which the container is killed",
-            lost,
-            settings.drain_timeout_s,
-        )
+        logger.warning("stopped; %d requests outlast SEGSERVE_DRAIN_TIMEOUT_S and are lost", lost)
     else:
         logger.info("stopped; every request has its response")
 
@@ -78,8 +72,8 @@ def _start_engine(settings: GatewaySettings) -> Engine:
     trusted = _trusted(settings)
     run_dir = settings.run_dir.resolve() / ENGINE_FOLDER
     if settings.engine is EngineName.TORCHSERVE:
-        from ..engines.torchserve.engine import TorchServeEngine
-        from ..engines.torchserve.process import TorchServe
+        from ..engines.torchserve import TorchServeEngine
+        from ..engines.torchserve_process import TorchServe
 
         server = TorchServe.start(
             settings.archive,
@@ -103,14 +97,16 @@ def _start_engine(settings: GatewaySettings) -> Engine:
 def _gateway(settings: GatewaySettings) -> Gateway:
     management = settings.management_token_file
     return Gateway(
-        token=_token(settings) if settings.needs_token() else None,
+        token=_token(settings),
         management_token=TokenFile(management) if management else None,
         settings=settings,
         max_request_bytes=settings.max_request_bytes(),
     )
 
 
-def _token(settings: GatewaySettings) -> TokenFile:
+def _token(settings: GatewaySettings) -> TokenFile | None:
+    if settings.server_config().get("disable_token_authorization") == "true":
+        return None
     if settings.token_file is not None:
         return TokenFile(settings.token_file)
     path = settings.run_dir / TOKEN_FILE
@@ -138,12 +134,9 @@ def _bind_grpc(settings: GatewaySettings, gateway: Gateway) -> AbstractAsyncCont
     if settings.grpc_port is None:
         return nullcontext()
     try:
-        from .protocols.open_inference_grpc import serving_grpc
+        from .open_inference_grpc import serving_grpc
     except ModuleNotFoundError as error:
-        raise ServerError(
-            f"SEGSERVE_GRPC_PORT is set, and {error.name} is not installed: pip install "
-            "'segserve[grpc]'"
-        ) from error
+        raise ServerError("SEGSERVE_GRPC_PORT needs: pip install 'segserve[grpc]'") from error
     return serving_grpc(
         gateway,
         f"{settings.host}:{settings.grpc_port}",
@@ -185,9 +178,7 @@ async def _watch(
 
 async def _stop_accepting(gateway: Gateway, delay_s: float) -> None:
     """Reports that the server is not ready, and keeps serving until clients have noticed."""
-    logger.info(
-        "stopping: requests are accepted for %g s more, and all of them get a response", delay_s
-    )
+    logger.info("stopping: requests are accepted for %g s more", delay_s)
     gateway.obstacle = "the server is being stopped"
     gateway.closing = True  # a new connection goes to another server once clients have noticed
     await asyncio.sleep(delay_s)

@@ -1,15 +1,12 @@
-"""The environment variables of the container, and the checks of what they name and of memory."""
+"""The environment variables of the container, and the checks of what they name."""
 
-import difflib
-import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from socket import AF_INET, AF_INET6, socket
-from typing import Annotated, Any, Literal, Self
+from tempfile import TemporaryFile
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -21,23 +18,12 @@ from pydantic import (
     field_validator,
 )
 
-from ..engines import EngineName
-from ..engines.environment import EXTRA_VARIABLE
-from ..engines.errors import ServerError
-from ..engines.torchserve.config import max_request_bytes, read_config, store_urls
+from ..engines import EngineName, ServerError
+from ..engines.config import max_request_bytes, read_config, store_urls
+from ..engines.processes import EXTRA_VARIABLE
 
 PREFIX = "SEGSERVE_"
-MIN_MEMORY_BYTES = 3 * 2**29
-"""1.5 GiB: 0.9 GiB for the worker at its peak, the rest for Java, this process and a reserve."""
-
-_CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)  # v2, v1
-_GPU_CHECK = "import torch, sys; sys.exit(not torch.cuda.is_available())"
-_GPU_CHECK_TIMEOUT_S = 60
-
-_LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
+_GPU_CHECK = [sys.executable, "-c", "import torch, sys; sys.exit(not torch.cuda.is_available())"]
 _TOKEN_LIFE_MIN = 10 * 365 * 24 * 60  # TorchServe's own tokens never leave the machine
 _FOREIGN = frozenset(
     {"SEGSERVE_HOME", "SEGSERVE_MIRROR", "SEGSERVE_BROWSER", "SEGSERVE_URL", EXTRA_VARIABLE}
@@ -80,8 +66,6 @@ class GatewaySettings(BaseModel):
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        if value.startswith("["):
-            return json.loads(value)
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
     @classmethod
@@ -89,18 +73,19 @@ class GatewaySettings(BaseModel):
         """Reads the settings from an environment. An empty variable counts as unset.
 
         Raises:
-            ServerError: a variable is unknown, holds a secret that must be in a file, or has an
-                invalid value.
+            ServerError: a variable is unknown or has an invalid value.
         """
         given = {
             name: value.strip()
             for name, value in environment.items()
             if name.startswith(PREFIX) and name not in _FOREIGN and value.strip()
         }
-        for name in given:
-            _check_name(name)
+        known = variables()
+        if unknown := sorted(given.keys() - {*known}):
+            raise ServerError(f"there is no variable {unknown[0]}; there are {', '.join(known)}")
+        fields = {name.removeprefix(PREFIX).lower(): value for name, value in given.items()}
         try:
-            return cls.model_validate({_field(name): value for name, value in given.items()})
+            return cls.model_validate(fields)
         except ValidationError as error:
             [detail, *_] = error.errors()
             name = PREFIX + str(detail["loc"][0]).upper()
@@ -114,32 +99,18 @@ class GatewaySettings(BaseModel):
 
     def torchserve_settings(self) -> dict[str, str]:
         """The settings of TorchServe that differ from config.properties."""
-        # TorchServe's own log files would grow in memory. The container logs TorchServe's console
-        # instead.
-        options = (
-            f"-Dlog4j.configurationFile={_LOG_SETTINGS.as_uri()}",
-            "-XX:+ExitOnOutOfMemoryError",
-        )
-        own: dict[str, Any] = {
+        own = {
             # Only the gateway is reached from outside. Ports in use are replaced by free ones.
             "inference_address": "http://127.0.0.1:8080",
             "management_address": "http://127.0.0.1:8081",
             "metrics_address": "http://127.0.0.1:8082",
-            "vmargs": f"{self.server_config().get('vmargs', '')} {shlex.join(options)}".strip(),
-            "token_expiration_min": _TOKEN_LIFE_MIN,
+            "token_expiration_min": str(_TOKEN_LIFE_MIN),
             "allowed_urls": store_urls(self.models_dir),
             "enable_model_api": "true" if self.management_token_file else "false",
         }
-        if self.device == "cpu":
-            own["number_of_gpu"] = 0
-        return {key: str(value) for key, value in own.items()}
-
-    def needs_token(self) -> bool:
-        """Whether requests must carry a token; config.properties may switch that off."""
-        return self.server_config().get("disable_token_authorization") != "true"
+        return own | ({"number_of_gpu": "0"} if self.device == "cpu" else {})
 
     def server_config(self) -> dict[str, str]:
-        """The settings of config.properties."""
         return read_config(self.config)
 
 
@@ -148,85 +119,21 @@ def variables() -> tuple[str, ...]:
     return tuple(PREFIX + name.upper() for name in GatewaySettings.model_fields)
 
 
-def _field(name: str) -> str:
-    return name.removeprefix(PREFIX).lower()
-
-
-def _check_name(name: str) -> None:
-    if name in variables():
-        return
-    if f"{name}_FILE" in variables():
-        raise ServerError(
-            f"{name}: a secret in the environment can be read by others; put it in a file: "
-            f"{name}_FILE"
-        )
-    near = difflib.get_close_matches(_field(name), GatewaySettings.model_fields, n=1)
-    hint = (
-        f"did you mean {PREFIX}{near[0].upper()}?"
-        if near
-        else f"there are {', '.join(variables())}"
-    )
-    raise ServerError(f"there is no variable {name}; {hint}")
-
-
 def check_settings(settings: GatewaySettings) -> None:
-    """Checks what the settings name.
-
-    Raises:
-        ServerError: an archive, a folder, the address or the GPU is missing or cannot be used.
-    """
-    for archive in settings.archive:
-        if not archive.is_file():
-            raise ServerError(
-                f"SEGSERVE_ARCHIVE: there is no archive {archive}; mount the folder that holds it, "
-                f"as in docker run --volume FOLDER:{archive.parent}:ro"
-            )
-    if "models_dir" in settings.model_fields_set and not settings.models_dir.is_dir():
-        raise ServerError(
-            f"SEGSERVE_MODELS_DIR: there is no folder {settings.models_dir}; mount it, as in "
-            f"docker run --volume FOLDER:{settings.models_dir}:ro"
-        )
+    """Raises ServerError: the run folder or the GPU cannot be used."""
     check_run_dir(settings.run_dir)
-    _check_host(settings.host)
-    if settings.device == "gpu":
-        _check_gpu()
-
-
-def check_memory(limits: tuple[Path, ...] = _CGROUP_LIMITS) -> None:
-    """Raises ServerError: the container's memory limit is lower than the server needs."""
-    limit = next((value for path in limits if (value := _read_bytes(path)) is not None), None)
-    if limit is not None and limit < MIN_MEMORY_BYTES:
-        raise ServerError(
-            f"the container's memory is limited to {limit / 2**20:.0f} MiB, and the server needs "
-            f"{MIN_MEMORY_BYTES / 2**20:.0f} MiB at least; raise the limit, or it is killed when "
-            "it loads the model"
-        )
-
-
-def _check_gpu() -> None:
     # In a separate process, so that this one stays small.
-    done = subprocess.run(
-        [sys.executable, "-c", _GPU_CHECK], timeout=_GPU_CHECK_TIMEOUT_S, check=False
-    )
-    if done.returncode:
+    if settings.device == "gpu" and subprocess.run(_GPU_CHECK, timeout=60, check=False).returncode:
         raise ServerError(
             "SEGSERVE_DEVICE is gpu, and PyTorch finds no GPU; run a CUDA image with docker run "
             "--gpus all (the host needs NVIDIA's container toolkit), or set SEGSERVE_DEVICE=auto"
         )
 
 
-def _read_bytes(path: Path) -> int | None:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no such cgroup, or "max"
-        return None
-
-
 def check_run_dir(run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / ".writable").touch()
-        (run_dir / ".writable").unlink()
+        TemporaryFile(dir=run_dir).close()
     except OSError as error:
         raise ServerError(
             f"SEGSERVE_RUN_DIR: cannot write into {run_dir}: {error.strerror}; give the container "
@@ -237,14 +144,3 @@ def check_run_dir(run_dir: Path) -> None:
             f"SEGSERVE_RUN_DIR: {run_dir} belongs to another user, who could put other archives "
             "and tokens there; set it to a folder of your own"
         )
-
-
-def _check_host(host: str) -> None:
-    try:
-        with socket(AF_INET6 if ":" in host else AF_INET) as any_port:
-            any_port.bind((host, 0))
-    except OSError as error:
-        raise ServerError(
-            f"SEGSERVE_HOST: cannot listen on {host}: {error.strerror}; set it to an address of "
-            "this machine, or to 0.0.0.0 for all of them"
-        ) from error

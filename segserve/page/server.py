@@ -22,9 +22,9 @@ from ..client import (
     UnreachableError,
 )
 from ..client.request import SegmentOptions
-from ..engines.errors import ServerError
-from ..engines.process_tree import get_directly
-from ..gateway.endpoint import Endpoint, find_endpoint
+from ..engines import ServerError
+from ..engines.processes import get_directly
+from ..gateway.background import Endpoint, find_endpoint
 from ..runtime.encode.mask import LabelMap, encode_grey_png, encode_jpeg, encode_png
 from ..runtime.encode.overlay import widest_place
 from ..runtime.errors import SegserveError

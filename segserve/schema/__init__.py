@@ -1,7 +1,6 @@
 """The HTTP contract as data: the only definition of class rows, segmentations and errors.
 
-The archive carries this package, without `openapi`, which alone needs the rest of segserve.
-`python -m segserve.schema` writes the documents in `docs/`.
+Every archive carries this package. `segserve.gateway.openapi` makes documents of it.
 """
 
 from typing import Annotated

@@ -101,7 +101,7 @@ def test_command_with_a_request_that_never_ends_is_stopped_in_time_and_says_what
             assert time.monotonic() - began < 8 + 7  # the chart allows 15 more than the timeout
             load.join()
     assert "completed" not in load.outcomes
-    assert "are lost: raise it" in command.lines()[-1]["message"]
+    assert "and are lost" in command.lines()[-1]["message"]
 
 
 def test_command_stopped_while_it_loads_ends_with_0(variables, tmp_path):
@@ -127,7 +127,7 @@ def test_command_whose_server_is_killed_ends_with_the_reason(variables, tmp_path
     [
         pytest.param(
             {"ARCHIVE": "/absent/net.mar"},
-            "there is no archive /absent/net.mar; mount",
+            "there is no archive /absent/net.mar",
             id="no-archive",
         ),
         pytest.param(
@@ -140,11 +140,13 @@ def test_command_whose_server_is_killed_ends_with_the_reason(variables, tmp_path
         ),
         pytest.param(
             {"PROT": "80"},
-            "there is no variable SEGSERVE_PROT; did you mean SEGSERVE_PORT?",
+            "there is no variable SEGSERVE_PROT; there are .*SEGSERVE_PORT",
             id="variable",
         ),
         pytest.param(
-            {"PORT": "{taken}"}, "Address already in use; .* with SEGSERVE_PORT", id="port-taken"
+            {"PORT": "{taken}"},
+            "Address already in use; .* and SEGSERVE_PORT",
+            id="port-taken",
         ),
         pytest.param(
             {"TOKEN_FILE": "/absent/token"}, "cannot read the token in /absent/token", id="no-token"
@@ -162,18 +164,13 @@ def test_command_whose_server_is_killed_ends_with_the_reason(variables, tmp_path
         ),
         pytest.param(
             {"HOST": "no-such-host.invalid"},
-            "SEGSERVE_HOST: cannot listen on no-such-host",
+            "cannot listen on no-such-host",
             id="host",
         ),
         pytest.param(
             {"CLIENT_HEADER": "X Real IP"}, "SEGSERVE_CLIENT_HEADER is 'X Real IP'", id="no-header"
         ),
         pytest.param({"DRAIN_DELAY_S": "inf"}, "SEGSERVE_DRAIN_DELAY_S is 'inf'", id="no-number"),
-        pytest.param(
-            {"MODELS_DIR": "/absent"},
-            "SEGSERVE_MODELS_DIR: there is no folder /absent",
-            id="no-folder",
-        ),
         pytest.param(
             {"RUN_DIR": "/proc/run"},
             "SEGSERVE_RUN_DIR: cannot write into /proc/run",

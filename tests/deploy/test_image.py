@@ -176,7 +176,7 @@ def test_container_stopped_under_load_loses_no_request_and_ends_with_0(secret, p
             "there is no archive /models/absent.mar",
             id="no-archive",
         ),
-        pytest.param("SEGSERVE_PROT=80", "did you mean SEGSERVE_PORT?", id="variable"),
+        pytest.param("SEGSERVE_PROT=80", "there is no variable SEGSERVE_PROT", id="variable"),
         pytest.param("SEGSERVE_PORT=8082", "Address already in use", id="port-taken"),
     ],
 )

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from segserve.archive import build_archive
-from segserve.engines.errors import ServerError
-from segserve.engines.torchserve.process import TorchServe
+from segserve.engines import ServerError
+from segserve.engines.torchserve_process import TorchServe
 from tests.conftest import EMBEDDED
 
 

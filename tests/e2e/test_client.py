@@ -20,7 +20,7 @@ from segserve.client import (
     SegmentationClient,
     UnknownModelError,
 )
-from segserve.engines.torchserve.process import KEY_FILE, TorchServe
+from segserve.engines.torchserve_process import KEY_FILE, TorchServe
 from segserve.local import LocalSegmenter
 from tests.conftest import EMBEDDED
 from tests.documents import blocks

@@ -18,7 +18,7 @@ import requests
 import yaml
 
 from segserve.archive import build_archive
-from segserve.engines.torchserve.process import TorchServe
+from segserve.engines.torchserve_process import TorchServe
 from segserve.local import LocalSegmenter
 from segserve.runtime.record import read_record, write_record
 from tests.conftest import EMBEDDED, PROJECT

@@ -7,8 +7,7 @@ import pytest
 
 from examples.execute import NOTEBOOKS, executed, tidied
 from segserve.archive import build_archive
-from segserve.gateway.background import Server
-from segserve.gateway.endpoint import SERVE_DIR
+from segserve.gateway.background import SERVE_DIR, Server
 from tests.conftest import EMBEDDED
 
 AGAIN = "; create it again with: python -m examples.execute"

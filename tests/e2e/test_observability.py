@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from segserve.archive import build_archive
-from segserve.engines.torchserve.process import TorchServe
+from segserve.engines.torchserve_process import TorchServe
 from tests.collector import running_collector
 from tests.unit.images import encoded, smooth
 from tests.unit.tiny import write_tiny_model

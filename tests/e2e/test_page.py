@@ -15,9 +15,8 @@ from pycocotools.coco import COCO
 
 from segserve.archive import build_archive
 from segserve.client import SegmentationClient
-from segserve.gateway import endpoint
-from segserve.gateway.background import Server
-from segserve.gateway.endpoint import SERVE_DIR
+from segserve.gateway import background as endpoint
+from segserve.gateway.background import SERVE_DIR, Server
 from segserve.page.launch import page_served
 from segserve.page.server import PageServer
 from tests.browser import NO_BROWSER, find_browser, open_browser

@@ -20,7 +20,7 @@ import yaml
 
 from segserve.archive import build_archive
 from segserve.client import ResponseError, SegmentationClient
-from segserve.engines.errors import ServerError
+from segserve.engines import ServerError
 from segserve.local import LocalSegmenter
 from tests.contract.images import encoded, picture
 from tests.documents import blocks

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 
-from segserve.engines.torchserve.java import find_java
+from segserve.engines.torchserve_process import find_java
 from segserve.gateway.background import Server
 from segserve.runtime.record import read_record, sha256_of, write_record
 from tests.conftest import PROJECT

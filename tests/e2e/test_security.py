@@ -19,9 +19,9 @@ import requests
 from PIL import Image, PngImagePlugin
 
 from segserve.archive import build_archive
-from segserve.engines.errors import ServerError
-from segserve.engines.torchserve.config import read_properties
-from segserve.engines.torchserve.process import TorchServe
+from segserve.engines import ServerError
+from segserve.engines.config import read_properties
+from segserve.engines.torchserve_process import TorchServe
 from segserve.signing import SigningKey, TrustedKeys
 from tests.conftest import EMBEDDED, PROJECT
 from tests.e2e.user import segserve

@@ -14,8 +14,7 @@ import psutil
 import pytest
 import requests
 
-from segserve.engines import EngineName
-from segserve.engines.errors import ServerError
+from segserve.engines import EngineName, ServerError
 from segserve.gateway.background import Server
 from segserve.signing import SignatureError, SigningKey
 from tests.conftest import PROJECT
@@ -204,8 +203,8 @@ def test_config_without_authorization_needs_no_token(echo, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("max_request_siz=1\n", "did you mean max_request_size"),
-        ("inference_address=https://127.0.0.1:8443\n", "only http:// is supported"),
+        ("max_request_siz=1\n", "no setting 'max_request_siz'"),
+        ("inference_address=https://127.0.0.1:8443\n", "must be http://HOST:PORT"),
     ],
     ids=["unknown-key", "tls"],
 )

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import requests
 
-from segserve.engines.errors import ServerError
-from segserve.engines.torchserve.process import TorchServe
+from segserve.engines import ServerError
+from segserve.engines.torchserve_process import TorchServe
 from tests.packed import BROKEN, pack
 
 ECHO = """

@@ -16,7 +16,7 @@ import yaml
 
 from bench.machine import facts
 from segserve.archive import build_archive
-from segserve.engines.torchserve.config import read_config, write_properties
+from segserve.engines.config import read_config, write_properties
 from tests.conftest import PROJECT
 from tests.contract.images import encoded, picture
 from tests.hostile.poison import with_poison

@@ -18,7 +18,7 @@ import pytest
 from bench.machine import forget_peaks, python_peaks_bytes
 from segserve.archive import build_archive
 from segserve.engines import EngineName
-from segserve.engines.torchserve.process import TorchServe
+from segserve.engines.torchserve_process import TorchServe
 from segserve.gateway.background import Server
 from tests.faults.served import TOKEN as SERVED_TOKEN
 from tests.faults.served import Served

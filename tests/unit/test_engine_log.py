@@ -2,7 +2,7 @@
 
 import pytest
 
-from segserve.engines.torchserve.process import failure_explained, model_failure, server_failure
+from segserve.engines.torchserve_process import model_failure, server_failure
 
 TIME = "2026-01-01T00:00:00,000"
 RETRY = (
@@ -63,13 +63,14 @@ ModuleNotFoundError: No module named 'ts.torch_handler.handler'"""
     ],
 )
 def test_model_failure_with_dead_worker_returns_its_own_error(output, reason):
-    failure = model_failure(worker(output) + RETRY)
+    failure = model_failure(worker(output) + RETRY + RETRY)
     assert failure is not None
     assert failure.startswith(f"the worker of the model 'net' failed to load: {reason}")
 
 
-def test_model_failure_while_loading_returns_none():
-    assert model_failure(worker(VALUE_ERROR)) is None
+@pytest.mark.parametrize("retry", ["", RETRY], ids=["first-attempt", "second-attempt"])
+def test_model_failure_while_loading_returns_none(retry):
+    assert model_failure(worker(VALUE_ERROR) + retry) is None
 
 
 def test_model_failure_with_rejected_archive_returns_the_front_end_s_reason():
@@ -82,41 +83,6 @@ def test_model_failure_with_rejected_archive_returns_the_front_end_s_reason():
         model_failure(log)
         == "the model 'net.mar' was rejected: InvalidModelException: Missing manifest"
     )
-
-
-ENDS = [
-    f"{TIME} [INFO ] W-9000-net_1.0-{stream} org.pytorch.serve.wlm.WorkerLifeCycle - "
-    f"Stopped Scanner - W-9000-net_1.0-{stream}\n"
-    for stream in ("stdout", "stderr")
-]
-END = "".join(ENDS)
-
-
-@pytest.mark.parametrize(
-    ("log", "explained"),
-    [
-        ("", True),
-        (RETRY, False),
-        (worker(VALUE_ERROR) + RETRY, False),
-        (worker(VALUE_ERROR) + RETRY + ENDS[0], False),
-        (worker(VALUE_ERROR) + RETRY + END, True),
-        (worker("Torch worker started.") + RETRY + END, False),
-        (RETRY + END + worker(VALUE_ERROR) + RETRY, False),
-        (RETRY + END + worker(VALUE_ERROR) + RETRY + END, True),
-    ],
-    ids=[
-        "no-failure",
-        "nothing-read",
-        "both-streams-open",
-        "stderr-open",
-        "read",
-        "output-dropped",
-        "second-attempt-open",
-        "second-attempt-read",
-    ],
-)
-def test_failure_explained_turns_true_with_a_reason_and_both_streams_at_their_end(log, explained):
-    assert failure_explained(log) is explained
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from segserve.engines.errors import ServerError
+from segserve.engines import ServerError
 from segserve.engines.store import fill_store, model_name
 from segserve.signing import SignatureError, SigningKey, TrustedKeys
 

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from segserve.engines.process_tree import ProcessTree
+from segserve.engines.processes import ProcessTree
 
 IGNORE_SIGTERM = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); "

@@ -6,9 +6,9 @@ import ast
 import re
 from collections import defaultdict
 
-from segserve.engines import errors as frontend
+from segserve import engines as frontend
+from segserve.gateway.openapi import openapi
 from segserve.runtime.errors import SegserveError, error_classes
-from segserve.schema.openapi import openapi
 
 from ..conftest import PROJECT
 

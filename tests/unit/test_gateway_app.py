@@ -16,14 +16,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from segserve.engines.errors import ServerError
-from segserve.engines.torchserve.engine import TorchServeEngine
-from segserve.gateway import health
+from segserve.engines import ServerError
+from segserve.engines.torchserve import TorchServeEngine
+from segserve.gateway.__main__ import check_health
+from segserve.gateway.admission import TokenFile
 from segserve.gateway.app import Gateway
 from segserve.gateway.http_server import bind, serving
+from segserve.gateway.openapi import openapi
 from segserve.gateway.settings import GatewaySettings
-from segserve.gateway.tokens import TokenFile
-from segserve.schema.openapi import openapi
 
 TOKEN, MANAGEMENT_TOKEN = "inference-token-of-users", "management-token-of-users"
 BEARER, MANAGEMENT_BEARER = (f"Bearer {token}" for token in (TOKEN, MANAGEMENT_TOKEN))
@@ -370,7 +370,7 @@ def test_metrics_of_the_gateway_are_returned_if_torchserve_does_not_respond(toke
 
 
 def test_metrics_of_the_gateway_are_returned_if_torchserve_hangs(tokens, monkeypatch):
-    monkeypatch.setattr("segserve.engines.torchserve.engine._METRICS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("segserve.engines.torchserve._METRICS_TIMEOUT_S", 0.2)
 
     async def run():
         with socket.create_server(("127.0.0.1", 0)) as hangs:
@@ -692,10 +692,10 @@ def test_health_check_passes_where_a_worker_is_ready_and_nowhere_else(tokens, mo
     async def run():
         async with opened(tokens) as served:
             monkeypatch.setenv("SEGSERVE_PORT", served.inference.rpartition(":")[2])
-            ready = await asyncio.to_thread(health.main)
+            ready = await asyncio.to_thread(check_health)
             served.gateway.obstacle = "its workers are UNLOADING"
-            missing = await asyncio.to_thread(health.main)
-        return ready, missing, await asyncio.to_thread(health.main)
+            missing = await asyncio.to_thread(check_health)
+        return ready, missing, await asyncio.to_thread(check_health)
 
     assert asyncio.run(run()) == (0, 1, 1)
     ready, missing, gone = capsys.readouterr().out.splitlines()
@@ -726,7 +726,7 @@ def test_bind_of_a_taken_port_names_the_variable():
         bind("127.0.0.1", 0, "SEGSERVE_PORT") as taken,
         pytest.raises(
             ServerError,
-            match=r"127\.0\.0\.1:\d+: Address already in use; .* with SEGSERVE_METRICS_PORT",
+            match=r"127\.0\.0\.1:\d+: Address already in use; .* and SEGSERVE_METRICS_PORT",
         ),
     ):
         bind("127.0.0.1", taken.getsockname()[1], "SEGSERVE_METRICS_PORT")

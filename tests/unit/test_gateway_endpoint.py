@@ -3,8 +3,8 @@
 import pytest
 
 from segserve.client import SegmentationClient
-from segserve.engines.errors import ServerError
-from segserve.gateway.endpoint import find_endpoint
+from segserve.engines import ServerError
+from segserve.gateway.background import find_endpoint
 
 URL = "http://127.0.0.1:1"
 
@@ -35,7 +35,7 @@ def test_find_endpoint_with_token_and_file_takes_the_token(token_file, monkeypat
 
 def test_find_endpoint_with_a_file_that_is_gone_says_so(token_file):
     token_file.unlink()
-    with pytest.raises(ServerError, match=r"SEGSERVE_TOKEN_FILE names a file .* No such file"):
+    with pytest.raises(ServerError, match=r"the file of \$SEGSERVE_TOKEN_FILE: .*No such file"):
         find_endpoint(URL)
 
 

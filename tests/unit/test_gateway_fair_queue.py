@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from segserve.gateway.limits import FairQueue
+from segserve.gateway.admission import FairQueue
 from segserve.runtime.errors import OverloadedError
 
 

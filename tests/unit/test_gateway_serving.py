@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from segserve.engines.errors import ServerError
+from segserve.engines import ServerError
 from segserve.gateway.settings import check_run_dir
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from segserve.engines.errors import ServerError
-from segserve.gateway.tokens import TokenFile
+from segserve.engines import ServerError
+from segserve.gateway.admission import TokenFile
 
 TOKEN = "a-token-of-some-length"  # noqa: S105
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segserve.engines.torchserve.process import torchserve_home, write_metrics_file
+from segserve.engines.torchserve_process import torchserve_home, write_metrics_file
 from segserve.gateway import metrics as container_metrics
 from segserve.gateway.metrics import WAIT_BUCKETS_S
 from segserve.runtime.metrics import BUCKETS, ENGINE, OWN, Kind, Metric

@@ -79,10 +79,7 @@ def test_send_with_token_file_that_is_missing_is_reported(picture, tmp_path, mon
     monkeypatch.delenv("SEGSERVE_TOKEN", raising=False)
     monkeypatch.setenv("SEGSERVE_TOKEN_FILE", str(tmp_path / "none"))
     detail = PageServer("http://127.0.0.1:9").send(picture)["detail"]
-    assert (
-        detail
-        == "$SEGSERVE_TOKEN_FILE names a file that cannot be read: No such file or directory."
-    )
+    assert detail == "Cannot read the file of $SEGSERVE_TOKEN_FILE: No such file or directory."
 
 
 def test_server_keeps_its_token_out_of_its_text():

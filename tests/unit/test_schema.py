@@ -6,9 +6,8 @@ import jsonschema
 import pytest
 
 from segserve.client.request import ResponseOptions
+from segserve.gateway.openapi import DOCUMENTS, document_text, openapi, response_schema
 from segserve.runtime.errors import SegserveError, error_classes
-from segserve.schema.__main__ import DOCUMENTS, document_text
-from segserve.schema.openapi import openapi, response_schema
 from segserve.schema.request import MediaType, Options
 from segserve.schema.response import SegmentationResponse
 
@@ -22,7 +21,7 @@ OPENAPI = openapi()
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_document_in_docs_is_current(name):
     assert (PROJECT / "docs" / name).read_text(encoding="utf-8") == document_text(name), (
-        "run `python -m segserve.schema`"
+        "run `python -m segserve.gateway.openapi`"
     )
 
 

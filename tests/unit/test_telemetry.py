@@ -7,7 +7,7 @@ import pytest
 import torch
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
-from segserve.engines.torchserve.process import torchserve_home, write_metrics_file
+from segserve.engines.torchserve_process import torchserve_home, write_metrics_file
 from segserve.runtime.encode.response import Response
 from segserve.runtime.inference.labels import Quality
 from segserve.runtime.metrics import OWN, Telemetry

@@ -12,9 +12,9 @@ import yaml
 from segserve.archive import build_archive, config_of
 from segserve.client.request import JSON, as_fields, http_headers
 from segserve.engines import EngineName
-from segserve.engines.torchserve.config import read_properties
-from segserve.engines.torchserve.process import CONFIG_FILE as PROPERTIES_FILE
-from segserve.engines.torchserve.process import KEY_FILE
+from segserve.engines.config import read_properties
+from segserve.engines.torchserve_process import CONFIG_FILE as PROPERTIES_FILE
+from segserve.engines.torchserve_process import KEY_FILE
 from segserve.gateway import ENGINE_FOLDER
 from segserve.gateway.background import Server
 from segserve.runtime.settings import CONFIG_FILE, Runtime

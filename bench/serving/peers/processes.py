@@ -12,7 +12,7 @@ from typing import Any
 
 import requests
 
-from segserve.engines.process_tree import ProcessTree
+from segserve.engines.processes import ProcessTree
 
 from ..load import Gateway, HttpPeer
 from ..peer import BenchError, Opened, Workload

@@ -14,7 +14,7 @@ import requests
 import torch
 
 from segserve.archive import run_archiver
-from segserve.engines.torchserve.process import TorchServe
+from segserve.engines.torchserve_process import TorchServe
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import RECORD_FILE, read_record
 

@@ -1,12 +1,7 @@
 """Serves the same archive on Ray Serve, with the same HTTP contract (docs/ray.md).
 
-`segserve serve --engine ray` starts a server. An existing Ray cluster runs the application like any
-other:
-
-    serve run segserve.engines.ray:app archive=build/deeplabv3.mar token_file=/run/secrets/token
-
-The archive imports nothing from this package. The replicas of a model import `segserve.runtime`
-only from the copy in their archive.
+The replicas of a model import this module, and `segserve.runtime` only from the copy in their
+archive. So this module imports neither that nor Ray.
 """
 
 import os
@@ -58,7 +53,7 @@ def app(arguments: Arguments) -> "Application":
     """Builds the application that serves the archives.
 
     Raises:
-        ModelError: no archive is named, or an archive cannot be served.
+        ServerError: no archive is named, or an archive cannot be served.
         SignatureError: an archive is not signed by a trusted key.
     """
     from .build import build_app
@@ -71,15 +66,11 @@ def start_engine(
 ) -> "Engine":
     """The engine `ray` for the gateway. Ray finds its settings in the environment of this process.
 
-    Args:
-        archives, run_dir, trusted: see `stored_archives`.
-
-    Raises:
-        ServerError: Ray is not installed, or as `stored_archives`.
+    Raises ServerError: Ray is not installed, or as `stored_archives`.
     """
     from ...runtime.files import write_whole
-    from ..environment import use_new_tmp_dir
-    from ..errors import ServerError
+    from .. import ServerError
+    from ..processes import use_new_tmp_dir
     from ..store import stored_archives
 
     if find_spec("ray") is None:

@@ -18,15 +18,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from ...gateway.admission import TokenFile
 from ...gateway.app import Gateway
 from ...gateway.settings import GatewaySettings
-from ...gateway.tokens import TokenFile
 from ...runtime.cores import available_cores
-from ...runtime.errors import ModelError, OverloadedError, UnavailableError
+from ...runtime.errors import OverloadedError, UnavailableError
 from ...runtime.metrics import OWN
 from ...runtime.settings import ModelConfig
 from ...signing import TrustedKeys
-from ..errors import ServerError
+from .. import ServerError
 from ..pool import WORKER_GONE, PoolEngine, queue_full
 from ..store import ServedArchive, read_archive
 from ..worker import Handled, Received
@@ -38,18 +38,12 @@ _HEALTH_CHECK_PERIOD_S = 2.0  # a replica that is gone is noticed as soon
 _INGRESS_REQUESTS = 256
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 2**29  # requests and responses in flight; the rest is spilled to the disk
-# Ray Serve's states of a replica, in TorchServe's terms for workers.
-_STATUS = {"RUNNING": "READY", "STOPPING": "UNLOADING"}
-_LOADING = "LOADING"
 
 
 class RayPool(PoolEngine):
     """The replicas of all models, which Ray Serve starts and stops.
 
-    Args:
-        handles: of the models' replicas, by the models' names.
-        application: the Ray Serve application that has the replicas of all models; by default each
-            model has an application of its own, with its name.
+    They are all of one Ray Serve `application`; by default, each model has its own, with its name.
     """
 
     def __init__(
@@ -62,11 +56,9 @@ class RayPool(PoolEngine):
         self._handles = handles
         self._application = application
 
-    async def start(self, timeout_s: float) -> None:
-        """Does nothing: Ray Serve starts the replicas."""
+    async def start(self, timeout_s: float) -> None: ...
 
-    async def stop(self) -> None:
-        """Does nothing: Ray Serve stops the replicas."""
+    async def stop(self) -> None: ...
 
     async def submit(self, model: str, received: Received) -> Handled:
         try:
@@ -84,28 +76,27 @@ class RayPool(PoolEngine):
 def _replica_states(application: str, model: str) -> list[str]:
     states = serve.status().applications[application].deployments[model].replica_states
     return [
-        _STATUS.get(str(state), _LOADING) for state, count in states.items() for _ in range(count)
+        "READY" if state == "RUNNING" else "LOADING"
+        for state, count in states.items()
+        for _ in range(count)
     ]
 
 
 @serve.deployment
 class RayIngress:
-    """The applications of a `Gateway` on the one port of Ray Serve.
-
-    `token_file` is empty if requests need no token.
-    """
+    """The applications of a `Gateway` on the one port of Ray Serve."""
 
     def __init__(
         self,
         served: Sequence[ServedArchive],
         handles: Mapping[str, DeploymentHandle[Any]],
         *,
-        token_file: str,
+        token_file: Path | None,
         max_request_bytes: int,
     ) -> None:
         gateway = Gateway(
             engine=RayPool(served, handles, serve.get_replica_context().app_name),
-            token=TokenFile(Path(token_file)) if token_file else None,
+            token=TokenFile(token_file) if token_file else None,
             management_token=None,
             settings=GatewaySettings(),
             max_request_bytes=max_request_bytes,
@@ -130,7 +121,6 @@ class RayIngress:
 
 
 def build_app(arguments: Arguments) -> Application:
-    """The application of a cluster; see `segserve.engines.ray.app`."""
     archives = read_named_archives(arguments)
     queued = sum(archive.config.jobQueueSize for archive in archives)
     ingress = RayIngress.options(  # type: ignore[attr-defined]
@@ -149,13 +139,13 @@ def build_app(arguments: Arguments) -> Application:
     return application
 
 
-def _token_file(arguments: Arguments) -> str:
+def _token_file(arguments: Arguments) -> Path | None:
     if not arguments.token_authorization:
-        return ""
+        return None
     path = Path(arguments.token_file).resolve()
     if not path.exists():
         TokenFile.generate(path)
-    return str(path)
+    return path
 
 
 def _trusted(arguments: Arguments) -> TrustedKeys | None:
@@ -165,7 +155,7 @@ def _trusted(arguments: Arguments) -> TrustedKeys | None:
 def read_named_archives(arguments: Arguments) -> list[ServedArchive]:
     paths = [Path(path.strip()) for path in arguments.archive.split(",") if path.strip()]
     if not paths:
-        raise ModelError(f"no archive was named: give archive=FILE.mar, or set {ARCHIVE_VARIABLE}")
+        raise ServerError(f"no archive was named: give archive=FILE.mar, or set {ARCHIVE_VARIABLE}")
     trusted = _trusted(arguments)
     archives = []
     for path in paths:
@@ -174,7 +164,7 @@ def read_named_archives(arguments: Arguments) -> list[ServedArchive]:
         archives.append(read_archive(path))
     names = [archive.name for archive in archives]
     if len(set(names)) < len(names):
-        raise ModelError(f"two archives have the same model name: {', '.join(sorted(names))}")
+        raise ServerError(f"two archives have the same model name: {', '.join(sorted(names))}")
     return archives
 
 
@@ -242,12 +232,7 @@ def _gpus(config: ModelConfig, replicas: int) -> float:
 
 
 class RayEngine(RayPool):
-    """See `Engine`.
-
-    Args:
-        archives: the archives to serve, in the model store of this run.
-        tmp_dir: the folder for Ray's files, which is removed at the end.
-    """
+    """See `Engine`. `tmp_dir` is for Ray's files, and is removed at the end."""
 
     def __init__(self, archives: Sequence[ServedArchive], tmp_dir: Path) -> None:
         self._running: dict[str, Any] = {}

@@ -17,13 +17,10 @@ from ..worker import Handled, Received, load_handler
 
 @serve.deployment
 class RayReplica:
-    """The handler of an archive, as an actor of Ray Serve.
+    """The handler of an archive, see `load_handler`, as an actor of Ray Serve.
 
-    Args:
-        archive, overrides, metrics, trusted: see `load_handler`.
-        batch_size: the largest number of requests in a batch.
-        batch_delay_s: how long a request waits for others to join its batch.
-        timeout_s: a batch that takes longer ends the replica, as TorchServe ends its worker.
+    A request waits `batch_delay_s` for others to join its batch. A batch that takes longer than
+    `timeout_s` ends the replica, as TorchServe ends its worker.
     """
 
     def __init__(

@@ -1,10 +1,9 @@
-"""TorchServe's settings for one run: config.properties with free ports and the run's own paths.
+"""The settings of config.properties, and those of TorchServe in one run: with free ports.
 
 The order is: overrides > the run's ports and paths > config.properties. TorchServe silently ignores
 unknown keys; here they are an error.
 """
 
-import difflib
 import errno
 import os
 import re
@@ -12,13 +11,13 @@ import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import javaproperties
 
-from ...resources import resource
-from ...runtime.files import write_whole
-from ..errors import ServerError
+from ..resources import resource
+from ..runtime.errors import BadRequestError, TooLargeError
+from ..runtime.files import write_whole
+from . import ServerError
 
 # Every key of TorchServe 0.12.0 (the constants of its ConfigManager), and vmargs, which its
 # launcher reads.
@@ -54,29 +53,14 @@ _GRPC_PORTS = {"grpc_inference": 7070, "grpc_management": 7071}
 
 
 def read_properties(path: Path) -> dict[str, str]:
-    """Reads a Java properties file.
-
-    Raises:
-        ServerError: the file cannot be read, or a line is not `key=value`, although Java would
-            accept a blank or a colon instead of the equals sign.
-    """
-    properties, number = {}, 1
+    """Reads a Java properties file. Raises ServerError: it cannot be read."""
     try:
         with path.open("rb") as file:
-            for entry in javaproperties.parse(file):
-                if isinstance(entry, javaproperties.KeyValue):
-                    if "=" not in entry.source:
-                        line = entry.source.strip()
-                        raise ServerError(
-                            f"{path}, line {number}: expected key=value, got {line!r}"
-                        )
-                    properties[entry.key] = entry.value
-                number += entry.source.count("\n")
+            return javaproperties.load(file)
     except OSError as error:
         raise ServerError(f"cannot read the settings {path}: {error.strerror}") from error
     except javaproperties.InvalidUEscapeError as error:
-        raise ServerError(f"{path}, line {number}: {error}") from error
-    return properties
+        raise ServerError(f"{path}: {error}") from error
 
 
 def write_properties(properties: Mapping[str, str], path: Path) -> None:
@@ -87,8 +71,7 @@ def write_properties(properties: Mapping[str, str], path: Path) -> None:
 def read_config(path: Path | None = None) -> dict[str, str]:
     """Reads a config.properties, by default the project's own.
 
-    Raises:
-        ServerError: as `read_properties`, or TorchServe has no such key.
+    Raises ServerError: it cannot be read, or TorchServe has no such key.
     """
     path = path or resource("config.properties")
     properties = read_properties(path)
@@ -101,8 +84,7 @@ def merge(
 ) -> dict[str, str]:
     """The settings of one run: free ports, and URLs of models limited to the run's own store.
 
-    Raises:
-        ServerError: an unknown key in `overrides`, an address or a port that makes no sense.
+    Raises ServerError: an unknown key in `overrides`, or as `choose_addresses`.
     """
     _check_keys(overrides, where="overrides")
     settings = {**config, "allowed_urls": store_urls(model_store), **overrides}
@@ -117,19 +99,34 @@ def max_request_bytes(settings: Mapping[str, str]) -> int:
     return int(size)
 
 
+def too_large(max_bytes: int) -> TooLargeError:
+    return TooLargeError(
+        f"the request has more than {max_bytes} bytes, the limit of this server; send the image "
+        "smaller, or as JPEG or PNG"
+    )
+
+
+def is_form(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
+
+
+def second_part() -> BadRequestError:
+    return BadRequestError(
+        "the form has two parts with the same name; send one image a request, and each option once"
+    )
+
+
 def choose_addresses(settings: Mapping[str, str]) -> dict[str, str]:
     """The addresses and ports, each with the port of the environment, else that of `settings`.
 
-    A port that is taken is replaced by a free one. An empty variable counts as absent.
-
-    Raises:
-        ServerError: a port is not valid or may not be bound, or an address is not a URL of one.
+    A port that is taken is replaced by a free one. An empty variable counts as absent. Raises
+    ServerError: a port is not valid or may not be bound, or an address is not a URL of one.
     """
     chosen = {}
     with ExitStack() as held:  # all ports stay bound until all are chosen, so that they differ
         for key in _HTTP_PORTS:
-            scheme, host, port = wanted_address(settings, key)
-            chosen[key] = f"{scheme}://{host}:{_free_port(host, port, held)}"
+            host, port = wanted_address(settings, key)
+            chosen[key] = f"http://{host}:{_free_port(host, port, held)}"
         for prefix, default in _GRPC_PORTS.items():
             host = settings.get(f"{prefix}_address", "127.0.0.1")
             port = _parse_port(settings.get(f"{prefix}_port", str(default)), f"{prefix}_port")
@@ -143,29 +140,22 @@ def loopback(url: str) -> str:
     return url.replace("//0.0.0.0:", "//127.0.0.1:")
 
 
-def wanted_address(settings: Mapping[str, str], key: str) -> tuple[str, str, int]:
-    """Scheme, host, and the port of the environment, else that of `settings`. It may be in use.
-
-    Raises:
-        ServerError: as `choose_addresses`.
-    """
+def wanted_address(settings: Mapping[str, str], key: str) -> tuple[str, int]:
+    """Host, and the port of the environment, else that of `settings`. It may be in use."""
     variable, default = _HTTP_PORTS[key]
     address = settings.get(key, f"http://127.0.0.1:{default}")
-    parts = urlsplit(address)
-    host, separator, port = parts.netloc.partition(":")
-    if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/"):
-        raise ServerError(f"{key} must be http://HOST:PORT or https://HOST:PORT, got {address!r}")
-    wanted = _parse_port(port, key) if separator else default
+    parts = re.fullmatch(r"http://([^/:]+)(?::([^/:]*))?/?", address)
+    if parts is None:
+        raise ServerError(f"{key} must be http://HOST:PORT, got {address!r}; use a proxy for TLS")
+    host, port = parts.groups()
+    wanted = default if port is None else _parse_port(port, key)
     text = os.environ.get(variable, "").strip()
-    return parts.scheme, host, _parse_port(text, variable) if text else wanted
+    return host, _parse_port(text, variable) if text else wanted
 
 
 def _check_keys(properties: Mapping[str, str], *, where: str) -> None:
-    for key in properties:
-        if key not in KNOWN_KEYS:
-            near = difflib.get_close_matches(key, KNOWN_KEYS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ServerError(f"{where}: TorchServe has no setting {key!r}{hint}")
+    if unknown := sorted(properties.keys() - KNOWN_KEYS):
+        raise ServerError(f"{where}: TorchServe has no setting {unknown[0]!r}")
 
 
 def _parse_port(text: str, where: str) -> int:

@@ -1,31 +1,33 @@
-"""The OpenAPI 3.1 document of the HTTP contract, generated from its models."""
+"""The OpenAPI 3.1 document of the HTTP contract, generated from its models.
 
+`python -m segserve.gateway.openapi [FOLDER]` writes it and the JSON Schema of responses to `docs/`.
+"""
+
+import sys
 from collections import defaultdict
+from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 from pydantic import BaseModel, Field, JsonValue, PositiveInt
 from pydantic.json_schema import models_json_schema
 
 from .. import __version__
 from ..runtime.decode.opening import FORMATS
 from ..runtime.errors import error_classes
+from ..runtime.files import write_whole
 from ..runtime.record import ModelRecord
-from . import Base64, Strict
-from .protocols import (
-    HuggingFaceRequest,
-    HuggingFaceSegment,
-    InferRequest,
-    InferResponse,
-    ModelMetadata,
-    PlainError,
-)
-from .request import MediaType, Options
-from .response import ErrorBody, SegmentationResponse, TorchServeError
+from ..schema import Base64, Strict
+from ..schema.request import MediaType, Options
+from ..schema.response import ErrorBody, SegmentationResponse, TorchServeError
+from .open_inference import InferRequest, InferResponse, ModelMetadata
+from .protocols import HuggingFaceRequest, HuggingFaceSegment, PlainError
 
 Json = dict[str, Any]
 
 _INFERENCE = {"url": "http://127.0.0.1:8080", "description": "inference"}
 _MANAGEMENT = {"url": "http://127.0.0.1:8081", "description": "management"}
+_BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
 
 
 class JsonRequest(Options):
@@ -119,49 +121,51 @@ def _paths() -> Json:
     }
 
 
-_BINARY: Json = {"schema": {"type": "string", "format": "binary"}}
-
-
 def _open_inference(path: str, parameters: list[Json], suffix: str = "") -> Json:
     """The endpoints of a model in the Open Inference Protocol v2."""
     shared = {"parameters": [_model_parameter(), *parameters]}
-    ready = {"type": "object", "properties": {"ready": {"const": True}}}
     binary = {"application/octet-stream": _BINARY}
-    metadata = {
-        "operationId": f"modelMetadata{suffix}",
-        "summary": "Inputs and outputs of a model (Open Inference Protocol v2)",
-        "responses": _translated(_json(_reference("ModelMetadata")), "400", "404", "503"),
-    }
-    readiness = {
-        "operationId": f"modelReady{suffix}",
-        "summary": "Whether a model is ready (Open Inference Protocol v2)",
-        "responses": _translated(_json(ready), "400", "404", "503"),
-    }
-    infer = {
-        "operationId": f"infer{suffix}",
-        "summary": "The class of every pixel of an image (Open Inference Protocol v2)",
-        "requestBody": _body({**_json(_reference("InferRequest")), **binary}),
-        "responses": _translated({**_json(_reference("InferResponse")), **binary}, *_errors()),
-    }
+    metadata = _operation(
+        f"modelMetadata{suffix}",
+        "Inputs and outputs of a model (Open Inference Protocol v2)",
+        _translated(_json(_reference("ModelMetadata")), "400", "404", "503"),
+    )
+    ready = _operation(
+        f"modelReady{suffix}",
+        "Whether a model is ready (Open Inference Protocol v2)",
+        _translated(
+            _json({"type": "object", "properties": {"ready": {"const": True}}}), "400", "404", "503"
+        ),
+    )
+    infer = _operation(
+        f"infer{suffix}",
+        "The class of every pixel of an image (Open Inference Protocol v2)",
+        _translated({**_json(_reference("InferResponse")), **binary}, *_errors()),
+        body={**_json(_reference("InferRequest")), **binary},
+    )
     return {
         path: {**shared, "get": metadata},
-        f"{path}/ready": {**shared, "get": readiness},
+        f"{path}/ready": {**shared, "get": ready},
         f"{path}/infer": {**shared, "post": infer},
     }
 
 
 def _hugging_face() -> Json:
     segments = {"type": "array", "items": _reference("HuggingFaceSegment")}
-    content = {**_json(_reference("HuggingFaceRequest")), "application/octet-stream": _BINARY}
-    return {
-        "parameters": [_model_parameter()],
-        "post": {
-            "operationId": "imageSegmentation",
-            "summary": "The classes of an image, as Hugging Face's inference clients read them",
-            "requestBody": _body(content),
-            "responses": _translated(_json(segments), *_errors()),
-        },
-    }
+    segment = _operation(
+        "imageSegmentation",
+        "The classes of an image, as Hugging Face's inference clients read them",
+        _translated(_json(segments), *_errors()),
+        body={**_json(_reference("HuggingFaceRequest")), "application/octet-stream": _BINARY},
+    )
+    return {"parameters": [_model_parameter()], "post": segment}
+
+
+def _operation(name: str, summary: str, responses: Json, body: Json | None = None) -> Json:
+    operation: Json = {"operationId": name, "summary": summary}
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": body}
+    return {**operation, "responses": responses}
 
 
 def _translated(content: Json, *statuses: str) -> Json:
@@ -189,15 +193,12 @@ def _prediction(parameters: list[Json], suffix: str = "") -> Json:
         "multipart/form-data": {"schema": _reference("FormRequest")},
         **_json(_reference("JsonRequest")),
     }
-    shared = {
-        "summary": "The class of every pixel of an image",
-        "requestBody": _body(content),
-        "responses": {"200": _segmented(), **_errors()},
-    }
+    responses = {"200": _segmented(), **_errors()}
+    summary = "The class of every pixel of an image"
     return {
         "parameters": [_model_parameter(), *parameters, *_option_headers()],
-        "post": {"operationId": f"segment{suffix}", **shared},
-        "put": {"operationId": f"segmentFile{suffix}", **shared},
+        "post": _operation(f"segment{suffix}", summary, responses, content),
+        "put": _operation(f"segmentFile{suffix}", summary, responses, content),
     }
 
 
@@ -237,31 +238,23 @@ def _errors() -> Json:
         str(status): _error_response(", ".join(dict.fromkeys(names)), ErrorBody)
         for status, names in codes.items()
     }
-    errors["413"]["description"] += "; an empty body if TorchServe rejected the request"
-    errors["400"] = _error_response(
-        f"{errors['400']['description']}; a missing or wrong token (TorchServe)",
-        ErrorBody,
-        TorchServeError,
-    )
+    for status, reason in {
+        "400": f"{errors['400']['description']}; a missing or wrong token (TorchServe)",
+        "503": f"{errors['503']['description']}: the queue is full, or no worker is ready "
+        "(TorchServe)",
+    }.items():
+        errors[status] = _error_response(reason, ErrorBody, TorchServeError)
     errors["404"] = _error_response("no such model or version (TorchServe)", TorchServeError)
-    errors["503"] = _error_response(
-        f"{', '.join(codes[503])}: the queue is full, or no worker is ready (TorchServe)",
-        ErrorBody,
-        TorchServeError,
-    )
     return dict(sorted(errors.items()))
 
 
 def _ping() -> Json:
-    healthy = _object({"status": {"type": "string"}})
-    return {
-        "operationId": "ping",
-        "summary": "Whether the server is up; true before its models are loaded, too",
-        "responses": {
-            "200": _response("The server is up.", _json(healthy)),
-            "400": _error_response("a missing or wrong token", TorchServeError),
-        },
+    healthy = _json(_object({"status": {"type": "string"}}))
+    responses = {
+        "200": _response("Every model has a worker that is ready.", healthy),
+        "503": _error_response("a model has none", ErrorBody),
     }
+    return _operation("ping", "Whether the server is ready", responses)
 
 
 def _describe() -> Json:
@@ -269,25 +262,18 @@ def _describe() -> Json:
         {"modelName": {"type": "string"}, "customizedMetadata": _reference("Description")}
     )
     customized = {"name": "customized", "in": "query", "required": True, "schema": {"const": True}}
-    described = {"type": "array", "minItems": 1, "items": entry}
-    return {
-        "operationId": "describe",
-        "summary": "Describes the model; needs the management token",
-        "parameters": [_model_parameter(), customized],
-        "responses": {
-            "200": _response("The model.", _json(described)),
-            "400": _error_response("a missing or wrong token", TorchServeError),
-            "404": _error_response("no such model", TorchServeError),
-        },
+    described = _json({"type": "array", "minItems": 1, "items": entry})
+    responses = {
+        "200": _response("The model.", described),
+        "400": _error_response("a missing or wrong token", TorchServeError),
+        "404": _error_response("no such model", TorchServeError),
     }
+    operation = _operation("describe", "Describes the model; needs the management token", responses)
+    return {**operation, "parameters": [_model_parameter(), customized]}
 
 
 def _object(properties: Json) -> Json:
     return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-def _body(content: Json) -> Json:
-    return {"required": True, "content": content}
 
 
 def _response(description: str, content: Json) -> Json:
@@ -305,3 +291,16 @@ def _json(schema: Json) -> Json:
 
 def _reference(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
+
+
+DOCUMENTS = {"openapi.json": openapi, "response.schema.json": response_schema}
+
+
+def document_text(name: str) -> str:
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    return orjson.dumps(DOCUMENTS[name](), option=options).decode()
+
+
+if __name__ == "__main__":
+    for name in DOCUMENTS:
+        write_whole(Path(*sys.argv[1:] or ["docs"]) / name, document_text(name))

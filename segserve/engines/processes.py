@@ -1,9 +1,12 @@
-"""A server as a child process: its start, its log, all that it started, and their end."""
+"""Child processes of a server: what of the environment they get, their log, and their end."""
 
 import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +17,34 @@ from typing import Self
 import psutil
 import requests
 
-from .errors import ServerError
+from ..runtime.cores import bounded_spinning
+from . import ServerError
+
+HIDDEN_SETTING = "blacklist_env_vars"
+"""TorchServe's name for what is kept out of its workers' environment."""
+
+EXTRA_VARIABLE = "SEGSERVE_WORKER_ENV"
+"""Names more variables to hand on, with commas between."""
 
 LOG_FILE = "server.log"
 
+# A worker's unix socket is TMP/.ts.sock.9000, and its path may have 103 bytes on macOS.
+_LONGEST_TMP_BYTES = 85
+# Archives are code, and can read the environment of their process and of its parent. This is a list
+# of what is passed on and not of what is hidden, because a secret need not look like one:
+# `DATABASE_URL`, or a proxy's address with a password in it.
+_KNOWN_NAMES = """
+    PATH HOME USER LOGNAME LANG LANGUAGE TZ TMPDIR XDG_CACHE_HOME JAVA_HOME JAVA_TOOL_OPTIONS
+    JDK_JAVA_OPTIONS LD_LIBRARY_PATH LD_PRELOAD VIRTUAL_ENV SSL_CERT_FILE SSL_CERT_DIR
+    REQUESTS_CA_BUNDLE
+"""
+# Of the locale, the interpreter, numerical libraries, accelerators, and of traces
+# (docs/metrics.md).
+_KNOWN_BEGINNINGS = """
+    LC_ PYTHON OMP_ GOMP_ KMP_ MKL_ OPENBLAS_ DNNL_ ONEDNN_ MALLOC_ TORCH ATEN_ PYTORCH_ TRITON_
+    CUDA_ CUBLAS_ CUDNN_ NVIDIA_ NCCL_ ROCR_ HIP_ HSA_ OTEL_
+"""
+_NAMES, _BEGINNINGS = frozenset(_KNOWN_NAMES.split()), tuple(_KNOWN_BEGINNINGS.split())
 _KILL_TIMEOUT_S = 10
 _POLL_S = 0.05
 _READY_POLL_S = 0.1
@@ -27,6 +54,56 @@ _HTTP_TIMEOUT_S = 5
 _OWNER_ONLY = 0o077  # the umask of servers: their files contain parts of requests
 # Creation times of one process, read twice, differ by less. A reused process id differs by more.
 _CLOCK_S = 1.0
+
+
+def handed_on(environment: Mapping[str, str], *, hidden: str = "") -> dict[str, str]:
+    """The part of an environment that a server gets, with `bounded_spinning`.
+
+    A name that the regular expression `hidden` matches whole is left out in any case. Raises
+    ServerError: the expression is not valid.
+    """
+    extra = {name.strip() for name in environment.get(EXTRA_VARIABLE, "").split(",")}
+    try:
+        is_hidden = re.compile(hidden or r"(?!)").fullmatch
+    except re.error as error:
+        raise ServerError(
+            f"{HIDDEN_SETTING}: {hidden!r} is not a regular expression: {error}"
+        ) from error
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if (name in extra or name in _NAMES or name.startswith(_BEGINNINGS)) and not is_hidden(name)
+    }
+    return {**bounded_spinning(kept), **kept}
+
+
+def hide_environment(hidden: str) -> None:
+    """Removes from this process, and so from its later children, what `handed_on` leaves out."""
+    kept = handed_on(os.environ, hidden=hidden)
+    for name in os.environ.keys() - kept.keys():
+        del os.environ[name]
+    os.environ.update(kept)
+
+
+def make_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> Path:
+    """An empty folder for models and sockets: in the run folder, unless that path is too long."""
+    inside = run_dir / "tmp"
+    shutil.rmtree(inside, ignore_errors=True)
+    if len(os.fsencode(inside)) <= longest_bytes:
+        inside.mkdir(mode=0o700)
+        return inside
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(parent)) + len("/segserve-12345678") > longest_bytes:
+        parent = "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
+    return Path(tempfile.mkdtemp(prefix="segserve-", dir=parent))
+
+
+def use_new_tmp_dir(run_dir: Path, *, longest_bytes: int = _LONGEST_TMP_BYTES) -> Path:
+    """Makes this process and its later children write their temporary files to such a folder."""
+    folder = make_tmp_dir(run_dir, longest_bytes=longest_bytes)
+    os.environ["TMPDIR"] = str(folder)
+    tempfile.tempdir = None  # look it up again
+    return folder
 
 
 @dataclass(frozen=True)
@@ -62,8 +139,7 @@ class ProcessTree:
     def stop(self, timeout_s: float) -> None:
         """Ends the leader with SIGTERM, then the others; after `timeout_s`, the rest with SIGKILL.
 
-        Raises:
-            ServerError: a process outlives SIGKILL.
+        Raises ServerError: a process outlives SIGKILL.
         """
         leader = self._leader()
         strays = leader.children(recursive=True) if leader else []  # some may have left the session
@@ -76,9 +152,8 @@ class ProcessTree:
         deadline = time.monotonic() + _KILL_TIMEOUT_S
         while left := self._left(strays):
             if time.monotonic() > deadline:
-                raise ServerError(
-                    f"could not end the processes {sorted(process.pid for process in left)}"
-                )
+                pids = sorted(process.pid for process in left)
+                raise ServerError(f"could not end the processes {pids}")
             _signal(left, signal.SIGKILL)
             time.sleep(_POLL_S)
 
@@ -118,9 +193,7 @@ class ServerProcess(ABC):
     def obstacle(self) -> str | None:
         """Why the server is not ready; None if every model has a worker that is ready.
 
-        Raises:
-            ServerError: the server has ended, or a model failed to load; with the reason from the
-                log.
+        Raises ServerError: it has ended, or a model failed to load; with the reason from the log.
         """
 
     @abstractmethod
@@ -128,11 +201,7 @@ class ServerProcess(ABC):
         """Removes the files that nothing needs after its end."""
 
     def stop(self, timeout_s: float = 40) -> None:
-        """Ends the server with SIGTERM, after `timeout_s` with SIGKILL. May be called again.
-
-        Raises:
-            ServerError: a process outlives SIGKILL.
-        """
+        """Ends the server, see `ProcessTree.stop`. May be called again."""
         self._tree.stop(timeout_s)
         if self._child is not None:
             self._child.wait()
@@ -141,8 +210,7 @@ class ServerProcess(ABC):
     def wait_ready(self, timeout_s: float = 120) -> None:
         """Waits until every model has a worker that is ready. Never stops the server.
 
-        Raises:
-            ServerError: as `obstacle`, or the time is over.
+        Raises ServerError: as `obstacle`, or the time is over.
         """
         deadline = time.monotonic() + timeout_s
         while (obstacle := self.obstacle()) is not None:

@@ -1,4 +1,4 @@
-"""The limits of requests: a body's size, duration and parts, and the slots of a client.
+"""Which requests are admitted: the token, a body's size and duration, a client's slots.
 
 The engine's queue is first in, first out for all clients together. If one client sends a hundred
 requests at once, all others wait for a hundred responses. If each client has only a few requests in
@@ -6,20 +6,90 @@ the queue, the others wait only for those few.
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import anyio
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Receive
 
-from ..runtime.errors import BadRequestError, OverloadedError, RequestTimeoutError, TooLargeError
+from ..engines import BadTokenError, ServerError
+from ..engines.config import too_large
+from ..runtime.errors import BadRequestError, OverloadedError, RequestTimeoutError
+from ..runtime.files import write_whole
 
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
+logger = logging.getLogger("segserve.gateway")
+
+_MIN_CHARACTERS = 16
+_SCHEME = "Bearer "
+
+
+class TokenFile:
+    """A bearer token in a file, as Docker and Kubernetes provide secrets. A change is noticed.
+
+    Raises:
+        ServerError: the file cannot be read, or holds no token.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._token = _read(path)
+        self._changed_ns = path.stat().st_mtime_ns
+        self._is_lost = False
+
+    @classmethod
+    def generate(cls, path: Path) -> "TokenFile":
+        """Writes a random token to a new file, which only this user can read."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, f"{secrets.token_urlsafe(24)}\n", mode=0o600)
+        return cls(path)
+
+    def check(self, authorization: str | None) -> None:
+        """Raises BadTokenError: the header lacks the token."""
+        if not self.matches(authorization):
+            raise BadTokenError
+
+    def matches(self, authorization: str | None) -> bool:
+        """Whether the header carries the token. Every wrong token takes the same time."""
+        given = authorization or ""
+        # A header may hold any bytes.
+        return given.startswith(_SCHEME) and secrets.compare_digest(
+            given.removeprefix(_SCHEME).encode("utf-8", "surrogateescape"),
+            self._current().encode(),
+        )
+
+    def _current(self) -> str:
+        try:
+            changed_ns = self._path.stat().st_mtime_ns
+            if changed_ns != self._changed_ns:
+                self._token, self._changed_ns = _read(self._path), changed_ns
+            self._is_lost = False
+        except (OSError, ServerError) as error:  # the file is being replaced, or is gone
+            if not self._is_lost:
+                logger.warning(
+                    "%s: the last token stays valid; to revoke it, write another one", error
+                )
+            self._is_lost = True
+        return self._token
+
+
+def _read(path: Path) -> str:
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ServerError(f"cannot read the token in {path}: {reason}") from error
+    if not re.fullmatch(rf"[\x21-\x7e]{{{_MIN_CHARACTERS},}}", token):
+        raise ServerError(
+            f"{path} must hold one token of at least {_MIN_CHARACTERS} letters, digits and signs "
+            "without spaces; make one with: openssl rand -hex 32"
+        )
+    return token
 
 
 @dataclass
@@ -58,12 +128,7 @@ class FairQueue:
 
 
 class RequestBody:
-    """A request's body, in chunks as it arrives.
-
-    Args:
-        max_bytes: a larger body is rejected, whether or not its length was declared.
-        timeout_s: the time limit for the whole body.
-    """
+    """A request's body, in chunks as it arrives. The limits are those of the whole body."""
 
     def __init__(self, receive: Receive, *, max_bytes: int, timeout_s: float) -> None:
         self._receive = receive
@@ -114,55 +179,3 @@ class RequestBody:
         self._complete = not message.get("more_body", False)
         chunk: bytes = message.get("body", b"")
         return chunk
-
-
-def too_large(max_bytes: int) -> TooLargeError:
-    return TooLargeError(
-        f"the request has more than {max_bytes} bytes, the limit of this server; send the image "
-        "smaller, or as JPEG or PNG"
-    )
-
-
-async def distinct_parts(body: AsyncIterable[bytes], content_type: str) -> AsyncIterator[bytes]:
-    """Yields a form's body unchanged. A form that cannot be parsed is the engine's concern.
-
-    Raises:
-        BadRequestError: a second part has the name of an earlier one.
-    """
-    parser = _parser_of_names(content_type)
-    async for chunk in body:
-        try:
-            if parser is not None:
-                parser.write(chunk)
-        except FormParserError:
-            parser = None
-        yield chunk
-
-
-def _parser_of_names(content_type: str) -> MultipartParser | None:
-    """A parser that rejects the second part of a name; None for a form without a valid boundary."""
-    seen: set[bytes] = set()
-    field, value = bytearray(), bytearray()
-
-    def on_header_end() -> None:
-        if field.lower() == b"content-disposition":
-            name = parse_options_header(bytes(value))[1].get(b"name", b"")
-            if name in seen:
-                raise BadRequestError(
-                    f"the form has two parts {name.decode('utf-8', 'replace')!r:.40}; send one "
-                    "image a request, and each option once"
-                )
-            seen.add(name)
-        field.clear()
-        value.clear()
-
-    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
-    callbacks: MultipartCallbacks = {
-        "on_header_field": lambda data, start, end: field.extend(data[start:end]),
-        "on_header_value": lambda data, start, end: value.extend(data[start:end]),
-        "on_header_end": on_header_end,
-    }
-    try:
-        return MultipartParser(boundary, callbacks)
-    except FormParserError:
-        return None

@@ -8,13 +8,12 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from ... import __version__
-from ...engines.errors import BadTokenError
-from ...runtime.errors import BadRequestError
-from ...schema.protocols import InferRequest
-from ..app import Gateway
-from .native import checked, parsed_as, status_and_message
+from .. import __version__
+from ..engines import BadTokenError
+from ..runtime.errors import BadRequestError
+from .app import Gateway
 from .open_inference import (
+    InferRequest,
     has_ready_worker,
     image_of_bytes,
     image_of_pixels,
@@ -22,6 +21,7 @@ from .open_inference import (
     model_metadata,
     tensors_of,
 )
+from .protocols import checked, parsed_as, status_and_message
 
 _SERVICE = "inference.GRPCInferenceService"
 _MOST_CALLS = 64  # each holds its message in memory
@@ -59,32 +59,27 @@ _CODES = {
 }
 
 Message = Any
-Method = Callable[[Message, grpc.aio.ServicerContext], Awaitable[Message]]
+Fields = Mapping[str, Any]
+Method = Callable[[Gateway, Message, grpc.aio.ServicerContext], Awaitable[Fields]]
 
 
 def _message_classes() -> dict[str, type[Message]]:
     file = descriptor_pb2.FileDescriptorProto(name="open_inference.proto", package="segserve.v2")
-    kinds = descriptor_pb2.FieldDescriptorProto
     for line in _MESSAGES.strip().splitlines():
         name, *fields = line.split()
         message = file.message_type.add(name=name)
         for number, declared in enumerate(fields, start=1):
             field_name, _, kind = declared.partition(":")
             field = message.field.add(name=field_name, number=number)
-            field.label = kinds.LABEL_REPEATED if kind[-1] == "*" else kinds.LABEL_OPTIONAL
+            field.label = field.LABEL_REPEATED if kind[-1] == "*" else field.LABEL_OPTIONAL
             kind = kind.rstrip("*")
             if kind[0].isupper():
-                field.type, field.type_name = kinds.TYPE_MESSAGE, f".segserve.v2.{kind}"
+                field.type, field.type_name = field.TYPE_MESSAGE, f".segserve.v2.{kind}"
             else:
-                field.type = getattr(kinds, f"TYPE_{kind.upper()}")
+                field.type = getattr(field, f"TYPE_{kind.upper()}")
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {
-        message.name: message_factory.GetMessageClass(
-            pool.FindMessageTypeByName(f"segserve.v2.{message.name}")
-        )
-        for message in file.message_type
-    }
+    classes = message_factory.GetMessageClassesForFiles([pool.Add(file).name], pool)
+    return {name.rpartition(".")[2]: message for name, message in classes.items()}
 
 
 _CLASSES = _message_classes()
@@ -98,14 +93,13 @@ def serving_grpc(
     Raises:
         OSError: the address cannot be used.
     """
-    unlimited = -1  # responses are limited by the handler
     options = [
         ("grpc.max_receive_message_length", max_bytes),
-        ("grpc.max_send_message_length", unlimited),
+        ("grpc.max_send_message_length", -1),  # responses are limited by the handler
         ("grpc.so_reuseport", 0),
     ]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MOST_CALLS)
-    handlers = _Service(gateway).handlers()
+    handlers = {name: _handler(gateway, name, method) for name, method in _METHODS.items()}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
     try:
         server.add_insecure_port(address)
@@ -123,78 +117,12 @@ def serving_grpc(
     return serving()
 
 
-class _Service:
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+def _handler(gateway: Gateway, name: str, method: Method) -> grpc.RpcMethodHandler:
+    """Converts the fields of a response to a message, and errors to a status of gRPC."""
 
-    def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
-        methods: Mapping[str, Method] = {
-            "ServerLive": self._live,
-            "ServerReady": self._ready,
-            "ServerMetadata": self._server,
-            "ModelReady": self._model_ready,
-            "ModelMetadata": self._model,
-            "ModelInfer": self._infer,
-        }
-        return {
-            name: grpc.unary_unary_rpc_method_handler(
-                _with_status(method),
-                request_deserializer=_CLASSES[f"{name}Request"].FromString,
-                response_serializer=lambda message: message.SerializeToString(),
-            )
-            for name, method in methods.items()
-        }
-
-    async def _live(self, _: Message, context: grpc.aio.ServicerContext) -> Message:
-        return _CLASSES["ServerLiveResponse"](live=True)
-
-    async def _ready(self, _: Message, context: grpc.aio.ServicerContext) -> Message:
-        return _CLASSES["ServerReadyResponse"](ready=self._gateway.obstacle is None)
-
-    async def _server(self, _: Message, context: grpc.aio.ServicerContext) -> Message:
-        return _CLASSES["ServerMetadataResponse"](name="segserve", version=__version__)
-
-    async def _model_ready(self, request: Message, context: grpc.aio.ServicerContext) -> Message:
-        described = await self._described(request, context)
-        return _CLASSES["ModelReadyResponse"](ready=has_ready_worker(described))
-
-    async def _model(self, request: Message, context: grpc.aio.ServicerContext) -> Message:
-        described = await self._described(request, context)
-        metadata = model_metadata(described["modelName"], described["modelVersion"])
-        return _CLASSES["ModelMetadataResponse"](**metadata)
-
-    async def _infer(self, request: Message, context: grpc.aio.ServicerContext) -> Message:
-        self._gateway.check_token(_authorization(context))
-        parsed, image = await asyncio.to_thread(_read, request)
-        forwarded = infer_native(parsed, image, request.model_name, request.model_version or None)
-        response = checked(await self._gateway.predict_for(context.peer(), forwarded))
-        tensors = await asyncio.to_thread(tensors_of, response, parsed.outputs)
-        outputs = [
-            _CLASSES["OutputTensor"](name=output.name, datatype="UINT8", shape=tensor.shape)
-            for output, tensor in zip(parsed.outputs, tensors, strict=True)
-        ]
-        return _CLASSES["ModelInferResponse"](
-            model_name=request.model_name,
-            model_version=request.model_version,
-            id=request.id,
-            outputs=outputs,
-            raw_output_contents=[tensor.tobytes() for tensor in tensors],
-        )
-
-    async def _described(
-        self, request: Message, context: grpc.aio.ServicerContext
-    ) -> Mapping[str, Any]:
-        self._gateway.check_token(_authorization(context))
-        version = f"/{request.version}" if request.version else ""
-        return await self._gateway.description(request.name + version)
-
-
-def _with_status(method: Method) -> Method:
-    """Converts errors to a status of gRPC."""
-
-    async def safe(request: Message, context: grpc.aio.ServicerContext) -> Message:
+    async def call(request: Message, context: grpc.aio.ServicerContext) -> Message:
         try:
-            return await method(request, context)
+            return _CLASSES[f"{name}Response"](**await method(gateway, request, context))
         except Exception as error:
             status, message = status_and_message(error)
             code = _CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
@@ -202,12 +130,75 @@ def _with_status(method: Method) -> Method:
                 code = grpc.StatusCode.UNAUTHENTICATED
         await context.abort(code, message)
 
-    return safe
+    return grpc.unary_unary_rpc_method_handler(
+        call,
+        request_deserializer=_CLASSES[f"{name}Request"].FromString,
+        response_serializer=lambda message: message.SerializeToString(),
+    )
 
 
-def _authorization(context: grpc.aio.ServicerContext) -> str | None:
-    metadata = context.invocation_metadata() or ()
-    return next((str(value) for name, value in metadata if name == "authorization"), None)
+async def _live(*_: object) -> Fields:
+    return {"live": True}
+
+
+async def _ready(gateway: Gateway, *_: object) -> Fields:
+    return {"ready": gateway.obstacle is None}
+
+
+async def _server(*_: object) -> Fields:
+    return {"name": "segserve", "version": __version__}
+
+
+async def _model_ready(
+    gateway: Gateway, request: Message, context: grpc.aio.ServicerContext
+) -> Fields:
+    return {"ready": has_ready_worker(await _described(gateway, request, context))}
+
+
+async def _model(gateway: Gateway, request: Message, context: grpc.aio.ServicerContext) -> Fields:
+    described = await _described(gateway, request, context)
+    return model_metadata(described["modelName"], described["modelVersion"])
+
+
+async def _described(
+    gateway: Gateway, request: Message, context: grpc.aio.ServicerContext
+) -> Fields:
+    _check_token(gateway, context)
+    version = f"/{request.version}" if request.version else ""
+    return await gateway.description(request.name + version)
+
+
+async def _infer(gateway: Gateway, request: Message, context: grpc.aio.ServicerContext) -> Fields:
+    _check_token(gateway, context)
+    parsed, image = await asyncio.to_thread(_read, request)
+    forwarded = infer_native(parsed, image, request.model_name, request.model_version or None)
+    response = checked(await gateway.predict_for(context.peer(), forwarded))
+    tensors = await asyncio.to_thread(tensors_of, response, parsed.outputs)
+    return {
+        "model_name": request.model_name,
+        "model_version": request.model_version,
+        "id": request.id,
+        "outputs": [
+            {"name": output.name, "datatype": "UINT8", "shape": tensor.shape}
+            for output, tensor in zip(parsed.outputs, tensors, strict=True)
+        ],
+        "raw_output_contents": [tensor.tobytes() for tensor in tensors],
+    }
+
+
+_METHODS: Mapping[str, Method] = {
+    "ServerLive": _live,
+    "ServerReady": _ready,
+    "ServerMetadata": _server,
+    "ModelReady": _model_ready,
+    "ModelMetadata": _model,
+    "ModelInfer": _infer,
+}
+
+
+def _check_token(gateway: Gateway, context: grpc.aio.ServicerContext) -> None:
+    metadata = dict(context.invocation_metadata() or ())
+    gateway.check_token(metadata.get("authorization"))
 
 
 def _read(request: Message) -> tuple[InferRequest, bytes]:

