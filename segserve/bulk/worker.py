@@ -22,11 +22,11 @@ from ..runtime.decode.quarantine import Quarantine
 from ..runtime.errors import OutOfMemoryError
 from ..runtime.pipeline import Pipeline
 from ..runtime.telemetry import RequestStats
-from .batch import Job, LabelFormat
-from .errors import BulkError, StoppedError, code_and_reason, concerns_one_name, printable
-from .results import encode_label_map
+from .batch import Job
+from .results import LabelFormat, code_and_reason, concerns_one_name, encode_label_map
+from .run import StoppedError
 from .sources import Source
-from .storage import Storage
+from .storage import BulkError, Storage, printable
 from .table import (
     FAILED,
     Block,

@@ -20,7 +20,6 @@ from .app import (
     console,
     errors_in_one_line,
     figures_table,
-    model_folder,
     print_plain,
 )
 
@@ -94,7 +93,7 @@ def profile(
     with errors_in_one_line(), console.status("segmenting"):
         import torch.profiler  # noqa: F401 - if it is missing, before anything is segmented
 
-        segmenter = LocalSegmenter(model if Path(model).is_file() else model_folder(model))
+        segmenter = LocalSegmenter(model)
         profiled = profile_image(
             segmenter, image.read_bytes(), repeat=repeat, trace=trace, mode=mode, tta=tta
         )
