@@ -4,23 +4,19 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..runtime.decode.image import decode_image, decoded_size
+from ..runtime.decode.image import decode_image
 from ..runtime.encode.overlay import DEFAULT_OPACITY, draw_overlay
-from ..runtime.record import BACKGROUND, voc_color
+from ..runtime.record import BACKGROUND
 from ..schema.response import ClassRow
-from .request import ImageInput, as_image_file
 
 if TYPE_CHECKING:
     import supervision
-
-_COLORS = 256
-_ANY_NUMBER = 2**31  # pixels; no real limit, because the image is the caller's own
 
 
 class _Painted(NamedTuple):
@@ -189,44 +185,6 @@ class Segmentation:
             data={"class_name": np.array([row.label for row in rows], np.str_)},
         )
 
-    @classmethod
-    def from_detections(cls, detections: "supervision.Detections", image: ImageInput) -> Self:
-        """Converts the masks of detections to a segmentation.
-
-        Pixels outside all masks become background. Where masks overlap, the later mask wins.
-
-        Args:
-            detections: must have `mask` and `class_id`. Labels come from the data `class_name`;
-                without it, they are generated from the ids.
-            image: the image of the detections.
-
-        Raises:
-            ValueError: the detections have no masks or no class ids, a class id is outside 1..255,
-                or a mask's size is not the image's size.
-        """
-        image_file = as_image_file(image)
-        size_hw = decoded_size(image_file, max_pixels=_ANY_NUMBER)
-        class_ids, masks = _ids_and_masks(detections, size_hw)
-        found = detections.confidence
-        confidences = np.ones(len(class_ids)) if found is None else found
-        label_map, confidence = np.zeros(size_hw, np.uint8), np.ones(size_hw, np.float32)
-        for class_id, mask, value in zip(class_ids, masks, confidences, strict=True):
-            label_map[mask], confidence[mask] = class_id, value
-        names: Any = detections.data.get("class_name", [f"class {number}" for number in class_ids])
-        labels = {BACKGROUND: "background", **dict(zip(class_ids, map(str, names), strict=True))}
-        rows = [
-            _class_row(class_id, labels[class_id], label_map, confidence)
-            for class_id in np.unique(label_map).tolist()
-        ]
-        return cls(
-            label_map=label_map,
-            classes=tuple(sorted(rows, key=lambda row: -row.pixels)),
-            model="",
-            model_version="",
-            palette=bytes(value for class_id in range(_COLORS) for value in voc_color(class_id)),
-            image_file=image_file,
-        )
-
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.overlay().save(buffer, "PNG", compress_level=1)
@@ -235,38 +193,3 @@ class Segmentation:
     @property
     def _foreground(self) -> list[ClassRow]:
         return [row for row in self.classes if row.id != BACKGROUND]
-
-
-def _ids_and_masks(
-    detections: "supervision.Detections", size_hw: tuple[int, int]
-) -> tuple[list[int], list[NDArray[np.bool_]]]:
-    if not len(detections):
-        return [], []
-    if detections.mask is None or detections.class_id is None:
-        raise ValueError("expected detections with masks and class ids, got some without")
-    class_ids = [int(class_id) for class_id in detections.class_id]
-    if beyond := [class_id for class_id in class_ids if not 0 < class_id < _COLORS]:
-        raise ValueError(
-            f"class ids must be from 1 to {_COLORS - 1}, 0 being background, got {beyond[:8]}"
-        )
-    masks = [np.asarray(mask, dtype=bool) for mask in detections.mask]
-    if other := next((mask.shape for mask in masks if mask.shape != size_hw), None):
-        raise ValueError(f"expected masks of the image's size, {size_hw} (H, W), got {other}")
-    return class_ids, masks
-
-
-def _class_row(
-    class_id: int, label: str, label_map: NDArray[np.uint8], confidence: NDArray[np.float32]
-) -> ClassRow:
-    mask = label_map == class_id
-    box_xyxy = Image.fromarray(mask).getbbox() or (0, 0, 0, 0)  # None only for an empty mask
-    pixels = int(mask.sum())
-    return ClassRow(
-        id=class_id,
-        label=label,
-        color=voc_color(class_id),
-        pixels=pixels,
-        fraction=pixels / mask.size,
-        box_xyxy=box_xyxy,
-        confidence=float(confidence[mask].mean()),
-    )

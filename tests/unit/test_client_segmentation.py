@@ -161,64 +161,19 @@ def test_to_coco_replaces_class_ids_by_category_ids(segmentation):
     ] == [18]
 
 
-def test_to_detections_and_back_preserves_the_label_map(segmentation):
+def test_to_detections_has_the_mask_of_every_class(segmentation):
     detections = segmentation.to_detections()
     assert isinstance(detections, supervision.Detections)
     assert detections.class_id.tolist() == [2, 1]
     assert detections.data["class_name"].tolist() == ["dog", "cat"]
     assert detections.xyxy.tolist() == [[2, 1, 5, 3], [0, 0, 1, 1]]
-    back = Segmentation.from_detections(detections, IMAGE)
-    assert np.array_equal(back.label_map, LABEL_MAP)
-    for ours, theirs in zip(segmentation.classes, back.classes, strict=True):
-        assert (ours.id, ours.label, ours.pixels, ours.box_xyxy) == (
-            theirs.id, theirs.label, theirs.pixels, theirs.box_xyxy
-        )  # fmt: skip
-    assert back.classes[1].confidence == pytest.approx(0.9)
-    assert back.overlay().size == (6, 4)
+    assert np.array_equal(detections.mask, np.array([2, 1])[:, None, None] == LABEL_MAP)
 
 
 def test_detections_of_background_only_are_empty():
     segmentation = segmentation_of(np.zeros((4, 6), np.uint8), IMAGE)
     detections = segmentation.to_detections()
     assert len(detections) == 0
-    for empty in (detections, supervision.Detections.empty()):
-        assert np.array_equal(
-            Segmentation.from_detections(empty, IMAGE).label_map, segmentation.label_map
-        )
-
-
-def test_from_detections_later_masks_win_and_unnamed_classes_get_a_label():
-    masks = np.zeros((2, 4, 6), bool)
-    masks[0, :, :3], masks[1, :, 2:] = True, True
-    detections = supervision.Detections(np.zeros((2, 4)), masks, class_id=np.array([3, 9]))
-    segmentation = Segmentation.from_detections(detections, IMAGE_RGB)
-    assert segmentation.label_map[0].tolist() == [3, 3, 9, 9, 9, 9]
-    assert [row.label for row in segmentation.classes] == ["class 9", "class 3"]
-
-
-BOX, MASK = np.zeros((1, 4)), np.ones((1, 4, 6), bool)
-
-
-@pytest.mark.parametrize(
-    ("detections", "message"),
-    [
-        (supervision.Detections(BOX, None, class_id=np.array([1])), "with masks and class ids"),
-        (supervision.Detections(BOX, MASK), "with masks and class ids"),
-        (
-            supervision.Detections(BOX, MASK, class_id=np.array([0])),
-            r"from 1 to 255, 0 being background, got \[0\]",
-        ),
-        (supervision.Detections(BOX, MASK, class_id=np.array([256])), r"got \[256\]"),
-        (
-            supervision.Detections(BOX, MASK[:, :2], class_id=np.array([1])),
-            r"image's size, \(4, 6\) \(H, W\), got \(2, 6\)",
-        ),
-    ],
-    ids=["no mask", "no class", "background", "class beyond a byte", "other size"],
-)
-def test_from_detections_of_invalid_detections_raises(detections, message):
-    with pytest.raises(ValueError, match=message):
-        Segmentation.from_detections(detections, IMAGE)
 
 
 def test_to_detections_without_supervision_says_how_to_install_it(segmentation, monkeypatch):

@@ -10,8 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ...client.errors import ClientError, ResponseError
-from ...client.response import HttpResponse, raise_for_error
+from ...client.response import ClientError, HttpResponse, ResponseError, raise_for_error
 from ...engines import EngineRequest, EngineResponse
 from ...engines.errors import FrontendError
 from ...runtime.errors import BadOptionError, BadRequestError, InternalError, SegserveError
