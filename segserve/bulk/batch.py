@@ -150,11 +150,11 @@ def run_batch(
         manifest, record = check_job(job)
         if address:
             _check_reachable(address)
-        _claim(job, manifest, overwrite=overwrite)
-        from .table import blocks_of, extend_listing, summarize, unfinished_blocks
-
         storage = job.storage
         with errors_with_location(job.target):
+            claim(storage, manifest, file=MANIFEST, reserved=RESERVED, overwrite=overwrite)
+            from .table import blocks_of, extend_listing, summarize, unfinished_blocks
+
             distinct_stems = job.format is not LabelFormat.RLE
             extend_listing(storage, job.images(), distinct_stems=distinct_stems)
             total = sum(block.images for block in blocks_of(storage))
@@ -180,18 +180,6 @@ def run_batch(
             summary = summarize(storage, record, images=total, done=done, seconds=seconds)
             storage.write(SUMMARY, json.dumps(asdict(summary), indent=2).encode())
         return summary
-
-
-def _claim(job: Job, manifest: Mapping[str, object], *, overwrite: bool) -> None:
-    with errors_with_location(job.target):
-        claim(
-            job.storage,
-            manifest,
-            file=MANIFEST,
-            reserved=RESERVED,
-            remedy="name another target, or --overwrite",
-            overwrite=overwrite,
-        )
 
 
 def _processed(

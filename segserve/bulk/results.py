@@ -27,6 +27,7 @@ OPTIONS_FILE = ".segserve.json"
 FAILURES_FILE = ".segserve-failed.jsonl"
 _OVERLAY_SUFFIX = "-overlay.jpg"
 _INFO = {"description": "made by `segserve segment --format coco`"}
+_REMEDY = "name another folder for the results"
 _NAME_ERRORS = (EEXIST, EILSEQ, EINVAL, EISDIR, ENAMETOOLONG, ENOTDIR)
 
 
@@ -82,7 +83,7 @@ class Layout:
             if any(os.path.realpath(argument) == folder for argument in arguments):
                 raise BulkError(
                     f"{printable(str(self.folder))}: the next run would take results in this "
-                    "folder for images; name another folder with -o"
+                    f"folder for images; {_REMEDY}"
                 )
         images = {os.path.abspath(source.location) for source in sources}
         data_set = Source(DATA_SET_FILE, DATA_SET_FILE)
@@ -94,7 +95,7 @@ class Layout:
                 ):
                     raise BulkError(
                         f"{source} would become {printable(path)}, which is another image or its "
-                        "result; rename one, or name another folder with -o"
+                        f"result; rename one, or {_REMEDY}"
                     )
 
 
@@ -104,7 +105,6 @@ def claim(
     *,
     file: str = OPTIONS_FILE,
     reserved: Sequence[str] = (DATA_SET_FILE,),
-    remedy: str = "name another folder with -o",
     overwrite: bool = False,
 ) -> None:
     """Writes the settings to a file in the target, so that all results in it have the same ones.
@@ -113,13 +113,11 @@ def claim(
     Args:
         settings: what the results depend on. None stands for the default.
         reserved: names of files and folders that a run overwrites. They must not exist before.
-        remedy: what to do after an error, for its message.
         overwrite: delete an earlier run's `reserved` files instead of comparing the settings.
 
     Raises:
         BulkError: the target contains results with other settings, or reserved files that no run
-            created, or it is a folder of this machine that is not writable.
-        OSError: the store is not writable.
+            created, or it is not writable.
     """
     target = printable(storage.location(""))
     given = {name: value for name, value in settings.items() if value is not None}
@@ -128,22 +126,21 @@ def claim(
         if content is None:
             for name in filter(storage.exists, reserved):
                 raise BulkError(
-                    f"{target}/{name} was not made here and would be overwritten; {remedy}"
+                    f"{target}/{name} was not made here and would be overwritten; {_REMEDY}"
                 )
         else:
             earlier = _settings(content, f"{target}/{file}")
             names = {name for name in earlier | given if earlier.get(name) != given.get(name)}
             if names and not overwrite:
                 options = printable(", ".join(sorted(names)))
-                raise BulkError(f"{target} holds results of other options ({options}); {remedy}")
+                raise BulkError(f"{target} holds results of other options ({options}); {_REMEDY}")
             for name in reserved if overwrite else ():
                 storage.delete(name)
         storage.write(file, json.dumps(given, indent=2).encode())
         storage.sweep()
     except OSError as error:
-        if not storage.is_local:
-            raise
-        raise BulkError(f"{target}: cannot be written to ({error.strerror}); {remedy}") from error
+        reason = error.strerror or error
+        raise BulkError(f"{target}: cannot be written to ({reason}); {_REMEDY}") from error
 
 
 def _settings(content: bytes, file: str) -> dict[str, object]:

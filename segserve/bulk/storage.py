@@ -121,7 +121,6 @@ class Storage:
 
         On this machine, links to folders are omitted, and everything that is neither a folder nor a
         file: reading a pipe could block forever. Broken links are kept, because their read fails.
-        Raises BulkError if the folder cannot be read, OSError if it is in a store.
         """
         path = self.path_of(folder)
         if not self.is_local:
@@ -129,17 +128,12 @@ class Storage:
 
             found = self.filesystem.get_file_info(fs.FileSelector(path))
             return sorted((info.base_name, not info.is_file) for info in found)
-        try:
-            with os.scandir(path) as entries:
-                return sorted(
-                    (entry.name, entry.is_dir(follow_symlinks=False))
-                    for entry in entries
-                    if entry.is_dir(follow_symlinks=False) or _is_readable(entry)
-                )
-        except OSError as error:
-            raise BulkError(
-                f"{printable(path)}: the folder cannot be read: {error.strerror}"
-            ) from error
+        with os.scandir(path) as entries:
+            return sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False))
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) or _is_readable(entry)
+            )
 
     def names(self, folder: str) -> list[str]:
         """The sorted names of the files in a folder; empty if the folder does not exist."""

@@ -136,11 +136,9 @@ class JsonReporter(Reporter):
             "seconds": round(run.seconds, 3),
             "stopped": stopped or None,
         }
-        try:
-            write_output(json.dumps({"summary": summary}).encode() + b"\n")
-        finally:
-            if stopped:
-                print_error(stopped_text(run, stopped))
+        if stopped:
+            print_error(stopped_text(run, stopped))
+        write_output(json.dumps({"summary": summary}).encode() + b"\n")
 
 
 def stopped_text(run: "Run", reason: str) -> str:

@@ -130,10 +130,9 @@ def _code_and_message(response: HttpResponse) -> tuple[str, str]:
     """Reads an error of the handler, of TorchServe or of a proxy, which may send no JSON."""
     try:
         document = orjson.loads(response.body)
-    except orjson.JSONDecodeError:
-        document = {}
-    error = document.get("error", document) if isinstance(document, dict) else {}
-    error = error if isinstance(error, dict) else {"message": error}
+        error = dict(document.get("error", document))
+    except (AttributeError, TypeError, ValueError):
+        error = {}
     code = error.get("type") or error.get("code") or _UNKNOWN
     message = " ".join(str(error.get("message") or response.phrase).split())
     return str(code), message[:_LONGEST_MESSAGE]

@@ -149,13 +149,11 @@ def storage(tmp_path):
 
 def claim_target(storage: Storage, manifest: dict, *, overwrite: bool = False) -> None:
     """Claims the target of a batch job."""
-    remedy = "name another target, or --overwrite"
     claim(
         storage,
         manifest,
         file="job.json",
         reserved=RESERVED,
-        remedy=remedy,
         overwrite=overwrite,
     )
 
@@ -173,7 +171,7 @@ def test_claim_target_of_another_job_raises_and_names_the_difference(storage):
     claim_target(storage, MANIFEST)
     with pytest.raises(
         BulkError,
-        match=r"\(classes\); name another target, or --overwrite",
+        match=r"\(classes\); name another folder",
     ):
         claim_target(storage, {**MANIFEST, "classes": "cat"}, overwrite=False)
 
