@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..resources import require_packages
 from ..runtime.record import (
     ModelRecord,
     named_weights,
@@ -81,14 +81,11 @@ def check_job(job: Job) -> tuple[dict[str, object], ModelRecord]:
 
     Raises:
         ModelError: the file is not an archive, or its weights do not match their record.
-        BulkError: Ray is not installed, there is no archive, the source has no images, or they
-            lie in the target.
+        ModuleNotFoundError: Ray is not installed.
+        BulkError: there is no archive, the source has no images, or they lie in the target.
         BadOptionError: the model does not support the options.
     """
-    if missing := [name for name in ("ray", "pyarrow") if find_spec(name) is None]:
-        raise BulkError(
-            f"batch jobs need {' and '.join(missing)}, not installed: pip install 'segserve[ray]'"
-        )
+    require_packages("ray", "pyarrow")
     record = read_archive(job.archive, job.options)
     next(job.images())  # raises if there are none
     manifest = {

@@ -201,10 +201,9 @@ class Storage:
 
 
 def _is_readable(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
-    except OSError:  # a link that points to itself
-        return True
+    """Whether it is a file, a link to one, or a broken link."""
+    path = entry.path
+    return entry.is_file(follow_symlinks=False) or os.path.isfile(path) or not os.path.exists(path)
 
 
 @lru_cache(maxsize=64)

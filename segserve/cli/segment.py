@@ -3,7 +3,7 @@
 import json as json_module
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from functools import partial
@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from rich.console import Console
 
-from ..bulk.results import OPTIONS_FILE, Format, LabelFormat, Layout, claim
+from ..bulk.results import (
+    OPTIONS_FILE,
+    Format,
+    LabelFormat,
+    Layout,
+    claim,
+    encode_result,
+    write_data_set,
+)
 from ..bulk.sources import Source, find_sources
 from ..bulk.storage import Storage
 from ..resources import model_names
@@ -35,7 +43,7 @@ from .app import (
 if TYPE_CHECKING:
     from ..bulk.run import Run
     from ..bulk.table import Summary
-    from ..client import Segmentation, SegmentationClient
+    from ..client import SegmentationClient
     from ..client.request import SegmentOptions
     from ..local import LocalSegmenter
 
@@ -125,7 +133,8 @@ def segment(
                 raise ValueError("standard input is empty: redirect an image into it")
             segmenter, _ = _segmenter(server, token, model, jobs, runtime, local=local)
             with segmenter:
-                _segment_stdin(content, partial(segmenter.segment, **options), format)
+                segmentation = segmenter.segment(content, **options)
+            write_output(encode_result(segmentation, Source("", "stdin"), format))
             return
         layout = Layout(output or _DEFAULT_FOLDER, format, overlay)
         sources = find_sources(images, results=Storage(str(layout.folder)))
@@ -180,17 +189,8 @@ def _segmenter(
     return client, endpoint.model
 
 
-def _segment_stdin(
-    content: bytes, segment_image: "Callable[[bytes], Segmentation]", file_format: Format
-) -> None:
-    from ..bulk.results import encode_result
-
-    write_output(encode_result(segment_image(content), Source("", "stdin"), file_format))
-
-
 def _finish(run: "Run", report: bulk.Reporter) -> int:
     """Runs to the end. Returns the exit status: 0, 1 for failures, and the shell's for a signal."""
-    from ..bulk.results import write_data_set
     from ..bulk.run import StoppedError
 
     try:
@@ -298,11 +298,8 @@ def batch(
 
 @contextmanager
 def _dropped_native_messages() -> Iterator[None]:
-    """Drops the messages that Ray's native code writes to file descriptor 2. They would break the
-    progress bar.
-
-    Python's stderr stays visible. Stdout is dropped too, because Ray's messages, for example about
-    a dead worker, would precede the summary. The command itself writes to stdout only later.
+    """Drops the messages of Ray on stdout, for example about a dead worker, and those that its
+    native code writes to file descriptor 2. Python's stderr stays visible.
     """
     kept = os.dup(2)
     try:

@@ -211,9 +211,9 @@ def _decoded(
     try:
         decoded = Image.open(io.BytesIO(content), formats=("PNG",))
         if decoded.size != size_wh or decoded.mode not in modes:
-            expected, got = ("{} x {} pixels".format(*size) for size in (size_wh, decoded.size))
             raise MalformedResponseError(
-                f"expected a {name} of {expected} and mode {modes[0]}, got {got} and {decoded.mode}"
+                f"expected a {name} of mode {modes[0]} and {size_wh} pixels (width, height), got "
+                f"{decoded.mode} and {decoded.size}"
             )
         decoded.load()
     # SyntaxError: an invalid chunk

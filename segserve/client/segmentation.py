@@ -161,20 +161,11 @@ class Segmentation:
         return annotations
 
     def to_detections(self) -> "supervision.Detections":
-        """Detections for supervision's annotators and metrics: one per class present, except
-        background.
-
-        Each detection has the whole mask of its class.
-
-        Raises:
-            ImportError: supervision is not installed; the message says how to install it.
+        """Detections for supervision's annotators and metrics, which must be installed: one per
+        class present, except background, with the whole mask of the class.
         """
-        try:
-            from supervision import Detections
-        except ImportError as error:
-            raise ImportError(
-                "supervision is not installed; install it with: pip install supervision"
-            ) from error
+        from supervision import Detections
+
         rows = self._foreground
         class_ids = np.array([row.id for row in rows], np.int64)
         return Detections(

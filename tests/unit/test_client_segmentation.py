@@ -4,7 +4,6 @@ import base64
 import contextlib
 import io
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -174,9 +173,3 @@ def test_detections_of_background_only_are_empty():
     segmentation = segmentation_of(np.zeros((4, 6), np.uint8), IMAGE)
     detections = segmentation.to_detections()
     assert len(detections) == 0
-
-
-def test_to_detections_without_supervision_says_how_to_install_it(segmentation, monkeypatch):
-    monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(ImportError, match="pip install supervision"):
-        segmentation.to_detections()
