@@ -108,7 +108,6 @@ def claim(
     overwrite: bool = False,
 ) -> None:
     """Writes the settings to a file in the target, so that all results in it have the same ones.
-    Existing results count as done: with other settings, that would be a silent error.
 
     Args:
         settings: what the results depend on. None stands for the default.

@@ -154,9 +154,10 @@ class Run:
     _outages: int = field(default=0, init=False)
 
     @property
-    def left(self) -> int:
-        """The number of images without an outcome, because the run ended early."""
-        return len(self.sources) - self.done - self.skipped - self.failed
+    def counts(self) -> dict[str, int]:
+        """The numbers of images by outcome; those left have none, because the run ended early."""
+        counts = {"segmented": self.done, "skipped": self.skipped, "failed": self.failed}
+        return counts | {"left": len(self.sources) - sum(counts.values())}
 
     def finish(self) -> None:
         """Runs until all images are done, skipped or failed. All files are complete at any end.

@@ -148,10 +148,9 @@ class Storage:
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None if it does not exist."""
-        try:
+        with suppress(FileNotFoundError):
             return self.read_bytes(name)
-        except FileNotFoundError:
-            return None
+        return None
 
     def write(self, name: str, content: bytes) -> None:
         with self.writer(name) as file:

@@ -32,7 +32,6 @@ RetryFlag = Annotated[
     bool, typer.Option("--retry-failed", help="compute images again that failed in an earlier run")
 ]
 RESUME_HINT = "the same command goes on where it stopped"
-RETRY_HINT = "--retry-failed computes the failed images again"
 
 
 def given_options(**options: object) -> dict[str, object]:
@@ -45,6 +44,12 @@ def counts_text(*, segmented: int, skipped: int = 0, failed: int = 0, left: int 
     return ", ".join(
         [f"{segmented} segmented", *(f"{count} {what}" for count, what in counts if count)]
     )
+
+
+def end_text(counts: str, target: str, seconds: float, failed: int) -> str:
+    """The last line of a run that did not end early."""
+    hint = "; --retry-failed computes the failed images again" if failed else ""
+    return f"{counts}; results in {printable(target)} ({seconds:.1f} s){hint}"
 
 
 def image_table(classes: "Iterable[ClassRow]", title: str) -> Table:
@@ -100,9 +105,8 @@ class Reporter:
             console.print(
                 totals_table((label, count / total, self._images[label]) for label, count in rows)
             )
-        hint = f"; {RETRY_HINT}" if run.failed else ""
-        folder = printable(str(run.layout.folder))
-        self._print(f"{_counts(run)}; results in {folder}{os.sep} ({run.seconds:.1f} s){hint}")
+        folder = f"{run.layout.folder}{os.sep}"
+        self._print(end_text(counts_text(**run.counts), folder, run.seconds, run.failed))
 
     def _print(self, line: str, style: str | None = None) -> None:
         self._progress.console.print(
@@ -128,22 +132,11 @@ class JsonReporter(Reporter):
         write_output(json.dumps(document).encode() + b"\n")
 
     def end(self, run: "Run", stopped: str = "") -> None:
-        summary = {
-            "segmented": run.done,
-            "skipped": run.skipped,
-            "failed": run.failed,
-            "left": run.left,
-            "seconds": round(run.seconds, 3),
-            "stopped": stopped or None,
-        }
+        end = {"seconds": round(run.seconds, 3), "stopped": stopped or None}
         if stopped:
             print_error(stopped_text(run, stopped))
-        write_output(json.dumps({"summary": summary}).encode() + b"\n")
+        write_output(json.dumps({"summary": run.counts | end}).encode() + b"\n")
 
 
 def stopped_text(run: "Run", reason: str) -> str:
-    return f"{reason}; {_counts(run)}; {RESUME_HINT}"
-
-
-def _counts(run: "Run") -> str:
-    return counts_text(segmented=run.done, skipped=run.skipped, failed=run.failed, left=run.left)
+    return f"{reason}; {counts_text(**run.counts)}; {RESUME_HINT}"

@@ -323,5 +323,4 @@ def _print_summary(summary: "Summary", target: str) -> None:
     for code, count in summary.failures.items():
         print_plain(f"failed: {count} x {code}")
     counts = bulk.counts_text(segmented=summary.segmented, failed=summary.failed, left=summary.left)
-    hint = f"; {bulk.RETRY_HINT}" if summary.failed else ""
-    print_plain(f"{counts}; results in {target} ({summary.seconds:.1f} s){hint}")
+    print_plain(bulk.end_text(counts, target, summary.seconds, summary.failed))

@@ -105,9 +105,8 @@ def as_fields(**options: Unpack[ResponseOptions]) -> dict[str, str]:
     fields = {name: str(value) for name, value in options.items() if value is not None}
     if (classes := options.get("classes")) is not None:
         fields["classes"] = _class_list(classes)
-    fields.pop("confidence", None)
-    if options.get("confidence"):
-        fields["confidence"] = "true"
+    if "confidence" in fields:
+        fields["confidence"] = fields["confidence"].lower()
     for name, value in fields.items():
         if not value.isascii() or not value.isprintable():
             raise ValueError(f"option {name}: expected plain ASCII, got {value!r:.80}")

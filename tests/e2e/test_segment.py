@@ -85,8 +85,8 @@ def test_segment_locally_that_is_interrupted_ends_in_order(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--token", "wrong"), "InvalidKeyException"),
-        (("--model", "absent"), "ModelNotFoundException"),
+        (("--token", "wrong"), "Token either incorrect, expired"),
+        (("--model", "absent"), "Model not found: absent"),
         (("--classes", "dgo"), "dog"),
         (("--local", "--classes", "dgo"), "dog"),
         (

@@ -82,7 +82,7 @@ class Started:
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
-        return self.run.done, self.run.skipped, self.run.failed, self.run.left
+        return tuple(self.run.counts.values())
 
 
 def files_of(folder) -> set[str]:
@@ -203,7 +203,7 @@ def test_run_with_server_that_goes_away_stops_and_keeps_what_is_done(server, ima
     started = Started(server, images, Layout(out), workers=1)
     assert started.run.done == 5
     assert started.run.failed == OUTAGE_AFTER - 1
-    assert started.run.left == 48 - (OUTAGE_AFTER - 1)
+    assert started.run.counts["left"] == 48 - (OUTAGE_AFTER - 1)
     assert len(files_of(out)) == 5
     assert started.stopped
 
@@ -246,7 +246,7 @@ def test_run_that_cannot_write_any_more_stops(server, images, out):
     started = Started(server, images, Layout(out), workers=1)
     assert "deep/c.png: cannot be written" in started.stopped
     assert started.done == ["a.jpg", "b.jpg"]
-    assert started.run.left == 51
+    assert started.run.counts["left"] == 51
 
 
 def test_json_result_is_the_servers_response_with_rle(server, images, out):
