@@ -31,7 +31,7 @@ SEGMENTED, FAILED = "segmented", "failed"
 LISTINGS = ".listings"
 # File names may be invalid UTF-8.
 _LISTED = pa.schema([("location", pa.binary()), ("name", pa.binary())])
-_CHUNK = 2**16  # images
+_CHUNK = 4096
 
 _CLASS = pa.struct(
     [
@@ -286,16 +286,26 @@ class _Seen:
     """A set of texts, as 8-byte hashes. With a million, 1 in 30 million jobs has a collision."""
 
     def __init__(self) -> None:
-        self._hashes = np.empty(0, np.uint64)
+        # Sorted, each at least twice as long as the next: every hash is merged only a few times.
+        self._runs: list[NDArray[np.uint64]] = []
 
     def first_times(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Adds the texts. Returns bool (N,): whether each text is new."""
-        digests = (blake2b(os.fsencode(text), digest_size=8).digest() for text in texts)
-        hashes = np.frombuffer(b"".join(digests), np.uint64)
+        digests = np.array(
+            [int.from_bytes(blake2b(os.fsencode(text), digest_size=8).digest()) for text in texts],
+            np.uint64,
+        )
         is_first = np.zeros(len(texts), np.bool_)
-        is_first[np.unique(hashes, return_index=True)[1]] = True
-        is_first &= ~np.isin(hashes, self._hashes)
-        self._hashes = np.union1d(self._hashes, hashes)
+        is_first[np.unique(digests, return_index=True)[1]] = True
+        for run in self._runs:
+            positions = np.minimum(np.searchsorted(run, digests), len(run) - 1)
+            is_first &= run[positions] != digests
+        new = np.sort(digests[is_first])
+        while self._runs and len(self._runs[-1]) < 2 * len(new):
+            # the stable sort merges sorted runs
+            new = np.sort(np.concatenate([self._runs.pop(), new]), kind="stable")
+        if len(new):
+            self._runs.append(new)
         return is_first
 
 
