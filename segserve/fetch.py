@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from .client.errors import root_reason
+from .client.response import root_reason
 from .resources import fetched_models, model_source, require_packages
 from .runtime.errors import FetchError, ModelError
 from .runtime.files import whole_file

@@ -20,6 +20,7 @@ from .client.request import (
     http_headers,
 )
 from .client.response import HttpResponse, raise_for_error
+from .fetch import model_named
 from .resources import count_gpus
 from .runtime.encode.response import Response, class_rows, error_response
 from .runtime.errors import ModelError
@@ -38,10 +39,13 @@ class LocalSegmenter:
     runs this package's code, not the archive's copy, so code from an archive is never executed.
 
     Args:
-        model: an archive (`.mar`), or a model folder.
+        model: an archive (`.mar`), a model folder, or the name of one in `model/`.
         device: for example `cpu` or `cuda:0`; by default the first GPU, else the CPU. If the GPU
             fails, the CPU replaces it, with a warning.
         runtime: `torch` or `onnx`; by default the model's setting, see `Settings.runtime`.
+
+    Attributes:
+        record: the model's record.
 
     Raises:
         ModelError: the model is missing or broken, or cannot be served.
@@ -56,7 +60,8 @@ class LocalSegmenter:
     ) -> None:
         device = device or ("cuda" if count_gpus() else "cpu")
         changes = {} if runtime is None else {"runtime": runtime}
-        self._pipeline = load_pipeline(Path(model), device=device, **changes)
+        self._pipeline = load_pipeline(model, device=device, **changes)
+        self.record = self._pipeline.segmenter.record
         self._lock = threading.Lock()
 
     def segment(self, image: ImageInput, **options: Unpack[SegmentOptions]) -> Segmentation:
@@ -76,15 +81,14 @@ class LocalSegmenter:
         except Exception as error:
             _raise_for_error(error_response(request_error(error)))
             raise
-        record = self._pipeline.segmenter.record
         with stats.timings.stage("encode"):
-            classes = class_rows(segmentation, record)
+            classes = class_rows(segmentation, self.record)
         return Segmentation(
             label_map=segmentation.label_map,
             classes=classes,
-            model=record.name,
-            model_version=record.version,
-            palette=record.palette,
+            model=self.record.name,
+            model_version=self.record.version,
+            palette=self.record.palette,
             image_file=image_file,
             confidence_map=segmentation.confidence_map,
             timings_ms={stage: round(1000 * s, 2) for stage, s in stats.timings.seconds.items()},
@@ -118,23 +122,24 @@ def _raise_for_error(response: Response) -> None:
     raise_for_error(HttpResponse(response.status, response.phrase, response.body))
 
 
-def load_pipeline(model: Path, *, device: str, **changes: object) -> Pipeline:
-    """Loads an archive or a model folder; `changes` replace its settings. Raises as
-    `LocalSegmenter`.
-    """
+def load_pipeline(model: str | os.PathLike[str], *, device: str, **changes: object) -> Pipeline:
+    """Loads a model; `changes` replace its settings. Raises as `LocalSegmenter`."""
     with opened_model(model) as (folder, config_file):
         settings = read_config(read_yaml(config_file)).handler.model_copy(update=changes)
         return Pipeline(load_segmenter(folder, device=device, settings=settings), settings)
 
 
 @contextmanager
-def opened_model(model: Path) -> Iterator[tuple[Path, Path]]:
-    """Yields the model folder and the configuration file of an archive or a model folder. An
-    archive is extracted to a temporary folder, which exists only within this context. Raises
-    ModelError if `model` is neither.
+def opened_model(model: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
+    """Yields the model folder and the configuration file of a model. An archive is extracted to a
+    temporary folder, which exists only within this context. Raises as `LocalSegmenter`.
     """
-    if model.is_dir():
-        yield model, config_of(model)
+    if not Path(model).is_file():
+        try:
+            folder = model_named(os.fspath(model))
+        except FileNotFoundError as error:
+            raise ModelError(str(error)) from error
+        yield folder, config_of(folder)
         return
     with TemporaryDirectory(prefix="segserve-") as name:
         folder = Path(name)

@@ -1,29 +1,211 @@
-"""Encodes segmentations as files, and joins the COCO files of single images to one data set."""
+"""The results of a run: paths, formats, the settings that all of them share, and failed images."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from errno import EEXIST, EILSEQ, EINVAL, EISDIR, ENAMETOOLONG, ENOTDIR
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
-from ..client import Segmentation
-from ..runtime.encode.mask import LabelMap, encode_npy, encode_png, encode_rle
 from ..runtime.files import whole_file
-from .errors import printable
 from .sources import Source
-from .target import COCO_SUFFIX, DATA_SET_FILE, Format
+from .storage import BulkError, Storage, printable
 
+if TYPE_CHECKING:
+    from ..client import Segmentation
+    from ..runtime.encode.mask import LabelMap
+
+COCO_SUFFIX = ".coco.json"
+DATA_SET_FILE = f"segmentation{COCO_SUFFIX}"
+OPTIONS_FILE = ".segserve.json"
+FAILURES_FILE = ".segserve-failed.jsonl"
+_OVERLAY_SUFFIX = "-overlay.jpg"
 _INFO = {"description": "made by `segserve segment --format coco`"}
+_REMEDY = "name another folder for the results"
+_NAME_ERRORS = (EEXIST, EILSEQ, EINVAL, EISDIR, ENAMETOOLONG, ENOTDIR)
 
 
-def encode_label_map(label_map: LabelMap, palette: bytes, file_format: str) -> bytes:
+class Format(StrEnum):
+    """`png`: class ids as an indexed PNG. `npy`: a NumPy file. `json`: classes and RLE. `coco`: a
+    COCO data set.
+    """
+
+    PNG = "png"
+    NPY = "npy"
+    JSON = "json"
+    COCO = "coco"
+
+    @property
+    def suffix(self) -> str:
+        return COCO_SUFFIX if self is Format.COCO else f".{self}"
+
+
+class LabelFormat(StrEnum):
+    """`png`: class ids as an indexed PNG. `npy`: a NumPy file. `rle`: none, the table has RLE."""
+
+    PNG = "png"
+    NPY = "npy"
+    RLE = "rle"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The result paths: `a/b.jpg` becomes `a/b.png` and, with `overlay`, `a/b-overlay.jpg`."""
+
+    folder: Path
+    format: Format = Format.PNG
+    overlay: bool = False
+
+    def result(self, source: Source) -> str:
+        return os.path.join(self.folder, source.stem + self.format.suffix)
+
+    def files(self, source: Source) -> list[str]:
+        overlay = os.path.join(self.folder, source.stem + _OVERLAY_SUFFIX)
+        return [self.result(source), *([overlay] if self.overlay else [])]
+
+    def missing(self, source: Source) -> list[str]:
+        """The result files that do not exist. A folder of that name fails only at the write."""
+        paths = self.files(source)
+        return [path for path in paths if not (os.path.isfile(path) or os.path.islink(path))]
+
+    def check(self, sources: Sequence[Source], arguments: Iterable[str]) -> None:
+        """Raises BulkError if two images have the same result, a result is one of the images, or
+        the folder of results is a folder of images and the results are images too.
+        """
+        if (self.format is Format.PNG or self.overlay) and self.folder.is_dir():
+            folder = os.path.realpath(self.folder)
+            if any(os.path.realpath(argument) == folder for argument in arguments):
+                raise BulkError(
+                    f"{printable(str(self.folder))}: the next run would take results in this "
+                    f"folder for images; {_REMEDY}"
+                )
+        images = {os.path.abspath(source.location) for source in sources}
+        data_set = Source(DATA_SET_FILE, DATA_SET_FILE)
+        source_of = {os.path.join(self.folder, DATA_SET_FILE): data_set}
+        for source in sources:
+            for path in self.files(source):
+                if source_of.setdefault(path, source) is not source or (
+                    os.path.abspath(path) in images
+                ):
+                    raise BulkError(
+                        f"{source} would become {printable(path)}, which is another image or its "
+                        f"result; rename one, or {_REMEDY}"
+                    )
+
+
+def claim(
+    storage: Storage,
+    settings: Mapping[str, object],
+    *,
+    file: str = OPTIONS_FILE,
+    reserved: Sequence[str] = (DATA_SET_FILE,),
+    overwrite: bool = False,
+) -> None:
+    """Writes the settings to a file in the target, so that all results in it have the same ones.
+
+    Args:
+        settings: what the results depend on. None stands for the default.
+        reserved: names of files and folders that a run overwrites. They must not exist before.
+        overwrite: delete an earlier run's `reserved` files instead of comparing the settings.
+
+    Raises:
+        BulkError: the target contains results with other settings, or reserved files that no run
+            created, or it is not writable.
+    """
+    target = printable(storage.location(""))
+    given = {name: value for name, value in settings.items() if value is not None}
+    try:
+        content = storage.read(file)
+        if content is None:
+            for name in filter(storage.exists, reserved):
+                raise BulkError(
+                    f"{target}/{name} was not made here and would be overwritten; {_REMEDY}"
+                )
+        else:
+            earlier = _settings(content, f"{target}/{file}")
+            names = {name for name in earlier | given if earlier.get(name) != given.get(name)}
+            if names and not overwrite:
+                options = printable(", ".join(sorted(names)))
+                raise BulkError(f"{target} holds results of other options ({options}); {_REMEDY}")
+            for name in reserved if overwrite else ():
+                storage.delete(name)
+        storage.write(file, json.dumps(given, indent=2).encode())
+        storage.sweep()
+    except OSError as error:
+        reason = error.strerror or error
+        raise BulkError(f"{target}: cannot be written to ({reason}); {_REMEDY}") from error
+
+
+def _settings(content: bytes, file: str) -> dict[str, object]:
+    try:
+        return dict(json.loads(content))
+    except (TypeError, ValueError) as error:
+        raise BulkError(f"{file} is damaged; remove it") from error
+
+
+class FailureLog:
+    """The failed images of a folder of results. One with a result counts as done all the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FAILURES_FILE
+
+    def read(self) -> dict[str, tuple[str, str]]:
+        """Error codes and messages by path."""
+        failures = {}
+        for line in self._path.read_bytes().splitlines() if self._path.exists() else ():
+            with suppress(ValueError):  # a killed run wrote only a part of the line
+                path, code, message = json.loads(line)
+                failures[path] = code, message
+        return failures
+
+    def add(self, source: Source, code: str, message: str) -> None:
+        line = json.dumps([os.path.abspath(source.location), code, message])
+        with self._path.open("a", encoding="ascii") as file:
+            file.write(f"{line}\n")
+
+    def clear(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def concerns_one_name(error: OSError) -> bool:
+    """Whether only the name of this file causes the error. Others affect the next file too."""
+    return error.errno in _NAME_ERRORS
+
+
+def code_and_reason(error: Exception) -> tuple[str, str]:
+    """The error code of a failed image, and one line of text. The code is that of the error
+    response, `file`, `server`, or `internal_error`.
+    """
+    from ..client import ClientError, ResponseError
+    from ..runtime.errors import SegserveError
+
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ResponseError):
+        return error.code, error.message
+    if isinstance(error, SegserveError | BulkError):
+        return error.code, text
+    if isinstance(error, ClientError):
+        return "server", text
+    if isinstance(error, OSError):
+        reason = os.strerror(error.errno) if error.errno else text[:400]
+        return "file", f"cannot be read: {reason}"
+    return "internal_error", f"{type(error).__name__}: {text[:400]}"
+
+
+def encode_label_map(label_map: "LabelMap", palette: bytes, file_format: str) -> bytes:
     """Encodes uint8 (H, W) class ids as an indexed PNG (`png`) or as a NumPy file (`npy`)."""
+    from ..runtime.encode.mask import encode_npy, encode_png
+
     return encode_png(label_map, palette) if file_format == "png" else encode_npy(label_map)
 
 
-def encode_result(segmentation: Segmentation, source: Source, file_format: Format) -> bytes:
+def encode_result(segmentation: "Segmentation", source: Source, file_format: Format) -> bytes:
     """Encodes the label map in the given format. `json` and `coco` also contain the classes."""
     if file_format is Format.JSON:
         return orjson.dumps(_as_response(segmentation))
@@ -32,7 +214,7 @@ def encode_result(segmentation: Segmentation, source: Source, file_format: Forma
     return encode_label_map(segmentation.label_map, segmentation.palette, file_format)
 
 
-def as_coco(segmentation: Segmentation, source: Source) -> dict[str, object]:
+def as_coco(segmentation: "Segmentation", source: Source) -> dict[str, object]:
     """A COCO data set of one image. `write_data_set` joins these."""
     height_px, width_px = segmentation.label_map.shape
     annotations = segmentation.to_coco(image_id=1)
@@ -49,8 +231,10 @@ def as_coco(segmentation: Segmentation, source: Source) -> dict[str, object]:
     }
 
 
-def _as_response(segmentation: Segmentation) -> dict[str, object]:
+def _as_response(segmentation: "Segmentation") -> dict[str, object]:
     """The server's JSON response to `mask=rle`."""
+    from ..runtime.encode.mask import encode_rle
+
     height_px, width_px = segmentation.label_map.shape
     masks = encode_rle(segmentation.label_map, [row.id for row in segmentation.classes])
     return {

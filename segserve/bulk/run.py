@@ -1,16 +1,16 @@
 """Segments images with a server or in this process, in parallel; writes one file at a time."""
 
 import os
-import sys
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import TypeVar
+from queue import SimpleQueue
+from types import FrameType
+from typing import Any, Self, TypeVar
 
 from ..client import (
     AuthenticationError,
@@ -25,18 +25,80 @@ from ..client import (
 from ..runtime.encode.mask import encode_jpeg
 from ..runtime.errors import BadOptionError
 from ..runtime.files import write_whole
-from .errors import Interrupts, StoppedError, code_and_reason, concerns_one_name, printable
-from .results import encode_result
+from .results import FailureLog, Layout, code_and_reason, concerns_one_name, encode_result
 from .sources import Source
-from .target import FailureLog, Layout
+from .storage import BulkError, Storage, printable
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-OUTAGE_AFTER = 3  # server failures, with no success in between, end a run
+OUTAGE_AFTER = 3  # server failures in a row end a run
 
 _OUTAGE_STATUS = (502, 503, 504)
 _NOT_OUR_SERVER = (401, 403, 404, 405)
+
+
+class StoppedError(BulkError):
+    """The cause would make every other image fail too, so the run ends."""
+
+    exit_status = 1
+
+
+class InterruptedRunError(StoppedError):
+    """The signal `signal_number` ended the run. Finished results are kept."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("interrupted")
+        self.exit_status = 128 + signal_number  # as a shell reports it
+
+
+class Interrupts:
+    """Handles SIGINT and SIGTERM within a context, in the main thread. A signal is only recorded,
+    because an exception in the middle of a write would do harm. `check` raises it; within
+    `immediate`, the signal handler raises it. Later signals are ignored, also after the context,
+    so that a second Ctrl-C does not change the command's last message.
+    """
+
+    def __init__(self) -> None:
+        self._number: int | None = None
+        self._is_immediate = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # others cannot handle signals
+            self._before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if self._number is None else signal.SIG_IGN)
+
+    def install(self) -> None:
+        """Sets the handlers. Call it again after a library has set its own."""
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def check(self) -> None:
+        """Raises InterruptedRunError if the process has received a signal. Call it regularly."""
+        if self._number is not None:
+            raise InterruptedRunError(self._number)
+
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """A context in which a signal raises `InterruptedRunError` at once."""
+        self._is_immediate = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._is_immediate = False
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self._number is None:
+            self._number = number
+            if self._is_immediate:
+                self.check()
 
 
 @dataclass(frozen=True)
@@ -89,12 +151,13 @@ class Run:
     skipped: int = field(default=0, init=False)
     failed: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)
-    _outage: list[tuple[Source, Exception]] = field(default_factory=list, init=False)
+    _outages: int = field(default=0, init=False)
 
     @property
-    def left(self) -> int:
-        """The number of images without an outcome, because the run ended early."""
-        return len(self.sources) - self.done - self.skipped - self.failed
+    def counts(self) -> dict[str, int]:
+        """The numbers of images by outcome; those left have none, because the run ended early."""
+        counts = {"segmented": self.done, "skipped": self.skipped, "failed": self.failed}
+        return counts | {"left": len(self.sources) - sum(counts.values())}
 
     def finish(self) -> None:
         """Runs until all images are done, skipped or failed. All files are complete at any end.
@@ -114,8 +177,6 @@ class Run:
                     awaits_threads=self.computes_here,
                 ):
                     self._take(source, result)
-            if self._outage:
-                self._end_outage(is_over=self.done > 0)
         finally:
             self.seconds = time.perf_counter() - began_s
 
@@ -137,8 +198,7 @@ class Run:
 
     def _compute(self, source: Source) -> _Encoded:
         """Reads, segments and encodes an image, in a worker thread. Does not write."""
-        content = sys.stdin.buffer.read() if source.is_stdin else Path(source.location).read_bytes()
-        segmentation = self.segment(content)
+        segmentation = self.segment(Storage.at(source.location).read_bytes())
         paths = self.layout.files(source) if self.force else self.layout.missing(source)
         files = {
             path: encode_result(segmentation, source, self.layout.format)
@@ -150,16 +210,16 @@ class Run:
 
     def _take(self, source: Source, result: _Encoded | Exception) -> None:
         if not isinstance(result, Exception):
-            self._end_outage(is_over=True)
+            self._outages = 0
             self._write(source, *result)
-        elif _is_outage(result):
-            self._outage.append((source, result))
-            if len(self._outage) >= OUTAGE_AFTER:
-                self._end_outage(is_over=False)
-        elif _affects_all(result):
-            raise StoppedError(code_and_reason(result)[1]) from result
-        else:
-            self._fail(source, *code_and_reason(result))
+            return
+        code, reason = code_and_reason(result)
+        is_outage = _is_outage(result)
+        self._outages += is_outage
+        is_absent = isinstance(result, UnreachableError) and not self.done
+        if is_absent or self._outages >= OUTAGE_AFTER or _affects_all(result):
+            raise StoppedError(reason) from result
+        self._fail(source, code, reason, is_recorded=not is_outage)
 
     def _write(
         self, source: Source, files: dict[str, bytes], classes: tuple[ClassRow, ...]
@@ -176,28 +236,17 @@ class Run:
                 return
         self._count(Outcome(source, tuple(self.layout.files(source)), classes))
 
-    def _fail(self, source: Source, code: str, message: str) -> None:
-        """Records the failure of an image itself. Only `retry_failed` computes it again."""
+    def _fail(self, source: Source, code: str, message: str, *, is_recorded: bool = True) -> None:
+        """Counts a failed image. If it is recorded, only `retry_failed` computes it again."""
         folder = self.layout.folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not source.is_stdin:
+            if is_recorded:
+                folder.mkdir(parents=True, exist_ok=True)
                 FailureLog(folder).add(source, code, message)
         except OSError as error:
             reason = f"{printable(str(folder))}: cannot be written: {error.strerror}"
             raise StoppedError(reason) from error
         self._count(Outcome(source, code=code, message=message))
-
-    def _end_outage(self, *, is_over: bool) -> None:
-        """Ends an outage of the server. If it is over, its images count as failed until the next
-        run; if not, the run ends.
-        """
-        outage, self._outage = self._outage, []
-        for source, error in outage:
-            code, reason = code_and_reason(error)
-            if not is_over:
-                raise StoppedError(reason) from error
-            self._count(Outcome(source, code=code, message=reason))
 
     def _count(self, outcome: Outcome) -> None:
         if outcome.message:
@@ -246,10 +295,17 @@ def parallel_results(
     """
     todo: SimpleQueue[Task | None] = SimpleQueue()
     done: SimpleQueue[tuple[Task, Result | Exception]] = SimpleQueue()
-    threads = [
-        threading.Thread(target=_work_off, args=(work, todo, done), daemon=True)
-        for _ in range(workers)
-    ]
+    is_over = threading.Event()
+
+    def work_off() -> None:
+        while (task := todo.get()) is not None and not is_over.is_set():
+            try:
+                result: Result | Exception = work(task)
+            except Exception as error:  # the consumer of the results handles it
+                result = error
+            done.put((task, result))
+
+    threads = [threading.Thread(target=work_off, daemon=True) for _ in range(workers)]
     for thread in threads:
         thread.start()
     try:
@@ -266,23 +322,8 @@ def parallel_results(
             yield ended
         interrupts.check()
     finally:
-        with suppress(Empty):
-            while True:
-                todo.get_nowait()
+        is_over.set()
         for _ in threads:
             todo.put(None)
         for thread in threads if awaits_threads else ():
             thread.join()
-
-
-def _work_off(
-    work: Callable[[Task], Result],
-    todo: "SimpleQueue[Task | None]",
-    done: "SimpleQueue[tuple[Task, Result | Exception]]",
-) -> None:
-    while (task := todo.get()) is not None:
-        try:
-            result: Result | Exception = work(task)
-        except Exception as error:  # the consumer of the results handles it
-            result = error
-        done.put((task, result))

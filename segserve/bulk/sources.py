@@ -4,24 +4,18 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .errors import BulkError, printable
-from .storage import Storage, errors_with_location
+from .storage import BulkError, Storage, errors_with_location, printable
 
-STDIN = "-"
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
 """The suffixes of the images in a folder, in upper or lower case."""
 
 _MAGIC = re.compile(r"[*?[]")
 _TABLES = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv"}
-_EXPECTED = (
-    "expected a folder, a quoted glob, a list (.txt), a table (.parquet, .csv) or a URI of one of "
-    "them"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +23,12 @@ class Source:
     """One image.
 
     Attributes:
-        location: its path or URI; `-` for standard input.
+        location: its path or URI.
         name: its path below the listed folder. The results keep this path.
     """
 
     location: str
     name: str
-
-    @property
-    def is_stdin(self) -> bool:
-        return self == STDIN_SOURCE
 
     @property
     def stem(self) -> str:
@@ -50,88 +40,70 @@ class Source:
         return printable(self.location)
 
 
-STDIN_SOURCE = Source(STDIN, "stdin")
-
-
 def find_sources(
-    arguments: Sequence[str], *, results: Path | None = None, left_out: Counter[str] | None = None
+    arguments: Iterable[str],
+    *,
+    results: Storage | None = None,
+    left_out: Counter[str] | None = None,
 ) -> list[Source]:
-    """Lists the images of local arguments in order, without duplicates. Raises BulkError if an
-    argument matches nothing, or is a folder without images.
+    """The images of several arguments in order, without duplicates; see `iter_sources`."""
+    found: dict[Source, None] = {}
+    for argument in arguments:
+        found |= dict.fromkeys(iter_sources(argument, results=results, left_out=left_out))
+    return list(found)
+
+
+def iter_sources(
+    argument: str,
+    *,
+    column: str = "path",
+    results: Storage | None = None,
+    left_out: Counter[str] | None = None,
+) -> Iterator[Source]:
+    """Lists the images of an argument, lazily. The order depends only on their names.
 
     A folder is searched recursively, without hidden names, links to folders and files that are not
-    images. Its images and those of a glob are sorted. Files and the matches of a glob may have any
-    suffix.
+    images. Files and the local matches of a glob may have any suffix.
 
     Args:
-        results: the folder of results, skipped in a searched folder or glob.
-        left_out: receives, by suffix, the number of files in folders that are not images.
-    """
-    sources: dict[Source, None] = {}
-    for argument in arguments:
-        found = dict.fromkeys(_local_sources(argument, results, left_out))
-        if not found:
-            raise BulkError(f"{printable(argument)}: {_why_empty(argument)}")
-        sources |= found
-    return list(sources)
-
-
-def stored_sources(source: str, *, column: str = "path") -> Iterator[Source]:
-    """Lists the images of a source on this machine or in a store, lazily. The order depends only on
-    their names.
-
-    Args:
-        source: a folder (searched recursively), a glob, a list (.txt, one path or URI per line), a
-            table (.parquet, .csv), or the URI of one of these. Paths in a list or a table are
-            relative to its folder.
+        argument: a file, a folder, a glob, a list (.txt, one path or URI per line), a table
+            (.parquet, .csv), or the URI of one of these. Paths in a list or a table are relative to
+            its folder.
         column: the table's column of paths or URIs.
+        results: the folder of results, skipped in a searched folder or glob.
+        left_out: receives, by suffix, the number of files in a folder that are not images.
 
     Raises:
-        BulkError: the source is none of these, is not readable, or does not have the column.
+        BulkError: the argument has no images, is not readable, or does not have the column.
     """
-    suffix = os.path.splitext(source)[1].lower()
-    with errors_with_location(source):
-        storage = Storage.at(source)
+    suffix, is_empty = os.path.splitext(argument)[1].lower(), True
+    with errors_with_location(argument):
+        storage = Storage.at(argument)
         if suffix in _TABLES:
-            yield from _listed(_column(storage, source, column), storage)
+            images = _listed(_column(storage, argument, column), storage)
         elif suffix == ".txt":
             text = storage.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-            yield from _listed(filter(None, map(str.strip, text.splitlines())), storage)
+            images = _listed(filter(None, map(str.strip, text.splitlines())), storage)
         elif storage.is_folder():
-            yield from _images_in(storage)
+            images = _images_in(storage, results, left_out)
         elif storage.exists():
-            raise BulkError(f"{printable(source)}: is a single file; {_EXPECTED}")
-        elif not _MAGIC.search(storage.path):
-            raise BulkError(f"{printable(source)}: there is no such file or folder; {_EXPECTED}")
-        elif storage.is_local:
-            yield from _local_matches(storage.path, None)
+            images = iter([Source(storage.location(""), posixpath.basename(storage.path))])
+        elif _MAGIC.search(storage.path):
+            images = _matches(storage, results)
         else:
-            yield from _stored_matches(storage)
-
-
-def _local_sources(
-    argument: str, results: Path | None, left_out: Counter[str] | None
-) -> Iterable[Source]:
-    if argument == STDIN:
-        return [STDIN_SOURCE]
-    if os.path.isdir(argument):
-        return _images_in(Storage(argument.rstrip("/") or "/"), results, left_out)
-    if os.path.lexists(argument):
-        return [Source(argument, os.path.basename(argument))]
-    return _local_matches(argument, results) if _MAGIC.search(argument) else []
-
-
-def _why_empty(argument: str) -> str:
-    if os.path.isdir(argument):
-        return f"the folder holds no images ({', '.join(SUFFIXES)})"
-    return "no file matches" if _MAGIC.search(argument) else "there is no such file or folder"
+            raise BulkError(f"{printable(argument)}: there is no such file or folder")
+        for image in images:
+            is_empty = False
+            yield image
+    if is_empty:
+        raise BulkError(f"{printable(argument)}: holds no images ({', '.join(SUFFIXES)})")
 
 
 def _images_in(
-    folder: Storage, results: Path | None = None, left_out: Counter[str] | None = None
+    folder: Storage, results: Storage | None = None, left_out: Counter[str] | None = None
 ) -> Iterator[Source]:
-    """All images below a folder; see `find_sources`. Only the names of one folder are in memory."""
-    left = [""]
+    """All images below a folder. Only the names of one folder are in memory."""
+    left, skipped = [""], folder.name_of(results) if results else None
     while left:
         parent, folders = left.pop(), []
         for entry, is_folder in folder.entries(parent):
@@ -139,7 +111,7 @@ def _images_in(
             if entry.startswith("."):
                 continue
             if is_folder:
-                folders += [] if is_same_folder(folder.path_of(name), results) else [name]
+                folders += [] if name == skipped else [name]
             elif entry.lower().endswith(SUFFIXES):
                 yield Source(folder.location(name), name)
             elif left_out is not None:
@@ -147,51 +119,46 @@ def _images_in(
         left += reversed(folders)
 
 
-def is_same_folder(path: str, folder: Path | None) -> bool:
-    """Whether both are the same folder of this machine."""
-    if folder is None or not (folder.is_dir() and os.path.isdir(path)):
-        return False
-    return os.path.samefile(path, folder)
+def _outside(
+    results: Storage | None, folder: Storage, images: Iterator[Source]
+) -> Iterator[Source]:
+    """The images of a folder that do not lie in the folder of results."""
+    skipped = f"{folder.name_of(results)}/" if results else "./"
+    return (image for image in images if not image.name.startswith(skipped))
 
 
-def _local_matches(pattern: str, results: Path | None) -> Iterator[Source]:
-    """Matches as a shell's glob, with `**`. Hidden names match only if the pattern names them."""
-    parts = Path(pattern).parts
+def _matches(pattern: Storage, results: Storage | None) -> Iterator[Source]:
+    """Matches as a shell's glob, with `**`; in a store, only images."""
+    parts = Path(pattern.path).parts
     first = next(index for index, part in enumerate(parts) if _MAGIC.search(part))
-    root, rest = Path(*parts[:first]), os.path.join(*parts[first:])
-    shows_hidden = any(part.startswith(".") for part in parts[first:])
-    excluded = results.resolve() if results else None
-    if excluded and root.resolve() not in excluded.parents:
-        excluded = None
-    for path in sorted(root.glob(rest)):
-        name = path.relative_to(root)
+    folder = replace(pattern, path=str(Path(*parts[:first])))
+    found = _local_matches if pattern.is_local else _stored_matches
+    return _outside(results, folder, found(folder, os.path.join(*parts[first:])))
+
+
+def _local_matches(folder: Storage, pattern: str) -> Iterator[Source]:
+    """Hidden names match only if the pattern names them."""
+    shows_hidden = any(part.startswith(".") for part in Path(pattern).parts)
+    for path in sorted(Path(folder.path).glob(pattern)):
+        name = path.relative_to(folder.path)
         is_hidden = any(part.startswith(".") for part in name.parts) and not shows_hidden
-        is_result = excluded and excluded in path.absolute().resolve().parents
-        if not (is_hidden or path.is_dir() or is_result):
+        if not (is_hidden or path.is_dir()):
             yield Source(str(path), str(name))
 
 
-def _stored_matches(storage: Storage) -> Iterator[Source]:
-    """The images in a store that match a glob, including `**`."""
+def _stored_matches(folder: Storage, pattern: str) -> Iterator[Source]:
     from fsspec.utils import glob_translate
 
-    pattern = re.compile(glob_translate(storage.path))
-    fixed = _MAGIC.split(storage.path, maxsplit=1)[0].rpartition("/")[0]
-    for image in _images_in(replace(storage, path=fixed)):
-        if pattern.fullmatch(f"{fixed}/{image.name}"):
-            yield image
+    matcher = re.compile(glob_translate(pattern))
+    return (image for image in _images_in(folder) if matcher.fullmatch(image.name))
 
 
 def _column(storage: Storage, source: str, column: str) -> Iterator[str]:
-    from pyarrow import ArrowInvalid, dataset
     from pyarrow import compute as pc
+    from pyarrow import dataset
 
     kind = _TABLES[os.path.splitext(source)[1].lower()]
-    try:
-        table = dataset.dataset(storage.path, filesystem=storage.filesystem, format=kind)
-    except ArrowInvalid as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BulkError(f"{printable(source)}: not a {kind} file: {reason}") from error
+    table = dataset.dataset(storage.path, filesystem=storage.filesystem, format=kind)
     names = table.schema.names
     if column not in names:
         raise BulkError(
@@ -200,9 +167,7 @@ def _column(storage: Storage, source: str, column: str) -> Iterator[str]:
         )
     for batch in table.to_batches(columns=[column]):
         if batch.column(0).null_count:
-            raise BulkError(
-                f"{printable(source)}: column {column!r} has rows without a path; leave them out"
-            )
+            raise BulkError(f"{printable(source)}: column {column!r} has rows without a path")
         yield from pc.cast(batch.column(0), "string").to_pylist()
 
 

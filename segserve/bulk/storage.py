@@ -10,47 +10,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, ClassVar, Self, cast
 from urllib.parse import unquote
 
 from ..runtime.files import whole_file
-from .errors import BulkError, printable
 
 _URI = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?]*)(?P<path>.*?)(?P<query>\?\w+=[^/]*)?$",
     re.DOTALL,
 )
 
-# The environment variables that a store's library reads, by scheme.
-_CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "gcs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "abfs": "AZURE_STORAGE_ACCOUNT and its key",
-    "abfss": "AZURE_STORAGE_ACCOUNT and its key",
-    "hf": "HF_TOKEN",
-}
-_NO_ACCESS = re.compile(
-    r"access.?denied|forbidden|credential|unauthori[sz]ed|authentication|\b40[13]\b", re.IGNORECASE
-)
 _PARTIAL = ".partial"
+
+
+class BulkError(Exception):
+    """Sources or results that cannot be used. The message is one line of text."""
+
+    code: ClassVar[str] = "refused"
+    """The error code in the table of a batch job, if a single image has this error."""
+
+
+def printable(path: str) -> str:
+    """A path as one line of text. Control characters and undecodable bytes are escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in path
+    )
+
+
+def absolute(location: str) -> str:
+    """The absolute path; a URI is returned unchanged."""
+    return location if _URI.fullmatch(location) else os.path.abspath(location)
 
 
 @contextmanager
 def errors_with_location(location: str) -> Iterator[None]:
-    """Converts a store's errors to a `BulkError` with the location and missing credentials."""
+    """Converts the errors of a disk or a store to a `BulkError` with the location."""
     try:
         yield
-    except Exception as error:
-        # An error of pyarrow has a module of pyarrow; this module does not import it.
-        if not isinstance(error, OSError | ImportError) and "pyarrow" not in type(error).__module__:
-            raise
-        reason = " ".join(str(error).split())
-        hint = ""
-        if _NO_ACCESS.search(reason):
-            credentials = _credentials(location.partition("://")[0])
-            hint = f"; are credentials missing? Set {credentials}"
-        raise BulkError(f"{printable(location)}: {reason[:400]}{hint}") from error
+    except (OSError, ImportError, NotImplementedError, ValueError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise BulkError(f"{printable(location)}: {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -74,14 +73,14 @@ class Storage:
         """
         match = _URI.fullmatch(location)
         if match is None:
-            return cls(os.path.abspath(location))
+            return cls(location.rstrip("/") or "/")
         scheme, authority, path, query = match.group("scheme", "authority", "path", "query")
         if scheme == "file":
             return cls(os.path.abspath(unquote(path)))
         if ":" in authority.rpartition("@")[0]:
             raise BulkError(
-                f"{scheme}://: credentials within a URI would be written to the table; set "
-                f"{_credentials(scheme)}"
+                f"{scheme}://: credentials within a URI would be written to the table; set those "
+                "of the store in the environment"
             )
         filesystem, root = _filesystem(scheme, authority, query or "")
         return cls(root.rstrip("/") + path.rstrip("/"), filesystem, scheme, query or "")
@@ -99,11 +98,13 @@ class Storage:
         path = self.path_of(name)
         return path if self.is_local else f"{self.scheme}://{path}{self.query}"
 
-    def contains(self, other: "Storage") -> bool:
-        """Whether the other one is this folder or lies in it."""
-        return self.filesystem == other.filesystem and (
-            posixpath.commonpath([self.path, other.path]) == self.path
-        )
+    def name_of(self, other: Self) -> str:
+        """The path of the other storage below this one; it starts with `..` if it lies outside."""
+        if self.filesystem != other.filesystem:
+            return ".."
+        if self.is_local:
+            return os.path.relpath(os.path.realpath(other.path), os.path.realpath(self.path))
+        return posixpath.relpath(other.path, self.path)
 
     def is_folder(self) -> bool:
         if self.is_local:
@@ -120,7 +121,6 @@ class Storage:
 
         On this machine, links to folders are omitted, and everything that is neither a folder nor a
         file: reading a pipe could block forever. Broken links are kept, because their read fails.
-        Raises BulkError if the folder cannot be read, OSError if it is in a store.
         """
         path = self.path_of(folder)
         if not self.is_local:
@@ -128,17 +128,12 @@ class Storage:
 
             found = self.filesystem.get_file_info(fs.FileSelector(path))
             return sorted((info.base_name, not info.is_file) for info in found)
-        try:
-            with os.scandir(path) as entries:
-                return sorted(
-                    (entry.name, entry.is_dir(follow_symlinks=False))
-                    for entry in entries
-                    if entry.is_dir(follow_symlinks=False) or _is_readable(entry)
-                )
-        except OSError as error:
-            raise BulkError(
-                f"{printable(path)}: the folder cannot be read: {error.strerror}"
-            ) from error
+        with os.scandir(path) as entries:
+            return sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False))
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) or _is_readable(entry)
+            )
 
     def names(self, folder: str) -> list[str]:
         """The sorted names of the files in a folder; empty if the folder does not exist."""
@@ -153,10 +148,9 @@ class Storage:
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None if it does not exist."""
-        try:
+        with suppress(FileNotFoundError):
             return self.read_bytes(name)
-        except FileNotFoundError:
-            return None
+        return None
 
     def write(self, name: str, content: bytes) -> None:
         with self.writer(name) as file:
@@ -206,10 +200,9 @@ class Storage:
 
 
 def _is_readable(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
-    except OSError:  # a link that points to itself
-        return True
+    """Whether it is a file, a link to one, or a broken link."""
+    path = entry.path
+    return entry.is_file(follow_symlinks=False) or os.path.isfile(path) or not os.path.exists(path)
 
 
 @lru_cache(maxsize=64)
@@ -225,14 +218,5 @@ def _filesystem(scheme: str, authority: str, query: str) -> tuple[Any, str]:
         except ValueError as error:
             if "unrecognized filesystem type" not in str(error).lower():
                 raise
-        try:
-            filesystem, root = fsspec.core.url_to_fs(uri)
-        except ValueError as error:
-            raise BulkError(
-                f"{scheme}://: no such store is known; s3, gs, hf and file are among those that are"
-            ) from error
+        filesystem, root = fsspec.core.url_to_fs(uri)
         return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), root
-
-
-def _credentials(scheme: str) -> str:
-    return _CREDENTIALS.get(scheme, f"what {scheme}:// needs in the environment")

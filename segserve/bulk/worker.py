@@ -2,14 +2,13 @@
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -22,11 +21,11 @@ from ..runtime.decode.quarantine import Quarantine
 from ..runtime.errors import OutOfMemoryError
 from ..runtime.pipeline import Pipeline
 from ..runtime.telemetry import RequestStats
-from .batch import Job, LabelFormat
-from .errors import BulkError, StoppedError, code_and_reason, concerns_one_name, printable
-from .results import encode_label_map
+from .batch import Job
+from .results import LabelFormat, code_and_reason, concerns_one_name, encode_label_map
+from .run import StoppedError
 from .sources import Source
-from .storage import Storage
+from .storage import BulkError, Storage, printable
 from .table import (
     FAILED,
     Block,
@@ -201,12 +200,12 @@ def joined_ray(address: str | None, cpus: int | None, archive_bytes: int) -> Ite
     if ray.is_initialized():  # the caller's own session in this process
         yield ray
         return
-    folder = None if address else mkdtemp(prefix="segserve-")
+    folder = TemporaryDirectory(prefix="segserve-", ignore_cleanup_errors=True)
     private: dict[str, Any] = {
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": _STORE_BYTES + 2 * archive_bytes,
-        "_temp_dir": folder,
+        "_temp_dir": folder.name,
     }
     try:
         try:
@@ -226,8 +225,7 @@ def joined_ray(address: str | None, cpus: int | None, archive_bytes: int) -> Ite
         yield ray
     finally:
         ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+        folder.cleanup()
 
 
 def _stopped(storage: Storage, error: OSError) -> StoppedError:

@@ -2,7 +2,6 @@
 
 from . import (  # noqa: I001, F401 - the order of `segserve --help`
     segment,
-    batch,
     serving,
     evaluation,
     models,

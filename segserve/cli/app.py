@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..bulk.errors import printable
+from ..bulk.storage import printable
 from ..resources import model_names
 
 SIGNALLED = 128  # plus a signal's number: a shell's exit status for a command that it ended
@@ -114,7 +114,7 @@ TrustFlag = Annotated[
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """Converts an error in a model, a server, a file or the data to one line and exit status 1."""
-    from ..bulk.errors import BulkError
+    from ..bulk.storage import BulkError
     from ..client import ClientError
     from ..engines import ServerError
     from ..runtime.errors import ModelError, SegserveError

@@ -1,10 +1,9 @@
-"""Shared parts of `segserve segment` and `segserve batch`: flags, early ends, and reports."""
+"""Flags of `segserve segment` and `segserve batch`, and the reports of their runs."""
 
 import json
 import os
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +11,9 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from ..bulk.errors import InterruptedRunError, StoppedError, printable
+from ..bulk.storage import printable
 from ..schema.request import Alpha, Mode, Tta
-from .app import SIGNALLED, console, figures_table, print_error, write_output
+from .app import console, figures_table, print_error, write_output
 
 if TYPE_CHECKING:
     from ..bulk.run import Outcome, Run
@@ -33,36 +32,11 @@ RetryFlag = Annotated[
     bool, typer.Option("--retry-failed", help="compute images again that failed in an earlier run")
 ]
 RESUME_HINT = "the same command goes on where it stopped"
-RETRY_HINT = "--retry-failed computes the failed images again"
 
 
 def given_options(**options: object) -> dict[str, object]:
     """The options that are not None. The server's defaults apply to the others."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def ended_early(finish: Callable[[], None], report_end: Callable[[str], None]) -> int | None:
-    """Runs `finish`. If it ends early, reports the reason and returns the exit status; else None.
-
-    Further signals are ignored while the run ends, so that a second Ctrl-C does not change the
-    message. A run has its own signal handlers; at its end, it restores the previous ones.
-    """
-    before = {
-        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        finish()
-    except StoppedError as error:
-        report_end(str(error))
-        return 1
-    except InterruptedRunError as error:
-        before = {}  # only the message is left to print
-        report_end(str(error))
-        return SIGNALLED + error.signal_number
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return None
 
 
 def counts_text(*, segmented: int, skipped: int = 0, failed: int = 0, left: int = 0) -> str:
@@ -72,18 +46,16 @@ def counts_text(*, segmented: int, skipped: int = 0, failed: int = 0, left: int 
     )
 
 
-def run_text(run: "Run", stopped: str = "") -> str:
-    """The counts of a run, after the reason if it ended early."""
-    counts = counts_text(segmented=run.done, skipped=run.skipped, failed=run.failed, left=run.left)
-    if not stopped:
-        return counts
-    return f"{stopped}; {counts}" if run.force else f"{stopped}; {counts}; {RESUME_HINT}"
+def end_text(counts: str, target: str, seconds: float, failed: int) -> str:
+    """The last line of a run that did not end early."""
+    hint = "; --retry-failed computes the failed images again" if failed else ""
+    return f"{counts}; results in {printable(target)} ({seconds:.1f} s){hint}"
 
 
-def image_table(classes: "Iterable[ClassRow]", title: str = "") -> Table:
+def image_table(classes: "Iterable[ClassRow]", title: str) -> Table:
     """The classes of one image."""
     table = figures_table(
-        "class", "share of the image", "confidence", title=title or None, title_justify="left"
+        "class", "share of the image", "confidence", title=title, title_justify="left"
     )
     for row in classes:
         table.add_row(row.label, f"{row.fraction:.1%}", f"{row.confidence:.2f}")
@@ -112,11 +84,12 @@ class Reporter:
         self._quiet = quiet
         self._progress = progress
         self._task = progress.add_task("", total=total)
-        self._images: list[tuple[ClassRow, ...]] = []
+        self._pixels, self._images = Counter[str](), Counter[str]()
 
     def outcome(self, outcome: "Outcome") -> None:
-        if outcome.classes:
-            self._images.append(outcome.classes)
+        for row in outcome.classes:
+            self._pixels[row.label] += row.pixels
+            self._images[row.label] += 1
         if outcome.message and not outcome.is_skipped:
             self._print(f"{outcome.source}: {outcome.message}", style="red")
         self._progress.advance(self._task)
@@ -125,35 +98,22 @@ class Reporter:
         """`stopped` is why the run ended early; empty if it did not."""
         self._progress.stop()
         if stopped:
-            print_error(run_text(run, stopped))
+            print_error(stopped_text(run, stopped))
         elif not self._quiet:
             self._summarize(run)
 
     def _summarize(self, run: "Run") -> None:
-        if self._images:
-            console.print(self._classes())
-        rate = f", {run.done / run.seconds:.1f} images/s" if run.done else ""
-        hint = f"; {RETRY_HINT}" if run.failed else ""
+        if total := self._pixels.total():
+            rows = self._pixels.most_common()
+            console.print(
+                totals_table((label, count / total, self._images[label]) for label, count in rows)
+            )
+        folder = f"{run.layout.folder}{os.sep}"
+        line = end_text(counts_text(**run.counts), folder, run.seconds, run.failed)
         if self._left_out:
             counts = ", ".join(f"{count} {suffix}" for suffix, count in self._left_out.items())
-            hint += f"; left out, as they are not images: {printable(counts)}"
-        folder = printable(str(run.layout.folder))
-        self._print(
-            f"{run_text(run)}; results in {folder}{os.sep} ({run.seconds:.1f} s{rate}){hint}"
-        )
-
-    def _classes(self) -> Table:
-        if len(self._images) == 1:
-            return image_table(self._images[0])
-        pixels, images = Counter[str](), Counter[str]()
-        for classes in self._images:
-            for row in classes:
-                pixels[row.label] += row.pixels
-                images[row.label] += 1
-        total = pixels.total()
-        return totals_table(
-            (label, count / total, images[label]) for label, count in pixels.most_common()
-        )
+            line += f"; left out, as they are not images: {printable(counts)}"
+        self._print(line)
 
     def _print(self, line: str, style: str | None = None) -> None:
         self._progress.console.print(
@@ -179,17 +139,15 @@ class JsonReporter(Reporter):
         write_output(json.dumps(document).encode() + b"\n")
 
     def end(self, run: "Run", stopped: str = "") -> None:
-        summary = {
-            "segmented": run.done,
-            "skipped": run.skipped,
-            "failed": run.failed,
-            "left": run.left,
+        end = {
             "left_out": dict(self._left_out),
             "seconds": round(run.seconds, 3),
             "stopped": stopped or None,
         }
-        try:
-            write_output(json.dumps({"summary": summary}).encode() + b"\n")
-        finally:
-            if stopped:
-                print_error(run_text(run, stopped))
+        if stopped:
+            print_error(stopped_text(run, stopped))
+        write_output(json.dumps({"summary": run.counts | end}).encode() + b"\n")
+
+
+def stopped_text(run: "Run", reason: str) -> str:
+    return f"{reason}; {counts_text(**run.counts)}; {RESUME_HINT}"

@@ -248,7 +248,7 @@ def profile(
     with errors_in_one_line(), console.status("segmenting"):
         if trace is not None:
             require_packages("torch")
-        segmenter = LocalSegmenter(model if Path(model).is_file() else model_folder(model))
+        segmenter = LocalSegmenter(model)
         medians_ms = profile_image(
             segmenter, image.read_bytes(), repeat=repeat, trace=trace, mode=mode, tta=tta
         )

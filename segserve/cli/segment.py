@@ -1,41 +1,54 @@
-"""The command `segserve segment`."""
+"""The commands `segserve segment` and `segserve batch`."""
 
+import json as json_module
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.console import Console
 
-from ..bulk.sources import STDIN, STDIN_SOURCE, Source, find_sources
+from ..bulk.results import (
+    OPTIONS_FILE,
+    Format,
+    LabelFormat,
+    Layout,
+    claim,
+    encode_result,
+    write_data_set,
+)
+from ..bulk.sources import Source, find_sources
 from ..bulk.storage import Storage
-from ..bulk.target import FAILURES_FILE, OPTIONS_FILE, Format, Layout, claim
 from ..resources import model_names
 from . import bulk
 from .app import (
-    SIGNALLED,
     USE,
     OutputError,
+    TrustFlag,
     app,
     check_output,
+    console,
     errors_in_one_line,
-    model_folder,
+    print_error,
+    print_plain,
     progress_bar,
     write_output,
 )
 
 if TYPE_CHECKING:
     from ..bulk.run import Run
+    from ..bulk.table import Summary
     from ..client import SegmentationClient
     from ..client.request import SegmentOptions
     from ..local import LocalSegmenter
 
+_STDIN = "-"
 _DEFAULT_FOLDER = Path("segmented")
 
 
@@ -43,7 +56,7 @@ _DEFAULT_FOLDER = Path("segmented")
 def segment(
     images: Annotated[
         list[str],
-        typer.Argument(help="files, folders, quoted globs such as 'in/**/*.jpg', - for stdin"),
+        typer.Argument(help="files, folders, quoted globs such as 'in/**/*.jpg', or - for stdin"),
     ],
     output: Annotated[
         Path | None,
@@ -104,141 +117,212 @@ def segment(
     )
     options = cast("SegmentOptions", given)
     with errors_in_one_line():
-        for flag, value in (("--server", server), ("--token", token)):
-            if local and value:
-                raise ValueError(f"--local computes without a server: leave out {flag}, or --local")
+        if local and (server or token):
+            raise ValueError("--local computes without a server: leave out --server and --token")
         if runtime and not local:
             raise ValueError("--runtime is of the server's archive: leave it out, or add --local")
-        to_stdout = images == [STDIN] and output is None
-        if STDIN in images and sys.stdin is None:  # Python's value for a closed descriptor
-            raise ValueError(
-                "standard input is closed: name files, or redirect one into it, as in segserve "
-                "segment - < cat.png"
-            )
-        if json or to_stdout:
+        if json or images == [_STDIN]:
             check_output()
-        if to_stdout:
-            _check_stdout(format, overlay=overlay, json=json)
+        if images == [_STDIN]:
+            if output or overlay or json:
+                raise ValueError(
+                    "standard input has one result, on standard output: leave out -o, --overlay "
+                    "and --json"
+                )
+            content = sys.stdin.buffer.read() if sys.stdin else b""
+            if not content:
+                raise ValueError("standard input is empty: redirect an image into it")
+            segmenter, _ = _segmenter(server, token, model, jobs, runtime, local=local)
+            with segmenter:
+                segmentation = segmenter.segment(content, **options)
+            write_output(encode_result(segmentation, Source("", "stdin"), format))
+            return
         layout = Layout(output or _DEFAULT_FOLDER, format, overlay)
         left_out = Counter[str]()
-        sources = find_sources(images, results=layout.folder, left_out=left_out)
-        if not to_stdout:
-            layout.check(sources, images)
-        name, load = _local(model, runtime) if local else _served(server, token, model, jobs)
-        if to_stdout:
-            with load() as segmenter:
-                from ..bulk.results import encode_result
-
-                segmentation = segmenter.segment(_read_stdin(), **options)
-            write_output(encode_result(segmentation, STDIN_SOURCE, format))
-            return
-        with _claimed(layout, sources, {"model": name, **given}), load() as segmenter:
+        sources = find_sources(images, results=Storage(str(layout.folder)), left_out=left_out)
+        layout.check(sources, images)
+        segmenter, name = _segmenter(server, token, model, jobs, runtime, local=local)
+        shown = not json and not quiet and Console(stderr=True).is_terminal
+        with (
+            segmenter,
+            _claimed(layout.folder, {"model": name, **given}),
+            progress_bar("image", shown=shown) as progress,
+        ):
             from ..bulk.run import Run
 
-            shown = not json and not quiet and Console(stderr=True).is_terminal
             reporter = bulk.JsonReporter if json else bulk.Reporter
-            with progress_bar("image", shown=shown) as progress:
-                report = reporter(progress, len(sources), left_out, quiet=quiet)
-                run = Run(
-                    sources,
-                    layout,
-                    partial(segmenter.segment, **options),
-                    2 if local else jobs,  # locally, one segments while one reads or encodes
-                    report.outcome,
-                    force=force,
-                    retry_failed=retry_failed,
-                    computes_here=local,
-                )
-                status = _finish(run, report)
-    if STDIN in images and status > SIGNALLED:
-        # A thread still reads standard input, and Python's normal exit would abort.
-        sys.stderr.flush()
-        os._exit(status)
+            report = reporter(progress, len(sources), left_out, quiet=quiet)
+            run = Run(
+                sources,
+                layout,
+                partial(segmenter.segment, **options),
+                2 if local else jobs,  # locally, one segments while one reads or encodes
+                report.outcome,
+                force=force,
+                retry_failed=retry_failed,
+                computes_here=local,
+            )
+            status = _finish(run, report)
     raise typer.Exit(status)
+
+
+def _segmenter(
+    server: str | None,
+    token: str | None,
+    model: str | None,
+    jobs: int,
+    runtime: Literal["torch", "onnx"] | None,
+    *,
+    local: bool,
+) -> "tuple[SegmentationClient | LocalSegmenter, str]":
+    """A client, or the model in this process; and the name of the model."""
+    if local:
+        from ..local import LocalSegmenter  # may import torch
+
+        segmenter = LocalSegmenter(model or "embedded", runtime=runtime)
+        return segmenter, segmenter.record.name
+    from ..client import SegmentationClient
+    from ..gateway.background import find_endpoint
+
+    endpoint = find_endpoint(server, token=token, model=model)
+    client = SegmentationClient(
+        endpoint.url, token=endpoint.token, model=endpoint.model, pool_size=jobs
+    )
+    return client, endpoint.model
 
 
 def _finish(run: "Run", report: bulk.Reporter) -> int:
     """Runs to the end. Returns the exit status: 0, 1 for failures, and the shell's for a signal."""
-    from ..bulk.results import write_data_set
+    from ..bulk.run import StoppedError
 
     try:
-        status = bulk.ended_early(run.finish, partial(report.end, run))
+        run.finish()
+    except StoppedError as error:
+        report.end(run, str(error))
+        return error.exit_status
     except OutputError as error:  # standard output accepts no report any more
-        raise OutputError(bulk.run_text(run, str(error)), error.status) from error
-    if status is None:
-        if run.layout.format is Format.COCO and run.done + run.skipped:
-            write_data_set(run.layout.folder)
-        report.end(run)
-    return int(run.failed > 0) if status is None else status
+        raise OutputError(bulk.stopped_text(run, str(error)), error.status) from error
+    if run.layout.format is Format.COCO and run.done + run.skipped:
+        write_data_set(run.layout.folder)
+    report.end(run)
+    return int(run.failed > 0)
 
 
 @contextmanager
-def _claimed(layout: Layout, sources: list[Source], settings: dict[str, object]) -> Iterator[None]:
-    """Records the settings in the folder of results; not if no image has an outcome at the end.
+def _claimed(folder: Path, settings: dict[str, object]) -> Iterator[None]:
+    """Records the settings in the folder of results, unless nothing else is in it at the end.
     Otherwise, a mistyped model name would block the correct name.
     """
-    folder = layout.folder
-    is_new = not (folder / OPTIONS_FILE).exists()
     claim(Storage(str(folder)), settings)
     try:
         yield
     finally:
-        results = (path for source in sources for path in layout.files(source))
-        outcomes = chain([str(folder / FAILURES_FILE)], results)
-        if is_new and not any(os.path.lexists(path) for path in outcomes):
-            (folder / OPTIONS_FILE).unlink(missing_ok=True)
+        if os.listdir(folder) == [OPTIONS_FILE]:
+            (folder / OPTIONS_FILE).unlink()
 
 
-def _check_stdout(format: Format, *, overlay: bool, json: bool) -> None:  # noqa: A002 - names the flag
-    for flag, given in (("--overlay", overlay), ("--json", json)):
-        if given:
-            raise ValueError(
-                f"standard output holds one result, and {flag} makes two: name a folder with -o"
-            )
-    if sys.stdout.isatty() and format in (Format.PNG, Format.NPY):
-        raise ValueError(
-            f"{format} is not for a terminal: redirect the output to a file, or name a folder with "
-            "-o"
-        )
+@app.command(rich_help_panel=USE)
+def batch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="a folder, a quoted glob, a list (.txt), a table (.parquet, .csv), or the URI of "
+            "one"
+        ),
+    ],
+    target: Annotated[
+        str, typer.Argument(help="folder or URI of the label maps and of the table of all images")
+    ],
+    archive: Annotated[Path, typer.Option(help="the model: an archive (.mar)")],
+    trust: TrustFlag = None,
+    format: Annotated[  # noqa: A002
+        LabelFormat, typer.Option(help="of the label maps; rle: in the table alone")
+    ] = LabelFormat.PNG,
+    column: Annotated[str, typer.Option(help="of a table, with paths or URIs")] = "path",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="delete the target's results and start again")
+    ] = False,
+    retry_failed: bulk.RetryFlag = False,
+    max_failures: Annotated[
+        int | None, typer.Option(min=0, help="stop when more images than this have failed")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
+    mode: bulk.ModeFlag = None,
+    tta: bulk.TtaFlag = None,
+    classes: bulk.ClassesFlag = None,
+    threshold: bulk.ThresholdFlag = None,
+    alpha: bulk.AlphaFlag = None,
+    workers: Annotated[
+        int | None, bulk.compute_option(min=1, help="by default one per GPU, else one per core")
+    ] = None,
+    address: Annotated[
+        str | None, bulk.compute_option(help="of a Ray cluster to join; by default this machine")
+    ] = None,
+) -> None:
+    """Segment any number of images, on this machine or on a Ray cluster.
 
-
-def _read_stdin() -> bytes:
-    content = sys.stdin.buffer.read()
-    if not content:
-        raise ValueError(
-            "standard input is empty: redirect an image into it, as in segserve segment - < cat.png"
-        )
-    return content
-
-
-def _served(
-    url: str | None, token: str | None, model: str | None, jobs: int
-) -> "tuple[str, Callable[[], SegmentationClient]]":
-    """The name of the model, and a function that creates a client."""
-    from ..client import SegmentationClient
-    from ..gateway.background import find_endpoint
-
-    endpoint = find_endpoint(url, token=token, model=model)
-    client = SegmentationClient(
-        endpoint.url, token=endpoint.token, model=endpoint.model, pool_size=jobs
+    To resume a stopped job, run the same command again. It also segments images that were added
+    since.
+    """
+    options = bulk.given_options(
+        mode=mode, tta=tta, classes=classes, threshold=threshold, alpha=alpha
     )
-    return endpoint.model, lambda: client
+    shown = not json and Console(stderr=True).is_terminal
+    with errors_in_one_line():
+        from ..bulk.batch import Job, run_batch
+        from ..bulk.run import StoppedError
+
+        if trust:
+            from ..signing import TrustedKeys
+
+            TrustedKeys.read(trust).verify(archive)
+        try:
+            with _dropped_native_messages(), progress_bar("image", shown=shown) as progress:
+                task = progress.add_task("", total=None)
+                summary = run_batch(
+                    Job(source, target, archive, format, options, column),
+                    workers=workers,
+                    address=address,
+                    max_failures=max_failures,
+                    retry_failed=retry_failed,
+                    overwrite=overwrite,
+                    report=lambda total, done: progress.update(task, total=total, completed=done),
+                )
+        except StoppedError as error:
+            print_error(f"{error}; {bulk.RESUME_HINT}")
+            raise typer.Exit(error.exit_status) from error
+        if json:
+            typer.echo(json_module.dumps(asdict(summary)))
+        else:
+            _print_summary(summary, target)
+    raise typer.Exit(int(summary.segmented == 0))
 
 
-def _local(
-    model: str | None, runtime: Literal["torch", "onnx"] | None
-) -> "tuple[str, Callable[[], LocalSegmenter]]":
-    """The name of the model, and a function that loads it in this process."""
-    from ..engines.store import model_name
-    from ..runtime.record import read_record
+@contextmanager
+def _dropped_native_messages() -> Iterator[None]:
+    """Drops the messages of Ray on stdout, for example about a dead worker, and those that its
+    native code writes to file descriptor 2. Python's stderr stays visible.
+    """
+    kept = os.dup(2)
+    try:
+        with (
+            open(os.devnull, "w") as null,
+            open(os.dup(kept), "w", buffering=1) as shown,
+            redirect_stdout(null),
+            redirect_stderr(shown),
+        ):
+            os.dup2(null.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
-    def load() -> "LocalSegmenter":
-        from ..local import LocalSegmenter  # may import torch
 
-        return LocalSegmenter(path, runtime=runtime)
-
-    if model and Path(model).is_file():
-        path = Path(model)
-        return model_name(path), load
-    path = model_folder(model or "embedded")
-    return read_record(path).name, load
+def _print_summary(summary: "Summary", target: str) -> None:
+    if summary.classes:
+        totals = ((total.label, total.fraction, total.images) for total in summary.classes)
+        console.print(bulk.totals_table(totals))
+    for code, count in summary.failures.items():
+        print_plain(f"failed: {count} x {code}")
+    counts = bulk.counts_text(segmented=summary.segmented, failed=summary.failed, left=summary.left)
+    print_plain(bulk.end_text(counts, target, summary.seconds, summary.failed))

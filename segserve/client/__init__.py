@@ -6,7 +6,8 @@
 
 from ..schema.response import ClassRow
 from .client import AsyncSegmentationClient, SegmentationClient
-from .errors import (
+from .request import ImageInput
+from .response import (
     AuthenticationError,
     ClientError,
     MalformedResponseError,
@@ -15,7 +16,6 @@ from .errors import (
     UnknownModelError,
     UnreachableError,
 )
-from .request import ImageInput
 from .segmentation import Segmentation
 
 __all__ = [

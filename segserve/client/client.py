@@ -10,7 +10,6 @@ from tenacity import AsyncRetrying, Retrying
 from urllib3.exceptions import ReadTimeoutError
 
 from .. import __version__
-from .errors import timed_out, unreachable
 from .request import (
     DEFAULT_MODEL,
     JSON,
@@ -22,7 +21,14 @@ from .request import (
     as_image_file,
     http_headers,
 )
-from .response import HttpResponse, raise_for_error, read_segmentation, retry_policy
+from .response import (
+    HttpResponse,
+    raise_for_error,
+    read_segmentation,
+    retry_policy,
+    timed_out,
+    unreachable,
+)
 from .segmentation import Segmentation
 
 

@@ -61,12 +61,16 @@ class Target:
     def __post_init__(self) -> None:
         if self.token and not (self.token.strip().isascii() and self.token.strip().isprintable()):
             raise ValueError(  # omits the token, because this may be logged
-                "the token contains a line break or a non-ASCII character, so no server created "
-                "it: copy it again"
+                "the token contains a line break or a non-ASCII character: copy it again"
             )
-        if fault := _fault_of_address(self.url):
+        try:
+            parts = urlsplit(self.url)
+            is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # an invalid port, or an unclosed bracket
+            is_address = False
+        if not is_address:
             raise ValueError(
-                f"expected a server's address like http://127.0.0.1:8080, got {self.url!r}: {fault}"
+                f"expected a server's address like http://127.0.0.1:8080, got {self.url!r}"
             )
 
     @property
@@ -92,20 +96,6 @@ class Target:
         return f"Bearer {token}" if token else None
 
 
-def _fault_of_address(url: str) -> str:
-    """Why the URL is not a valid HTTP address; empty if it is valid."""
-    try:
-        parts = urlsplit(url)
-        scheme, host, _ = parts.scheme, parts.hostname, parts.port
-    except ValueError as error:  # an invalid port, or an unclosed bracket
-        return str(error)
-    if "://" not in url:
-        return "no scheme"
-    if scheme not in ("http", "https"):
-        return f"its scheme is {scheme!r}"
-    return "" if host else "no host"
-
-
 def as_fields(**options: Unpack[ResponseOptions]) -> dict[str, str]:
     """Converts the given options to strings. Raises TypeError if there is no such option, and
     ValueError if a value contains characters that a header cannot contain.
@@ -115,9 +105,8 @@ def as_fields(**options: Unpack[ResponseOptions]) -> dict[str, str]:
     fields = {name: str(value) for name, value in options.items() if value is not None}
     if (classes := options.get("classes")) is not None:
         fields["classes"] = _class_list(classes)
-    fields.pop("confidence", None)
-    if options.get("confidence"):
-        fields["confidence"] = "true"
+    if "confidence" in fields:
+        fields["confidence"] = fields["confidence"].lower()
     for name, value in fields.items():
         if not value.isascii() or not value.isprintable():
             raise ValueError(f"option {name}: expected plain ASCII, got {value!r:.80}")

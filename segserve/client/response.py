@@ -1,13 +1,14 @@
-"""Responses: errors become exceptions, transient ones are retried, and JSON a `Segmentation`."""
+"""Responses: errors become exceptions, transient ones are retried, and JSON a `Segmentation`. Every
+message is one line of text for people.
+"""
 
 import base64
 import binascii
 import io
+import os
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import numpy as np
@@ -22,31 +23,14 @@ from tenacity import (
     wait_random,
 )
 
-from ..schema.response import ClassRow, ConfidenceMap, PngMask, PngResponse
-from .errors import (
-    AuthenticationError,
-    MalformedResponseError,
-    ResponseError,
-    UnknownModelError,
-    UnreachableError,
-)
+from ..schema.response import ConfidenceMap, PngMask, PngResponse
 from .segmentation import Segmentation
 
 _TIMING = re.compile(r"([\w-]+);dur=([0-9.]+)")
 _LONGEST_MESSAGE = 1000  # characters; a proxy may send a long page
 
-# By the type of TorchServe's own error: the exception, and advice that TorchServe's message lacks.
-_ADVICE: Mapping[str, tuple[type[ResponseError], str]] = {
-    "InvalidKeyException": (AuthenticationError, "`segserve serve` prints a new one"),
-    "ModelNotFoundException": (UnknownModelError, "name the model that is served"),
-    "ModelVersionNotFoundException": (
-        UnknownModelError,
-        "leave the version out for the one that is served",
-    ),
-    "ServiceUnavailableException": (ResponseError, "send fewer requests at once"),
-    "ResourceNotFoundException": (ResponseError, "name the address of the inference port"),
-}
 _NOT_OURS = "this is not a segmentation server: check the address"
+_NO_SUCH_PATH = "ResourceNotFoundException"  # of a TorchServe's other port
 _UNKNOWN = "unknown"  # for an error without a code, such as a proxy's or another server's
 _TOO_LARGE = (
     "the server takes no request of so many bytes; send a smaller image, or raise its "
@@ -58,6 +42,59 @@ _TRANSIENT = (503, 507)  # 503: the queue is full or a worker restarts; 507: out
 _WORKER_DIED = "InternalServerException"
 _LONGEST_WAIT_S = 60.0  # caps the delay that a server requests
 _backoff = wait_exponential(multiplier=0.2, max=10) + wait_random(0, 0.2)
+
+
+class ClientError(Exception):
+    """Base class of the clients' errors, except errors in the caller's own arguments and files."""
+
+
+class UnreachableError(ClientError):
+    """No server responds at the address, or the connection broke during the response."""
+
+
+class TimedOutError(ClientError):
+    """The server accepted the request but did not respond in time."""
+
+
+class MalformedResponseError(ClientError):
+    """The response reports success but is not a segmentation of this image."""
+
+
+class ResponseError(ClientError):
+    """The server sent an error response.
+
+    Attributes:
+        status: the HTTP status.
+        code: the error's code, for programs: `image_truncated`, or TorchServe's
+            `ServiceUnavailableException`.
+        message: the server's message, for people.
+        retry_after_s: the delay before a retry that the server requested, in seconds, or None.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, *, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(f"{status} {code}: {message}")
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class AuthenticationError(ResponseError):
+    """The token is missing, wrong or expired. TorchServe does not report which."""
+
+
+class UnknownModelError(ResponseError):
+    """The server does not have this model, or not this version of it."""
+
+
+# By the type of TorchServe's own error.
+_KINDS: Mapping[str, type[ResponseError]] = {
+    "InvalidKeyException": AuthenticationError,
+    "ModelNotFoundException": UnknownModelError,
+    "ModelVersionNotFoundException": UnknownModelError,
+}
 
 
 @dataclass(frozen=True)
@@ -75,16 +112,17 @@ def raise_for_error(response: HttpResponse) -> None:
     if response.status == 200:
         return
     code, message = _code_and_message(response)
-    kind, advice = _ADVICE.get(code, (ResponseError, ""))
+    kind, advice = _KINDS.get(code, ResponseError), ""
     if response.status == 413 and not response.body:  # TorchServe's own
         code, message = "request_too_large", _TOO_LARGE
-    if code == _UNKNOWN and response.status in (401, 403, 404, 405):
+    if code in (_UNKNOWN, _NO_SUCH_PATH) and response.status in (401, 403, 404, 405):
         advice = _NOT_OURS
     if 300 <= response.status < 400:
         location = response.headers.get("location", "an unknown address")
         advice = f"the server redirects to {location!r:.200}; use that address"
     message = f"{message.rstrip('.')}; {advice}" if advice else message
-    retry_after_s = _retry_after_s(response.headers.get("retry-after", ""))
+    delay = response.headers.get("retry-after", "")
+    retry_after_s = float(delay) if delay.isdecimal() else None
     raise kind(response.status, code, message, retry_after_s=retry_after_s)
 
 
@@ -92,23 +130,12 @@ def _code_and_message(response: HttpResponse) -> tuple[str, str]:
     """Reads an error of the handler, of TorchServe or of a proxy, which may send no JSON."""
     try:
         document = orjson.loads(response.body)
-    except orjson.JSONDecodeError:
-        document = {}
-    error = document.get("error", document) if isinstance(document, dict) else {}
-    error = error if isinstance(error, dict) else {"message": error}
+        error = dict(document.get("error", document))
+    except (AttributeError, TypeError, ValueError):
+        error = {}
     code = error.get("type") or error.get("code") or _UNKNOWN
     message = " ".join(str(error.get("message") or response.phrase).split())
     return str(code), message[:_LONGEST_MESSAGE]
-
-
-def _retry_after_s(value: str) -> float | None:
-    """Converts a number of seconds or a date (RFC 9110, section 10.2.3) to seconds, or None."""
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def retry_policy(retries: int) -> dict[str, Any]:
@@ -144,16 +171,19 @@ def read_segmentation(response: HttpResponse, image_file: bytes) -> Segmentation
 
     Raises:
         ResponseError: the server sent an error response.
-        MalformedResponseError: the response is no segmentation, or its parts contradict each other.
+        MalformedResponseError: the response is no segmentation, or a mask has another size.
     """
     raise_for_error(response)
     try:
         document = PngResponse.model_validate_json(response.body)
     except ValidationError as error:
-        raise MalformedResponseError(_what_is_wrong(response, error)) from error
+        reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise MalformedResponseError(
+            f"the response is not a segmentation ({reason}): is the address that of its inference "
+            "port?"
+        ) from error
     size_wh = document.width, document.height
     mask = _decoded(document.mask, size_wh, "mask", modes=("P", "L"))
-    _check_counts(mask, document.classes)
     confidence = document.confidence and _decoded(
         document.confidence, size_wh, "confidence", modes=("L",)
     )
@@ -181,9 +211,9 @@ def _decoded(
     try:
         decoded = Image.open(io.BytesIO(content), formats=("PNG",))
         if decoded.size != size_wh or decoded.mode not in modes:
-            expected, got = ("{} x {} pixels".format(*size) for size in (size_wh, decoded.size))
             raise MalformedResponseError(
-                f"expected a {name} of {expected} and mode {modes[0]}, got {got} and {decoded.mode}"
+                f"expected a {name} of mode {modes[0]} and {size_wh} pixels (width, height), got "
+                f"{decoded.mode} and {decoded.size}"
             )
         decoded.load()
     # SyntaxError: an invalid chunk
@@ -192,20 +222,26 @@ def _decoded(
     return decoded
 
 
-def _check_counts(mask: Image.Image, classes: tuple[ClassRow, ...]) -> None:
-    counted = {class_id: pixels for class_id, pixels in enumerate(mask.histogram()) if pixels}
-    reported = {row.id: row.pixels for row in classes}
-    if counted != reported or len(reported) != len(classes):
-        raise MalformedResponseError(
-            f"the server's mask and its classes disagree: pixels {counted} and {reported}"[:300]
-        )
-
-
-def _what_is_wrong(response: HttpResponse, error: ValidationError) -> str:
-    detail: Any = error.errors(include_url=False, include_input=False)[0]
-    media_type = response.headers.get("content-type", "unknown type")
-    where = ".".join(map(str, detail["loc"])) or media_type
-    return (
-        f"the response is not a segmentation ({where}: {detail['msg'].lower()}): "
-        "is the address that of its inference port?"
+def unreachable(url: str, error: Exception) -> UnreachableError:
+    return UnreachableError(
+        f"{url}: no server responds there ({' '.join(root_reason(error).split())[:200]}); "
+        "start one with `segserve serve`, or see the log of the one that runs"
     )
+
+
+def timed_out(url: str, timeout_s: float) -> TimedOutError:
+    return TimedOutError(
+        f"{url}: no response within {timeout_s:g} s; raise timeout_s, or send a smaller image"
+    )
+
+
+def root_reason(error: BaseException) -> str:
+    """The operating system's message, if there is one in the chain of HTTP libraries' errors."""
+    reason, cause = str(error), error
+    while cause := cause.__cause__ or cause.__context__:  # type: ignore[assignment]
+        if isinstance(cause, OSError) and cause.strerror:
+            reason = cause.strerror
+            # asyncio replaces the message of a connection error
+            if isinstance(cause, ConnectionError) and cause.errno is not None:
+                reason = os.strerror(cause.errno)
+    return reason or type(error).__name__

@@ -19,8 +19,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..client.errors import ClientError, ResponseError
-from ..client.response import HttpResponse, raise_for_error, read_segmentation
+from ..client.response import (
+    ClientError,
+    HttpResponse,
+    ResponseError,
+    raise_for_error,
+    read_segmentation,
+)
 from ..engines import EngineRequest, EngineResponse, FrontendError
 from ..runtime.errors import (
     BadBase64Error,

@@ -85,8 +85,8 @@ def test_segment_locally_that_is_interrupted_ends_in_order(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--token", "wrong"), "segserve serve` prints a new one"),
-        (("--model", "absent"), "name the model that is served"),
+        (("--token", "wrong"), "Token either incorrect, expired"),
+        (("--model", "absent"), "Model not found: absent"),
         (("--classes", "dgo"), "dog"),
         (("--local", "--classes", "dgo"), "dog"),
         (
@@ -116,7 +116,7 @@ def test_segment_at_the_wrong_port_of_the_server_says_which_is_right(folder, tmp
     )
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
-    assert "name the address of the inference port" in line
+    assert "this is not a segmentation server: check the address" in line
 
 
 def test_doctor_finds_the_server_well(folder):

@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
-from segserve.client.errors import ClientError, ResponseError, UnreachableError
+from segserve.client.response import ClientError, ResponseError, UnreachableError
 
 _REJECTIONS = frozenset(
     {400, 406, 408, 413, 415, 422, 507}

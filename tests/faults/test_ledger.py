@@ -2,7 +2,7 @@
 
 import pytest
 
-from segserve.client.errors import (
+from segserve.client.response import (
     MalformedResponseError,
     ResponseError,
     TimedOutError,

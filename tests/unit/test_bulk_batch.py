@@ -1,13 +1,16 @@
 """The checks of a batch job before Ray starts."""
 
+import json
 import zipfile
 
 import pytest
 
 from segserve.archive import build_archive
-from segserve.bulk.batch import BatchRun, Job, check_job, read_archive
-from segserve.bulk.errors import BulkError, InterruptedRunError
+from segserve.bulk import batch
+from segserve.bulk.batch import Job, check_job, read_archive, run_batch
+from segserve.bulk.run import InterruptedRunError
 from segserve.bulk.sources import Source
+from segserve.bulk.storage import BulkError
 from segserve.runtime.errors import BadOptionError, ModelError
 
 from .pictures import write_images
@@ -20,14 +23,20 @@ def archive(tiny_model, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [("in", "in"), ("in", "in/out"), ("in/deep", "in"), ("in", "in/../in/out")],
-    ids=["the same", "target within", "source within", "target within, by dots"],
+    [("in", "in"), ("in/deep", "in"), ("in", "in/../in")],
+    ids=["the same", "source within", "the same, by dots"],
 )
-def test_check_job_of_folders_that_overlap_raises(tmp_path, archive, monkeypatch, source, target):
-    (tmp_path / "in" / "deep").mkdir(parents=True)
+def test_check_job_of_images_in_the_target_raises(tmp_path, archive, monkeypatch, source, target):
+    write_images(tmp_path, "in/deep/a.jpg")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BulkError, match="overlap"):
+    with pytest.raises(BulkError, match=r"a\.jpg lies within the target"):
         check_job(Job(source, target, archive))
+
+
+def test_images_of_a_folder_are_those_outside_the_target_in_it(tmp_path, archive):
+    write_images(tmp_path, "in/a.jpg", "in/out/labels/a.png")
+    job = Job(str(tmp_path / "in"), str(tmp_path / "in" / "out"), archive)
+    assert [image.name for image in job.images()] == ["a.jpg"]
 
 
 def test_check_job_of_folders_with_similar_names_is_accepted(tmp_path, archive, monkeypatch):
@@ -52,17 +61,16 @@ def test_run_interrupted_after_its_archive_was_deleted_reports_the_interruption(
 ):
     write_images(tmp_path, "in/a.jpg")
     archive = build_archive(tiny_model, tmp_path / "build")
-    run = BatchRun(Job(str(tmp_path / "in"), str(tmp_path / "out"), archive))
+    job = Job(str(tmp_path / "in"), str(tmp_path / "out"), archive)
 
     def interrupted(*_: object) -> None:
         archive.unlink()
         raise InterruptedRunError(2)
 
-    monkeypatch.setattr(run, "_process", interrupted)
+    monkeypatch.setattr(batch, "_processed", interrupted)
     with pytest.raises(InterruptedRunError):
-        run.finish()
-    assert run.summary is not None
-    assert run.summary.left == 1
+        run_batch(job)
+    assert json.loads(job.storage.read("summary.json"))["left"] == 1
 
 
 def test_read_archive_returns_its_record(archive):
@@ -70,7 +78,7 @@ def test_read_archive_returns_its_record(archive):
 
 
 def test_read_archive_of_a_folder_raises(tiny_model):
-    with pytest.raises(BulkError, match=r"expected an archive \(.mar\), got a folder"):
+    with pytest.raises(BulkError, match=r"expected an archive \(.mar\)"):
         read_archive(tiny_model, {})
 
 

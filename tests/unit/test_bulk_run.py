@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.bulk import run as run_module
-from segserve.bulk.errors import StoppedError
-from segserve.bulk.results import write_data_set
-from segserve.bulk.run import OUTAGE_AFTER, Run
+from segserve.bulk.results import FAILURES_FILE, Format, Layout, write_data_set
+from segserve.bulk.run import OUTAGE_AFTER, Run, StoppedError
 from segserve.bulk.sources import find_sources
-from segserve.bulk.target import FAILURES_FILE, Format, Layout
 from segserve.client import SegmentationClient
 
 from .canned import IMAGE_RGB, LABEL_MAP, Canned, canned_server
@@ -85,7 +82,7 @@ class Started:
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
-        return self.run.done, self.run.skipped, self.run.failed, self.run.left
+        return tuple(self.run.counts.values())
 
 
 def files_of(folder) -> set[str]:
@@ -181,8 +178,8 @@ def test_run_with_name_too_long_for_a_result_goes_on(server, images, out):
 @pytest.mark.parametrize(
     ("response", "message"),
     [
-        (error_response("InvalidKeyException", 400), "segserve serve` prints a new one"),
-        (error_response("ModelNotFoundException", 404), "name the model that is served"),
+        (error_response("InvalidKeyException", 400), "Not so."),
+        (error_response("ModelNotFoundException", 404), "Not so."),
         (
             Canned(b'{"error": {"code": "bad_option", "message": "no class dgo"}}', 400),
             "no class dgo",
@@ -205,8 +202,8 @@ def test_run_with_server_that_goes_away_stops_and_keeps_what_is_done(server, ima
     server.response = Canned(b"{}", 503)
     started = Started(server, images, Layout(out), workers=1)
     assert started.run.done == 5
-    assert started.run.failed == 0
-    assert started.run.left == 48
+    assert started.run.failed == OUTAGE_AFTER - 1
+    assert started.run.counts["left"] == 48 - (OUTAGE_AFTER - 1)
     assert len(files_of(out)) == 5
     assert started.stopped
 
@@ -249,15 +246,7 @@ def test_run_that_cannot_write_any_more_stops(server, images, out):
     started = Started(server, images, Layout(out), workers=1)
     assert "deep/c.png: cannot be written" in started.stopped
     assert started.done == ["a.jpg", "b.jpg"]
-    assert started.run.left == 51
-
-
-def test_run_reads_standard_input_once(server, out, monkeypatch, images):
-    with open(images / "a.jpg") as stdin:
-        monkeypatch.setattr(run_module.sys, "stdin", stdin)
-        started = Started(server, "-", Layout(out))
-    assert started.counts == (1, 0, 0, 0)
-    assert files_of(out) == {"stdin.png"}
+    assert started.run.counts["left"] == 51
 
 
 def test_json_result_is_the_servers_response_with_rle(server, images, out):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segserve.bulk.results import FAILURES_FILE, OPTIONS_FILE
 from segserve.bulk.sources import Source
-from segserve.bulk.target import FAILURES_FILE, OPTIONS_FILE
 from segserve.engines.processes import creation_s
 from segserve.gateway.background import ServerState
 from segserve.resources import model_names
@@ -56,14 +56,6 @@ def test_segment_prints_the_classes_on_stdout_and_a_summary_on_stderr(server, tm
     [summary] = done.stderr.decode().splitlines()
     assert summary.startswith("2 segmented; results in out/ (")
     assert result_files(tmp_path / "out") == {"a.png", "deep/b.png"}
-
-
-def test_segment_of_one_image_prints_its_classes_with_confidences(server, tmp_path):
-    write_images(tmp_path, "a.jpg")
-    done = segserve("segment", "a.jpg", "--server", server.url, folder=tmp_path)
-    assert done.returncode == 0
-    for heading in ("class", "share of the image", "confidence", *CLASSES):
-        assert heading in done.stdout.decode()
 
 
 def test_segment_quiet_prints_problems_alone(server, tmp_path):
@@ -191,14 +183,6 @@ def test_segment_from_stdin_writes_the_result_to_stdout(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_segment_from_stdin_with_folder_writes_a_file(server, tmp_path):
-    done = segserve(
-        "segment", "-", "-o", "out", "--server", server.url, folder=tmp_path, content=IMAGE
-    )
-    assert done.returncode == 0
-    assert result_files(tmp_path / "out") == {"stdin.png"}
-
-
 def test_segment_with_coco_writes_one_data_set_beside_the_images_own(server, tmp_path):
     write_images(tmp_path, "in/a.jpg", "in/b.jpg")
     done = segserve(
@@ -215,13 +199,16 @@ def test_segment_with_coco_writes_one_data_set_beside_the_images_own(server, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a.jpg", "in/a.jpg"), "a.jpg and a.jpg would both become out/a.png"),
-        (("empty",), "empty: the folder holds no images"),
+        (
+            ("a.jpg", "in/a.jpg"),
+            "a.jpg would become out/a.png, which is another image",
+        ),
+        (("empty",), "empty: holds no images"),
         (("gone.jpg",), "gone.jpg: there is no such file or folder"),
         (("a.jpg", "-o", "a.jpg"), "a.jpg: cannot be written to"),
         (("a.jpg", "-o", "/proc/out"), "/proc/out: cannot be written to"),
         (("a.jpg", "--local", "--token", "t"), "--local computes without a server: leave out"),
-        (("-", "--overlay"), "name a folder with -o"),
+        (("-", "--overlay"), "leave out -o, --overlay and --json"),
     ],
     ids=[
         "same result",
@@ -241,9 +228,7 @@ def test_segment_with_a_wrong_argument_sends_nothing(server, tmp_path, arguments
     done = segserve("segment", *arguments, *given, *address, folder=tmp_path, content=IMAGE)
     assert (done.returncode, done.stdout, server.received) == (1, b"", [])
     [line] = done.stderr.decode().splitlines()
-    assert message in line.replace("in/a.jpg and a.jpg", "a.jpg and a.jpg").replace(
-        "in/a.jpg", "a.jpg"
-    )
+    assert message in line
 
 
 def test_segment_with_other_options_into_the_same_folder_exits_1(server, tmp_path):
@@ -253,10 +238,7 @@ def test_segment_with_other_options_into_the_same_folder_exits_1(server, tmp_pat
         "segment", "a.jpg", "--force", "--mode", "slide", "--server", server.url, folder=tmp_path
     )
     assert done.returncode == 1
-    assert (
-        "segmented holds results of other options (mode: default then, slide now)"
-        in done.stderr.decode()
-    )
+    assert "segmented holds results of other options (mode)" in done.stderr.decode()
 
 
 def test_segment_with_model_that_was_mistyped_does_not_block_the_right_one(server, tmp_path):
@@ -283,9 +265,7 @@ def test_segment_that_makes_nothing_leaves_earlier_results_their_options(server,
     )
     assert segserve("segment", "b.jpg", *arguments, folder=tmp_path).returncode == 1
     done = segserve("segment", "b.jpg", *arguments, "--mode", "slide", folder=tmp_path)
-    assert (
-        "out holds results of other options (mode: default then, slide now)" in done.stderr.decode()
-    )
+    assert "out holds results of other options (mode)" in done.stderr.decode()
 
 
 def test_segment_into_a_folder_of_an_odd_name_prints_one_line(server, tmp_path):

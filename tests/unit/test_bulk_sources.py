@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
 
-from segserve.bulk.errors import BulkError, printable
-from segserve.bulk.sources import STDIN_SOURCE, Source, find_sources, stored_sources
+from segserve.bulk.sources import Source, find_sources, iter_sources
+from segserve.bulk.storage import BulkError, Storage, printable
 
 from .pictures import write_images
 
@@ -73,8 +73,8 @@ def test_find_sources_leaves_out_pipes_in_folders(folder):
 
 def test_find_sources_leaves_out_the_folder_of_results(folder):
     write_images(folder, "a.jpg", "out/a.png", "out/deep/b.png", "outer/c.png")
-    assert paths(".", results=folder / "out") == ["./a.jpg", "./outer/c.png"]
-    assert paths("**/*.*g", results=folder / "out") == ["a.jpg", "outer/c.png"]
+    assert paths(".", results=Storage(str(folder / "out"))) == ["./a.jpg", "./outer/c.png"]
+    assert paths("**/*.*g", results=Storage(str(folder / "out"))) == ["a.jpg", "outer/c.png"]
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,6 @@ def test_find_sources_with_image_named_twice_takes_it_once(folder):
     assert paths("in/a.jpg", "in", "in/*.jpg") == ["in/a.jpg"]
 
 
-def test_find_sources_with_dash_is_standard_input(folder):
-    assert find_sources(["-"]) == [STDIN_SOURCE]
-    assert STDIN_SOURCE.is_stdin
-
-
 def test_find_sources_with_odd_names_keeps_their_bytes(folder):
     odd = os.fsdecode(b"in/line\nbreak \xff.jpg")
     write_images(folder, odd)
@@ -118,8 +113,8 @@ def test_find_sources_with_odd_names_keeps_their_bytes(folder):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("empty", "empty: the folder holds no images .*jpg"),
-        ("empty/*.jpg", r"empty/\*.jpg: no file matches"),
+        ("empty", "empty: holds no images .*jpg"),
+        ("empty/*.jpg", r"empty/\*.jpg: holds no images"),
         ("gone.jpg", "gone.jpg: there is no such file or folder"),
     ],
     ids=["folder without images", "glob without matches", "missing file"],
@@ -156,12 +151,12 @@ NAMES = ["a.jpg", "b/1.png", "b/2.JPG", "c d/é.webp"]
 
 
 def stored_names(source, **options) -> list[str]:
-    return [image.name for image in stored_sources(str(source), **options)]
+    return [image.name for image in iter_sources(str(source), **options)]
 
 
 def test_stored_sources_of_folder_are_sorted_and_keep_their_paths(photos):
     assert stored_names(photos) == NAMES
-    assert [image.location for image in stored_sources(str(photos))] == [
+    assert [image.location for image in iter_sources(str(photos))] == [
         str(photos / name) for name in NAMES
     ]
 
@@ -181,7 +176,7 @@ def test_stored_sources_of_store_folder_and_glob_are_those_of_a_disk(photos):
         memory.pipe(f"/shelf/in/{name}", b"")
     assert sorted(stored_names("memory://shelf/in")) == sorted(NAMES)
     assert stored_names("memory://shelf/in/**/*.png") == ["b/1.png"]
-    assert Source("memory:///shelf/in/b/1.png", "b/1.png") in stored_sources("memory://shelf/in")
+    assert Source("memory:///shelf/in/b/1.png", "b/1.png") in iter_sources("memory://shelf/in")
 
 
 def test_stored_sources_of_list_are_relative_to_the_list(photos, tmp_path):
@@ -189,7 +184,7 @@ def test_stored_sources_of_list_are_relative_to_the_list(photos, tmp_path):
     listed.write_text(
         f"in/a.jpg\n\n  in/b/../b/1.png\n{photos}/b/2.JPG\ns3://bucket/x/y.png\n../z.png\n"
     )
-    assert list(stored_sources(str(listed))) == [
+    assert list(iter_sources(str(listed))) == [
         Source(f"{photos}/a.jpg", "in/a.jpg"),
         Source(f"{photos}/b/1.png", "in/b/1.png"),
         Source(f"{photos}/b/2.JPG", f"{photos}/b/2.JPG".lstrip("/")),
@@ -227,13 +222,12 @@ def test_stored_sources_of_table_with_a_null_raise(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("absent", "there is no such file or folder; expected a folder, a quoted glob"),
-        ("in/a.jpg", "is a single file; expected a folder"),
+        ("absent", "absent: there is no such file or folder"),
         ("broken.parquet", "broken.parquet: "),
         ("absent.txt", "absent.txt: "),
-        ("memory://nowhere/at/all", "memory://nowhere/at/all: .*; expected a folder"),
+        ("memory://nowhere/at/all", "memory://nowhere/at/all: there is no such"),
     ],
-    ids=["absent", "a single image", "no Parquet", "no list", "no folder in a store"],
+    ids=["absent", "no Parquet", "no list", "no folder in a store"],
 )
 def test_stored_sources_of_an_unusable_source_raise_one_line(
     photos, tmp_path, monkeypatch, source, message

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.bulk.errors import BulkError
 from segserve.bulk.sources import Source
-from segserve.bulk.storage import Storage
+from segserve.bulk.storage import BulkError, Storage
 from segserve.bulk.table import (
     _Seen,
     block_size,

@@ -16,8 +16,9 @@ from pyarrow import parquet
 from pycocotools import mask as coco_mask
 
 from segserve.archive import build_archive
-from segserve.bulk.batch import Job, LabelFormat
-from segserve.bulk.sources import stored_sources
+from segserve.bulk.batch import Job
+from segserve.bulk.results import LabelFormat
+from segserve.bulk.sources import iter_sources
 from segserve.bulk.storage import Storage
 from segserve.bulk.table import SCHEMA, blocks_of, extend_listing, summarize, unfinished_blocks
 from segserve.bulk.worker import BlockWorker, load_archive
@@ -44,7 +45,7 @@ def worked(
 ) -> tuple[Job, list[dict]]:
     """The job, and the reports of its blocks."""
     job = Job(str(source), str(target), archive, file_format, options)
-    extend_listing(job.storage, stored_sources(str(source)), distinct_stems=True)
+    extend_listing(job.storage, iter_sources(str(source)), distinct_stems=True)
     worker = BlockWorker(job, load_archive(archive, device="cpu"), threads=threads)
     return job, [worker(asdict(block)) for block in blocks_of(job.storage)]
 
@@ -105,7 +106,7 @@ def test_worker_image_of_no_known_store_fails_alone_with_a_code(archive, tmp_pat
     job, _ = worked(archive, tmp_path / "list.csv", tmp_path / "out")
     [row] = table(job)
     assert (row["status"], row["error_code"]) == ("failed", "refused")
-    assert "no such store is known" in row["error_message"]
+    assert "Protocol not known" in row["error_message"]
 
 
 def test_worker_rle_gives_the_label_map_back(archive, source, tmp_path):

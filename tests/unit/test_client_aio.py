@@ -122,7 +122,7 @@ def test_segment_retries_transient_failures(server, failure):
         (
             INVALID_TOKEN,
             AuthenticationError,
-            "400 InvalidKeyException: Not so; `segserve serve` prints a new one",
+            "400 InvalidKeyException: Not so",
         ),
         (
             Canned(b"", 301, {"Location": "https://elsewhere/"}),

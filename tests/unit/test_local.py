@@ -13,6 +13,8 @@ from segserve.client.response import HttpResponse, read_segmentation
 from segserve.local import LocalSegmenter
 from segserve.runtime.errors import ModelError
 from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.record import read_record
+from tests.conftest import EMBEDDED
 
 from .canned import as_file
 from .tiny import write_tiny_model
@@ -130,3 +132,8 @@ def test_segmenter_without_a_model_raises(tmp_path, kind):
         path.mkdir()
     with pytest.raises(ModelError, match=r"model\.(mar|yaml)"):
         LocalSegmenter(path)
+
+
+def test_segmenter_of_a_name_is_that_of_the_models_folder():
+    with LocalSegmenter("embedded", device="cpu") as segmenter:
+        assert segmenter.record == read_record(EMBEDDED)
