@@ -17,7 +17,7 @@ from segserve.runtime import errors
 from segserve.runtime.cores import ParallelExecutor, available_cores
 from segserve.runtime.decode.quarantine import Quarantine
 from segserve.runtime.encode.response import Response
-from segserve.runtime.inference.loading import load_segmenter
+from segserve.runtime.inference import load_segmenter
 from segserve.runtime.metrics import Telemetry
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.settings import read_config

@@ -58,7 +58,7 @@ def build_archive(
     record = read_record(model)
     if load:
         require_packages("torch")
-        from .runtime.network.weights import load_network
+        from .runtime.network import load_network
 
         load_network(record, model)
     else:

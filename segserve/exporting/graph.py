@@ -23,7 +23,7 @@ from ..runtime.inference.onnx_segmenter import (
     check_image,
     made_from,
 )
-from ..runtime.network.weights import SegmentationNetwork, load_network
+from ..runtime.network import SegmentationNetwork, load_network
 from ..runtime.record import (
     NETWORK_FILE,
     InputRule,

@@ -22,10 +22,9 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from ..runtime.acceleration.int8 import LEAST_WEIGHTS
+from ..runtime.acceleration.openvino_model import LEAST_WEIGHTS, Ranges
 from ..runtime.errors import ModelError
-from ..runtime.network.ranges import Ranges
-from ..runtime.network.weights import SegmentationNetwork
+from ..runtime.network import SegmentationNetwork
 from ..runtime.record import ModelRecord, ResizeRule
 from .graph import OPSET, PARAMETER_PREFIX, export_network
 

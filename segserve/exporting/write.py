@@ -23,7 +23,7 @@ from ..runtime.errors import ModelError
 from ..runtime.files import whole_file, write_whole
 from ..runtime.inference.onnx_segmenter import check_image
 from ..runtime.inference.segmenter import Segmenter
-from ..runtime.network.weights import load_network
+from ..runtime.network import load_network
 from ..runtime.record import ModelRecord, Strict, read_record, sha256_of
 from ..runtime.settings import Settings
 from ..runtime.telemetry import Timings

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..runtime.architecture import Architecture
 from ..runtime.errors import ModelError
-from ..runtime.network.weights import build_network
+from ..runtime.network import build_network
 from ..runtime.record import InputRule, validated
 from .checkpoint import LoadedCheckpoint, State
 

@@ -28,7 +28,7 @@ from segserve.exporting.write import (
 )
 from segserve.runtime.errors import ModelError
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.runtime.network.weights import build_network
+from segserve.runtime.network import build_network
 from segserve.runtime.record import ResizeRule, read_record
 from segserve.runtime.settings import Settings
 from tests.conftest import EMBEDDED

@@ -9,7 +9,7 @@ import torch
 
 from segserve.fetch import fetch_model, servable_folder
 from segserve.runtime.errors import FetchError, ModelError
-from segserve.runtime.network.weights import build_network, load_network
+from segserve.runtime.network import build_network, load_network
 from segserve.runtime.record import Accuracy, Checkpoint, read_record, sha256_of, write_record
 
 from ..file_server import served

@@ -10,9 +10,8 @@ from torch import nn
 
 from segserve.runtime.acceleration import cuda as folded_module
 from segserve.runtime.acceleration.cuda import GpuFusedConv2d, gpu_fused_network
-from segserve.runtime.acceleration.fusion import no_activation
 from segserve.runtime.acceleration.verified import OptimizationError, verified
-from segserve.runtime.network.weights import build_network
+from segserve.runtime.network import build_network
 
 from .networks import ARCHITECTURES, randomised
 from .tiny import tiny_network, tiny_record
@@ -63,7 +62,7 @@ def test_folded_convolution_in_bf16_keeps_the_digits_of_its_bias():
         conv,
         torch.ones(1, 1, 1, 1),
         torch.tensor([1.00390625]),
-        no_activation,
+        None,
         dtype=torch.bfloat16,
     )
     # bf16 has nothing between 1 and 1.0078125: a bias of that dtype would be 1, and the sum

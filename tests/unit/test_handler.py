@@ -21,7 +21,7 @@ from segserve.runtime.architecture import Architecture
 from segserve.runtime.cores import ParallelExecutor, available_cores
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.metrics import OWN
-from segserve.runtime.network.weights import build_network
+from segserve.runtime.network import build_network
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.record import RECORD_FILE, sha256_of
 from segserve.runtime.settings import Settings

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from segserve.runtime.architecture import Architecture
-from segserve.runtime.network.weights import build_network
+from segserve.runtime.network import build_network
 from segserve.runtime.record import ClassInfo, InputRule, ModelRecord, ResizeRule
 from segserve.training.train.model_folder import export_weights
 

@@ -17,7 +17,7 @@ import requests
 import torch
 
 from segserve.engines.torchserve.process import TorchServe
-from segserve.runtime.network.weights import load_network
+from segserve.runtime.network import load_network
 from segserve.runtime.record import RECORD_FILE, read_record
 
 from ..load import Gateway, HttpPeer

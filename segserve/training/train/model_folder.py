@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...importing.checkpoint import load_checkpoint
 from ...runtime.architecture import Architecture
 from ...runtime.errors import ModelError
-from ...runtime.network.weights import (
+from ...runtime.network import (
     SegmentationNetwork,
     build_network,
     load_network,
