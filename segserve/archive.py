@@ -96,7 +96,7 @@ def _packed(
     extra, scratch, export = (workspace / name for name in ("extra", "scratch", "export"))
     _stage(record, model, extra)
     if runtime == "onnx" and not (extra / NETWORK_FILE).exists():
-        from .exporting.graph import write_graph
+        from .exporting import write_graph
 
         write_graph(model, extra)
     scratch.mkdir()

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from segserve.archive import build_archive
-from segserve.exporting.graph import write_graph
+from segserve.exporting import write_graph
 from segserve.local import LocalSegmenter
 from segserve.runtime.errors import ModelError
 from segserve.runtime.inference import computes_onnx, load_segmenter
