@@ -18,16 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-__all__ = [
-    "ASPP",
-    "ASPPConv",
-    "ASPPPooling",
-    "CoreNetHead",
-    "DeepLabHead",
-    "DeepLabV3PlusHead",
-    "MultiScaleDeepLabHead",
-]
-
 
 class ASPPConv(nn.Sequential):
     """One atrous branch: 3x3 convolution with holes, batch norm, ReLU.
@@ -322,17 +312,16 @@ def _conv1x1_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
 
 def _fused_channels(level_channels: Sequence[int]) -> int:
     """Channels of the four levels once they are brought to the size of level 3 and concatenated."""
-    if len(level_channels) != 4:
+    divisors = (1, 1, 4, 16)
+    if len(level_channels) != 4 or any(
+        channels < 1 or channels % divisor
+        for channels, divisor in zip(level_channels, divisors, strict=True)
+    ):
         raise ValueError(
-            f"level_channels: got {len(level_channels)} counts, expected 4 (levels 2, 3, 4 and 5)"
+            f"level_channels: got {tuple(level_channels)}, expected those of levels 2 to 5, which "
+            f"are positive multiples of {divisors}"
         )
     level2, level3, level4, level5 = level_channels
-    for level, channels, divisor in zip((2, 3, 4, 5), level_channels, (1, 1, 4, 16), strict=True):
-        if channels < 1 or channels % divisor:
-            raise ValueError(
-                f"level_channels: level {level} has {channels} channels, expected a positive "
-                f"multiple of {divisor}"
-            )
     return level2 * 4 + level3 + level4 // 4 + level5 // 16
 
 

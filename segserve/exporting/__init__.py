@@ -85,16 +85,12 @@ class _FromPixels(nn.Module):
     def __init__(self, network: nn.Module, rule: InputRule) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", _per_channel(rule.mean))
-        self.register_buffer("std", _per_channel(rule.std))
+        self.register_buffer("mean", 255 * torch.tensor(rule.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(rule.std).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.network((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)
         return logits
-
-
-def _per_channel(values: tuple[float, ...]) -> Tensor:
-    return torch.tensor(values).view(1, 3, 1, 1) * 255
 
 
 def export_network(network: SegmentationNetwork, record: ModelRecord) -> onnx.ModelProto:

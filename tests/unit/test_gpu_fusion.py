@@ -140,9 +140,7 @@ def test_folded_network_whose_logits_are_not_finite_is_not_used_and_warned_of(ca
     network = randomised(NotFinite())
     assert gpu_fused_network(network, torch.bfloat16, CPU) is network
     (record,) = caplog.records
-    assert record.getMessage().endswith(
-        "unfused on cpu, which is slower: ValueError: its logits are not finite"
-    )
+    assert "unfused on cpu, which is slower: its logits differ by" in record.getMessage()
 
 
 @pytest.mark.parametrize(

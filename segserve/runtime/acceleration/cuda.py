@@ -139,44 +139,26 @@ def gpu_fused_network(network: nn.Module, dtype: torch.dtype, device: torch.devi
     change `network`.
 
     If the logits differ from the network's logits on the CPU, it logs a warning and returns the
-    network itself, which is slower but correct.
-
-    Args:
-        network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w).
+    network itself, which is slower but correct. See `verified` for `network`.
 
     Raises:
         RuntimeError: the device cannot be used, or has no memory left.
     """
 
-    def fused(copied: nn.Module, image: Tensor) -> "_Compared":
+    def fused(copied: nn.Module, image: Tensor) -> nn.Module:
         # Inference tensors cannot be moved later.
         with torch.inference_mode(mode=False), torch.no_grad():
             fuse(copied, image, dtype)
-            return _Compared(copied.to(device).to(memory_format=torch.channels_last), device)
+            return copied.to(device).to(memory_format=torch.channels_last)
 
     try:
-        return verified(network, fused, dtype, _TOLERANCES[dtype]).network
+        return verified(network, fused, dtype, _TOLERANCES[dtype], device)
     except OptimizationError as error:
         cause = error.__cause__
         if cause is not None and (is_device_failure(cause) or is_out_of_memory(cause)):
             raise cause from None  # not caused by the fusion
         logger.warning("the network runs unfused on %s, which is slower: %s", device, error)
         return network
-
-
-class _Compared(nn.Module):
-    """A network on a device that takes images from the CPU and returns logits to it."""
-
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        super().__init__()
-        self.network = network
-        self._device = device
-
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.network(image.to(self._device)).cpu()
-        if not logits.isfinite().all():
-            raise ValueError("its logits are not finite")
-        return logits
 
 
 class GpuFusedConv2d(nn.Module):

@@ -31,6 +31,8 @@ _TRACED_HW = (64, 96)  # any size: the compiled network takes all sizes
 # that works at one size only fails at the other.
 _COMPARED_HW = ((128, 160), (96, 64))
 
+CPU = torch.device("cpu")
+
 Made = TypeVar("Made", bound=nn.Module)
 
 
@@ -55,6 +57,7 @@ def verified(
     make: Callable[[nn.Module, Tensor], Made],
     dtype: torch.dtype,
     tolerance: float,
+    device: torch.device = CPU,
 ) -> Made:
     """Optimises a copy of the network with `make`, for inference, and compares the logits of both
     on images of two sizes.
@@ -63,12 +66,11 @@ def verified(
         network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w). Is not
             changed.
         make: receives the copy, which it may change, and an image, float32 (1, 3, H, W).
-        dtype: of the images that the optimised network takes.
+        dtype: of the images that the optimised network takes, on `device`.
         tolerance: largest RMS difference of the logits, in standard deviations of the logits.
 
     Raises:
-        OptimizationError: `make` failed, which may happen with any version of PyTorch because it
-            uses private operators. Or the logits differ by more than the tolerance.
+        OptimizationError: `make` failed, or the logits differ by more than the tolerance.
     """
     images = [_clouds(size_hw) for size_hw in _COMPARED_HW]
     copied = copy.deepcopy(network)  # inference tensors could not be moved later
@@ -76,7 +78,8 @@ def verified(
         with torch.inference_mode():
             made = make(copied, images[0])
             errors = [
-                relative_error(made(image.to(dtype)).float(), network(image)) for image in images
+                relative_error(made(image.to(device, dtype)).cpu().float(), network(image))
+                for image in images
             ]
     except Exception as failure:
         raise OptimizationError(reason(failure)) from failure
@@ -103,10 +106,8 @@ class OpenVinoNetwork(nn.Module):
     many threads as `torch.set_num_threads` gave the calling thread.
 
     Raises:
-        ImportError: OpenVINO is not installed.
-        RuntimeError: OpenVINO does not support an operation of the network.
         ValueError: an operation depends on the size of the image: it would be compiled for one
-            size. Or int8 is impossible, see `quantize`.
+            size. Or int8 is impossible, see `quantize`. OpenVINO raises errors of other types.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class OpenVinoNetwork(nn.Module):
 def openvino_network(
     network: nn.Module, dtype: torch.dtype, ranges: Ranges | None = None
 ) -> OpenVinoNetwork:
-    """A verified `OpenVinoNetwork`. Raises OptimizationError, and does not change `network`."""
+    """A verified `OpenVinoNetwork`. Raises as `verified`."""
     tolerance = _TOLERANCES[dtype] if ranges is None else INT8_TOLERANCE
     return verified(
         network, lambda copied, _: OpenVinoNetwork(copied, dtype, ranges), dtype, tolerance
@@ -152,11 +153,7 @@ def openvino_network(
 
 def cpu_network(network: nn.Module, dtype: torch.dtype, ranges: Ranges | None = None) -> nn.Module:
     """The network compiled by OpenVINO, in int8 if there are ranges. Without int8 or OpenVINO where
-    they fail, with a warning each.
-
-    Args:
-        network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w).
-        dtype: of the multiplications, float32 or bfloat16.
+    they fail, with a warning each. See `verified` for `network`; `dtype` is float32 or bfloat16.
     """
     if ranges:
         try:

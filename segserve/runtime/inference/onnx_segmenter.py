@@ -65,7 +65,9 @@ def check_image() -> NDArray[np.uint8]:
 
 
 class OnnxSegmenter(AnySegmenter):
-    """A network of ONNX on the CPU, in int8 or bf16 where OpenVINO and the settings have it."""
+    """A network of ONNX on the CPU, in int8 or bf16 where OpenVINO and the settings have it. See
+    `load`.
+    """
 
     device = "cpu"
 
@@ -78,7 +80,6 @@ class OnnxSegmenter(AnySegmenter):
         threads: int,
         ranges: Ranges | None = None,
     ) -> None:
-        """See `load`."""
         super().__init__(record, settings)
         self._most_threads = threads
         self._threads = local()

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from ..acceleration.cuda import CudaStreams, GraphedNetwork, gpu_fused_network
 from ..acceleration.openvino_model import uses_int8
-from ..acceleration.verified import OpenVinoNetwork, cpu_network, is_device_failure, reason
+from ..acceleration.verified import CPU, OpenVinoNetwork, cpu_network, is_device_failure, reason
 from ..errors import OutOfMemoryError, is_out_of_memory
 from ..network import SegmentationNetwork, load_network
 from ..record import ModelRecord, read_record
@@ -29,8 +29,6 @@ from .base import AnySegmenter
 from .labels import SegmentedImage
 
 logger = logging.getLogger(__name__)
-
-CPU = torch.device("cpu")
 
 # The number of tiles per batch. One tile does not use a whole GPU. A CPU is no faster with several.
 _TILES_AT_ONCE = {"cpu": 1, "cuda": 8}
@@ -67,12 +65,7 @@ class Segmenter(AnySegmenter):
     def load(
         cls, folder: Path, *, device: torch.device = CPU, settings: Settings | None = None
     ) -> Self:
-        """Loads the segmenter of a model folder.
-
-        Raises:
-            ModelError: the record or the weights are missing or broken, or do not match, or the
-                model does not support the settings.
-        """
+        """Loads the segmenter of a model folder. Raises as `load_network` and `of`."""
         record = read_record(folder)
         return cls.of(load_network(record, folder), record, device=device, settings=settings)
 
@@ -85,11 +78,8 @@ class Segmenter(AnySegmenter):
         device: torch.device = CPU,
         settings: Settings | None = None,
     ) -> Self:
-        """Builds the segmenter of a network, float32 on the CPU. Optimises the network as the
-        settings require.
-
-        Raises:
-            ModelError: the model does not support the settings.
+        """Builds the segmenter of a network, float32 on the CPU, optimised as the settings require.
+        Raises ModelError if the model does not support them.
         """
         settings = settings or Settings()
         check_precision(settings, record)
@@ -212,10 +202,7 @@ def load_with_failover(folder: Path, *, device: torch.device, settings: Settings
     needed afterwards.
 
     For a GPU, a copy of the network stays in the host's memory for failover to the CPU. A GPU that
-    cannot segment a first image is not used at all.
-
-    Raises:
-        ModelError: the record or the weights are missing or broken, or do not match.
+    cannot segment a first image is not used at all. Raises as `Segmenter.load`.
     """
     record = read_record(folder)
     network = load_network(record, folder)

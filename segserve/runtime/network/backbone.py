@@ -39,11 +39,7 @@ def build_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
 
 
 def _wanted_levels(architecture: Architecture, available: Collection[int]) -> list[int]:
-    """The levels that the heads read.
-
-    Raises:
-        ModelError: the backbone lacks one of them; the message lists the levels that it has.
-    """
+    """The levels that the heads read. Raises ModelError if the backbone lacks one."""
     deepest = sorted(available)[-2:] if architecture.aux_head else [max(available)]
     wanted = list(_LEVELS.get(architecture.head, deepest))
     if set(wanted) <= set(available) and len(wanted) > architecture.aux_head:
@@ -70,13 +66,11 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
         raise ModelError(
             f"backbone {name}: got output_stride {stride}, its last level has {strides[-1]}"
         )
+    if architecture.dilation != "default":
+        raise ModelError(f"backbone {name}: dilation is for torchvision's ResNets: leave it out")
     options: dict[str, Any] = {"output_stride": stride} if stride < strides[-1] else {}
     if architecture.padding == "same":
         options["pad_type"] = "same"
-    if architecture.dilation != "default":
-        raise ModelError(
-            f"backbone {name}: dilation {architecture.dilation} is for torchvision's ResNets"
-        )
     try:
         if architecture.use_l5_exp:
             return _expanded_timm_backbone(name, indices, options)
@@ -95,15 +89,12 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
 
 def _center_cells(backbone: nn.Module, name: str, stride: int) -> None:
     """Pads strided convolutions so that cell i of the last level is centred on pixel `stride * i +
-    stride / 2 - 1`.
+    stride / 2 - 1`. Raises ModelError if the strides are not those of consecutive 3x3 convolutions.
 
     A 3x3 convolution of stride 2 centres output i on input 2i if it pads both sides. It centres
     output i on input 2i+1 if it pads only the end, as TensorFlow does for inputs of even size.
     Here, all strided convolutions but the last pad only the end. That gives the centre above.
     Bilinear resizing with `align_corners=False` expects half a pixel more.
-
-    Raises:
-        ModelError: the strides do not come from consecutive 3x3 convolutions.
     """
     strided = [
         (path, module)
@@ -113,8 +104,7 @@ def _center_cells(backbone: nn.Module, name: str, stride: int) -> None:
     are_3x3 = (isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) for _, conv in strided)
     if not all(are_3x3) or 2 ** len(strided) != stride:
         raise ModelError(
-            f"backbone {name}: padding centered needs 3x3 convolutions of stride 2, one after the "
-            "other"
+            f"backbone {name}: padding centered needs consecutive 3x3 convolutions of stride 2"
         )
     for path, conv in strided[:-1]:
         has_bias, channels = conv.bias is not None, (conv.in_channels, conv.out_channels)
