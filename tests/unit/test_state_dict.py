@@ -21,7 +21,7 @@ def test_check_fit_differing_tensors_are_reported_in_the_order_of_the_network():
     state["stray"] = torch.empty(2)
     with pytest.raises(
         ModelError,
-        match=r"^weights do not fit the record's architecture and classes in 3 tensors; first: "
+        match=r"^weights do not fit the record in 3 tensors; first: "
         r"backbone\.conv_stem\.weight: expected \(24, 3, 3, 3\), got none; "
         r"head\.4\.bias: expected \(3,\), got \(5,\); stray: expected none, got \(2,\)$",
     ):

@@ -106,8 +106,8 @@ def check_fit(state: State, network: nn.Module) -> None:
     ]
     if differing:
         raise ModelError(
-            f"weights do not fit the record's architecture and classes in {len(differing)} "
-            f"tensors; first: {'; '.join(differing[:3])}"
+            f"weights do not fit the record in {len(differing)} tensors; first: "
+            f"{'; '.join(differing[:3])}"
         )
 
 
