@@ -249,11 +249,8 @@ def test_fetch_model_checkpoint_of_another_architecture_is_reported_as_such(mode
     torch.save(published_state(network(other)), tmp_path / "other.pth")
     with pytest.raises(
         ModelError, match=r"first: head\.1\.weight: expected \(8, 8, 3, 3\), got \(3, 8, 1, 1\)"
-    ) as caught:
+    ):
         fetch(model, tmp_path / "other.pth")
-    assert "architecture: {backbone: test_efficientnet, head: corenet, aux_head: true" in str(
-        caught.value
-    )
 
 
 def test_fetch_model_missing_local_file_says_so(model, tmp_path):

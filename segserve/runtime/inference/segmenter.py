@@ -84,12 +84,13 @@ class Segmenter(AnySegmenter):
         settings = settings or Settings()
         check_precision(settings, record)
         ranges = network.ranges if uses_int8(settings, record, device.type) else None
-        dtype, made = _dtype(settings, device), cast(nn.Module, network)
+        dtype = _dtype(settings, device)
+        optimized: nn.Module = network
         if settings.fuse and device.type == "cpu":
-            made = cpu_network(network, dtype, ranges)
+            optimized = cpu_network(network, dtype, ranges)
         elif settings.fuse and device.type == "cuda":
-            made = gpu_fused_network(network, dtype, device)
-        return cls(made, record, device=device, settings=settings)
+            optimized = gpu_fused_network(network, dtype, device)
+        return cls(optimized, record, device=device, settings=settings)
 
     def use_threads(self, threads: int) -> None:
         torch.set_num_threads(threads)  # PyTorch stores this number per thread
