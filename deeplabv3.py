@@ -8,7 +8,8 @@ heads, so its published checkpoints load with `strict=True`; `CoreNetHead` and
 `MultiScaleDeepLabHead` follow CoreNet's `deeplabv3` and `msc_deeplabv3` segmentation heads.
 
 All inputs and outputs are floating point tensors (N, C, H, W); outputs are logits, not
-probabilities.
+probabilities. Every class raises ValueError if a channel count, the class count or a rate is below
+1, or dropout is outside [0, 1).
 """
 
 from collections.abc import Sequence
@@ -16,16 +17,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
-
-__all__ = [
-    "ASPP",
-    "ASPPConv",
-    "ASPPPooling",
-    "CoreNetHead",
-    "DeepLabHead",
-    "DeepLabV3PlusHead",
-    "MultiScaleDeepLabHead",
-]
 
 
 class ASPPConv(nn.Sequential):
@@ -38,29 +29,27 @@ class ASPPConv(nn.Sequential):
             least 1.
         separable: a depthwise atrous convolution and a pointwise one in place of the full 3x3
             kernel.
-
-    Raises:
-        ValueError: a channel count or the dilation is below 1.
     """
 
     def __init__(
         self, in_channels: int, out_channels: int, dilation: int, *, separable: bool = False
     ) -> None:
         _check_positive(in_channels=in_channels, out_channels=out_channels, dilation=dilation)
-        groups = in_channels if separable else 1
-        atrous = nn.Conv2d(
-            in_channels,
-            in_channels if separable else out_channels,
-            kernel_size=3,
-            padding=dilation,
-            dilation=dilation,
-            groups=groups,
-            bias=False,
-        )
-        pointwise = (
-            [nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)] if separable else []
-        )
-        super().__init__(atrous, *pointwise, nn.BatchNorm2d(out_channels), nn.ReLU())
+        middle_channels, groups = (in_channels, in_channels) if separable else (out_channels, 1)
+        convs = [
+            nn.Conv2d(
+                in_channels,
+                middle_channels,
+                kernel_size=3,
+                padding=dilation,
+                dilation=dilation,
+                groups=groups,
+                bias=False,
+            )
+        ]
+        if separable:
+            convs.append(nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False))
+        super().__init__(*convs, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class ASPPPooling(nn.Sequential):
@@ -72,19 +61,10 @@ class ASPPPooling(nn.Sequential):
     With a batch of one, a channel has a single pooled value, of which no variance can be estimated:
     in training mode that batch is normalised with the running statistics, and leaves them as they
     are.
-
-    Raises:
-        ValueError: a channel count is below 1.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        _check_positive(in_channels=in_channels, out_channels=out_channels)
-        super().__init__(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(),
-        )
+        super().__init__(nn.AdaptiveAvgPool2d(1), *_conv1x1_bn_relu(in_channels, out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self[2]
@@ -109,9 +89,6 @@ class ASPP(nn.Module):
         atrous_rates: one 3x3 branch for each; may be empty.
         separable: see `ASPPConv`.
         dropout: probability of zeroing an element of the projection while training, in [0, 1).
-
-    Raises:
-        ValueError: a channel count or a rate is below 1, or dropout is outside [0, 1).
     """
 
     def __init__(
@@ -146,9 +123,6 @@ class DeepLabHead(nn.Sequential):
     """torchvision's DeepLabV3 head: ASPP, 3x3 convolution with batch norm and ReLU, 1x1 classifier.
 
     Shape: (N, in_channels, H, W) -> logits (N, num_classes, H, W).
-
-    Raises:
-        ValueError: a count or a rate is below 1, or dropout is outside [0, 1).
     """
 
     def __init__(
@@ -177,9 +151,6 @@ class CoreNetHead(nn.Sequential):
     """CoreNet's DeepLabV3 head: ASPP straight into a 1x1 classifier.
 
     Shape: (N, in_channels, H, W) -> logits (N, num_classes, H, W).
-
-    Raises:
-        ValueError: a count or a rate is below 1, or dropout is outside [0, 1).
     """
 
     def __init__(
@@ -218,8 +189,7 @@ class MultiScaleDeepLabHead(nn.Module):
         output_upsample_factor: the logits are upsampled bilinearly by so much, at least 1.
 
     Raises:
-        ValueError: not four levels, a channel count that does not divide or is below 1, a rate or
-            the factor below 1, or dropout outside [0, 1).
+        ValueError: not four levels, or a channel count that does not divide.
     """
 
     def __init__(
@@ -283,8 +253,7 @@ class DeepLabV3PlusHead(nn.Module):
         separable: of the ASPP, see `ASPPConv`. The other two 3x3 convolutions always are.
 
     Raises:
-        ValueError: not two levels, a channel count, the class count or a rate is below 1, or
-            dropout is outside [0, 1).
+        ValueError: not two levels.
     """
 
     low_level_channels = 48
@@ -343,17 +312,16 @@ def _conv1x1_bn_relu(in_channels: int, out_channels: int) -> nn.Sequential:
 
 def _fused_channels(level_channels: Sequence[int]) -> int:
     """Channels of the four levels once they are brought to the size of level 3 and concatenated."""
-    if len(level_channels) != 4:
+    divisors = (1, 1, 4, 16)
+    if len(level_channels) != 4 or any(
+        channels < 1 or channels % divisor
+        for channels, divisor in zip(level_channels, divisors, strict=True)
+    ):
         raise ValueError(
-            f"level_channels: got {len(level_channels)} counts, expected 4 (levels 2, 3, 4 and 5)"
+            f"level_channels: got {tuple(level_channels)}, expected those of levels 2 to 5, which "
+            f"are positive multiples of {divisors}"
         )
     level2, level3, level4, level5 = level_channels
-    for level, channels, divisor in zip((2, 3, 4, 5), level_channels, (1, 1, 4, 16), strict=True):
-        if channels < 1 or channels % divisor:
-            raise ValueError(
-                f"level_channels: level {level} has {channels} channels, expected a positive "
-                f"multiple of {divisor}"
-            )
     return level2 * 4 + level3 + level4 // 4 + level5 // 16
 
 
@@ -363,19 +331,16 @@ def _fused_channels(level_channels: Sequence[int]) -> int:
 
 def _padded_to_even(x: Tensor) -> Tensor:
     odd_height, odd_width = x.shape[-2] % 2, x.shape[-1] % 2
-    padding = [0, odd_width, 0, odd_height]
-    if not torch.jit.is_scripting() and torch.jit.is_tracing():
-        return F.pad(x, padding, mode="replicate")
-    if odd_height == 0 and odd_width == 0:
+    is_traced = not torch.jit.is_scripting() and torch.jit.is_tracing()
+    if not is_traced and odd_height == 0 and odd_width == 0:
         return x
-    return F.pad(x, padding, mode="replicate")
+    return F.pad(x, [0, odd_width, 0, odd_height], mode="replicate")
 
 
 def _resized_to(x: Tensor, reference: Tensor) -> Tensor:
     size = reference.shape[-2:]
-    if not torch.jit.is_scripting() and torch.jit.is_tracing():
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-    if x.shape[-2:] == size:
+    is_traced = not torch.jit.is_scripting() and torch.jit.is_tracing()
+    if not is_traced and x.shape[-2:] == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 

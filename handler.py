@@ -17,7 +17,7 @@ from segserve.runtime import errors
 from segserve.runtime.cores import ParallelExecutor, available_cores
 from segserve.runtime.decode.quarantine import Quarantine
 from segserve.runtime.encode.response import Response
-from segserve.runtime.inference.loading import load_segmenter
+from segserve.runtime.inference import load_segmenter
 from segserve.runtime.metrics import Telemetry
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.settings import read_config
@@ -40,12 +40,13 @@ class DeepLabHandler:
                 this type.
         """
         properties = context.system_properties
+        gpu_id = properties.get("gpu_id")  # None or -1 without a GPU
         try:
             config = read_config(context.model_yaml_config)
             threads = config.handler.threads or max(1, available_cores() // config.maxWorkers)
             segmenter = load_segmenter(
                 Path(properties["model_dir"]),
-                device=_device(properties.get("gpu_id")),
+                device="cpu" if gpu_id in (None, -1) else f"cuda:{gpu_id}",
                 settings=config.handler,
                 threads=threads,
             )
@@ -87,11 +88,6 @@ class DeepLabHandler:
         if _sends_for_description(row, headers):
             return self._pipeline.describe()
         return self._pipeline.respond(row, headers)
-
-
-def _device(gpu_id: int | None) -> str:
-    """TorchServe gives no GPU as None or as -1."""
-    return "cpu" if gpu_id is None or gpu_id < 0 else f"cuda:{gpu_id}"
 
 
 def _lacks_memory(reply: Response) -> bool:

@@ -65,7 +65,7 @@ def compile_by_use(archive: Path) -> None:
     import segserve.engines.local
     import segserve.engines.torchserve
     import segserve.gateway.serve  # noqa: F401
-    from segserve.runtime.inference.loading import load_segmenter
+    from segserve.runtime.inference import load_segmenter
     from segserve.runtime.pipeline import Pipeline
     from segserve.runtime.settings import Settings
 

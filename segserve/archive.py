@@ -59,7 +59,7 @@ def build_archive(
     record = read_record(model)
     if load:
         require_packages("torch")
-        from .runtime.network.weights import load_network
+        from .runtime.network import load_network
 
         load_network(record, model)
     else:
@@ -97,7 +97,7 @@ def _packed(
     extra, scratch, export = (workspace / name for name in ("extra", "scratch", "export"))
     _stage(record, model, extra)
     if runtime == "onnx" and not (extra / NETWORK_FILE).exists():
-        from .exporting.graph import write_graph
+        from .exporting import write_graph
 
         write_graph(model, extra)
     scratch.mkdir()

@@ -126,7 +126,7 @@ def _has_weights(folder: Path, record: ModelRecord) -> bool:
 def _fetched_weights(
     record: ModelRecord, checkpoint: Checkpoint, folder: Path, weights: Path | None, report: Report
 ) -> Weights:
-    from .runtime.network.weights import write_weights
+    from .runtime.network import write_weights
 
     path = weights or folder / checkpoint.file
     if not weights and not path.exists():
@@ -162,7 +162,7 @@ def _read_fitting(path: Path, record: ModelRecord) -> "dict[str, Tensor]":
     import torch
 
     from .importing.checkpoint import load_checkpoint
-    from .runtime.network.weights import build_network, check_fit
+    from .runtime.network import build_network, check_fit
 
     loaded = load_checkpoint(path).state
     state = {
@@ -172,7 +172,7 @@ def _read_fitting(path: Path, record: ModelRecord) -> "dict[str, Tensor]":
         )
         for name, tensor in loaded.items()
     }
-    check_fit(state, build_network(record.architecture, len(record.classes)), record)
+    check_fit(state, build_network(record.architecture, len(record.classes)))
     return state
 
 

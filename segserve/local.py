@@ -24,7 +24,7 @@ from .fetch import model_named
 from .resources import count_gpus
 from .runtime.encode.response import Response, class_rows, error_response
 from .runtime.errors import ModelError
-from .runtime.inference.loading import load_segmenter
+from .runtime.inference import load_segmenter
 from .runtime.pipeline import Pipeline, request_error
 from .runtime.record import read_yaml
 from .runtime.settings import CONFIG_FILE, Runtime, read_config

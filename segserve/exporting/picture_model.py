@@ -22,16 +22,13 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from ..runtime.acceleration.int8 import LEAST_WEIGHTS
+from ..runtime.acceleration.openvino_model import LEAST_WEIGHTS, Ranges
 from ..runtime.errors import ModelError
-from ..runtime.network.ranges import Ranges
-from ..runtime.network.weights import SegmentationNetwork
+from ..runtime.network import SegmentationNetwork
 from ..runtime.record import ModelRecord, ResizeRule
-from .graph import OPSET, PARAMETER_PREFIX, export_network
+from . import OPSET, PARAMETER_PREFIX, export_network
 
 Precision = Literal["fp32", "fp16", "int8"]
-
-_OVERLAP_PERCENT = 15  # of the tiles that Deepness cuts
 
 _OPTIONS = {
     "OpTypesToExcludeOutputQuantization": ["Conv"],
@@ -52,10 +49,7 @@ def picture_model(
     Raises:
         ModelError: PyTorch cannot export the network, or int8 lacks measured ranges.
     """
-    with TemporaryDirectory(prefix="segserve-") as folder:
-        path = Path(folder) / "network.onnx"
-        export_network(network, record, path)
-        model = onnx.load(path)
+    model = export_network(network, record)
     if precision == "fp16":
         model = convert_float_to_float16(model, keep_io_types=True)
     elif precision == "int8":
@@ -80,7 +74,14 @@ def picture_model(
     whole = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=model.ir_version
     )
-    helper.set_model_props(whole, _properties(record))
+    properties = {
+        "record": record.model_dump_json(exclude_none=True),
+        "name": record.name,
+        "version": record.version,
+        "licence": record.licence,
+        "palette": json.dumps([info.color for info in record.classes]),
+    }
+    helper.set_model_props(whole, properties)
     onnx.checker.check_model(whole)
     return whole
 
@@ -195,27 +196,11 @@ def _choose_classes(record: ModelRecord, *, probabilities: bool) -> str:
     return text
 
 
-def _properties(record: ModelRecord) -> dict[str, str]:
-    """Our record, and the keys of the plugin Deepness of QGIS."""
-    names = dict(enumerate(record.labels))
-    return {
-        "record": record.model_dump_json(exclude_none=True),
-        "name": record.name,
-        "version": record.version,
-        "licence": record.licence,
-        "palette": json.dumps([info.color for info in record.classes]),
-        "model_type": json.dumps("Segmentor"),
-        "class_names": json.dumps(names),
-        "tiles_size": json.dumps(record.input.resize.size_px),
-        "tiles_overlap": json.dumps(_OVERLAP_PERCENT),
-    }
-
-
 def quantized_model(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
     """Quantizes the large convolutions of an exported network, as the runtime does.
 
     Args:
-        model: as `graph.export_network` writes it.
+        model: as `export_network` writes it.
         ranges: of the inputs of the convolutions, by the convolution's name in the network.
 
     Raises:

@@ -23,11 +23,11 @@ from ..runtime.errors import ModelError
 from ..runtime.files import whole_file, write_whole
 from ..runtime.inference.onnx_segmenter import check_image
 from ..runtime.inference.segmenter import Segmenter
-from ..runtime.network.weights import load_network
+from ..runtime.network import load_network
 from ..runtime.record import ModelRecord, Strict, read_record, sha256_of
 from ..runtime.settings import Settings
 from ..runtime.telemetry import Timings
-from .graph import OPSET
+from . import OPSET
 from .picture_model import Precision, picture_model
 
 if TYPE_CHECKING:
@@ -100,12 +100,8 @@ class ExportReport(Strict):
 
 @dataclass(frozen=True)
 class Checks:
-    """What an export is verified with, besides generated pictures.
-
-    Attributes:
-        images: photographs.
-        data: labelled images, for the mean IoU.
-        progress: called after every labelled image with the number of finished ones.
+    """What an export is verified with, besides generated pictures: photographs, and labelled images
+    for the mean IoU. `progress` receives the number of finished labelled images.
     """
 
     images: Sequence[Path] = ()
@@ -148,14 +144,13 @@ def export_onnx(
 
 
 class PictureModel:
-    """An exported file in ONNX Runtime. Thread-safe."""
+    """An exported file in ONNX Runtime. Thread-safe.
+
+    Raises:
+        ModelError: it is not an ONNX file, or not one that `export_onnx` has written.
+    """
 
     def __init__(self, file: Path) -> None:
-        """Loads it.
-
-        Raises:
-            ModelError: it is not an ONNX file, or not one that `export_onnx` has written.
-        """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         try:
@@ -167,10 +162,7 @@ class PictureModel:
             raise ModelError(f"{file.name}: ONNX Runtime cannot load it: {reason}") from error
         names = [each.name for each in (*self._session.get_inputs(), *self._session.get_outputs())]
         if names[:2] != ["image", "label_map"]:
-            raise ModelError(
-                f"{file.name}: expected the input image and the output label_map, got "
-                f"{', '.join(names)}"
-            )
+            raise ModelError(f"{file.name}: expected the input image and the output label_map")
 
     def label_map(self, image_rgb: NDArray[np.uint8]) -> LabelMap:
         """uint8 (H, W, 3), RGB -> class ids, uint8 (H, W)."""
@@ -203,7 +195,7 @@ def _verified(
     checks: Checks,
     probability_difference: float,
 ) -> ExportReport:
-    record, exported = expected.record, PictureModel(file)
+    exported = PictureModel(file)
     limit = Settings().max_image_pixels
     photographs = (decode_image(path.read_bytes(), max_pixels=limit) for path in checks.images)
     pictures = [*_generated(), *photographs]
@@ -213,10 +205,10 @@ def _verified(
     ]
     equal_pixels, accuracies = float(np.mean(equal)), None
     if checks.data is not None:
-        equal_pixels, accuracies = _compared(exported, expected, checks)
+        equal_pixels, accuracies = _compared(exported, expected, checks.data, checks.progress)
     report = ExportReport(
-        model=record.name,
-        version=record.version,
+        model=expected.record.name,
+        version=expected.record.version,
         precision=precision,
         opset=OPSET,
         bytes=file.stat().st_size,
@@ -226,28 +218,16 @@ def _verified(
         probability_difference=probability_difference,
         mean_iou=accuracies,
     )
-    _check(report)
+    loss = accuracies.pytorch - accuracies.onnx if accuracies else 0.0
+    # The differences may be NaN.
+    is_same = probability_difference <= _PROBABILITY[precision] and loss <= _MEAN_IOU[precision]
+    if not is_same or equal_pixels < _EQUAL_PIXELS[precision]:
+        raise ModelError(
+            f"{report.model}: the file differs from PyTorch: {equal_pixels:.2%} of the pixels have "
+            f"the same class, probabilities differ by {probability_difference:.2g} in the mean, "
+            f"the mean IoU is {loss:.4f} lower; nothing was written"
+        )
     return report
-
-
-def _check(report: ExportReport) -> None:
-    least, most = _EQUAL_PIXELS[report.precision], _MEAN_IOU[report.precision]
-    if report.equal_pixels < least:
-        raise ModelError(
-            f"{report.model}: {report.equal_pixels:.2%} of the pixels have PyTorch's class, at "
-            f"least {least:.1%} are required; nothing was written"
-        )
-    if not report.probability_difference <= _PROBABILITY[report.precision]:  # also if NaN
-        raise ModelError(
-            f"{report.model}: the probabilities differ from PyTorch's by "
-            f"{report.probability_difference:.2g} in the mean; nothing was written"
-        )
-    found = report.mean_iou
-    if found is not None and found.pytorch - found.onnx > most:
-        raise ModelError(
-            f"{report.model}: the mean IoU is {found.onnx:.4f}, PyTorch's is {found.pytorch:.4f}, "
-            f"and at most {most:g} less are allowed; nothing was written"
-        )
 
 
 def _generated() -> list[NDArray[np.uint8]]:
@@ -256,19 +236,21 @@ def _generated() -> list[NDArray[np.uint8]]:
 
 
 def _compared(
-    exported: PictureModel, expected: Segmenter, checks: Checks
+    exported: PictureModel,
+    expected: Segmenter,
+    data: "LabelledImages",
+    progress: Callable[[int], None],
 ) -> tuple[float, Accuracies]:
     """The share of equal pixels among the labelled ones, and both accuracies."""
     from ..schema.request import Options
     from ..training.evaluate.compare import compare
     from ..training.evaluate.predictors import Predictor, predictor_of
 
-    assert checks.data is not None  # noqa: S101 - the caller has checked it
     other = Predictor(expected.record, lambda _, image: exported.label_map(image), 1, Options())
     with predictor_of(expected) as first:
-        found = compare(checks.data, first, other, checks.progress)
+        found = compare(data, first, other, progress)
     accuracies = Accuracies(
-        images=len(checks.data.names), pytorch=found.mean.first, onnx=found.mean.second
+        images=len(data.names), pytorch=found.mean.first, onnx=found.mean.second
     )
     return 1 - found.changed_share, accuracies
 
@@ -283,11 +265,7 @@ def export_repository(
     checks: Checks | None = None,
 ) -> ExportReport:
     """Writes the folder of a model for Triton or OpenVINO Model Server: `output/NAME/1/model.onnx`
-    with its configuration.
-
-    Raises:
-        FileExistsError: the folder exists.
-        ModelError, OSError: as `export_onnx`.
+    with its configuration. Raises as `export_onnx`, and FileExistsError.
     """
     record = read_record(model)
     folder = output / record.name
@@ -311,10 +289,8 @@ def export_repository(
 def _write_configuration(
     record: ModelRecord, output: Path, kind: ExportFormat, *, probabilities: bool
 ) -> None:
-    """Writes the files beside `output/NAME/1/model.onnx`.
-
-    Triton: `config.pbtxt` and `labels.txt`, by class id, in the model's folder. OpenVINO Model
-    Server: `config.json` in `output`, for a repository that is mounted at /models.
+    """Writes the files beside `output/NAME/1/model.onnx`. OpenVINO Model Server's is for a
+    repository that is mounted at /models.
     """
     folder = output / record.name
     write_whole(folder / "labels.txt", "".join(f"{label}\n" for label in record.labels))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import ModelError
-from ..runtime.network.weights import build_network
+from ..runtime.network import build_network
 from ..runtime.record import Architecture, InputRule, validated
 from .checkpoint import LoadedCheckpoint, State
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..runtime.encode.mask import LabelMap
 from ..runtime.errors import ModelError
 from ..runtime.inference.segmenter import Segmenter
-from ..runtime.network.weights import build_network, check_fit, write_weights
+from ..runtime.network import build_network, check_fit, write_weights
 from ..runtime.record import (
     RECORD_FILE,
     ClassInfo,
@@ -152,7 +152,7 @@ def _fitting(state: State, record: ModelRecord) -> State:
     }
     # Classifiers have layers that no head reads.
     kept = {name: values for name, values in state.items() if name in expected} | counters
-    check_fit(kept, network, record)
+    check_fit(kept, network)
     seen: set[int] = set()
     return {name: _own_copy(values, seen) for name, values in kept.items()}
 

@@ -1,7 +1,5 @@
-"""The record of a model, `model.yaml`.
-
-It is the only place for a model's architecture, weights, classes, colours, input rule, licence and
-measured accuracy. The handler, the archive, the evaluation and the tests derive from it.
+"""The record of a model, `model.yaml`: the only place for its architecture, weights, classes,
+colours, input rule, licence and measured accuracy.
 """
 
 import hashlib
@@ -82,10 +80,9 @@ class InputRule(Strict):
 
 
 class InferenceRule(Strict):
-    """The limit of what one request may cost.
+    """The limit of what one request may cost, in forward passes of the whole image, see `Plan`.
 
-    `max_cost` is in forward passes of the whole image, see `Plan`. The default allows
-    `tta=multiscale`, which takes about 17, up to 26 for thin images, and keeps a network that needs
+    The default allows `tta=multiscale`, which takes 17 to 26 passes, and keeps a network that needs
     4 s a pass within the response timeout of 120 s.
     """
 
@@ -235,9 +232,8 @@ class Calibration(Strict):
 class ModelRecord(Strict):
     """One model.
 
-    `weights` is missing only if the model is not trained yet, or not made from `checkpoint` yet.
-    `int8` names the ranges that `segserve quantize` measured for these weights. With it, a CPU with
-    VNNI computes the model in int8.
+    `weights` is missing only if the model is not trained, or not made from `checkpoint` yet. `int8`
+    names the ranges that `segserve quantize` measured, with which a CPU with VNNI computes in int8.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -257,10 +253,9 @@ class ModelRecord(Strict):
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> Self:
-        labels = self.labels
-        repeated = sorted({label for label in labels if labels.count(label) > 1})
-        if repeated:
-            raise ValueError(f"classes: label {', '.join(repeated)} stands more than once")
+        for label in self.labels:
+            if self.labels.count(label) > 1:
+                raise ValueError(f"classes: label {label} stands more than once")
         return self
 
     @property
@@ -284,26 +279,22 @@ class ModelRecord(Strict):
 
 
 def read_record(folder: Path) -> ModelRecord:
-    """Reads and validates `folder/model.yaml`.
+    """Reads and validates `folder/model.yaml`. Raises as `read_document`."""
+    return read_document(folder / RECORD_FILE, ModelRecord)
+
+
+def read_document(path: Path, kind: type[Document]) -> Document:
+    """Reads a YAML file into a validated document.
 
     Raises:
         ModelError: the file is missing, is not YAML, or breaks a rule; the message lists all broken
             rules in one line.
     """
-    return read_document(folder / RECORD_FILE, ModelRecord)
-
-
-def read_document(path: Path, kind: type[Document]) -> Document:
-    """Reads a YAML file into a validated document. Raises the same errors as `read_record`."""
     return validated(read_yaml(path), kind, path.name)
 
 
 def read_yaml(path: Path) -> object:
-    """The content of a YAML file.
-
-    Raises:
-        ModelError: the file is missing or is not YAML.
-    """
+    """The content of a YAML file. Raises ModelError if it is missing or is not YAML."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: bad date
@@ -311,11 +302,7 @@ def read_yaml(path: Path) -> object:
 
 
 def validated(content: object, kind: type[Document], name: str) -> Document:
-    """Validates `content` as a document of this kind.
-
-    Raises:
-        ModelError: the message lists every broken rule in one line, each after its key.
-    """
+    """Validates `content`. Raises ModelError with all broken rules in one line."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -332,7 +319,7 @@ def _rule(location: tuple[int | str, ...], message: str) -> str:
 
 
 def write_record(record: ModelRecord, folder: Path) -> None:
-    """Writes `folder/model.yaml` without the fields that were not set."""
+    """Writes the fields that were set to `folder/model.yaml`, with lists of numbers on one line."""
     content = record.model_dump(mode="json", exclude_none=True, exclude_unset=True)
     text = yaml.dump(content, Dumper=_RecordDumper, sort_keys=False, width=110, allow_unicode=True)
     write_whole(folder / RECORD_FILE, text)
@@ -349,11 +336,7 @@ class _RecordDumper(yaml.SafeDumper):
 
 
 def named_weights(record: ModelRecord) -> Weights:
-    """The weights that the record names.
-
-    Raises:
-        ModelError: it names none; the message says what to do.
-    """
+    """The weights that the record names. Raises ModelError if it names none."""
     if record.weights is None:
         remedy = "`segserve fetch` the model" if record.checkpoint else "train the model"
         raise ModelError(f"{record.name}: the record names no weights: {remedy} first")
@@ -363,8 +346,7 @@ def named_weights(record: ModelRecord) -> Weights:
 def verified_file(weights: Weights, folder: Path, what: str) -> Path:
     """The path of a weights file in the model folder.
 
-    Raises:
-        ModelError: the file is missing, or its SHA-256 is not the record's.
+    Raises ModelError if it is missing or its SHA-256 is not the record's.
     """
     path = folder / weights.file
     if not path.is_file():
@@ -384,8 +366,7 @@ def write_verified(content: bytes, path: Path) -> Weights:
 def safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
     """Where the tensors of a safetensors file begin, and what its header says of each.
 
-    Raises:
-        ValueError: the header is not JSON.
+    Raises ValueError if the header is not JSON.
     """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -394,6 +375,6 @@ def safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file as 64 lower-case hexadecimal digits. Reads the file in blocks."""
+    """The SHA-256 of a file as 64 lower-case hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

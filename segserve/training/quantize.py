@@ -6,13 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..runtime.acceleration.cpu import int8_network
-from ..runtime.acceleration.verified import OptimizationError
+from ..runtime.acceleration.openvino_model import Ranges, write_ranges
+from ..runtime.acceleration.verified import OptimizationError, openvino_network
 from ..runtime.decode.image import decode_image
 from ..runtime.errors import ModelError, SegserveError
 from ..runtime.inference.segmenter import Segmenter
-from ..runtime.network.ranges import Ranges, write_ranges
-from ..runtime.network.weights import load_network
+from ..runtime.network import load_network
 from ..runtime.record import read_record, write_record
 from ..runtime.settings import Settings
 
@@ -36,7 +35,7 @@ def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int],
     segmenter = Segmenter.of(network, record, settings=_FLOAT32)
     network.ranges = measure_ranges(network, _inputs(segmenter, images, report))
     try:
-        int8_network(network, torch.float32)
+        openvino_network(network, torch.float32, network.ranges)
     except OptimizationError as error:
         raise ModelError(f"{record.name} does not support int8: {error}") from error
     write_record(record.model_copy(update={"int8": write_ranges(network.ranges, folder)}), folder)

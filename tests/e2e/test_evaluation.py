@@ -13,7 +13,7 @@ from segserve.cli import app
 from segserve.gateway.background import Server
 from segserve.resources import sample_photograph
 from segserve.runtime.decode.image import decode_image
-from segserve.runtime.inference.loading import load_segmenter
+from segserve.runtime.inference import load_segmenter
 from segserve.runtime.settings import Settings
 from segserve.training.data import IGNORED
 from segserve.training.evaluate.report import EvaluationReport

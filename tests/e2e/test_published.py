@@ -24,7 +24,7 @@ from torchvision.transforms._presets import SemanticSegmentation
 from segserve.client import SegmentationClient
 from segserve.gateway.background import Server
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.runtime.network.weights import load_network
+from segserve.runtime.network import load_network
 from segserve.runtime.record import ResizeRule, read_record, sha256_of, write_record
 from segserve.runtime.settings import Settings
 from tests.conftest import PROJECT

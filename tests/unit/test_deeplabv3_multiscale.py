@@ -224,26 +224,23 @@ def test_multiscale_head_wrong_number_of_levels_is_rejected(head, count):
 @pytest.mark.parametrize("count", [0, 3, 5], ids=str)
 def test_multiscale_head_wrong_number_of_channel_counts_is_rejected(count):
     with pytest.raises(
-        ValueError, match=rf"^level_channels: got {count} counts, expected 4 \(levels 2, 3"
+        ValueError, match=r"^level_channels: got \(.*\), expected those of levels 2 to 5"
     ):
         MultiScaleDeepLabHead([16] * count, 3)
 
 
 @pytest.mark.parametrize(
-    ("level_channels", "level", "channels", "multiple"),
+    "level_channels",
     [
-        pytest.param((0, 3, 8, 16), 2, 0, 1, id="level2-none"),
-        pytest.param((2, 0, 8, 16), 3, 0, 1, id="level3-none"),
-        pytest.param((2, 3, 0, 16), 4, 0, 4, id="level4-none"),
-        pytest.param((2, 3, 8, 0), 5, 0, 16, id="level5-none"),
-        pytest.param((2, 3, 6, 16), 4, 6, 4, id="level4-not-by-4"),
-        pytest.param((2, 3, 8, 24), 5, 24, 16, id="level5-by-4-and-8-not-by-16"),
-        pytest.param((2, 3, 8, -16), 5, -16, 16, id="level5-negative"),
+        pytest.param((0, 3, 8, 16), id="level2-none"),
+        pytest.param((2, 0, 8, 16), id="level3-none"),
+        pytest.param((2, 3, 0, 16), id="level4-none"),
+        pytest.param((2, 3, 8, 0), id="level5-none"),
+        pytest.param((2, 3, 6, 16), id="level4-not-by-4"),
+        pytest.param((2, 3, 8, 24), id="level5-by-4-and-8-not-by-16"),
+        pytest.param((2, 3, 8, -16), id="level5-negative"),
     ],
 )
-def test_multiscale_head_channels_that_do_not_divide_are_rejected(
-    level_channels, level, channels, multiple
-):
-    message = f"level {level} has {channels} channels, expected a positive multiple of {multiple}$"
-    with pytest.raises(ValueError, match=f"^level_channels: {message}"):
+def test_multiscale_head_channels_that_do_not_divide_are_rejected(level_channels):
+    with pytest.raises(ValueError, match=r"positive multiples of \(1, 1, 4, 16\)$"):
         MultiScaleDeepLabHead(level_channels, 3)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from segserve.cli import app
 from segserve.runtime.inference.labels import LabelRule, choose_labels
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.runtime.network.weights import load_network
+from segserve.runtime.network import load_network
 from segserve.runtime.record import Calibration, read_record, write_record
 from segserve.training.data import IGNORED, VocFolder
 from segserve.training.evaluate.calibration import (

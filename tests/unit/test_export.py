@@ -28,7 +28,7 @@ from segserve.exporting.write import (
 )
 from segserve.runtime.errors import ModelError
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.runtime.network.weights import build_network
+from segserve.runtime.network import build_network
 from segserve.runtime.record import ResizeRule, read_record
 from segserve.runtime.settings import Settings
 from tests.conftest import EMBEDDED
@@ -143,13 +143,12 @@ def test_openvino_loads_the_file_and_gives_the_same_classes(exported, photograph
     assert (got == PictureModel(exported).label_map(image)).mean() > 0.999
 
 
-def test_properties_hold_the_record_and_the_class_names(exported):
+def test_properties_hold_the_record_and_the_palette(exported):
     properties = {each.key: each.value for each in onnx.load(exported).metadata_props}
     record = read_record(EMBEDDED)
     assert type(record).model_validate_json(properties["record"]) == record
-    names = json.loads(properties["class_names"])
-    assert [names[str(class_id)] for class_id in range(21)] == list(record.labels)
-    assert json.loads(properties["model_type"]) == "Segmentor"
+    palette = json.loads(properties["palette"])
+    assert [tuple(color) for color in palette] == [info.color for info in record.classes]
 
 
 def test_export_for_triton_has_a_configuration_that_triton_parses(tiny_model, tmp_path):

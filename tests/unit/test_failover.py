@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from segserve.runtime.errors import OutOfMemoryError
-from segserve.runtime.inference.failover import FailoverSegmenter, load_with_failover
-from segserve.runtime.inference.segmenter import Segmenter
+from segserve.runtime.inference.segmenter import FailoverSegmenter, Segmenter, load_with_failover
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.settings import Settings
 

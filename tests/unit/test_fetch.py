@@ -9,7 +9,7 @@ import torch
 
 from segserve.fetch import fetch_model, servable_folder
 from segserve.runtime.errors import FetchError, ModelError
-from segserve.runtime.network.weights import build_network, load_network
+from segserve.runtime.network import build_network, load_network
 from segserve.runtime.record import Accuracy, Checkpoint, read_record, sha256_of, write_record
 
 from ..file_server import served
@@ -249,11 +249,8 @@ def test_fetch_model_checkpoint_of_another_architecture_is_reported_as_such(mode
     torch.save(published_state(network(other)), tmp_path / "other.pth")
     with pytest.raises(
         ModelError, match=r"first: head\.1\.weight: expected \(8, 8, 3, 3\), got \(3, 8, 1, 1\)"
-    ) as caught:
+    ):
         fetch(model, tmp_path / "other.pth")
-    assert "architecture: {backbone: test_efficientnet, head: corenet, aux_head: true" in str(
-        caught.value
-    )
 
 
 def test_fetch_model_missing_local_file_says_so(model, tmp_path):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from segserve.cli import app
 from segserve.recipe import FINE_TUNING, Recipe
-from segserve.runtime.network.weights import load_network
+from segserve.runtime.network import load_network
 from segserve.runtime.record import read_document, read_record
 
 from .tiny import write_tiny_model

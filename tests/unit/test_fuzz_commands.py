@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segserve.cli import app
-from segserve.runtime.network.weights import load_network
+from segserve.runtime.network import load_network
 from segserve.runtime.record import read_record
 
 from .coco import CAT, annotation, square, write_coco

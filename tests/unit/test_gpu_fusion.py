@@ -10,9 +10,8 @@ from torch import nn
 
 from segserve.runtime.acceleration import cuda as folded_module
 from segserve.runtime.acceleration.cuda import GpuFusedConv2d, gpu_fused_network
-from segserve.runtime.acceleration.fusion import no_activation
 from segserve.runtime.acceleration.verified import OptimizationError, verified
-from segserve.runtime.network.weights import build_network
+from segserve.runtime.network import build_network
 
 from .networks import ARCHITECTURES, randomised
 from .tiny import tiny_network, tiny_record
@@ -63,7 +62,7 @@ def test_folded_convolution_in_bf16_keeps_the_digits_of_its_bias():
         conv,
         torch.ones(1, 1, 1, 1),
         torch.tensor([1.00390625]),
-        no_activation,
+        None,
         dtype=torch.bfloat16,
     )
     # bf16 has nothing between 1 and 1.0078125: a bias of that dtype would be 1, and the sum
@@ -141,9 +140,7 @@ def test_folded_network_whose_logits_are_not_finite_is_not_used_and_warned_of(ca
     network = randomised(NotFinite())
     assert gpu_fused_network(network, torch.bfloat16, CPU) is network
     (record,) = caplog.records
-    assert record.getMessage().endswith(
-        "unfused on cpu, which is slower: ValueError: its logits are not finite"
-    )
+    assert "unfused on cpu, which is slower: its logits differ by" in record.getMessage()
 
 
 @pytest.mark.parametrize(

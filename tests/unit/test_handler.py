@@ -20,7 +20,7 @@ from segserve.engines.worker import CollectedMetrics
 from segserve.runtime.cores import ParallelExecutor, available_cores
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.metrics import OWN
-from segserve.runtime.network.weights import build_network
+from segserve.runtime.network import build_network
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.record import RECORD_FILE, Architecture, sha256_of
 from segserve.runtime.settings import Settings

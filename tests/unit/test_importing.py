@@ -19,7 +19,7 @@ from segserve.cli import app
 from segserve.importing.checkpoint import load_checkpoint
 from segserve.importing.model import import_checkpoint
 from segserve.runtime.errors import ModelError
-from segserve.runtime.network.weights import load_network
+from segserve.runtime.network import load_network
 from segserve.runtime.record import read_record
 
 from .images import noise

@@ -3,6 +3,7 @@ place where they are impossible.
 """
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,19 @@ from torch import nn
 
 from segserve.archive import build_archive
 from segserve.local import LocalSegmenter
-from segserve.runtime.acceleration.cpu import int8_network
-from segserve.runtime.acceleration.int8 import LEAST_WEIGHTS, with_exact_zero
-from segserve.runtime.acceleration.verified import OptimizationError
+from segserve.runtime.acceleration.openvino_model import (
+    LEAST_WEIGHTS,
+    RANGES_FILE,
+    read_ranges,
+    with_exact_zero,
+)
+from segserve.runtime.acceleration.verified import OptimizationError, openvino_network
 from segserve.runtime.decode.image import decode_image
 from segserve.runtime.errors import ModelError
 from segserve.runtime.inference.onnx_segmenter import OnnxSegmenter
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.runtime.network.ranges import RANGES_FILE, read_ranges
-from segserve.runtime.network.weights import build_network
-from segserve.runtime.record import Architecture, read_record
+from segserve.runtime.network import build_network
+from segserve.runtime.record import NETWORK_FILE, Architecture, read_record
 from segserve.runtime.settings import Settings
 from segserve.training.quantize import measure_ranges, quantize_model
 from segserve.training.train.model_folder import export_weights
@@ -36,7 +40,7 @@ FLOAT32 = Settings(precision="fp32")
 @pytest.fixture
 def with_vnni(monkeypatch):
     """OpenVINO computes the same without VNNI, but more slowly."""
-    monkeypatch.setattr("segserve.runtime.acceleration.int8.has_vnni", lambda: True)
+    monkeypatch.setattr("segserve.runtime.acceleration.openvino_model.has_vnni", lambda: True)
 
 
 def clouds(seed: int, height_px: int = 128, width_px: int = 160) -> torch.Tensor:
@@ -46,7 +50,7 @@ def clouds(seed: int, height_px: int = 128, width_px: int = 160) -> torch.Tensor
 
 def in_int8(network: nn.Module, images: list[torch.Tensor]) -> nn.Module:
     network.ranges = measure_ranges(network, images)
-    return int8_network(network, torch.float32)
+    return openvino_network(network, torch.float32, network.ranges)
 
 
 def relative_error(logits: torch.Tensor, expected: torch.Tensor) -> float:
@@ -79,7 +83,7 @@ def test_int8_network_gives_the_same_digits_on_any_number_of_threads():
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            logits.append(int8_network(network, torch.float32)(clouds(1)))
+            logits.append(openvino_network(network, torch.float32, network.ranges)(clouds(1)))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(logits[0], logits[1])
@@ -125,7 +129,7 @@ def test_int8_network_rounds_weights_and_inputs_of_large_convolutions_alone():
 def test_int8_network_that_cannot_be_made_is_rejected(network, ranges, message):
     network.eval().ranges = measure_ranges(network, [clouds(0)]) if ranges is None else ranges
     with pytest.raises(OptimizationError, match=message):
-        int8_network(network, torch.float32)
+        openvino_network(network, torch.float32, network.ranges)
 
 
 def test_int8_network_with_the_ranges_of_other_weights_is_rejected():
@@ -135,7 +139,7 @@ def test_int8_network_with_the_ranges_of_other_weights_is_rejected():
         name: (least / 20, largest / 20) for name, (least, largest) in measured.items()
     }
     with pytest.raises(OptimizationError, match="its logits differ by"):
-        int8_network(network, torch.float32)
+        openvino_network(network, torch.float32, network.ranges)
 
 
 def test_measure_ranges_span_what_each_convolution_was_given():
@@ -213,13 +217,13 @@ def test_onnx_segmenter_and_pytorch_s_compute_nearly_the_same_in_int8(photograph
 
 
 def without_vnni(monkeypatch):
-    monkeypatch.setattr("segserve.runtime.acceleration.int8.has_vnni", lambda: False)
+    monkeypatch.setattr("segserve.runtime.acceleration.openvino_model.has_vnni", lambda: False)
 
 
 @pytest.mark.parametrize(
     ("precision", "messages"),
     [
-        ("int8", ["the network does not compute in int8: this processor has no VNNI"]),
+        ("int8", ["the network does not compute in int8: it needs OpenVINO, and VNNI"]),
         ("auto", []),
     ],
 )
@@ -246,7 +250,7 @@ def test_segmenter_with_ranges_of_other_weights_computes_without_int8_and_says_s
         name: (least / 50, largest / 50)
         for name, (least, largest) in read_ranges(read_record(EMBEDDED), EMBEDDED).items()
     }
-    for module in ("network.weights", "inference.onnx_segmenter"):
+    for module in ("network", "inference.onnx_segmenter"):
         monkeypatch.setattr(f"segserve.runtime.{module}.read_ranges", lambda *_: wrong)
     with caplog.at_level(logging.WARNING):
         if runtime == "torch":
@@ -280,6 +284,16 @@ def test_archive_carries_the_ranges(quantized_model, tmp_path, photographs, with
     segmentation = segmenter.segment(photographs["chelsea"])
     image_rgb = decode_image(photographs["chelsea"], max_pixels=2**24)
     assert np.array_equal(segmentation.label_map, expected.segment(image_rgb).label_map)
+
+
+def test_onnx_segmenter_of_a_broken_network_raises_and_does_not_warn_of_int8(
+    tmp_path, caplog, with_vnni
+):
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "broken"))
+    (folder / NETWORK_FILE).write_bytes(b"")
+    with pytest.raises(ModelError, match=r"network\.onnx"):
+        OnnxSegmenter.load(folder, settings=Settings(), threads=1)
+    assert not caplog.records
 
 
 def damage(folder: Path) -> None:

@@ -14,17 +14,17 @@ import pytest
 from PIL import Image
 
 from segserve.archive import build_archive
-from segserve.exporting.graph import write_graph
+from segserve.exporting import write_graph
 from segserve.local import LocalSegmenter
 from segserve.runtime.errors import ModelError
-from segserve.runtime.inference.loading import computes_onnx, load_segmenter
+from segserve.runtime.inference import computes_onnx, load_segmenter
 from segserve.runtime.inference.onnx_segmenter import (
     LOGITS_PROPERTY,
     OnnxRuntimeNetwork,
     OnnxSegmenter,
 )
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.runtime.network.weights import build_network
+from segserve.runtime.network import build_network
 from segserve.runtime.record import NETWORK_FILE, WEIGHTS_FILE, read_record, write_record
 from segserve.runtime.settings import Settings
 from segserve.training.train.model_folder import export_weights

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from segserve.runtime.acceleration.cpu import OpenVinoNetwork, cpu_network
+from segserve.runtime.acceleration.verified import OpenVinoNetwork, cpu_network
 from segserve.runtime.inference.segmenter import Segmenter, has_bf16
-from segserve.runtime.network.weights import build_network
+from segserve.runtime.network import build_network
 from segserve.runtime.settings import Settings
 from tests.conftest import PROJECT
 from tests.unit.networks import ARCHITECTURES, randomised
@@ -103,7 +103,7 @@ import signal
 import torch
 from torch import nn
 
-from segserve.runtime.acceleration.cpu import OpenVinoNetwork
+from segserve.runtime.acceleration.verified import OpenVinoNetwork
 
 received = []
 signal.signal(signal.SIGUSR1, lambda *_: received.append(1))

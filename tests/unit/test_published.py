@@ -9,7 +9,7 @@ from torchvision import models
 from torchvision.models import segmentation
 
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.runtime.network.weights import build_network
+from segserve.runtime.network import build_network
 from segserve.runtime.record import RECORD_FILE, read_record
 from segserve.runtime.settings import Settings
 

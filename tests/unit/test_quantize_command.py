@@ -8,8 +8,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segserve.cli import app
-from segserve.runtime.network.ranges import RANGES_FILE
-from segserve.runtime.network.weights import load_network
+from segserve.runtime.acceleration.openvino_model import RANGES_FILE
+from segserve.runtime.network import load_network
 from segserve.runtime.record import read_record
 
 from .tiny import write_tiny_model
@@ -83,7 +83,7 @@ def test_quantize_unknown_model_is_an_error(pictures):
 def test_quantize_a_model_without_large_convolutions_is_an_error_and_writes_nothing(
     model, pictures, monkeypatch
 ):
-    monkeypatch.setattr("segserve.runtime.acceleration.int8.LEAST_WEIGHTS", 2**30)
+    monkeypatch.setattr("segserve.runtime.acceleration.openvino_model.LEAST_WEIGHTS", 2**30)
     line = error_line(model, pictures)
     assert "tiny does not support int8: ValueError: no convolution has 1073741824 weights" in line
     assert not (model / RANGES_FILE).exists()

@@ -1,4 +1,4 @@
-"""Which thread computes on which stream of a GPU, and how pixels get there."""
+"""Which thread computes on which stream of a GPU."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from segserve.runtime.acceleration import cuda as streams_module
-from segserve.runtime.acceleration.cuda import CudaStreams, uploaded
+from segserve.runtime.acceleration.cuda import CudaStreams
 
 GPU = torch.device("cuda", 0)
-with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 @pytest.fixture
@@ -43,20 +42,3 @@ def test_own_stream_of_a_thread_stays_the_same_and_is_shared_only_by_more_thread
     assert sorted(first for first, _ in found) == [0, 0, 1, 1, 2, 3]
     assert sorted(entered) == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3]
     assert streams_module._STREAMS == 4
-
-
-def test_uploaded_to_the_cpu_is_the_tensor_itself():
-    pixels = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
-    assert uploaded(pixels, torch.device("cpu")) is pixels
-
-
-@with_gpu
-def test_uploaded_to_a_gpu_arrives_whole_on_any_stream():
-    streams = CudaStreams(GPU)
-    for turn in range(20):
-        with streams.own():
-            pixels = torch.full((1000, 1000, 3), turn, dtype=torch.uint8).permute(2, 0, 1)
-            arrived = uploaded(pixels, GPU)
-            del pixels
-            assert arrived.device == GPU
-            assert bool((arrived == turn).all())

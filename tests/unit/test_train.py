@@ -14,15 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from segserve.recipe import Recipe
 from segserve.runtime.errors import ModelError
+from segserve.runtime.network import load_network
 from segserve.runtime.network.backbone import build_backbone
-from segserve.runtime.network.weights import load_network
-from segserve.runtime.record import (
-    Accuracy,
-    Architecture,
-    read_document,
-    read_record,
-    write_record,
-)
+from segserve.runtime.record import Accuracy, Architecture, read_document, read_record, write_record
 from segserve.training.data import IGNORED, VocFolder, check_split
 from segserve.training.train.loop import (
     LOG_FILE,

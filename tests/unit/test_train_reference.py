@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from segserve.cli import app
 from segserve.runtime.errors import ModelError
-from segserve.runtime.network.weights import build_network, load_network
+from segserve.runtime.network import build_network, load_network
 from segserve.runtime.record import (
     Architecture,
     ClassInfo,

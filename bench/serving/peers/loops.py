@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.images import MAX_PIXELS
 from segserve.runtime.decode.image import decode_image
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.runtime.network.weights import SegmentationNetwork, load_network
+from segserve.runtime.network import SegmentationNetwork, load_network
 from segserve.runtime.record import ModelRecord, read_record
 
 from ..loop import Work

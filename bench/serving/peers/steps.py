@@ -18,7 +18,7 @@ from torchvision import transforms as T  # noqa: N812
 from segserve.runtime.decode.image import Decoded, decode_reduced
 from segserve.runtime.encode.mask import encode_png
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.runtime.network.weights import load_network
+from segserve.runtime.network import load_network
 from segserve.runtime.record import read_record
 from segserve.runtime.settings import Settings
 

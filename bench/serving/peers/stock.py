@@ -15,7 +15,7 @@ import torch
 
 from segserve.archive import run_archiver
 from segserve.engines.torchserve_process import TorchServe
-from segserve.runtime.network.weights import load_network
+from segserve.runtime.network import load_network
 from segserve.runtime.record import RECORD_FILE, read_record
 
 from ..load import Gateway, HttpPeer

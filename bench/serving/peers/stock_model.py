@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from segserve.runtime import record
-from segserve.runtime.network import weights
+from segserve.runtime.network import build_network
 
 
 class StockSegmenter(nn.Module):
@@ -19,7 +19,7 @@ class StockSegmenter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         written = record.read_record(Path(__file__).parent)
-        self.network = weights.build_network(written.architecture, len(written.classes))
+        self.network = build_network(written.architecture, len(written.classes))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {

@@ -1,64 +1,60 @@
 """Networks on a GPU: conv-BN fusion, CUDA graphs and CUDA streams.
 
 Graphs and streams are off by default, see `settings.Acceleration`.
-
-For a single image, a GPU computes most kernels in less time than Python needs to launch the next
-one. A graph launches all kernels at once, but it always reads and writes the same memory. So each
-input is copied to that memory, and each output is copied from it. With a stream of its own, a
-thread does not wait for the work of another.
 """
 
 import logging
 import threading
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
-from itertools import count
-from threading import Lock
-from typing import Any
+from itertools import cycle, pairwise
+from typing import ClassVar, TypeGuard
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name the field uses
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import is_out_of_memory
-from .fusion import Activation, fuse
+from ..inference.arrays import relative_error
 from .verified import OptimizationError, is_device_failure, reason, verified
 
 logger = logging.getLogger(__name__)
 
 Network = Callable[[Tensor], Tensor]
 
-# Graphs per stream; they share their memory. Few of the shapes that a resize rule gives are
-# frequent.
-_GRAPHS = 16
+_GRAPHS = 16  # the first shapes get one, each with memory of its own; a warm-up has the common ones
+_STREAMS = 4  # each has its own working memory; more do not use a GPU better
 
-# The number of shapes that are remembered as seen once.
-_SHAPES = 4096
+# RMS difference of the logits, in standard deviations of the logits. cuDNN computes float32
+# convolutions in TF32, with 10 bits of mantissa. A graph runs the same kernels, or equivalent ones.
+_TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 0.1}
+_GRAPH_TOLERANCE = 0.1
 
-# The largest difference, as a fraction of the largest logit. A replay runs the same kernels as the
-# network, or equivalent ones.
-_TOLERANCE = 0.05
+Activation = Callable[[Tensor], Tensor]
+"""An activation that may change its input."""
 
-_one_capture = Lock()
-"""PyTorch allows one capture at a time in a process."""
-
-# Each stream has its own working memory. More streams than this do not use a GPU better.
-_STREAMS = 4
+_ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.ReLU: torch.relu_,
+    nn.ReLU6: partial(F.hardtanh_, min_val=0.0, max_val=6.0),
+    nn.Hardswish: partial(F.hardswish, inplace=True),
+    nn.SiLU: partial(F.silu, inplace=True),
+}
 
 
 class CudaStreams:
-    """A few streams of a GPU. A thread keeps the stream that it gets first. Additional threads
-    share streams.
+    """A few streams of a GPU, so that a thread does not wait for the work of another.
 
-    CudaStreams do not wait for work that was queued on the device earlier. So the constructor waits
-    for it.
+    A thread keeps the stream that it gets first. Additional threads share streams.
     """
 
     def __init__(self, device: torch.device) -> None:
-        torch.cuda.synchronize(device)
-        self._streams = [torch.cuda.Stream(device) for _ in range(_STREAMS)]  # type: ignore[no-untyped-call]
-        self._numbers = count()  # its `next` is atomic
+        torch.cuda.synchronize(device)  # the streams do not wait for work that was queued earlier
+        self._streams = cycle([torch.cuda.Stream(device) for _ in range(_STREAMS)])  # type: ignore[no-untyped-call]
         self._of_thread = threading.local()
 
     def own(self) -> AbstractContextManager[None]:
@@ -67,131 +63,102 @@ class CudaStreams:
         Code that reads a result on the host waits for it there.
         """
         if not hasattr(self._of_thread, "stream"):
-            self._of_thread.stream = self._streams[next(self._numbers) % len(self._streams)]
-        stream: torch.cuda.Stream = self._of_thread.stream
-        return torch.cuda.stream(stream)
-
-
-def uploaded(pixels: Tensor, device: torch.device) -> Tensor:
-    """Copies a tensor to the device; to a GPU asynchronously, from pinned memory."""
-    if device.type == "cuda":
-        return pixels.pin_memory().to(device, non_blocking=True)
-    return pixels.to(device)
+            self._of_thread.stream = next(self._streams)
+        return torch.cuda.stream(self._of_thread.stream)
 
 
 class GraphedNetwork:
-    """Runs a network through graphs. If a graph fails or gives other logits, it logs a warning and
-    stops using graphs.
+    """Runs a network, (N, 3, H, W) -> logits, through one CUDA graph for each stream and shape.
 
-    When a shape is first seen, the network itself computes it. When the shape occurs again, a graph
-    is recorded. Safe to use from several threads: threads that share a stream share its graphs and
-    queue their work in order.
-
-    Args:
-        network: (N, 3, H, W) -> logits.
-        most: graphs per stream; a new one replaces the least recently used one.
+    For a single image, a GPU computes most kernels in less time than Python needs to launch the
+    next one. A graph launches all kernels at once, but it always reads and writes the same memory,
+    so inputs and outputs are copied. If a graph fails or gives other logits, the network itself
+    computes from then on, with a warning.
     """
 
-    def __init__(self, network: Network, recorder: "CudaRecorder", *, most: int = _GRAPHS) -> None:
+    _lock: ClassVar = threading.Lock()
+    """PyTorch allows one capture at a time in a process."""
+
+    def __init__(self, network: Network) -> None:
         self._network = network
-        self._recorder = recorder
-        self._most = most
-        self._is_on = True
-        self._seen: set[torch.Size] = set()
-        self._graphs_by_stream = defaultdict[Hashable, OrderedDict[torch.Size, Network]](
-            OrderedDict
-        )
-        self._lock = Lock()
+        self._graphs: dict[Hashable, Network] = {}
+        self._has_failed = False
 
     def __call__(self, inputs: Tensor) -> Tensor:
+        key = _stream_key(inputs), inputs.shape
         with self._lock:  # held while the work is queued, not while it is computed
-            if self._is_on and inputs.shape in self._seen:
-                return self._through_a_graph(inputs)
-            if len(self._seen) < _SHAPES:
-                self._seen.add(inputs.shape)
+            if key not in self._graphs and len(self._graphs) < _GRAPHS and not self._has_failed:
+                self._record(key, inputs)
+            if key in self._graphs:
+                return self._graphs[key](inputs)
         return self._network(inputs)
 
-    def _through_a_graph(self, inputs: Tensor) -> Tensor:
-        graphs = self._graphs_by_stream[self._recorder.stream_key()]
-        if inputs.shape in graphs:
-            graphs.move_to_end(inputs.shape)
-            return graphs[inputs.shape](inputs)
+    def _record(self, key: Hashable, inputs: Tensor) -> None:
         try:
-            graphs[inputs.shape] = self._recorded(inputs)
-        except Exception as error:
-            why = reason(error)
-        else:
-            if len(graphs) > self._most:  # only now: without graphs, the shared memory is freed
-                graphs.popitem(last=False)
-            return graphs[inputs.shape](inputs)
-        return self._without_graphs(inputs, why)
-
-    def _recorded(self, inputs: Tensor) -> Network:
-        replay = self._recorder.record(self._network, inputs)
-        expected, logits = self._network(inputs).float(), replay(inputs).float()
-        error, largest = float((logits - expected).abs().max()), float(expected.abs().max())
-        if not error <= _TOLERANCE * largest:
-            raise ValueError(f"its logits differ by up to {error:.2g}, of {largest:.2g}")
-        return replay
-
-    def _without_graphs(self, inputs: Tensor, why: str) -> Tensor:
-        self._is_on = False
-        self._graphs_by_stream.clear()
-        try:
-            return self._network(inputs)
-        except RuntimeError as error:
-            if is_device_failure(error):  # not the graph's fault: the failover logs the warning
-                why = ""
-            raise
-        finally:
-            if why:
-                logger.warning("the network runs without CUDA graphs, which is slower: %s", why)
+            replay = _recorded(self._network, inputs)
+            error = relative_error(replay(inputs).float(), self._network(inputs).float())
+            if not error <= _GRAPH_TOLERANCE:  # also if NaN
+                raise ValueError(f"its logits differ by {error:.2g} standard deviations")
+            self._graphs[key] = replay
+        except Exception as failure:
+            self._has_failed = True
+            self._graphs.clear()
+            why = reason(failure)
+            logger.warning("the network runs without CUDA graphs, which is slower: %s", why)
 
 
-class CudaRecorder:
-    """Records graphs with `torch.cuda`. Uses the current CUDA stream."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # All graphs of a stream can share one memory pool, because they are replayed in order and
-        # their outputs are copied at once. PyTorch requires one capture stream for that.
-        self._pools = defaultdict[Hashable, Any](torch.cuda.graph_pool_handle)
-
-    def stream_key(self) -> Hashable:
-        """Identifies this thread's stream, which computes its work in the order of the queue."""
-        return torch.cuda.current_stream(self._device).cuda_stream
-
-    def record(self, network: Network, inputs: Tensor) -> Network:
-        """Records the network for inputs of this shape, in this stream. Returns a function that
-        does the same; the caller owns each result.
-        """
-        given = inputs.clone()
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        graph = torch.cuda.CUDAGraph()
-        with _one_capture:
-            with torch.cuda.stream(self._stream):
-                network(given)  # a graph must not contain the libraries' first-time setup
-            self._stream.synchronize()
-            with torch.cuda.graph(
-                graph,
-                pool=self._pools[self.stream_key()],
-                stream=self._stream,
-                capture_error_mode="thread_local",  # other threads may allocate meanwhile
-            ):
-                gave = network(given)
-
-        def replay(inputs: Tensor) -> Tensor:
-            given.copy_(inputs)
-            graph.replay()
-            return gave.clone()
-
-        return replay
+def _stream_key(inputs: Tensor) -> Hashable:
+    """Identifies this thread's stream, which computes its work in the order of the queue."""
+    return torch.cuda.current_stream(inputs.device).cuda_stream
 
 
-# As in `cpu.py`, except for float32: cuDNN computes float32 convolutions in TF32, with 10
-# bits of mantissa.
-_TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 0.1}
+def _recorded(network: Network, inputs: Tensor) -> Network:
+    """A function that computes the network for inputs of this shape, in this stream. The caller
+    owns each result.
+    """
+    given, graph = inputs.clone(), torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream(inputs.device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(inputs.device))
+    with torch.cuda.stream(stream):
+        network(given)  # a graph must not contain the libraries' first-time setup
+    stream.synchronize()
+    # Other threads may allocate meanwhile.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        gave = network(given)
+
+    def replay(inputs: Tensor) -> Tensor:
+        given.copy_(inputs)
+        graph.replay()
+        return gave.clone()
+
+    return replay
+
+
+def gpu_fused_network(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Applies conv-BN fusion for inference on the device, with convolutions in `dtype`. Does not
+    change `network`.
+
+    If the logits differ from the network's logits on the CPU, it logs a warning and returns the
+    network itself, which is slower but correct. See `verified` for `network`.
+
+    Raises:
+        RuntimeError: the device cannot be used, or has no memory left.
+    """
+
+    def fused(copied: nn.Module, image: Tensor) -> nn.Module:
+        # Inference tensors cannot be moved later.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            fuse(copied, image, dtype)
+            return copied.to(device).to(memory_format=torch.channels_last)
+
+    try:
+        return verified(network, fused, dtype, _TOLERANCES[dtype], device)
+    except OptimizationError as error:
+        cause = error.__cause__
+        if cause is not None and (is_device_failure(cause) or is_out_of_memory(cause)):
+            raise cause from None  # not caused by the fusion
+        logger.warning("the network runs unfused on %s, which is slower: %s", device, error)
+        return network
 
 
 class GpuFusedConv2d(nn.Module):
@@ -209,7 +176,7 @@ class GpuFusedConv2d(nn.Module):
         conv: nn.Conv2d,
         weight: Tensor,
         bias: Tensor | None,
-        activation: Activation,
+        activation: Activation | None,
         *,
         dtype: torch.dtype,
     ) -> None:
@@ -225,49 +192,97 @@ class GpuFusedConv2d(nn.Module):
         convolved: Tensor = self._conv(x)
         if self._bias is not None:
             convolved.add_(self._bias)
-        return self._activation(convolved)
+        return self._activation(convolved) if self._activation else convolved
 
 
-def gpu_fused_network(network: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Applies conv-BN fusion for inference on the device, with convolutions in `dtype`. Does not
-    change `network`.
+@dataclass(frozen=True)
+class _Call:
+    """One call of a module: its input and its output."""
 
-    If the logits differ from the network's logits on the CPU, it logs a warning and returns the
-    network itself, which is slower but correct.
+    name: str
+    module: nn.Module
+    given: Tensor
+    gave: Tensor
+
+
+def fuse(network: nn.Module, image: Tensor, dtype: torch.dtype) -> None:
+    """Replaces every convolution that runs once per image, with the norm and the activation after
+    it, by a `GpuFusedConv2d`.
 
     Args:
-        network: float32 on the CPU, in evaluation mode; (N, 3, H, W) -> (N, classes, h, w).
-
-    Raises:
-        RuntimeError: the device cannot be used, or has no memory left.
+        network: changed in place; a merged norm or activation becomes an `nn.Identity`.
+        image: float32 (N, 3, H, W). Runs through the network to find the order of the modules.
     """
+    calls = _calls(network, image)
+    times = Counter(call.name for call in calls)
+    for index, call in enumerate(calls):
+        if _is_fusible(call.module) and times[call.name] == 1:
+            followers = [each for each in _followers(calls, index) if times[each.name] == 1]
+            _fuse_one(network, call.name, call.module, followers, dtype)
 
-    def fused(copied: nn.Module, image: Tensor) -> "_Compared":
-        # Inference tensors cannot be moved later.
-        with torch.inference_mode(mode=False), torch.no_grad():
-            fuse(copied, image, partial(GpuFusedConv2d, dtype=dtype))
-            return _Compared(copied.to(device).to(memory_format=torch.channels_last), device)
 
+def _calls(network: nn.Module, image: Tensor) -> list[_Call]:
+    """The innermost modules in the order of their calls."""
+    calls: list[_Call] = []
+    names = {module: name for name, module in _innermost(network)}
+
+    def take_note(module: nn.Module, given: tuple[Tensor, ...], gave: Tensor) -> None:
+        calls.append(_Call(names[module], module, given[0], gave))
+
+    hooks = [module.register_forward_hook(take_note) for module in names]
     try:
-        return verified(network, fused, dtype, _TOLERANCES[dtype]).network
-    except OptimizationError as error:
-        cause = error.__cause__
-        if cause is not None and (is_device_failure(cause) or is_out_of_memory(cause)):
-            raise cause from None  # not caused by the fusion
-        logger.warning("the network runs unfused on %s, which is slower: %s", device, error)
-        return network
+        network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
 
 
-class _Compared(nn.Module):
-    """A network on a device that takes images from the CPU and returns logits to it."""
+def _innermost(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """A norm counts as innermost: those of timm include their activation."""
+    children = [] if isinstance(module, nn.BatchNorm2d) else list(module.named_children())
+    if not children:
+        yield name, module
+    for child_name, child in children:
+        yield from _innermost(child, f"{name}.{child_name}" if name else child_name)
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        super().__init__()
-        self.network = network
-        self._device = device
 
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.network(image.to(self._device)).cpu()
-        if not logits.isfinite().all():
-            raise ValueError("its logits are not finite")
-        return logits
+def _is_fusible(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return (
+        type(module) in (nn.Conv2d, Conv2dSame)
+        and module.padding_mode == "zeros"
+        and module.padding != "same"
+    )
+
+
+def _followers(calls: Sequence[_Call], index: int) -> Iterator[_Call]:
+    """The next two calls, as long as the input of each is the output of the one before it."""
+    for before, after in pairwise(calls[index : index + 3]):
+        if after.given is not before.gave:
+            return
+        yield after
+
+
+def _fuse_one(
+    network: nn.Module,
+    name: str,
+    conv: nn.Conv2d,
+    followers: Sequence[_Call],
+    dtype: torch.dtype,
+) -> None:
+    weight, bias, activation = conv.weight, conv.bias, None
+    following = [(follower.name, follower.module) for follower in followers]
+    norm = following[0][1] if following else None
+    if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
+        norm_name, _ = following.pop(0)
+        fused = fuse_conv_bn_eval(conv, norm)
+        weight, bias = fused.weight, fused.bias
+        own_activation = getattr(norm, "act", nn.Identity())
+        network.set_submodule(norm_name, own_activation)
+        if not isinstance(own_activation, nn.Identity):
+            following = [(norm_name, own_activation)]
+    if following and type(following[0][1]) in _ACTIVATIONS:
+        activation_name, module = following[0]
+        activation = _ACTIVATIONS[type(module)]
+        network.set_submodule(activation_name, nn.Identity())
+    network.set_submodule(name, GpuFusedConv2d(conv, weight, bias, activation, dtype=dtype))

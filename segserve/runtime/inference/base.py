@@ -1,6 +1,5 @@
 """RGB pixels to the class of every pixel, whatever computes the network."""
 
-import logging
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -11,15 +10,13 @@ from numpy.typing import NDArray
 
 from ...schema.request import Mode, Tta
 from ..errors import OutOfMemoryError, is_out_of_memory
-from ..record import ModelRecord, ResizeRule
+from ..record import ModelRecord
 from ..settings import Settings
 from ..telemetry import Timings
 from .arrays import Array, namespace
 from .labels import EVERY_PIXEL, LabelRule, SegmentedImage, choose_labels
 from .logits import average_scales, blend_tiles
 from .plan import Plan, TiledScale, costs, plan_inference
-
-logger = logging.getLogger(__name__)
 
 # The size of a reduced copy of an image, as a multiple of the network's input size. Resizing twice
 # is not the same as resizing once. With 1.5, 0.3 % of the pixels of photographs of 1,800 pixels get
@@ -28,7 +25,7 @@ _REDUCED = 1.5
 
 
 class AnySegmenter(ABC):
-    """A model that segments images.
+    """A model that segments images, whatever computes its network.
 
     Attributes:
         resize: the rule for the size of the network's input.
@@ -40,16 +37,50 @@ class AnySegmenter(ABC):
     device: object
     precision: str
     backend: str
+    _tiles_at_once = 1
 
-    def __init__(self, record: ModelRecord, resize: ResizeRule) -> None:
+    def __init__(self, record: ModelRecord, settings: Settings) -> None:
         self.record = record
-        self.resize = resize
+        self.resize = settings.resize or record.input.resize
 
     @abstractmethod
     def use_threads(self, threads: int) -> None:
         """The number of threads that compute for the calling thread, from now on."""
 
     @abstractmethod
+    def _resized(self, image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> Array:
+        """uint8 (H, W, 3) -> uint8 (1, 3, h, w), resized with antialiasing, on the device."""
+
+    @abstractmethod
+    def _inputs(self, pixels: Array) -> Array:
+        """uint8 (N, 3, h, w) -> the network's input."""
+
+    @abstractmethod
+    def infer(self, inputs: Array) -> Array:
+        """Inputs of N images -> contiguous logits, float32 (N, classes, h / stride, w / stride)."""
+
+    def _computing(self) -> AbstractContextManager[object]:
+        """Encloses the computation of an image."""
+        return nullcontext()
+
+    def plan(
+        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
+    ) -> Plan:
+        """The plan by which `segment` computes an image of this size."""
+        return plan_inference(self.resize, height_px, width_px, mode=mode, tta=tta)
+
+    def needed_hw(
+        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
+    ) -> tuple[int, int]:
+        """The size, at most the image's, of a reduced copy that serves as well as the image."""
+        scales = self.plan(height_px, width_px, mode=mode, tta=tta).scales
+        rows_px, columns_px = (max(tiled.size_hw[side] for tiled in scales) for side in (0, 1))
+        return min(height_px, ceil(_REDUCED * rows_px)), min(width_px, ceil(_REDUCED * columns_px))
+
+    def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
+        """The cost of every mode and TTA, in forward passes of the whole image."""
+        return costs(self.resize, height_px, width_px)
+
     def segment(
         self,
         image_rgb: NDArray[np.uint8],
@@ -76,60 +107,6 @@ class AnySegmenter(ABC):
         Raises:
             OutOfMemoryError: the device or the host has too little memory for this image.
         """
-
-    def plan(
-        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
-    ) -> Plan:
-        """The plan by which `segment` computes an image of this size."""
-        return plan_inference(self.resize, height_px, width_px, mode=mode, tta=tta)
-
-    def needed_hw(
-        self, height_px: int, width_px: int, *, mode: Mode = "whole", tta: Tta = "none"
-    ) -> tuple[int, int]:
-        """The size, at most the image's, of a reduced copy that serves as well as the image."""
-        scales = self.plan(height_px, width_px, mode=mode, tta=tta).scales
-        rows_px, columns_px = (max(tiled.size_hw[side] for tiled in scales) for side in (0, 1))
-        return min(height_px, ceil(_REDUCED * rows_px)), min(width_px, ceil(_REDUCED * columns_px))
-
-    def costs(self, height_px: int, width_px: int) -> dict[tuple[Mode, Tta], float]:
-        """The cost of every mode and TTA, in forward passes of the whole image."""
-        return costs(self.resize, height_px, width_px)
-
-
-class BaseSegmenter(AnySegmenter):
-    """A network with its weights."""
-
-    _tiles_at_once = 1
-
-    def __init__(self, record: ModelRecord, settings: Settings) -> None:
-        super().__init__(record, settings.resize or record.input.resize)
-
-    @abstractmethod
-    def _resized(self, image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> Array:
-        """uint8 (H, W, 3) -> uint8 (1, 3, h, w), resized with antialiasing."""
-
-    @abstractmethod
-    def _inputs(self, pixels: Array) -> Array:
-        """uint8 (N, 3, h, w) -> the network's input."""
-
-    @abstractmethod
-    def infer(self, inputs: Array) -> Array:
-        """Inputs of N images -> contiguous logits, float32 (N, classes, h / stride, w / stride)."""
-
-    def _computing(self) -> AbstractContextManager[object]:
-        """Encloses the computation of an image."""
-        return nullcontext()
-
-    def segment(
-        self,
-        image_rgb: NDArray[np.uint8],
-        timings: Timings | None = None,
-        *,
-        mode: Mode = "whole",
-        tta: Tta = "none",
-        rule: LabelRule = EVERY_PIXEL,
-        size_hw: tuple[int, int] | None = None,
-    ) -> SegmentedImage:
         timings = timings or Timings()
         height_px, width_px = size_hw or image_rgb.shape[:2]
         plan = self.plan(height_px, width_px, mode=mode, tta=tta)
@@ -145,14 +122,10 @@ class BaseSegmenter(AnySegmenter):
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._free_memory()
             raise OutOfMemoryError(
                 f"no memory left for an image of {width_px} x {height_px} pixels; send it smaller, "
                 "or try again later"
             ) from error
-
-    def _free_memory(self) -> None:
-        """Called when the device or the host has too little memory."""
 
     def logits(self, image_rgb: NDArray[np.uint8], plan: Plan, timings: Timings) -> Array:
         """uint8 (H, W, 3), RGB -> logits, float32 (classes, h, w), on the grid of the plan's finest

@@ -15,14 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..acceleration.int8 import INT8_TOLERANCE, quantize, uses_int8
-from ..acceleration.openvino_model import OpenVinoModel, OpenVinoPrecision, has_bf16, read_onnx
+from ..acceleration.openvino_model import (
+    INT8_TOLERANCE,
+    OpenVinoModel,
+    OpenVinoPrecision,
+    Ranges,
+    has_bf16,
+    quantize,
+    read_onnx,
+    read_ranges,
+    uses_int8,
+)
 from ..errors import ModelError
-from ..network.ranges import Ranges, read_ranges
 from ..record import NETWORK_FILE, ModelRecord, named_weights, read_record, verified_file
 from ..settings import Settings, check_precision
 from .arrays import relative_error
-from .base import BaseSegmenter
+from .base import AnySegmenter
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +64,10 @@ def check_image() -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(noise).resize((128, 96), Image.Resampling.BICUBIC))[None]
 
 
-class OnnxSegmenter(BaseSegmenter):
-    """A network of ONNX on the CPU, in int8 or bf16 where OpenVINO and the settings have it."""
+class OnnxSegmenter(AnySegmenter):
+    """A network of ONNX on the CPU, in int8 or bf16 where OpenVINO and the settings have it. See
+    `load`.
+    """
 
     device = "cpu"
 
@@ -70,7 +80,6 @@ class OnnxSegmenter(BaseSegmenter):
         threads: int,
         ranges: Ranges | None = None,
     ) -> None:
-        """See `load`."""
         super().__init__(record, settings)
         self._most_threads = threads
         self._threads = local()
@@ -119,13 +128,17 @@ class OnnxSegmenter(BaseSegmenter):
                 f"{record.name}: {NETWORK_FILE} is missing, which the runtime onnx needs: "
                 "`segserve archive --runtime onnx` makes it, where PyTorch is installed"
             )
+        obstacle = None
         if uses_int8(settings, record, cls.device):
             ranges = read_ranges(record, folder)
             try:
                 return cls(network, record, settings=settings, threads=threads, ranges=ranges)
             except ModelError as error:
-                logger.warning("the network does not compute in int8: %s", error)
-        return cls(network, record, settings=settings, threads=threads)
+                obstacle = error
+        segmenter = cls(network, record, settings=settings, threads=threads)
+        if obstacle is not None:
+            logger.warning("the network does not compute in int8: %s", obstacle)
+        return segmenter
 
     def use_threads(self, threads: int) -> None:
         self._threads.count = threads
@@ -143,7 +156,6 @@ class OnnxSegmenter(BaseSegmenter):
         return image_rgb.transpose(2, 0, 1)[None]
 
     def _inputs(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """uint8 (N, 3, h, w) -> uint8 (N, h, w, 3)."""
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 

@@ -1,9 +1,6 @@
-"""Plans the inference on one image: its scales, mirror images and tiles. This module is geometry
-only.
+"""Plans the inference on one image: its scales, mirror images and tiles.
 
-A plan consists of scales. A `TiledScale` is the image at one scale, either whole or cut into
-overlapping tiles of the network's own input size. Test-time augmentation (TTA) adds other scales,
-and the mirror image at each scale.
+Test-time augmentation (TTA) adds other scales, and the mirror image at each scale.
 """
 
 from collections.abc import Iterator
@@ -45,7 +42,7 @@ class TileAxis:
 
 @dataclass(frozen=True)
 class TiledScale:
-    """The image at one scale, in rows and columns of tiles. One tile is the whole image."""
+    """The image at one scale, whole or in rows and columns of overlapping tiles."""
 
     rows: TileAxis
     columns: TileAxis

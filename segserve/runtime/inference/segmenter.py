@@ -1,10 +1,15 @@
-"""Segments with PyTorch, on a CPU or a GPU. On a CPU, OpenVINO computes the network."""
+"""Segments with PyTorch, on a CPU or a GPU. On a CPU, OpenVINO computes the network. A GPU that
+fails is replaced by the CPU.
+"""
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
-from typing import Self
+from threading import Lock
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -12,20 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from ..acceleration.cpu import OpenVinoNetwork, cpu_network, int8_network
-from ..acceleration.cuda import (
-    CudaRecorder,
-    CudaStreams,
-    GraphedNetwork,
-    gpu_fused_network,
-    uploaded,
-)
-from ..acceleration.int8 import uses_int8
-from ..acceleration.verified import OptimizationError
-from ..network.weights import SegmentationNetwork, load_network
+from ..acceleration.cuda import CudaStreams, GraphedNetwork, gpu_fused_network
+from ..acceleration.openvino_model import uses_int8
+from ..acceleration.verified import CPU, OpenVinoNetwork, cpu_network, is_device_failure, reason
+from ..errors import OutOfMemoryError, is_out_of_memory
+from ..network import SegmentationNetwork, load_network
 from ..record import ModelRecord, read_record
 from ..settings import Settings, check_precision
-from .base import BaseSegmenter
+from ..telemetry import Timings
+from .base import AnySegmenter
+from .labels import SegmentedImage
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 _TILES_AT_ONCE = {"cpu": 1, "cuda": 8}
 
 
-class Segmenter(BaseSegmenter):
+class Segmenter(AnySegmenter):
     """A network of PyTorch on a device."""
 
     device: torch.device
@@ -53,18 +54,18 @@ class Segmenter(BaseSegmenter):
         )
         self._mean = torch.tensor(record.input.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(record.input.std, device=device).view(1, 3, 1, 1) * 255
-        self._streams = _streams(device, settings)
+        self._streams: CudaStreams | None = None
+        if device.type == "cuda":
+            if settings.acceleration.cuda_streams:
+                self._streams = CudaStreams(device)
+            if settings.acceleration.cuda_graphs:
+                self._network = GraphedNetwork(self._network)
 
     @classmethod
     def load(
-        cls, folder: Path, *, device: torch.device | None = None, settings: Settings | None = None
+        cls, folder: Path, *, device: torch.device = CPU, settings: Settings | None = None
     ) -> Self:
-        """Loads the segmenter of a model folder, by default on the CPU.
-
-        Raises:
-            ModelError: the record or the weights are missing or broken, or do not match, or the
-                model does not support the settings.
-        """
+        """Loads the segmenter of a model folder. Raises as `load_network` and `of`."""
         record = read_record(folder)
         return cls.of(load_network(record, folder), record, device=device, settings=settings)
 
@@ -74,53 +75,39 @@ class Segmenter(BaseSegmenter):
         network: SegmentationNetwork,
         record: ModelRecord,
         *,
-        device: torch.device | None = None,
+        device: torch.device = CPU,
         settings: Settings | None = None,
     ) -> Self:
-        """Builds the segmenter of a network, float32 on the CPU. Optimises the network as the
-        settings require.
-
-        Raises:
-            ModelError: the model does not support the settings.
+        """Builds the segmenter of a network, float32 on the CPU, optimised as the settings require.
+        Raises ModelError if the model does not support them.
         """
-        device, settings = device or torch.device("cpu"), settings or Settings()
+        settings = settings or Settings()
         check_precision(settings, record)
-        if network.ranges and uses_int8(settings, record, device.type):
-            try:
-                quantized = int8_network(network, _dtype(settings, device))
-                return cls(quantized, record, device=device, settings=settings)
-            except OptimizationError as error:
-                logger.warning("the network does not compute in int8: %s", error)
-        if not settings.fuse or device.type not in ("cpu", "cuda"):
-            return cls(network, record, device=device, settings=settings)
-        if device.type == "cpu":
-            compiled = cpu_network(network, _dtype(settings, device))
-            return cls(compiled, record, device=device, settings=settings)
-        fused = gpu_fused_network(network, _dtype(settings, device), device)
-        segmenter = cls(fused, record, device=device, settings=settings)
-        segmenter._network = _with_graphs(segmenter._network, device, settings)
-        return segmenter
+        ranges = network.ranges if uses_int8(settings, record, device.type) else None
+        dtype = _dtype(settings, device)
+        optimized: nn.Module = network
+        if settings.fuse and device.type == "cpu":
+            optimized = cpu_network(network, dtype, ranges)
+        elif settings.fuse and device.type == "cuda":
+            optimized = gpu_fused_network(network, dtype, device)
+        return cls(optimized, record, device=device, settings=settings)
 
     def use_threads(self, threads: int) -> None:
         torch.set_num_threads(threads)  # PyTorch stores this number per thread
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with torch.inference_mode():
-            if self._streams is None:
+        stream = nullcontext() if self._streams is None else self._streams.own()
+        try:
+            with torch.inference_mode(), stream:
                 yield
-            else:
-                with self._streams.own():
-                    yield
-
-    def _free_memory(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            if self.device.type == "cuda" and is_out_of_memory(error):
+                torch.cuda.empty_cache()
+            raise
 
     def _resized(self, image_rgb: NDArray[np.uint8], size_hw: tuple[int, int]) -> Tensor:
-        """uint8 (H, W, 3) -> uint8 (1, 3, h, w), resized and on the device.
-
-        The CPU does the resize: CUDA's antialiased resize supports neither uint8 nor very large
+        """The CPU does the resize: CUDA's antialiased resize supports neither uint8 nor very large
         images.
         """
         pixels = torch.from_numpy(image_rgb).permute(2, 0, 1).unsqueeze(0)
@@ -130,32 +117,18 @@ class Segmenter(BaseSegmenter):
             pixels = _resized(pixels, (size_hw[0], width_px))
         if size_hw != pixels.shape[2:]:
             pixels = _resized(pixels, size_hw)
-        return pixels.to(self.device) if self._streams is None else uploaded(pixels, self.device)
+        if self._streams is None:
+            return pixels.to(self.device)
+        return pixels.pin_memory().to(self.device, non_blocking=True)
 
     def _inputs(self, pixels: Tensor) -> Tensor:
-        """uint8 (N, 3, h, w) -> normalised, in the dtype and the memory format of the network."""
+        """Normalised, in the dtype and the memory format of the network."""
         normalized = (pixels.float() - self._mean) / self._std
         return normalized.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def infer(self, inputs: Tensor) -> Tensor:
-        """Normalised (N, 3, h, w) -> logits, float32 (N, classes, h / stride, w / stride),
-        contiguous.
-        """
         logits: Tensor = self._network(inputs)
         return logits.float().contiguous()
-
-
-def _streams(device: torch.device, settings: Settings) -> CudaStreams | None:
-    is_on = device.type == "cuda" and settings.acceleration.cuda_streams
-    return CudaStreams(device) if is_on else None
-
-
-def _with_graphs(
-    network: Callable[[Tensor], Tensor], device: torch.device, settings: Settings
-) -> Callable[[Tensor], Tensor]:
-    if not settings.acceleration.cuda_graphs:
-        return network
-    return GraphedNetwork(network, CudaRecorder(device))
 
 
 def _resized(pixels: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -182,3 +155,78 @@ def _in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
     return network
+
+
+class FailoverSegmenter:
+    """A `Segmenter` on a GPU. If the GPU fails, the CPU computes that image and all further ones.
+    Thread-safe.
+
+    After most GPU errors, a process can no longer use the GPU. So this process does not retry; the
+    next worker uses the GPU again. All but `segment` is that of the segmenter that computes now.
+
+    Args:
+        on_cpu: loads the same model on the CPU; called once, when the GPU fails.
+    """
+
+    def __init__(self, segmenter: Segmenter, on_cpu: Callable[[], Segmenter]) -> None:
+        self._segmenter = segmenter
+        self._on_cpu = on_cpu
+        self._lock = Lock()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._segmenter, name)
+
+    def segment(
+        self,
+        image_rgb: NDArray[np.uint8],
+        timings: Timings | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> SegmentedImage:
+        """As `Segmenter.segment`."""
+        timings, used = timings or Timings(), self._segmenter
+        try:
+            return used.segment(image_rgb, timings, **options)
+        except RuntimeError as error:
+            if not is_device_failure(error):
+                raise
+            # Not the error itself: its traceback would keep the GPU's tensors alive.
+            why = reason(error)
+        with self._lock:
+            if self._segmenter is used:  # several threads may see the GPU fail
+                self._segmenter = self._on_cpu()
+                _warn(used.device, why)
+        return self._segmenter.segment(image_rgb, timings, **options)
+
+
+def load_with_failover(folder: Path, *, device: torch.device, settings: Settings) -> Segmenter:
+    """Loads the segmenter of a model folder; for a GPU, as a `FailoverSegmenter`. The folder is not
+    needed afterwards.
+
+    For a GPU, a copy of the network stays in the host's memory for failover to the CPU. A GPU that
+    cannot segment a first image is not used at all. Raises as `Segmenter.load`.
+    """
+    record = read_record(folder)
+    network = load_network(record, folder)
+    on_cpu = partial(Segmenter.of, network, record, device=CPU, settings=settings)
+    if device.type == "cpu":
+        return on_cpu()
+    size_px = record.input.resize.size_px
+    try:
+        segmenter = Segmenter.of(deepcopy(network), record, device=device, settings=settings)
+        segmenter.segment(np.full((size_px, size_px, 3), 128, dtype=np.uint8))
+        return cast(Segmenter, FailoverSegmenter(segmenter, on_cpu))
+    except (RuntimeError, AssertionError, OutOfMemoryError) as error:
+        # PyTorch without CUDA raises AssertionError.
+        why = reason(error)
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()  # other processes on this GPU may need the memory
+    _warn(device, why)
+    return on_cpu()
+
+
+def _warn(device: torch.device, why: str) -> None:
+    logger.warning(
+        "%s failed: the CPU computes from now on, which is slower, until the worker restarts: %s",
+        device,
+        why,
+    )

@@ -1,13 +1,11 @@
 """Builds backbones: timm's, and torchvision's own for the checkpoints that torchvision publishes.
 
-Levels are numbered as in CoreNet: level n has stride 2**n, before dilation reduces it to the output
-    stride.
+Levels are numbered as in CoreNet: level n has stride 2**n, before dilation reduces it.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -28,49 +26,29 @@ def build_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
     """Builds the backbone with randomly initialised weights. Returns it with the channels of its
     levels.
 
-    Shape: (N, 3, H, W) -> list of levels, the shallowest first. The multi-scale head gets levels 2
-        to 5. The other
-    heads get the deepest level. With an auxiliary head, the level that it reads comes before the
-    deepest.
+    Shape: (N, 3, H, W) -> list of levels, the shallowest first: those of the head, see `_LEVELS`.
+        With an auxiliary head, the level that it reads comes before the deepest.
 
     Raises:
         ModelError: the backbone does not exist, lacks a level, or does not support the output
             stride or the padding.
     """
-    name = architecture.backbone
-    if not name.startswith(_TORCHVISION_PREFIX):
-        return _timm_backbone(architecture)
-    source = _TORCHVISION.get(name.removeprefix(_TORCHVISION_PREFIX))
-    if source is None:
-        known = ", ".join(f"{_TORCHVISION_PREFIX}{known}" for known in _TORCHVISION)
-        raise ModelError(
-            f"backbone {name}: of torchvision's there are {known}; without the prefix it is timm's"
-        )
-    if architecture.padding != "default":
-        raise ModelError(
-            f"backbone {name}: padding {architecture.padding} is for timm's backbones: leave it out"
-        )
-    return source.build(architecture)
+    if architecture.backbone.startswith(_TORCHVISION_PREFIX):
+        return _torchvision_backbone(architecture)
+    return _timm_backbone(architecture)
 
 
 def _wanted_levels(architecture: Architecture, available: Collection[int]) -> list[int]:
-    """The levels that the heads read.
-
-    Raises:
-        ModelError: the backbone lacks one of them; the message lists the levels that it has.
-    """
+    """The levels that the heads read. Raises ModelError if the backbone lacks one."""
     deepest = sorted(available)[-2:] if architecture.aux_head else [max(available)]
     wanted = list(_LEVELS.get(architecture.head, deepest))
     if set(wanted) <= set(available) and len(wanted) > architecture.aux_head:
         return wanted
-    need = (
-        f"the levels {', '.join(map(str, wanted))}"
-        if architecture.head in _LEVELS
-        else "a level before the last for aux_head"
-    )
-    has = ", ".join(f"{level} (stride {2**level})" for level in sorted(available))
+    need = ", ".join(map(str, wanted)) if architecture.head in _LEVELS else "two for aux_head"
+    has = ", ".join(map(str, sorted(available)))
     raise ModelError(
-        f"backbone {architecture.backbone}: head {architecture.head} needs {need}, it has {has}"
+        f"backbone {architecture.backbone}: head {architecture.head} needs levels: {need}; it has "
+        f"{has} (level n has stride 2**n)"
     )
 
 
@@ -88,13 +66,11 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
         raise ModelError(
             f"backbone {name}: got output_stride {stride}, its last level has {strides[-1]}"
         )
+    if architecture.dilation != "default":
+        raise ModelError(f"backbone {name}: dilation is for torchvision's ResNets: leave it out")
     options: dict[str, Any] = {"output_stride": stride} if stride < strides[-1] else {}
     if architecture.padding == "same":
         options["pad_type"] = "same"
-    if architecture.dilation != "default":
-        raise ModelError(
-            f"backbone {name}: dilation {architecture.dilation} is for torchvision's ResNets"
-        )
     try:
         if architecture.use_l5_exp:
             return _expanded_timm_backbone(name, indices, options)
@@ -113,15 +89,12 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
 
 def _center_cells(backbone: nn.Module, name: str, stride: int) -> None:
     """Pads strided convolutions so that cell i of the last level is centred on pixel `stride * i +
-    stride / 2 - 1`.
+    stride / 2 - 1`. Raises ModelError if the strides are not those of consecutive 3x3 convolutions.
 
     A 3x3 convolution of stride 2 centres output i on input 2i if it pads both sides. It centres
     output i on input 2i+1 if it pads only the end, as TensorFlow does for inputs of even size.
     Here, all strided convolutions but the last pad only the end. That gives the centre above.
     Bilinear resizing with `align_corners=False` expects half a pixel more.
-
-    Raises:
-        ModelError: the strides do not come from consecutive 3x3 convolutions.
     """
     strided = [
         (path, module)
@@ -131,8 +104,7 @@ def _center_cells(backbone: nn.Module, name: str, stride: int) -> None:
     are_3x3 = (isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) for _, conv in strided)
     if not all(are_3x3) or 2 ** len(strided) != stride:
         raise ModelError(
-            f"backbone {name}: padding centered needs 3x3 convolutions of stride 2, one after the "
-            "other"
+            f"backbone {name}: padding centered needs consecutive 3x3 convolutions of stride 2"
         )
     for path, conv in strided[:-1]:
         has_bias, channels = conv.bias is not None, (conv.in_channels, conv.out_channels)
@@ -186,54 +158,72 @@ class _ExpandedLevels(nn.Module):
 # torchvision
 
 
+class _Level(NamedTuple):
+    """The child module that ends a level, and its channels."""
+
+    child: str
+    channels: int
+
+
 @dataclass(frozen=True)
 class _Torchvision:
-    """A torchvision classifier, used as a backbone in the same way as torchvision's DeepLabV3
-    models use it.
+    """A torchvision classifier, used as a backbone as in torchvision's DeepLabV3 models.
 
     Attributes:
-        bodies: by output stride, a function that builds the network.
-        levels: by level, the name and the channels of the child module that ends the level.
-        expansion: the name and the channels of the final 1x1 convolution, if there is one.
-        uniform: whether the levels are stages whose stride can be replaced by dilation.
-        aux: the name and the channels of the level that the published checkpoint's auxiliary head
-            reads.
+        body: builds the network of an output stride.
+        aux: what the auxiliary head of the published checkpoint reads.
+        expansion: the final 1x1 convolution, if there is one.
+        is_resnet: its levels are stages whose stride can be replaced by dilation.
     """
 
-    bodies: Mapping[int, Callable[[], nn.Module]]
-    levels: Mapping[int, tuple[str, int]]
-    aux: tuple[str, int]
-    expansion: tuple[str, int] | None = None
-    uniform: bool = False
+    body: Callable[[int], nn.Module]
+    levels: Mapping[int, _Level]
+    aux: _Level
+    expansion: _Level | None = None
+    strides: Sequence[int] = (8, 16, 32)
+    is_resnet: bool = True
 
-    def build(self, architecture: Architecture) -> tuple[nn.Module, list[int]]:
-        name, stride = architecture.backbone, architecture.output_stride
-        if stride not in self.bodies:
-            strides = " and ".join(map(str, self.bodies))
-            raise ModelError(
-                f"backbone {name}: got output_stride {stride}, torchvision gives {strides}"
-            )
-        if architecture.dilation == "uniform" and not self.uniform:
-            raise ModelError(f"backbone {name}: dilation uniform is for torchvision's ResNets")
-        taps = [self.levels[level] for level in _wanted_levels(architecture, self.levels.keys())]
-        if architecture.use_l5_exp:
-            if self.expansion is None:
-                raise _no_expansion(name, taps[-1][1])
-            taps[-1] = self.expansion
-        if architecture.aux_head and architecture.head not in _LEVELS:
-            taps[0] = self.aux
-        try:
-            body = self.bodies[32 if architecture.dilation == "uniform" else stride]()
-        except NotImplementedError as error:
-            raise ModelError(
-                f"backbone {name}: torchvision cannot lower its stride to {stride}: set dilation "
-                "to uniform, or output_stride to 32"
-            ) from error
-        if architecture.dilation == "uniform":
-            for level, (child, _) in self.levels.items():
-                if 2**level > stride:
-                    _dilate(body.get_submodule(child), 2**level // stride)
-        return _Taps(body, [child for child, _ in taps]), [channels for _, channels in taps]
+
+def _torchvision_source(architecture: Architecture) -> _Torchvision:
+    name, stride = architecture.backbone, architecture.output_stride
+    source = _TORCHVISION.get(name.removeprefix(_TORCHVISION_PREFIX))
+    if source is None:
+        known = ", ".join(f"{_TORCHVISION_PREFIX}{known}" for known in _TORCHVISION)
+        raise ModelError(f"backbone {name}: torchvision has {known}")
+    if architecture.padding != "default":
+        raise ModelError(f"backbone {name}: padding is for timm's backbones: leave it out")
+    if stride not in source.strides:
+        strides = " and ".join(map(str, source.strides))
+        raise ModelError(
+            f"backbone {name}: got output_stride {stride}, torchvision gives {strides}"
+        )
+    if architecture.dilation == "uniform" and not source.is_resnet:
+        raise ModelError(f"backbone {name}: dilation uniform is for torchvision's ResNets")
+    return source
+
+
+def _torchvision_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
+    name, stride = architecture.backbone, architecture.output_stride
+    source, is_uniform = _torchvision_source(architecture), architecture.dilation == "uniform"
+    taps = [source.levels[level] for level in _wanted_levels(architecture, source.levels.keys())]
+    if architecture.use_l5_exp:
+        if source.expansion is None:
+            raise _no_expansion(name, taps[-1].channels)
+        taps[-1] = source.expansion
+    if architecture.aux_head and architecture.head not in _LEVELS:
+        taps[0] = source.aux
+    try:
+        body = source.body(32 if is_uniform else stride)
+    except NotImplementedError as error:
+        raise ModelError(
+            f"backbone {name}: torchvision cannot lower its stride to {stride}: set dilation to "
+            "uniform, or output_stride to 32"
+        ) from error
+    if is_uniform:
+        for level, (child, _) in source.levels.items():
+            if 2**level > stride:
+                _dilate(body.get_submodule(child), 2**level // stride)
+    return _Taps(body, [tap.child for tap in taps]), [tap.channels for tap in taps]
 
 
 def _dilate(stage: nn.Module, rate: int) -> None:
@@ -255,37 +245,35 @@ class _Taps(IntermediateLayerGetter):  # type: ignore[misc]
 
 
 def _resnet(depth: int) -> _Torchvision:
-    draw: Any = getattr(torchvision.models, f"resnet{depth}")
-    dilated = {8: (False, True, True), 16: (False, False, True), 32: (False, False, False)}
+    def body(stride: int) -> nn.Module:
+        draw: Any = getattr(torchvision.models, f"resnet{depth}")
+        network: nn.Module = draw(replace_stride_with_dilation=(False, stride < 16, stride < 32))
+        return network
+
     wide = 4 if depth >= 50 else 1  # bottleneck blocks widen their output
-    return _Torchvision(
-        bodies={
-            stride: partial(draw, replace_stride_with_dilation=stages)
-            for stride, stages in dilated.items()
-        },
-        levels={
-            1: ("relu", 64),
-            2: ("layer1", 64 * wide),
-            3: ("layer2", 128 * wide),
-            4: ("layer3", 256 * wide),
-            5: ("layer4", 512 * wide),
-        },
-        aux=("layer3", 256 * wide),
-        uniform=True,
-    )
+    stages = {level: _Level(f"layer{level - 1}", 2**level * 16 * wide) for level in (2, 3, 4, 5)}
+    return _Torchvision(body, {1: _Level("relu", 64), **stages}, aux=stages[4])
 
 
-def _mobilenet_v3_large(*, dilated: bool) -> nn.Module:
-    features: nn.Module = torchvision.models.mobilenet_v3_large(dilated=dilated).features
+def _mobilenet_v3_large(stride: int) -> nn.Module:
+    features: nn.Module = torchvision.models.mobilenet_v3_large(dilated=stride == 16).features
     return features
 
 
 _TORCHVISION: Mapping[str, _Torchvision] = {
     **{f"resnet{depth}": _resnet(depth) for depth in (18, 34, 50, 101, 152)},
     "mobilenet_v3_large": _Torchvision(
-        bodies={stride: partial(_mobilenet_v3_large, dilated=stride == 16) for stride in (16, 32)},
-        levels={1: ("1", 16), 2: ("3", 24), 3: ("6", 40), 4: ("12", 112), 5: ("15", 160)},
-        aux=("4", 40),  # the first block of stride 8
-        expansion=("16", 960),
+        _mobilenet_v3_large,
+        levels={
+            1: _Level("1", 16),
+            2: _Level("3", 24),
+            3: _Level("6", 40),
+            4: _Level("12", 112),
+            5: _Level("15", 160),
+        },
+        aux=_Level("4", 40),  # the first block of stride 8
+        expansion=_Level("16", 960),
+        strides=(16, 32),
+        is_resnet=False,
     ),
 }

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from ...runtime.inference.labels import LabelRule
 from ...runtime.inference.segmenter import Segmenter
-from ...runtime.network.weights import load_network
+from ...runtime.network import load_network
 from ...runtime.record import Calibration, read_record, write_record
 from ...runtime.telemetry import Timings
 from ..data import IGNORED, LabelledImages

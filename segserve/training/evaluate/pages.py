@@ -16,7 +16,7 @@ from ...recipe import RECIPE_FILE
 from ...runtime.encode.mask import LabelMap, encode_jpeg
 from ...runtime.encode.overlay import bright, draw_overlay
 from ...runtime.files import write_whole
-from ...runtime.network.weights import build_network
+from ...runtime.network import build_network
 from ...runtime.record import RECORD_FILE, Accuracy, ModelRecord, read_record, write_record
 from ...runtime.settings import CONFIG_FILE
 from ..data import IGNORED, LabelledImages

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from ...client import ClientError, Segmentation, SegmentationClient, UnreachableError
 from ...runtime.encode.mask import LabelMap
 from ...runtime.errors import ModelError, SegserveError
+from ...runtime.inference import load_segmenter
 from ...runtime.inference.base import AnySegmenter
-from ...runtime.inference.loading import load_segmenter
 from ...runtime.inference.segmenter import Segmenter
-from ...runtime.network.weights import load_network
+from ...runtime.network import load_network
 from ...runtime.record import Architecture, ModelRecord, read_record
 from ...runtime.settings import Settings
 from ...schema.request import Options

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from ...recipe import Recipe
 from ...runtime.errors import ModelError
 from ...runtime.inference.segmenter import Segmenter
-from ...runtime.network.weights import SegmentationNetwork
+from ...runtime.network import SegmentationNetwork
 from ...runtime.record import InputRule, ModelRecord, read_record
 from ...runtime.settings import Settings
 from ..data import IGNORED, CheckedSplit, LabelledImages

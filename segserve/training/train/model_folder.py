@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...importing.checkpoint import load_checkpoint
 from ...runtime.errors import ModelError
-from ...runtime.network.weights import (
+from ...runtime.network import (
     SegmentationNetwork,
     build_network,
     load_network,

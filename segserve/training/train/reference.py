@@ -21,7 +21,7 @@ from deeplabv3 import CoreNetHead
 
 from ...runtime.errors import ModelError
 from ...runtime.inference.segmenter import Segmenter
-from ...runtime.network.weights import SegmentationNetwork, build_network
+from ...runtime.network import SegmentationNetwork, build_network
 from ...runtime.record import read_record, sha256_of
 from ...runtime.settings import Settings
 from ..data import LabelledImages
