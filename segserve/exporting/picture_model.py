@@ -30,6 +30,7 @@ from . import OPSET, PARAMETER_PREFIX, export_network
 
 Precision = Literal["fp32", "fp16", "int8"]
 
+_OVERLAP_PERCENT = 15  # of the tiles that Deepness cuts
 _OPTIONS = {
     "OpTypesToExcludeOutputQuantization": ["Conv"],
     # OpenVINO computes wrong classes if two convolutions share a quantized input.
@@ -74,16 +75,24 @@ def picture_model(
     whole = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=model.ir_version
     )
-    properties = {
+    helper.set_model_props(whole, _properties(record))
+    onnx.checker.check_model(whole)
+    return whole
+
+
+def _properties(record: ModelRecord) -> dict[str, str]:
+    """Our record, and the keys of the plugin Deepness of QGIS."""
+    return {
         "record": record.model_dump_json(exclude_none=True),
         "name": record.name,
         "version": record.version,
         "licence": record.licence,
         "palette": json.dumps([info.color for info in record.classes]),
+        "model_type": json.dumps("Segmentor"),
+        "class_names": json.dumps(dict(enumerate(record.labels))),
+        "tiles_size": json.dumps(record.input.resize.size_px),
+        "tiles_overlap": json.dumps(_OVERLAP_PERCENT),
     }
-    helper.set_model_props(whole, properties)
-    onnx.checker.check_model(whole)
-    return whole
 
 
 def _nodes(text: str) -> Sequence[onnx.NodeProto]:

@@ -149,6 +149,9 @@ def test_properties_hold_the_record_and_the_palette(exported):
     assert type(record).model_validate_json(properties["record"]) == record
     palette = json.loads(properties["palette"])
     assert [tuple(color) for color in palette] == [info.color for info in record.classes]
+    names = json.loads(properties["class_names"])
+    assert [names[str(class_id)] for class_id in range(21)] == list(record.labels)
+    assert json.loads(properties["model_type"]) == "Segmentor"
 
 
 def test_export_for_triton_has_a_configuration_that_triton_parses(tiny_model, tmp_path):
