@@ -10,8 +10,17 @@ from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from .. import __version__
@@ -155,11 +164,17 @@ def model_folder(model: str) -> Path:
     return model_named(model)
 
 
+class _SpeedColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+
 def progress_bar(unit: str, *, shown: bool = True) -> Progress:
     columns = (
         TextColumn(unit),
         MofNCompleteColumn(),
         BarColumn(),
+        _SpeedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )

@@ -24,11 +24,12 @@ def main() -> int:
         from ..engines import ServerError
         from ..signing import SignatureError
         from .serve import serve
-        from .settings import GatewaySettings
+        from .settings import GatewaySettings, check_memory
     except ImportError as error:
         logging.getLogger("segserve.gateway").error("%s%s", CANNOT_SERVE, error)
         return 1
     try:
+        check_memory()
         asyncio.run(serve(GatewaySettings.from_environment(os.environ)))
     except (ServerError, SignatureError, OSError, ImportError) as error:
         logging.getLogger("segserve.gateway").error("%s%s", CANNOT_SERVE, error)

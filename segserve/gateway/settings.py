@@ -1,4 +1,4 @@
-"""The environment variables of the container, and the checks of what they name."""
+"""The environment variables of the container, and the checks of what they name and of memory."""
 
 import os
 import subprocess
@@ -23,6 +23,13 @@ from ..engines.config import max_request_bytes, read_config, store_urls
 from ..engines.processes import EXTRA_VARIABLE
 
 PREFIX = "SEGSERVE_"
+MIN_MEMORY_BYTES = 3 * 2**29
+"""1.5 GiB: 0.9 GiB for the worker at its peak, the rest for Java, this process and a reserve."""
+
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)  # v2, v1
 _GPU_CHECK = [sys.executable, "-c", "import torch, sys; sys.exit(not torch.cuda.is_available())"]
 _TOKEN_LIFE_MIN = 10 * 365 * 24 * 60  # TorchServe's own tokens never leave the machine
 _FOREIGN = frozenset(
@@ -128,6 +135,24 @@ def check_settings(settings: GatewaySettings) -> None:
             "SEGSERVE_DEVICE is gpu, and PyTorch finds no GPU; run a CUDA image with docker run "
             "--gpus all (the host needs NVIDIA's container toolkit), or set SEGSERVE_DEVICE=auto"
         )
+
+
+def check_memory(limits: tuple[Path, ...] = _CGROUP_LIMITS) -> None:
+    """Raises ServerError: the container's memory limit is lower than the server needs."""
+    limit = next((value for path in limits if (value := _read_bytes(path)) is not None), None)
+    if limit is not None and limit < MIN_MEMORY_BYTES:
+        raise ServerError(
+            f"the container's memory is limited to {limit / 2**20:.0f} MiB, and the server needs "
+            f"{MIN_MEMORY_BYTES / 2**20:.0f} MiB at least; raise the limit, or it is killed when "
+            "it loads the model"
+        )
+
+
+def _read_bytes(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no such cgroup, or "max"
+        return None
 
 
 def check_run_dir(run_dir: Path) -> None:

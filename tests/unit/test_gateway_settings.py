@@ -1,4 +1,4 @@
-"""The variables of the gateway."""
+"""The variables of the gateway, and its check of the memory."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from segserve.engines import ServerError
-from segserve.gateway.settings import GatewaySettings
+from segserve.gateway.settings import MIN_MEMORY_BYTES, GatewaySettings, check_memory
 
 
 def test_settings_of_an_empty_environment_are_the_image_s():
@@ -116,3 +116,22 @@ def test_max_request_bytes_that_is_no_number_is_rejected(tmp_path):
         ServerError, match="max_request_size must be a number of bytes, got '64 MiB'"
     ):
         GatewaySettings(config=tmp_path / "config.properties").max_request_bytes()
+
+
+def test_check_memory_with_too_low_a_limit_says_how_much_is_needed(tmp_path):
+    limit = tmp_path / "memory.max"
+    limit.write_text(f"{512 * 2**20}\n")
+    with pytest.raises(
+        ServerError, match="limited to 512 MiB, and the server needs 1536 MiB at least"
+    ):
+        check_memory((tmp_path / "absent", limit))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [pytest.param("max\n", id="none"), pytest.param(f"{MIN_MEMORY_BYTES}\n", id="enough")],
+)
+def test_check_memory_with_enough_passes(tmp_path, content):
+    limit = tmp_path / "memory.max"
+    limit.write_text(content)
+    check_memory((limit,))
