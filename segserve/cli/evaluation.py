@@ -28,8 +28,8 @@ from .app import (
 )
 
 if TYPE_CHECKING:
-    from ..training.evaluate.compare import Comparison
-    from ..training.evaluate.report import EvaluationReport
+    from ..training.compare import Comparison
+    from ..training.report import EvaluationReport
 
 _DEFAULT_MODEL = "embedded"
 _SERVER = ("http://", "https://")
@@ -91,9 +91,9 @@ def evaluate(
     running server.
     """
     from ..training.data import dataset_name
-    from ..training.evaluate.pages import EVALUATE_COMMAND, write_card, write_page
-    from ..training.evaluate.predictors import offline_model, served_model
-    from ..training.evaluate.report import as_accuracy, measure, write_report
+    from ..training.pages import EVALUATE_COMMAND, write_card, write_page
+    from ..training.predictors import offline_model, served_model
+    from ..training.report import as_accuracy, measure, write_report
 
     given = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
     with errors_in_one_line():
@@ -149,7 +149,7 @@ def calibrate(
 ) -> None:
     """Calibrate a model: fit the temperature that makes its confidence match its accuracy."""
     from ..training.data import dataset_name
-    from ..training.evaluate.calibration import calibrate_model
+    from ..training.calibration import calibrate_model
 
     with errors_in_one_line():
         folder = model_folder(model)
@@ -198,9 +198,9 @@ def compare(
     IoU by class with its 95 % interval, and the images that changed most.
     """
     with errors_in_one_line(), ExitStack() as stack:
-        from ..training.evaluate.compare import compare as compare_models
-        from ..training.evaluate.compare import write_comparison
-        from ..training.evaluate.predictors import offline_model, served_model
+        from ..training.compare import compare as compare_models
+        from ..training.compare import write_comparison
+        from ..training.predictors import offline_model, served_model
 
         if first.startswith(_SERVER):
             raise ModelError("the first of the two is a model; give the server second")

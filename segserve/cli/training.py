@@ -33,7 +33,7 @@ from .app import (
 
 if TYPE_CHECKING:
     from ..training.data import CheckedSplit
-    from ..training.train.loop import StepReport
+    from ..training.loop import StepReport
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -219,12 +219,12 @@ def train(
     """
     from ..recipe import recipe_with, write_recipe
     from ..training.data import dataset_name, read_class_file
-    from ..training.evaluate.pages import measure_model
-    from ..training.train.loop import RunOptions, validation_iou
-    from ..training.train.loop import train as train_network
-    from ..training.train.model_folder import export_weights, record_for, write_new_record
-    from ..training.train.optimization import check_class_weights
-    from ..training.train.state import leads
+    from ..training.pages import measure_model
+    from ..training.loop import RunOptions, validation_iou
+    from ..training.loop import train as train_network
+    from ..training.model_folder import export_weights, record_for, write_new_record
+    from ..training.optimization import check_class_weights
+    from ..training.state import leads
 
     with errors_in_one_line():
         listed = read_class_file(classes) if classes else None

@@ -16,7 +16,7 @@ from segserve.runtime.decode.image import decode_image
 from segserve.runtime.inference.loading import load_segmenter
 from segserve.runtime.settings import Settings
 from segserve.training.data import IGNORED
-from segserve.training.evaluate.report import EvaluationReport
+from segserve.training.report import EvaluationReport
 from tests.conftest import EMBEDDED
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")

@@ -13,12 +13,12 @@ from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import Calibration, read_record, write_record
 from segserve.training.data import IGNORED, VocFolder
-from segserve.training.evaluate.calibration import (
+from segserve.training.calibration import (
     calibrate_model,
     expected_calibration_error,
     fit_temperature,
 )
-from segserve.training.train.model_folder import export_weights
+from segserve.training.model_folder import export_weights
 
 from .evaluated import write_noisy
 from .tiny import write_tiny_model

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from segserve.cli import app
 from segserve.runtime.record import read_record
-from segserve.training.evaluate.report import EvaluationReport, as_accuracy
+from segserve.training.report import EvaluationReport, as_accuracy
 
 from .tiny import write_tiny_model
 from .voc import write_pair, write_squares

@@ -13,13 +13,13 @@ from segserve.runtime.errors import ModelError
 from segserve.runtime.record import read_record
 from segserve.schema.request import Options
 from segserve.training.data import IGNORED, VocFolder
-from segserve.training.evaluate.predictors import (
+from segserve.training.predictors import (
     at_output_stride,
     offline_model,
     predictor_of,
     segmented,
 )
-from segserve.training.evaluate.report import measure
+from segserve.training.report import measure
 
 from .evaluated import (
     SIDE_PX,

@@ -19,7 +19,7 @@ from segserve.runtime.network.backbone import build_backbone
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import Accuracy, read_document, read_record, write_record
 from segserve.training.data import IGNORED, VocFolder, check_split
-from segserve.training.train.loop import (
+from segserve.training.loop import (
     LOG_FILE,
     RunLog,
     RunOptions,
@@ -28,9 +28,9 @@ from segserve.training.train.loop import (
     TrainingCrops,
     train,
 )
-from segserve.training.train.model_folder import export_weights, load_backbone
-from segserve.training.train.optimization import build_optimizer, build_schedule
-from segserve.training.train.state import CHECKPOINT_FILE, RunCheckpoint
+from segserve.training.model_folder import export_weights, load_backbone
+from segserve.training.optimization import build_optimizer, build_schedule
+from segserve.training.state import CHECKPOINT_FILE, RunCheckpoint
 
 from .tiny import tiny_network, tiny_record, write_tiny_model
 from .voc import write_squares
@@ -350,7 +350,7 @@ def test_checkpoint_of_an_empty_folder_is_none(tmp_path):
 FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from segserve.training.train.state import RunCheckpoint
+from segserve.training.state import RunCheckpoint
 folder = Path(sys.argv[1])
 RunCheckpoint(1, {}, {"network": {"weight": torch.ones(1000)}}).save(folder)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

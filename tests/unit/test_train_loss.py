@@ -6,7 +6,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from segserve.recipe import Recipe
 from segserve.runtime.errors import ModelError
-from segserve.training.train.optimization import SegmentationLoss, averaged
+from segserve.training.optimization import SegmentationLoss, averaged
 
 LABELS = ("background", "cat", "dog")
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from ...runtime.encode.mask import LabelMap
-from ...runtime.record import CoveredMean
-from ..data import IGNORED
+from ..runtime.encode.mask import LabelMap
+from ..runtime.record import CoveredMean
+from .data import IGNORED
 
 DILATION_RATIO = 0.02
 _OUTSIDE = 255  # no class has this id

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from deeplabv3 import CoreNetHead
 
-from ...runtime.errors import ModelError
-from ...runtime.inference.segmenter import Segmenter
-from ...runtime.network.weights import SegmentationNetwork, build_network
-from ...runtime.record import read_record, sha256_of
-from ...runtime.settings import Settings
-from ..data import LabelledImages
+from ..runtime.errors import ModelError
+from ..runtime.inference.segmenter import Segmenter
+from ..runtime.network.weights import SegmentationNetwork, build_network
+from ..runtime.record import read_record, sha256_of
+from ..runtime.settings import Settings
+from .data import LabelledImages
 from .model_folder import export_weights
 
 REFERENCE_SHA256 = "350af47fd346ea6d74b58833a351f583ba860e9806ec5bd292ff8d8f1f249398"

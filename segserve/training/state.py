@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...fetch import model_named
-from ...recipe import Recipe
-from ...runtime.errors import ModelError
-from ...runtime.files import whole_file
-from ...runtime.network.weights import SegmentationNetwork, build_network, load_network
-from ...runtime.record import ModelRecord
+from ..fetch import model_named
+from ..recipe import Recipe
+from ..runtime.errors import ModelError
+from ..runtime.files import whole_file
+from ..runtime.network.weights import SegmentationNetwork, build_network, load_network
+from ..runtime.record import ModelRecord
 from .depthwise import use_fast_depthwise
 from .model_folder import load_backbone, load_start
 from .optimization import SegmentationLoss, averaged, blended, build_optimizer, build_schedule

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from ...runtime.files import write_whole
-from ...runtime.record import Accuracy, Calibration, CoveredMean, Strict, Unit
-from ..data import IGNORED, LabelledImages
+from ..runtime.files import write_whole
+from ..runtime.record import Accuracy, Calibration, CoveredMean, Strict, Unit
+from .data import IGNORED, LabelledImages
 from .metrics import PixelCounts, by_label, count_pixels
 from .predictors import Predictor, segmented
 

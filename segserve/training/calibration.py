@@ -14,12 +14,12 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from ...runtime.inference.labels import LabelRule
-from ...runtime.inference.segmenter import Segmenter
-from ...runtime.network.weights import load_network
-from ...runtime.record import Calibration, read_record, write_record
-from ...runtime.telemetry import Timings
-from ..data import IGNORED, LabelledImages
+from ..runtime.inference.labels import LabelRule
+from ..runtime.inference.segmenter import Segmenter
+from ..runtime.network.weights import load_network
+from ..runtime.record import Calibration, read_record, write_record
+from ..runtime.telemetry import Timings
+from .data import IGNORED, LabelledImages
 
 _PIXELS_PER_IMAGE = 2000
 _TEMPERATURES = (0.1, 10.0)

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
 
-from ...recipe import RECIPE_FILE
-from ...runtime.encode.mask import LabelMap, encode_jpeg
-from ...runtime.encode.overlay import bright, draw_overlay
-from ...runtime.files import write_whole
-from ...runtime.network.weights import build_network
-from ...runtime.record import RECORD_FILE, Accuracy, ModelRecord, read_record, write_record
-from ...runtime.settings import CONFIG_FILE
-from ..data import IGNORED, LabelledImages
+from ..recipe import RECIPE_FILE
+from ..runtime.encode.mask import LabelMap, encode_jpeg
+from ..runtime.encode.overlay import bright, draw_overlay
+from ..runtime.files import write_whole
+from ..runtime.network.weights import build_network
+from ..runtime.record import RECORD_FILE, Accuracy, ModelRecord, read_record, write_record
+from ..runtime.settings import CONFIG_FILE
+from .data import IGNORED, LabelledImages
 from .metrics import by_label, count_pixels
 from .predictors import Predictor, SegmentedImage, offline_model, segmented
 from .report import EvaluationReport, as_accuracy, measure

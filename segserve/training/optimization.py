@@ -13,10 +13,10 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from ...recipe import Recipe
-from ...runtime.errors import ModelError
-from ...runtime.network.weights import SegmentationNetwork
-from ..data import IGNORED
+from ..recipe import Recipe
+from ..runtime.errors import ModelError
+from ..runtime.network.weights import SegmentationNetwork
+from .data import IGNORED
 
 _MOMENTUM, _WEIGHT_DECAY, _POLY_POWER = 0.9, 1e-4, 0.9
 

@@ -11,16 +11,16 @@ import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from ...importing.checkpoint import load_checkpoint
-from ...runtime.architecture import Architecture
-from ...runtime.errors import ModelError
-from ...runtime.network.weights import (
+from ..importing.checkpoint import load_checkpoint
+from ..runtime.architecture import Architecture
+from ..runtime.errors import ModelError
+from ..runtime.network.weights import (
     SegmentationNetwork,
     build_network,
     load_network,
     write_weights,
 )
-from ...runtime.record import (
+from ..runtime.record import (
     RECORD_FILE,
     ClassInfo,
     InputRule,

@@ -17,15 +17,15 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ...recipe import Recipe
-from ...runtime.errors import ModelError
-from ...runtime.inference.segmenter import Segmenter
-from ...runtime.network.weights import SegmentationNetwork
-from ...runtime.record import InputRule, ModelRecord, read_record
-from ...runtime.settings import Settings
-from ..data import IGNORED, CheckedSplit, LabelledImages
-from ..evaluate.predictors import predictor_of
-from ..evaluate.report import measure
+from ..recipe import Recipe
+from ..runtime.errors import ModelError
+from ..runtime.inference.segmenter import Segmenter
+from ..runtime.network.weights import SegmentationNetwork
+from ..runtime.record import InputRule, ModelRecord, read_record
+from ..runtime.settings import Settings
+from .data import IGNORED, CheckedSplit, LabelledImages
+from .predictors import predictor_of
+from .report import measure
 from .state import TrainingState, World, joined, leads
 
 LOG_FILE = "log.csv"

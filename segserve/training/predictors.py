@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...client import ClientError, Segmentation, SegmentationClient, UnreachableError
-from ...runtime.architecture import Architecture
-from ...runtime.encode.mask import LabelMap
-from ...runtime.errors import ModelError, SegserveError
-from ...runtime.inference.base import AnySegmenter
-from ...runtime.inference.loading import load_segmenter
-from ...runtime.inference.segmenter import Segmenter
-from ...runtime.network.weights import load_network
-from ...runtime.record import ModelRecord, read_record
-from ...runtime.settings import Settings
-from ...schema.request import Options
-from ..data import LabelledImages
+from ..client import ClientError, Segmentation, SegmentationClient, UnreachableError
+from ..runtime.architecture import Architecture
+from ..runtime.encode.mask import LabelMap
+from ..runtime.errors import ModelError, SegserveError
+from ..runtime.inference.base import AnySegmenter
+from ..runtime.inference.loading import load_segmenter
+from ..runtime.inference.segmenter import Segmenter
+from ..runtime.network.weights import load_network
+from ..runtime.record import ModelRecord, read_record
+from ..runtime.settings import Settings
+from ..schema.request import Options
+from .data import LabelledImages
 
 _MAX_IMAGES_AT_ONCE = 8  # more need memory and wait for the interpreter's lock
 _MAX_REQUESTS_AT_ONCE = 4  # the server computes one while it decodes, encodes and sends others

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.errors import ModelError
-from ...runtime.files import write_whole
-from ..data import IGNORED, LabelledImages
+from ..runtime.errors import ModelError
+from ..runtime.files import write_whole
+from .data import IGNORED, LabelledImages
 from .metrics import Counts, divided
 from .pages import data_uri, draw_labels, page_templates, reduced
 from .predictors import Predictor, SegmentedImage
