@@ -148,8 +148,8 @@ def calibrate(
     skip_broken: models.SkipOption = False,
 ) -> None:
     """Calibrate a model: fit the temperature that makes its confidence match its accuracy."""
-    from ..training.data import dataset_name
     from ..training.calibration import calibrate_model
+    from ..training.data import dataset_name
 
     with errors_in_one_line():
         folder = model_folder(model)

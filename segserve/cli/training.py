@@ -219,11 +219,11 @@ def train(
     """
     from ..recipe import recipe_with, write_recipe
     from ..training.data import dataset_name, read_class_file
-    from ..training.pages import measure_model
     from ..training.loop import RunOptions, validation_iou
     from ..training.loop import train as train_network
     from ..training.model_folder import export_weights, record_for, write_new_record
     from ..training.optimization import check_class_weights
+    from ..training.pages import measure_model
     from ..training.state import leads
 
     with errors_in_one_line():

@@ -12,12 +12,12 @@ from segserve.runtime.inference.labels import LabelRule, choose_labels
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network.weights import load_network
 from segserve.runtime.record import Calibration, read_record, write_record
-from segserve.training.data import IGNORED, VocFolder
 from segserve.training.calibration import (
     calibrate_model,
     expected_calibration_error,
     fit_temperature,
 )
+from segserve.training.data import IGNORED, VocFolder
 from segserve.training.model_folder import export_weights
 
 from .evaluated import write_noisy

@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 from segserve.cli import app
 from segserve.runtime.errors import ModelError
 from segserve.schema.request import Options
-from segserve.training.data import VocFolder
 from segserve.training.compare import compare
+from segserve.training.data import VocFolder
 from segserve.training.predictors import Predictor
 
 from .images import noise

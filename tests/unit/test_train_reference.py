@@ -267,9 +267,7 @@ def model(tmp_path):
 
 
 def test_import_writes_weights_that_can_be_loaded(model, convolutions, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "segserve.training.reference.read_reference", lambda _file: convolutions
-    )
+    monkeypatch.setattr("segserve.training.reference.read_reference", lambda _file: convolutions)
     result = CliRunner().invoke(
         app, ["import", "any.tflite", "-o", str(model), "--data", str(tmp_path / "data")]
     )
