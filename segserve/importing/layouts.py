@@ -7,6 +7,7 @@ defaults unless a `config.json` or the user names them.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from ..runtime.architecture import Architecture
 from ..runtime.errors import ModelError
 from ..runtime.network.weights import build_network
 from ..runtime.record import InputRule, validated
-from .checkpoint import LoadedCheckpoint, State
+
+State = dict[str, Tensor]
 
 _RATES = (12, 24, 36)  # of torchvision and of segmentation_models_pytorch
 
@@ -28,6 +30,23 @@ _RESNETS: Mapping[tuple[tuple[int, ...], bool], str] = {
     ((3, 4, 23, 3), True): "resnet101",
     ((3, 8, 36, 3), True): "resnet152",
 }
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """The tensors of a checkpoint, and what its folder says about them.
+
+    Attributes:
+        config: the folder's `config.json`; empty for a plain file.
+        preprocessing: the folder's `preprocessor_config.json`; empty if there is none.
+        notes: what was removed to find the tensors, one line each.
+    """
+
+    path: Path
+    state: State
+    config: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -71,39 +90,13 @@ def recognise(checkpoint: LoadedCheckpoint, given: Mapping[str, object]) -> Reco
                 if name.startswith(prefix)
             }
             return read(checkpoint, state, given)
-    raise ModelError(f"{checkpoint.path.name}: {_named(checkpoint)}")
-
-
-def _named(checkpoint: LoadedCheckpoint) -> str:
-    """What the checkpoint holds instead of a served architecture."""
     named = checkpoint.config.get("architectures") or [checkpoint.config.get("_model_class")]
-    if named[0]:
-        return f"{named[0]} is not served; {_SERVED}"
-    names = list(checkpoint.state)
-    for pattern, what in _NOT_SERVED.items():
-        if any(re.search(pattern, name) for name in names):
-            depth = 101 if any(".layer3.22." in name for name in names) else 50
-            return f"{what.format(depth=depth)}; {_SERVED}"
-    return (
-        f"its {len(names)} tensors ({', '.join(names[:3])}, ...) are of no known DeepLab; {_SERVED}"
+    what = named[0] or f"a checkpoint with tensors such as {next(iter(checkpoint.state))}"
+    raise ModelError(
+        f"{checkpoint.path.name}: {what} is not served; served are DeepLabV3 of torchvision, "
+        "DeepLabV3 and DeepLabV3Plus of segmentation_models_pytorch, and "
+        "MobileNetV2ForSemanticSegmentation of Hugging Face"
     )
-
-
-_SERVED = (
-    "served are DeepLabV3 of torchvision, DeepLabV3 and DeepLabV3Plus of "
-    "segmentation_models_pytorch, and MobileNetV2ForSemanticSegmentation of Hugging Face"
-)
-_NOT_SERVED = {
-    r"^(.*\.)?seg_head\.aspp": "CoreNet: its encoders are not served",
-    r"^(.*\.)?decode_head\.": "MMSegmentation: its models are not served",
-    r"^(.*\.)?classifier\.cbr\.": "LR-ASPP of torchvision: not a DeepLab",
-    r"^(.*\.)?classifier\.4\.weight$": "FCN with ResNet-{depth}: not a DeepLab",
-    r"^(.*\.)?decoder\.blocks\.": "Unet of segmentation_models_pytorch: not a DeepLab",
-    r"^(.*\.)?decoder\.psp\.": "PSPNet of segmentation_models_pytorch: not a DeepLab",
-    r"^(.*\.)?decoder\.p5\.": "FPN of segmentation_models_pytorch: not a DeepLab",
-    r"^(.*\.)?segformer\.": "SegFormer: not a DeepLab",
-    r"^(.*\.)?fc\.weight$": "an image classifier: not a DeepLab",
-}
 
 
 # torchvision

@@ -11,7 +11,7 @@ import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from ..importing.checkpoint import load_checkpoint
+from ..importing.model import load_checkpoint
 from ..runtime.architecture import Architecture
 from ..runtime.errors import ModelError
 from ..runtime.network.weights import (
