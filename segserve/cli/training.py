@@ -64,7 +64,7 @@ def check_data(
     images and pixels of each class.
     """
     with errors_in_one_line():
-        from ..training.data.check import contact_sheet
+        from ..training.data.files import contact_sheet
         from ..training.data.opening import split_names
 
         listed, categories = _listed_classes(data, classes, model)

@@ -4,9 +4,8 @@ with PNGs of segment ids.
 Source: https://cocodataset.org/#format-data
 """
 
-from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
@@ -31,8 +30,8 @@ from .files import (
     LabelledImages,
     ReadOptions,
     read_bytes,
-    read_rgb_png,
 )
+from .label_images import read_rgb_png
 from .masks import Runs, area_px, read_mask, unrolled
 
 _PNG_NAME = r"^[^/\\]+\.png$"
@@ -72,10 +71,6 @@ class CategoryEntry(Entry):
 class AnnotationEntry(Entry):
     image_id: Id
 
-    @property
-    @abstractmethod
-    def category_ids(self) -> Sequence[int]: ...
-
 
 class CocoDocument(Entry):
     images: tuple[ImageEntry, ...]
@@ -87,7 +82,7 @@ CocoKind = TypeVar("CocoKind", bound=CocoDocument)
 
 
 def _read_coco(path: Path, kind: type[CocoKind], content: bytes | None = None) -> CocoKind:
-    """Reads and validates a COCO JSON file, or its `content` made from another file.
+    """Reads and validates a COCO JSON file, or `content` that was made from other files.
 
     Raises:
         DataError: the file is missing, is not JSON, lacks a key or lists no image. The error lists
@@ -113,6 +108,7 @@ class CocoImages(LabelledImages):
         path: the JSON file.
         images: the folder that the file names are relative to.
         categories: category name -> class id, 255 for categories to ignore.
+        used: the ids of the categories that occur.
     """
 
     def __init__(
@@ -121,9 +117,8 @@ class CocoImages(LabelledImages):
         images: Path,
         document: CocoDocument,
         categories: Mapping[str, int],
-        options: ReadOptions,
+        used: Set[int],
     ) -> None:
-        self._options = options
         self.source = path
         self.names = [image.file_name for image in document.images]
         self._folder = images
@@ -132,9 +127,9 @@ class CocoImages(LabelledImages):
         self._class_ids = {
             key: categories[name] for key, name in names.items() if name in categories
         }
-        used = {key for annotation in document.annotations for key in annotation.category_ids}
         without_class = sorted(
-            names.get(key, f"number {key}, which has no name") for key in used - {*self._class_ids}
+            names.get(key, f"number {key}, which has no name")
+            for key in used - self._class_ids.keys()
         )
         self._category_problems: list[str] = []
         if without_class:
@@ -180,10 +175,6 @@ class InstanceEntry(AnnotationEntry):
     segmentation: Any = None
     iscrowd: bool | None = False
 
-    @property
-    def category_ids(self) -> Sequence[int]:
-        return (self.category_id,)
-
 
 class InstancesDocument(CocoDocument):
     annotations: tuple[InstanceEntry, ...]
@@ -205,7 +196,7 @@ class CocoInstances(CocoImages):
     of equal size, the later one wins. Crowd regions are labelled 255 where there is no object.
 
     Args: as of `CocoImages`.
-        content: a COCO document that was made from the file, which is of another tool.
+        content: a COCO document that was made from the files of another tool in a folder.
 
     Raises:
         DataError: the JSON file is missing, or does not hold instances.
@@ -220,7 +211,9 @@ class CocoInstances(CocoImages):
         content: bytes | None = None,
     ) -> None:
         document = _read_coco(path, InstancesDocument, content)
-        super().__init__(path, images, document, categories, options)
+        used = {annotation.category_id for annotation in document.annotations}
+        super().__init__(path, images, document, categories, used)
+        self._options = options
         self._entries = _packed(document)
         self._left_out: set[Id] = set()
 
@@ -236,12 +229,6 @@ class CocoInstances(CocoImages):
         for region in regions:
             columns[unrolled(region.runs)] = region.label
         return np.ascontiguousarray(columns.reshape(image.width, image.height).T)
-
-    def hint(self) -> str:
-        has_crowds = any(b'"iscrowd":true' in entries for entries in self._entries.values())
-        if self._options.crowds_as_objects or not has_crowds:
-            return ""
-        return "; annotations with iscrowd are ignored: --crowds objects reads them as objects"
 
     def notes(self) -> Sequence[str]:
         count = len(self._left_out)
@@ -288,10 +275,6 @@ class PanopticEntry(AnnotationEntry):
     file_name: Annotated[str, StringConstraints(pattern=_PNG_NAME)]
     segments_info: tuple[SegmentEntry, ...]
 
-    @property
-    def category_ids(self) -> Sequence[int]:
-        return tuple(segment.category_id for segment in self.segments_info)
-
 
 class PanopticDocument(CocoDocument):
     annotations: tuple[PanopticEntry, ...]
@@ -308,15 +291,14 @@ class CocoPanoptic(CocoImages):
         DataError: the JSON file is missing, or does not hold panoptic annotations.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        images: Path,
-        categories: Mapping[str, int],
-        options: ReadOptions = AS_USUAL,
-    ) -> None:
+    def __init__(self, path: Path, images: Path, categories: Mapping[str, int]) -> None:
         document = _read_coco(path, PanopticDocument)
-        super().__init__(path, images, document, categories, options)
+        used = {
+            segment.category_id
+            for annotation in document.annotations
+            for segment in annotation.segments_info
+        }
+        super().__init__(path, images, document, categories, used)
         self._entries = {entry.image_id: entry for entry in document.annotations}
 
     def paths(self, name: str) -> tuple[Path, Path]:

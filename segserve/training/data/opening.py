@@ -8,11 +8,18 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ...runtime.errors import ModelError
 from ...runtime.record import ClassInfo, Strict, read_document, voc_color
-from .annotations import read_annotations, read_labelme_folder
 from .coco import CocoInstances, CocoPanoptic
 from .files import AS_USUAL, IGNORED, DataError, LabelledImages, ReadOptions
-from .label_images import ROBOFLOW_CLASSES, LabelCoding, cityscapes, read_labelmap, roboflow_masks
-from .voc import LABELMAP, VocFolder, voc_splits
+from .folders import (
+    LABELMAP,
+    ROBOFLOW_CLASSES,
+    VocFolder,
+    cityscapes,
+    read_labelme_folder,
+    roboflow_masks,
+    voc_splits,
+)
+from .label_images import LabelCoding, read_labelmap
 
 _PANOPTIC, _ANNOTATIONS = "panoptic", "annotations"
 _ROBOFLOW_JSON = "_annotations.coco.json"
@@ -61,8 +68,8 @@ def open_data(
         return _folder(data, split, classes, categories, options)
     folder = images or (named.parent if named else _images(data, split))
     if path.name.startswith(_PANOPTIC):
-        return CocoPanoptic(path, folder, categories, options)
-    return CocoInstances(path, folder, categories, options, read_annotations(path))
+        return CocoPanoptic(path, folder, categories)
+    return CocoInstances(path, folder, categories, options)
 
 
 def split_names(data: Path) -> list[str]:
@@ -129,7 +136,7 @@ def _named_file(data: Path, split: str | None) -> Path | None:
     Raises:
         DataError: `data` is the file of one split, and `split` is the name of another.
     """
-    if split and split.endswith((".json", ".xml")):
+    if split and split.endswith(".json"):
         return Path(split)
     if not data.is_file():
         return None

@@ -1,0 +1,275 @@
+"""Data sets as folders of files: PASCAL VOC layout, Cityscapes, Roboflow's semantic segmentation
+masks, and labelme.
+"""
+
+import csv
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...runtime.encode.mask import LabelMap
+from .files import IGNORED, DataError, LabelledImages, read_bytes
+from .label_images import CLASS_IDS, LabelCoding, read_label_image
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".gif", ".avif", ".mpo"),
+)
+"""Of images, in upper or lower case; of several images with one name, the first is taken."""
+
+_LABEL_ENDINGS = (".png", "_mask.png", ".PNG", "_mask.PNG")
+LABELMAP = "labelmap.txt"
+"""CVAT's list of colours; no split."""
+
+_DEV_NAMES = ("dev", "val", "valid")
+_DEV_SHARE = 10  # every tenth image
+
+
+class _VocLayout(NamedTuple):
+    images: str
+    labels: str
+    lists: str
+
+
+_LAYOUTS = (
+    _VocLayout("images", "labels", "."),
+    _VocLayout("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
+)
+
+
+class VocFolder(LabelledImages):
+    """One split of a folder in PASCAL VOC layout.
+
+    Args:
+        folder: the data set.
+        split: the name of a list in the folder, or the path of a .txt list.
+
+    Raises:
+        DataError: the folder has another layout, or the list is missing or empty.
+    """
+
+    def __init__(self, folder: Path, split: str, coding: LabelCoding = CLASS_IDS) -> None:
+        self.folder = folder
+        self._layout = _layout_of(folder)
+        self._coding = coding
+        self._images = _images_by_name(folder / self._layout.images)
+        self.source = (
+            Path(split) if split.endswith(".txt") else folder / self._layout.lists / f"{split}.txt"
+        )
+        self._notes: tuple[str, ...] = ()
+        if self.source.is_file() or _has_lists(self.source.parent):
+            self.names = [self._known_name(name) for name in _read_names(self.source)]
+        else:
+            self.names = self._seeded_split(split)
+
+    def notes(self) -> Sequence[str]:
+        return self._notes
+
+    def paths(self, name: str) -> tuple[Path, Path]:
+        image = self._images.get(name, self.folder / self._layout.images / f"{name}.jpg")
+        labels = self.folder / self._layout.labels
+        candidates = (labels / f"{name}{ending}" for ending in _LABEL_ENDINGS)
+        return image, next((p for p in candidates if p.is_file()), labels / f"{name}.png")
+
+    def labels(self, name: str) -> LabelMap:
+        return read_label_image(self.paths(name)[1], self._coding)
+
+    def _known_name(self, listed: str) -> str:
+        """The name of an image that a list gives with or without its suffix."""
+        path = Path(listed)
+        has_suffix = listed not in self._images and path.suffix.lower() in SUFFIXES
+        return path.name.removesuffix(path.suffix) if has_suffix else listed
+
+    def _seeded_split(self, split: str) -> list[str]:
+        names = sorted(self._images)
+        random.Random(0).shuffle(names)  # noqa: S311 - no secret
+        dev = names[: max(1, len(names) // _DEV_SHARE)]
+        chosen = dev if split in _DEV_NAMES else names[len(dev) :] if split == "train" else None
+        if not chosen:
+            raise DataError(
+                f"{self.source}: there is no such split list, and none that could be made: without "
+                f"lists, there are train and {', '.join(_DEV_NAMES)}"
+            )
+        self._notes = (
+            f"{self.folder}: has no split lists; {split} are {len(chosen)} of {len(names)} images, "
+            "chosen by a fixed seed",
+        )
+        return sorted(chosen)
+
+
+def _has_lists(folder: Path) -> bool:
+    return any(path.name != LABELMAP for path in folder.glob("*.txt"))
+
+
+def voc_splits(folder: Path) -> list[str]:
+    """The names of the lists in a folder in PASCAL VOC layout; train and dev without lists."""
+    lists = folder / _layout_of(folder).lists
+    if not _has_lists(lists):
+        return ["train", "dev"]
+    return [path.stem for path in lists.glob("*.txt") if path.name != LABELMAP]
+
+
+def _images_by_name(folder: Path) -> dict[str, Path]:
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    paths.sort(key=lambda path: -SUFFIXES.index(path.suffix.lower()))
+    return {path.stem: path for path in paths}
+
+
+def _layout_of(folder: Path) -> _VocLayout:
+    for layout in _LAYOUTS:
+        if (folder / layout.images).is_dir():
+            return layout
+    expected = " or ".join(f"{layout.images}/ and {layout.labels}/" for layout in _LAYOUTS)
+    raise DataError(f"{folder}: is no data set in PASCAL VOC layout: expected {expected} in it")
+
+
+def _read_names(path: Path) -> list[str]:
+    if not path.is_file():
+        lists = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
+        raise DataError(f"{path}: there is no such split list; lists in that folder: {lists}")
+    try:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8 text ({error.reason}, byte {error.start})") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise DataError(
+            f"{path}: the split is empty; write one image name per line, without the suffix"
+        )
+    return names
+
+
+# Cityscapes and Roboflow
+
+_CITYSCAPES = """
+    unlabeled, ego vehicle, rectification border, out of roi, static, dynamic, ground, road,
+    sidewalk, parking, rail track, building, wall, fence, guard rail, bridge, tunnel, pole,
+    polegroup, traffic light, traffic sign, vegetation, terrain, sky, person, rider, car, truck,
+    bus, caravan, trailer, train, motorcycle, bicycle
+"""
+CITYSCAPES_NAMES = tuple(name.strip() for name in _CITYSCAPES.split(","))
+"""The names of Cityscapes' label ids, from 0 on."""
+
+_NOT_EVALUATED = {*range(7), 9, 10, 14, 15, 16, 18, 29, 30}
+_IMAGE, _LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
+
+ROBOFLOW_CLASSES = "_classes.csv"
+_MASK = "_mask.png"
+
+
+class PairedFiles(LabelledImages):
+    """A split as pairs of an image and a label image.
+
+    Args:
+        source: the folder of the split.
+        pairs: name -> image and label image.
+    """
+
+    def __init__(
+        self, source: Path, pairs: Mapping[str, tuple[Path, Path]], coding: LabelCoding
+    ) -> None:
+        if not pairs:
+            raise DataError(f"{source}: the split is empty")
+        self.source = source
+        self.names = list(pairs)
+        self._pairs = pairs
+        self._coding = coding
+
+    def paths(self, name: str) -> tuple[Path, Path]:
+        return self._pairs[name]
+
+    def labels(self, name: str) -> LabelMap:
+        return read_label_image(self._pairs[name][1], self._coding)
+
+
+def cityscapes(data: Path, split: str, categories: Mapping[str, int]) -> PairedFiles:
+    """The split of a folder with `leftImg8bit` and `gtFine`. Label ids are mapped by their names;
+    those that Cityscapes does not evaluate are ignored unless a class names them.
+    """
+    folder = data / "leftImg8bit" / split
+    pairs = {}
+    for image in sorted(folder.glob(f"*/*{_IMAGE}")):
+        name = image.name.removesuffix(_IMAGE)
+        pairs[name] = image, data / "gtFine" / split / image.parent.name / f"{name}{_LABELS}"
+    ids = dict.fromkeys(_NOT_EVALUATED, IGNORED)
+    for label_id, name in enumerate(CITYSCAPES_NAMES):
+        class_id = categories.get(name, categories.get(str(label_id)))
+        if class_id is not None:
+            ids[label_id] = class_id
+    return PairedFiles(folder, pairs, LabelCoding(ids=ids, names=dict(enumerate(CITYSCAPES_NAMES))))
+
+
+def roboflow_masks(folder: Path, categories: Mapping[str, int]) -> PairedFiles:
+    """A split of images, `NAME_mask.png` and `_classes.csv`, in one folder."""
+    masks = {path.name.removesuffix(_MASK): path for path in sorted(folder.glob(f"*{_MASK}"))}
+    pairs = {
+        path.stem: (path, masks[path.stem])
+        for path in sorted(folder.iterdir())
+        if path.stem in masks
+    }
+    names = _roboflow_names(folder / ROBOFLOW_CLASSES)
+    ids = {value: categories[name] for value, name in names.items() if name in categories}
+    return PairedFiles(folder, pairs, LabelCoding(ids=ids, names=names))
+
+
+def _roboflow_names(path: Path) -> dict[int, str]:
+    """Pixel value -> class name, of the columns `Pixel Value` and `Class`."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(file)][1:]
+    try:
+        return {int(value): name for value, name, *_ in filter(None, rows)}
+    except ValueError as error:
+        raise DataError(f"{path}: expected the columns Pixel Value and Class") from error
+
+
+# labelme
+
+
+def read_labelme_folder(folder: Path) -> bytes | None:
+    """The annotations of labelme's JSON files in a folder as a COCO document; None without any.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    category_ids: dict[str, int] = {}
+    for file in sorted(folder.glob("*.json")):
+        content = read_bytes(file)
+        if b'"imagePath"' not in content:
+            continue
+        try:
+            labelled = json.loads(content)
+            name = PureWindowsPath(str(labelled["imagePath"])).name
+            size = {"width": labelled["imageWidth"], "height": labelled["imageHeight"]}
+            images.append({"id": name, "file_name": name, **size})
+            for shape in labelled["shapes"]:
+                if outline := _outline(shape):
+                    category_id = category_ids.setdefault(str(shape["label"]), len(category_ids))
+                    polygons = {"category_id": category_id, "segmentation": [outline]}
+                    annotations.append({"id": len(annotations), "image_id": name, **polygons})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{file}: cannot be read: {error}") from error
+    categories = [{"id": number, "name": label} for label, number in category_ids.items()]
+    document = {"images": images, "categories": categories, "annotations": annotations}
+    return json.dumps(document).encode() if images else None
+
+
+def _outline(shape: Mapping[str, Any]) -> list[float] | None:
+    """The polygon of a shape: x0, y0, x1, y1, ...; None for points and lines."""
+    points = np.array(shape["points"], np.float64)
+    kind = shape.get("shape_type", "polygon")
+    if kind == "rectangle":
+        (left, top), (right, bottom) = points
+        return [left, top, right, top, right, bottom, left, bottom]
+    if kind == "circle":
+        angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+        radius = float(np.hypot(*(points[1] - points[0])))
+        points = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    elif kind != "polygon":
+        return None
+    return [float(value) for value in points.ravel()]
