@@ -51,7 +51,6 @@ OWN = {
         "--backbone-weights": ["{tmp}/weights.pth", "torchvision", "no"],
         "--start": ["model", "{model}", "no"],
         "--crop-px": ["32", "1"],
-        "--class-weights": ["cat: 2", "horse: 1", "["],
         "--aspp-rates": ["1,2", "x", "0"],
     },
     "calibrate": {},

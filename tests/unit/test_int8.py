@@ -24,8 +24,8 @@ from segserve.runtime.network.ranges import RANGES_FILE, read_ranges
 from segserve.runtime.network.weights import build_network
 from segserve.runtime.record import read_record
 from segserve.runtime.settings import Settings
+from segserve.training.calibration import measure_ranges, quantize_model
 from segserve.training.model_folder import export_weights
-from segserve.training.quantize import measure_ranges, quantize_model
 from tests.conftest import EMBEDDED
 from tests.unit.networks import ARCHITECTURES, randomised
 from tests.unit.tiny import tiny_record, write_tiny_model

@@ -29,8 +29,13 @@ from segserve.training.loop import (
     train,
 )
 from segserve.training.model_folder import export_weights, load_backbone
-from segserve.training.optimization import build_optimizer, build_schedule
-from segserve.training.state import CHECKPOINT_FILE, RunCheckpoint
+from segserve.training.state import (
+    CHECKPOINT_FILE,
+    build_optimizer,
+    build_schedule,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 from .tiny import tiny_network, tiny_record, write_tiny_model
 from .voc import write_squares
@@ -172,7 +177,7 @@ class InterruptedTrainingError(Exception):
     pass
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("killed_after", [1, 3, 5, 7], ids=str)
 def test_train_interrupted_and_resumed_ends_with_the_same_weights(
     model, squares, tmp_path, killed_after, precision
@@ -215,7 +220,7 @@ def test_train_other_recipe_in_the_same_run_raises(model, squares, tmp_path):
     train(model, RECIPE.model_copy(update={"steps": 1}), squares, tmp_path, ignore)
     with pytest.raises(
         ModelError,
-        match="holds a run of another recipe; remove it, or give another folder with --run",
+        match="holds a run of another recipe or architecture; remove it",
     ):
         train(model, RECIPE.model_copy(update={"steps": 2}), squares, tmp_path, ignore)
 
@@ -334,27 +339,25 @@ def test_build_schedule_follows_warm_up_and_poly_from_any_step(finished):
 
 
 def test_checkpoint_comes_back_as_it_was_saved(tmp_path):
-    saved = RunCheckpoint(
-        3, {"recipe": RECIPE.model_dump()}, {"network": {"weight": torch.arange(4.0)}}
-    )
-    saved.save(tmp_path / "new folder")
-    loaded = RunCheckpoint.load(tmp_path / "new folder")
-    assert (loaded.step, loaded.origin) == (3, {"recipe": RECIPE.model_dump()})
-    assert torch.equal(loaded.states["network"]["weight"], torch.arange(4.0))
+    saved = {"step": 3, "states": {"network": {"weight": torch.arange(4.0)}}}
+    write_checkpoint(tmp_path / "new folder", saved)
+    loaded = read_checkpoint(tmp_path / "new folder")
+    assert loaded["step"] == 3
+    assert torch.equal(loaded["states"]["network"]["weight"], torch.arange(4.0))
 
 
 def test_checkpoint_of_an_empty_folder_is_none(tmp_path):
-    assert RunCheckpoint.load(tmp_path) is None
+    assert read_checkpoint(tmp_path) is None
 
 
 FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from segserve.training.state import RunCheckpoint
+from segserve.training.state import write_checkpoint
 folder = Path(sys.argv[1])
-RunCheckpoint(1, {}, {"network": {"weight": torch.ones(1000)}}).save(folder)
+write_checkpoint(folder, {"step": 1, "weight": torch.ones(1000)})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-RunCheckpoint(2, {}, {"network": {"weight": torch.ones(1_000_000)}}).save(folder)
+write_checkpoint(folder, {"step": 2, "weight": torch.ones(1_000_000)})
 """
 
 
@@ -364,9 +367,9 @@ def test_checkpoint_on_a_full_disk_keeps_the_previous_one(tmp_path):
     )
     assert failed.returncode == 1
     assert "File too large" in failed.stderr
-    assert RunCheckpoint.load(tmp_path).step == 1
-    RunCheckpoint(3, {}, {}).save(tmp_path)
-    assert RunCheckpoint.load(tmp_path).step == 3
+    assert read_checkpoint(tmp_path)["step"] == 1
+    write_checkpoint(tmp_path, {"step": 3})
+    assert read_checkpoint(tmp_path)["step"] == 3
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
 
 
@@ -401,7 +404,7 @@ def test_run_log_removes_rows_of_steps_that_are_repeated(tmp_path):
         ("batch_norm_momentum: -1", "batch_norm_momentum: .*greater than or equal to 0"),
         ("lr: 1", "lr: unknown key"),
         ("scales: [0.5]", "scales.1: is missing"),
-        ("precision: fp8", "precision: .*'bf16', 'fp16' or 'fp32'"),
+        ("precision: fp8", "precision: .*'bf16' or 'fp32'"),
     ],
     ids=lambda value: value.split(":")[0],
 )
