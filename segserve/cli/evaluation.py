@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ..training.compare import Comparison
     from ..training.report import EvaluationReport
 
-_DEFAULT_MODEL = "embedded"
 _SERVER = ("http://", "https://")
 _server_option = partial(typer.Option, rich_help_panel="Through a server")
 
@@ -39,17 +38,7 @@ _server_option = partial(typer.Option, rich_help_panel="Through a server")
 @app.command(rich_help_panel=MAKE)
 def evaluate(
     data: models.DataOption,
-    model_argument: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODEL]", help="the same as --model", autocompletion=model_names),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=f"a model folder, or the name of one in model/; by default {_DEFAULT_MODEL}",
-            autocompletion=model_names,
-        ),
-    ] = None,
+    model: ModelArgument = "embedded",
     images: models.ImagesOption = None,
     split: models.DevSplitOption = None,
     ignore_id: models.IgnoreOption = "255",
@@ -57,10 +46,6 @@ def evaluate(
     skip_broken: models.SkipOption = False,
     mode: Annotated[Mode | None, typer.Option(help="as in a request")] = None,
     tta: Annotated[Tta | None, typer.Option(help="as in a request")] = None,
-    output_stride: Annotated[
-        Literal[8, 16, 32] | None,
-        typer.Option(help="the same weights at this stride, with scaled atrous rates"),
-    ] = None,
     precision: Annotated[
         Literal["auto", "bf16", "fp32", "int8"], typer.Option(help="as in model-config.yaml")
     ] = "auto",
@@ -78,7 +63,7 @@ def evaluate(
     ] = False,
     server: Annotated[
         str | None,
-        _server_option(help="address of the server; --model gives class names and colours"),
+        _server_option(help="address of the server; MODEL gives class names and colours"),
     ] = None,
     token: Annotated[
         str | None, _server_option(envvar="SEGSERVE_TOKEN", help="inference token")
@@ -91,23 +76,19 @@ def evaluate(
     running server.
     """
     from ..training.data import dataset_name
+    from ..training.measure import measure, offline_model, served_model
     from ..training.pages import EVALUATE_COMMAND, write_card, write_page
-    from ..training.predictors import offline_model, served_model
-    from ..training.report import as_accuracy, measure, write_report
+    from ..training.report import as_accuracy, write_report
 
     given = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
     with errors_in_one_line():
-        _check_alternatives("MODEL", model_argument, {"--model": model})
-        _check_alternatives("--output-stride", output_stride, {"--server": server})
         chosen = precision if precision != "auto" else None
         _check_alternatives("--precision", chosen, {"--server": server})
-        changes = {"--server": server, "--output-stride": output_stride, "--mode": mode}
-        _check_alternatives("--write", write, {**changes, "--tta": tta, "--precision": chosen})
+        changes = {"--server": server, "--mode": mode, "--tta": tta, "--precision": chosen}
+        _check_alternatives("--write", write, changes)
         _create_parents(path for path in (json, page) if path)
 
-        folder = (model_source if server else model_folder)(
-            model or model_argument or _DEFAULT_MODEL
-        )
+        folder = (model_source if server else model_folder)(model)
         record, options = read_record(folder), Options.model_validate(given)
         labelled = models.open_checked(
             data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
@@ -115,9 +96,7 @@ def evaluate(
         opened = (
             served_model(server, record, labelled, options, name=name, token=token)
             if server
-            else offline_model(
-                folder, options, output_stride=output_stride, settings=Settings(precision=precision)
-            )
+            else offline_model(folder, options, settings=Settings(precision=precision))
         )
         with opened as predictor:
             with image_count(len(labelled.names)) as report_count:
@@ -200,7 +179,7 @@ def compare(
     with errors_in_one_line(), ExitStack() as stack:
         from ..training.compare import compare as compare_models
         from ..training.compare import write_comparison
-        from ..training.predictors import offline_model, served_model
+        from ..training.measure import offline_model, served_model
 
         if first.startswith(_SERVER):
             raise ModelError("the first of the two is a model; give the server second")

@@ -261,7 +261,7 @@ def _compared(
     """The share of equal pixels among the labelled ones, and both accuracies."""
     from ..schema.request import Options
     from ..training.compare import compare
-    from ..training.predictors import Predictor, predictor_of
+    from ..training.measure import Predictor, predictor_of
 
     assert checks.data is not None  # noqa: S101 - the caller has checked it
     other = Predictor(expected.record, lambda _, image: exported.label_map(image), 1, Options())

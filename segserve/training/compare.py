@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from ..runtime.errors import ModelError
 from ..runtime.files import write_whole
 from .data import IGNORED, LabelledImages
-from .metrics import Counts, divided
+from .measure import Predictor, SegmentedImage
 from .pages import data_uri, draw_labels, page_templates, reduced
-from .predictors import Predictor, SegmentedImage
+from .report import Counts, divided
 
 _RESAMPLES, _SEED = 2000, 0
 _INTERVAL = (2.5, 97.5)  # percentiles

@@ -24,8 +24,7 @@ from ..runtime.network.weights import SegmentationNetwork
 from ..runtime.record import InputRule, ModelRecord, read_record
 from ..runtime.settings import Settings
 from .data import IGNORED, CheckedSplit, LabelledImages
-from .predictors import predictor_of
-from .report import measure
+from .measure import measure, predictor_of
 from .state import TrainingState, World, joined, leads
 
 LOG_FILE = "log.csv"

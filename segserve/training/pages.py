@@ -20,9 +20,8 @@ from ..runtime.network.weights import build_network
 from ..runtime.record import RECORD_FILE, Accuracy, ModelRecord, read_record, write_record
 from ..runtime.settings import CONFIG_FILE
 from .data import IGNORED, LabelledImages
-from .metrics import by_label, count_pixels
-from .predictors import Predictor, SegmentedImage, offline_model, segmented
-from .report import EvaluationReport, as_accuracy, measure
+from .measure import Predictor, SegmentedImage, measure, offline_model, segmented
+from .report import EvaluationReport, as_accuracy, by_label, count_pixels
 
 CARD_FILE = "README.md"
 NOTES_FILE = "NOTES.md"

@@ -1,20 +1,208 @@
-"""Measures a model on labelled images at their original size. The result is a JSON document with a
-format version, and the accuracy for a model's record.
+"""Label maps -> pixel counts -> figures -> the report of an evaluation, a JSON document.
+
+Pixel accuracy, mean accuracy, mean IoU and frequency-weighted IoU are those of Long, Shelhamer,
+Darrell: "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 5. Counts are
+summed over the data set before the division, as in PASCAL VOC, so that an image weighs by its
+pixels.
+
+Boundary IoU is that of Cheng, Girshick, Dollar, Berg, Kirillov: "Boundary IoU: Improving
+Object-Centric Image Segmentation Evaluation", CVPR 2021, arXiv:2103.16562, equation 1 and section
+5, with the authors' dilation ratio of 0.02. The boundary region of a class is the part of its mask
+that erosion removes.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Annotated, Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from scipy import ndimage
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from ..runtime.encode.mask import LabelMap
 from ..runtime.files import write_whole
 from ..runtime.record import Accuracy, Calibration, CoveredMean, Strict, Unit
-from .data import IGNORED, LabelledImages
-from .metrics import PixelCounts, by_label, count_pixels
-from .predictors import Predictor, segmented
+from .data import IGNORED
+
+DILATION_RATIO = 0.02
+_OUTSIDE = 255  # no class has this id
+
+Counts = NDArray[np.int64]
+Figures = NDArray[np.float64]
+"""float64 (classes,) in 0..1; NaN for a class without a figure."""
+
+
+@dataclass(frozen=True)
+class PixelCounts:
+    """The pixel counts of one or several images.
+
+    Attributes:
+        confusion: (true class, predicted class), without ignored pixels.
+        boundary: (2, classes): intersections and unions of the boundary regions.
+        images_with: (classes,): the number of images that contain each class.
+    """
+
+    confusion: Counts
+    boundary: Counts
+    images_with: Counts
+
+    @classmethod
+    def none(cls, num_classes: int) -> "PixelCounts":
+        shapes = (num_classes, num_classes), (2, num_classes), num_classes
+        return cls(*(np.zeros(shape, np.int64) for shape in shapes))
+
+    def __add__(self, other: "PixelCounts") -> "PixelCounts":
+        return PixelCounts(
+            self.confusion + other.confusion,
+            self.boundary + other.boundary,
+            self.images_with + other.images_with,
+        )
+
+    @property
+    def true(self) -> Counts:
+        """The labelled pixels of each class."""
+        return np.asarray(self.confusion.sum(axis=1))
+
+    @property
+    def iou(self) -> Figures:
+        """Intersection over union of the classes that occur in the labels."""
+        hits = self.confusion.diagonal()
+        return divided(hits, self.true + self.confusion.sum(axis=0) - hits, where=self.true > 0)
+
+    @property
+    def accuracy(self) -> Figures:
+        """The share of each class's labelled pixels that were predicted as it: the recall."""
+        return divided(self.confusion.diagonal(), self.true, where=self.true > 0)
+
+    @property
+    def boundary_iou(self) -> Figures:
+        """Boundary IoU of the classes that occur in the labels; NaN if the contour is ignored."""
+        agreed, either = self.boundary
+        return divided(agreed, either, where=(self.true > 0) & (either > 0))
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean over the classes that occur in the labels."""
+        return float(np.nanmean(self.iou))
+
+    def covered_mean(self, min_images: int) -> CoveredMean | None:
+        """Mean IoU over the classes in at least `min_images` images, which is 1 or more; None if
+        there are no such classes.
+        """
+        iou = self.iou[self.images_with >= min_images]
+        if not iou.size:
+            return None
+        return CoveredMean(min_images=min_images, classes=len(iou), mean_iou=float(np.mean(iou)))
+
+    @property
+    def frequency_weighted_iou(self) -> float:
+        """Mean over the classes that occur in the labels, weighted by their labelled pixels."""
+        return float(np.nansum(self.true * self.iou) / self.true.sum())
+
+    @property
+    def pixel_accuracy(self) -> float:
+        return float(self.confusion.trace() / self.confusion.sum())
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean of the accuracies of the classes that occur in the labels."""
+        return float(np.nanmean(self.accuracy))
+
+    @property
+    def mean_boundary_iou(self) -> float | None:
+        """Mean over the classes that occur in the labels; None if every contour is ignored."""
+        boundary_iou = self.boundary_iou
+        return None if np.isnan(boundary_iou).all() else float(np.nanmean(boundary_iou))
+
+
+def divided(part: Counts, whole: Counts, *, where: NDArray[np.bool_]) -> Figures:
+    """The quotients, NaN elsewhere than `where`."""
+    figures = np.full(part.shape, np.nan)
+    np.divide(part, whole, out=figures, where=where)
+    return figures
+
+
+def count_pixels(truth: LabelMap, predicted: LabelMap, num_classes: int) -> PixelCounts:
+    """Counts one image.
+
+    Args:
+        truth: uint8 (H, W): class ids, 255 for ignored pixels.
+        predicted: uint8 (H, W): class ids below `num_classes`.
+
+    Raises:
+        ValueError: labels are neither 255 nor a class id. The message lists them.
+    """
+    found = np.unique(truth)
+    unknown = found[(found >= num_classes) & (found != IGNORED)]
+    if unknown.size:
+        raise ValueError(
+            f"labels {unknown.tolist()} are none of the model's {num_classes} classes: "
+            f"expected 0 to {num_classes - 1}, and {IGNORED} for pixels to ignore"
+        )
+    maps = torch.tensor(predicted), torch.tensor(truth)
+    confusion = multiclass_confusion_matrix(
+        *maps, num_classes, ignore_index=IGNORED, validate_args=False
+    ).numpy()
+    present = (confusion.sum(axis=1) > 0).astype(np.int64)
+    return PixelCounts(confusion, count_boundaries(truth, predicted, num_classes), present)
+
+
+def by_label(labels: Sequence[str], figures: Figures) -> dict[str, float]:
+    """Class name -> figure, of the classes that have one."""
+    named = zip(labels, figures.tolist(), strict=True)
+    return {label: value for label, value in named if not math.isnan(value)}
+
+
+def reach_px(height_px: int, width_px: int) -> int:
+    """The width of the boundary region: 2 % of the image's diagonal, at least one pixel."""
+    return max(1, round(DILATION_RATIO * math.hypot(height_px, width_px)))
+
+
+def near_contour(label_map: LabelMap, reach: int) -> NDArray[np.bool_]:
+    """The pixels with another class, or the image's edge, within `reach` pixels in any direction.
+
+    These are the pixels that `reach` erosions by a 3 x 3 square remove from the mask of their
+    class. For all classes at once: those whose square of side `2 * reach + 1` has a minimum or a
+    maximum other than the pixel itself.
+    """
+    size = 2 * reach + 1
+    highest = ndimage.maximum_filter(label_map, size, mode="constant", cval=_OUTSIDE)
+    lowest = ndimage.minimum_filter(label_map, size, mode="constant", cval=_OUTSIDE)
+    near: NDArray[np.bool_] = (highest != label_map) | (lowest != label_map)
+    return near
+
+
+def count_boundaries(truth: LabelMap, predicted: LabelMap, num_classes: int) -> NDArray[np.int64]:
+    """Counts the pixels of the boundary regions of one image, by class.
+
+    The paper has no ignored pixels. Here, ignored pixels take the predicted class, so that they add
+    no contour of their own, and are not counted. A correct prediction has a boundary IoU of 1,
+    whatever it predicts for ignored pixels.
+
+    Args:
+        truth: uint8 (H, W): class ids, 255 for ignored pixels.
+        predicted: uint8 (H, W): class ids.
+
+    Returns:
+        int64 (2, num_classes): pixels of the intersections and of the unions.
+    """
+    counted = truth != IGNORED
+    known = np.where(counted, truth, predicted)
+    reach = reach_px(*truth.shape)
+    near_truth = near_contour(known, reach) & counted
+    near_predicted = near_contour(predicted, reach) & counted
+    agreeing = near_truth & near_predicted & (known == predicted)
+    agreed = np.bincount(known[agreeing], minlength=num_classes)
+    both = np.concatenate([known[near_truth], predicted[near_predicted]])
+    return np.stack([agreed, np.bincount(both, minlength=num_classes) - agreed])
+
+
+# The report
 
 Scores = Annotated[
     dict[str, Unit], Field(description="mean IoU of every image over the classes of its labels")
@@ -87,92 +275,6 @@ class EvaluationReport(Strict):
     def worst(self, number: int) -> list[tuple[str, float]]:
         """Names and mean IoU of the images with the lowest, the worst first."""
         return sorted(self.image_mean_iou.items(), key=lambda item: (item[1], item[0]))[:number]
-
-
-def measure(
-    data: LabelledImages,
-    predictor: Predictor,
-    report: Callable[[int], None],
-    *,
-    dataset: str = "",
-    min_images: int = 1,
-) -> EvaluationReport:
-    """Measures a model on a split. Pixels labelled 255 are ignored.
-
-    Several images are processed at once, each by one thread: file, network or request, counts. One
-    image is decoded and counted while the network or the server processes another. Only the counts
-    of an image are kept.
-
-    Args:
-        report: called after every image with the number of finished images.
-        dataset: name of the data set, for people.
-        min_images: `covered` is over the classes in at least so many images, which is 1 or more.
-
-    Raises:
-        ValueError: an image or its labels cannot be read, differ in size, or cannot be segmented, a
-            label is no class of the model, or no pixel is labelled. The message names the image.
-    """
-    began_s, record = perf_counter(), predictor.record
-    counts, image_iou = PixelCounts.none(len(record.classes)), {}
-    with ThreadPoolExecutor(predictor.at_once) as pool:
-        counted = pool.map(lambda name: _counts(data, predictor, name), data.names)
-        for finished, (name, of_image) in enumerate(zip(data.names, counted, strict=True), start=1):
-            counts += of_image
-            if of_image.images_with.any():
-                image_iou[name] = of_image.mean_iou
-            report(finished)
-    if not counts.confusion.any():
-        raise ValueError(
-            f"every pixel of the {len(data.names)} images is labelled {IGNORED}, to be ignored"
-        )
-    return EvaluationReport(
-        model=record.name,
-        model_version=record.version,
-        output_stride=record.architecture.output_stride,
-        options=predictor.options.model_dump(exclude_unset=True),
-        server=predictor.server,
-        data=dataset,
-        split=data.split,
-        images=len(data.names),
-        pixels=int(counts.confusion.sum()),
-        seconds=round(perf_counter() - began_s, 3),
-        mean_iou=counts.mean_iou,
-        covered=counts.covered_mean(min_images),
-        frequency_weighted_iou=counts.frequency_weighted_iou,
-        mean_boundary_iou=counts.mean_boundary_iou,
-        pixel_accuracy=counts.pixel_accuracy,
-        mean_accuracy=counts.mean_accuracy,
-        calibration=record.calibration,
-        classes=_class_figures(counts, record.labels),
-        confusion=counts.confusion.tolist(),
-        image_mean_iou=image_iou,
-    )
-
-
-def _counts(data: LabelledImages, predictor: Predictor, name: str) -> PixelCounts:
-    image = segmented(data, predictor, name)
-    try:
-        return count_pixels(image.truth, image.predicted, len(predictor.record.classes))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _class_figures(counts: PixelCounts, labels: Sequence[str]) -> tuple[ClassFigures, ...]:
-    iou, accuracy, boundary_iou = (
-        by_label(labels, figures) for figures in (counts.iou, counts.accuracy, counts.boundary_iou)
-    )
-    return tuple(
-        ClassFigures(
-            id=class_id,
-            label=label,
-            images=int(counts.images_with[class_id]),
-            pixels=int(counts.true[class_id]),
-            iou=iou.get(label),
-            accuracy=accuracy.get(label),
-            boundary_iou=boundary_iou.get(label),
-        )
-        for class_id, label in enumerate(labels)
-    )
 
 
 def as_accuracy(report: EvaluationReport) -> Accuracy:

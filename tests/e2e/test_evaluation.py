@@ -77,7 +77,6 @@ def server(tmp_path_factory):
 def evaluated(data: Path, output: Path, *arguments: str) -> EvaluationReport:
     command = [
         "evaluate",
-        "--model",
         "embedded",
         "--data",
         str(data),

@@ -9,7 +9,7 @@ from segserve.runtime.errors import ModelError
 from segserve.schema.request import Options
 from segserve.training.compare import compare
 from segserve.training.data import VocFolder
-from segserve.training.predictors import Predictor
+from segserve.training.measure import Predictor
 
 from .images import noise
 from .tiny import tiny_record, write_tiny_model
@@ -105,7 +105,7 @@ def test_compare_command_ends_with_1_if_the_second_is_worse(
             pass
 
     monkeypatch.setattr(
-        "segserve.training.predictors.offline_model", lambda *_args, **_options: Opened()
+        "segserve.training.measure.offline_model", lambda *_args, **_options: Opened()
     )
     result = run("compare", *models, "--data", data.folder, "--no-worse-than", limit)
     assert result.exit_code == status

@@ -39,7 +39,6 @@ OWN = {
     "evaluate": {
         "--mode": ["slide", "x"],
         "--tta": ["flip"],
-        "--output-stride": ["8", "7"],
         "--precision": ["bf16", "int8"],
         "--page": ["{tmp}/page.html", "{tmp}"],
         "--write": [None],
@@ -95,7 +94,7 @@ def damage(places, random):
 def command_line(command, places, random):
     data = random.choice(["data", "coco"])
     positional = {
-        "evaluate": [],
+        "evaluate": [places["model"]],
         "compare": [places["model"], places["model"]],
         "train": [places["tmp"] / "new" if random.random() < 0.6 else places["model"]],
         "calibrate": [places["model"]],
@@ -105,8 +104,6 @@ def command_line(command, places, random):
     line = [*command.split(), *positional]
     if command != "data check":
         line += ["--data", places[data]]
-    if command == "evaluate":
-        line += ["--model", places["model"]]
     if command == "train":
         line += ["--steps", 1, "--batch-size", 2, "--run", places["tmp"] / "run", "--workers", 0]
     flags = {**FLAGS, **own}

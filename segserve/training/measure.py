@@ -1,11 +1,13 @@
-"""The models that are measured: a model folder, with the code that serves it, or a running server,
-over HTTP.
+"""Measures models on labelled images at their original size: a model folder, with the code that
+serves it, or a running server, over HTTP.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
@@ -13,17 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from ..client import ClientError, Segmentation, SegmentationClient, UnreachableError
-from ..runtime.architecture import Architecture
 from ..runtime.encode.mask import LabelMap
-from ..runtime.errors import ModelError, SegserveError
+from ..runtime.errors import SegserveError
 from ..runtime.inference.base import AnySegmenter
 from ..runtime.inference.loading import load_segmenter
-from ..runtime.inference.segmenter import Segmenter
-from ..runtime.network.weights import load_network
-from ..runtime.record import ModelRecord, read_record
+from ..runtime.record import ModelRecord
 from ..runtime.settings import Settings
 from ..schema.request import Options
-from .data import LabelledImages
+from .data import IGNORED, LabelledImages
+from .report import ClassFigures, EvaluationReport, PixelCounts, by_label, count_pixels
 
 _MAX_IMAGES_AT_ONCE = 8  # more need memory and wait for the interpreter's lock
 _MAX_REQUESTS_AT_ONCE = 4  # the server computes one while it decodes, encodes and sends others
@@ -71,26 +71,10 @@ def segmented(data: LabelledImages, predictor: Predictor, name: str) -> Segmente
 
 @contextmanager
 def offline_model(
-    folder: Path,
-    options: Options = NO_OPTIONS,
-    *,
-    output_stride: int | None = None,
-    settings: Settings = NO_SETTINGS,
+    folder: Path, options: Options = NO_OPTIONS, *, settings: Settings = NO_SETTINGS
 ) -> Iterator[Predictor]:
-    """The model of a folder, on the CPU.
-
-    Args:
-        output_stride: an output stride other than the model's own.
-
-    Raises:
-        ModelError: the model cannot be loaded, or not at that output stride.
-    """
-    own = read_record(folder)
-    record = at_output_stride(own, output_stride)
-    if record is own:
-        segmenter = load_segmenter(folder, device="cpu", settings=settings)
-    else:
-        segmenter = Segmenter.of(load_network(record, folder), record, settings=settings)
+    """The model of a folder, on the CPU. Raises ModelError if it cannot be loaded."""
+    segmenter = load_segmenter(folder, device="cpu", settings=settings)
     with predictor_of(segmenter, options) as predictor:
         yield predictor
 
@@ -116,34 +100,6 @@ def predictor_of(segmenter: AnySegmenter, options: Options = NO_OPTIONS) -> Iter
         yield Predictor(segmenter.record, label_map, at_once, options)
     finally:
         torch.set_num_threads(threads)
-
-
-def at_output_stride(record: ModelRecord, output_stride: int | None) -> ModelRecord:
-    """The record with another output stride of the backbone and scaled atrous rates.
-
-    Half the stride doubles the rates, so that the same weights cover the same parts of the image
-    (Chen et al., arXiv:1706.05587, section 4.1).
-
-    Raises:
-        ModelError: the head has several levels as input, or a rate would not be a whole number.
-    """
-    architecture = record.architecture
-    if output_stride in (None, architecture.output_stride):
-        return record
-    if architecture.head == "multiscale":
-        raise ModelError(
-            "output stride: the multiscale head works at stride 8 whatever the backbone's: leave "
-            "it out"
-        )
-    rates = [rate * architecture.output_stride / output_stride for rate in architecture.aspp_rates]
-    if any(rate % 1 for rate in rates):
-        raise ModelError(
-            f"output stride {output_stride}: the atrous rates would be {rates}, which are not all "
-            "whole numbers"
-        )
-    changed = {"output_stride": output_stride, "aspp_rates": tuple(map(int, rates))}
-    scaled = Architecture.model_validate(architecture.model_dump() | changed)
-    return record.model_copy(update={"architecture": scaled})
 
 
 @contextmanager
@@ -198,3 +154,92 @@ def _checked_label_map(
             f"expected a mask of {expected_w} x {expected_h} pixels, got {width} x {height} pixels"
         )
     return label_map
+
+
+# Measuring
+
+
+def measure(
+    data: LabelledImages,
+    predictor: Predictor,
+    report: Callable[[int], None],
+    *,
+    dataset: str = "",
+    min_images: int = 1,
+) -> EvaluationReport:
+    """Measures a model on a split. Pixels labelled 255 are ignored.
+
+    Several images are processed at once, each by one thread: file, network or request, counts. One
+    image is decoded and counted while the network or the server processes another. Only the counts
+    of an image are kept.
+
+    Args:
+        report: called after every image with the number of finished images.
+        dataset: name of the data set, for people.
+        min_images: `covered` is over the classes in at least so many images, which is 1 or more.
+
+    Raises:
+        ValueError: an image or its labels cannot be read, differ in size, or cannot be segmented, a
+            label is no class of the model, or no pixel is labelled. The message names the image.
+    """
+    began_s, record = perf_counter(), predictor.record
+    counts, image_iou = PixelCounts.none(len(record.classes)), {}
+    with ThreadPoolExecutor(predictor.at_once) as pool:
+        counted = pool.map(lambda name: _counts(data, predictor, name), data.names)
+        for finished, (name, of_image) in enumerate(zip(data.names, counted, strict=True), start=1):
+            counts += of_image
+            if of_image.images_with.any():
+                image_iou[name] = of_image.mean_iou
+            report(finished)
+    if not counts.confusion.any():
+        raise ValueError(
+            f"every pixel of the {len(data.names)} images is labelled {IGNORED}, to be ignored"
+        )
+    return EvaluationReport(
+        model=record.name,
+        model_version=record.version,
+        output_stride=record.architecture.output_stride,
+        options=predictor.options.model_dump(exclude_unset=True),
+        server=predictor.server,
+        data=dataset,
+        split=data.split,
+        images=len(data.names),
+        pixels=int(counts.confusion.sum()),
+        seconds=round(perf_counter() - began_s, 3),
+        mean_iou=counts.mean_iou,
+        covered=counts.covered_mean(min_images),
+        frequency_weighted_iou=counts.frequency_weighted_iou,
+        mean_boundary_iou=counts.mean_boundary_iou,
+        pixel_accuracy=counts.pixel_accuracy,
+        mean_accuracy=counts.mean_accuracy,
+        calibration=record.calibration,
+        classes=_class_figures(counts, record.labels),
+        confusion=counts.confusion.tolist(),
+        image_mean_iou=image_iou,
+    )
+
+
+def _counts(data: LabelledImages, predictor: Predictor, name: str) -> PixelCounts:
+    image = segmented(data, predictor, name)
+    try:
+        return count_pixels(image.truth, image.predicted, len(predictor.record.classes))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _class_figures(counts: PixelCounts, labels: Sequence[str]) -> tuple[ClassFigures, ...]:
+    iou, accuracy, boundary_iou = (
+        by_label(labels, figures) for figures in (counts.iou, counts.accuracy, counts.boundary_iou)
+    )
+    return tuple(
+        ClassFigures(
+            id=class_id,
+            label=label,
+            images=int(counts.images_with[class_id]),
+            pixels=int(counts.true[class_id]),
+            iou=iou.get(label),
+            accuracy=accuracy.get(label),
+            boundary_iou=boundary_iou.get(label),
+        )
+        for class_id, label in enumerate(labels)
+    )
