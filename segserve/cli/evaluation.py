@@ -165,20 +165,15 @@ def compare(
             min=0, help="end with 1 if the second one's mean IoU is lower by more than this"
         ),
     ] = None,
-    page: Annotated[
-        Path | None, typer.Option(help="write figures and changed images to this HTML file")
-    ] = None,
-    most: Annotated[int, typer.Option(min=0, help="number of images on the page")] = 20,
     token: Annotated[
         str | None, typer.Option(envvar="SEGSERVE_TOKEN", help="inference token of the server")
     ] = None,
 ) -> None:
     """Compare two models, or a model and a server, on the same labelled images: the difference of
-    IoU by class with its 95 % interval, and the images that changed most.
+    IoU by class with its 95 % interval.
     """
     with errors_in_one_line(), ExitStack() as stack:
         from ..training.compare import compare as compare_models
-        from ..training.compare import write_comparison
         from ..training.measure import offline_model, served_model
 
         if first.startswith(_SERVER):
@@ -197,9 +192,6 @@ def compare(
         with image_count(len(labelled.names)) as report_count:
             found = compare_models(labelled, *predictors, report_count)
         _print_comparison(found, first, second)
-        if page:
-            names = first, second
-            write_comparison(page, found, labelled, *predictors, names=names, most=most)
     if no_worse_than is not None and found.mean.difference < -no_worse_than:
         print_error(
             f"{second} is worse by {-found.mean.difference:.4f}, more than {no_worse_than:g}"

@@ -205,8 +205,8 @@ def train(
     """
     from ..recipe import recipe_with, write_recipe
     from ..training.data import dataset_name, read_class_file
-    from ..training.loop import RunOptions, validation_iou
     from ..training.loop import train as train_network
+    from ..training.loop import validation_iou
     from ..training.model_folder import export_weights, record_for, write_new_record
     from ..training.pages import measure_model
     from ..training.state import leads
@@ -238,7 +238,9 @@ def train(
                 run or Path("runs") / model.resolve().name / Path(recipe).stem,
                 _shown_in(progress, steps.steps),
                 validate=partial(validation_iou, record, measured.data) if measured else None,
-                options=RunOptions(checkpoint_every, validate_every, workers),
+                checkpoint_every=checkpoint_every,
+                validate_every=validate_every,
+                workers=workers,
             )
         if not leads():
             return

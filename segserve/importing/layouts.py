@@ -54,10 +54,8 @@ class Recognised:
     """A checkpoint in the names of `SegmentationNetwork`.
 
     Attributes:
-        library: the library that named the tensors, for people.
         num_classes: outputs of the classifier; 1 for a sigmoid.
-        labels: the class names, if the checkpoint's folder has them.
-        rule: the input rule, if the checkpoint's folder has it.
+        labels: the class names, if the checkpoint's folder has them; so for the input `rule`.
         size_multiple: the network's input is rounded to a multiple of this.
     """
 
@@ -71,13 +69,8 @@ class Recognised:
 
 
 def recognise(checkpoint: LoadedCheckpoint, given: Mapping[str, object]) -> Recognised:
-    """Recognises a checkpoint and renames its tensors.
-
-    Args:
-        given: fields of the architecture that the user names; they replace defaults.
-
-    Raises:
-        ModelError: the architecture is not served; the message names it.
+    """Recognises a checkpoint and renames its tensors. The fields `given` by the user replace
+    defaults. Raises ModelError if the architecture is not served.
     """
     for anchor, read in _LAYOUTS.items():
         found = re.compile(rf"^(.*?){anchor}$")
@@ -119,7 +112,6 @@ def _torchvision(
 
 
 def _resnet(state: State, prefix: str, checkpoint: LoadedCheckpoint) -> str:
-    """The ResNet whose blocks the state dict has."""
     blocks = tuple(
         len({name.split(".")[0] for name in _below(state, f"{prefix}layer{stage}.")})
         for stage in range(1, 5)

@@ -76,7 +76,6 @@ def import_checkpoint(
     """Imports a checkpoint as a new model folder.
 
     Args:
-        path: a checkpoint file, or a folder that `save_pretrained` wrote.
         labels: the class names, in the order of the classifier's outputs. A network with one output
             has two classes; the name of the first may be left out.
         size_px: longer side of the network's input. `labels`, `size_px`, `mean` and `std` may be
@@ -153,10 +152,8 @@ def _two_classes(state: State) -> State:
 
 
 def _fitting(state: State, record: ModelRecord) -> State:
-    """The state dict with contiguous tensors of their own and complete counters.
-
-    Raises:
-        ModelError: it does not fit the architecture.
+    """The state dict with contiguous tensors of their own and complete counters. Raises ModelError
+    if it does not fit the architecture.
     """
     with torch.device("meta"):  # names and shapes only
         network = build_network(record.architecture, len(record.classes))
@@ -228,10 +225,8 @@ def _classes(
 
 
 def load_checkpoint(path: Path) -> LoadedCheckpoint:
-    """Reads a checkpoint file, or a folder that `save_pretrained` wrote.
-
-    Raises:
-        ModelError: the file or folder holds no state dict that can be read without running code.
+    """Reads a checkpoint file, or a folder that `save_pretrained` wrote. Raises ModelError if it
+    holds no state dict that can be read without running code.
     """
     file: Path | None = path
     if path.is_dir():
@@ -277,7 +272,6 @@ def _read(path: Path) -> object:
 
 
 def _unwrapped(content: object, name: str) -> tuple[State, list[str]]:
-    """The state dict in the content, and notes on the keys that it was found under."""
     notes: list[str] = []
     for _ in range(_MAX_DEPTH):
         if not isinstance(content, Mapping):

@@ -43,9 +43,6 @@ def calibrate_model(
 
     Every second image of the split, from the first on, gives the temperature.
 
-    Args:
-        dataset: name of the split for people.
-
     Raises:
         ModelError: the model cannot be loaded.
         DataError: an image or its labels cannot be read.
@@ -77,11 +74,8 @@ def calibrate_model(
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature in 0.1..10 with the lowest cross-entropy, with four digits.
-
-    Args:
-        logits: float32 (pixels, classes).
-        labels: int64 (pixels,).
+    """The temperature in 0.1..10 with the lowest cross-entropy, for logits, float32 (pixels,
+    classes), and labels, int64 (pixels,).
     """
     if not len(labels):
         raise ValueError("no pixel is labelled: a temperature cannot be fitted")
@@ -101,9 +95,6 @@ def expected_calibration_error(pixels: NDArray[np.int64], right: NDArray[np.int6
     Args:
         pixels: (256,): the number of pixels with each value of a confidence map.
         right: (256,): the number of them with the right class.
-
-    Raises:
-        ValueError: there is no pixel.
     """
     if not pixels.any():
         raise ValueError("no pixel is labelled: there is no calibration error")
@@ -174,11 +165,7 @@ def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int],
 
 
 def measure_ranges(network: nn.Module, images: Iterable[Tensor]) -> Ranges:
-    """The input ranges of the network's convolutions for these images.
-
-    Args:
-        images: float32 (1, 3, H, W), normalised.
-    """
+    """The input ranges of the convolutions for these images, float32 (1, 3, H, W), normalised."""
     ranges: dict[str, tuple[float, float]] = {}
 
     def widen(name: str, given: Tensor) -> None:

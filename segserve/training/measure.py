@@ -59,12 +59,7 @@ class SegmentedImage(NamedTuple):
 
 
 def segmented(data: LabelledImages, predictor: Predictor, name: str) -> SegmentedImage:
-    """One image of the split and the model's prediction.
-
-    Raises:
-        ValueError: the image or its labels cannot be read, differ in size, or cannot be segmented.
-            The message names the image.
-    """
+    """One image of the split and the model's prediction. Raises ValueError, as of `measure`."""
     image_rgb, truth = data.pair(name)
     return SegmentedImage(image_rgb, truth, predictor.label_map(name, image_rgb))
 
@@ -135,10 +130,8 @@ def served_model(
 def _checked_label_map(
     segmentation: Segmentation, image_rgb: NDArray[np.uint8], record: ModelRecord
 ) -> LabelMap:
-    """The label map of the response, uint8 (H, W).
-
-    Raises:
-        ValueError: the response has another size than the image, or other classes than the record.
+    """The label map of the response, uint8 (H, W). Raises ValueError if it has another size than
+    the image, or other classes than the record.
     """
     labels = dict(enumerate(record.labels))
     for share in segmentation.classes:
@@ -175,7 +168,6 @@ def measure(
 
     Args:
         report: called after every image with the number of finished images.
-        dataset: name of the data set, for people.
         min_images: `covered` is over the classes in at least so many images, which is 1 or more.
 
     Raises:

@@ -184,12 +184,8 @@ def count_boundaries(truth: LabelMap, predicted: LabelMap, num_classes: int) -> 
     no contour of their own, and are not counted. A correct prediction has a boundary IoU of 1,
     whatever it predicts for ignored pixels.
 
-    Args:
-        truth: uint8 (H, W): class ids, 255 for ignored pixels.
-        predicted: uint8 (H, W): class ids.
-
-    Returns:
-        int64 (2, num_classes): pixels of the intersections and of the unions.
+    Shape: label maps as of `count_pixels` -> int64 (2, num_classes): pixels of the intersections
+    and of the unions.
     """
     counted = truth != IGNORED
     known = np.where(counted, truth, predicted)
@@ -296,5 +292,4 @@ def _rounded(value: object) -> object:
 
 
 def write_report(path: Path, report: EvaluationReport) -> None:
-    """Writes the report as JSON. The file appears when it is complete."""
     write_whole(path, report.model_dump_json(indent=1) + "\n")

@@ -54,7 +54,7 @@ OWN = {
     },
     "calibrate": {},
     "data check": {"--classes": ["{tmp}/classes.yaml"], "--sheet": ["{tmp}/s.png", "{tmp}"]},
-    "compare": {"--no-worse-than": ["0", "-1"], "--page": ["{tmp}/c.html"], "--most": ["1"]},
+    "compare": {"--no-worse-than": ["0", "-1"]},
 }
 
 

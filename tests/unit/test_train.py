@@ -22,7 +22,6 @@ from segserve.training.data import IGNORED, VocFolder, check_split
 from segserve.training.loop import (
     LOG_FILE,
     RunLog,
-    RunOptions,
     StepReport,
     StepSampler,
     TrainingCrops,
@@ -183,7 +182,6 @@ def test_train_interrupted_and_resumed_ends_with_the_same_weights(
     model, squares, tmp_path, killed_after, precision
 ):
     recipe = RECIPE.model_copy(update={"precision": precision, "ema_decay": 0.7})
-    options = RunOptions(checkpoint_every=3)
     undisturbed = train(model, recipe, squares, tmp_path / "undisturbed", ignore).state_dict()
 
     def kill(report):
@@ -191,7 +189,7 @@ def test_train_interrupted_and_resumed_ends_with_the_same_weights(
             raise InterruptedTrainingError
 
     with pytest.raises(InterruptedTrainingError, match=r"^$"):
-        train(model, recipe, squares, tmp_path / "killed", kill, options=options)
+        train(model, recipe, squares, tmp_path / "killed", kill, checkpoint_every=3)
     steps = []
     resumed = train(
         model,
@@ -199,7 +197,7 @@ def test_train_interrupted_and_resumed_ends_with_the_same_weights(
         squares,
         tmp_path / "killed",
         lambda report: steps.append(report.step),
-        options=options,
+        checkpoint_every=3,
     ).state_dict()
     # A step is reported before its checkpoint is written.
     assert steps == list(range((killed_after - 1) // 3 * 3 + 1, recipe.steps + 1))
@@ -277,9 +275,7 @@ def test_train_frozen_norms_keep_their_statistics_and_learn_their_scale(
 def test_train_without_loading_processes_sees_the_same_batches(model, squares, tmp_path):
     recipe = RECIPE.model_copy(update={"steps": 2})
     alone, helped = (
-        train(
-            model, recipe, squares, tmp_path / str(n), ignore, options=RunOptions(workers=n)
-        ).state_dict()
+        train(model, recipe, squares, tmp_path / str(n), ignore, workers=n).state_dict()
         for n in (0, 1)
     )
     assert [name for name in alone if not torch.equal(alone[name], helped[name])] == []

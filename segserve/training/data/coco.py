@@ -82,11 +82,8 @@ CocoKind = TypeVar("CocoKind", bound=CocoDocument)
 
 
 def _read_coco(path: Path, kind: type[CocoKind], content: bytes | None = None) -> CocoKind:
-    """Reads and validates a COCO JSON file, or `content` that was made from other files.
-
-    Raises:
-        DataError: the file is missing, is not JSON, lacks a key or lists no image. The error lists
-            every broken rule.
+    """Reads a COCO JSON file, or `content` that was made from other files. Raises DataError with
+    every broken rule.
     """
     try:
         document = kind.model_validate_json(read_bytes(path) if content is None else content)
@@ -197,9 +194,6 @@ class CocoInstances(CocoImages):
 
     Args: as of `CocoImages`.
         content: a COCO document that was made from the files of another tool in a folder.
-
-    Raises:
-        DataError: the JSON file is missing, or does not hold instances.
     """
 
     def __init__(
@@ -251,10 +245,8 @@ class CocoInstances(CocoImages):
 
 
 def _packed(document: InstancesDocument) -> dict[Id, bytes]:
-    """The annotations of each image as JSON bytes.
-
-    They need a fraction of the memory, and forked processes do not copy them by counting
-    references.
+    """The annotations of each image as JSON, which needs a fraction of the memory, and which forked
+    processes do not copy by counting references.
     """
     by_image: dict[Id, list[InstanceEntry]] = defaultdict(list)
     for entry in document.annotations:
@@ -283,12 +275,7 @@ class PanopticDocument(CocoDocument):
 class CocoPanoptic(CocoImages):
     """The split of a `panoptic_*.json`. Its PNGs are next to it, in a folder of the same name.
 
-    Pixels without a segment and crowd segments are labelled 255.
-
-    Args: as of `CocoImages`.
-
-    Raises:
-        DataError: the JSON file is missing, or does not hold panoptic annotations.
+    Pixels without a segment and crowd segments are labelled 255. Args: as of `CocoImages`.
     """
 
     def __init__(self, path: Path, images: Path, categories: Mapping[str, int]) -> None:

@@ -96,10 +96,8 @@ class LabelledImages(ABC):
 
     @abstractmethod
     def labels(self, name: str) -> LabelMap:
-        """uint8 (H, W): the class id of every pixel, 255 for ignored pixels.
-
-        Raises:
-            DataError: the labels are missing or unreadable.
+        """uint8 (H, W): the class id of every pixel, 255 for ignored pixels. Raises DataError if
+        the labels are unreadable.
         """
 
     def notes(self) -> Sequence[str]:
@@ -111,19 +109,13 @@ class LabelledImages(ABC):
         return ()
 
     def image(self, name: str) -> NDArray[np.uint8]:
-        """The image as `read_image` gives it."""
         return read_image(self.paths(name)[0])
 
     def image_size(self, name: str) -> tuple[int, int]:
-        """(height, width) as `image_size` gives it."""
         return image_size(self.paths(name)[0])
 
     def pair(self, name: str) -> tuple[NDArray[np.uint8], LabelMap]:
-        """The image and its label map.
-
-        Raises:
-            DataError: as of `image` and `labels`, or the sizes differ.
-        """
+        """Image and label map. Raises DataError if one is unreadable or the sizes differ."""
         image_rgb, labels = self.image(name), self.labels(name)
         self.require_same_size(name, image_rgb.shape[:2], labels)
         return image_rgb, labels
@@ -145,11 +137,6 @@ def _wh(shape_hw: tuple[int, ...]) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        DataError: the file is missing or unreadable.
-    """
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -159,10 +146,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3), RGB, upright as when it is served.
-
-    Raises:
-        DataError: the image is missing or cannot be decoded completely.
+    """uint8 (H, W, 3), RGB, upright as when it is served. Raises DataError if the image is missing
+    or cannot be decoded completely.
     """
     return _decoded(path, lambda content: decode_image(content, max_pixels=MAX_PIXELS))
 
@@ -205,9 +190,7 @@ def check_split(
         skip_broken: leave out images that have problems, and say how many.
 
     Raises:
-        DataError: lists all problems: files that are missing, cannot be decoded or differ in size,
-            labels that are no class id, duplicate names, a split without a pixel of a foreground
-            class.
+        DataError: lists all problems.
     """
     repeated = (name for name, count in Counter(data.names).items() if count > 1)
     problems = [
@@ -244,9 +227,7 @@ def check_split(
 def _check_image(
     data: LabelledImages, name: str, num_classes: int
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """The pixels of each class, int64 (classes,), and the problems of image and label map, each
-    checked even if the other has a problem.
-    """
+    """The pixels of each class, int64 (classes,), and the problems of image and label map."""
     problems: list[str] = []
     size_hw, pixels = None, np.zeros(256, np.int64)
     try:

@@ -42,15 +42,7 @@ _LAYOUTS = (
 
 
 class VocFolder(LabelledImages):
-    """One split of a folder in PASCAL VOC layout.
-
-    Args:
-        folder: the data set.
-        split: the name of a list in the folder, or the path of a .txt list.
-
-    Raises:
-        DataError: the folder has another layout, or the list is missing or empty.
-    """
+    """One split of a folder in PASCAL VOC layout: a list's name, or the path of a .txt list."""
 
     def __init__(self, folder: Path, split: str, coding: LabelCoding = CLASS_IDS) -> None:
         self.folder = folder
@@ -162,12 +154,7 @@ _MASK = "_mask.png"
 
 
 class PairedFiles(LabelledImages):
-    """A split as pairs of an image and a label image.
-
-    Args:
-        source: the folder of the split.
-        pairs: name -> image and label image.
-    """
+    """A split, whose folder is `source`, as pairs of an image and a label image by their names."""
 
     def __init__(
         self, source: Path, pairs: Mapping[str, tuple[Path, Path]], coding: LabelCoding
@@ -230,11 +217,7 @@ def _roboflow_names(path: Path) -> dict[int, str]:
 
 
 def read_labelme_folder(folder: Path) -> bytes | None:
-    """The annotations of labelme's JSON files in a folder as a COCO document; None without any.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
+    """The annotations of labelme's JSON files in a folder as a COCO document; None without any."""
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     category_ids: dict[str, int] = {}

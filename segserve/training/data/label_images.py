@@ -68,10 +68,8 @@ CLASS_IDS = LabelCoding()
 
 
 def read_label_image(path: Path, coding: LabelCoding) -> LabelMap:
-    """uint8 (H, W): the class id of every pixel, 255 for pixels to ignore.
-
-    Raises:
-        DataError: the file is missing or cannot be decoded, or has colours or ids without a class.
+    """uint8 (H, W): the class id of every pixel, 255 for pixels to ignore. Raises DataError if the
+    file is unreadable, or has colours or ids without a class.
     """
     pixels: NDArray[Any] = read_png(path)
     if pixels.ndim == 2:
@@ -128,11 +126,7 @@ def _from_colors(path: Path, rgb: NDArray[np.uint8], coding: LabelCoding) -> Lab
 
 
 def read_labelmap(path: Path) -> dict[str, tuple[int, int, int]]:
-    """The colours by class name of CVAT's `labelmap.txt`: lines `name:R,G,B:parts:actions`.
-
-    Raises:
-        DataError: a line cannot be read.
-    """
+    """The colours by class name of CVAT's `labelmap.txt`: lines `name:R,G,B:parts:actions`."""
     colors = {}
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not line.strip() or line.startswith("#"):
@@ -148,10 +142,7 @@ def read_labelmap(path: Path) -> dict[str, tuple[int, int, int]]:
 
 def read_png(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """The stored values of a PNG: (H, W) of grey or palette, (H, W, 3) or (H, W, 4) of colours.
-    Alpha of grey is left out.
-
-    Raises:
-        DataError: the file is missing or cannot be decoded.
+    Alpha of grey is left out. Raises DataError if the file is missing or cannot be decoded.
     """
     pixels, stored_as = _read_png(path)
     if step := _GREY_STEPS.get(stored_as):

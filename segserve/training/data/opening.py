@@ -48,7 +48,6 @@ def open_data(
             set's folder, or the folder of a JSON file that was named itself.
         categories: category of the data set -> class id, 255 for categories to ignore. By default
             each class takes the category with its own label.
-        options: how unclear data is read.
 
     Raises:
         DataError: the data set, the split or a folder does not exist, or the split is empty.
@@ -131,11 +130,7 @@ def dataset_name(data: Path) -> str:
 
 
 def _named_file(data: Path, split: str | None) -> Path | None:
-    """The COCO JSON file that the split or else `data` names, if either does.
-
-    Raises:
-        DataError: `data` is the file of one split, and `split` is the name of another.
-    """
+    """The COCO JSON file that the split or else `data` names, if either does."""
     if split and split.endswith(".json"):
         return Path(split)
     if not data.is_file():
@@ -236,11 +231,7 @@ class ClassFile(Strict):
 
 
 def read_class_file(path: Path) -> ClassFile:
-    """Reads and validates a class file.
-
-    Raises:
-        DataError: the file is missing, is not YAML, or breaks rules. The error lists all of them.
-    """
+    """Reads a class file. Raises DataError with all rules that it breaks."""
     try:
         return read_document(path, ClassFile)
     except ModelError as error:
