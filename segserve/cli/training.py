@@ -124,14 +124,16 @@ def flags_of(*documents: type[Strict]) -> Callable[[Command], Command]:
 
 
 def given_for(document: type[Strict], given: Mapping[str, object]) -> dict[str, object]:
-    """The given flags that belong to the document, lists as lists of texts."""
-    return {
-        name: [part for part in str(value).split(",") if part]
-        if get_origin(_field_type(name, document)) is tuple
-        else value
+    """The given flags that belong to the document; those of lists as lists of texts."""
+    own = {
+        name: value
         for name, value in given.items()
         if name in document.model_fields and value is not None
     }
+    for name, value in own.items():
+        if get_origin(_field_type(name, document)) is tuple:
+            own[name] = [part for part in str(value).split(",") if part]
+    return own
 
 
 def _parameter(name: str, document: type[Strict]) -> inspect.Parameter:
