@@ -152,7 +152,7 @@ def test_calibrate_again_gives_the_same(model, data):
     ("images", "value", "message"),
     [
         pytest.param(1, 1, "calibration needs at least two images, got 1", id="one image"),
-        pytest.param(2, IGNORED, "every pixel of the split is labelled 255", id="all ignored"),
+        pytest.param(2, IGNORED, "the split has no foreground pixel", id="all ignored"),
     ],
 )
 def test_calibrate_on_too_little_is_one_line_and_writes_nothing(
