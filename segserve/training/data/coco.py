@@ -193,7 +193,7 @@ class CocoInstances(CocoImages):
     of equal size, the later one wins. Crowd regions are labelled 255 where there is no object.
 
     Args: as of `CocoImages`.
-        content: a COCO document that was made from the files of another tool in a folder.
+        content: a COCO document that was made from files of another tool.
     """
 
     def __init__(

@@ -1,15 +1,12 @@
-"""Data sets as folders of files: PASCAL VOC layout, Cityscapes, Roboflow's semantic segmentation
-masks, and labelme.
+"""Data sets as folders of files: PASCAL VOC layout, Cityscapes, and Roboflow's semantic
+segmentation masks.
 """
 
 import csv
-import json
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple
-
-import numpy as np
+from pathlib import Path
+from typing import NamedTuple
 
 from ...runtime.encode.mask import LabelMap
 from .files import IGNORED, DataError, LabelledImages, read_bytes
@@ -211,48 +208,3 @@ def _roboflow_names(path: Path) -> dict[int, str]:
         return {int(value): name for value, name, *_ in filter(None, rows)}
     except ValueError as error:
         raise DataError(f"{path}: expected the columns Pixel Value and Class") from error
-
-
-# labelme
-
-
-def read_labelme_folder(folder: Path) -> bytes | None:
-    """The annotations of labelme's JSON files in a folder as a COCO document; None without any."""
-    images: list[dict[str, object]] = []
-    annotations: list[dict[str, object]] = []
-    category_ids: dict[str, int] = {}
-    for file in sorted(folder.glob("*.json")):
-        content = read_bytes(file)
-        if b'"imagePath"' not in content:
-            continue
-        try:
-            labelled = json.loads(content)
-            name = PureWindowsPath(str(labelled["imagePath"])).name
-            size = {"width": labelled["imageWidth"], "height": labelled["imageHeight"]}
-            images.append({"id": name, "file_name": name, **size})
-            for shape in labelled["shapes"]:
-                if outline := _outline(shape):
-                    category_id = category_ids.setdefault(str(shape["label"]), len(category_ids))
-                    polygons = {"category_id": category_id, "segmentation": [outline]}
-                    annotations.append({"id": len(annotations), "image_id": name, **polygons})
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{file}: cannot be read: {error}") from error
-    categories = [{"id": number, "name": label} for label, number in category_ids.items()]
-    document = {"images": images, "categories": categories, "annotations": annotations}
-    return json.dumps(document).encode() if images else None
-
-
-def _outline(shape: Mapping[str, Any]) -> list[float] | None:
-    """The polygon of a shape: x0, y0, x1, y1, ...; None for points and lines."""
-    points = np.array(shape["points"], np.float64)
-    kind = shape.get("shape_type", "polygon")
-    if kind == "rectangle":
-        (left, top), (right, bottom) = points
-        return [left, top, right, top, right, bottom, left, bottom]
-    if kind == "circle":
-        angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-        radius = float(np.hypot(*(points[1] - points[0])))
-        points = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    elif kind != "polygon":
-        return None
-    return [float(value) for value in points.ravel()]

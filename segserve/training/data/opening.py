@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ...runtime.errors import ModelError
 from ...runtime.record import ClassInfo, Strict, read_document, voc_color
+from .annotations import read_annotations, read_labelme_folder
 from .coco import CocoInstances, CocoPanoptic
 from .files import AS_USUAL, IGNORED, DataError, LabelledImages, ReadOptions
 from .folders import (
@@ -15,7 +16,6 @@ from .folders import (
     ROBOFLOW_CLASSES,
     VocFolder,
     cityscapes,
-    read_labelme_folder,
     roboflow_masks,
     voc_splits,
 )
@@ -41,11 +41,12 @@ def open_data(
 
     Args:
         data: a folder with annotations/instances_SPLIT.json or annotations/panoptic_SPLIT.json, a
-            folder in PASCAL VOC layout (see `VocFolder`), or the COCO JSON file of one split.
-        split: a name, or the path of a COCO JSON file or of a .txt list in PASCAL VOC layout. None
-            for the split of the file `data`, or the split `default_split` of the folder `data`.
-        images: the folder of the images of a COCO file. By default SPLIT/ or images/ in the data
-            set's folder, or the folder of a JSON file that was named itself.
+            folder in PASCAL VOC layout (see `VocFolder`), or the file of one split: COCO
+            JSON, CVAT's XML, Label Studio's or labelme's JSON.
+        split: a name, or the path of an annotation file or of a .txt list in PASCAL VOC layout.
+            None for the split of the file `data`, or `default_split` of the folder `data`.
+        images: the folder of the images of an annotation file. By default SPLIT/ or images/ in the
+            data set's folder, or the folder of a file that was named itself.
         categories: category of the data set -> class id, 255 for categories to ignore. By default
             each class takes the category with its own label.
 
@@ -68,7 +69,7 @@ def open_data(
     folder = images or (named.parent if named else _images(data, split))
     if path.name.startswith(_PANOPTIC):
         return CocoPanoptic(path, folder, categories)
-    return CocoInstances(path, folder, categories, options)
+    return CocoInstances(path, folder, categories, options, read_annotations(path))
 
 
 def split_names(data: Path) -> list[str]:
@@ -130,8 +131,8 @@ def dataset_name(data: Path) -> str:
 
 
 def _named_file(data: Path, split: str | None) -> Path | None:
-    """The COCO JSON file that the split or else `data` names, if either does."""
-    if split and split.endswith(".json"):
+    """The annotation file that the split or else `data` names, if either does."""
+    if split and split.endswith((".json", ".xml")):
         return Path(split)
     if not data.is_file():
         return None
