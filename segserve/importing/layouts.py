@@ -83,13 +83,36 @@ def recognise(checkpoint: LoadedCheckpoint, given: Mapping[str, object]) -> Reco
                 if name.startswith(prefix)
             }
             return read(checkpoint, state, given)
-    named = checkpoint.config.get("architectures") or [checkpoint.config.get("_model_class")]
-    what = named[0] or f"a checkpoint with tensors such as {next(iter(checkpoint.state))}"
     raise ModelError(
-        f"{checkpoint.path.name}: {what} is not served; served are DeepLabV3 of torchvision, "
+        f"{checkpoint.path.name}: {_named(checkpoint)}; served are DeepLabV3 of torchvision, "
         "DeepLabV3 and DeepLabV3Plus of segmentation_models_pytorch, and "
         "MobileNetV2ForSemanticSegmentation of Hugging Face"
     )
+
+
+_NOT_SERVED = {
+    r"seg_head\.aspp": "CoreNet: its encoders are not served",
+    r"decode_head\.": "MMSegmentation: its models are not served",
+    r"classifier\.cbr\.": "LR-ASPP of torchvision: not a DeepLab",
+    r"classifier\.4\.weight$": "FCN with ResNet-{depth}: not a DeepLab",
+    r"decoder\.blocks\.": "Unet of segmentation_models_pytorch: not a DeepLab",
+    r"decoder\.psp\.": "PSPNet of segmentation_models_pytorch: not a DeepLab",
+    r"decoder\.p5\.": "FPN of segmentation_models_pytorch: not a DeepLab",
+    r"segformer\.": "SegFormer: not a DeepLab",
+    r"fc\.weight$": "an image classifier: not a DeepLab",
+}
+
+
+def _named(checkpoint: LoadedCheckpoint) -> str:
+    """What the checkpoint holds instead of a served architecture."""
+    named = checkpoint.config.get("architectures") or [checkpoint.config.get("_model_class")]
+    if named[0]:
+        return f"{named[0]} is not served"
+    names = list(checkpoint.state)
+    for pattern, what in _NOT_SERVED.items():
+        if any(re.match(rf"(.*\.)?{pattern}", name) for name in names):
+            return what.format(depth=101 if any(".layer3.22." in name for name in names) else 50)
+    return f"its {len(names)} tensors ({', '.join(names[:3])}, ...) are of no known DeepLab"
 
 
 # torchvision

@@ -280,17 +280,23 @@ def test_import_of_what_is_no_state_dict_says_what_to_save(tmp_path, mobilenet, 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: torchvision_model("fcn_resnet50"), "is not served; served are DeepLabV3"),
-        (lambda: smp.Unet("resnet18", encoder_weights=None), "is not served"),
-        (lambda: nn.Sequential(nn.Linear(2, 3)), "such as 0.weight is not served"),
+        (
+            lambda: torchvision_model("fcn_resnet50"),
+            "FCN with ResNet-50: not a DeepLab; served are DeepLabV3",
+        ),
+        (lambda: torchvision_model("fcn_resnet101"), "FCN with ResNet-101"),
+        (lambda: torchvision_model("lraspp_mobilenet_v3_large"), "LR-ASPP"),
+        (lambda: smp.Unet("resnet18", encoder_weights=None), "Unet"),
+        (lambda: smp.FPN("resnet18", encoder_weights=None), "FPN"),
+        (lambda: nn.Sequential(nn.Linear(2, 3)), "of no known DeepLab"),
         (
             lambda: smp.DeepLabV3("efficientnet-b0", encoder_weights=None),
             "encoder is not one of resnet18",
         ),
     ],
-    ids=["fcn", "unet", "linear", "encoder"],
+    ids=["fcn", "fcn 101", "lraspp", "unet", "fpn", "linear", "encoder"],
 )
-def test_import_of_another_architecture_names_what_is_served(tmp_path, model, message):
+def test_import_of_another_architecture_names_it(tmp_path, model, message):
     torch.save(model().state_dict(), tmp_path / "w.pth")
     with pytest.raises(ModelError, match=message):
         imported(tmp_path / "w.pth", tmp_path / "model")
