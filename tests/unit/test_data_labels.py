@@ -135,6 +135,14 @@ def test_folder_without_lists_is_split_by_a_fixed_seed_and_says_so(tmp_path):
         opened(folder, "other")
 
 
+def test_folder_with_jpeg_labels_says_what_to_do(tmp_path):
+    folder = write_set(tmp_path / "data")
+    for path in (folder / "labels").iterdir():
+        path.rename(path.with_suffix(".jpg"))
+    with pytest.raises(DataError, match=r"p0\.jpg: JPEG changes the values"):
+        opened(folder)
+
+
 def test_folder_with_labelmap_of_cvat_maps_its_colours(tmp_path):
     folder = write_set(tmp_path / "data")
     (folder / "labelmap.txt").write_text(
@@ -233,7 +241,7 @@ def test_evaluate_of_0_and_255_names_the_flag_that_reads_it(tmp_path):
     command = ["evaluate", str(model), "--data", str(folder), "--split", "train"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1
-    assert "--ignore-id none" in result.stderr
+    assert "--ignore-id none reads it" in result.stderr
     result = CliRunner().invoke(app, [*command, "--ignore-id", "none"])
     assert result.exit_code == 0, result.stderr
     result = CliRunner().invoke(app, [*command, "--ignore-id", "300"])

@@ -224,6 +224,12 @@ class CocoInstances(CocoImages):
             columns[unrolled(region.runs)] = region.label
         return np.ascontiguousarray(columns.reshape(image.width, image.height).T)
 
+    def hint(self) -> str:
+        has_crowds = any(b'"iscrowd":true' in entries for entries in self._entries.values())
+        if self._options.crowds_as_objects or not has_crowds:
+            return ""
+        return "; annotations with iscrowd are ignored: --crowds objects reads them as objects"
+
     def notes(self) -> Sequence[str]:
         count = len(self._left_out)
         return [f"{self.source}: {count} annotations left out, which are broken"] if count else []

@@ -100,6 +100,10 @@ class LabelledImages(ABC):
         the labels are unreadable.
         """
 
+    def hint(self) -> str:
+        """What could make foreground of pixels that are ignored, as the end of a sentence."""
+        return ""
+
     def notes(self) -> Sequence[str]:
         """Unusual facts about the split that are no errors, as lines of text."""
         return ()
@@ -210,8 +214,7 @@ def check_split(
     if not problems and not pixels[BACKGROUND + 1 :].any():
         problems.append(
             f"{data.source}: the split has no foreground pixel: every label is {BACKGROUND}, the "
-            f"background, or {IGNORED}, to be ignored; --ignore-id none or --crowds objects may "
-            "read ignored pixels as foreground"
+            f"background, or {IGNORED}, to be ignored{data.hint()}"
         )
     if problems:
         raise DataError(*dict.fromkeys(problems))

@@ -58,6 +58,11 @@ class VocFolder(LabelledImages):
     def notes(self) -> Sequence[str]:
         return self._notes
 
+    def hint(self) -> str:
+        if self._coding.ignore_id != IGNORED:
+            return ""
+        return f"; if {IGNORED} is the foreground, --ignore-id none reads it"
+
     def paths(self, name: str) -> tuple[Path, Path]:
         image = self._images.get(name, self.folder / self._layout.images / f"{name}.jpg")
         labels = self.folder / self._layout.labels
@@ -65,7 +70,10 @@ class VocFolder(LabelledImages):
         return image, next((p for p in candidates if p.is_file()), labels / f"{name}.png")
 
     def labels(self, name: str) -> LabelMap:
-        return read_label_image(self.paths(name)[1], self._coding)
+        path = self.paths(name)[1]
+        if not path.is_file() and (jpeg := path.with_suffix(".jpg")).is_file():
+            raise DataError(f"{jpeg}: JPEG changes the values of label images: save them as PNG")
+        return read_label_image(path, self._coding)
 
     def _known_name(self, listed: str) -> str:
         """The name of an image that a list gives with or without its suffix."""
