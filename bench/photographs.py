@@ -21,7 +21,7 @@ from segserve.runtime.inference.labels import LabelRule, SegmentedImage
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import BACKGROUND
 from segserve.training.data import IGNORED, open_data
-from segserve.training.data.check import tiled
+from segserve.training.data.files import tiled
 
 LEAST_SHARE, LEAST_CONFIDENCE = 0.05, 0.5
 

@@ -22,8 +22,7 @@ from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import read_record
 from segserve.runtime.settings import Settings
 from segserve.training.data import LabelledImages, open_data
-from segserve.training.evaluate.predictors import predictor_of
-from segserve.training.evaluate.report import measure
+from segserve.training.measure import measure, predictor_of
 
 REFERENCE = "fp32, module by module"
 SETTINGS: Mapping[str, Settings] = {

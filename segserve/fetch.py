@@ -161,7 +161,7 @@ def _download(checkpoint: Checkpoint, path: Path, report: Report) -> None:
 def _read_fitting(path: Path, record: ModelRecord) -> "dict[str, Tensor]":
     import torch
 
-    from .importing.checkpoint import load_checkpoint
+    from .importing.model import load_checkpoint
     from .runtime.network import build_network, check_fit
 
     loaded = load_checkpoint(path).state

@@ -40,7 +40,6 @@ class Recipe(Strict):
         schedule_steps: length of the schedule, by default `steps`. A longer schedule leaves the
             rest to a second stage.
         loss_stride: 4 computes the loss at every 4th pixel of every 4th row.
-        class_weights: label -> weight of the class in the loss; 1 for classes that are not named.
         start_share: share of the starting weights in the result (Wortsman et al.,
             arXiv:2109.01903). Needs `start: model`.
         ema_decay: decay of the moving average of the weights, which is the result. 0 for the
@@ -63,10 +62,9 @@ class Recipe(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     batch_norm_momentum: Annotated[float, Field(ge=0, le=1)] = 0.01
     loss_stride: PositiveInt = 1
-    class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     start_share: Share = 0.0
     ema_decay: Share = 0.0
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32"] = "bf16"
     seed: Annotated[int, Field(ge=0)] = 0
 
     def at_size(self, size_px: int, given: Mapping[str, object]) -> Self:

@@ -28,10 +28,9 @@ from .app import (
 )
 
 if TYPE_CHECKING:
-    from ..training.evaluate.compare import Comparison
-    from ..training.evaluate.report import EvaluationReport
+    from ..training.compare import Comparison
+    from ..training.report import EvaluationReport
 
-_DEFAULT_MODEL = "embedded"
 _SERVER = ("http://", "https://")
 _server_option = partial(typer.Option, rich_help_panel="Through a server")
 
@@ -39,17 +38,7 @@ _server_option = partial(typer.Option, rich_help_panel="Through a server")
 @app.command(rich_help_panel=MAKE)
 def evaluate(
     data: models.DataOption,
-    model_argument: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODEL]", help="the same as --model", autocompletion=model_names),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=f"a model folder, or the name of one in model/; by default {_DEFAULT_MODEL}",
-            autocompletion=model_names,
-        ),
-    ] = None,
+    model: ModelArgument = "embedded",
     images: models.ImagesOption = None,
     split: models.DevSplitOption = None,
     ignore_id: models.IgnoreOption = "255",
@@ -57,10 +46,6 @@ def evaluate(
     skip_broken: models.SkipOption = False,
     mode: Annotated[Mode | None, typer.Option(help="as in a request")] = None,
     tta: Annotated[Tta | None, typer.Option(help="as in a request")] = None,
-    output_stride: Annotated[
-        Literal[8, 16, 32] | None,
-        typer.Option(help="the same weights at this stride, with scaled atrous rates"),
-    ] = None,
     precision: Annotated[
         Literal["auto", "bf16", "fp32", "int8"], typer.Option(help="as in model-config.yaml")
     ] = "auto",
@@ -78,7 +63,7 @@ def evaluate(
     ] = False,
     server: Annotated[
         str | None,
-        _server_option(help="address of the server; --model gives class names and colours"),
+        _server_option(help="address of the server; MODEL gives class names and colours"),
     ] = None,
     token: Annotated[
         str | None, _server_option(envvar="SEGSERVE_TOKEN", help="inference token")
@@ -91,23 +76,19 @@ def evaluate(
     running server.
     """
     from ..training.data import dataset_name
-    from ..training.evaluate.pages import EVALUATE_COMMAND, write_card, write_page
-    from ..training.evaluate.predictors import offline_model, served_model
-    from ..training.evaluate.report import as_accuracy, measure, write_report
+    from ..training.measure import measure, offline_model, served_model
+    from ..training.pages import EVALUATE_COMMAND, write_card, write_page
+    from ..training.report import as_accuracy, write_report
 
     given = {option: value for option, value in (("mode", mode), ("tta", tta)) if value}
     with errors_in_one_line():
-        _check_alternatives("MODEL", model_argument, {"--model": model})
-        _check_alternatives("--output-stride", output_stride, {"--server": server})
         chosen = precision if precision != "auto" else None
         _check_alternatives("--precision", chosen, {"--server": server})
-        changes = {"--server": server, "--output-stride": output_stride, "--mode": mode}
-        _check_alternatives("--write", write, {**changes, "--tta": tta, "--precision": chosen})
+        changes = {"--server": server, "--mode": mode, "--tta": tta, "--precision": chosen}
+        _check_alternatives("--write", write, changes)
         _create_parents(path for path in (json, page) if path)
 
-        folder = (model_source if server else model_folder)(
-            model or model_argument or _DEFAULT_MODEL
-        )
+        folder = (model_source if server else model_folder)(model)
         record, options = read_record(folder), Options.model_validate(given)
         labelled = models.open_checked(
             data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
@@ -115,9 +96,7 @@ def evaluate(
         opened = (
             served_model(server, record, labelled, options, name=name, token=token)
             if server
-            else offline_model(
-                folder, options, output_stride=output_stride, settings=Settings(precision=precision)
-            )
+            else offline_model(folder, options, settings=Settings(precision=precision))
         )
         with opened as predictor:
             with image_count(len(labelled.names)) as report_count:
@@ -148,8 +127,8 @@ def calibrate(
     skip_broken: models.SkipOption = False,
 ) -> None:
     """Calibrate a model: fit the temperature that makes its confidence match its accuracy."""
+    from ..training.calibration import calibrate_model
     from ..training.data import dataset_name
-    from ..training.evaluate.calibration import calibrate_model
 
     with errors_in_one_line():
         folder = model_folder(model)
@@ -186,21 +165,16 @@ def compare(
             min=0, help="end with 1 if the second one's mean IoU is lower by more than this"
         ),
     ] = None,
-    page: Annotated[
-        Path | None, typer.Option(help="write figures and changed images to this HTML file")
-    ] = None,
-    most: Annotated[int, typer.Option(min=0, help="number of images on the page")] = 20,
     token: Annotated[
         str | None, typer.Option(envvar="SEGSERVE_TOKEN", help="inference token of the server")
     ] = None,
 ) -> None:
     """Compare two models, or a model and a server, on the same labelled images: the difference of
-    IoU by class with its 95 % interval, and the images that changed most.
+    IoU by class with its 95 % interval.
     """
     with errors_in_one_line(), ExitStack() as stack:
-        from ..training.evaluate.compare import compare as compare_models
-        from ..training.evaluate.compare import write_comparison
-        from ..training.evaluate.predictors import offline_model, served_model
+        from ..training.compare import compare as compare_models
+        from ..training.measure import offline_model, served_model
 
         if first.startswith(_SERVER):
             raise ModelError("the first of the two is a model; give the server second")
@@ -218,9 +192,6 @@ def compare(
         with image_count(len(labelled.names)) as report_count:
             found = compare_models(labelled, *predictors, report_count)
         _print_comparison(found, first, second)
-        if page:
-            names = first, second
-            write_comparison(page, found, labelled, *predictors, names=names, most=most)
     if no_worse_than is not None and found.mean.difference < -no_worse_than:
         print_error(
             f"{second} is worse by {-found.mean.difference:.4f}, more than {no_worse_than:g}"

@@ -168,7 +168,7 @@ def _import_google(
     file: Path, output: Path | None, data: Path | None, images: Path | None, split: str | None
 ) -> None:
     from ..runtime.record import read_record
-    from ..training.train.reference import import_reference
+    from ..training.reference import import_reference
 
     if output is None or data is None:
         raise ModelError(f"{file.name} needs --output, an existing model, and --data")

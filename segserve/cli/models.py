@@ -200,7 +200,7 @@ def quantize(
     most: Annotated[int, typer.Option(min=1, help="maximum number of images, spread evenly")] = 64,
 ) -> None:
     """Measure a model's activation ranges on photographs: a CPU with VNNI then computes in int8."""
-    from ..training.quantize import quantize_model
+    from ..training.calibration import quantize_model
 
     with errors_in_one_line():
         folder, sources = model_folder(model), find_sources(images)

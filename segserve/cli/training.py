@@ -11,7 +11,6 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
-import yaml
 from rich.progress import Progress
 
 from ..recipe import Recipe
@@ -32,12 +31,9 @@ from .app import (
 
 if TYPE_CHECKING:
     from ..training.data import CheckedSplit
-    from ..training.train.loop import StepReport
+    from ..training.loop import StepReport
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-_METAVARS = {tuple: "A,B,...", dict: "KEY: VALUE, ..."}
-_BRACKETS = {tuple: "[{}]", dict: "{{{}}}"}  # of YAML
 
 data_app = typer.Typer(help="Look at a data set before training.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel=MAKE)
@@ -63,7 +59,7 @@ def check_data(
     images and pixels of each class.
     """
     with errors_in_one_line():
-        from ..training.data.check import contact_sheet
+        from ..training.data.files import contact_sheet
         from ..training.data.opening import split_names
 
         listed, categories = _listed_classes(data, classes, model)
@@ -112,7 +108,7 @@ def _print_split(name: str, checked: "CheckedSplit", classes: Sequence[ClassInfo
 
 def flags_of(*documents: type[Strict]) -> Callable[[Command], Command]:
     """Replaces a command's `**given` with one flag for every field of the documents, None if not
-    given. The syntax of a list is 6,12,18, of a mapping cat: 2, dog: 1.5. See `given_for`.
+    given. The syntax of a list is 6,12,18. See `given_for`.
     """
 
     def with_flags(command: Command) -> Command:
@@ -127,14 +123,16 @@ def flags_of(*documents: type[Strict]) -> Callable[[Command], Command]:
 
 
 def given_for(document: type[Strict], given: Mapping[str, object]) -> dict[str, object]:
-    """The given flags that belong to the document, parsed for its fields. Raises ValueError if a
-    list or a mapping cannot be parsed.
-    """
-    return {
-        name: _parsed(name, document, value)
+    """The given flags that belong to the document; those of lists as lists of texts."""
+    own = {
+        name: value
         for name, value in given.items()
         if name in document.model_fields and value is not None
     }
+    for name, value in own.items():
+        if get_origin(_field_type(name, document)) is tuple:
+            own[name] = [part for part in str(value).split(",") if part]
+    return own
 
 
 def _parameter(name: str, document: type[Strict]) -> inspect.Parameter:
@@ -142,7 +140,7 @@ def _parameter(name: str, document: type[Strict]) -> inspect.Parameter:
     option = typer.Option(
         help=_described(document).get(name),
         rich_help_panel=document.__name__,
-        metavar=_METAVARS.get(get_origin(field)),
+        metavar="A,B,..." if get_origin(field) is tuple else None,
     )
     kind: Any = field if field in (bool, int, float, str) or get_origin(field) is Literal else str
     annotation = Annotated[kind | None, option]
@@ -156,16 +154,6 @@ def _field_type(name: str, document: type[Strict]) -> Any:  # noqa: ANN401 - any
     if get_origin(annotation) in (Union, UnionType):
         annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _parsed(name: str, document: type[Strict], value: object) -> object:
-    brackets = _BRACKETS.get(get_origin(_field_type(name, document)))
-    if brackets is None or not isinstance(value, str):
-        return value
-    try:
-        return yaml.safe_load(brackets.format(value))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--{name.replace('_', '-')}: {value!r} cannot be read") from error
 
 
 def _described(document: type[Strict]) -> dict[str, str]:
@@ -218,12 +206,11 @@ def train(
     """
     from ..recipe import recipe_with, write_recipe
     from ..training.data import dataset_name, read_class_file
-    from ..training.evaluate.pages import measure_model
-    from ..training.train.loop import RunOptions, validation_iou
-    from ..training.train.loop import train as train_network
-    from ..training.train.model_folder import export_weights, record_for, write_new_record
-    from ..training.train.optimization import check_class_weights
-    from ..training.train.state import leads
+    from ..training.loop import train as train_network
+    from ..training.loop import validation_iou
+    from ..training.model_folder import export_weights, record_for, write_new_record
+    from ..training.pages import measure_model
+    from ..training.state import leads
 
     with errors_in_one_line():
         listed = read_class_file(classes) if classes else None
@@ -234,7 +221,6 @@ def train(
         record = record_for(model, fields, labels, size_px=size_px, licence=licence, start=start)
         if start and not (model / recipe).exists():
             steps = steps.at_size(record.input.resize.size_px, given)
-        check_class_weights(steps.class_weights, record.labels)
         reading = images, ignore_id, crowds, skip_broken, categories
         training = models.open_checked(data, split, "train", record.classes, *reading)
         measured = (
@@ -253,7 +239,9 @@ def train(
                 run or Path("runs") / model.resolve().name / Path(recipe).stem,
                 _shown_in(progress, steps.steps),
                 validate=partial(validation_iou, record, measured.data) if measured else None,
-                options=RunOptions(checkpoint_every, validate_every, workers),
+                checkpoint_every=checkpoint_every,
+                validate_every=validate_every,
+                workers=workers,
             )
         if not leads():
             return

@@ -243,8 +243,8 @@ def _compared(
 ) -> tuple[float, Accuracies]:
     """The share of equal pixels among the labelled ones, and both accuracies."""
     from ..schema.request import Options
-    from ..training.evaluate.compare import compare
-    from ..training.evaluate.predictors import Predictor, predictor_of
+    from ..training.compare import compare
+    from ..training.measure import Predictor, predictor_of
 
     other = Predictor(expected.record, lambda _, image: exported.label_map(image), 1, Options())
     with predictor_of(expected) as first:

@@ -7,6 +7,7 @@ defaults unless a `config.json` or the user names them.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from ..runtime.errors import ModelError
 from ..runtime.network import build_network
 from ..runtime.record import Architecture, InputRule, validated
-from .checkpoint import LoadedCheckpoint, State
+
+State = dict[str, Tensor]
 
 _RATES = (12, 24, 36)  # of torchvision and of segmentation_models_pytorch
 
@@ -30,14 +32,29 @@ _RESNETS: Mapping[tuple[tuple[int, ...], bool], str] = {
 
 
 @dataclass(frozen=True)
+class LoadedCheckpoint:
+    """The tensors of a checkpoint, and what its folder says about them.
+
+    Attributes:
+        config: the folder's `config.json`; empty for a plain file.
+        preprocessing: the folder's `preprocessor_config.json`; empty if there is none.
+        notes: what was removed to find the tensors, one line each.
+    """
+
+    path: Path
+    state: State
+    config: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Recognised:
     """A checkpoint in the names of `SegmentationNetwork`.
 
     Attributes:
-        library: the library that named the tensors, for people.
         num_classes: outputs of the classifier; 1 for a sigmoid.
-        labels: the class names, if the checkpoint's folder has them.
-        rule: the input rule, if the checkpoint's folder has it.
+        labels: the class names, if the checkpoint's folder has them; so for the input `rule`.
         size_multiple: the network's input is rounded to a multiple of this.
     """
 
@@ -51,13 +68,8 @@ class Recognised:
 
 
 def recognise(checkpoint: LoadedCheckpoint, given: Mapping[str, object]) -> Recognised:
-    """Recognises a checkpoint and renames its tensors.
-
-    Args:
-        given: fields of the architecture that the user names; they replace defaults.
-
-    Raises:
-        ModelError: the architecture is not served; the message names it.
+    """Recognises a checkpoint and renames its tensors. The fields `given` by the user replace
+    defaults. Raises ModelError if the architecture is not served.
     """
     for anchor, read in _LAYOUTS.items():
         found = re.compile(rf"^(.*?){anchor}$")
@@ -70,39 +82,36 @@ def recognise(checkpoint: LoadedCheckpoint, given: Mapping[str, object]) -> Reco
                 if name.startswith(prefix)
             }
             return read(checkpoint, state, given)
-    raise ModelError(f"{checkpoint.path.name}: {_named(checkpoint)}")
+    raise ModelError(
+        f"{checkpoint.path.name}: {_named(checkpoint)}; served are DeepLabV3 of torchvision, "
+        "DeepLabV3 and DeepLabV3Plus of segmentation_models_pytorch, and "
+        "MobileNetV2ForSemanticSegmentation of Hugging Face"
+    )
+
+
+_NOT_SERVED = {
+    r"seg_head\.aspp": "CoreNet: its encoders are not served",
+    r"decode_head\.": "MMSegmentation: its models are not served",
+    r"classifier\.cbr\.": "LR-ASPP of torchvision: not a DeepLab",
+    r"classifier\.4\.weight$": "FCN with ResNet-{depth}: not a DeepLab",
+    r"decoder\.blocks\.": "Unet of segmentation_models_pytorch: not a DeepLab",
+    r"decoder\.psp\.": "PSPNet of segmentation_models_pytorch: not a DeepLab",
+    r"decoder\.p5\.": "FPN of segmentation_models_pytorch: not a DeepLab",
+    r"segformer\.": "SegFormer: not a DeepLab",
+    r"fc\.weight$": "an image classifier: not a DeepLab",
+}
 
 
 def _named(checkpoint: LoadedCheckpoint) -> str:
     """What the checkpoint holds instead of a served architecture."""
     named = checkpoint.config.get("architectures") or [checkpoint.config.get("_model_class")]
     if named[0]:
-        return f"{named[0]} is not served; {_SERVED}"
+        return f"{named[0]} is not served"
     names = list(checkpoint.state)
     for pattern, what in _NOT_SERVED.items():
-        if any(re.search(pattern, name) for name in names):
-            depth = 101 if any(".layer3.22." in name for name in names) else 50
-            return f"{what.format(depth=depth)}; {_SERVED}"
-    return (
-        f"its {len(names)} tensors ({', '.join(names[:3])}, ...) are of no known DeepLab; {_SERVED}"
-    )
-
-
-_SERVED = (
-    "served are DeepLabV3 of torchvision, DeepLabV3 and DeepLabV3Plus of "
-    "segmentation_models_pytorch, and MobileNetV2ForSemanticSegmentation of Hugging Face"
-)
-_NOT_SERVED = {
-    r"^(.*\.)?seg_head\.aspp": "CoreNet: its encoders are not served",
-    r"^(.*\.)?decode_head\.": "MMSegmentation: its models are not served",
-    r"^(.*\.)?classifier\.cbr\.": "LR-ASPP of torchvision: not a DeepLab",
-    r"^(.*\.)?classifier\.4\.weight$": "FCN with ResNet-{depth}: not a DeepLab",
-    r"^(.*\.)?decoder\.blocks\.": "Unet of segmentation_models_pytorch: not a DeepLab",
-    r"^(.*\.)?decoder\.psp\.": "PSPNet of segmentation_models_pytorch: not a DeepLab",
-    r"^(.*\.)?decoder\.p5\.": "FPN of segmentation_models_pytorch: not a DeepLab",
-    r"^(.*\.)?segformer\.": "SegFormer: not a DeepLab",
-    r"^(.*\.)?fc\.weight$": "an image classifier: not a DeepLab",
-}
+        if any(re.match(rf"(.*\.)?{pattern}", name) for name in names):
+            return what.format(depth=101 if any(".layer3.22." in name for name in names) else 50)
+    return f"its {len(names)} tensors ({', '.join(names[:3])}, ...) are of no known DeepLab"
 
 
 # torchvision
@@ -125,7 +134,6 @@ def _torchvision(
 
 
 def _resnet(state: State, prefix: str, checkpoint: LoadedCheckpoint) -> str:
-    """The ResNet whose blocks the state dict has."""
     blocks = tuple(
         len({name.split(".")[0] for name in _below(state, f"{prefix}layer{stage}.")})
         for stage in range(1, 5)

@@ -1,15 +1,24 @@
-"""Makes a model folder of a checkpoint: renames its tensors, completes the record, and segments a
-picture before anything is written.
+"""Makes a model folder of a checkpoint: reads it without running code, renames its tensors,
+completes the record, and segments a picture before anything is written.
+
+A checkpoint is a state dict, wrapped and prefixed as training programs save it, or a folder that
+segmentation_models_pytorch or Hugging Face wrote.
 """
 
+import json
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..runtime.encode.mask import LabelMap
@@ -25,11 +34,17 @@ from ..runtime.record import (
     voc_color,
     write_record,
 )
-from .checkpoint import State, load_checkpoint
-from .layouts import Recognised, recognise
+from .layouts import LoadedCheckpoint, Recognised, State, recognise
 
 _COUNTER = "num_batches_tracked"  # files before PyTorch 0.4.1 lack it
 _CHECK_HW = (96, 128)
+# Keys under which training programs save the state dict; the first that is present is taken.
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights")
+_AVERAGES = ("model_ema", "ema", "ema_state_dict", "ema_model")
+_PACKAGING = ("_orig_mod", "module")  # of torch.compile and of data parallelism
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_MAX_DEPTH = 4
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,6 @@ def import_checkpoint(
     """Imports a checkpoint as a new model folder.
 
     Args:
-        path: a checkpoint file, or a folder that `save_pretrained` wrote.
         labels: the class names, in the order of the classifier's outputs. A network with one output
             has two classes; the name of the first may be left out.
         size_px: longer side of the network's input. `labels`, `size_px`, `mean` and `std` may be
@@ -139,10 +153,8 @@ def _two_classes(state: State) -> State:
 
 
 def _fitting(state: State, record: ModelRecord) -> State:
-    """The state dict with contiguous tensors of their own and complete counters.
-
-    Raises:
-        ModelError: it does not fit the architecture.
+    """The state dict with contiguous tensors of their own and complete counters. Raises ModelError
+    if it does not fit the architecture.
     """
     with torch.device("meta"):  # names and shapes only
         network = build_network(record.architecture, len(record.classes))
@@ -208,3 +220,91 @@ def _classes(
     return tuple(
         ClassInfo(label=label, color=voc_color(class_id)) for class_id, label in enumerate(labels)
     )
+
+
+# Reading
+
+
+def load_checkpoint(path: Path) -> LoadedCheckpoint:
+    """Reads a checkpoint file, or a folder that `save_pretrained` wrote. Raises ModelError if it
+    holds no state dict that can be read without running code.
+    """
+    file: Path | None = path
+    if path.is_dir():
+        file = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+    if file is None:
+        raise ModelError(f"{path}: expected one of {', '.join(_WEIGHTS)} in the folder")
+    state, notes = _unwrapped(_read(file), file.name)
+    config, preprocessing = _json(path / "config.json"), _json(path / "preprocessor_config.json")
+    return LoadedCheckpoint(path, state, config, preprocessing, tuple(notes))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{path}: expected a JSON object")
+    return document
+
+
+def _read(path: Path) -> object:
+    """Tensors stay on the disk until they are used."""
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings(action="ignore"):  # the error below says what to do
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except OSError:
+        raise
+    except SafetensorError as error:
+        raise ModelError(f"{path.name}: is not a safetensors file: {error}") from error
+    except Exception as error:  # a damaged pickle raises whatever it comes upon
+        raise ModelError(
+            f"{path.name}: is damaged, or holds more than tensors, which would run code; save it "
+            "with torch.save(model.state_dict(), 'weights.pth')"
+        ) from error
+
+
+def _unwrapped(content: object, name: str) -> tuple[State, list[str]]:
+    notes: list[str] = []
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(content, Mapping):
+            break
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        inner = next(
+            (key for key in (*_WRAPPERS, *_AVERAGES) if isinstance(content.get(key), Mapping)), None
+        )
+        if inner is None:
+            if not tensors:
+                break
+            return _without_packaging(tensors, notes), notes
+        notes.append(f"weights found under {inner!r}")
+        if other := next((key for key in _AVERAGES if key in content and key != inner), None):
+            notes.append(f"the file also holds {other!r}, a moving average, which is not used")
+        content = content[inner]
+    keys = ", ".join(list(map(str, content))[:8]) if isinstance(content, Mapping) else "no keys"
+    raise ModelError(
+        f"{name}: found no state dict in it ({keys}): save model.state_dict() with torch.save"
+    )
+
+
+def _without_packaging(state: State, notes: list[str]) -> State:
+    """The tensors without the names that wrappers add to each of theirs."""
+    paths = {name: name.split(".") for name in state}
+    renamed = {
+        ".".join(part for part in paths[name] if part not in _PACKAGING): tensor
+        for name, tensor in state.items()
+    }
+    if len(renamed) < len(state):  # the names mean something here
+        return state
+    removed = [part for part in _PACKAGING if any(part in path for path in paths.values())]
+    notes += [f"prefix {part!r} removed" for part in removed]
+    return renamed

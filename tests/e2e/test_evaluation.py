@@ -16,7 +16,7 @@ from segserve.runtime.decode.image import decode_image
 from segserve.runtime.inference import load_segmenter
 from segserve.runtime.settings import Settings
 from segserve.training.data import IGNORED
-from segserve.training.evaluate.report import EvaluationReport
+from segserve.training.report import EvaluationReport
 from tests.conftest import EMBEDDED
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
@@ -77,7 +77,6 @@ def server(tmp_path_factory):
 def evaluated(data: Path, output: Path, *arguments: str) -> EvaluationReport:
     command = [
         "evaluate",
-        "--model",
         "embedded",
         "--data",
         str(data),

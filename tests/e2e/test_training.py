@@ -203,13 +203,9 @@ def test_train_batch_that_processes_cannot_share_is_an_error(squares, tmp_path):
         (["--backbone", "resnet0"], "backbone resnet0"),
         (["--aspp-dropout", "1"], "aspp_dropout: Input should be less than 1"),
         (["--aspp-rates", "0"], "aspp_rates.0: Input should be greater than 0"),
-        (
-            ["--class-weights", "green: 2"],
-            "class_weights: green is none of the classes background, red, blue",
-        ),
         (["--steps", "0"], "steps: Input should be greater than 0"),
     ],
-    ids=["backbone", "dropout", "rate", "class weight", "steps"],
+    ids=["backbone", "dropout", "rate", "steps"],
 )
 def test_train_bad_flag_is_reported_before_training(squares, tmp_path, flags, message):
     failed = segserve(*training(squares, tmp_path / "model", "--steps", 1, *flags), cwd=tmp_path)

@@ -9,7 +9,7 @@ from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.record import InputRule, ResizeRule
 from segserve.runtime.settings import Settings
 from segserve.training.data import IGNORED, VocFolder
-from segserve.training.evaluate.predictors import NO_OPTIONS, Predictor
+from segserve.training.measure import NO_OPTIONS, Predictor
 
 from .tiny import tiny_record
 from .voc import write_pair, write_split

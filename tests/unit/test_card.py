@@ -3,7 +3,7 @@
 import shutil
 
 from segserve.runtime.record import Accuracy, CoveredMean, read_record
-from segserve.training.evaluate.pages import EVALUATE_COMMAND, TRAIN_COMMAND, write_card
+from segserve.training.pages import EVALUATE_COMMAND, TRAIN_COMMAND, write_card
 from tests.conftest import EMBEDDED
 
 

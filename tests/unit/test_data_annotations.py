@@ -54,6 +54,11 @@ def test_cvat_xml_shapes_are_drawn(tmp_path, shape):
     assert np.array_equal(labels_of(path), SQUARE)
 
 
+def test_cvat_xml_can_be_named_as_the_split(tmp_path):
+    path = cvat(tmp_path, '<box label="disc" xtl="10" ytl="5" xbr="20" ybr="10"/>')
+    assert np.array_equal(open_data(tmp_path, str(path), CLASSES).labels("a.jpg"), SQUARE)
+
+
 def test_cvat_xml_mask_is_row_by_row_within_its_box(tmp_path):
     path = cvat(tmp_path, '<mask label="box" rle="1, 2, 3" left="4" top="6" width="3" height="2"/>')
     labels = labels_of(path)
@@ -205,6 +210,11 @@ def test_labelme_circle_is_drawn(tmp_path):
     circle = {"label": "box", "shape_type": "circle", "points": [[15, 10], [15, 14]]}
     labelme(tmp_path, [circle])
     assert (labels_of(tmp_path) == 2).sum() == pytest.approx(np.pi * 16, rel=0.15)
+
+
+def test_labelme_file_is_a_split_of_its_own(tmp_path):
+    labelme(tmp_path, [POLYGON])
+    assert np.array_equal(labels_of(tmp_path / "a.json"), SQUARE)
 
 
 def test_labelme_splits_are_folders(tmp_path):

@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.training.data.files import (
-    MAX_PIXELS,
-    DataError,
-    image_size,
-    read_image,
-    read_png,
-    read_rgb_png,
-)
+from segserve.training.data.files import MAX_PIXELS, DataError, image_size, read_image
+from segserve.training.data.label_images import read_png, read_rgb_png
 
 from .images import bmp_header, encoded, noise, png, smooth
 
@@ -106,5 +100,5 @@ def test_read_png_of_another_kind_raises_and_names_the_file(tmp_path, content, m
 
 def test_read_rgb_png_of_a_label_map_raises(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(LABELS))
-    with pytest.raises(DataError, match=r"a\.png: expected an 8-bit RGB PNG, got 8-bit grey"):
+    with pytest.raises(DataError, match=r"a\.png: expected an 8-bit RGB PNG, got L"):
         read_rgb_png(tmp_path / "a.png")

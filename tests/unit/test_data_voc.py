@@ -87,13 +87,6 @@ def test_voc_folder_of_another_layout_raises(tmp_path):
         VocFolder(tmp_path, "train")
 
 
-def test_voc_folder_above_the_data_set_raises_and_names_it(squares):
-    with pytest.raises(
-        DataError, match=rf"{squares.parent}: is no data set .*; there is one in {squares}$"
-    ):
-        VocFolder(squares.parent, "train")
-
-
 def test_pair_label_map_of_other_size_raises_and_names_both_files(tmp_path):
     write_pair(tmp_path, "a", np.zeros((12, 10, 3), np.uint8), np.zeros((10, 12), np.uint8))
     write_split(tmp_path, "train", ["a"])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segserve.training.data import IGNORED
-from segserve.training.evaluate.metrics import count_boundaries, near_contour, reach_px
+from segserve.training.report import count_boundaries, near_contour, reach_px
 
 
 def eroded(mask: np.ndarray) -> np.ndarray:

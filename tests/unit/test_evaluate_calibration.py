@@ -12,13 +12,13 @@ from segserve.runtime.inference.labels import LabelRule, choose_labels
 from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network import load_network
 from segserve.runtime.record import Calibration, read_record, write_record
-from segserve.training.data import IGNORED, VocFolder
-from segserve.training.evaluate.calibration import (
+from segserve.training.calibration import (
     calibrate_model,
     expected_calibration_error,
     fit_temperature,
 )
-from segserve.training.train.model_folder import export_weights
+from segserve.training.data import IGNORED, VocFolder
+from segserve.training.model_folder import export_weights
 
 from .evaluated import write_noisy
 from .tiny import write_tiny_model
@@ -152,7 +152,7 @@ def test_calibrate_again_gives_the_same(model, data):
     ("images", "value", "message"),
     [
         pytest.param(1, 1, "calibration needs at least two images, got 1", id="one image"),
-        pytest.param(2, IGNORED, "every pixel of the split is labelled 255", id="all ignored"),
+        pytest.param(2, IGNORED, "the split has no foreground pixel", id="all ignored"),
     ],
 )
 def test_calibrate_on_too_little_is_one_line_and_writes_nothing(

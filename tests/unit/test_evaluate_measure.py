@@ -1,4 +1,4 @@
-"""Measuring a model on a data set: images, threads, output strides and errors."""
+"""Measuring a model on a data set: images, threads and errors."""
 
 import threading
 import time
@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from segserve.runtime.errors import ModelError
-from segserve.runtime.record import Architecture, read_record
 from segserve.schema.request import Options
 from segserve.training.data import IGNORED, VocFolder
-from segserve.training.evaluate.predictors import (
-    at_output_stride,
+from segserve.training.measure import (
+    measure,
     offline_model,
     predictor_of,
     segmented,
 )
-from segserve.training.evaluate.report import measure
 
 from .evaluated import (
     SIDE_PX,
@@ -29,7 +26,6 @@ from .evaluated import (
     write_images,
     write_noisy,
 )
-from .tiny import tiny_record
 
 
 def ignore(_finished: int) -> None:
@@ -183,37 +179,3 @@ def test_predictor_of_restores_the_threads_of_torch():
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("stride", "rates"),
-    [(8, (2, 4)), (16, (1, 2)), (None, (1, 2))],
-    ids=["half", "its own", "none given"],
-)
-def test_at_output_stride_scales_the_rates(stride, rates):
-    architecture = at_output_stride(tiny_record(), stride).architecture
-    assert (architecture.output_stride, architecture.aspp_rates) == (stride or 16, rates)
-
-
-def test_at_output_stride_rates_that_would_not_be_whole_raise():
-    with pytest.raises(
-        ModelError, match=r"^output stride 32: the atrous rates would be \[0.5, 1.0\]"
-    ):
-        at_output_stride(tiny_record(), 32)
-
-
-def test_at_output_stride_multiscale_head_raises():
-    record = tiny_record(architecture=Architecture(backbone="test_efficientnet", head="multiscale"))
-    with pytest.raises(ModelError, match=r"^output stride: the multiscale head works at stride 8"):
-        at_output_stride(record, 8)
-
-
-def test_offline_model_at_other_stride_loads_the_same_weights_and_predicts_otherwise(
-    data, tiny_model
-):
-    with offline_model(tiny_model, output_stride=8) as predictor:
-        finer = segmented(data, predictor, "p1")
-    with offline_model(tiny_model) as predictor:
-        coarser = segmented(data, predictor, "p1")
-    assert not np.array_equal(finer.predicted, coarser.predicted)
-    assert read_record(tiny_model).architecture.output_stride == 16

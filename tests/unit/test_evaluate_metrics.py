@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from segserve.runtime.record import CoveredMean
 from segserve.training.data import IGNORED
-from segserve.training.evaluate.metrics import PixelCounts, by_label, count_pixels
+from segserve.training.report import PixelCounts, by_label, count_pixels
 
 LABELS = ("a", "b", "c")
 

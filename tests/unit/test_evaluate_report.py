@@ -13,16 +13,22 @@ from PIL import Image
 from segserve.runtime.files import write_whole
 from segserve.runtime.record import ClassInfo
 from segserve.training.data import IGNORED
-from segserve.training.evaluate.metrics import PixelCounts, by_label, count_pixels
-from segserve.training.evaluate.pages import (
+from segserve.training.measure import SegmentedImage, measure
+from segserve.training.pages import (
     draw_difference,
     reduced,
     render_page,
     view_image,
     write_page,
 )
-from segserve.training.evaluate.predictors import SegmentedImage
-from segserve.training.evaluate.report import EvaluationReport, as_accuracy, measure, write_report
+from segserve.training.report import (
+    EvaluationReport,
+    PixelCounts,
+    as_accuracy,
+    by_label,
+    count_pixels,
+    write_report,
+)
 
 from .evaluated import SIDE_PX, color_predictor, write_images, write_noisy
 from .tiny import tiny_record

@@ -11,8 +11,7 @@ from PIL import Image
 
 from segserve.client import UnreachableError
 from segserve.schema.request import Options
-from segserve.training.evaluate.predictors import NO_OPTIONS, served_model
-from segserve.training.evaluate.report import measure
+from segserve.training.measure import NO_OPTIONS, measure, served_model
 
 from .canned import response_document
 from .evaluated import color_predictor, write_noisy

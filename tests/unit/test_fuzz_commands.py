@@ -39,7 +39,6 @@ OWN = {
     "evaluate": {
         "--mode": ["slide", "x"],
         "--tta": ["flip"],
-        "--output-stride": ["8", "7"],
         "--precision": ["bf16", "int8"],
         "--page": ["{tmp}/page.html", "{tmp}"],
         "--write": [None],
@@ -51,12 +50,11 @@ OWN = {
         "--backbone-weights": ["{tmp}/weights.pth", "torchvision", "no"],
         "--start": ["model", "{model}", "no"],
         "--crop-px": ["32", "1"],
-        "--class-weights": ["cat: 2", "horse: 1", "["],
         "--aspp-rates": ["1,2", "x", "0"],
     },
     "calibrate": {},
     "data check": {"--classes": ["{tmp}/classes.yaml"], "--sheet": ["{tmp}/s.png", "{tmp}"]},
-    "compare": {"--no-worse-than": ["0", "-1"], "--page": ["{tmp}/c.html"], "--most": ["1"]},
+    "compare": {"--no-worse-than": ["0", "-1"]},
 }
 
 
@@ -96,7 +94,7 @@ def damage(places, random):
 def command_line(command, places, random):
     data = random.choice(["data", "coco"])
     positional = {
-        "evaluate": [],
+        "evaluate": [places["model"]],
         "compare": [places["model"], places["model"]],
         "train": [places["tmp"] / "new" if random.random() < 0.6 else places["model"]],
         "calibrate": [places["model"]],
@@ -106,8 +104,6 @@ def command_line(command, places, random):
     line = [*command.split(), *positional]
     if command != "data check":
         line += ["--data", places[data]]
-    if command == "evaluate":
-        line += ["--model", places["model"]]
     if command == "train":
         line += ["--steps", 1, "--batch-size", 2, "--run", places["tmp"] / "run", "--workers", 0]
     flags = {**FLAGS, **own}

@@ -24,7 +24,7 @@ from segserve.runtime.network import build_network
 from segserve.runtime.pipeline import Pipeline
 from segserve.runtime.record import RECORD_FILE, Architecture, sha256_of
 from segserve.runtime.settings import Settings
-from segserve.training.train.model_folder import export_weights
+from segserve.training.model_folder import export_weights
 
 from .images import encoded, noise, png, smooth
 from .tiny import tiny_network, tiny_record

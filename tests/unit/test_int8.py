@@ -27,8 +27,8 @@ from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network import build_network
 from segserve.runtime.record import NETWORK_FILE, Architecture, read_record
 from segserve.runtime.settings import Settings
-from segserve.training.quantize import measure_ranges, quantize_model
-from segserve.training.train.model_folder import export_weights
+from segserve.training.calibration import measure_ranges, quantize_model
+from segserve.training.model_folder import export_weights
 from tests.conftest import EMBEDDED
 from tests.unit.networks import ARCHITECTURES, randomised
 from tests.unit.tiny import tiny_record, write_tiny_model

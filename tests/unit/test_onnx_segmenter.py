@@ -27,7 +27,7 @@ from segserve.runtime.inference.segmenter import Segmenter
 from segserve.runtime.network import build_network
 from segserve.runtime.record import NETWORK_FILE, WEIGHTS_FILE, read_record, write_record
 from segserve.runtime.settings import Settings
-from segserve.training.train.model_folder import export_weights
+from segserve.training.model_folder import export_weights
 from tests.conftest import EMBEDDED, PROJECT
 
 from .networks import ARCHITECTURES, randomised

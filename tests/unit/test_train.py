@@ -18,18 +18,22 @@ from segserve.runtime.network import load_network
 from segserve.runtime.network.backbone import build_backbone
 from segserve.runtime.record import Accuracy, Architecture, read_document, read_record, write_record
 from segserve.training.data import IGNORED, VocFolder, check_split
-from segserve.training.train.loop import (
+from segserve.training.loop import (
     LOG_FILE,
     RunLog,
-    RunOptions,
     StepReport,
     StepSampler,
     TrainingCrops,
     train,
 )
-from segserve.training.train.model_folder import export_weights, load_backbone
-from segserve.training.train.optimization import build_optimizer, build_schedule
-from segserve.training.train.state import CHECKPOINT_FILE, RunCheckpoint
+from segserve.training.model_folder import export_weights, load_backbone
+from segserve.training.state import (
+    CHECKPOINT_FILE,
+    build_optimizer,
+    build_schedule,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 from .tiny import tiny_network, tiny_record, write_tiny_model
 from .voc import write_squares
@@ -171,13 +175,12 @@ class InterruptedTrainingError(Exception):
     pass
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("killed_after", [1, 3, 5, 7], ids=str)
 def test_train_interrupted_and_resumed_ends_with_the_same_weights(
     model, squares, tmp_path, killed_after, precision
 ):
     recipe = RECIPE.model_copy(update={"precision": precision, "ema_decay": 0.7})
-    options = RunOptions(checkpoint_every=3)
     undisturbed = train(model, recipe, squares, tmp_path / "undisturbed", ignore).state_dict()
 
     def kill(report):
@@ -185,7 +188,7 @@ def test_train_interrupted_and_resumed_ends_with_the_same_weights(
             raise InterruptedTrainingError
 
     with pytest.raises(InterruptedTrainingError, match=r"^$"):
-        train(model, recipe, squares, tmp_path / "killed", kill, options=options)
+        train(model, recipe, squares, tmp_path / "killed", kill, checkpoint_every=3)
     steps = []
     resumed = train(
         model,
@@ -193,7 +196,7 @@ def test_train_interrupted_and_resumed_ends_with_the_same_weights(
         squares,
         tmp_path / "killed",
         lambda report: steps.append(report.step),
-        options=options,
+        checkpoint_every=3,
     ).state_dict()
     # A step is reported before its checkpoint is written.
     assert steps == list(range((killed_after - 1) // 3 * 3 + 1, recipe.steps + 1))
@@ -214,7 +217,7 @@ def test_train_other_recipe_in_the_same_run_raises(model, squares, tmp_path):
     train(model, RECIPE.model_copy(update={"steps": 1}), squares, tmp_path, ignore)
     with pytest.raises(
         ModelError,
-        match="holds a run of another recipe; remove it, or give another folder with --run",
+        match="holds a run of another recipe or architecture; remove it",
     ):
         train(model, RECIPE.model_copy(update={"steps": 2}), squares, tmp_path, ignore)
 
@@ -271,9 +274,7 @@ def test_train_frozen_norms_keep_their_statistics_and_learn_their_scale(
 def test_train_without_loading_processes_sees_the_same_batches(model, squares, tmp_path):
     recipe = RECIPE.model_copy(update={"steps": 2})
     alone, helped = (
-        train(
-            model, recipe, squares, tmp_path / str(n), ignore, options=RunOptions(workers=n)
-        ).state_dict()
+        train(model, recipe, squares, tmp_path / str(n), ignore, workers=n).state_dict()
         for n in (0, 1)
     )
     assert [name for name in alone if not torch.equal(alone[name], helped[name])] == []
@@ -333,27 +334,25 @@ def test_build_schedule_follows_warm_up_and_poly_from_any_step(finished):
 
 
 def test_checkpoint_comes_back_as_it_was_saved(tmp_path):
-    saved = RunCheckpoint(
-        3, {"recipe": RECIPE.model_dump()}, {"network": {"weight": torch.arange(4.0)}}
-    )
-    saved.save(tmp_path / "new folder")
-    loaded = RunCheckpoint.load(tmp_path / "new folder")
-    assert (loaded.step, loaded.origin) == (3, {"recipe": RECIPE.model_dump()})
-    assert torch.equal(loaded.states["network"]["weight"], torch.arange(4.0))
+    saved = {"step": 3, "states": {"network": {"weight": torch.arange(4.0)}}}
+    write_checkpoint(tmp_path / "new folder", saved)
+    loaded = read_checkpoint(tmp_path / "new folder")
+    assert loaded["step"] == 3
+    assert torch.equal(loaded["states"]["network"]["weight"], torch.arange(4.0))
 
 
 def test_checkpoint_of_an_empty_folder_is_none(tmp_path):
-    assert RunCheckpoint.load(tmp_path) is None
+    assert read_checkpoint(tmp_path) is None
 
 
 FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from segserve.training.train.state import RunCheckpoint
+from segserve.training.state import write_checkpoint
 folder = Path(sys.argv[1])
-RunCheckpoint(1, {}, {"network": {"weight": torch.ones(1000)}}).save(folder)
+write_checkpoint(folder, {"step": 1, "weight": torch.ones(1000)})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-RunCheckpoint(2, {}, {"network": {"weight": torch.ones(1_000_000)}}).save(folder)
+write_checkpoint(folder, {"step": 2, "weight": torch.ones(1_000_000)})
 """
 
 
@@ -363,9 +362,9 @@ def test_checkpoint_on_a_full_disk_keeps_the_previous_one(tmp_path):
     )
     assert failed.returncode == 1
     assert "File too large" in failed.stderr
-    assert RunCheckpoint.load(tmp_path).step == 1
-    RunCheckpoint(3, {}, {}).save(tmp_path)
-    assert RunCheckpoint.load(tmp_path).step == 3
+    assert read_checkpoint(tmp_path)["step"] == 1
+    write_checkpoint(tmp_path, {"step": 3})
+    assert read_checkpoint(tmp_path)["step"] == 3
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
 
 
@@ -400,7 +399,7 @@ def test_run_log_removes_rows_of_steps_that_are_repeated(tmp_path):
         ("batch_norm_momentum: -1", "batch_norm_momentum: .*greater than or equal to 0"),
         ("lr: 1", "lr: unknown key"),
         ("scales: [0.5]", "scales.1: is missing"),
-        ("precision: fp8", "precision: .*'bf16', 'fp16' or 'fp32'"),
+        ("precision: fp8", "precision: .*'bf16' or 'fp32'"),
     ],
     ids=lambda value: value.split(":")[0],
 )

@@ -36,7 +36,7 @@ def model(tmp_path):
 def arguments(command, model, data, *more):
     first = {
         "import": ["import", "model.tflite", "-o", model],
-        "evaluate": ["evaluate", "--model", model],
+        "evaluate": ["evaluate", model],
     }
     steps = ["--steps", "1", "--start", "model"] if command == "train" else []
     return [*first.get(command, [command, model]), "--data", data, *steps, *more]

@@ -8,7 +8,7 @@ import torch
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
-from segserve.training.train.depthwise import FastDepthwiseConv2d, use_fast_depthwise
+from segserve.training.depthwise import FastDepthwiseConv2d, use_fast_depthwise
 
 GEOMETRIES = {
     "3x3": dict(kernel_size=3, stride=1, padding=1, dilation=1),

@@ -5,10 +5,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from segserve.recipe import Recipe
-from segserve.runtime.errors import ModelError
-from segserve.training.train.optimization import SegmentationLoss, averaged
-
-LABELS = ("background", "cat", "dog")
+from segserve.training.state import SegmentationLoss, averaged
 
 
 class Fixed(torch.nn.Module):
@@ -23,7 +20,7 @@ class Fixed(torch.nn.Module):
 
 
 def loss_of(network, labels, **recipe):
-    return SegmentationLoss(network, Recipe(steps=1, precision="fp32", **recipe), LABELS)(
+    return SegmentationLoss(network, Recipe(steps=1, precision="fp32", **recipe))(
         torch.zeros(2, 3, 8, 8), labels
     )
 
@@ -58,25 +55,11 @@ def test_loss_at_a_stride_uses_every_nth_pixel(logits, labels):
     torch.testing.assert_close(loss_of(Fixed(logits), labels, loss_stride=2), expected)
 
 
-def test_loss_weighs_classes_by_their_label(logits, labels):
-    weights = torch.tensor([1.0, 1.0, 5.0])
-    expected = F.cross_entropy(upsampled(logits, (8, 8)), labels.long(), weights, ignore_index=255)
-    torch.testing.assert_close(loss_of(Fixed(logits), labels, class_weights={"dog": 5.0}), expected)
-    assert not torch.allclose(expected, loss_of(Fixed(logits), labels))
-
-
 def test_loss_in_bf16_is_computed_in_float32(logits, labels):
     recipe = Recipe(steps=1, precision="bf16")
-    loss = SegmentationLoss(Fixed(logits), recipe, LABELS)(torch.zeros(2, 3, 8, 8), labels)
+    loss = SegmentationLoss(Fixed(logits), recipe)(torch.zeros(2, 3, 8, 8), labels)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, loss_of(Fixed(logits), labels))
-
-
-def test_loss_weight_of_an_unknown_class_raises(logits):
-    with pytest.raises(
-        ModelError, match=r"class_weights: cow is none of the classes background, cat, dog"
-    ):
-        SegmentationLoss(Fixed(logits), Recipe(steps=1, class_weights={"cow": 2, "cat": 1}), LABELS)
 
 
 def test_loss_where_every_pixel_is_ignored_is_zero_and_has_zero_gradients(logits):

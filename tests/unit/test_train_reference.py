@@ -23,7 +23,7 @@ from segserve.runtime.record import (
     sha256_of,
     write_record,
 )
-from segserve.training.train.reference import (
+from segserve.training.reference import (
     Convolution,
     load_reference,
     read_reference,
@@ -267,9 +267,7 @@ def model(tmp_path):
 
 
 def test_import_writes_weights_that_can_be_loaded(model, convolutions, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "segserve.training.train.reference.read_reference", lambda _file: convolutions
-    )
+    monkeypatch.setattr("segserve.training.reference.read_reference", lambda _file: convolutions)
     result = CliRunner().invoke(
         app, ["import", "any.tflite", "-o", str(model), "--data", str(tmp_path / "data")]
     )

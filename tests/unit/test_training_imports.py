@@ -39,7 +39,7 @@ def is_training(name: str) -> bool:
 
 
 def test_imported_modules_resolves_relative_imports():
-    names = imported_modules(ROOT / "segserve" / "training" / "train" / "loop.py")
+    names = imported_modules(ROOT / "segserve" / "training" / "loop.py")
     assert {"segserve.runtime.errors", "segserve.training.data", "torch.utils.data"} <= names
     assert is_training("segserve.training.data")
     assert not is_training("segserve.trainings")

@@ -6,7 +6,7 @@ import torch
 
 from segserve.runtime.network import build_network
 from segserve.runtime.record import Architecture, ClassInfo, InputRule, ModelRecord, ResizeRule
-from segserve.training.train.model_folder import export_weights
+from segserve.training.model_folder import export_weights
 
 CLASSES = (("background", (0, 0, 0)), ("cat", (64, 0, 0)), ("dog", (64, 0, 128)))
 

@@ -1,9 +1,8 @@
 """Data sets of images and label maps, for training and evaluation."""
 
-from .check import CheckedSplit, check_split
-from .files import IGNORED, DataError, LabelledImages, ReadOptions
+from .files import IGNORED, CheckedSplit, DataError, LabelledImages, ReadOptions, check_split
+from .folders import VocFolder
 from .opening import ClassFile, dataset_name, open_data, read_class_file
-from .voc import VocFolder
 
 __all__ = [
     "IGNORED",

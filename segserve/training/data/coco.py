@@ -4,9 +4,8 @@ with PNGs of segment ids.
 Source: https://cocodataset.org/#format-data
 """
 
-from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
@@ -31,8 +30,8 @@ from .files import (
     LabelledImages,
     ReadOptions,
     read_bytes,
-    read_rgb_png,
 )
+from .label_images import read_rgb_png
 from .masks import Runs, area_px, read_mask, unrolled
 
 _PNG_NAME = r"^[^/\\]+\.png$"
@@ -72,10 +71,6 @@ class CategoryEntry(Entry):
 class AnnotationEntry(Entry):
     image_id: Id
 
-    @property
-    @abstractmethod
-    def category_ids(self) -> Sequence[int]: ...
-
 
 class CocoDocument(Entry):
     images: tuple[ImageEntry, ...]
@@ -87,11 +82,8 @@ CocoKind = TypeVar("CocoKind", bound=CocoDocument)
 
 
 def _read_coco(path: Path, kind: type[CocoKind], content: bytes | None = None) -> CocoKind:
-    """Reads and validates a COCO JSON file, or its `content` made from another file.
-
-    Raises:
-        DataError: the file is missing, is not JSON, lacks a key or lists no image. The error lists
-            every broken rule.
+    """Reads a COCO JSON file, or `content` that was made from other files. Raises DataError with
+    every broken rule.
     """
     try:
         document = kind.model_validate_json(read_bytes(path) if content is None else content)
@@ -113,6 +105,7 @@ class CocoImages(LabelledImages):
         path: the JSON file.
         images: the folder that the file names are relative to.
         categories: category name -> class id, 255 for categories to ignore.
+        used: the ids of the categories that occur.
     """
 
     def __init__(
@@ -121,9 +114,8 @@ class CocoImages(LabelledImages):
         images: Path,
         document: CocoDocument,
         categories: Mapping[str, int],
-        options: ReadOptions,
+        used: Set[int],
     ) -> None:
-        self._options = options
         self.source = path
         self.names = [image.file_name for image in document.images]
         self._folder = images
@@ -132,9 +124,9 @@ class CocoImages(LabelledImages):
         self._class_ids = {
             key: categories[name] for key, name in names.items() if name in categories
         }
-        used = {key for annotation in document.annotations for key in annotation.category_ids}
         without_class = sorted(
-            names.get(key, f"number {key}, which has no name") for key in used - {*self._class_ids}
+            names.get(key, f"number {key}, which has no name")
+            for key in used - self._class_ids.keys()
         )
         self._category_problems: list[str] = []
         if without_class:
@@ -180,10 +172,6 @@ class InstanceEntry(AnnotationEntry):
     segmentation: Any = None
     iscrowd: bool | None = False
 
-    @property
-    def category_ids(self) -> Sequence[int]:
-        return (self.category_id,)
-
 
 class InstancesDocument(CocoDocument):
     annotations: tuple[InstanceEntry, ...]
@@ -205,10 +193,7 @@ class CocoInstances(CocoImages):
     of equal size, the later one wins. Crowd regions are labelled 255 where there is no object.
 
     Args: as of `CocoImages`.
-        content: a COCO document that was made from the file, which is of another tool.
-
-    Raises:
-        DataError: the JSON file is missing, or does not hold instances.
+        content: a COCO document that was made from files of another tool.
     """
 
     def __init__(
@@ -220,7 +205,9 @@ class CocoInstances(CocoImages):
         content: bytes | None = None,
     ) -> None:
         document = _read_coco(path, InstancesDocument, content)
-        super().__init__(path, images, document, categories, options)
+        used = {annotation.category_id for annotation in document.annotations}
+        super().__init__(path, images, document, categories, used)
+        self._options = options
         self._entries = _packed(document)
         self._left_out: set[Id] = set()
 
@@ -264,10 +251,8 @@ class CocoInstances(CocoImages):
 
 
 def _packed(document: InstancesDocument) -> dict[Id, bytes]:
-    """The annotations of each image as JSON bytes.
-
-    They need a fraction of the memory, and forked processes do not copy them by counting
-    references.
+    """The annotations of each image as JSON, which needs a fraction of the memory, and which forked
+    processes do not copy by counting references.
     """
     by_image: dict[Id, list[InstanceEntry]] = defaultdict(list)
     for entry in document.annotations:
@@ -288,10 +273,6 @@ class PanopticEntry(AnnotationEntry):
     file_name: Annotated[str, StringConstraints(pattern=_PNG_NAME)]
     segments_info: tuple[SegmentEntry, ...]
 
-    @property
-    def category_ids(self) -> Sequence[int]:
-        return tuple(segment.category_id for segment in self.segments_info)
-
 
 class PanopticDocument(CocoDocument):
     annotations: tuple[PanopticEntry, ...]
@@ -300,23 +281,17 @@ class PanopticDocument(CocoDocument):
 class CocoPanoptic(CocoImages):
     """The split of a `panoptic_*.json`. Its PNGs are next to it, in a folder of the same name.
 
-    Pixels without a segment and crowd segments are labelled 255.
-
-    Args: as of `CocoImages`.
-
-    Raises:
-        DataError: the JSON file is missing, or does not hold panoptic annotations.
+    Pixels without a segment and crowd segments are labelled 255. Args: as of `CocoImages`.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        images: Path,
-        categories: Mapping[str, int],
-        options: ReadOptions = AS_USUAL,
-    ) -> None:
+    def __init__(self, path: Path, images: Path, categories: Mapping[str, int]) -> None:
         document = _read_coco(path, PanopticDocument)
-        super().__init__(path, images, document, categories, options)
+        used = {
+            segment.category_id
+            for annotation in document.annotations
+            for segment in annotation.segments_info
+        }
+        super().__init__(path, images, document, categories, used)
         self._entries = {entry.image_id: entry for entry in document.annotations}
 
     def paths(self, name: str) -> tuple[Path, Path]:

@@ -1,14 +1,15 @@
-"""Images and label maps read from files, with errors that name the file, and the interface of one
-split of a data set.
+"""Images read from files, with errors that name the file; the interface of one split of a data set,
+and the check of all its files before anything is computed from it.
 """
 
-import io
-import struct
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ from PIL import Image
 
 from ...runtime.decode.image import decode_image, decoded_size
 from ...runtime.encode.mask import LabelMap
+from ...runtime.encode.overlay import draw_overlay
 from ...runtime.errors import SegserveError
+from ...runtime.record import BACKGROUND, ClassInfo
 
 IGNORED = 255
 """The label of pixels that belong to no class. Training and evaluation leave them out."""
@@ -25,12 +28,7 @@ MAX_PIXELS = 2**26
 """The largest width times height of an image or a label map. Cameras give less."""
 
 _LISTED_PROBLEMS = 50
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Of a PNG file: signature, length, IHDR, width, height, bit depth, colour type.
-_HEADER = struct.Struct(">8x4x4sIIBB")
-_GREY, _RGB, _GREY_ALPHA = 0, 2, 4
-_COLOR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
-
+_TILE_PX, _COLUMNS, _TILES = 240, 5, 20  # of a contact sheet
 Read = TypeVar("Read")
 
 
@@ -98,10 +96,8 @@ class LabelledImages(ABC):
 
     @abstractmethod
     def labels(self, name: str) -> LabelMap:
-        """uint8 (H, W): the class id of every pixel, 255 for ignored pixels.
-
-        Raises:
-            DataError: the labels are missing or unreadable.
+        """uint8 (H, W): the class id of every pixel, 255 for ignored pixels. Raises DataError if
+        the labels are unreadable.
         """
 
     def hint(self) -> str:
@@ -117,19 +113,13 @@ class LabelledImages(ABC):
         return ()
 
     def image(self, name: str) -> NDArray[np.uint8]:
-        """The image as `read_image` gives it."""
         return read_image(self.paths(name)[0])
 
     def image_size(self, name: str) -> tuple[int, int]:
-        """(height, width) as `image_size` gives it."""
         return image_size(self.paths(name)[0])
 
     def pair(self, name: str) -> tuple[NDArray[np.uint8], LabelMap]:
-        """The image and its label map.
-
-        Raises:
-            DataError: as of `image` and `labels`, or the sizes differ.
-        """
+        """Image and label map. Raises DataError if one is unreadable or the sizes differ."""
         image_rgb, labels = self.image(name), self.labels(name)
         self.require_same_size(name, image_rgb.shape[:2], labels)
         return image_rgb, labels
@@ -151,11 +141,6 @@ def _wh(shape_hw: tuple[int, ...]) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        DataError: the file is missing or unreadable.
-    """
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -165,10 +150,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3), RGB, upright as when it is served.
-
-    Raises:
-        DataError: the image is missing or cannot be decoded completely.
+    """uint8 (H, W, 3), RGB, upright as when it is served. Raises DataError if the image is missing
+    or cannot be decoded completely.
     """
     return _decoded(path, lambda content: decode_image(content, max_pixels=MAX_PIXELS))
 
@@ -185,43 +168,114 @@ def _decoded(path: Path, decode: Callable[[bytes], Read]) -> Read:
         raise DataError(f"{path}: {error}") from error
 
 
-def read_png(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """The stored values of a PNG: (H, W) of grey or palette, (H, W, 3) or (H, W, 4) of colours.
-    Alpha of grey is left out.
+@dataclass(frozen=True)
+class CheckedSplit:
+    """A split without problems, and what it holds.
+
+    Attributes:
+        pixels: int64 (classes,): the number of pixels of each class.
+        notes: unusual facts that are no errors, as lines of text.
+    """
+
+    data: LabelledImages
+    pixels: NDArray[np.int64]
+    notes: tuple[str, ...]
+
+
+def check_split(
+    data: LabelledImages,
+    classes: Sequence[ClassInfo],
+    *,
+    skip_broken: bool = False,
+) -> CheckedSplit:
+    """Reads every image and label map of the split once and completely.
+
+    Args:
+        skip_broken: leave out images that have problems, and say how many.
 
     Raises:
-        DataError: the file is missing or cannot be decoded.
+        DataError: lists all problems.
     """
-    pixels, depth, color_type = _read_png(path)
-    if color_type == _GREY and depth in (2, 4):  # Pillow scales them to 255
-        return pixels // np.uint8(255 // (2**depth - 1))
-    return pixels[..., 0] if color_type == _GREY_ALPHA else pixels
-
-
-def read_rgb_png(path: Path) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) of an RGB PNG. Raises as `read_png` does."""
-    pixels, depth, color_type = _read_png(path)
-    if (color_type, depth) != (_RGB, 8):
-        raise DataError(
-            f"{path}: expected an 8-bit RGB PNG, got {depth}-bit "
-            f"{_COLOR_TYPES.get(color_type, 'colours')}"
+    repeated = (name for name, count in Counter(data.names).items() if count > 1)
+    problems = [
+        *data.problems(),
+        *(f"{data.source}: {name} is listed more than once" for name in repeated),
+    ]
+    pixels = np.zeros(len(classes), np.int64)
+    with ThreadPoolExecutor() as pool:
+        findings = pool.map(lambda name: _check_image(data, name, len(classes)), data.names)
+        kept = []
+        for name, (found, of_image) in zip(data.names, findings, strict=True):
+            if skip_broken and of_image:
+                continue
+            kept.append(name)
+            pixels += found
+            problems += of_image
+    if not problems and not pixels[BACKGROUND + 1 :].any():
+        problems.append(
+            f"{data.source}: the split has no foreground pixel: every label is {BACKGROUND}, the "
+            f"background, or {IGNORED}, to be ignored{data.hint()}"
         )
-    return pixels
+    if problems:
+        raise DataError(*dict.fromkeys(problems))
+    notes = [*data.notes()]
+    if absent := [info.label for info, count in zip(classes, pixels, strict=True) if not count]:
+        notes.append(f"{data.source}: no pixel of {', '.join(absent)}")
+    if left_out := len(data.names) - len(kept):
+        data.names = kept
+        notes.append(f"{data.source}: {left_out} images left out, which are broken")
+    return CheckedSplit(data, pixels, tuple(notes))
 
 
-def _read_png(path: Path) -> tuple[NDArray[Any], int, int]:
-    """The pixels as Pillow gives them, and the file's bit depth and colour type."""
-    content = read_bytes(path)
-    if not content.startswith(_SIGNATURE) or len(content) < _HEADER.size:
-        raise DataError(f"{path}: is no PNG file")
-    _, width_px, height_px, depth, color_type = _HEADER.unpack_from(content)
-    if width_px * height_px > MAX_PIXELS:
-        raise DataError(f"{path}: has {width_px} x {height_px} pixels, the limit is {MAX_PIXELS}")
+def _check_image(
+    data: LabelledImages, name: str, num_classes: int
+) -> tuple[NDArray[np.int64], list[str]]:
+    """The pixels of each class, int64 (classes,), and the problems of image and label map."""
+    problems: list[str] = []
+    size_hw, pixels = None, np.zeros(256, np.int64)
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-            pixels = np.array(picture)
-    except Exception as error:  # Pillow raises many types for broken files
-        raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
-    if pixels.dtype != np.uint16:
-        pixels = pixels.astype(np.uint8)
-    return pixels, depth, color_type
+        size_hw = data.image_size(name)
+    except DataError as error:
+        problems += error.problems
+    try:
+        labels = data.labels(name)
+        pixels = np.bincount(labels.ravel(), minlength=256)
+        if size_hw:
+            data.require_same_size(name, size_hw, labels)
+    except DataError as error:
+        problems += error.problems
+    unknown = np.flatnonzero(pixels[num_classes:IGNORED]) + num_classes
+    if unknown.size:
+        problems.append(
+            f"{data.paths(name)[1]}: labels {unknown.tolist()} are none of the {num_classes} "
+            f"classes: expected 0 to {num_classes - 1}, and {IGNORED} for pixels to ignore"
+        )
+    return pixels[:num_classes], problems
+
+
+def contact_sheet(data: LabelledImages, classes: Sequence[ClassInfo]) -> Image.Image:
+    """Up to 20 images, spread evenly over the split, with their labels drawn over them. Pixels to
+    ignore are white.
+    """
+    names = data.names[:: ceil(len(data.names) / _TILES)]
+    return tiled([_tile(data, name, classes) for name in names], columns=_COLUMNS, side_px=_TILE_PX)
+
+
+def tiled(tiles: Sequence[Image.Image], *, columns: int, side_px: int) -> Image.Image:
+    """The pictures in rows, each at the upper left of a white square."""
+    rows = ceil(len(tiles) / columns)
+    sheet = Image.new("RGB", (columns * side_px, rows * side_px), (255, 255, 255))
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        sheet.paste(tile, (column * side_px, row * side_px))
+    return sheet
+
+
+def _tile(data: LabelledImages, name: str, classes: Sequence[ClassInfo]) -> Image.Image:
+    image_rgb, labels = data.pair(name)
+    image_rgb = np.where((labels == IGNORED)[..., None], np.uint8(255), image_rgb)
+    known = np.where(labels == IGNORED, 0, labels).astype(np.uint8)
+    present = [int(class_id) for class_id in np.unique(known)]
+    tile = draw_overlay(image_rgb, known, classes, present)
+    tile.thumbnail((_TILE_PX - 4, _TILE_PX - 4))
+    return tile

@@ -1,8 +1,6 @@
-"""Label images: PNG files whose pixels are class ids, colours, or the ids of another list; and the
-data sets of Cityscapes and of Roboflow's semantic segmentation masks, which consist of them.
-"""
+"""Label images: PNG files whose pixels are class ids, colours, or the ids of another list."""
 
-import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +8,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from ...runtime.encode.mask import LabelMap
 from ...runtime.record import ClassInfo
-from .files import IGNORED, DataError, LabelledImages, read_png
+from .files import IGNORED, MAX_PIXELS, DataError, read_bytes
 
 VOC_BORDER = (224, 224, 192)
 """The colour of PASCAL VOC's pixels that belong to no class."""
 
 _LISTED = 3  # unknown colours or ids in a message
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales grey of few bits to 255
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,8 @@ CLASS_IDS = LabelCoding()
 
 
 def read_label_image(path: Path, coding: LabelCoding) -> LabelMap:
-    """uint8 (H, W): the class id of every pixel, 255 for pixels to ignore.
-
-    Raises:
-        DataError: the file is missing or cannot be decoded, or has colours or ids without a class.
+    """uint8 (H, W): the class id of every pixel, 255 for pixels to ignore. Raises DataError if the
+    file is unreadable, or has colours or ids without a class.
     """
     pixels: NDArray[Any] = read_png(path)
     if pixels.ndim == 2:
@@ -128,11 +126,7 @@ def _from_colors(path: Path, rgb: NDArray[np.uint8], coding: LabelCoding) -> Lab
 
 
 def read_labelmap(path: Path) -> dict[str, tuple[int, int, int]]:
-    """The colours by class name of CVAT's `labelmap.txt`: lines `name:R,G,B:parts:actions`.
-
-    Raises:
-        DataError: a line cannot be read.
-    """
+    """The colours by class name of CVAT's `labelmap.txt`: lines `name:R,G,B:parts:actions`."""
     colors = {}
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not line.strip() or line.startswith("#"):
@@ -146,84 +140,40 @@ def read_labelmap(path: Path) -> dict[str, tuple[int, int, int]]:
     return colors
 
 
-# Data sets of other tools
-
-_CITYSCAPES = """
-    unlabeled, ego vehicle, rectification border, out of roi, static, dynamic, ground, road,
-    sidewalk, parking, rail track, building, wall, fence, guard rail, bridge, tunnel, pole,
-    polegroup, traffic light, traffic sign, vegetation, terrain, sky, person, rider, car, truck,
-    bus, caravan, trailer, train, motorcycle, bicycle
-"""
-CITYSCAPES_NAMES = tuple(name.strip() for name in _CITYSCAPES.split(","))
-"""The names of Cityscapes' label ids, from 0 on."""
-
-_NOT_EVALUATED = {*range(7), 9, 10, 14, 15, 16, 18, 29, 30}
-_IMAGE, _LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
-
-ROBOFLOW_CLASSES = "_classes.csv"
-_MASK = "_mask.png"
-
-
-class PairedFiles(LabelledImages):
-    """A split as pairs of an image and a label image.
-
-    Args:
-        source: the folder of the split.
-        pairs: name -> image and label image.
+def read_png(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """The stored values of a PNG: (H, W) of grey or palette, (H, W, 3) or (H, W, 4) of colours.
+    Alpha of grey is left out. Raises DataError if the file is missing or cannot be decoded.
     """
-
-    def __init__(
-        self, source: Path, pairs: Mapping[str, tuple[Path, Path]], coding: LabelCoding
-    ) -> None:
-        if not pairs:
-            raise DataError(f"{source}: the split is empty")
-        self.source = source
-        self.names = list(pairs)
-        self._pairs = pairs
-        self._coding = coding
-
-    def paths(self, name: str) -> tuple[Path, Path]:
-        return self._pairs[name]
-
-    def labels(self, name: str) -> LabelMap:
-        return read_label_image(self._pairs[name][1], self._coding)
+    pixels, stored_as = _read_png(path)
+    if step := _GREY_STEPS.get(stored_as):
+        return pixels // np.uint8(step)
+    return pixels[..., 0] if stored_as.startswith("LA") else pixels
 
 
-def cityscapes(data: Path, split: str, categories: Mapping[str, int]) -> PairedFiles:
-    """The split of a folder with `leftImg8bit` and `gtFine`. Label ids are mapped by their names;
-    those that Cityscapes does not evaluate are ignored unless a class names them.
-    """
-    folder = data / "leftImg8bit" / split
-    pairs = {}
-    for image in sorted(folder.glob(f"*/*{_IMAGE}")):
-        name = image.name.removesuffix(_IMAGE)
-        pairs[name] = image, data / "gtFine" / split / image.parent.name / f"{name}{_LABELS}"
-    ids = dict.fromkeys(_NOT_EVALUATED, IGNORED)
-    for label_id, name in enumerate(CITYSCAPES_NAMES):
-        class_id = categories.get(name, categories.get(str(label_id)))
-        if class_id is not None:
-            ids[label_id] = class_id
-    return PairedFiles(folder, pairs, LabelCoding(ids=ids, names=dict(enumerate(CITYSCAPES_NAMES))))
+def read_rgb_png(path: Path) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) of an RGB PNG. Raises as `read_png` does."""
+    pixels, stored_as = _read_png(path)
+    if stored_as != "RGB":
+        raise DataError(f"{path}: expected an 8-bit RGB PNG, got {stored_as}")
+    return pixels
 
 
-def roboflow_masks(folder: Path, categories: Mapping[str, int]) -> PairedFiles:
-    """A split of images, `NAME_mask.png` and `_classes.csv`, in one folder."""
-    masks = {path.name.removesuffix(_MASK): path for path in sorted(folder.glob(f"*{_MASK}"))}
-    pairs = {
-        path.stem: (path, masks[path.stem])
-        for path in sorted(folder.iterdir())
-        if path.stem in masks
-    }
-    names = _roboflow_names(folder / ROBOFLOW_CLASSES)
-    ids = {value: categories[name] for value, name in names.items() if name in categories}
-    return PairedFiles(folder, pairs, LabelCoding(ids=ids, names=names))
-
-
-def _roboflow_names(path: Path) -> dict[int, str]:
-    """Pixel value -> class name, of the columns `Pixel Value` and `Class`."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file)][1:]
+def _read_png(path: Path) -> tuple[NDArray[Any], str]:
+    """The pixels, and Pillow's name for how the file stores them: `RGB`, `L;4`, `P`, ..."""
+    content = io.BytesIO(read_bytes(path))
     try:
-        return {int(value): name for value, name, *_ in filter(None, rows)}
-    except ValueError as error:
-        raise DataError(f"{path}: expected the columns Pixel Value and Class") from error
+        with Image.open(content, formats=("PNG",)) as picture:
+            width_px, height_px = picture.size
+            if width_px * height_px > MAX_PIXELS:
+                raise DataError(
+                    f"{path}: has {width_px} x {height_px} pixels, the limit is {MAX_PIXELS}"
+                )
+            *_, stored_as = picture.tile[0]
+            pixels = np.array(picture)
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: is no PNG file") from error
+    except Exception as error:  # Pillow raises many types for broken files
+        raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
+    return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint8), str(stored_as)

@@ -19,10 +19,8 @@ _LONGEST = 6  # characters per number: 30 bits, more than any number of pixels
 
 
 def read_mask(segmentation: object, *, height_px: int, width_px: int) -> Runs:
-    """The `segmentation` of an annotation: polygons, or run lengths.
-
-    Raises:
-        ValueError: it is neither, or does not belong to an image of that size.
+    """The `segmentation` of an annotation: polygons, or run lengths. Raises ValueError if it is
+    neither, or does not belong to an image of that size.
     """
     if isinstance(segmentation, dict):
         size_hw, expected_hw = segmentation.get("size"), [height_px, width_px]
@@ -73,7 +71,6 @@ def read_runs(counts: object, *, height_px: int, width_px: int) -> Runs:
 
 
 def area_px(runs: Runs) -> int:
-    """The number of pixels that are 1."""
     return int(runs[1::2].sum())
 
 

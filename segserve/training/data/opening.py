@@ -11,8 +11,15 @@ from ...runtime.record import ClassInfo, Strict, read_document, voc_color
 from .annotations import read_annotations, read_labelme_folder
 from .coco import CocoInstances, CocoPanoptic
 from .files import AS_USUAL, IGNORED, DataError, LabelledImages, ReadOptions
-from .label_images import ROBOFLOW_CLASSES, LabelCoding, cityscapes, read_labelmap, roboflow_masks
-from .voc import LABELMAP, VocFolder, voc_splits
+from .folders import (
+    LABELMAP,
+    ROBOFLOW_CLASSES,
+    VocFolder,
+    cityscapes,
+    roboflow_masks,
+    voc_splits,
+)
+from .label_images import LabelCoding, read_labelmap
 
 _PANOPTIC, _ANNOTATIONS = "panoptic", "annotations"
 _ROBOFLOW_JSON = "_annotations.coco.json"
@@ -34,14 +41,14 @@ def open_data(
 
     Args:
         data: a folder with annotations/instances_SPLIT.json or annotations/panoptic_SPLIT.json, a
-            folder in PASCAL VOC layout (see `VocFolder`), or the COCO JSON file of one split.
-        split: a name, or the path of a COCO JSON file or of a .txt list in PASCAL VOC layout. None
-            for the split of the file `data`, or the split `default_split` of the folder `data`.
-        images: the folder of the images of a COCO file. By default SPLIT/ or images/ in the data
-            set's folder, or the folder of a JSON file that was named itself.
+            folder in PASCAL VOC layout (see `VocFolder`), or the file of one split: COCO
+            JSON, CVAT's XML, Label Studio's or labelme's JSON.
+        split: a name, or the path of an annotation file or of a .txt list in PASCAL VOC layout.
+            None for the split of the file `data`, or `default_split` of the folder `data`.
+        images: the folder of the images of an annotation file. By default SPLIT/ or images/ in the
+            data set's folder, or the folder of a file that was named itself.
         categories: category of the data set -> class id, 255 for categories to ignore. By default
             each class takes the category with its own label.
-        options: how unclear data is read.
 
     Raises:
         DataError: the data set, the split or a folder does not exist, or the split is empty.
@@ -61,7 +68,7 @@ def open_data(
         return _folder(data, split, classes, categories, options)
     folder = images or (named.parent if named else _images(data, split))
     if path.name.startswith(_PANOPTIC):
-        return CocoPanoptic(path, folder, categories, options)
+        return CocoPanoptic(path, folder, categories)
     return CocoInstances(path, folder, categories, options, read_annotations(path))
 
 
@@ -124,11 +131,7 @@ def dataset_name(data: Path) -> str:
 
 
 def _named_file(data: Path, split: str | None) -> Path | None:
-    """The COCO JSON file that the split or else `data` names, if either does.
-
-    Raises:
-        DataError: `data` is the file of one split, and `split` is the name of another.
-    """
+    """The annotation file that the split or else `data` names, if either does."""
     if split and split.endswith((".json", ".xml")):
         return Path(split)
     if not data.is_file():
@@ -229,11 +232,7 @@ class ClassFile(Strict):
 
 
 def read_class_file(path: Path) -> ClassFile:
-    """Reads and validates a class file.
-
-    Raises:
-        DataError: the file is missing, is not YAML, or breaks rules. The error lists all of them.
-    """
+    """Reads a class file. Raises DataError with all rules that it breaks."""
     try:
         return read_document(path, ClassFile)
     except ModelError as error:

@@ -1,30 +1,38 @@
-"""Temperature scaling: one number divides the logits, so that confidences match the accuracy.
+"""Calibrates a trained model: its confidences by a temperature, and int8 inference by the input
+ranges of its convolutions.
 
-Source: Guo, Pleiss, Sun, Weinberger: "On Calibration of Modern Neural Networks", ICML 2017,
-arXiv:1706.04599. One half of a split gives the temperature, the other half measures its effect.
+Source of temperature scaling: Guo, Pleiss, Sun, Weinberger: "On Calibration of Modern Neural
+Networks", ICML 2017, arXiv:1706.04599. One half of a split gives the temperature, the other half
+measures its effect.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
-from ...runtime.inference.labels import LabelRule
-from ...runtime.inference.segmenter import Segmenter
-from ...runtime.network import load_network
-from ...runtime.record import Calibration, read_record, write_record
-from ...runtime.telemetry import Timings
-from ..data import IGNORED, LabelledImages
+from ..runtime.acceleration.openvino_model import Ranges, write_ranges
+from ..runtime.acceleration.verified import OptimizationError, openvino_network
+from ..runtime.decode.image import decode_image
+from ..runtime.errors import ModelError, SegserveError
+from ..runtime.inference.labels import LabelRule
+from ..runtime.inference.segmenter import Segmenter
+from ..runtime.network import load_network
+from ..runtime.record import Calibration, read_record, write_record
+from ..runtime.settings import Settings
+from ..runtime.telemetry import Timings
+from .data import IGNORED, LabelledImages
 
 _PIXELS_PER_IMAGE = 2000
 _TEMPERATURES = (0.1, 10.0)
 _BINS = 15
 _LEVELS = 256  # of a confidence map
+_FLOAT32 = Settings(precision="fp32")
 
 
 def calibrate_model(
@@ -33,9 +41,6 @@ def calibrate_model(
     """Fits a model's temperature, measures the calibration error, and writes both into the record.
 
     Every second image of the split, from the first on, gives the temperature.
-
-    Args:
-        dataset: name of the split for people.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -68,11 +73,8 @@ def calibrate_model(
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature in 0.1..10 with the lowest cross-entropy, with four digits.
-
-    Args:
-        logits: float32 (pixels, classes).
-        labels: int64 (pixels,).
+    """The temperature in 0.1..10 with the lowest cross-entropy, for logits, float32 (pixels,
+    classes), and labels, int64 (pixels,).
     """
     if not len(labels):
         raise ValueError("no pixel is labelled: a temperature cannot be fitted")
@@ -92,9 +94,6 @@ def expected_calibration_error(pixels: NDArray[np.int64], right: NDArray[np.int6
     Args:
         pixels: (256,): the number of pixels with each value of a confidence map.
         right: (256,): the number of them with the right class.
-
-    Raises:
-        ValueError: there is no pixel.
     """
     if not pixels.any():
         raise ValueError("no pixel is labelled: there is no calibration error")
@@ -136,3 +135,64 @@ def _count_confidences(segmenter: Segmenter, data: LabelledImages, name: str) ->
     return np.stack(
         [np.bincount(confidence_map[chosen], minlength=_LEVELS) for chosen in (labelled, right)]
     )
+
+
+# int8
+
+
+def quantize_model(folder: Path, images: Sequence[Path], report: Callable[[int], None]) -> None:
+    """Measures the ranges of a model's activations and writes them into its folder and its record.
+
+    The int8 network is verified before anything is written. The weights do not change.
+
+    Args:
+        images: a few dozen photographs like those that the model will segment.
+
+    Raises:
+        ModelError: the model cannot be loaded, or does not support int8.
+        SegserveError: an image cannot be read. The message names it.
+    """
+    record = read_record(folder)
+    network = load_network(record, folder)
+    segmenter = Segmenter.of(network, record, settings=_FLOAT32)
+    network.ranges = measure_ranges(network, _inputs(segmenter, images, report))
+    try:
+        openvino_network(network, torch.float32, network.ranges)
+    except OptimizationError as error:
+        raise ModelError(f"{record.name} does not support int8: {error}") from error
+    write_record(record.model_copy(update={"int8": write_ranges(network.ranges, folder)}), folder)
+
+
+def measure_ranges(network: nn.Module, images: Iterable[Tensor]) -> Ranges:
+    """The input ranges of the convolutions for these images, float32 (1, 3, H, W), normalised."""
+    ranges: dict[str, tuple[float, float]] = {}
+
+    def widen(name: str, given: Tensor) -> None:
+        least, largest = ranges.get(name, (0.0, 0.0))
+        ranges[name] = (min(least, float(given.min())), max(largest, float(given.max())))
+
+    hooks = [
+        module.register_forward_pre_hook(lambda _, given, name=name: widen(name, given[0]))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        with torch.inference_mode():
+            for image in images:
+                network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ranges
+
+
+def _inputs(
+    segmenter: Segmenter, images: Sequence[Path], report: Callable[[int], None]
+) -> Iterator[Tensor]:
+    for finished, path in enumerate(images, start=1):
+        try:
+            image_rgb = decode_image(path.read_bytes(), max_pixels=_FLOAT32.max_image_pixels)
+        except SegserveError as error:
+            raise type(error)(f"{path}: {error}") from error
+        yield segmenter.preprocess(image_rgb)
+        report(finished)

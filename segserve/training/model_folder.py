@@ -11,15 +11,15 @@ import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from ...importing.checkpoint import load_checkpoint
-from ...runtime.errors import ModelError
-from ...runtime.network import (
+from ..importing.model import load_checkpoint
+from ..runtime.errors import ModelError
+from ..runtime.network import (
     SegmentationNetwork,
     build_network,
     load_network,
     write_weights,
 )
-from ...runtime.record import (
+from ..runtime.record import (
     RECORD_FILE,
     Architecture,
     ClassInfo,
@@ -140,10 +140,7 @@ def write_new_record(record: ModelRecord, folder: Path) -> None:
 
 def load_start(network: SegmentationNetwork, start: Path) -> None:
     """Loads the weights of another model, in place. A classifier with other classes keeps its
-    random values.
-
-    Raises:
-        ModelError: the other model has another architecture.
+    random values. Raises ModelError if the other model has another architecture.
     """
     given, own = load_network(read_record(start), start).state_dict(), network.state_dict()
     shapes = {name: tensor.shape for name, tensor in given.items()}
@@ -156,13 +153,8 @@ def load_start(network: SegmentationNetwork, start: Path) -> None:
 
 
 def load_backbone(backbone: nn.Module, name: str, source: str) -> None:
-    """Loads pretrained weights into a timm backbone, in place.
-
-    Args:
-        source: see `Recipe.backbone_weights`.
-
-    Raises:
-        ModelError: the source cannot be had, or lacks a tensor of the backbone.
+    """Loads pretrained weights into a backbone, in place; `source` as in `Recipe.backbone_weights`.
+    Raises ModelError if the source cannot be had, or lacks a tensor of the backbone.
     """
     if source == "none":
         return
@@ -216,13 +208,8 @@ def _published_state(name: str, source: str) -> Mapping[str, Tensor]:
 def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> ModelRecord:
     """Writes `folder/weights.safetensors`, in half precision, and `folder/model.yaml`.
 
-    Accuracy, calibration and activation ranges of earlier weights are removed from the record.
-
-    Returns:
-        The record as written, with the SHA-256 of the weights.
-
-    Raises:
-        ValueError: a weight is not finite in half precision.
+    Accuracy, calibration and activation ranges of earlier weights are removed from the record,
+    which is returned. Raises ValueError if a weight is not finite in half precision.
     """
     weights = write_weights(
         {name: _halved(name, tensor) for name, tensor in network.state_dict().items()}, folder

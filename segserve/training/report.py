@@ -1,4 +1,4 @@
-"""Label maps -> pixel counts -> metrics.
+"""Label maps -> pixel counts -> figures -> the report of an evaluation, a JSON document.
 
 Pixel accuracy, mean accuracy, mean IoU and frequency-weighted IoU are those of Long, Shelhamer,
 Darrell: "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 5. Counts are
@@ -14,16 +14,20 @@ that erosion removes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from scipy import ndimage
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from ...runtime.encode.mask import LabelMap
-from ...runtime.record import CoveredMean
-from ..data import IGNORED
+from ..runtime.encode.mask import LabelMap
+from ..runtime.files import write_whole
+from ..runtime.record import Accuracy, Calibration, CoveredMean, Strict, Unit
+from .data import IGNORED
 
 DILATION_RATIO = 0.02
 _OUTSIDE = 255  # no class has this id
@@ -180,12 +184,8 @@ def count_boundaries(truth: LabelMap, predicted: LabelMap, num_classes: int) -> 
     no contour of their own, and are not counted. A correct prediction has a boundary IoU of 1,
     whatever it predicts for ignored pixels.
 
-    Args:
-        truth: uint8 (H, W): class ids, 255 for ignored pixels.
-        predicted: uint8 (H, W): class ids.
-
-    Returns:
-        int64 (2, num_classes): pixels of the intersections and of the unions.
+    Shape: label maps as of `count_pixels` -> int64 (2, num_classes): pixels of the intersections
+    and of the unions.
     """
     counted = truth != IGNORED
     known = np.where(counted, truth, predicted)
@@ -196,3 +196,100 @@ def count_boundaries(truth: LabelMap, predicted: LabelMap, num_classes: int) -> 
     agreed = np.bincount(known[agreeing], minlength=num_classes)
     both = np.concatenate([known[near_truth], predicted[near_predicted]])
     return np.stack([agreed, np.bincount(both, minlength=num_classes) - agreed])
+
+
+# The report
+
+Scores = Annotated[
+    dict[str, Unit], Field(description="mean IoU of every image over the classes of its labels")
+]
+
+
+class ClassFigures(Strict):
+    """One class. A class that does not occur in the labels has no figures, but may be predicted."""
+
+    id: NonNegativeInt
+    label: str
+    images: NonNegativeInt
+    pixels: NonNegativeInt
+    iou: Unit | None
+    accuracy: Unit | None
+    boundary_iou: Unit | None
+
+
+class EvaluationReport(Strict):
+    """The result of one run of `segserve evaluate`.
+
+    Attributes:
+        options: the options that were set; the model or the server decides about the others.
+        server: the address of the measured server, if there was one.
+        pixels: the number of labelled pixels.
+        seconds: duration, from the first file to the last count.
+        covered: the mean IoU over the classes that occur in enough images.
+        calibration: a copy from the model's record (`segserve calibrate`), not a measurement.
+        confusion: pixels, a row for every true class, a column for every predicted class.
+    """
+
+    format: Literal["segserve-evaluation"] = "segserve-evaluation"
+    format_version: Literal[1] = 1
+    model: str
+    model_version: str
+    output_stride: int
+    options: dict[str, str]
+    server: str | None
+    data: str
+    split: str
+    images: PositiveInt
+    pixels: PositiveInt
+    seconds: NonNegativeFloat
+    mean_iou: Unit
+    covered: CoveredMean | None
+    frequency_weighted_iou: Unit
+    mean_boundary_iou: Unit | None
+    pixel_accuracy: Unit
+    mean_accuracy: Unit
+    calibration: Calibration | None = None
+    classes: tuple[ClassFigures, ...]
+    confusion: tuple[tuple[NonNegativeInt, ...], ...]
+    image_mean_iou: Scores
+
+    @property
+    def present(self) -> list[ClassFigures]:
+        """The classes that occur in the labels."""
+        return [figures for figures in self.classes if figures.images]
+
+    @property
+    def class_iou(self) -> dict[str, float]:
+        """Class name -> IoU, for the classes that occur in the labels."""
+        return {row.label: row.iou for row in self.classes if row.iou is not None}
+
+    @property
+    def class_boundary_iou(self) -> dict[str, float]:
+        """Class name -> boundary IoU, without classes whose contour is ignored."""
+        return {row.label: row.boundary_iou for row in self.classes if row.boundary_iou is not None}
+
+    def worst(self, number: int) -> list[tuple[str, float]]:
+        """Names and mean IoU of the images with the lowest, the worst first."""
+        return sorted(self.image_mean_iou.items(), key=lambda item: (item[1], item[0]))[:number]
+
+
+def as_accuracy(report: EvaluationReport) -> Accuracy:
+    """The accuracy for the model's record, with four digits."""
+    same = report.model_dump(include=Accuracy.model_fields.keys() & EvaluationReport.model_fields)
+    figures = {
+        "dataset": f"{report.data} {report.split}",
+        **same,
+        "class_iou": report.class_iou,
+        "class_boundary_iou": report.class_boundary_iou,
+    }
+    return Accuracy.model_validate(_rounded(figures))
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def write_report(path: Path, report: EvaluationReport) -> None:
+    write_whole(path, report.model_dump_json(indent=1) + "\n")

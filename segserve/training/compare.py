@@ -3,18 +3,15 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.errors import ModelError
-from ...runtime.files import write_whole
-from ..data import IGNORED, LabelledImages
-from .metrics import Counts, divided
-from .pages import data_uri, draw_labels, page_templates, reduced
-from .predictors import Predictor, SegmentedImage
+from ..runtime.errors import ModelError
+from .data import IGNORED, LabelledImages
+from .measure import Predictor
+from .report import Counts, divided
 
 _RESAMPLES, _SEED = 2000, 0
 _INTERVAL = (2.5, 97.5)  # percentiles
@@ -44,18 +41,12 @@ class _Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on one split.
-
-    Attributes:
-        classes: the classes that occur in the labels.
-        mean: the mean over these classes.
-        changed: by image, the share of its labelled pixels whose class differs, largest first.
-        changed_share: of all labelled pixels.
+    """Two models on one split: the classes that occur in the labels, their mean, and the share of
+    all labelled pixels whose class differs.
     """
 
     classes: tuple[Difference, ...]
     mean: Difference
-    changed: tuple[tuple[str, float], ...]
     changed_share: float
 
 
@@ -83,7 +74,7 @@ def compare(
         for compared in pool.map(lambda name: _compared(data, first, second, name), data.names):
             results.append(compared)
             report(len(results))
-    return _summary(labels, data.names, results)
+    return _summary(labels, results)
 
 
 def _compared(data: LabelledImages, first: Predictor, second: Predictor, name: str) -> _Compared:
@@ -99,9 +90,7 @@ def _compared(data: LabelledImages, first: Predictor, second: Predictor, name: s
     return _Compared(hits, true + predicted - hits, true, changed)
 
 
-def _summary(
-    labels: Sequence[str], names: Sequence[str], results: Sequence[_Compared]
-) -> Comparison:
+def _summary(labels: Sequence[str], results: Sequence[_Compared]) -> Comparison:
     true = np.sum([result.true for result in results], axis=0)
     present = np.flatnonzero(true)
     intersections = np.stack([result.intersections[:, present] for result in results])
@@ -117,11 +106,9 @@ def _summary(
         _difference(labels[int(class_id)], iou[:, index], differences[:, index])
         for index, class_id in enumerate(present)
     )
-    shares = [result.changed / max(1, int(result.true.sum())) for result in results]
     return Comparison(
         rows,
         _difference("mean", iou.mean(axis=1), np.nanmean(differences, axis=1)),
-        tuple(sorted(zip(names, shares, strict=True), key=lambda entry: -entry[1])),
         sum(result.changed for result in results) / int(true.sum()),
     )
 
@@ -131,41 +118,3 @@ def _difference(
 ) -> Difference:
     low, high = np.nanpercentile(differences, _INTERVAL)
     return Difference(label, *map(float, (iou[0], iou[1], iou[1] - iou[0], low, high)))
-
-
-def write_comparison(
-    path: Path,
-    comparison: Comparison,
-    data: LabelledImages,
-    first: Predictor,
-    second: Predictor,
-    *,
-    names: tuple[str, str],
-    most: int,
-) -> None:
-    """Writes one HTML file: the figures, and the images that changed most."""
-    changed = [
-        _changed_image(data, first, second, name, share)
-        for name, share in comparison.changed[:most]
-        if share
-    ]
-    page = (
-        page_templates()
-        .get_template("compare.html.j2")
-        .render(names=names, comparison=comparison, images=changed)
-    )
-    write_whole(path, page)
-
-
-def _changed_image(
-    data: LabelledImages, first: Predictor, second: Predictor, name: str, share: float
-) -> dict[str, object]:
-    """One image of the page. The pictures are `data:` URIs."""
-    image_rgb, truth = data.pair(name)
-    maps = {"truth": truth}
-    maps |= {"first": first.label_map(name, image_rgb), "second": second.label_map(name, image_rgb)}
-    pictures = {}
-    for key, label_map in maps.items():
-        small = reduced(SegmentedImage(image_rgb, truth, label_map))
-        pictures[key] = data_uri(draw_labels(small, small.predicted, first.record))
-    return {"name": name, "share": share, **pictures}

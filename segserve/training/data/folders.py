@@ -1,15 +1,10 @@
-"""Data sets in PASCAL VOC layout: images, label images and split lists.
-
-DATA/images/NAME.jpg    or another format that is read
-DATA/labels/NAME.png    or NAME_mask.png: class ids, or the colours of the classes
-DATA/SPLIT.txt          one NAME per line
-
-The folders may also have the original names: JPEGImages, SegmentationClass and
-ImageSets/Segmentation. Without any list, the images are split by a fixed seed.
+"""Data sets as folders of files: PASCAL VOC layout, Cityscapes, and Roboflow's semantic
+segmentation masks.
 """
 
+import csv
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,15 +39,7 @@ _LAYOUTS = (
 
 
 class VocFolder(LabelledImages):
-    """One split of a folder in PASCAL VOC layout.
-
-    Args:
-        folder: the data set.
-        split: the name of a list in the folder, or the path of a .txt list.
-
-    Raises:
-        DataError: the folder has another layout, or the list is missing or empty.
-    """
+    """One split of a folder in PASCAL VOC layout: a list's name, or the path of a .txt list."""
 
     def __init__(self, folder: Path, split: str, coding: LabelCoding = CLASS_IDS) -> None:
         self.folder = folder
@@ -84,11 +71,8 @@ class VocFolder(LabelledImages):
 
     def labels(self, name: str) -> LabelMap:
         path = self.paths(name)[1]
-        if not path.is_file() and path.with_suffix(".jpg").is_file():
-            raise DataError(
-                f"{path.with_suffix('.jpg')}: JPEG changes the values of label images: save them "
-                "as PNG"
-            )
+        if not path.is_file() and (jpeg := path.with_suffix(".jpg")).is_file():
+            raise DataError(f"{jpeg}: JPEG changes the values of label images: save them as PNG")
         return read_label_image(path, self._coding)
 
     def _known_name(self, listed: str) -> str:
@@ -137,16 +121,7 @@ def _layout_of(folder: Path) -> _VocLayout:
         if (folder / layout.images).is_dir():
             return layout
     expected = " or ".join(f"{layout.images}/ and {layout.labels}/" for layout in _LAYOUTS)
-    below = [
-        path
-        for path in sorted(folder.iterdir())
-        if any((path / layout.images).is_dir() for layout in _LAYOUTS)
-    ]
-    # The published archive is VOCdevkit/VOC2012.
-    hint = f"; there is one in {', '.join(map(str, below))}" if below else ""
-    raise DataError(
-        f"{folder}: is no data set in PASCAL VOC layout: expected {expected} in it{hint}"
-    )
+    raise DataError(f"{folder}: is no data set in PASCAL VOC layout: expected {expected} in it")
 
 
 def _read_names(path: Path) -> list[str]:
@@ -163,3 +138,81 @@ def _read_names(path: Path) -> list[str]:
             f"{path}: the split is empty; write one image name per line, without the suffix"
         )
     return names
+
+
+# Cityscapes and Roboflow
+
+_CITYSCAPES = """
+    unlabeled, ego vehicle, rectification border, out of roi, static, dynamic, ground, road,
+    sidewalk, parking, rail track, building, wall, fence, guard rail, bridge, tunnel, pole,
+    polegroup, traffic light, traffic sign, vegetation, terrain, sky, person, rider, car, truck,
+    bus, caravan, trailer, train, motorcycle, bicycle
+"""
+CITYSCAPES_NAMES = tuple(name.strip() for name in _CITYSCAPES.split(","))
+"""The names of Cityscapes' label ids, from 0 on."""
+
+_NOT_EVALUATED = {*range(7), 9, 10, 14, 15, 16, 18, 29, 30}
+_IMAGE, _LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
+
+ROBOFLOW_CLASSES = "_classes.csv"
+_MASK = "_mask.png"
+
+
+class PairedFiles(LabelledImages):
+    """A split, whose folder is `source`, as pairs of an image and a label image by their names."""
+
+    def __init__(
+        self, source: Path, pairs: Mapping[str, tuple[Path, Path]], coding: LabelCoding
+    ) -> None:
+        if not pairs:
+            raise DataError(f"{source}: the split is empty")
+        self.source = source
+        self.names = list(pairs)
+        self._pairs = pairs
+        self._coding = coding
+
+    def paths(self, name: str) -> tuple[Path, Path]:
+        return self._pairs[name]
+
+    def labels(self, name: str) -> LabelMap:
+        return read_label_image(self._pairs[name][1], self._coding)
+
+
+def cityscapes(data: Path, split: str, categories: Mapping[str, int]) -> PairedFiles:
+    """The split of a folder with `leftImg8bit` and `gtFine`. Label ids are mapped by their names;
+    those that Cityscapes does not evaluate are ignored unless a class names them.
+    """
+    folder = data / "leftImg8bit" / split
+    pairs = {}
+    for image in sorted(folder.glob(f"*/*{_IMAGE}")):
+        name = image.name.removesuffix(_IMAGE)
+        pairs[name] = image, data / "gtFine" / split / image.parent.name / f"{name}{_LABELS}"
+    ids = dict.fromkeys(_NOT_EVALUATED, IGNORED)
+    for label_id, name in enumerate(CITYSCAPES_NAMES):
+        class_id = categories.get(name, categories.get(str(label_id)))
+        if class_id is not None:
+            ids[label_id] = class_id
+    return PairedFiles(folder, pairs, LabelCoding(ids=ids, names=dict(enumerate(CITYSCAPES_NAMES))))
+
+
+def roboflow_masks(folder: Path, categories: Mapping[str, int]) -> PairedFiles:
+    """A split of images, `NAME_mask.png` and `_classes.csv`, in one folder."""
+    masks = {path.name.removesuffix(_MASK): path for path in sorted(folder.glob(f"*{_MASK}"))}
+    pairs = {
+        path.stem: (path, masks[path.stem])
+        for path in sorted(folder.iterdir())
+        if path.stem in masks
+    }
+    names = _roboflow_names(folder / ROBOFLOW_CLASSES)
+    ids = {value: categories[name] for value, name in names.items() if name in categories}
+    return PairedFiles(folder, pairs, LabelCoding(ids=ids, names=names))
+
+
+def _roboflow_names(path: Path) -> dict[int, str]:
+    """Pixel value -> class name, of the columns `Pixel Value` and `Class`."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(file)][1:]
+    try:
+        return {int(value): name for value, name, *_ in filter(None, rows)}
+    except ValueError as error:
+        raise DataError(f"{path}: expected the columns Pixel Value and Class") from error

@@ -17,15 +17,14 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ...recipe import Recipe
-from ...runtime.errors import ModelError
-from ...runtime.inference.segmenter import Segmenter
-from ...runtime.network import SegmentationNetwork
-from ...runtime.record import InputRule, ModelRecord, read_record
-from ...runtime.settings import Settings
-from ..data import IGNORED, CheckedSplit, LabelledImages
-from ..evaluate.predictors import predictor_of
-from ..evaluate.report import measure
+from ..recipe import Recipe
+from ..runtime.errors import ModelError
+from ..runtime.inference.segmenter import Segmenter
+from ..runtime.network import SegmentationNetwork
+from ..runtime.record import InputRule, ModelRecord, read_record
+from ..runtime.settings import Settings
+from .data import IGNORED, CheckedSplit, LabelledImages
+from .measure import measure, predictor_of
 from .state import TrainingState, World, joined, leads
 
 LOG_FILE = "log.csv"
@@ -39,7 +38,6 @@ class StepReport:
     """One finished step.
 
     Attributes:
-        step: the number of finished steps.
         learning_rate: of the heads.
         seconds: duration of the step, with the wait for its batch.
         mean_iou: of the validation after the step, in 0..1; None if there was none.
@@ -87,21 +85,6 @@ class RunLog:
 Validate = Callable[[SegmentationNetwork], float]
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Options that do not change the trained weights.
-
-    Attributes:
-        checkpoint_every: steps between checkpoints.
-        validate_every: steps between validations.
-        workers: processes that load data for this process.
-    """
-
-    checkpoint_every: int = 50
-    validate_every: int = 500
-    workers: int = 1
-
-
 def validation_iou(
     record: ModelRecord, data: LabelledImages, network: SegmentationNetwork
 ) -> float:
@@ -121,7 +104,9 @@ def train(
     report: Callable[[StepReport], None],
     *,
     validate: Validate | None = None,
-    options: RunOptions = RunOptions(),
+    checkpoint_every: int = 50,
+    validate_every: int = 500,
+    workers: int = 1,
 ) -> SegmentationNetwork:
     """Trains the network of a model folder to the last step of the recipe, or resumes the run.
 
@@ -133,6 +118,7 @@ def train(
         run: folder of the checkpoint, `log.csv` and the TensorBoard files.
         report: called after every step.
         validate: returns the mean IoU of a network, in 0..1, and does not change the network.
+        workers: processes that load data for this process.
 
     Returns:
         The trained network in evaluation mode.
@@ -147,38 +133,36 @@ def train(
         _check_recipe(recipe, world)
         state = TrainingState(record, recipe, model, world)
         state.resume(run)
-        batches = _batches(record, recipe, data, state.step, world, options.workers)
-        if leads():
-            _advance_and_report(state, batches, run, report, validate, options)
-        else:
+        batches = _batches(record, recipe, data, state.step, world, workers)
+        if not leads():
             for images, labels in batches:
                 state.advance(images, labels)
+            return state.result().eval()
+        log = RunLog(run, state.step)
+        for finished in _finished_steps(state, batches, validate, validate_every):
+            log.add(finished)
+            report(finished)
+            if state.is_finished or state.step % checkpoint_every == 0:
+                state.save(run)
+        log.close()
     return state.result().eval()
 
 
-def _advance_and_report(
+def _finished_steps(
     state: TrainingState,
     batches: Iterator[tuple[Tensor, Tensor]],
-    run: Path,
-    report: Callable[[StepReport], None],
     validate: Validate | None,
-    options: RunOptions,
-) -> None:
-    log = RunLog(run, state.step)
+    validate_every: int,
+) -> Iterator[StepReport]:
     began_s = time.perf_counter()
     for images, labels in batches:
         learning_rate, loss = state.learning_rate, state.advance(images, labels)
         seconds = time.perf_counter() - began_s
         mean_iou = None
-        if validate and state.step % options.validate_every == 0:
+        if validate and state.step % validate_every == 0:
             mean_iou = validate(state.result())
-        finished = StepReport(state.step, loss, learning_rate, seconds, mean_iou)
-        log.add(finished)
-        report(finished)
-        if state.is_finished or state.step % options.checkpoint_every == 0:
-            state.save(run)
+        yield StepReport(state.step, loss, learning_rate, seconds, mean_iou)
         began_s = time.perf_counter()
-    log.close()
 
 
 def _check_recipe(recipe: Recipe, world: World) -> None:

@@ -12,17 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
 
-from ...recipe import RECIPE_FILE
-from ...runtime.encode.mask import LabelMap, encode_jpeg
-from ...runtime.encode.overlay import bright, draw_overlay
-from ...runtime.files import write_whole
-from ...runtime.network import build_network
-from ...runtime.record import RECORD_FILE, Accuracy, ModelRecord, read_record, write_record
-from ...runtime.settings import CONFIG_FILE
-from ..data import IGNORED, LabelledImages
-from .metrics import by_label, count_pixels
-from .predictors import Predictor, SegmentedImage, offline_model, segmented
-from .report import EvaluationReport, as_accuracy, measure
+from ..recipe import RECIPE_FILE
+from ..runtime.encode.mask import LabelMap, encode_jpeg
+from ..runtime.encode.overlay import bright, draw_overlay
+from ..runtime.files import write_whole
+from ..runtime.network import build_network
+from ..runtime.record import RECORD_FILE, Accuracy, ModelRecord, read_record, write_record
+from ..runtime.settings import CONFIG_FILE
+from .data import IGNORED, LabelledImages
+from .measure import Predictor, SegmentedImage, measure, offline_model, segmented
+from .report import EvaluationReport, as_accuracy, by_label, count_pixels
 
 CARD_FILE = "README.md"
 NOTES_FILE = "NOTES.md"
@@ -52,10 +51,8 @@ def measure_model(folder: Path, data: LabelledImages, *, dataset: str) -> Evalua
 
 
 def write_card(folder: Path, accuracy: Accuracy, command: str) -> None:
-    """Writes the accuracy into the folder's record, and the card. The card contains `NOTES.md`.
-
-    Args:
-        command: the command that writes the card, named in it.
+    """Writes the accuracy into the folder's record, and the card, which contains `NOTES.md` and
+    names the command that writes it.
     """
     record = read_record(folder).model_copy(update={"accuracy": accuracy})
     write_record(record, folder)
@@ -80,7 +77,6 @@ def write_card(folder: Path, accuracy: Accuracy, command: str) -> None:
 
 
 def _further_figures(accuracy: Accuracy) -> dict[str, float | None]:
-    """The figures that are optional in a record, by their names for people."""
     figures = {
         "frequency-weighted IoU": accuracy.frequency_weighted_iou,
         "mean accuracy": accuracy.mean_accuracy,
@@ -121,9 +117,7 @@ def write_page(
     data: LabelledImages,
     predictor: Predictor,
 ) -> None:
-    """Writes the page, with the `worst` images segmented again. The file appears when it is
-    complete.
-    """
+    """Writes the page, with the `worst` images segmented again."""
     views = [
         {"name": name, "mean_iou": mean_iou}
         | view_image(segmented(data, predictor, name), predictor.record)
@@ -147,11 +141,8 @@ def page_templates() -> Environment:
 def render_page(
     report: EvaluationReport, record: ModelRecord, views: Sequence[Mapping[str, object]]
 ) -> str:
-    """The page as HTML. Every name in it is escaped.
-
-    Args:
-        record: for the colours of the classes.
-        views: the images in this order, as of `view_image`, with `name` and `mean_iou`.
+    """The page as HTML. Every name in it is escaped. Views are those of `view_image`, with `name`
+    and `mean_iou`.
     """
     return (
         page_templates()

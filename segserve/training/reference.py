@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from deeplabv3 import CoreNetHead
 
-from ...runtime.errors import ModelError
-from ...runtime.inference.segmenter import Segmenter
-from ...runtime.network import SegmentationNetwork, build_network
-from ...runtime.record import read_record, sha256_of
-from ...runtime.settings import Settings
-from ..data import LabelledImages
+from ..runtime.errors import ModelError
+from ..runtime.inference.segmenter import Segmenter
+from ..runtime.network import SegmentationNetwork, build_network
+from ..runtime.record import read_record, sha256_of
+from ..runtime.settings import Settings
+from .data import LabelledImages
 from .model_folder import export_weights
 
 REFERENCE_SHA256 = "350af47fd346ea6d74b58833a351f583ba860e9806ec5bd292ff8d8f1f249398"
@@ -48,8 +48,6 @@ def import_reference(
     file: Path, folder: Path, data: LabelledImages, report: Callable[[int, int], None]
 ) -> None:
     """Writes the file's network into a model folder, with new atrous branches.
-
-    The projection's weights for the new branches are 0, so that the result stays the same.
 
     Args:
         folder: has the record of a network of the same shape.
@@ -82,12 +80,7 @@ def import_reference(
 
 
 def read_reference(file: Path, *, sha256: str = REFERENCE_SHA256) -> dict[str, Convolution]:
-    """TensorFlow scope -> convolution, in the order of the network.
-
-    Raises:
-        ModelError: the file is missing or has another SHA-256, or the package ai-edge-litert is not
-            installed.
-    """
+    """TensorFlow scope -> convolution, in the order of the network."""
     if not file.is_file():
         raise ModelError(f"{file}: no such file")
     if (digest := sha256_of(file)) != sha256:
@@ -136,10 +129,7 @@ def load_reference(network: SegmentationNetwork, convolutions: Mapping[str, Conv
     """Loads the file's convolutions into a `mobilenetv2_100` with CoreNet's head, in place.
 
     Atrous branches keep their weights. The projection's weights for them are 0, so that the network
-    computes the same as the file's network.
-
-    Raises:
-        ModelError: the network has another shape.
+    computes the same as the file's network. Raises ModelError if the network has another shape.
     """
     *backbone, aspp0, pooling, projection, classifier = convolutions.values()
     pairs = list(_convolutions_with_norms(network.backbone))
@@ -192,10 +182,8 @@ def standardize_norms(network: SegmentationNetwork, images: Iterable[Tensor]) ->
     norm to those of the images.
 
     The network computes the same before and after, but can be trained: the file's norms are fused,
-    and the lengths of its filters differ by factors of a thousand.
-
-    Args:
-        images: normalised, float32 (N, 3, H, W).
+    and the lengths of its filters differ by factors of a thousand. Images: normalised, float32
+    (N, 3, H, W).
     """
     moments: dict[nn.Module, list[Tensor]] = {}
 

@@ -1,1 +1,0 @@
-"""Measures a model on labelled images at their original size."""

@@ -1,1 +1,0 @@
-"""Training: recipe, batches, loss, loop, checkpoints and the finished model folder."""
