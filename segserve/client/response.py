@@ -89,11 +89,14 @@ class UnknownModelError(ResponseError):
     """The server does not have this model, or not this version of it."""
 
 
-# By the type of TorchServe's own error.
-_KINDS: Mapping[str, type[ResponseError]] = {
-    "InvalidKeyException": AuthenticationError,
-    "ModelNotFoundException": UnknownModelError,
-    "ModelVersionNotFoundException": UnknownModelError,
+# By the type of TorchServe's own error: the exception, and advice that TorchServe's message lacks.
+_ADVICE: Mapping[str, tuple[type[ResponseError], str]] = {
+    "InvalidKeyException": (AuthenticationError, "`segserve serve` prints a new one"),
+    "ModelNotFoundException": (UnknownModelError, "name the model that is served"),
+    "ModelVersionNotFoundException": (
+        UnknownModelError,
+        "leave the version out for the one that is served",
+    ),
 }
 
 
@@ -112,7 +115,7 @@ def raise_for_error(response: HttpResponse) -> None:
     if response.status == 200:
         return
     code, message = _code_and_message(response)
-    kind, advice = _KINDS.get(code, ResponseError), ""
+    kind, advice = _ADVICE.get(code, (ResponseError, ""))
     if response.status == 413 and not response.body:  # TorchServe's own
         code, message = "request_too_large", _TOO_LARGE
     if code in (_UNKNOWN, _NO_SUCH_PATH) and response.status in (401, 403, 404, 405):

@@ -190,17 +190,22 @@ def test_segment_error_response_has_status_code_and_message(
 
 
 @pytest.mark.parametrize(
-    ("kind", "status", "error"),
+    ("kind", "status", "error", "advice"),
     [
-        ("InvalidKeyException", 400, AuthenticationError),
-        ("ModelNotFoundException", 404, UnknownModelError),
-        ("ModelVersionNotFoundException", 404, UnknownModelError),
+        (
+            "InvalidKeyException",
+            400,
+            AuthenticationError,
+            "Not so; `segserve serve` prints a new one",
+        ),
+        ("ModelNotFoundException", 404, UnknownModelError, "Not so; name the model that is served"),
+        ("ModelVersionNotFoundException", 404, UnknownModelError, "Not so; leave the version out"),
     ],
     ids=["token", "model", "version"],
 )
-def test_segment_error_of_torchserve_has_its_own_type(server, client, kind, status, error):
+def test_segment_error_of_torchserve_says_what_to_do(server, client, kind, status, error, advice):
     server.response = error_of_torchserve(kind, status)
-    with pytest.raises(error, match=rf"^{status} {kind}: Not so\."):
+    with pytest.raises(error, match=f"^{status} {kind}: {advice}"):
         client.segment(IMAGE)
 
 
