@@ -169,15 +169,12 @@ def test_published_model_is_served(published, archive, unpacked, image_rgb, tmp_
 
 
 @pytest.mark.parametrize("published", ["mobilenet_v3_large"], indirect=True)
-def test_fetch_checkpoint_of_another_model_says_what_fits_in_one_line(published, tmp_path):
+def test_fetch_checkpoint_of_another_model_says_what_differs_in_one_line(published, tmp_path):
     _, folder, *_ = published
     result = segserve("fetch", "resnet50", "--weights", folder / "checkpoint.pth", folder=tmp_path)
     assert result.returncode == 1
+    assert "weights do not fit the record in " in result.stderr
     assert "first: backbone.conv1.weight: expected (64, 3, 7, 7), got none; " in result.stderr
-    assert (
-        "architecture: {backbone: torchvision.mobilenet_v3_large, aux_head: true, aspp_rates: [12, "
-        "24, 36]" in (result.stderr)
-    )
     assert result.stderr.strip().count("\n") == 0
 
 
