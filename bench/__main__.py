@@ -17,8 +17,7 @@ from bench.serving.figures import rows
 from bench.serving.peer import BenchError
 from bench.serving.report import Report, draw, write_between_marks
 from bench.serving.session import ON_REQUEST, PEERS, measure, report_progress
-from segserve.fetch import servable_folder
-from segserve.resources import resource
+from segserve.fetch import model_named
 from segserve.runtime.errors import ModelError
 from segserve.schema.request import MaskEncoding
 
@@ -47,7 +46,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     default = [name for name in PEERS if name not in ON_REQUEST]
     peers = f"of {', '.join(PEERS)}; by default all but {' and '.join(ON_REQUEST)}"
-    add("--model", default="embedded", help="a model of model/")
+    add("--model", default="embedded", help="a model folder, or the name of one in model/")
     add("--peers", nargs="+", choices=PEERS, default=default, metavar="PEER", help=peers)
     add("--encodings", nargs="+", choices=ENCODINGS, default=ENCODINGS, help="of our responses")
     add("--clients", nargs="+", type=int, default=[1, 8, 32])
@@ -64,7 +63,7 @@ def _measured(arguments: argparse.Namespace) -> Report:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     workload = mixed_workload(
-        servable_folder(resource(f"model/{arguments.model}")),
+        model_named(arguments.model),
         arguments.images,
         max_s=arguments.seconds,
         encodings=arguments.encodings,

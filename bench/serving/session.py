@@ -36,11 +36,14 @@ _fastapi = partial(
 )
 
 
+_GRAPHS = {"cuda_graphs": True, "cuda_streams": True}
+
 PEERS: dict[str, Open] = {
     "limit": _loop(LIMIT, prepare_limit),
     "loop": _loop(PLAIN_LOOP, prepare_plain_loop),
     "ours": open_ours,
-    "ours-bf16": partial(open_ours, variant="bf16", bf16=True),
+    "ours-bf16": partial(open_ours, variant="bf16", settings={"precision": "bf16"}),
+    "ours-graphs": partial(open_ours, variant="graphs", settings={"acceleration": _GRAPHS}),
     "ours-onnx": partial(open_ours, variant="local onnx", engine=EngineName.LOCAL, runtime="onnx"),
     "ours-ray": partial(open_ours, variant="ray", engine=EngineName.RAY),
     "ours-direct": open_without_gateway,
@@ -55,7 +58,7 @@ PEERS: dict[str, Open] = {
 }
 """The contexts that start and stop a system, by its name on the command line."""
 
-ON_REQUEST = ("ours-ray", "ours-direct")
+ON_REQUEST = ("ours-ray", "ours-direct", "ours-graphs")
 """Systems that are measured only if they are named."""
 
 

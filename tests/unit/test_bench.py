@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from bench import __main__ as command
+from bench import random_weights
 from bench.images import mixed_photographs, mixed_workload
 from bench.serving import session
 from bench.serving.figures import Run, headlines, ratio, rows
@@ -26,6 +28,8 @@ from bench.serving.peer import BenchError, Opened, Workload
 from bench.serving.peers.steps import STEPS
 from bench.serving.report import BEGIN, END, Report, draw, write_between_marks
 from bench.serving.session import Outcome, measure, measured_rounds
+from segserve.runtime.network import load_network
+from segserve.runtime.record import read_record
 
 
 def run_of(*latencies_ms: float, failures: int = 0) -> Run:
@@ -416,7 +420,7 @@ def test_workload_is_mixed_and_always_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "reported"),
     [
-        pytest.param(["--model", "no_such"], "model/no_such: not found", id="model"),
+        pytest.param(["--model", "no_such"], "'no_such': no model folder", id="model"),
         pytest.param(["--clients", "one"], "invalid int value: 'one'", id="clients"),
         pytest.param(["--peers", "no_such"], "invalid choice: 'no_such'", id="peer"),
     ],
@@ -427,3 +431,25 @@ def test_command_with_a_bad_flag_ends_in_one_line(monkeypatch, capsys, tmp_path,
         command.main()
     assert ended.value.code not in (0, None)
     assert reported in f"{ended.value.code} {capsys.readouterr().err}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_gpu_script_without_a_gpu_says_so(tmp_path):
+    done = subprocess.run(
+        ["sh", "bench/gpu.sh", "tests", str(tmp_path)],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "bench/gpu.sh: PyTorch finds no GPU here\n")
+
+
+def test_random_weights_make_a_model_folder_that_loads(tmp_path, monkeypatch):
+    folder = tmp_path / "random"
+    monkeypatch.setattr(sys, "argv", ["random_weights", "mobilenet_v3_large", str(folder)])
+    random_weights.main()
+    record = read_record(folder)
+    assert record.checkpoint is None
+    assert len(record.classes) == 21
+    load_network(record, folder)

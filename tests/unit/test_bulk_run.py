@@ -178,8 +178,8 @@ def test_run_with_name_too_long_for_a_result_goes_on(server, images, out):
 @pytest.mark.parametrize(
     ("response", "message"),
     [
-        (error_response("InvalidKeyException", 400), "Not so."),
-        (error_response("ModelNotFoundException", 404), "Not so."),
+        (error_response("InvalidKeyException", 400), "Not so; `segserve serve` prints a new one"),
+        (error_response("ModelNotFoundException", 404), "Not so; name the model that is served"),
         (
             Canned(b'{"error": {"code": "bad_option", "message": "no class dgo"}}', 400),
             "no class dgo",

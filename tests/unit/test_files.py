@@ -9,8 +9,8 @@ from segserve.runtime.files import whole_file, write_whole
 
 from ..conftest import PROJECT
 
-# Resumes a download from its partial file. Moves a verified copy within one folder. Moves a folder.
-_OTHER_NEEDS = {"fetch.py", "engines/store.py", "importing/model.py"}
+# Moves a verified copy within one folder. Moves a folder.
+_OTHER_NEEDS = {"engines/store.py", "importing/model.py"}
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_send_for_a_picture_that_was_cleared_away_sends_for_it_again(server, pic
 
 def test_send_with_address_that_is_none_is_reported(picture, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "no scheme" in PageServer("127.0.0.1:8080").send(picture)["detail"]
+    assert "got '127.0.0.1:8080'" in PageServer("127.0.0.1:8080").send(picture)["detail"]
 
 
 def test_send_with_token_file_that_is_missing_is_reported(picture, tmp_path, monkeypatch):

@@ -55,4 +55,4 @@ def test_profile_command_what_is_no_image_is_reported_in_one_line(tiny_model, tm
         app, ["profile", str(tmp_path / "notes.jpg"), "--model", str(tiny_model)]
     )
     assert result.exit_code == 1
-    assert "not an image; send one of" in " ".join(result.stderr.split())
+    assert "not an image of a format that is read" in " ".join(result.stderr.split())

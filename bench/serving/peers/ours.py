@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -11,7 +11,7 @@ import yaml
 
 from segserve.archive import build_archive, config_of
 from segserve.client.request import JSON, as_fields, http_headers
-from segserve.engines import EngineName
+from segserve.engines import EngineName, default_engine
 from segserve.engines.config import read_properties
 from segserve.engines.torchserve_process import CONFIG_FILE as PROPERTIES_FILE
 from segserve.engines.torchserve_process import KEY_FILE
@@ -29,17 +29,21 @@ def open_ours(
     workload: Workload,
     *,
     variant: str = "",
-    engine: EngineName = EngineName.TORCHSERVE,
+    engine: EngineName | None = None,
     runtime: Runtime | None = None,
-    bf16: bool = False,
+    settings: Mapping[str, object] | None = None,
 ) -> Iterator[Opened]:
-    """Starts a server with one peer per mask encoding, a variant with one for the first."""
+    """Starts a server with one peer per mask encoding, a variant with one for the first.
+
+    Args:
+        settings: of the section `handler` in model-config.yaml.
+    """
     title = f"ours {variant}".strip()
     run_dir = workload.scratch / title.replace(" ", "-")
-    model = _in_bf16(workload) if bf16 else workload.model
+    model = _with_settings(workload, variant, settings) if settings else workload.model
     archive = build_archive(model, run_dir.with_name(f"{run_dir.name}-archive"), runtime=runtime)
     began_s = perf_counter()
-    with ready_server(archive, run_dir, engine=engine) as server:
+    with ready_server(archive, run_dir, engine=engine or default_engine()) as server:
         start_s = perf_counter() - began_s
         peers = {
             f"{title}, {encoding}": HttpPeer(gateway_to(server, encoding), workload)
@@ -86,10 +90,9 @@ def gateway_of(url: str, token: str | None, model: str, encoding: str = "png") -
     return Gateway(f"{url}/predictions/{model}", headers)
 
 
-def _in_bf16(workload: Workload) -> Path:
-    """A copy of the model whose model-config.yaml selects bf16."""
-    copy = Path(shutil.copytree(workload.model, workload.scratch / "bf16-model"))
+def _with_settings(workload: Workload, variant: str, settings: Mapping[str, object]) -> Path:
+    copy = Path(shutil.copytree(workload.model, workload.scratch / f"{variant}-model"))
     config = yaml.safe_load(config_of(workload.model).read_text(encoding="utf-8"))
-    config["handler"]["precision"] = "bf16"
+    config["handler"] |= settings
     (copy / CONFIG_FILE).write_text(yaml.safe_dump(config), encoding="utf-8")
     return copy
