@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import from_json
 
-from . import Strict
+from . import Strict, Unit
 
 MaskEncoding = Literal["dense", "rle", "png", "polygons", "none"]
 Mode = Literal["whole", "slide"]
@@ -78,7 +78,7 @@ class Options(Strict):
         tuple[ClassName, ...] | None, BeforeValidator(split_names), WithJsonSchema(_CLASSES_SCHEMA)
     ] = None
     """Labels or ids to keep, as a list or separated by commas; all others become background."""
-    threshold: Annotated[float, BeforeValidator(_not_a_bool), Field(ge=0, le=1)] = 0.0
+    threshold: Annotated[Unit, BeforeValidator(_not_a_bool)] = 0.0
     """A pixel whose top probability is lower becomes background."""
     confidence: bool = False
     """Whether a JSON response contains every pixel's top probability, as a grey PNG."""

@@ -32,10 +32,11 @@ def in_code() -> Table:
 
 
 def in_openapi() -> Table:
-    responses = openapi()["paths"]["/predictions/{model}"]["post"]["responses"]
+    document = openapi()
+    responses = document["components"]["responses"]
     return {
-        int(status): set(re.findall(r"\w+", response["description"])) & CODES
-        for status, response in responses.items()
+        int(status): set(re.findall(r"\w+", responses[status]["description"])) & CODES
+        for status in document["paths"]["/predictions/{model}"]["post"]["responses"]
         if status != "200"
     }
 

@@ -7,6 +7,7 @@ import pytest
 
 from segserve.client.request import ResponseOptions
 from segserve.gateway.openapi import DOCUMENTS, document_text, openapi, response_schema
+from segserve.runtime.decode.opening import FORMATS
 from segserve.runtime.errors import SegserveError, error_classes
 from segserve.schema.request import MediaType, Options
 from segserve.schema.response import SegmentationResponse
@@ -16,6 +17,16 @@ from .images import encoded, smooth
 
 RESPONSES = jsonschema.Draft202012Validator(response_schema())
 OPENAPI = openapi()
+
+
+def resolved(entry: dict) -> dict:
+    """What a reference of the document refers to."""
+    if "$ref" not in entry:
+        return entry
+    found = OPENAPI
+    for key in entry["$ref"].removeprefix("#/").split("/"):
+        found = found[key]
+    return found
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -81,8 +92,8 @@ def test_response_schema_rejects_an_invalid_response(good_response, change, mess
 
 
 def test_openapi_describes_every_option_of_every_request():
-    operation = OPENAPI["paths"]["/predictions/{model}"]
-    headers = {entry["name"] for entry in operation["parameters"] if entry["in"] == "header"}
+    parameters = map(resolved, OPENAPI["paths"]["/predictions/{model}"]["parameters"])
+    headers = {entry["name"] for entry in parameters if entry["in"] == "header"}
     assert headers == {f"X-Segment-{name.title()}" for name in Options.model_fields}
     for request in ("FormRequest", "JsonRequest"):
         assert set(OPENAPI["components"]["schemas"][request]["properties"]) == {
@@ -94,7 +105,7 @@ def test_openapi_describes_every_option_of_every_request():
 def test_openapi_describes_every_status_and_code():
     errors = OPENAPI["paths"]["/predictions/{model}"]["post"]["responses"]
     for kind in error_classes():
-        assert kind.code in errors[str(kind.status)]["description"]
+        assert kind.code in resolved(errors[str(kind.status)])["description"]
     codes = OPENAPI["components"]["schemas"]["ErrorDetail"]["properties"]["code"]["enum"]
     assert (
         set(codes)
@@ -104,16 +115,26 @@ def test_openapi_describes_every_status_and_code():
 
 
 def test_openapi_describes_every_media_type():
-    assert set(
-        OPENAPI["paths"]["/predictions/{model}"]["post"]["responses"]["200"]["content"]
-    ) == set(MediaType)
+    responses = OPENAPI["paths"]["/predictions/{model}"]["post"]["responses"]
+    assert set(resolved(responses["200"])["content"]) == set(MediaType)
+
+
+def test_openapi_describes_every_image_format():
+    post = OPENAPI["paths"]["/predictions/{model}"]["post"]
+    types = {f"image/{name.lower()}" for name in FORMATS}
+    assert types <= set(resolved(post["requestBody"])["content"])
+
+
+def test_openapi_gives_the_threshold_its_bounds():
+    schema = OPENAPI["components"]["parameters"]["X-Segment-Threshold"]["schema"]
+    assert (schema["minimum"], schema["maximum"]) == (0, 1)
 
 
 def test_openapi_references_exist():
-    text = document_text("openapi.json")
-    named = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
-    assert named
-    assert named <= set(OPENAPI["components"]["schemas"])
+    parts = [part.split('"')[0] for part in document_text("openapi.json").split("#/")[1:]]
+    assert parts
+    for reference in set(parts):
+        resolved({"$ref": f"#/{reference}"})
 
 
 def test_describe_response_follows_its_schema(tiny_pipeline):
