@@ -264,25 +264,39 @@ class Gateway:
         return self.engine
 
     def _record(self, scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:
+        request, path = Request(scope), scope["path"]
+        is_translated = path.startswith(("/v2/", "/hf/")) and request.method == "POST"
+        self.record(
+            request.method,
+            path,
+            status,
+            seconds,
+            is_prediction=scope.get("endpoint") == self._predict or is_translated,
+            request_bytes=_declared_bytes(request),
+            response_bytes=sent_bytes,
+            client=request.client.host if request.client else None,
+            traceparent=request.headers.get("traceparent"),
+        )
+
+    def record(
+        self,
+        method: str,
+        path: str,
+        status: int,
+        seconds: float,
+        *,
+        is_prediction: bool,
+        **fields: object,
+    ) -> None:
         """Counts and logs a response, except those to health checks and scrapes."""
-        is_translated = scope["path"].startswith(("/v2/", "/hf/")) and scope["method"] == "POST"
-        if scope.get("endpoint") == self._predict or is_translated:
+        if is_prediction:
             self._metrics.count_response(status)
-        if scope["path"] in _QUIET_PATHS:
+        if path in _QUIET_PATHS:
             return
-        request = Request(scope)
-        fields = {
-            "method": request.method,
-            "path": scope["path"],
-            "status": status,
-            "duration_ms": round(seconds * 1000, 1),
-            "request_bytes": _declared_bytes(request),
-            "response_bytes": sent_bytes,
-            "client": request.client.host if request.client else None,
-            "traceparent": request.headers.get("traceparent"),
-        }
+        timed = {"status": status, "duration_ms": round(seconds * 1000, 1)}
         known = {name: value for name, value in fields.items() if value is not None}
-        logger.info("%s %s %s", request.method, scope["path"], status, extra={"fields": known})
+        logged = {"method": method, "path": path, **timed, **known}
+        logger.info("%s %s %s", method, path, status, extra={"fields": logged})
 
 
 async def _nothing() -> AsyncIterator[bytes]:

@@ -1,16 +1,18 @@
 """The Open Inference Protocol v2 over gRPC: the same translation as over REST."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from .. import __version__
 from ..engines import BadTokenError
-from ..runtime.errors import BadRequestError
+from ..runtime.errors import BadRequestError, InternalError
 from .app import Gateway
 from .open_inference import (
     InferRequest,
@@ -25,6 +27,7 @@ from .protocols import checked, parsed_as, status_and_message
 
 _SERVICE = "inference.GRPCInferenceService"
 _MOST_CALLS = 64  # each holds its message in memory
+_QUIET_METHODS = ("ServerLive", "ServerReady")  # called every few seconds, so not logged
 
 # The messages of the protocol, and their fields in the order of their numbers, which begin at 1.
 # `*` marks a repeated field. A map is sent as repeated pairs.
@@ -118,16 +121,32 @@ def serving_grpc(
 
 
 def _handler(gateway: Gateway, name: str, method: Method) -> grpc.RpcMethodHandler:
-    """Converts the fields of a response to a message, and errors to a status of gRPC."""
+    """Converts the fields of a response to a message, and errors to a status of gRPC. Records the
+    call with the HTTP status that the same request would have over REST.
+    """
 
     async def call(request: Message, context: grpc.aio.ServicerContext) -> Message:
+        began_s, status = time.perf_counter(), InternalError.status
         try:
-            return _CLASSES[f"{name}Response"](**await method(gateway, request, context))
+            response = _CLASSES[f"{name}Response"](**await method(gateway, request, context))
+            status = 200
+            return response
         except Exception as error:
             status, message = status_and_message(error)
             code = _CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
             if isinstance(error, BadTokenError):
                 code = grpc.StatusCode.UNAUTHENTICATED
+        finally:
+            if name not in _QUIET_METHODS:
+                gateway.record(
+                    "POST",
+                    f"/{_SERVICE}/{name}",
+                    status,
+                    time.perf_counter() - began_s,
+                    is_prediction=method is _infer,
+                    request_bytes=request.ByteSize(),
+                    client=_address(context),
+                )
         await context.abort(code, message)
 
     return grpc.unary_unary_rpc_method_handler(
@@ -172,7 +191,7 @@ async def _infer(gateway: Gateway, request: Message, context: grpc.aio.ServicerC
     _check_token(gateway, context)
     parsed, image = await asyncio.to_thread(_read, request)
     forwarded = infer_native(parsed, image, request.model_name, request.model_version or None)
-    response = checked(await gateway.predict_for(context.peer(), forwarded))
+    response = checked(await gateway.predict_for(_client(gateway, context), forwarded))
     tensors = await asyncio.to_thread(tensors_of, response, parsed.outputs)
     return {
         "model_name": request.model_name,
@@ -199,6 +218,19 @@ _METHODS: Mapping[str, Method] = {
 def _check_token(gateway: Gateway, context: grpc.aio.ServicerContext) -> None:
     metadata = dict(context.invocation_metadata() or ())
     gateway.check_token(metadata.get("authorization"))
+
+
+def _client(gateway: Gateway, context: grpc.aio.ServicerContext) -> str:
+    """The client by the proxy's header, else by its address, as over REST."""
+    header = gateway.settings.client_header
+    metadata = dict(context.invocation_metadata() or ())
+    return (metadata.get(header.lower()) if header else None) or _address(context)
+
+
+def _address(context: grpc.aio.ServicerContext) -> str:
+    """Without the port, by which the connections of one client differ."""
+    address = unquote(context.peer()).partition(":")[2]
+    return address.rpartition(":")[0].strip("[]")
 
 
 def _read(request: Message) -> tuple[InferRequest, bytes]:

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -292,6 +294,32 @@ def test_grpc_call_that_is_bad_has_a_status_and_a_sentence(
         )
     assert code in caught.value.status()
     assert len(caught.value.message()) > 10
+
+
+def counted(server) -> dict[str, float]:
+    """The gateway's predictions by status."""
+    text = requests.get(f"{server.metrics_url}/metrics", timeout=60).text
+    found = re.findall(r'^segserve_gateway_requests_total\{.*status="(\d+)".*\} (\S+)$', text, re.M)
+    return {status: float(count) for status, count in found}
+
+
+def test_grpc_calls_are_counted_and_logged(triton_grpc, server, bearer, pixels):
+    before, image = counted(server), grpc_input(pixels, "UINT8")
+    triton_grpc.infer(MODEL, [image], headers=bearer)
+    with pytest.raises(tritonclient.utils.InferenceServerException):
+        triton_grpc.infer("unknown", [image], headers=bearer)
+    triton_grpc.is_server_ready()
+    after = counted(server)
+    assert {status: after[status] - before.get(status, 0) for status in ("200", "404")} == {
+        "200": 1,
+        "404": 1,
+    }
+    logged = [json.loads(line) for line in server.log_path.read_text().splitlines()[-20:]]
+    calls = [each for each in logged if each.get("path", "").startswith("/inference.GRPC")]
+    assert [(each["path"], each["status"], each["client"]) for each in calls[-2:]] == [
+        ("/inference.GRPCInferenceService/ModelInfer", 200, "127.0.0.1"),
+        ("/inference.GRPCInferenceService/ModelInfer", 404, "127.0.0.1"),
+    ]
 
 
 # Hugging Face
