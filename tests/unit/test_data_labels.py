@@ -179,6 +179,15 @@ def test_roboflow_masks_map_values_by_their_table(tmp_path):
     assert opened(tmp_path, "dev").data.labels("a").tolist() == [[0, 2, 1], [1, 2, 0]]
 
 
+@pytest.mark.parametrize("file", ["_classes.csv", "_annotations.coco.json"])
+def test_roboflow_without_the_split_names_the_splits(tmp_path, file):
+    for split in ("valid", "train"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / file).touch()
+    with pytest.raises(DataError, match="there is no split test; there are train, valid"):
+        opened(tmp_path, "test")
+
+
 def test_roboflow_coco_is_found_by_its_split(tmp_path):
     (tmp_path / "train").mkdir()
     Image.fromarray(noise(20, 20)).save(tmp_path / "train/a.jpg")

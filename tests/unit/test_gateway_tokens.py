@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segserve.engines import ServerError
+from segserve.engines import BadTokenError, ServerError
 from segserve.gateway.admission import TokenFile
 
 TOKEN = "a-token-of-some-length"  # noqa: S105
@@ -18,8 +18,8 @@ def file(tmp_path):
     return path
 
 
-def test_matches_the_token(file):
-    assert TokenFile(file).matches(f"Bearer {TOKEN}")
+def test_the_token_is_accepted(file):
+    TokenFile(file).check(f"Bearer {TOKEN}")
 
 
 @pytest.mark.parametrize(
@@ -34,27 +34,29 @@ def test_matches_the_token(file):
         pytest.param("Bearer \udce9", id="bytes"),
     ],
 )
-def test_matches_nothing_else(file, authorization):
-    assert not TokenFile(file).matches(authorization)
+def test_nothing_else_is_accepted(file, authorization):
+    with pytest.raises(BadTokenError):
+        TokenFile(file).check(authorization)
 
 
-def test_matches_after_the_file_has_changed_only_the_new_token(file):
+def test_after_the_file_has_changed_only_the_new_token_is_accepted(file):
     token = TokenFile(file)
     file.write_text("another-token-of-some-length")
     os.utime(file, ns=(1, 1))
-    assert token.matches("Bearer another-token-of-some-length")
-    assert not token.matches(f"Bearer {TOKEN}")
+    token.check("Bearer another-token-of-some-length")
+    with pytest.raises(BadTokenError):
+        token.check(f"Bearer {TOKEN}")
 
 
 @pytest.mark.parametrize(
     "content", [pytest.param(None, id="gone"), pytest.param("short", id="broken")]
 )
-def test_matches_while_the_file_is_replaced_the_old_token(file, content):
+def test_while_the_file_is_replaced_the_old_token_is_accepted(file, content):
     token = TokenFile(file)
     file.unlink()
     if content:
         file.write_text(content)
-    assert token.matches(f"Bearer {TOKEN}")
+    token.check(f"Bearer {TOKEN}")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_generated_token_is_new_and_private(tmp_path):
     path = tmp_path / "run" / "token"
     TokenFile.generate(path)
     first = path.read_text()
-    assert TokenFile.generate(path).matches(f"Bearer {path.read_text().strip()}")
+    TokenFile.generate(path).check(f"Bearer {path.read_text().strip()}")
     assert path.read_text() != first
     assert path.stat().st_mode & 0o077 == 0
 
@@ -95,7 +97,7 @@ def test_token_whose_file_is_lost_stays_valid_and_the_log_says_so_once(tmp_path,
     token = TokenFile(file)
     lose(file)
     for _ in range(2):
-        assert token.matches("Bearer a-token-of-some-length")
+        token.check("Bearer a-token-of-some-length")
     [message] = caplog.messages
     assert "the last token stays valid; to revoke it, write another one" in message
     assert "a-token-of-some-length" not in message

@@ -59,6 +59,8 @@ def open_data(
         categories = {info.label: class_id for class_id, info in enumerate(classes)}
     named = _named_file(data, split)
     split = _existing_split(data, split or default_split)
+    if (known := _roboflow_splits(data)) and not named and split not in known:
+        raise DataError(f"{data}: there is no split {split}; there are {', '.join(sorted(known))}")
     path = named or _annotations(data, split)
     if path is None:
         if images:
@@ -79,13 +81,16 @@ def split_names(data: Path) -> list[str]:
         for kind in _KINDS
         for path in (data / _ANNOTATIONS).glob(f"{kind}_*.json")
     }
-    folders = {
+    cities = {path.name for path in (data / "leftImg8bit").glob("*/")}
+    return sorted(annotations or _roboflow_splits(data) or cities or voc_splits(data))
+
+
+def _roboflow_splits(data: Path) -> set[str]:
+    return {
         path.parent.name
         for name in (_ROBOFLOW_JSON, ROBOFLOW_CLASSES)
         for path in data.glob(f"*/{name}")
     }
-    cities = {path.name for path in (data / "leftImg8bit").glob("*/")}
-    return sorted(annotations or folders or cities or voc_splits(data))
 
 
 def _folder(
