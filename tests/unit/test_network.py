@@ -55,10 +55,15 @@ def test_network_output_stride_is_that_of_the_last_level(backbone, stride):
     assert network(image()).shape[-2:] == (HEIGHT_PX // stride, WIDTH_PX // stride)
 
 
+@pytest.mark.parametrize("expanded", [False, True])
 @pytest.mark.parametrize(("padding", "center_px"), [("default", 0), ("centered", 7)])
 @torch.inference_mode()
-def test_network_padding_centered_puts_a_logit_at_the_center_of_its_cell(padding, center_px):
-    backbone = built(backbone="mobilenetv2_050", head="corenet", padding=padding).backbone
+def test_network_padding_centered_puts_a_logit_at_the_center_of_its_cell(
+    padding, center_px, expanded
+):
+    backbone = built(
+        backbone="mobilenetv2_050", head="corenet", padding=padding, use_l5_exp=expanded
+    ).backbone
     for module in (
         backbone.modules()
     ):  # every 3x3 convolution hands on the pixel in its middle, every 1x1 the mean

@@ -71,12 +71,15 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
     options: dict[str, Any] = {"output_stride": stride} if stride < strides[-1] else {}
     if architecture.padding == "same":
         options["pad_type"] = "same"
+    backbone: Any
     try:
         if architecture.use_l5_exp:
-            return _expanded_timm_backbone(name, indices, options)
-        if not is_nchw:
-            options["feature_cls"] = "getter"  # converts levels from (N, H, W, C)
-        backbone: Any = timm.create_model(name, features_only=True, out_indices=indices, **options)
+            backbone, channels = _expanded_timm_backbone(name, indices, options)
+        else:
+            if not is_nchw:
+                options["feature_cls"] = "getter"  # converts levels from (N, H, W, C)
+            backbone = timm.create_model(name, features_only=True, out_indices=indices, **options)
+            channels = backbone.feature_info.channels()
     except (TypeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
             f"backbone {name}: timm cannot lower its stride to {stride}: set output_stride to "
@@ -84,7 +87,7 @@ def _timm_backbone(architecture: Architecture) -> tuple[nn.Module, list[int]]:
         ) from error
     if architecture.padding == "centered":
         _center_cells(backbone, name, stride)
-    return backbone, backbone.feature_info.channels()
+    return backbone, channels
 
 
 def _center_cells(backbone: nn.Module, name: str, stride: int) -> None:
