@@ -11,9 +11,11 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, Self
 
 from cryptography.exceptions import InvalidSignature
@@ -76,6 +78,16 @@ class TrustedKeys:
             except BaseException:
                 target.unlink(missing_ok=True)
                 raise
+
+    @contextmanager
+    def verified(self, archive: Path) -> Iterator[Path]:
+        """Yields a verified copy of an archive, which exists only within this context. Errors as in
+        `verify`.
+        """
+        with TemporaryDirectory(prefix="segserve-verified-") as folder:
+            copied = Path(folder, archive.name)
+            self.copy(archive, copied)
+            yield copied
 
     def _check(self, archive: Path, digest: bytes) -> None:
         signature = _Signature.read(archive)

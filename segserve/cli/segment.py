@@ -272,15 +272,15 @@ def batch(
         from ..bulk.batch import Job, run_batch
         from ..bulk.run import StoppedError
 
-        if trust:
-            from ..signing import TrustedKeys
-
-            TrustedKeys.read(trust).verify(archive)
         try:
-            with _dropped_native_messages(), progress_bar("image", shown=shown) as progress:
+            with (
+                _verified(archive, trust) as verified,
+                _dropped_native_messages(),
+                progress_bar("image", shown=shown) as progress,
+            ):
                 task = progress.add_task("", total=None)
                 summary = run_batch(
-                    Job(source, target, archive, format, options, column),
+                    Job(source, target, verified, format, options, column),
                     workers=workers,
                     address=address,
                     max_failures=max_failures,
@@ -296,6 +296,18 @@ def batch(
         else:
             _print_summary(summary, target)
     raise typer.Exit(int(summary.segmented == 0))
+
+
+@contextmanager
+def _verified(archive: Path, trust: Path | None) -> Iterator[Path]:
+    """The archive; if it must be signed, a verified copy, which no other process changes."""
+    if trust is None:
+        yield archive
+        return
+    from ..signing import TrustedKeys
+
+    with TrustedKeys.read(trust).verified(archive) as copied:
+        yield copied
 
 
 @contextmanager

@@ -13,11 +13,10 @@ import sys
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -187,13 +186,11 @@ def load_handler(
 
 
 def _unpack(archive: Path, folder: Path, trusted: TrustedKeys | None) -> None:
-    with TemporaryDirectory(prefix="segserve-verified-") as folder_of_copy:
-        if trusted is not None:
-            verified = Path(folder_of_copy) / archive.name
-            trusted.copy(archive, verified)
-            archive = verified
-        with zipfile.ZipFile(archive) as packed:
-            packed.extractall(folder)
+    with (
+        trusted.verified(archive) if trusted else nullcontext(archive) as verified,
+        zipfile.ZipFile(verified) as packed,
+    ):
+        packed.extractall(folder)
 
 
 def _overridden(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

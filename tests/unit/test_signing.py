@@ -189,6 +189,14 @@ def test_copy_of_a_signed_archive_is_the_archive(signed, trusted, tmp_path):
     assert (tmp_path / "copy.mar").read_bytes() == CONTENT
 
 
+def test_verified_copy_is_what_was_signed_whatever_happens_to_the_original(signed, trusted):
+    content = signed.read_bytes()
+    with trusted.verified(signed) as copied:
+        signed.write_bytes(b"other")
+        assert copied.read_bytes() == content
+    assert not copied.exists()
+
+
 def test_copy_leaves_a_file_that_is_there_already(signed, trusted, tmp_path):
     target = tmp_path / "there.mar"
     target.write_bytes(b"another archive")
