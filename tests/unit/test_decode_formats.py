@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segserve.runtime.decode.avif import frame_pixels
 from segserve.runtime.decode.image import decode_image, decode_reduced, decoded_size
-from segserve.runtime.decode.opening import frame_pixels
 from segserve.runtime.errors import (
     CorruptImageError,
     SegserveError,
