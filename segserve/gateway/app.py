@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import cache
 from typing import Any
-from urllib.parse import parse_qsl, quote
+from urllib.parse import quote
 
 import orjson
 from starlette.requests import Request
@@ -19,11 +19,11 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..engines import Engine, EngineRequest, EngineResponse, Headers, frontend_json
+from ..engines import Engine, EngineRequest, EngineResponse, frontend_json
 from ..engines.config import too_large
-from ..runtime.errors import BadRequestError, UnavailableError
-from ..runtime.request import OPTION_HEADER_PREFIX
+from ..runtime.errors import UnavailableError
 from .admission import FairQueue, RequestBody, TokenFile
+from .forwarding import check_head, declared_bytes, end_to_end, query_options, target_of
 from .http_server import JSON, TimedResponse, error_response, json_response
 from .metrics import CONTENT_TYPE, GatewayMetrics
 from .open_inference import OpenInference
@@ -37,18 +37,11 @@ CLIENT_LEFT = 499
 """The client closed the connection. nginx's code; appears only in logs and metrics."""
 
 _openapi_once = cache(openapi)  # takes 70 ms
-_MAX_PATH_BYTES, _MAX_HEADERS_BYTES = 4_000, 7_680
-"""TorchServe reads a line of 4,096 bytes and 8,192 bytes of headers, and
-closes a connection with more, often before its response is read."""
 _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _QUIET_PATHS = frozenset({"/ping", "/metrics"})  # requested every few seconds, so not logged
 _OWN_HEADERS = [(b"server", b"segserve"), (b"x-content-type-options", b"nosniff")]
 _OWN_NAMES = frozenset(name for name, _ in _OWN_HEADERS)
 _CLOSE = (b"connection", b"close")
-_SINGLE_CONNECTION_HEADERS = frozenset(  # RFC 9110, section 7.6.1, and the token
-    {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te"}
-    | {b"trailer", b"transfer-encoding", b"upgrade", b"expect", b"host", b"authorization"}
-)
 
 
 class Gateway:
@@ -144,7 +137,7 @@ class Gateway:
             async with AsyncExitStack() as exchange:
                 scope.setdefault("state", {}).update(exchange=exchange, body=body)
                 try:
-                    _check_head(_target(scope), scope["headers"])
+                    check_head(target_of(scope), scope["headers"])
                     await app(scope, receive, send_and_count)
                 except Exception as error:
                     if is_sending:
@@ -187,14 +180,14 @@ class Gateway:
     async def predict(self, request: Request, forwarded: EngineRequest) -> EngineResponse:
         """Forwards the native form of a request in another protocol, in a slot of its client."""
         engine = self._started()
-        _check_head(forwarded.target, forwarded.headers)
+        check_head(forwarded.target, forwarded.headers)
         await self._enter_slot(request)
         return await engine.predict(forwarded)
 
     async def predict_for(self, client: str, forwarded: EngineRequest) -> EngineResponse:
         """As `predict`, without a request over HTTP."""
         engine = self._started()
-        _check_head(forwarded.target, forwarded.headers)
+        check_head(forwarded.target, forwarded.headers)
         async with self._queue.slot(client):
             return await engine.predict(forwarded)
 
@@ -231,26 +224,26 @@ class Gateway:
             await request.state.exchange.enter_async_context(slot)
 
     def _check_declared(self, request: Request) -> None:
-        if (_declared_bytes(request) or 0) > self.max_request_bytes:
+        if (declared_bytes(request) or 0) > self.max_request_bytes:
             raise too_large(self.max_request_bytes)
 
     def _forwarded(self, request: Request) -> EngineRequest:
         self._check_declared(request)
-        target, headers = _target(request.scope), _end_to_end(request.headers.raw)
-        if options := _query_options(request):
+        target, headers = target_of(request.scope), end_to_end(request.headers.raw)
+        if options := query_options(request):
             headers = [*headers, *options]
-            _check_head(target, headers)
+            check_head(target, headers)
         return EngineRequest(
             method=request.method,
             target=target,
             headers=headers,
             body=request.state.body,
-            has_body=bool(_declared_bytes(request)) or "transfer-encoding" in request.headers,
+            has_body=bool(declared_bytes(request)) or "transfer-encoding" in request.headers,
         )
 
     def _response(self, response: EngineResponse) -> Response:
-        end_to_end = response._replace(headers=_end_to_end(response.headers))
-        return TimedResponse(end_to_end, timeout_s=self.settings.request_timeout_s)
+        forwarded = response._replace(headers=end_to_end(response.headers))
+        return TimedResponse(forwarded, timeout_s=self.settings.request_timeout_s)
 
     def _client_of(self, request: Request) -> str:
         """The client by the proxy's header, else by its address: all have the same token."""
@@ -272,7 +265,7 @@ class Gateway:
             status,
             seconds,
             is_prediction=scope.get("endpoint") == self._predict or is_translated,
-            request_bytes=_declared_bytes(request),
+            request_bytes=declared_bytes(request),
             response_bytes=sent_bytes,
             client=request.client.host if request.client else None,
             traceparent=request.headers.get("traceparent"),
@@ -302,45 +295,3 @@ class Gateway:
 async def _nothing() -> AsyncIterator[bytes]:
     return
     yield
-
-
-def _declared_bytes(request: Request) -> int | None:
-    declared = request.headers.get("content-length", "")
-    return int(declared) if declared.isdecimal() else None
-
-
-def _end_to_end(headers: Headers) -> Headers:
-    """Without the headers of a single connection; names in lower case."""
-    lower = [(name.lower(), value) for name, value in headers]
-    return [header for header in lower if header[0] not in _SINGLE_CONNECTION_HEADERS]
-
-
-def _query_options(request: Request) -> Headers:
-    """Options in the query as headers, unless a header sets them. TorchServe drops the query."""
-    options: dict[str, str] = {}
-    for name, value in parse_qsl(
-        request.scope["query_string"].decode("latin-1"), keep_blank_values=True
-    ):
-        header = f"{OPTION_HEADER_PREFIX}{name.lower()}"
-        options[header] = f"{options[header]},{value}" if header in options else value
-    return [
-        (name.encode(), value.encode())
-        for name, value in options.items()
-        if name not in request.headers
-    ]
-
-
-def _target(scope: Scope) -> bytes:
-    query: bytes = scope["query_string"]
-    path: bytes = scope["raw_path"]
-    return path + b"?" + query if query else path
-
-
-def _check_head(target: bytes, headers: Headers) -> None:
-    headers_bytes = sum(len(name) + len(value) + len(": \r\n") for name, value in headers)
-    for size, limit, name in [
-        (len(target), _MAX_PATH_BYTES, "path"),
-        (headers_bytes, _MAX_HEADERS_BYTES, "headers"),
-    ]:
-        if size > limit:
-            raise BadRequestError(f"{name}: {size} bytes, the limit is {limit}")
