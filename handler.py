@@ -33,7 +33,7 @@ class DeepLabHandler:
         """Loads the model onto the GPU that TorchServe assigned to this worker, else onto the CPU,
         and warms up.
 
-        A GPU that cannot be used, now or later, gives way to the CPU with a warning.
+        If the GPU cannot be used, now or later, the CPU replaces it, with a warning.
 
         Raises:
             RuntimeError: the archive cannot be served. TorchServe reports a failed load only for
@@ -85,7 +85,7 @@ class DeepLabHandler:
 
     def _respond(self, request: tuple[Mapping[str, object], Mapping[str, object]]) -> Response:
         row, headers = request
-        if _sends_for_description(row, headers):
+        if _is_describe_request(row, headers):
             return self._pipeline.describe()
         return self._pipeline.respond(row, headers)
 
@@ -94,7 +94,7 @@ def _lacks_memory(reply: Response) -> bool:
     return reply.status == errors.OutOfMemoryError.status
 
 
-def _sends_for_description(row: Mapping[str, object], headers: Mapping[str, object]) -> bool:
+def _is_describe_request(row: Mapping[str, object], headers: Mapping[str, object]) -> bool:
     """TorchServe marks a describe request by a header, which a client can send as well; only it
     sends no body.
     """

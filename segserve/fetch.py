@@ -181,7 +181,7 @@ def download(url: str, target: Path, *, sha256: str, max_bytes: int, report: Rep
     next one goes on from there, as long as each one brings something.
 
     Args:
-        max_bytes: a server that sends more is not heard out.
+        max_bytes: the download ends with an error if the server sends more.
         report: receives the number of bytes that are there and, if the server reports it, of all.
 
     Raises:

@@ -124,13 +124,13 @@ def _raise_for_error(response: Response) -> None:
 
 def load_pipeline(model: str | os.PathLike[str], *, device: str, **changes: object) -> Pipeline:
     """Loads a model; `changes` replace its settings. Raises as `LocalSegmenter`."""
-    with opened_model(model) as (folder, config_file):
+    with open_model(model) as (folder, config_file):
         settings = read_config(read_yaml(config_file)).handler.model_copy(update=changes)
         return Pipeline(load_segmenter(folder, device=device, settings=settings), settings)
 
 
 @contextmanager
-def opened_model(model: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
+def open_model(model: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
     """Yields the model folder and the configuration file of a model. An archive is extracted to a
     temporary folder, which exists only within this context. Raises as `LocalSegmenter`.
     """

@@ -106,9 +106,9 @@ def read_archive(archive: Path, options: Mapping[str, object]) -> ModelRecord:
     """
     if not archive.is_file():
         raise BulkError(f"{archive}: expected an archive (.mar); `segserve archive` makes one")
-    from ..local import opened_model
+    from ..local import open_model
 
-    with opened_model(archive) as (folder, config_file):
+    with open_model(archive) as (folder, config_file):
         record = read_record(folder)
         verified_file(named_weights(record), folder, "weights")
         settings = read_config(read_yaml(config_file)).handler

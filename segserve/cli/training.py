@@ -210,7 +210,7 @@ def train(
     from ..training.loop import validation_iou
     from ..training.model_folder import export_weights, record_for, write_new_record
     from ..training.pages import measure_model
-    from ..training.state import leads
+    from ..training.state import is_main_process
 
     with errors_in_one_line():
         listed = read_class_file(classes) if classes else None
@@ -229,9 +229,9 @@ def train(
         # The model folder is written only now that classes, data and splits are known to be good.
         write_new_record(record, model)
         write_recipe(steps, model / recipe)
-        if leads():
+        if is_main_process():
             print_plain(f"starts from {_start_text(steps, model)}")
-        with progress_bar("step", shown=leads()) as progress:
+        with progress_bar("step", shown=is_main_process()) as progress:
             network = train_network(
                 model,
                 steps,
@@ -243,7 +243,7 @@ def train(
                 validate_every=validate_every,
                 workers=workers,
             )
-        if not leads():
+        if not is_main_process():
             return
         export_weights(network, read_record(model), model)
         if measured:

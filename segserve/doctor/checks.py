@@ -100,11 +100,11 @@ class TorchBrokenError(Exception):
     """torch or torchvision cannot be imported. The message is the reason in one line."""
 
 
-def send_torch() -> TorchFacts:
+def read_torch_facts() -> TorchFacts:
     """The facts of the installed torch, from a separate process: a broken torch may end the process
     that imports it. Raises TorchBrokenError if there is none, or it does not work.
     """
-    code = f"from {__name__} import print_torch; print_torch()"
+    code = f"from {__name__} import print_torch_facts; print_torch_facts()"
     command = [sys.executable, "-W", "ignore", "-c", code]
     try:
         done = subprocess.run(
@@ -120,7 +120,7 @@ def send_torch() -> TorchFacts:
     return TorchFacts(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def print_torch() -> None:
+def print_torch_facts() -> None:
     """Imports torch and prints its `TorchFacts` as JSON."""
     import torch
     import torchvision
@@ -136,10 +136,10 @@ def print_torch() -> None:
         cuda_build=torch.version.cuda,
         gpu=gpu,
     )
-    print(json.dumps(asdict(facts)))  # noqa: T201 - what `send_torch` reads
+    print(json.dumps(asdict(facts)))  # noqa: T201 - what `read_torch_facts` reads
 
 
-_torch_facts = cache(send_torch)
+_torch_facts = cache(read_torch_facts)
 
 
 def check_torch() -> Finding:
@@ -230,13 +230,13 @@ def archive_fault(path: Path) -> str:
 
 def check_ports() -> Finding:
     """Whether a server would get its ports, except those of the server that runs here."""
-    from ..engines.config import read_config, wanted_address
+    from ..engines.config import configured_address, read_config
     from ..gateway.background import running_server
 
     settings, server = read_config(), running_server()
     own = (server.inference_url, server.metrics_url) if server else ()
     own_ports = {urlsplit(url).port for url in own}
-    wanted = [wanted_address(settings, f"{name}_address") for name in ("inference", "metrics")]
+    wanted = [configured_address(settings, f"{name}_address") for name in ("inference", "metrics")]
     taken = [
         str(port) for host, port in wanted if port not in own_ports and not _is_free(host, port)
     ]

@@ -69,7 +69,7 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """Ends the workers. May be called before `start` has returned."""
 
-    async def obstacle(self) -> str | None:
+    async def not_ready_reason(self) -> str | None:
         """Why a model has no worker that is ready. Raises ServerError: the engine has ended."""
 
     async def predict(self, request: EngineRequest) -> EngineResponse: ...

@@ -110,7 +110,7 @@ def is_form(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
 
 
-def second_part() -> BadRequestError:
+def duplicate_part() -> BadRequestError:
     return BadRequestError(
         "the form has two parts with the same name; send one image a request, and each option once"
     )
@@ -125,7 +125,7 @@ def choose_addresses(settings: Mapping[str, str]) -> dict[str, str]:
     chosen = {}
     with ExitStack() as held:  # all ports stay bound until all are chosen, so that they differ
         for key in _HTTP_PORTS:
-            host, port = wanted_address(settings, key)
+            host, port = configured_address(settings, key)
             chosen[key] = f"http://{host}:{_free_port(host, port, held)}"
         for prefix, default in _GRPC_PORTS.items():
             host = settings.get(f"{prefix}_address", "127.0.0.1")
@@ -140,7 +140,7 @@ def loopback(url: str) -> str:
     return url.replace("//0.0.0.0:", "//127.0.0.1:")
 
 
-def wanted_address(settings: Mapping[str, str], key: str) -> tuple[str, int]:
+def configured_address(settings: Mapping[str, str], key: str) -> tuple[str, int]:
     """Host, and the port of the environment, else that of `settings`. It may be in use."""
     variable, default = _HTTP_PORTS[key]
     address = settings.get(key, f"http://127.0.0.1:{default}")

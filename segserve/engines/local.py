@@ -84,7 +84,7 @@ class LocalEngine(PoolEngine):
         if self._failure in done:
             raise ServerError(self._failure.result())
         if not done:
-            raise ServerError(f"{await self.obstacle()} after {timeout_s:g} s")
+            raise ServerError(f"{await self.not_ready_reason()} after {timeout_s:g} s")
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -104,7 +104,7 @@ class LocalEngine(PoolEngine):
         return [worker for workers in self._workers.values() for worker in workers]
 
     async def _wait_ready(self) -> None:
-        while await self.obstacle() is not None:
+        while await self.not_ready_reason() is not None:
             await asyncio.sleep(_READY_POLL_S)
 
 

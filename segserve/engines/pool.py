@@ -34,7 +34,7 @@ from . import (
     unknown_path,
     unknown_version,
 )
-from .config import is_form, second_part
+from .config import duplicate_part, is_form
 from .store import ServedArchive
 from .worker import DESCRIBE, Handled, Observation, Received
 
@@ -74,7 +74,7 @@ def as_row(body: bytes, content_type: str) -> dict[str, bytes]:
         ) from error
     row = dict(parts)
     if len(row) < len(parts):
-        raise second_part()
+        raise duplicate_part()
     return row
 
 
@@ -122,7 +122,7 @@ class PoolEngine(ABC):
     async def worker_states(self, model: str) -> Sequence[str]:
         """The status of every worker, in TorchServe's terms."""
 
-    async def obstacle(self) -> str | None:
+    async def not_ready_reason(self) -> str | None:
         for model in self.models:
             states = await self.worker_states(model)
             if "READY" not in states:
@@ -166,7 +166,7 @@ class PoolEngine(ABC):
         return await self.describe(request)
 
     async def metrics(self) -> bytes:
-        return self._metrics.exposed()
+        return self._metrics.as_text()
 
     async def _predict(self, request: EngineRequest) -> EngineResponse:
         began_s = time.perf_counter()
@@ -273,14 +273,14 @@ class ServerMetrics:
         else:
             collector.set(value)
 
-    def exposed(self) -> bytes:
+    def as_text(self) -> bytes:
         for name, value in _host_figures().items():
             self._add(name, value, "Host")
         return generate_latest(self._registry)
 
 
 def _collector(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
-    arguments = described(metric, registry)
+    arguments = collector_arguments(metric, registry)
     if metric.kind is Kind.HISTOGRAM:
         return Histogram(**arguments, buckets=BUCKETS)
     if metric.kind is Kind.GAUGE:
@@ -288,7 +288,7 @@ def _collector(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge |
     return Counter(**arguments) if metric.name.endswith("_total") else _Total(**arguments)
 
 
-def described(metric: Metric, registry: CollectorRegistry) -> dict[str, Any]:
+def collector_arguments(metric: Metric, registry: CollectorRegistry) -> dict[str, Any]:
     """The arguments of a collector of the metric."""
     return {
         "name": metric.name,

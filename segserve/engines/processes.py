@@ -56,7 +56,7 @@ _OWNER_ONLY = 0o077  # the umask of servers: their files contain parts of reques
 _CLOCK_S = 1.0
 
 
-def handed_on(environment: Mapping[str, str], *, hidden: str = "") -> dict[str, str]:
+def allowed_environment(environment: Mapping[str, str], *, hidden: str = "") -> dict[str, str]:
     """The part of an environment that a server gets, with `bounded_spinning`.
 
     A name that the regular expression `hidden` matches whole is left out in any case. Raises
@@ -77,9 +77,9 @@ def handed_on(environment: Mapping[str, str], *, hidden: str = "") -> dict[str, 
     return {**bounded_spinning(kept), **kept}
 
 
-def hide_environment(hidden: str) -> None:
-    """Removes from this process, and so from its later children, what `handed_on` leaves out."""
-    kept = handed_on(os.environ, hidden=hidden)
+def restrict_environment(hidden: str) -> None:
+    """Removes what `allowed_environment` leaves out from this process, and so from its children."""
+    kept = allowed_environment(os.environ, hidden=hidden)
     for name in os.environ.keys() - kept.keys():
         del os.environ[name]
     os.environ.update(kept)
@@ -190,7 +190,7 @@ class ServerProcess(ABC):
         self._child = child
 
     @abstractmethod
-    def obstacle(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Why the server is not ready; None if every model has a worker that is ready.
 
         Raises ServerError: it has ended, or a model failed to load; with the reason from the log.
@@ -210,13 +210,13 @@ class ServerProcess(ABC):
     def wait_ready(self, timeout_s: float = 120) -> None:
         """Waits until every model has a worker that is ready. Never stops the server.
 
-        Raises ServerError: as `obstacle`, or the time is over.
+        Raises ServerError: as `not_ready_reason`, or the time is over.
         """
         deadline = time.monotonic() + timeout_s
-        while (obstacle := self.obstacle()) is not None:
+        while (reason := self.not_ready_reason()) is not None:
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"the server is not ready after {timeout_s:g} s: {obstacle}; the log is "
+                    f"the server is not ready after {timeout_s:g} s: {reason}; the log is "
                     f"{self.log_path}"
                 )
             time.sleep(_READY_POLL_S)

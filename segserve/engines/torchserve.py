@@ -19,7 +19,7 @@ from ..runtime.errors import (
     UnavailableError,
 )
 from . import EngineRequest, EngineResponse
-from .config import is_form, max_request_bytes, second_part, too_large
+from .config import duplicate_part, is_form, max_request_bytes, too_large
 from .torchserve_process import TorchServe
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class TorchServeEngine:
         await self._client.aclose()
         await asyncio.to_thread(self._server.stop)
 
-    async def obstacle(self) -> str | None:
-        return await asyncio.to_thread(self._server.obstacle)
+    async def not_ready_reason(self) -> str | None:
+        return await asyncio.to_thread(self._server.not_ready_reason)
 
     async def predict(self, request: EngineRequest) -> EngineResponse:
         content_type = dict(request.headers).get(b"content-type", b"").decode("latin-1")
@@ -179,7 +179,7 @@ def _parser_of_names(content_type: str) -> MultipartParser | None:
         if field.lower() == b"content-disposition":
             name = parse_options_header(bytes(value))[1].get(b"name", b"")
             if name in seen:
-                raise second_part()
+                raise duplicate_part()
             seen.add(name)
         field.clear()
         value.clear()

@@ -24,8 +24,8 @@ from .processes import (
     HIDDEN_SETTING,
     ProcessTree,
     ServerProcess,
+    allowed_environment,
     get_directly,
-    handed_on,
     make_tmp_dir,
     spawn,
 )
@@ -120,7 +120,7 @@ class TorchServe(ServerProcess):
                 "switch that off, or serve without trusted keys"
             )
         models = fill_store(archives, run_dir / MODEL_STORE, trusted=trusted)
-        environment = handed_on(os.environ, hidden=settings.get(HIDDEN_SETTING, ""))
+        environment = allowed_environment(os.environ, hidden=settings.get(HIDDEN_SETTING, ""))
         write_metrics_file(run_dir / METRICS_FILE)
         write_properties(
             {"metrics_config": str(run_dir / METRICS_FILE), **settings}, run_dir / CONFIG_FILE
@@ -141,12 +141,12 @@ class TorchServe(ServerProcess):
         """As `inference_token`, for `management_url`."""
         return self._token("management")
 
-    def obstacle(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         for model in self.models:
-            if (obstacle := self._obstacle(model)) is not None:
+            if (reason := self._model_not_ready_reason(model)) is not None:
                 if not (self._was_ready and self._tree.alive()):  # a dead worker is replaced
                     self._raise_if_failed()
-                return f"the model {model!r}: {obstacle}"
+                return f"the model {model!r}: {reason}"
         self._was_ready = True
         return None
 
@@ -161,7 +161,7 @@ class TorchServe(ServerProcess):
         except (OSError, ValueError, KeyError):
             return None
 
-    def _obstacle(self, model: str) -> str | None:
+    def _model_not_ready_reason(self, model: str) -> str | None:
         """Why a model cannot serve, or None if a worker is READY."""
         if not self._tree.alive():
             return "the server does not run"  # another server may use its address

@@ -60,7 +60,7 @@ class Gateway:
         max_request_bytes: int,
     ) -> None:
         self.engine = engine
-        self.obstacle = "the model is being loaded" if engine is None else None
+        self.not_ready_reason = "the model is being loaded" if engine is None else None
         """Why the server is not ready; None if every model has a worker that is ready."""
         self.closing = False
         """Whether to close each connection after its response."""
@@ -71,16 +71,16 @@ class Gateway:
         self._queue = FairQueue(
             in_flight=settings.client_in_flight, waiting=settings.client_waiting
         )
-        self._metrics = GatewayMetrics(ready=lambda: self.obstacle is None)
+        self._metrics = GatewayMetrics(ready=lambda: self.not_ready_reason is None)
 
     def open(self, engine: Engine) -> None:
         """Starts to forward requests: every model has a worker that is ready."""
-        self.engine, self.obstacle = engine, None
+        self.engine, self.not_ready_reason = engine, None
 
     def check_ready(self) -> None:
         """Raises UnavailableError: a model has no worker that is ready."""
-        if self.obstacle is not None:
-            raise UnavailableError(f"not ready: {self.obstacle}")
+        if self.not_ready_reason is not None:
+            raise UnavailableError(f"not ready: {self.not_ready_reason}")
 
     def inference_app(self) -> ASGIApp:
         """`/predictions`, the description of models, `/ping` and `/openapi.json`."""
@@ -253,7 +253,9 @@ class Gateway:
 
     def _started(self) -> Engine:
         if self.engine is None:
-            raise UnavailableError(f"not ready: {self.obstacle}; try again in a few seconds")
+            raise UnavailableError(
+                f"not ready: {self.not_ready_reason}; try again in a few seconds"
+            )
         return self.engine
 
     def _record(self, scope: Scope, status: int, sent_bytes: int, seconds: float) -> None:

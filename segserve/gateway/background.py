@@ -19,14 +19,14 @@ from pydantic import BaseModel, ConfigDict
 
 from ..client.request import DEFAULT_MODEL
 from ..engines import EngineName, ServerError
-from ..engines.config import choose_addresses, loopback, read_config, wanted_address
+from ..engines.config import choose_addresses, configured_address, loopback, read_config
 from ..engines.processes import (
     HIDDEN_SETTING,
     ProcessTree,
     ServerProcess,
+    allowed_environment,
     creation_s,
     get_directly,
-    handed_on,
     spawn,
 )
 from ..engines.store import model_name
@@ -149,7 +149,7 @@ class Server(ServerProcess):
         }
         given = {name: os.environ[name] for name in variables() if name in os.environ}
         environment = {
-            **handed_on(os.environ, hidden=settings.get(HIDDEN_SETTING, "")),
+            **allowed_environment(os.environ, hidden=settings.get(HIDDEN_SETTING, "")),
             f"{PREFIX}DRAIN_TIMEOUT_S": str(_DRAIN_S),
             **given,
             **{f"{PREFIX}{name}": str(value) for name, value in own.items()},
@@ -166,7 +166,7 @@ class Server(ServerProcess):
             token_file=given.get(f"{PREFIX}TOKEN_FILE", str(run_dir / TOKEN_FILE)),
         )
         write_whole(run_dir / STATE_FILE, state.model_dump_json(indent=2) + "\n")
-        _, wanted = wanted_address(settings, "inference_address")
+        _, wanted = configured_address(settings, "inference_address")
         return cls(run_dir, state, child, replaced_port=None if str(wanted) == port else wanted)
 
     @classmethod
@@ -184,7 +184,7 @@ class Server(ServerProcess):
         except OSError:
             return None
 
-    def obstacle(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         if not self._tree.alive():  # another server may use its address
             raise ServerError(f"the server ended: {self._reason()}; the log is {self.log_path}")
         try:

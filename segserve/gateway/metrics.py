@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from ..engines.pool import described
+from ..engines.pool import collector_arguments
 from ..runtime.metrics import Kind, Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -52,13 +52,13 @@ class GatewayMetrics:
     def __init__(self, ready: Callable[[], bool]) -> None:
         self._registry = registry = CollectorRegistry()
         self._host = host = platform.node()
-        self._requests = Counter(**described(REQUESTS, registry))
+        self._requests = Counter(**collector_arguments(REQUESTS, registry))
         for status in _INITIAL_STATUSES:
             self._requests.labels(status, host)
-        wait = Histogram(**described(WAIT_SECONDS, registry), buckets=WAIT_BUCKETS_S)
+        wait = Histogram(**collector_arguments(WAIT_SECONDS, registry), buckets=WAIT_BUCKETS_S)
         self._wait = wait.labels(host)
-        self._waiting = Gauge(**described(WAITING, registry)).labels(host)
-        Gauge(**described(READY, registry)).labels(host).set_function(ready)
+        self._waiting = Gauge(**collector_arguments(WAITING, registry)).labels(host)
+        Gauge(**collector_arguments(READY, registry)).labels(host).set_function(ready)
 
     def count_response(self, status: int) -> None:
         """Counts the response to a request for a prediction."""

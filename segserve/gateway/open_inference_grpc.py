@@ -161,7 +161,7 @@ async def _live(*_: object) -> Fields:
 
 
 async def _ready(gateway: Gateway, *_: object) -> Fields:
-    return {"ready": gateway.obstacle is None}
+    return {"ready": gateway.not_ready_reason is None}
 
 
 async def _server(*_: object) -> Fields:

@@ -11,7 +11,7 @@ from typing import Any, Never
 from starlette.types import ASGIApp
 
 from ..engines import Engine, EngineName, ServerError
-from ..engines.processes import HIDDEN_SETTING, hide_environment
+from ..engines.processes import HIDDEN_SETTING, restrict_environment
 from ..signing import TrustedKeys
 from . import ENGINE_FOLDER, TOKEN_FILE
 from .admission import TokenFile
@@ -84,7 +84,7 @@ def _start_engine(settings: GatewaySettings) -> Engine:
         )
         return TorchServeEngine(server)
     config = settings.server_config()
-    hide_environment(config.get(HIDDEN_SETTING, ""))  # that of TorchServe is its own
+    restrict_environment(config.get(HIDDEN_SETTING, ""))  # that of TorchServe is its own
     if settings.engine is EngineName.LOCAL:
         from ..engines.local import LocalEngine
 
@@ -170,15 +170,15 @@ async def _watch(
     logger.info("ready: %s", ", ".join(engine.models))
     while True:
         await asyncio.sleep(_WATCH_S)
-        obstacle = await engine.obstacle()
-        if obstacle != gateway.obstacle:
-            logger.warning("not ready: %s", obstacle) if obstacle else logger.info("ready again")
-        gateway.obstacle = obstacle
+        reason = await engine.not_ready_reason()
+        if reason != gateway.not_ready_reason:
+            logger.warning("not ready: %s", reason) if reason else logger.info("ready again")
+        gateway.not_ready_reason = reason
 
 
 async def _stop_accepting(gateway: Gateway, delay_s: float) -> None:
     """Reports that the server is not ready, and keeps serving until clients have noticed."""
     logger.info("stopping: requests are accepted for %g s more", delay_s)
-    gateway.obstacle = "the server is being stopped"
+    gateway.not_ready_reason = "the server is being stopped"
     gateway.closing = True  # a new connection goes to another server once clients have noticed
     await asyncio.sleep(delay_s)

@@ -193,7 +193,7 @@ def _wire(
             tta=views,
         )
 
-    def look_around(model: str | None) -> tuple[str, Any, Any]:
+    def refresh_choices(model: str | None) -> tuple[str, Any, Any]:
         catalogue = server.catalogue(model)
         choices = gr.update(choices=list(catalogue.models), value=catalogue.model)
         heading = (
@@ -206,7 +206,7 @@ def _wire(
         "inputs": controls.model,
         "outputs": [address, controls.model, controls.classes],
     }
-    page.load(look_around, **surroundings, show_progress="hidden", **_PRIVATE)
+    page.load(refresh_choices, **surroundings, show_progress="hidden", **_PRIVATE)
     options = controls[1:]
     requested = gr.on(
         [controls.picture.change, retry.click, *(option.input for option in options)],
@@ -218,4 +218,4 @@ def _wire(
         trigger_mode="always_last",  # replacing an image causes two changes
         **_PRIVATE,
     )
-    requested.then(look_around, **surroundings, show_progress="hidden", **_PRIVATE)
+    requested.then(refresh_choices, **surroundings, show_progress="hidden", **_PRIVATE)

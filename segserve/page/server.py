@@ -120,7 +120,7 @@ class PageServer:
                 total_ms = 1000 * (time.perf_counter() - began_s)
             return as_response(segmentation, picture.name, total_ms=total_ms)
         except (ClientError, SegserveError, ServerError, OSError, ValueError) as error:
-            return in_plain_words(error)
+            return as_problem(error)
 
 
 def _requested(url: str, token: str | None) -> Any:  # noqa: ANN401 - any JSON
@@ -191,7 +191,7 @@ IN_BROWSER: dict[str, Problem] = {
 }
 
 
-def in_plain_words(error: Exception) -> Problem:
+def as_problem(error: Exception) -> Problem:
     """Converts an error to a problem. Messages of OSError name files of this machine, and are left
     out.
     """

@@ -23,7 +23,7 @@ from .errors import (
     SegserveError,
     TooCostlyError,
 )
-from .inference.base import AnySegmenter
+from .inference.base import BaseSegmenter
 from .inference.labels import LabelRule, SegmentedImage
 from .request import SegmentRequest, class_ids, read_request
 from .settings import CONFIG_FILE, Settings
@@ -44,7 +44,7 @@ class Pipeline:
     Without a quarantine, images that crash their decoder are not remembered.
     """
 
-    segmenter: AnySegmenter
+    segmenter: BaseSegmenter
     settings: Settings
     quarantine: Quarantine | None = None
 

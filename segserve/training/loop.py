@@ -25,7 +25,7 @@ from ..runtime.record import InputRule, ModelRecord, read_record
 from ..runtime.settings import Settings
 from .data import IGNORED, CheckedSplit, LabelledImages
 from .measure import measure, predictor_of
-from .state import TrainingState, World, joined, leads
+from .state import TrainingState, World, is_main_process, process_group
 
 LOG_FILE = "log.csv"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -129,12 +129,12 @@ def train(
         FloatingPointError: the loss is not finite.
     """
     record = read_record(model)
-    with joined() as world:
+    with process_group() as world:
         _check_recipe(recipe, world)
         state = TrainingState(record, recipe, model, world)
         state.resume(run)
         batches = _batches(record, recipe, data, state.step, world, workers)
-        if not leads():
+        if not is_main_process():
             for images, labels in batches:
                 state.advance(images, labels)
             return state.result().eval()

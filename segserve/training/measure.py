@@ -18,7 +18,7 @@ from ..client import ClientError, Segmentation, SegmentationClient, UnreachableE
 from ..runtime.encode.mask import LabelMap
 from ..runtime.errors import SegserveError
 from ..runtime.inference import load_segmenter
-from ..runtime.inference.base import AnySegmenter
+from ..runtime.inference.base import BaseSegmenter
 from ..runtime.record import ModelRecord
 from ..runtime.settings import Settings
 from ..schema.request import Options
@@ -50,7 +50,7 @@ class Predictor:
     server: str | None = None
 
 
-class SegmentedImage(NamedTuple):
+class EvaluatedImage(NamedTuple):
     """An image, uint8 (H, W, 3), RGB, and its true and predicted label maps, uint8 (H, W)."""
 
     image_rgb: NDArray[np.uint8]
@@ -58,10 +58,10 @@ class SegmentedImage(NamedTuple):
     predicted: LabelMap
 
 
-def segmented(data: LabelledImages, predictor: Predictor, name: str) -> SegmentedImage:
+def segmented(data: LabelledImages, predictor: Predictor, name: str) -> EvaluatedImage:
     """One image of the split and the model's prediction. Raises ValueError, as of `measure`."""
     image_rgb, truth = data.pair(name)
-    return SegmentedImage(image_rgb, truth, predictor.label_map(name, image_rgb))
+    return EvaluatedImage(image_rgb, truth, predictor.label_map(name, image_rgb))
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def offline_model(
 
 
 @contextmanager
-def predictor_of(segmenter: AnySegmenter, options: Options = NO_OPTIONS) -> Iterator[Predictor]:
+def predictor_of(segmenter: BaseSegmenter, options: Options = NO_OPTIONS) -> Iterator[Predictor]:
     """A segmenter that uses the threads of PyTorch for several images at once.
 
     That is faster than to use all threads for one image.

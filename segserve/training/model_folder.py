@@ -158,7 +158,7 @@ def load_backbone(backbone: nn.Module, name: str, source: str) -> None:
     """
     if source == "none":
         return
-    state = _named_as_in(backbone, _published_state(name, source))
+    state = _renamed_for(backbone, _published_state(name, source))
     missing = backbone.load_state_dict(state, strict=False).missing_keys
     if missing:
         raise ModelError(
@@ -166,7 +166,7 @@ def load_backbone(backbone: nn.Module, name: str, source: str) -> None:
         )
 
 
-def _named_as_in(backbone: nn.Module, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _renamed_for(backbone: nn.Module, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with the backbone's own names.
 
     timm makes a backbone from a classifier either by wrapping it (`model.stages.0...`) or by moving
@@ -212,7 +212,8 @@ def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> Mod
     which is returned. Raises ValueError if a weight is not finite in half precision.
     """
     weights = write_weights(
-        {name: _halved(name, tensor) for name, tensor in network.state_dict().items()}, folder
+        {name: _in_half_precision(name, tensor) for name, tensor in network.state_dict().items()},
+        folder,
     )
     trained = record.model_copy(
         update={"weights": weights, "accuracy": None, "calibration": None, "int8": None}
@@ -221,7 +222,7 @@ def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> Mod
     return trained
 
 
-def _halved(name: str, tensor: Tensor) -> Tensor:
+def _in_half_precision(name: str, tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     if not tensor.is_floating_point():
         return tensor

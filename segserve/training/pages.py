@@ -20,7 +20,7 @@ from ..runtime.network import build_network
 from ..runtime.record import RECORD_FILE, Accuracy, ModelRecord, read_record, write_record
 from ..runtime.settings import CONFIG_FILE
 from .data import IGNORED, LabelledImages
-from .measure import Predictor, SegmentedImage, measure, offline_model, segmented
+from .measure import EvaluatedImage, Predictor, measure, offline_model, segmented
 from .report import EvaluationReport, as_accuracy, by_label, count_pixels
 
 CARD_FILE = "README.md"
@@ -161,7 +161,7 @@ def render_page(
     )
 
 
-def view_image(image: SegmentedImage, record: ModelRecord) -> dict[str, object]:
+def view_image(image: EvaluatedImage, record: ModelRecord) -> dict[str, object]:
     """One image of the page: `class_iou`, class name -> IoU, and `picture`, `truth`, `prediction`
     and `difference`, `data:` URIs of JPEGs.
 
@@ -179,9 +179,9 @@ def view_image(image: SegmentedImage, record: ModelRecord) -> dict[str, object]:
     return {"class_iou": by_label(record.labels, iou), **uris}
 
 
-def reduced(image: SegmentedImage) -> SegmentedImage:
+def reduced(image: EvaluatedImage) -> EvaluatedImage:
     """The same with a longer side of at most 400 pixels. Labels use nearest neighbours."""
-    return SegmentedImage(
+    return EvaluatedImage(
         _thumbnail(image.image_rgb, Resampling.BICUBIC),
         _thumbnail(image.truth, Resampling.NEAREST),
         _thumbnail(image.predicted, Resampling.NEAREST),
@@ -194,7 +194,7 @@ def _thumbnail(pixels: NDArray[np.uint8], resampling: Resampling) -> NDArray[np.
     return np.array(picture)
 
 
-def draw_difference(image: SegmentedImage) -> NDArray[np.uint8]:
+def draw_difference(image: EvaluatedImage) -> NDArray[np.uint8]:
     """uint8 (H, W, 3), RGB: the image in pale grey, wrong pixels red, ignored pixels white."""
     grey = np.array(Image.fromarray(image.image_rgb).convert("L"))[..., None].repeat(3, axis=2)
     pixels = 255 - _PALE * (255 - grey)
@@ -204,7 +204,7 @@ def draw_difference(image: SegmentedImage) -> NDArray[np.uint8]:
     return pixels.astype(np.uint8)
 
 
-def draw_labels(image: SegmentedImage, labels: LabelMap, record: ModelRecord) -> NDArray[np.uint8]:
+def draw_labels(image: EvaluatedImage, labels: LabelMap, record: ModelRecord) -> NDArray[np.uint8]:
     """uint8 (H, W, 3), RGB: the image with a label map, uint8 (H, W), laid over it."""
     return np.asarray(draw_overlay(image.image_rgb, labels, record.classes, shown=()))
 

@@ -36,7 +36,7 @@ _MOMENTUM, _WEIGHT_DECAY, _POLY_POWER = 0.9, 1e-4, 0.9
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this process reports and writes: the only process, or the first of `torchrun`."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -51,7 +51,7 @@ class World:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def process_group() -> Iterator[World]:
     """Joins the processes that `torchrun` started, with NCCL on GPUs and Gloo on CPUs."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -95,7 +95,7 @@ class TrainingState:
         }
         network = _starting_network(record, recipe, model).to(world.device)
         network.to(memory_format=torch.channels_last)
-        self._network, self._average = network, averaged(network, recipe.ema_decay)
+        self._network, self._average = network, moving_average(network, recipe.ema_decay)
         self._start = deepcopy(network) if recipe.start_share else None
         if world.device.type == "cpu":
             use_fast_depthwise(network)
@@ -112,7 +112,7 @@ class TrainingState:
         average: SegmentationNetwork = self._average.module  # type: ignore[assignment]
         if self._start is None:
             return average
-        return blended(average, self._start, self._recipe.start_share)
+        return interpolated(average, self._start, self._recipe.start_share)
 
     @property
     def is_finished(self) -> bool:
@@ -281,7 +281,7 @@ def build_schedule(optimizer: Optimizer, recipe: Recipe, finished_steps: int) ->
     return LambdaLR(optimizer, factor, last_epoch=finished_steps - 1)
 
 
-def averaged(network: nn.Module, decay: float) -> AveragedModel:
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
     """A copy of the network that follows it as an exponential moving average.
 
     The running statistics of batch norms are averaged too. The decay grows with the steps, as
@@ -297,7 +297,7 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(network, avg_fn=follow, use_buffers=True)
 
 
-def blended(network: Network, other: nn.Module, share: float) -> Network:
+def interpolated(network: Network, other: nn.Module, share: float) -> Network:
     """A copy of the network with `share` of the weights and running statistics of `other`."""
     copy, others = deepcopy(network), other.state_dict()
     copy.load_state_dict(

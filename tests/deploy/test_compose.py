@@ -209,7 +209,7 @@ def test_proxy_speaks_no_old_tls(proxy):
     assert done.returncode != 0
 
 
-def test_page_behind_the_proxy_sends_for_the_password(proxy, secrets):
+def test_page_behind_the_proxy_requires_the_password(proxy, secrets):
     assert requests.get(f"{proxy[0]}/", verify=secrets / "tls.crt", timeout=60).status_code == 401
     password = (secrets / "page.password").read_text().strip()
     response = requests.get(
@@ -303,7 +303,7 @@ def test_compose_logs_and_bodies_cannot_fill_the_machine(compose):
     assert "size=" in compose["services"]["proxy"]["tmpfs"][0]
 
 
-def test_compose_server_and_secrets_come_from_the_image_that_is_requested_for(compose):
+def test_compose_server_and_secrets_come_from_the_image_that_is_named(compose):
     images = {name: compose["services"][name]["image"] for name in ("secrets", "server")}
     assert set(images.values()) == {"${SEGSERVE_IMAGE:-segserve}"}
 

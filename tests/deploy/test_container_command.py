@@ -69,7 +69,7 @@ def test_command_stopped_under_load_completes_its_requests_and_ends_with_0(varia
     assert TOKEN not in str(lines)
 
 
-def test_command_being_stopped_keeps_no_connection_while_it_still_responses(variables, tmp_path):
+def test_command_being_stopped_closes_connections_after_their_responses(variables, tmp_path):
     url = f"http://127.0.0.1:{variables['PORT']}"
     with running(tmp_path, **variables, DRAIN_DELAY_S=4) as command:
         command.wait_ready(url)

@@ -141,7 +141,7 @@ def targets():
     }
 
 
-def test_every_panel_and_every_rule_has_data_of_a_container_that_was_requested(server, prometheus):
+def test_every_panel_and_every_rule_has_data_of_a_container_after_requests(server, prometheus):
     recorded = {rule["record"]: rule["record"] for rule in RULES if "record" in rule}
     without_data = {**targets(), **recorded}
     assert set(targets()) >= WITHOUT_DATA

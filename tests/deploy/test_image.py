@@ -99,7 +99,7 @@ def test_container_rejects_a_request_without_the_token(server):
     assert (response.status_code, response.json()["type"]) == (400, "InvalidKeyException")
 
 
-def test_container_reports_prometheus(server):
+def test_container_has_metrics_for_prometheus(server):
     assert (
         "ts_inference_requests_total"
         in requests.get(f"http://{server.address_of(8082)}/metrics", timeout=30).text

@@ -211,7 +211,7 @@ def test_chart_gives_a_pod_time_to_drain():
     assert pod["terminationGracePeriodSeconds"] > 97
 
 
-def test_chart_probes_send_whether_a_worker_is_ready():
+def test_chart_probes_check_that_a_worker_is_ready():
     server = server_of(render({}))
     probes = [
         server[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")
@@ -229,13 +229,13 @@ def test_chart_autoscaler_looks_at_processor_and_queue_and_sets_the_replicas_alo
     assert "replicas" not in objects["Deployment"]["spec"]
 
 
-def test_chart_network_policy_lets_the_server_send_nothing():
+def test_chart_network_policy_lets_the_server_open_no_connection():
     policy = render({})["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["egress"] == []
 
 
-def test_chart_network_policy_lets_an_init_container_send_everybody_or_those_that_are_named():
+def test_chart_network_policy_lets_an_init_container_connect_to_all_or_named_hosts():
     rules = [{"ports": [{"port": 443}]}]
     values = VALUES["models-of-a-container"]
     assert render(values)["NetworkPolicy"]["spec"]["egress"] == [{}]

@@ -140,7 +140,7 @@ def test_page_with_example_shows_its_classes(page):
     expect(page.locator("tr", has_text="person")).to_be_visible()
 
 
-def test_page_sends_nothing_but_its_own_server(browser, url):
+def test_page_sends_requests_to_its_own_server_alone(browser, url):
     page = browser.new_page()
     requested = []
     page.on("request", lambda request: requested.append(urlsplit(request.url)))

@@ -103,7 +103,7 @@ def test_segment_that_is_rejected_says_why_in_one_line(folder, tmp_path, argumen
     assert message in line
 
 
-def test_segment_with_empty_address_sends_the_server_of_the_folder(folder, tmp_path):
+def test_segment_with_empty_address_uses_the_server_of_the_folder(folder, tmp_path):
     """As a script does whose variable is not set."""
     done = segserve("segment", "cat.png", "-o", str(tmp_path), "--server", "", folder=folder)
     assert done.returncode == 0, done.stderr

@@ -87,7 +87,7 @@ def test_cases_messages_reveal_nothing_about_the_server():
     assert not {name: found for name, found in leaks.items() if found[0]}
 
 
-def test_cases_that_are_rejected_are_reported_why():
+def test_cases_that_are_rejected_have_a_reason():
     rejected = [reported for reported in outcomes().values() if reported["status"] != 200]
     assert not [
         reported

@@ -186,7 +186,7 @@ def test_blend_tiles_of_the_shipped_model_leave_no_visible_seams(photographs, mo
 # Views
 
 
-def test_average_views_is_the_mean_of_probabilities():
+def test_average_scales_is_the_mean_of_probabilities():
     scales = [random_logits(4, 5, 6), random_logits(3, 4, 5, 6)[1]]
     mean = (scales[0].softmax(0) + scales[1].softmax(0)) / 2
     averaged = average_scales(scales)
@@ -194,12 +194,12 @@ def test_average_views_is_the_mean_of_probabilities():
     torch.testing.assert_close(averaged, mean.log())
 
 
-def test_average_views_of_one_is_that_one():
+def test_average_scales_of_one_is_that_one():
     logits = random_logits(4, 5, 6)
     assert torch.equal(average_scales([logits]), logits)
 
 
-def test_average_views_of_another_size_come_to_the_grid_of_the_first():
+def test_average_scales_of_another_size_come_to_the_grid_of_the_first():
     coarse = torch.tensor([0.0, 2.0]).view(2, 1, 1).expand(2, 3, 3)
     fine = torch.tensor([2.0, 0.0]).view(2, 1, 1).expand(2, 8, 7)
     averaged = average_scales([fine, coarse])
@@ -207,7 +207,7 @@ def test_average_views_of_another_size_come_to_the_grid_of_the_first():
     torch.testing.assert_close(averaged.softmax(0), torch.full((2, 8, 7), 0.5))
 
 
-def test_average_views_of_certain_votes_stays_finite():
+def test_average_scales_of_certain_votes_stays_finite():
     averaged = average_scales([torch.tensor([500.0, -500.0]).view(2, 1, 1)] * 2)
     assert averaged.isfinite().all()
     assert averaged.softmax(0).flatten().tolist() == pytest.approx([1, 0])

@@ -40,18 +40,18 @@ def peers_of(logits: torch.Tensor) -> Candidates:
     return CandidateMap.of(logits).candidates(slice(0, logits.shape[1] + 1))
 
 
-def test_peers_class_that_wins_only_between_grid_points_is_one():
+def test_candidates_class_that_wins_only_between_grid_points_is_one():
     logits = torch.tensor([[[10.0, 0.0]], [[0.0, 10.0]], [[6.0, 6.0]], [[-9.0, -9.0]]])
     assert peers_of(logits).class_ids == [0, 1, 2]
     assert 2 in choose_labels(logits, 1, 40).label_map
 
 
-def test_peers_class_that_is_probable_but_never_first_is_one():
+def test_candidates_class_that_is_probable_but_never_first_is_one():
     logits = torch.tensor([1.0, 0.5, -9.0]).view(3, 1, 1).expand(3, 2, 2)
     assert peers_of(logits).class_ids == [0, 1]
 
 
-def test_peers_probabilities_are_those_among_all_classes():
+def test_candidates_probabilities_are_those_among_all_classes():
     logits = photograph_logits(0, 21, 5, 6)
     candidates = peers_of(logits)
     assert len(candidates.class_ids) < 21
@@ -60,7 +60,7 @@ def test_peers_probabilities_are_those_among_all_classes():
     )
 
 
-def test_peers_where_every_class_may_win_are_the_logits_themselves():
+def test_candidates_where_every_class_may_win_are_the_logits_themselves():
     logits = torch.zeros(3, 2, 2)
     candidates = peers_of(logits)
     assert torch.equal(candidates.logits, logits)
@@ -73,7 +73,7 @@ def test_peers_where_every_class_may_win_are_the_logits_themselves():
     [((0, 2), [0]), ((1, 3), [0, 1]), ((2, 4), [1]), ((3, 5), [1]), ((0, 4), [0, 1])],
     ids=str,
 )
-def test_peers_of_a_band_are_those_that_may_win_there(rows, class_ids):
+def test_candidates_of_a_band_are_those_that_may_win_there(rows, class_ids):
     first_below = torch.tensor([9.0, 9.0, -9.0, -9.0]).view(1, 4, 1).expand(1, 4, 3)
     candidates = CandidateMap.of(torch.cat([first_below, -first_below])).candidates(slice(*rows))
     assert candidates.class_ids == class_ids

@@ -22,7 +22,7 @@ from segserve.doctor import (
     isolated,
     status_of,
 )
-from segserve.doctor.checks import TorchBrokenError, TorchFacts, send_torch
+from segserve.doctor.checks import TorchBrokenError, TorchFacts, read_torch_facts
 from segserve.engines import ServerError
 
 from .canned import Canned, CannedServer, canned_server
@@ -90,10 +90,10 @@ def test_check_java_passes_on_what_to_install(monkeypatch):
     assert checks.check_java().level is Level.PROBLEM
 
 
-def test_send_torch_reports_of_the_torch_that_is_installed():
+def test_read_torch_facts_describes_the_installed_torch():
     import torch
 
-    assert send_torch().torch == torch.__version__
+    assert read_torch_facts().torch == torch.__version__
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_send_torch_reports_of_the_torch_that_is_installed():
     ],
     ids=["broken import", "crash"],
 )
-def test_send_torch_that_is_broken_raises_with_the_reason(tmp_path, monkeypatch, code, reason):
+def test_read_torch_facts_of_a_broken_torch_raises_the_reason(tmp_path, monkeypatch, code, reason):
     (tmp_path / "torch.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(TorchBrokenError, match=reason):
-        send_torch()
+        read_torch_facts()
 
 
 def test_checks_with_broken_torch_say_how_to_install_it(monkeypatch):

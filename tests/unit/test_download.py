@@ -86,7 +86,7 @@ def test_download_of_another_hash_is_deleted_and_both_hashes_are_reported(target
     assert list(target.parent.iterdir()) == []
 
 
-def test_download_larger_than_the_limit_is_not_heard_out(target):
+def test_download_larger_than_the_limit_is_stopped(target):
     with served(CONTENT) as server, pytest.raises(FetchError, match="sends more than 999999 bytes"):
         fetch(server, target, max_bytes=999_999)
     assert list(target.parent.iterdir()) == []

@@ -4,7 +4,7 @@ import pytest
 
 from segserve.engines import ServerError
 from segserve.engines.config import read_config
-from segserve.engines.processes import handed_on
+from segserve.engines.processes import allowed_environment
 from segserve.runtime.cores import bounded_spinning
 from tests.conftest import PROJECT
 
@@ -23,14 +23,14 @@ def hidden() -> str:
     return read_config(PROJECT / "config.properties")["blacklist_env_vars"]
 
 
-def test_handed_on_environment_holds_what_servers_need():
-    assert handed_on(NEEDED, hidden=hidden()) == {**bounded_spinning({}), **NEEDED}
+def test_allowed_environment_has_what_servers_need():
+    assert allowed_environment(NEEDED, hidden=hidden()) == {**bounded_spinning({}), **NEEDED}
 
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
-def test_handed_on_threads_spin_for_a_bounded_time_unless_the_user_sets_it(name):
-    assert handed_on({}) == {"GOMP_SPINCOUNT": "2000"}
-    assert handed_on({name: "own"}) == {name: "own"}
+def test_allowed_environment_bounds_the_spinning_of_threads_unless_the_user_sets_it(name):
+    assert allowed_environment({}) == {"GOMP_SPINCOUNT": "2000"}
+    assert allowed_environment({name: "own"}) == {name: "own"}
 
 
 @pytest.mark.parametrize(
@@ -48,23 +48,26 @@ def test_handed_on_threads_spin_for_a_bounded_time_unless_the_user_sets_it(name)
         pytest.param("RAY_ADDRESS", id="ray"),
     ],
 )
-def test_handed_on_environment_lacks_everything_else(name):
-    assert handed_on({**NEEDED, name: "value"}, hidden=hidden()) == {
+def test_allowed_environment_lacks_everything_else(name):
+    assert allowed_environment({**NEEDED, name: "value"}, hidden=hidden()) == {
         **bounded_spinning({}),
         **NEEDED,
     }
 
 
-def test_handed_on_environment_holds_what_is_named_save_what_is_hidden():
+def test_allowed_environment_has_what_is_named_but_not_what_is_hidden():
     environment = {"SEGSERVE_WORKER_ENV": "MY_MODE, MY_TOKEN,", "MY_MODE": "fast", "MY_TOKEN": "t"}
-    assert handed_on(environment, hidden=hidden()) == {**bounded_spinning({}), "MY_MODE": "fast"}
-    assert handed_on(environment) == {
+    assert allowed_environment(environment, hidden=hidden()) == {
+        **bounded_spinning({}),
+        "MY_MODE": "fast",
+    }
+    assert allowed_environment(environment) == {
         **bounded_spinning({}),
         "MY_MODE": "fast",
         "MY_TOKEN": "t",
     }
 
 
-def test_handed_on_environment_with_broken_expression_names_the_setting():
+def test_allowed_environment_with_a_broken_expression_names_the_setting():
     with pytest.raises(ServerError, match=r"blacklist_env_vars: '\(' is not a regular expression"):
-        handed_on({}, hidden="(")
+        allowed_environment({}, hidden="(")

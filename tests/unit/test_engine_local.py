@@ -178,7 +178,7 @@ def test_archive_that_cannot_be_loaded_is_one_clear_line(tmp_path):
 def test_running_server_is_found_again(server):
     found = Server.running(server.run_dir)
     assert found is not None
-    assert (found.pid, found.models, found.obstacle()) == (server.pid, server.models, None)
+    assert (found.pid, found.models, found.not_ready_reason()) == (server.pid, server.models, None)
 
 
 def test_start_reads_the_config_that_the_environment_names(tmp_path, monkeypatch):

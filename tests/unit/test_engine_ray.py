@@ -18,7 +18,7 @@ from ts.context import RequestProcessor
 from ts.metrics.caching_metric import CachingMetric
 
 from segserve.archive import build_archive
-from segserve.engines.processes import hide_environment
+from segserve.engines.processes import restrict_environment
 from segserve.engines.ray import Arguments
 from segserve.engines.worker import (
     CollectedMetric,
@@ -86,7 +86,7 @@ def test_context_methods_have_the_parameters_of_torchserve_s():
         assert [(p.name, p.default) for p in parameters] == [(p.name, p.default) for p in real]
 
 
-def test_context_reports_a_handler_what_torchserve_s_does(context):
+def test_context_gives_a_handler_what_torchserve_s_does(context):
     reported = context.system_properties
     assert (reported["model_dir"], reported["gpu_id"], reported["batch_size"]) == (
         "/model",
@@ -229,7 +229,7 @@ def test_read_archive_that_is_none_says_so(tmp_path, content, message):
 # Replicas
 
 
-def test_replicas_take_the_workers_of_the_archive_unless_reported_otherwise(archive):
+def test_replicas_take_the_workers_of_the_archive_unless_set_otherwise(archive):
     config = read_archive(archive).config
     assert (Replicas.of(config, Arguments()).least, Replicas.of(config, Arguments()).most) == (1, 1)
     reported = Replicas.of(config, Arguments(min_replicas=2, max_replicas=5, threads=3))
@@ -278,13 +278,13 @@ def test_arguments_of_the_documentation_are_those_that_are_known():
     assert set(Arguments.model_fields) <= named
 
 
-def test_hide_environment_leaves_no_secret_and_no_other_ray(monkeypatch):
+def test_restrict_environment_leaves_no_secret_and_no_other_ray(monkeypatch):
     names = {"PYTORCH_TOKEN", "RAY_ADDRESS", "DATABASE_URL", "OMP_WAIT_POLICY"}
     before = dict(os.environ)
     for name in names:
         monkeypatch.setenv(name, "value")
     try:
-        hide_environment("(?i).*(TOKEN|SECRET).*")
+        restrict_environment("(?i).*(TOKEN|SECRET).*")
         assert os.environ.keys() & names == {"OMP_WAIT_POLICY"}
     finally:
         os.environ.update(before)
@@ -367,7 +367,7 @@ def test_metrics_count_under_torchserve_s_names():
     metrics.count_prediction("tiny", "1.0", 0.25, 0.5)
     metrics.count_response(200)
     metrics.count_response(503)
-    families = text_string_to_metric_families(metrics.exposed().decode())
+    families = text_string_to_metric_families(metrics.as_text().decode())
     reported = {
         (sample.name, sample.labels.get("model_version")): sample.value
         for family in families
@@ -388,7 +388,7 @@ def test_metrics_expose_all_that_is_declared_under_its_labels():
     metrics.count_observations(
         Observation(metric.name, 0.25, ("x",) * len(metric.labels)) for metric in OWN
     )
-    families = list(text_string_to_metric_families(metrics.exposed().decode()))
+    families = list(text_string_to_metric_families(metrics.as_text().decode()))
     labels = {
         sample.name: set(sample.labels) - {"le"} for family in families for sample in family.samples
     }
@@ -414,7 +414,7 @@ def test_metrics_count_observations_add_observe_and_set():
                 Observation("segserve_memory_bytes", value, ("m", "1")),
             ]
         )
-    text = metrics.exposed().decode()
+    text = metrics.as_text().decode()
     for name, expected in (
         ("segserve_image_bytes_total", "0.75"),
         ("segserve_request_seconds_count", "2.0"),

@@ -13,7 +13,7 @@ from PIL import Image
 from segserve.runtime.files import write_whole
 from segserve.runtime.record import ClassInfo
 from segserve.training.data import IGNORED
-from segserve.training.measure import SegmentedImage, measure
+from segserve.training.measure import EvaluatedImage, measure
 from segserve.training.pages import (
     draw_difference,
     reduced,
@@ -91,11 +91,11 @@ def counts(data):
     return total
 
 
-def image(seed: int = 0, size_hw: tuple[int, int] = (30, 20)) -> SegmentedImage:
+def image(seed: int = 0, size_hw: tuple[int, int] = (30, 20)) -> EvaluatedImage:
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, 3, size_hw).astype(np.uint8)
     truth[:2] = IGNORED
-    return SegmentedImage(
+    return EvaluatedImage(
         rng.integers(0, 256, (*size_hw, 3)).astype(np.uint8), truth, np.roll(truth, 1) % 3
     )
 
@@ -244,7 +244,7 @@ def test_view_image_pictures_show_what_they_are_called(data):
     image_rgb, _ = data.pair("p0")
     predicted = color_predictor().label_map("p0", image_rgb)
     truth = np.where(predicted == 2, 1, predicted).astype(np.uint8)
-    view = view_image(SegmentedImage(image_rgb, truth, predicted), tiny_record())
+    view = view_image(EvaluatedImage(image_rgb, truth, predicted), tiny_record())
     assert view["class_iou"].keys() == {"background", "cat"}
     assert view["class_iou"]["background"] == 1
     assert np.abs(pixels(view["picture"]).astype(int) - image_rgb).mean() < 10
@@ -261,7 +261,7 @@ def test_draw_difference_colours_wrong_right_and_ignored_pixels():
     grey = np.full((1, 3, 3), 100, np.uint8)
     labels = np.array([[0, 1, IGNORED]], np.uint8)
     right, wrong, ignored = draw_difference(
-        SegmentedImage(grey, labels, np.array([[0, 2, 2]], np.uint8))
+        EvaluatedImage(grey, labels, np.array([[0, 2, 2]], np.uint8))
     )[0].tolist()
     assert right[0] == right[1] == right[2]
     assert wrong[0] > 150 > 60 > wrong[1]

@@ -215,7 +215,7 @@ def test_fetch_model_without_internet_says_which_file_to_put_where(
     assert "\n" not in str(caught.value)
 
 
-def test_fetch_model_without_mirror_sends_the_publisher(model):
+def test_fetch_model_without_mirror_requests_the_publisher_s_file(model):
     with pytest.raises(FetchError, match=rf"^https://127\.0\.0\.1:9/{FILE}: .*Connection refused"):
         fetch(model)
 

@@ -677,7 +677,7 @@ def test_ping_before_the_model_is_loaded_and_while_a_worker_is_missing_is_503(to
             early = await served.post(f"{served.inference}/predictions/net", data=b"x")
             served.gateway.open(engine_at("http://127.0.0.1:1"))
             ready = await served.post(f"{served.inference}/ping", "GET", None)
-            served.gateway.obstacle = "its workers are UNLOADING"
+            served.gateway.not_ready_reason = "its workers are UNLOADING"
             missing = await served.post(f"{served.inference}/ping", "GET", None)
         return loading, early, ready, missing
 
@@ -693,7 +693,7 @@ def test_health_check_passes_where_a_worker_is_ready_and_nowhere_else(tokens, mo
         async with opened(tokens) as served:
             monkeypatch.setenv("SEGSERVE_PORT", served.inference.rpartition(":")[2])
             ready = await asyncio.to_thread(check_health)
-            served.gateway.obstacle = "its workers are UNLOADING"
+            served.gateway.not_ready_reason = "its workers are UNLOADING"
             missing = await asyncio.to_thread(check_health)
         return ready, missing, await asyncio.to_thread(check_health)
 

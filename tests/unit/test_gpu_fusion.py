@@ -30,7 +30,7 @@ DEVICES = [
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 @torch.inference_mode()
-def test_folded_network_of_any_architecture_gives_the_same_logits_at_any_size(architecture, device):
+def test_fused_network_of_any_architecture_gives_the_same_logits_at_any_size(architecture, device):
     network = randomised(build_network(architecture, num_classes=5))
     result = gpu_fused_network(network, torch.float32, device)
     assert {type(module) for module in result.modules()} & {GpuFusedConv2d, nn.BatchNorm2d} == {
@@ -46,7 +46,7 @@ def test_folded_network_of_any_architecture_gives_the_same_logits_at_any_size(ar
 
 @pytest.mark.parametrize("device", DEVICES)
 @torch.inference_mode()
-def test_folded_network_in_bf16_gives_the_labels_of_float32(device):
+def test_fused_network_in_bf16_gives_the_labels_of_float32(device):
     network = tiny_network(tiny_record())
     image = torch.randn(1, 3, 256, 256)
     result = gpu_fused_network(network, torch.bfloat16, device)
@@ -56,7 +56,7 @@ def test_folded_network_in_bf16_gives_the_labels_of_float32(device):
 
 
 @torch.inference_mode()
-def test_folded_convolution_in_bf16_keeps_the_digits_of_its_bias():
+def test_fused_convolution_in_bf16_keeps_the_digits_of_its_bias():
     conv = nn.Conv2d(1, 1, 1)
     layer = GpuFusedConv2d(
         conv,
@@ -70,7 +70,7 @@ def test_folded_convolution_in_bf16_keeps_the_digits_of_its_bias():
     assert layer(torch.full((1, 1, 1, 1), -1.0, dtype=torch.bfloat16)).item() == 0.00390625
 
 
-def test_folded_network_can_be_moved_and_leaves_the_network_as_it_was():
+def test_fused_network_can_be_moved_and_leaves_the_network_as_it_was():
     network = tiny_network(tiny_record())
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     gpu_fused_network(network, torch.bfloat16, CPU).to(torch.float64)
@@ -89,7 +89,7 @@ class Shared(nn.Module):
         return self.twice(self.twice(self.relu(self.norm(self.conv(x)) - 1) + self.relu(x)))
 
 
-def test_folded_network_with_modules_at_work_twice_gives_the_same_logits():
+def test_fused_network_with_modules_at_work_twice_gives_the_same_logits():
     network = randomised(Shared())
     result = gpu_fused_network(network, torch.float32, CPU)
     assert isinstance(result.conv, GpuFusedConv2d)
@@ -113,7 +113,7 @@ class ReadBeforeItsNorm(nn.Module):
         return self.norm(convolved) + convolved
 
 
-def test_folded_network_that_would_be_wrong_is_not_used_and_warned_of(caplog):
+def test_fused_network_that_would_be_wrong_is_not_used_and_warned_of(caplog):
     network = randomised(ReadBeforeItsNorm())
     with caplog.at_level(logging.WARNING):
         assert gpu_fused_network(network, torch.float32, CPU) is network
@@ -136,7 +136,7 @@ class NotFinite(nn.Module):
         )
 
 
-def test_folded_network_whose_logits_are_not_finite_is_not_used_and_warned_of(caplog):
+def test_fused_network_whose_logits_are_not_finite_is_not_used_and_warned_of(caplog):
     network = randomised(NotFinite())
     assert gpu_fused_network(network, torch.bfloat16, CPU) is network
     (record,) = caplog.records
@@ -151,7 +151,7 @@ def test_folded_network_whose_logits_are_not_finite_is_not_used_and_warned_of(ca
     ],
     ids=["broken", "full"],
 )
-def test_folded_network_on_a_device_that_fails_raises_and_warns_of_nothing(
+def test_fused_network_on_a_device_that_fails_raises_and_warns_of_nothing(
     monkeypatch, caplog, error
 ):
     def fuse(*_: object) -> None:

@@ -10,7 +10,7 @@ from segserve.client import (
     TimedOutError,
     UnreachableError,
 )
-from segserve.page.server import PageServer, in_plain_words
+from segserve.page.server import PageServer, as_problem
 
 from .canned import IMAGE_RGB, Canned, as_file, canned_server
 
@@ -63,7 +63,7 @@ def test_send_without_a_server_says_how_to_start_one(server, picture):
     assert "`segserve serve`" in problem["detail"]
 
 
-def test_send_for_a_picture_that_was_cleared_away_sends_for_it_again(server, picture):
+def test_send_of_a_picture_that_was_deleted_requests_it_again(server, picture):
     picture.unlink()
     assert PageServer(server.url).send(picture)["title"] == "The picture is no longer here"
     assert server.received == []
@@ -109,11 +109,11 @@ def test_catalogue_of_a_server_elsewhere_has_the_model_that_was_named(server):
     ],
 )
 def test_in_plain_words_has_a_title_for_each_error(error, title):
-    assert in_plain_words(error)["title"] == title
+    assert as_problem(error)["title"] == title
 
 
 def test_in_plain_words_names_no_path_of_this_machine():
     assert (
         "/secret"
-        not in in_plain_words(PermissionError(13, "Permission denied", "/secret/cat.png"))["detail"]
+        not in as_problem(PermissionError(13, "Permission denied", "/secret/cat.png"))["detail"]
     )

@@ -33,14 +33,14 @@ def is_whole(tiled: TiledScale) -> bool:
 
 
 @given(rules, lengths_px, lengths_px)
-def test_plan_passes_without_options_is_one_pass_of_the_rule(rule, height_px, width_px):
+def test_plan_inference_without_options_is_one_pass_of_the_rule(rule, height_px, width_px):
     plan = plan_inference(rule, height_px, width_px)
     assert plan.scales == (whole(*rule.size_for(height_px, width_px)),)
     assert (plan.mirrored, plan.cost) == (False, 1)
 
 
 @given(rules, lengths_px, lengths_px, modes, ttas)
-def test_plan_passes_any_request_tiles_every_view_without_gaps(
+def test_plan_inference_any_request_tiles_every_scale_without_gaps(
     rule, height_px, width_px, mode, tta
 ):
     for tiled in plan_inference(rule, height_px, width_px, mode=mode, tta=tta).scales:
@@ -54,7 +54,7 @@ def test_plan_passes_any_request_tiles_every_view_without_gaps(
 
 
 @given(rules, lengths_px, lengths_px, ttas)
-def test_plan_passes_tiles_lie_on_the_grid_of_the_largest_stride(rule, height_px, width_px, tta):
+def test_plan_inference_tiles_lie_on_the_grid_of_the_largest_stride(rule, height_px, width_px, tta):
     for tiled in plan_inference(rule, height_px, width_px, mode="slide", tta=tta).scales:
         if not is_whole(tiled):
             lengths = (
@@ -68,7 +68,7 @@ def test_plan_passes_tiles_lie_on_the_grid_of_the_largest_stride(rule, height_px
 
 
 @given(rules, lengths_px, lengths_px, modes, ttas)
-def test_plan_passes_cost_is_the_share_of_pixels_through_the_network(
+def test_plan_inference_cost_is_the_share_of_pixels_through_the_network(
     rule, height_px, width_px, mode, tta
 ):
     plan = plan_inference(rule, height_px, width_px, mode=mode, tta=tta)
@@ -81,7 +81,7 @@ def test_plan_passes_cost_is_the_share_of_pixels_through_the_network(
 
 
 @given(rules, lengths_px, lengths_px, modes)
-def test_plan_passes_multiscale_begins_with_the_finest_view_and_repeats_none(
+def test_plan_inference_multiscale_begins_with_the_finest_scale_and_repeats_none(
     rule, height_px, width_px, mode
 ):
     scales = plan_inference(rule, height_px, width_px, mode=mode, tta="multiscale").scales
@@ -92,7 +92,7 @@ def test_plan_passes_multiscale_begins_with_the_finest_view_and_repeats_none(
     assert plain in scales
 
 
-def test_plan_passes_multiscale_takes_the_scales_of_the_rule_size():
+def test_plan_inference_multiscale_takes_the_scales_of_the_rule_size():
     scales = plan_inference(EMBEDDED, 448, 448, tta="multiscale").scales
     assert scales == tuple(whole(side_px, side_px) for side_px in (768, 672, 576, 448, 320, 224))
 
@@ -103,14 +103,14 @@ def test_plan_passes_multiscale_takes_the_scales_of_the_rule_size():
     ids=["same size", "wide", "small", "one pixel"],
 )
 @pytest.mark.parametrize("tta", get_args(Tta))
-def test_plan_passes_slide_of_a_small_image_is_the_whole(size_hw, tta):
+def test_plan_inference_slide_of_a_small_image_is_the_whole(size_hw, tta):
     assert plan_inference(EMBEDDED, *size_hw, mode="slide", tta=tta) == plan_inference(
         EMBEDDED, *size_hw, tta=tta
     )
 
 
 @pytest.mark.parametrize(
-    ("size_hw", "view_hw", "origins"),
+    ("size_hw", "scale_hw", "origins"),
     [
         ((1024, 1024), (1024, 1024), ((0, 288, 576), (0, 288, 576))),
         ((300, 451), (288, 448), ((0,), (0,))),
@@ -119,9 +119,9 @@ def test_plan_passes_slide_of_a_small_image_is_the_whole(size_hw, tta):
     ],
     ids=["square", "a little larger", "two tiles", "thin"],
 )
-def test_plan_passes_slide_of_a_large_image_is_cut_at_its_own_resolution(size_hw, view_hw, origins):
+def test_plan_inference_slide_of_a_large_image_is_cut_at_its_resolution(size_hw, scale_hw, origins):
     (tiled,) = plan_inference(EMBEDDED, *size_hw, mode="slide").scales
-    assert tiled.size_hw == view_hw
+    assert tiled.size_hw == scale_hw
     assert (tiled.rows.origins_px, tiled.columns.origins_px) == origins
 
 

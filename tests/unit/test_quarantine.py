@@ -121,7 +121,7 @@ def test_quarantine_rejection_ends_after_a_day(folder):
     assert marks(folder) == []
 
 
-def test_quarantine_good_image_in_a_process_that_is_killed_is_acquitted(decoded, images, folder):
+def test_quarantine_good_image_in_a_killed_process_is_no_longer_suspect(decoded, images, folder):
     """The decoder of this process and of its trial is sound: to them the poison is a good image."""
     assert decoded(images["poison"])[0] == -signal.SIGSEGV
     quarantine = Quarantine(folder)
@@ -134,7 +134,7 @@ def test_quarantine_good_image_in_a_process_that_is_killed_is_acquitted(decoded,
     assert marks(folder) == []
 
 
-def test_quarantine_accused_image_that_cannot_be_tried_is_rejected(folder, monkeypatch):
+def test_quarantine_suspect_image_that_cannot_be_checked_is_rejected(folder, monkeypatch):
     quarantine = Quarantine(folder)
     (folder / sha256(GOOD).hexdigest()).touch()
     monkeypatch.setattr(quarantine_module.sys, "executable", "/nowhere")
@@ -142,7 +142,7 @@ def test_quarantine_accused_image_that_cannot_be_tried_is_rejected(folder, monke
         quarantine.decode(GOOD, limits=LIMITS, needed=None, alpha="white")
 
 
-def test_quarantine_accused_image_that_is_broken_is_reported_so(folder):
+def test_quarantine_suspect_image_that_is_broken_has_that_error(folder):
     quarantine = Quarantine(folder)
     torn = GOOD[: len(GOOD) // 2]
     (folder / sha256(torn).hexdigest()).touch()
@@ -151,7 +151,7 @@ def test_quarantine_accused_image_that_is_broken_is_reported_so(folder):
     assert marks(folder) == []
 
 
-def test_quarantine_of_a_process_that_lives_accuses_nothing(folder):
+def test_quarantine_of_a_process_that_lives_marks_nothing(folder):
     working, other = Quarantine(folder), Quarantine(folder)
     with working._notes.noted(sha256(GOOD).digest()):
         other.sweep()
@@ -159,7 +159,7 @@ def test_quarantine_of_a_process_that_lives_accuses_nothing(folder):
     assert marks(folder) == []
 
 
-def test_quarantine_worker_that_runs_already_hears_of_a_death_by_a_sweep(decoded, images, folder):
+def test_quarantine_sweep_marks_the_image_of_a_worker_that_died(decoded, images, folder):
     quarantine = Quarantine(folder)
     decoded(images["poison"])
     assert marks(folder) == []
@@ -198,7 +198,7 @@ def test_quarantine_without_a_temporary_folder_is_none(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("taken", ["file", "link to nowhere", "link to a folder"])
-def test_quarantine_whose_name_somebody_has_taken_is_one_of_its_own(tmp_path, monkeypatch, taken):
+def test_quarantine_whose_name_is_taken_has_a_folder_of_its_own(tmp_path, monkeypatch, taken):
     monkeypatch.setattr(quarantine_module.tempfile, "tempdir", str(tmp_path))
     (tmp_path / "other").mkdir()
     name = tmp_path / f"segserve-{os.getuid()}-quarantine"

@@ -165,7 +165,7 @@ def test_segment_flip_is_the_mean_of_both_probabilities(tiny_segmenter):
     torch.testing.assert_close(got.softmax(0), (straight.softmax(1) + mirrored.softmax(1))[0] / 2)
 
 
-def test_segment_multiscale_keeps_the_grid_of_the_finest_view(tiny_segmenter):
+def test_segment_multiscale_keeps_the_grid_of_the_finest_scale(tiny_segmenter):
     plan = tiny_segmenter.plan(64, 64, tta="multiscale")
     with torch.inference_mode():
         logits = tiny_segmenter.logits(smooth(64, 64), plan, Timings())
@@ -405,7 +405,7 @@ def test_segment_gpu_agrees_with_cpu_and_survives_out_of_memory(tiny_model, tiny
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 @pytest.mark.parametrize("tta", ["none", "flip", "multiscale"])
-def test_needed_hw_is_more_than_any_view_and_no_more_than_the_image(tiny_segmenter, mode, tta):
+def test_needed_hw_is_more_than_any_scale_and_no_more_than_the_image(tiny_segmenter, mode, tta):
     for height_px, width_px in ((1000, 2000), (64, 64), (10, 20), (1, 3000)):
         needed_hw = tiny_segmenter.needed_hw(height_px, width_px, mode=mode, tta=tta)
         views = tiny_segmenter.plan(height_px, width_px, mode=mode, tta=tta).scales

@@ -51,7 +51,7 @@ def test_archive_with_sign_is_one_that_is_trusted(run, tmp_path):
         pytest.param(("batch", "photos", "labels"), id="batch"),
     ],
 )
-def test_command_reported_whom_to_trust_rejects_another_archive_in_one_line(
+def test_command_with_trusted_keys_rejects_another_archive_in_one_line(
     run, tmp_path, monkeypatch, command, environment
 ):
     SigningKey.generate().write(tmp_path / "mine")

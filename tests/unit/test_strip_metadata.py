@@ -48,7 +48,7 @@ def status_of(work: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_decode_image_of_a_bare_file_gives_what_pillow_gives_of_the_whole(name):
+def test_decode_image_of_a_stripped_file_gives_what_pillow_gives_of_the_whole(name):
     content = whole_files()[name]
     with Image.open(io.BytesIO(content)) as image:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
@@ -59,7 +59,7 @@ def test_decode_image_of_a_bare_file_gives_what_pillow_gives_of_the_whole(name):
 @pytest.mark.parametrize(
     "name", ["jpeg metadata", "png metadata", "gif comment", "jpeg two pictures", "tiff pages"]
 )
-def test_bare_leaves_metadata_and_further_pictures_out(name):
+def test_strip_metadata_removes_metadata_and_further_pictures(name):
     with Image.open(io.BytesIO(strip_metadata(whole_files()[name]).content)) as image:
         assert not {"exif", "icc_profile", "comment", "mp"} & image.info.keys()
         assert getattr(image, "n_frames", 1) == 1
@@ -81,7 +81,7 @@ def test_decode_image_of_changed_fields_gives_an_image_or_a_documented_error(nam
 
 @given(st.randoms(use_true_random=False), st.integers(0, 1000))
 @settings(max_examples=60)
-def test_bare_of_spliced_files_ends_in_little_time(random, number):
+def test_strip_metadata_of_spliced_files_ends_in_little_time(random, number):
     content = spliced(random, number)
     began_s = time.process_time()
     assert status_of(lambda: strip_metadata(content)) in (200, 413, 415, 422)

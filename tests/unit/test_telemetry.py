@@ -189,9 +189,7 @@ def test_labels_with_characters_of_torchserve_s_lines_are_made_safe(server, repo
     assert ("segserve_class_coverage_total", "a_b_c_d e") in values
 
 
-def test_server_with_torchserve_s_own_metrics_file_is_reported_nothing(
-    tiny_pipeline, reported, caplog
-):
+def test_server_with_torchserve_s_own_metrics_file_gets_no_metrics(tiny_pipeline, reported, caplog):
     stock = MetricsCacheYamlImpl(str(STOCK))
     stock.initialize_cache()
     reported_to = telemetry(stock)
@@ -202,7 +200,7 @@ def test_server_with_torchserve_s_own_metrics_file_is_reported_nothing(
     assert reported() == {}
 
 
-def test_server_that_knows_a_metric_under_other_labels_is_not_reported_it(server, reported):
+def test_server_that_knows_a_metric_under_other_labels_does_not_get_it(server, reported):
     for of_a_kind in server.cache.values():
         if "segserve_stage_seconds" in of_a_kind:
             of_a_kind["segserve_stage_seconds"].dimension_names = ["model_name", "stage"]

@@ -114,7 +114,7 @@ def test_trace_request_that_is_not_sampled_leaves_no_span(tracing, exporter):
     ],
     ids=["nothing set", "only a name", "none", "empty endpoint"],
 )
-def test_from_environment_that_sends_for_none_is_none(environment):
+def test_from_environment_without_traces_is_none(environment):
     assert Tracing.from_environment(environment) is None
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from segserve.recipe import Recipe
-from segserve.training.state import SegmentationLoss, averaged
+from segserve.training.state import SegmentationLoss, moving_average
 
 
 class Fixed(torch.nn.Module):
@@ -70,9 +70,9 @@ def test_loss_where_every_pixel_is_ignored_is_zero_and_has_zero_gradients(logits
     assert not network.logits.grad.any()
 
 
-def test_averaged_follows_parameters_and_running_statistics():
+def test_moving_average_follows_parameters_and_running_statistics():
     network = torch.nn.BatchNorm2d(1)
-    average = averaged(network, decay=0.5)
+    average = moving_average(network, decay=0.5)
     for value in (1.0, 2.0, 4.0, 8.0):
         with torch.no_grad():
             network.weight.fill_(value)
@@ -88,9 +88,9 @@ def test_averaged_follows_parameters_and_running_statistics():
     assert average.module.num_batches_tracked.item() == 8
 
 
-def test_averaged_never_passes_its_decay():
+def test_moving_average_never_passes_its_decay():
     network = torch.nn.Linear(1, 1, bias=False)
-    average = averaged(network, decay=0.5)
+    average = moving_average(network, decay=0.5)
     for step in range(100):
         with torch.no_grad():
             network.weight.fill_(float(step == 99))
@@ -98,9 +98,9 @@ def test_averaged_never_passes_its_decay():
     assert average.module.weight.item() == pytest.approx(0.5)
 
 
-def test_averaged_without_decay_is_the_network():
+def test_moving_average_without_decay_is_the_network():
     network = torch.nn.Linear(1, 1)
-    average = averaged(network, decay=0.0)
+    average = moving_average(network, decay=0.0)
     for value in (3.0, 5.0):
         with torch.no_grad():
             network.weight.fill_(value)

@@ -201,8 +201,8 @@ class _Call:
 
     name: str
     module: nn.Module
-    given: Tensor
-    gave: Tensor
+    input: Tensor
+    output: Tensor
 
 
 def fuse(network: nn.Module, image: Tensor, dtype: torch.dtype) -> None:
@@ -224,12 +224,12 @@ def fuse(network: nn.Module, image: Tensor, dtype: torch.dtype) -> None:
 def _calls(network: nn.Module, image: Tensor) -> list[_Call]:
     """The innermost modules in the order of their calls."""
     calls: list[_Call] = []
-    names = {module: name for name, module in _innermost(network)}
+    names = {module: name for name, module in _leaf_modules(network)}
 
-    def take_note(module: nn.Module, given: tuple[Tensor, ...], gave: Tensor) -> None:
+    def record_call(module: nn.Module, given: tuple[Tensor, ...], gave: Tensor) -> None:
         calls.append(_Call(names[module], module, given[0], gave))
 
-    hooks = [module.register_forward_hook(take_note) for module in names]
+    hooks = [module.register_forward_hook(record_call) for module in names]
     try:
         network(image)
     finally:
@@ -238,13 +238,13 @@ def _calls(network: nn.Module, image: Tensor) -> list[_Call]:
     return calls
 
 
-def _innermost(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _leaf_modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """A norm counts as innermost: those of timm include their activation."""
     children = [] if isinstance(module, nn.BatchNorm2d) else list(module.named_children())
     if not children:
         yield name, module
     for child_name, child in children:
-        yield from _innermost(child, f"{name}.{child_name}" if name else child_name)
+        yield from _leaf_modules(child, f"{name}.{child_name}" if name else child_name)
 
 
 def _is_fusible(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -258,7 +258,7 @@ def _is_fusible(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 def _followers(calls: Sequence[_Call], index: int) -> Iterator[_Call]:
     """The next two calls, as long as the input of each is the output of the one before it."""
     for before, after in pairwise(calls[index : index + 3]):
-        if after.given is not before.gave:
+        if after.input is not before.output:
             return
         yield after
 

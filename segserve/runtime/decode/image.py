@@ -11,7 +11,7 @@ from PIL.Image import Transpose
 from ...schema.request import Alpha
 from ..errors import TooLargeError, UnsupportedImageError
 from ..settings import PixelLimits
-from .opening import TIFF_BITS, decoding, jpeg_fraction, opened, tiff_tags
+from .opening import TIFF_BITS, decoder_errors, jpeg_fraction, open_image, tiff_tags
 from .strip_metadata import orientation_of
 
 _PHOTOMETRIC = 0x106  # TIFF tag
@@ -84,13 +84,13 @@ def decode_reduced(
     The JPEG decoder then skips work and not only pixels: decoding at 1/4 is several times as fast
     as at full size.
     """
-    image = opened(content, limits)
+    image = open_image(content, limits)
     turn = _UPRIGHT.get(orientation_of(image.info.get("exif") or b""))
     declared_hw = _turned(image.size, turn)
     is_jpeg = image.format == "JPEG"
     if is_jpeg:
         image.draft(None, _turned(_wanted_hw(declared_hw, needed, limits.decoded), turn))
-    with decoding():
+    with decoder_errors():
         image.load()  # also makes a TIFF upright
         rgb = _to_rgb(image, alpha)
         pixels = np.array(rgb if turn is None else rgb.transpose(turn), dtype=np.uint8)

@@ -56,7 +56,7 @@ _NOISES = tuple(bytes.fromhex(code) * 256 for code in ("5aa5c396691e", "b54b872d
 _MAX_AVIF_COPIES = 3  # AV1 frames of one image: its tiles, its alpha channel, thumbnails
 
 
-def opened(content: bytes, limits: PixelLimits) -> Image.Image:
+def open_image(content: bytes, limits: PixelLimits) -> Image.Image:
     """Opens the image and checks all limits. Its `info["exif"]` is what the file holds."""
     formats = ("HEIF",) if _reads_heic(content) else FORMATS
     if formats is FORMATS and _SIGNATURE.match(content) is None:
@@ -64,7 +64,7 @@ def opened(content: bytes, limits: PixelLimits) -> Image.Image:
         what = f"{found} is not read" if found else "not an image of a format that is read"
         raise UnsupportedImageError(f"{what}; send one of {', '.join(FORMATS)}")
     file = strip_metadata(content)
-    with decoding():
+    with decoder_errors():
         if content[4:12] == b"ftypavif":
             _check_frames(content, _MAX_AVIF_COPIES * limits.decoded)
         image = _open(file.content, formats, limits)
@@ -190,7 +190,7 @@ def tiff_tags(image: Image.Image) -> Mapping[int, Any]:
 
 
 @contextmanager
-def decoding() -> Iterator[None]:
+def decoder_errors() -> Iterator[None]:
     """Converts what Pillow raises on hostile bytes, which may be any exception. The error quotes
     the decoder's own message, but not Python's about a malformed header.
     """

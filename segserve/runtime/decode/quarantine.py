@@ -56,7 +56,7 @@ class Quarantine:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         with _locked(folder):  # other workers must not take our new notes for a dead process's
-            self._accuse()
+            self._mark_suspects()
             self._notes = _Notes(folder)
 
     @classmethod
@@ -71,7 +71,7 @@ class Quarantine:
     def sweep(self) -> None:
         """Marks an image as suspect if another worker died while decoding it."""
         with suppress(OSError), _locked(self._folder):
-            self._accuse()
+            self._mark_suspects()
 
     def decode(
         self, content: bytes, *, limits: PixelLimits, needed: NeededSize | None, alpha: Alpha
@@ -91,7 +91,7 @@ class Quarantine:
         except FileNotFoundError:
             return
         if found.st_size == 0 or time.time() - found.st_mtime > _REJECTED_FOR_S:
-            failure = _failure_apart(content, limits)
+            failure = _failure_in_subprocess(content, limits)
             if failure is None:
                 mark.unlink(missing_ok=True)
                 return
@@ -103,9 +103,9 @@ class Quarantine:
             "this image crashes its decoder; save it again with another program and send that"
         )
 
-    def _accuse(self) -> None:
+    def _mark_suspects(self) -> None:
         for notes in self._folder.glob(f"{_NOTES}*"):
-            for digest in _left_behind(notes):
+            for digest in _unfinished_digests(notes):
                 logger.warning(
                     "a process ended as it decoded the image with SHA-256 %s", digest.hex()
                 )
@@ -145,7 +145,7 @@ class _Notes:
             os.pwrite(self._file.fileno(), digest, slot * _DIGEST_BYTES)
 
 
-def _left_behind(notes: Path) -> list[bytes]:
+def _unfinished_digests(notes: Path) -> list[bytes]:
     """The images that a dead process was decoding; none if it lives. Deletes its notes."""
     with notes.open("rb") as file:
         try:
@@ -160,7 +160,7 @@ def _left_behind(notes: Path) -> list[bytes]:
     return [digest for digest in digests if any(digest)]
 
 
-def _failure_apart(content: bytes, limits: PixelLimits) -> Exception | None:
+def _failure_in_subprocess(content: bytes, limits: PixelLimits) -> Exception | None:
     """Why a separate process did not decode this image; None if it did."""
     root = str(Path(__file__).parents[3])  # in an archive, the archive's own copy of this package
     environment = {

@@ -11,14 +11,14 @@ from ..record import NETWORK_FILE
 from ..settings import Settings
 
 if TYPE_CHECKING:
-    from .base import AnySegmenter
+    from .base import BaseSegmenter
 
 logger = logging.getLogger(__name__)
 
 
 def load_segmenter(
     folder: Path, *, device: str, settings: Settings, threads: int | None = None
-) -> "AnySegmenter":
+) -> "BaseSegmenter":
     """Loads the segmenter of a model folder. The folder is not needed afterwards.
 
     Args:

@@ -24,7 +24,7 @@ from .plan import Plan, TiledScale, costs, plan_inference
 _REDUCED = 1.5
 
 
-class AnySegmenter(ABC):
+class BaseSegmenter(ABC):
     """A model that segments images, whatever computes its network.
 
     Attributes:

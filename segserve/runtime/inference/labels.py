@@ -130,16 +130,16 @@ def choose_labels(
     label_map = empty(logits, (height_px, width_px), "uint8")
     confidence_map = empty(logits, (height_px, width_px), "uint8") if rule.keep_confidence else None
     if width_px <= _strip_pixels(logits):
-        tally = _label_strips(logits, label_map, confidence_map, rule, temperature)
+        counts = _label_strips(logits, label_map, confidence_map, rule, temperature)
     else:  # one row is larger than a strip: use strips of columns
         turned = namespace(logits).swapaxes(logits, 1, 2)
         turned_map = None if confidence_map is None else confidence_map.T
-        tally = _label_strips(turned, label_map.T, turned_map, rule, temperature)
+        counts = _label_strips(turned, label_map.T, turned_map, rule, temperature)
     # Whole maps are copied from a GPU at once. Only here does the CPU wait for the GPU.
     labels = on_host(label_map)
     confidences = None if confidence_map is None else on_host(confidence_map)
     quality = measure_quality(logits / temperature)
-    return SegmentedImage(labels, tally.areas(labels), confidences, quality)
+    return SegmentedImage(labels, counts.areas(labels), confidences, quality)
 
 
 def _label_strips(
@@ -148,10 +148,10 @@ def _label_strips(
     confidence_map: Array | None,
     rule: LabelRule,
     temperature: float,
-) -> "_Tally":
+) -> "_ClassCounts":
     """Fills the maps, uint8 (H, W), strip by strip."""
     height_px, width_px = label_map.shape
-    tally = _Tally(logits)
+    counts = _ClassCounts(logits)
     candidate_map = CandidateMap.of(logits, temperature)
     upsampling = Upsampling((logits.shape[1], logits.shape[2]), (height_px, width_px), logits)
     rows_px = max(1, _strip_pixels(logits) // width_px)
@@ -164,12 +164,12 @@ def _label_strips(
             possible = set(candidates.class_ids)
         else:
             possible = {*candidates.class_ids, BACKGROUND}
-            labels = _ruled(labels, probabilities, candidates.class_ids, rule)
-        tally.add(labels, probabilities, possible)
+            labels = _with_rule(labels, probabilities, candidates.class_ids, rule)
+        counts.add(labels, probabilities, possible)
         label_map[strip] = labels
         if confidence_map is not None:
             confidence_map[strip] = (255 * probabilities).round()
-    return tally
+    return counts
 
 
 def _strip_pixels(logits: Array) -> int:
@@ -205,7 +205,9 @@ def _top_class(
     return labels, xp.reciprocal(exponentials, out=exponentials)
 
 
-def _ruled(labels: Array, probabilities: Array, class_ids: Sequence[int], rule: LabelRule) -> Array:
+def _with_rule(
+    labels: Array, probabilities: Array, class_ids: Sequence[int], rule: LabelRule
+) -> Array:
     """Replaces the labels that the rule does not keep with background."""
     kept = probabilities >= rule.threshold
     if rule.kept is not None:
@@ -215,7 +217,7 @@ def _ruled(labels: Array, probabilities: Array, class_ids: Sequence[int], rule: 
     return xp.where(kept, labels, xp.full_like(labels, BACKGROUND))
 
 
-class _Tally:
+class _ClassCounts:
     """By class: its pixels, and the sum of their top probabilities, float64."""
 
     def __init__(self, logits: Array) -> None:

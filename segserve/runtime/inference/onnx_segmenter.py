@@ -30,7 +30,7 @@ from ..errors import ModelError
 from ..record import NETWORK_FILE, ModelRecord, named_weights, read_record, verified_file
 from ..settings import Settings, check_precision
 from .arrays import relative_error
-from .base import AnySegmenter
+from .base import BaseSegmenter
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def check_image() -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(noise).resize((128, 96), Image.Resampling.BICUBIC))[None]
 
 
-class OnnxSegmenter(AnySegmenter):
+class OnnxSegmenter(BaseSegmenter):
     """A network of ONNX on the CPU, in int8 or bf16 where OpenVINO and the settings have it. See
     `load`.
     """
@@ -128,16 +128,16 @@ class OnnxSegmenter(AnySegmenter):
                 f"{record.name}: {NETWORK_FILE} is missing, which the runtime onnx needs: "
                 "`segserve archive --runtime onnx` makes it, where PyTorch is installed"
             )
-        obstacle = None
+        failure = None
         if uses_int8(settings, record, cls.device):
             ranges = read_ranges(record, folder)
             try:
                 return cls(network, record, settings=settings, threads=threads, ranges=ranges)
             except ModelError as error:
-                obstacle = error
+                failure = error
         segmenter = cls(network, record, settings=settings, threads=threads)
-        if obstacle is not None:
-            logger.warning("the network does not compute in int8: %s", obstacle)
+        if failure is not None:
+            logger.warning("the network does not compute in int8: %s", failure)
         return segmenter
 
     def use_threads(self, threads: int) -> None:

@@ -25,7 +25,7 @@ from ..network import SegmentationNetwork, load_network
 from ..record import ModelRecord, read_record
 from ..settings import Settings, check_precision
 from ..telemetry import Timings
-from .base import AnySegmenter
+from .base import BaseSegmenter
 from .labels import SegmentedImage
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _TILES_AT_ONCE = {"cpu": 1, "cuda": 8}
 
 
-class Segmenter(AnySegmenter):
+class Segmenter(BaseSegmenter):
     """A network of PyTorch on a device."""
 
     device: torch.device
