@@ -1,5 +1,6 @@
 """What the commands share: the application, and the output of results, errors and progress."""
 
+import inspect
 import os
 import signal
 import sys
@@ -52,6 +53,12 @@ class OutputError(Exception):
 
 class Commands(TyperGroup):
     """Commands that print no traceback if their output is not writable or an extra is missing."""
+
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - as in the base class
+        super().__init__(**kwargs)
+        for command in self.commands.values():  # rich keeps the line breaks of docstrings
+            paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+            command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as in the base class
         try:

@@ -72,8 +72,9 @@ def evaluate(
         str | None, _server_option(help="name of the served model; by default the record's")
     ] = None,
 ) -> None:
-    """Measure a model's accuracy on labelled images at their original size, offline or through a
-    running server.
+    """Measure a model's accuracy on labelled images, in this process or through a server.
+
+    The images keep their original size.
     """
     from ..training.data import dataset_name
     from ..training.measure import measure, offline_model, served_model
@@ -169,8 +170,9 @@ def compare(
         str | None, typer.Option(envvar="SEGSERVE_TOKEN", help="inference token of the server")
     ] = None,
 ) -> None:
-    """Compare two models, or a model and a server, on the same labelled images: the difference of
-    IoU by class with its 95 % interval.
+    """Compare two models, or a model and a server, on the same labelled images.
+
+    Prints the difference of IoU by class with its 95 % interval.
     """
     with errors_in_one_line(), ExitStack() as stack:
         from ..training.compare import compare as compare_models

@@ -71,8 +71,10 @@ def import_model(
     images: ImagesOption = None,
     split: TrainSplitOption = None,
 ) -> None:
-    """Import a checkpoint of another library as a model folder: DeepLabV3 of torchvision, DeepLabV3
-    and DeepLabV3Plus of segmentation_models_pytorch, MobileNetV2 with DeepLabV3 of Hugging Face.
+    """Import a checkpoint of another library as a model folder.
+
+    DeepLabV3 of torchvision, DeepLabV3 and DeepLabV3Plus of segmentation_models_pytorch, and
+    MobileNetV2 with DeepLabV3 of Hugging Face are recognised.
 
     No code from the file is run. A file .tflite, Google's quantized DeepLabV3-MobileNetV2, is
     imported into an existing model as the start of a training, with --data.

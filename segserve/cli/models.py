@@ -153,8 +153,9 @@ def export_model(
     ] = None,
     split: DevSplitOption = None,
 ) -> None:
-    """Write a model for other runtimes: ONNX from the picture to the class of every pixel. It is
-    verified against PyTorch.
+    """Write a model for other runtimes, verified against PyTorch.
+
+    The ONNX file goes from the picture to the class of every pixel.
     """
     with errors_in_one_line():
         require_packages("torch", "onnx", "onnxruntime")

@@ -120,9 +120,7 @@ def serve(
     runtime: RuntimeFlag = None,
     trust: TrustFlag = None,
 ) -> None:
-    """Start a server with a model, wait until it is ready, and leave it running in the
-    background.
-    """
+    """Start a server with a model and leave it running in the background."""
     from ..engines import default_engine
     from ..gateway.background import SERVE_DIR, Server, running_server
 

@@ -55,9 +55,7 @@ def check_data(
         Path | None, typer.Option(help="write a contact sheet of the first split to this PNG file")
     ] = None,
 ) -> None:
-    """Read every image and label of a data set, and print what it holds: images, sizes, and the
-    images and pixels of each class.
-    """
+    """Read every image and label of a data set, and print sizes and pixels by class."""
     with errors_in_one_line():
         from ..training.data.files import contact_sheet
         from ..training.data.opening import split_names
@@ -199,8 +197,9 @@ def train(
     workers: Annotated[int, typer.Option(min=0, help="processes that load data")] = 1,
     **given: object,
 ) -> None:
-    """Train a model, or resume an interrupted run, and write a model folder that is ready for
-    `segserve archive`.
+    """Train a model, or resume an interrupted run.
+
+    The result is a model folder that is ready for `segserve archive`.
 
     On several GPUs: torchrun --standalone --nproc-per-node 4 -m segserve train ...
     """

@@ -72,6 +72,13 @@ def test_help_and_wrong_arguments_import_no_heavy_package(command):
     assert imported & heavy == set()
 
 
+def test_help_breaks_lines_only_at_the_width_of_the_terminal():
+    command = [sys.executable, "-m", "segserve", "import", "--help"]
+    wide = {**os.environ, "TERMINAL_WIDTH": "300"}
+    ended = subprocess.run(command, env=wide, capture_output=True, text=True, check=True)
+    assert "segmentation_models_pytorch, and MobileNetV2" in ended.stdout
+
+
 def test_version_is_printed():
     command = [sys.executable, "-m", "segserve", "--version"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
