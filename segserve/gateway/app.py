@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from typing import Any
 from urllib.parse import quote
@@ -21,10 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..engines import Engine, EngineRequest, EngineResponse, frontend_json
 from ..engines.config import too_large
-from ..runtime.errors import UnavailableError
+from ..runtime.errors import BadRequestError, UnavailableError
 from .admission import FairQueue, RequestBody, TokenFile
 from .forwarding import check_head, declared_bytes, end_to_end, query_options, target_of
-from .http_server import JSON, TimedResponse, error_response, json_response
+from .http_server import JSON, TimedSend, as_response, error_response, json_response
 from .metrics import CONTENT_TYPE, GatewayMetrics
 from .open_inference import OpenInference
 from .openapi import openapi
@@ -119,6 +119,7 @@ class Gateway:
         began_s = time.perf_counter()
         timeout_s = self.settings.request_timeout_s
         body = RequestBody(receive, max_bytes=self.max_request_bytes, timeout_s=timeout_s)
+        timed_send = TimedSend(scope, send, timeout_s)
         is_sending, status, sent_bytes = False, CLIENT_LEFT, 0
 
         async def send_and_count(message: Message) -> None:
@@ -130,7 +131,7 @@ class Gateway:
                 message["headers"] = [*kept, *_OWN_HEADERS, *([_CLOSE] if self.closing else [])]
             else:
                 sent_bytes += len(message.get("body", b""))
-            await send(message)
+            await timed_send(message)
 
         self.in_flight += 1
         try:
@@ -169,27 +170,35 @@ class Gateway:
     async def _manage(self, request: Request) -> Response:
         if self._management_token is not None:
             self._management_token.check(request.headers.get("authorization"))
-        return self._response(await self._started().manage(self._forwarded(request)))
+        return _returned(await self._started().manage(self._forwarded(request)))
 
     async def read_body(self, request: Request) -> bytes:
-        """The whole body of a request in another protocol, after its token is checked."""
+        """The whole body of a request in another protocol, after its token is checked, and in a
+        slot of its client, which is kept until the response is sent.
+        """
         self.check_token(request.headers.get("authorization"))
+        self._started()
         self._check_declared(request)
+        await self._enter_slot(request)
         return b"".join([chunk async for chunk in request.state.body])
 
-    async def predict(self, request: Request, forwarded: EngineRequest) -> EngineResponse:
-        """Forwards the native form of a request in another protocol, in a slot of its client."""
-        engine = self._started()
+    async def predict(
+        self, forwarded: EngineRequest, request: Request | None = None
+    ) -> EngineResponse:
+        """Forwards the native form of a request in another protocol, which has a slot already."""
         check_head(forwarded.target, forwarded.headers)
-        await self._enter_slot(request)
-        return await engine.predict(forwarded)
+        if request is not None and await request.state.body.client_left():
+            raise BadRequestError("the client closed the connection")
+        return await self._started().predict(forwarded)
 
-    async def predict_for(self, client: str, forwarded: EngineRequest) -> EngineResponse:
-        """As `predict`, without a request over HTTP."""
-        engine = self._started()
-        check_head(forwarded.target, forwarded.headers)
-        async with self._queue.slot(client):
-            return await engine.predict(forwarded)
+    @asynccontextmanager
+    async def slot(self, client: str) -> AsyncIterator[None]:
+        """Waits for a slot of this client, and holds it within the context."""
+        self._started()
+        async with AsyncExitStack() as held:
+            with self._metrics.waiting():
+                await held.enter_async_context(self._queue.slot(client))
+            yield
 
     def check_token(self, authorization: str | None) -> None:
         """Raises FrontendError: the token of predictions is missing or wrong."""
@@ -215,13 +224,11 @@ class Gateway:
         await self._enter_slot(request)
         if await request.state.body.client_left():  # skip the computation
             return Response(status_code=CLIENT_LEFT)
-        return self._response(await forward(forwarded))
+        return _returned(await forward(forwarded))
 
     async def _enter_slot(self, request: Request) -> None:
         """Waits for a slot of the client, and keeps it until the response is sent."""
-        with self._metrics.waiting():
-            slot = self._queue.slot(self._client_of(request))
-            await request.state.exchange.enter_async_context(slot)
+        await request.state.exchange.enter_async_context(self.slot(self._client_of(request)))
 
     def _check_declared(self, request: Request) -> None:
         if (declared_bytes(request) or 0) > self.max_request_bytes:
@@ -240,10 +247,6 @@ class Gateway:
             body=request.state.body,
             has_body=bool(declared_bytes(request)) or "transfer-encoding" in request.headers,
         )
-
-    def _response(self, response: EngineResponse) -> Response:
-        forwarded = response._replace(headers=end_to_end(response.headers))
-        return TimedResponse(forwarded, timeout_s=self.settings.request_timeout_s)
 
     def _client_of(self, request: Request) -> str:
         """The client by the proxy's header, else by its address: all have the same token."""
@@ -292,6 +295,10 @@ class Gateway:
         known = {name: value for name, value in fields.items() if value is not None}
         logged = {"method": method, "path": path, **timed, **known}
         logger.info("%s %s %s", method, path, status, extra={"fields": logged})
+
+
+def _returned(response: EngineResponse) -> Response:
+    return as_response(response, end_to_end(response.headers))
 
 
 async def _nothing() -> AsyncIterator[bytes]:

@@ -19,9 +19,9 @@ _SINGLE_CONNECTION_HEADERS = frozenset(  # RFC 9110, section 7.6.1, and the toke
 
 
 def declared_bytes(request: Request) -> int | None:
-    """The header Content-Length; None without a valid one."""
+    """The header Content-Length, at most 2**63 - 1; None without a valid one."""
     declared = request.headers.get("content-length", "")
-    return int(declared) if declared.isdecimal() else None
+    return min(int(declared), 2**63 - 1) if declared.isdecimal() else None
 
 
 def end_to_end(headers: Headers) -> Headers:

@@ -13,10 +13,17 @@ import orjson
 import uvicorn
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from ..engines import EngineResponse, FrontendError, ServerError, unknown_method, unknown_path
+from ..engines import (
+    EngineResponse,
+    FrontendError,
+    Headers,
+    ServerError,
+    unknown_method,
+    unknown_path,
+)
 from ..runtime.errors import BadRequestError, InternalError, SegserveError, UnavailableError
 
 logger = logging.getLogger("segserve.gateway")
@@ -145,35 +152,50 @@ async def serving(
         await task
 
 
-class TimedResponse(Response):
-    """A response that the client must read within a time limit.
+class TimedSend:
+    """Sends a response that the client must read within a time limit.
 
     It is sent in chunks, because uvicorn waits for a slow client before each chunk but the first.
     A client that is too slow is disconnected, because a response stays in memory until it is read.
     """
 
-    def __init__(self, response: EngineResponse, *, timeout_s: float) -> None:
-        self.body, self.status_code = response.body, response.status
-        kept = [header for header in response.headers if header[0] != b"content-length"]
-        self.raw_headers = [*kept, (b"content-length", str(len(response.body)).encode())]
-        self._timeout_s = timeout_s
+    def __init__(self, scope: Scope, send: Send, timeout_s: float) -> None:
+        self._scope, self._send, self._timeout_s = scope, send, timeout_s
+        self._deadline: float | None = None
+        self._is_aborted = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, message: Message) -> None:
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + self._timeout_s
+        if self._is_aborted:
+            return
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._send(send)
+            async with asyncio.timeout_at(self._deadline):
+                for part in _parts(message):
+                    await self._send(part)
         except TimeoutError:
             logger.warning("a response was not read within %g s", self._timeout_s)
-            scope["state"]["abort"]()
+            self._is_aborted = True
+            self._scope["state"]["abort"]()
 
-    async def _send(self, send: Send) -> None:
-        body = memoryview(self.body)
-        start = {"type": "http.response.start", "status": self.status_code}
-        await send({**start, "headers": self.raw_headers})
+
+def _parts(message: Message) -> Iterator[Message]:
+    """A part of a body in chunks. The last one is empty, so that the others are read before it."""
+    if message["type"] == "http.response.body":
+        body = memoryview(message.get("body", b""))
         for offset in range(0, len(body), _CHUNK_BYTES):
             chunk = bytes(body[offset : offset + _CHUNK_BYTES])
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+            yield {"type": message["type"], "body": chunk, "more_body": True}
+        message = {**message, "body": b""}
+    yield message
+
+
+def as_response(response: EngineResponse, headers: Headers) -> Response:
+    """The response of an engine with these headers, whose length is added."""
+    result = Response(response.body, response.status)
+    kept = [header for header in headers if header[0] != b"content-length"]
+    result.raw_headers = [*kept, (b"content-length", str(len(response.body)).encode())]
+    return result
 
 
 def json_response(document: object, status: int = 200) -> Response:

@@ -41,6 +41,7 @@ _READY = "READY"
 
 # Of a JSON request: RGB pixels of 1.3 megapixels.
 _MOST_VALUES = 4_000_000
+_MOST_DIGITS = 18  # of a number of bytes
 
 Json = dict[str, Any]
 
@@ -116,17 +117,21 @@ def read_infer_request(body: bytes, json_length: str | None) -> tuple[InferReque
         raise BadRequestError(
             f"Inference-Header-Content-Length is {head_bytes}, the body has {len(body)} bytes"
         )
-    values = body.count(b",", 0, head_bytes)
-    if values > _MOST_VALUES:  # Python's numbers take many times the memory
-        raise TooLargeError(
-            f"the JSON holds {values} values, the limit is {_MOST_VALUES}; send the tensor as "
-            "binary data"
-        )
+    check_values(body.count(b",", 0, head_bytes))
     try:
         parsed = parsed_as(InferRequest, orjson.loads(body[:head_bytes]))
     except orjson.JSONDecodeError as error:
         raise BadRequestError(f"the request is not JSON: {error}") from error
     return parsed, _image(parsed.inputs[0], body[head_bytes:])
+
+
+def check_values(count: int) -> None:
+    """Raises TooLargeError. Python's numbers take many times the memory of binary data."""
+    if count > _MOST_VALUES:
+        raise TooLargeError(
+            f"the request holds {count} values, the limit is {_MOST_VALUES}; send the tensor as "
+            "binary data"
+        )
 
 
 def _image(tensor: InferTensor, binary: bytes) -> bytes:
@@ -188,7 +193,8 @@ def _as_bytes(data: object) -> NDArray[np.uint8]:
 
 def _count(value: object, name: str) -> int:
     text = str(value)
-    if isinstance(value, bool) or not text.isascii() or not text.isdecimal():
+    is_number = text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS
+    if isinstance(value, bool) or not is_number:
         raise BadRequestError(f"{name}: expected a number of bytes, got {value!r:.80}")
     return int(text)
 
@@ -215,9 +221,9 @@ def tensors_of(response: HttpResponse, outputs: Sequence[InferOutput]) -> list[N
 
 
 def _infer_response(
-    parsed: InferRequest, model: str, version: str, tensors: Sequence[NDArray[np.uint8]]
+    parsed: InferRequest, model: str, version: str, native: HttpResponse
 ) -> Response:
-    entries, blobs = [], []
+    entries, blobs, tensors = [], [], tensors_of(native, parsed.outputs)
     all_binary = parsed.parameters.get(_BINARY_OUTPUT)
     for output, tensor in zip(parsed.outputs, tensors, strict=True):
         entry: Json = {"name": output.name, "shape": list(tensor.shape), "datatype": "UINT8"}
@@ -285,9 +291,8 @@ class OpenInference:
         json_length = request.headers.get(_JSON_LENGTH)
         parsed, image = await asyncio.to_thread(read_infer_request, body, json_length)
         forwarded = infer_native(parsed, image, model, version)
-        native = checked(await self._gateway.predict(request, forwarded))
-        tensors = await asyncio.to_thread(tensors_of, native, parsed.outputs)
-        return _infer_response(parsed, model, version or "", tensors)
+        native = checked(await self._gateway.predict(forwarded, request))
+        return await asyncio.to_thread(_infer_response, parsed, model, version or "", native)
 
     async def _described(self, request: Request) -> Mapping[str, Any]:
         version = request.path_params.get("version")

@@ -11,11 +11,12 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from .. import __version__
-from ..engines import BadTokenError
-from ..runtime.errors import BadRequestError, InternalError
-from .app import Gateway
+from ..engines import BadTokenError, unknown_model
+from ..runtime.errors import BadRequestError
+from .app import CLIENT_LEFT, Gateway
 from .open_inference import (
     InferRequest,
+    check_values,
     has_ready_worker,
     image_of_bytes,
     image_of_pixels,
@@ -26,7 +27,6 @@ from .open_inference import (
 from .protocols import checked, parsed_as, status_and_message
 
 _SERVICE = "inference.GRPCInferenceService"
-_MOST_CALLS = 64  # each holds its message in memory
 _QUIET_METHODS = ("ServerLive", "ServerReady")  # called every few seconds, so not logged
 
 # The messages of the protocol, and their fields in the order of their numbers, which begin at 1.
@@ -63,7 +63,8 @@ _CODES = {
 
 Message = Any
 Fields = Mapping[str, Any]
-Method = Callable[[Gateway, Message, grpc.aio.ServicerContext], Awaitable[Fields]]
+Messages = AsyncIterator[Message]
+Method = Callable[[Gateway, Messages, grpc.aio.ServicerContext], Awaitable[Fields]]
 
 
 def _message_classes() -> dict[str, type[Message]]:
@@ -101,7 +102,7 @@ def serving_grpc(
         ("grpc.max_send_message_length", -1),  # responses are limited by the handler
         ("grpc.so_reuseport", 0),
     ]
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MOST_CALLS)
+    server = grpc.aio.server(options=options)
     handlers = {name: _handler(gateway, name, method) for name, method in _METHODS.items()}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(_SERVICE, handlers)])
     try:
@@ -123,12 +124,16 @@ def serving_grpc(
 def _handler(gateway: Gateway, name: str, method: Method) -> grpc.RpcMethodHandler:
     """Converts the fields of a response to a message, and errors to a status of gRPC. Records the
     call with the HTTP status that the same request would have over REST.
+
+    The call is handled as a stream of one message, so that the token is checked, and the request
+    has a slot, before its message is read.
     """
 
-    async def call(request: Message, context: grpc.aio.ServicerContext) -> Message:
-        began_s, status = time.perf_counter(), InternalError.status
+    async def call(requests: Messages, context: grpc.aio.ServicerContext) -> Message:
+        began_s, status = time.perf_counter(), CLIENT_LEFT
+        gateway.in_flight += 1
         try:
-            response = _CLASSES[f"{name}Response"](**await method(gateway, request, context))
+            response = _CLASSES[f"{name}Response"](**await method(gateway, requests, context))
             status = 200
             return response
         except Exception as error:
@@ -136,7 +141,11 @@ def _handler(gateway: Gateway, name: str, method: Method) -> grpc.RpcMethodHandl
             code = _CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
             if isinstance(error, BadTokenError):
                 code = grpc.StatusCode.UNAUTHENTICATED
+        except asyncio.CancelledError:
+            gateway.lost += gateway.closing
+            raise
         finally:
+            gateway.in_flight -= 1
             if name not in _QUIET_METHODS:
                 gateway.record(
                     "POST",
@@ -144,12 +153,11 @@ def _handler(gateway: Gateway, name: str, method: Method) -> grpc.RpcMethodHandl
                     status,
                     time.perf_counter() - began_s,
                     is_prediction=method is _infer,
-                    request_bytes=request.ByteSize(),
                     client=_address(context),
                 )
         await context.abort(code, message)
 
-    return grpc.unary_unary_rpc_method_handler(
+    return grpc.stream_unary_rpc_method_handler(
         call,
         request_deserializer=_CLASSES[f"{name}Request"].FromString,
         response_serializer=lambda message: message.SerializeToString(),
@@ -169,33 +177,39 @@ async def _server(*_: object) -> Fields:
 
 
 async def _model_ready(
-    gateway: Gateway, request: Message, context: grpc.aio.ServicerContext
+    gateway: Gateway, requests: Messages, context: grpc.aio.ServicerContext
 ) -> Fields:
-    return {"ready": has_ready_worker(await _described(gateway, request, context))}
+    return {"ready": has_ready_worker(await _described(gateway, requests, context))}
 
 
-async def _model(gateway: Gateway, request: Message, context: grpc.aio.ServicerContext) -> Fields:
-    described = await _described(gateway, request, context)
+async def _model(gateway: Gateway, requests: Messages, context: grpc.aio.ServicerContext) -> Fields:
+    described = await _described(gateway, requests, context)
     return model_metadata(described["modelName"], described["modelVersion"])
 
 
 async def _described(
-    gateway: Gateway, request: Message, context: grpc.aio.ServicerContext
+    gateway: Gateway, requests: Messages, context: grpc.aio.ServicerContext
 ) -> Fields:
     _check_token(gateway, context)
+    request = await _message(requests)
+    if not request.name or "/" in request.name + request.version:
+        raise unknown_model(request.name)
     version = f"/{request.version}" if request.version else ""
     return await gateway.description(request.name + version)
 
 
-async def _infer(gateway: Gateway, request: Message, context: grpc.aio.ServicerContext) -> Fields:
+async def _infer(gateway: Gateway, requests: Messages, context: grpc.aio.ServicerContext) -> Fields:
     _check_token(gateway, context)
-    parsed, image = await asyncio.to_thread(_read, request)
-    forwarded = infer_native(parsed, image, request.model_name, request.model_version or None)
-    response = checked(await gateway.predict_for(_client(gateway, context), forwarded))
-    tensors = await asyncio.to_thread(tensors_of, response, parsed.outputs)
+    async with gateway.slot(_client(gateway, context)):
+        request = await _message(requests)
+        parsed, image = await asyncio.to_thread(_read, request)
+        model, version = request.model_name, request.model_version
+        forwarded = infer_native(parsed, image, model, version or None)
+        response = checked(await gateway.predict(forwarded))
+        tensors = await asyncio.to_thread(tensors_of, response, parsed.outputs)
     return {
-        "model_name": request.model_name,
-        "model_version": request.model_version,
+        "model_name": model,
+        "model_version": version,
         "id": request.id,
         "outputs": [
             {"name": output.name, "datatype": "UINT8", "shape": tensor.shape}
@@ -213,6 +227,12 @@ _METHODS: Mapping[str, Method] = {
     "ModelMetadata": _model,
     "ModelInfer": _infer,
 }
+
+
+async def _message(requests: Messages) -> Message:
+    async for request in requests:
+        return request
+    raise BadRequestError("the call has no message")
 
 
 def _check_token(gateway: Gateway, context: grpc.aio.ServicerContext) -> None:
@@ -248,6 +268,7 @@ def _read(request: Message) -> tuple[InferRequest, bytes]:
     raw, contents = list(request.raw_input_contents), request.inputs[0].contents
     if len(raw) > 1:
         raise BadRequestError(f"raw_input_contents: expected one element, got {len(raw)}")
+    check_values(len(contents.uints))
     shape = parsed.inputs[0].shape
     if parsed.inputs[0].datatype == "UINT8":
         return parsed, image_of_pixels(raw[0] if raw else list(contents.uints), shape)

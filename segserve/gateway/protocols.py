@@ -7,6 +7,7 @@ import asyncio
 import base64
 import io
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import quote
@@ -41,6 +42,8 @@ from .http_server import json_response
 
 if TYPE_CHECKING:
     from .app import Gateway
+
+logger = logging.getLogger("segserve.gateway")
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -109,7 +112,7 @@ def checked(response: EngineResponse) -> HttpResponse:
 
 
 def status_and_message(error: Exception) -> tuple[int, str]:
-    """The HTTP status and the message of an error; other errors are raised again."""
+    """The HTTP status and the message of an error. Only the log has the details of others."""
     match error:
         case ResponseError():
             return error.status, error.message
@@ -117,7 +120,8 @@ def status_and_message(error: Exception) -> tuple[int, str]:
             return error.status, str(error)
         case ClientError():
             return InternalError.status, str(error)
-    raise error
+    logger.error("a request failed", exc_info=error)
+    return InternalError.status, "the server failed at this request; its log says why"
 
 
 def plain_route(
@@ -171,7 +175,7 @@ def huggingface_routes(gateway: "Gateway") -> list[Route]:
         image, threshold = _from_json(body) if is_json else (body, 0.0)
         model = request.path_params["model"]
         forwarded = native_request(model, None, image, {"mask": "png"}, MediaType.JSON)
-        native = checked(await gateway.predict(request, forwarded))
+        native = checked(await gateway.predict(forwarded, request))
         return json_response(await asyncio.to_thread(_segments, native, threshold))
 
     return [plain_route("/hf/{model}", segment, "POST")]

@@ -3,8 +3,13 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from socket import socket
 from typing import Any, Never
 
@@ -42,7 +47,8 @@ async def serve(settings: GatewaySettings) -> None:
     log_path = getattr(engine, "log_path", None)
     with following(log_path) if log_path else nullcontext():
         try:
-            async with serving(apps, drain_timeout_s=settings.drain_timeout_s), grpc:
+            http = serving(apps, drain_timeout_s=settings.drain_timeout_s)
+            async with _left_together(http, grpc):
                 await _first_of(
                     _watch(engine, gateway, stop_signal, settings.start_timeout_s),
                     stop_signal.wait(),
@@ -143,6 +149,18 @@ def _bind_grpc(settings: GatewaySettings, gateway: Gateway) -> AbstractAsyncCont
         max_bytes=settings.max_request_bytes(),
         drain_timeout_s=settings.drain_timeout_s,
     )
+
+
+@asynccontextmanager
+async def _left_together(*contexts: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+    """Enters the contexts in order, and leaves all of them at the same time."""
+    stacks = [AsyncExitStack() for _ in contexts]
+    try:
+        for stack, context in zip(stacks, contexts, strict=True):
+            await stack.enter_async_context(context)
+        yield
+    finally:
+        await asyncio.gather(*(stack.aclose() for stack in stacks))
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
