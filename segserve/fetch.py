@@ -1,7 +1,8 @@
 """Published models: downloads a checkpoint, checks it, and makes a model folder of it.
 
 The record of such a model is in the repository. Its weights lie with a completed copy of the record
-in `$SEGSERVE_HOME/models/NAME`, by default in `~/.cache/segserve`. Only `segserve fetch` downloads.
+in `$SEGSERVE_HOME/models/NAME`, by default in `~/.cache/segserve`. Only `segserve fetch` downloads,
+and `segserve train --backbone-weights timm` (or `torchvision`), with the code of that package.
 """
 
 import hashlib

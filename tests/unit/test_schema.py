@@ -130,6 +130,15 @@ def test_openapi_gives_the_threshold_its_bounds():
     assert (schema["minimum"], schema["maximum"]) == (0, 1)
 
 
+def test_openapi_paths_are_on_one_server_and_need_the_token_except_ping():
+    paths = OPENAPI["paths"]
+    assert [path for path, item in paths.items() if "servers" in item] == []
+    open_to_all = {
+        path for path, item in paths.items() if item.get("get", {}).get("security") == []
+    }
+    assert open_to_all == {"/ping"}
+
+
 def test_openapi_references_exist():
     parts = [part.split('"')[0] for part in document_text("openapi.json").split("#/")[1:]]
     assert parts
