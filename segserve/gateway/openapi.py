@@ -129,12 +129,12 @@ def _error_responses() -> Json:
     for kind in error_classes():
         codes[kind.status].append(kind.code)
     texts = {status: ", ".join(dict.fromkeys(names)) for status, names in codes.items()}
-    texts[400] += "; a missing or wrong token (TorchServe)"
-    texts[503] += ": the queue is full, or no worker is ready (TorchServe)"
+    texts[400] += "; a missing or wrong token"
+    texts[503] += ": the queue is full, or no worker is ready"
     errors = {str(status): _error(text, ErrorBody) for status, text in texts.items()}
     for status in (400, 503):
         errors[str(status)] = _error(texts[status], ErrorBody, TorchServeError)
-    return errors | {"404": _error("no such model or version (TorchServe)", TorchServeError)}
+    return errors | {"404": _error("no such model or version", TorchServeError)}
 
 
 def _error(description: str, *models: type[BaseModel]) -> Json:
