@@ -49,6 +49,34 @@ def test_label_image_of_one_bit_gives_0_and_1(tmp_path):
     assert read(tmp_path, encoded(IDS > 0)) == (IDS > 0).astype(int).tolist()
 
 
+PALETTE = tuple(
+    ClassInfo(label=label, color=color)
+    for label, color in (("building", (0, 0, 255)), ("clutter", (0, 0, 0)), ("road", (255,) * 3))
+)
+"""Grey colours of classes, as of ISPRS and DeepGlobe; the others are not grey."""
+
+
+@pytest.mark.parametrize("alpha", [False, True], ids=["RGB", "RGBA"])
+@pytest.mark.parametrize("ids", [[2, 2], [1, 1], [1, 2], [0, 1, 2]], ids=str)
+def test_label_image_in_grey_colours_of_classes_is_read_by_colour(tmp_path, ids, alpha):
+    pixels = np.array([[PALETTE[class_id].color for class_id in ids]], np.uint8)
+    if alpha:
+        pixels = np.dstack([pixels, np.full((1, len(ids)), 255, np.uint8)])
+    (tmp_path / "a.png").write_bytes(encoded(pixels))
+    assert read_label_image(tmp_path / "a.png", LabelCoding.of(PALETTE)).tolist() == [ids]
+
+
+@pytest.mark.parametrize(
+    ("color", "pixel"),
+    [(4, b"\0\3\xff\xff"), (2, b"\0\3" * 3), (6, b"\0\3" * 3 + b"\xff\xff")],
+    ids=["grey and alpha", "RGB", "RGBA"],
+)
+def test_label_image_with_channels_of_16_bits_says_what_to_save(tmp_path, color, pixel):
+    content = png(2, 1, bits=16, color=color, scanlines=b"\0" + pixel * 2)
+    with pytest.raises(DataError, match=r"a\.png: has \w+ channels of 16 bits.*: save it as grey"):
+        read(tmp_path, content)
+
+
 def test_label_image_voc_s_border_colour_is_ignored(tmp_path):
     pixels = COLORS[IDS]
     pixels[0, 0] = (224, 224, 192)
