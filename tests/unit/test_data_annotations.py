@@ -8,6 +8,7 @@ from PIL import Image
 
 from segserve.runtime.record import ClassInfo
 from segserve.training.data import DataError, check_split, open_data
+from segserve.training.data.opening import split_names
 
 from .images import noise
 
@@ -202,14 +203,15 @@ POLYGON = {
     ids=["polygon", "rectangle"],
 )
 def test_labelme_folder_is_read(tmp_path, shape):
-    labelme(tmp_path, [shape, {"label": "box", "shape_type": "line", "points": [[1, 1], [2, 2]]}])
+    line = {"label": "box", "shape_type": "line", "points": [[1, 1], [2, 2]]}
+    labelme(tmp_path / "train", [shape, line])
     assert np.array_equal(labels_of(tmp_path), SQUARE)
 
 
 def test_labelme_circle_is_drawn(tmp_path):
     circle = {"label": "box", "shape_type": "circle", "points": [[15, 10], [15, 14]]}
     labelme(tmp_path, [circle])
-    assert (labels_of(tmp_path) == 2).sum() == pytest.approx(np.pi * 16, rel=0.15)
+    assert (labels_of(tmp_path / "a.json") == 2).sum() == pytest.approx(np.pi * 16, rel=0.15)
 
 
 def test_labelme_file_is_a_split_of_its_own(tmp_path):
@@ -224,6 +226,32 @@ def test_labelme_splits_are_folders(tmp_path):
         data = open_data(tmp_path, split, CLASSES)
         assert data.names == [name]
         assert np.array_equal(data.labels(name), SQUARE)
+    assert split_names(tmp_path) == ["dev", "train"]
+    with pytest.raises(DataError, match="there is no split test; there are dev, train"):
+        open_data(tmp_path, "test", CLASSES)
+
+
+def test_labelme_folder_is_split_by_a_fixed_seed_and_says_so(tmp_path):
+    for n in range(6):
+        labelme(tmp_path, [POLYGON], name=f"p{n}")
+    assert split_names(tmp_path) == ["dev", "train"]
+    train, dev = (open_data(tmp_path, split, CLASSES) for split in ("train", "dev"))
+    assert (train.split, len(train.names), dev.split, len(dev.names)) == ("train", 5, "dev", 1)
+    assert not {*train.names} & {*dev.names}
+    assert open_data(tmp_path, "val", CLASSES).names == dev.names
+    note = f"{tmp_path}: has no split lists; dev are 1 of 6 images, chosen by a fixed seed"
+    assert note in check_split(dev, CLASSES).notes
+    with pytest.raises(DataError, match="test: there is no such split list"):
+        open_data(tmp_path, "test", CLASSES)
+
+
+def test_labelme_files_in_a_folder_in_voc_layout_are_no_split(tmp_path):
+    labelme(tmp_path / "images", [POLYGON])
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(SQUARE).save(tmp_path / "labels" / "a.png")
+    (tmp_path / "train.txt").write_text("a")
+    assert split_names(tmp_path) == ["train"]
+    assert open_data(tmp_path, "train", CLASSES).names == ["a"]
 
 
 def test_labelme_file_that_cannot_be_read_says_why(tmp_path):

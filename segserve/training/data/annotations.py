@@ -89,15 +89,19 @@ def read_annotations(path: Path) -> bytes:
     return as_coco([_labelme(path, content)]) if _is_labelme(content) else content
 
 
-def read_labelme_folder(folder: Path) -> bytes | None:
-    """The annotations of labelme's JSON files in a folder as a COCO document; None without any.
+def has_labelme(folder: Path) -> bool:
+    """Whether a folder has a JSON file of labelme."""
+    return any(_is_labelme(read_bytes(file)) for file in folder.glob("*.json"))
+
+
+def read_labelme_folder(folder: Path) -> list[AnnotatedImage]:
+    """The images of labelme's JSON files in a folder.
 
     Raises:
         DataError: a file cannot be read.
     """
     contents = ((file, read_bytes(file)) for file in sorted(folder.glob("*.json")))
-    images = [_labelme(file, content) for file, content in contents if _is_labelme(content)]
-    return as_coco(images) if images else None
+    return [_labelme(file, content) for file, content in contents if _is_labelme(content)]
 
 
 def _json(path: Path, content: bytes) -> Any:  # noqa: ANN401 - any JSON

@@ -83,6 +83,13 @@ class VocFolder(LabelledImages):
         return read_label_image(path, self._coding)
 
 
+def is_voc(folder: Path) -> bool:
+    return any(
+        (folder / layout.images).is_dir() and (folder / layout.labels).is_dir()
+        for layout in _LAYOUTS
+    )
+
+
 def seeded_split(names: Iterable[str], split: str, source: Path) -> tuple[list[str], str]:
     """The images of one split of a folder without split lists, chosen by a fixed seed, and a note
     that says so.
