@@ -150,7 +150,7 @@ def read_png(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     Raises:
         DataError: the file is missing, cannot be decoded, or has alpha or colours of 16 bits.
     """
-    pixels, stored_as = _read_png(path)
+    pixels, stored_as = decode_png(path, read_bytes(path))
     if stored_as in _CUT_TO_8_BITS:
         raise DataError(
             f"{path}: has {stored_as.removesuffix(';16B')} channels of 16 bits, of which only 8 "
@@ -163,17 +163,18 @@ def read_png(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
 
 def read_rgb_png(path: Path) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) of an RGB PNG. Raises as `read_png` does."""
-    pixels, stored_as = _read_png(path)
+    pixels, stored_as = decode_png(path, read_bytes(path))
     if stored_as != "RGB":
         raise DataError(f"{path}: expected an 8-bit RGB PNG, got {stored_as}")
     return pixels
 
 
-def _read_png(path: Path) -> tuple[NDArray[Any], str]:
-    """The pixels, and Pillow's name for how the file stores them: `RGB`, `L;4`, `P`, ..."""
-    content = io.BytesIO(read_bytes(path))
+def decode_png(path: Path, content: bytes) -> tuple[NDArray[Any], str]:
+    """The pixels, and Pillow's name for how the PNG stores them: `RGB`, `L;4`, `P`, ... Raises
+    DataError, which names the path, if it cannot be decoded.
+    """
     try:
-        with Image.open(content, formats=("PNG",)) as picture:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
             width_px, height_px = picture.size
             if width_px * height_px > MAX_PIXELS:
                 raise DataError(

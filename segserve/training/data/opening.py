@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ...runtime.errors import ModelError
 from ...runtime.record import ClassInfo, Strict, read_document, voc_color
-from .annotations import as_coco, has_labelme, read_annotations, read_labelme_folder
+from .annotations import has_labelme, read_annotations, read_labelme_folder
 from .coco import CocoInstances, CocoPanoptic
 from .files import AS_USUAL, IGNORED, DataError, LabelledImages, ReadOptions
 from .folders import (
@@ -23,6 +23,7 @@ from .folders import (
     voc_splits,
 )
 from .label_images import LabelCoding, read_labelmap
+from .shapes import as_coco
 
 _PANOPTIC, _ANNOTATIONS = "panoptic", "annotations"
 _ROBOFLOW_JSON = "_annotations.coco.json"
@@ -74,7 +75,8 @@ def open_data(
     folder = images or (named.parent if named else _images(data, split))
     if path.name.startswith(_PANOPTIC):
         return CocoPanoptic(path, folder, categories)
-    return CocoInstances(path, folder, categories, options, read_annotations(path))
+    content, notes = read_annotations(path, folder, skip_broken=options.skip_broken)
+    return CocoInstances(path, folder, categories, options, content, notes)
 
 
 def split_names(data: Path) -> list[str]:
@@ -126,12 +128,13 @@ def _labelme(
     images = read_labelme_folder(folder)
     if not images:
         return None
-    notes: list[str] = []
+    seed_notes: list[str] = []
     if not splits:
-        chosen, *notes = seeded_split((image.file_name for image in images), split, source)
+        chosen, *seed_notes = seeded_split((image.file_name for image in images), split, source)
         kept = {*chosen}
         images = [image for image in images if image.file_name in kept]
-    return CocoInstances(source, folder, categories, options, as_coco(images), notes)
+    content, notes = as_coco(source, images, skip_broken=options.skip_broken)
+    return CocoInstances(source, folder, categories, options, content, [*seed_notes, *notes])
 
 
 def _folder(
