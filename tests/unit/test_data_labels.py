@@ -11,6 +11,7 @@ from segserve.cli import app
 from segserve.runtime.record import ClassInfo
 from segserve.training.data import DataError, ReadOptions, check_split, open_data, read_class_file
 from segserve.training.data.label_images import LabelCoding, read_label_image, read_labelmap
+from segserve.training.data.opening import split_names
 
 from .images import encoded, noise, png
 from .tiny import write_tiny_model
@@ -47,6 +48,34 @@ def test_label_image_of_any_kind_gives_class_ids(tmp_path, content):
 
 def test_label_image_of_one_bit_gives_0_and_1(tmp_path):
     assert read(tmp_path, encoded(IDS > 0)) == (IDS > 0).astype(int).tolist()
+
+
+PALETTE = tuple(
+    ClassInfo(label=label, color=color)
+    for label, color in (("building", (0, 0, 255)), ("clutter", (0, 0, 0)), ("road", (255,) * 3))
+)
+"""Grey colours of classes, as of ISPRS and DeepGlobe; the others are not grey."""
+
+
+@pytest.mark.parametrize("alpha", [False, True], ids=["RGB", "RGBA"])
+@pytest.mark.parametrize("ids", [[2, 2], [1, 1], [1, 2], [0, 1, 2]], ids=str)
+def test_label_image_in_grey_colours_of_classes_is_read_by_colour(tmp_path, ids, alpha):
+    pixels = np.array([[PALETTE[class_id].color for class_id in ids]], np.uint8)
+    if alpha:
+        pixels = np.dstack([pixels, np.full((1, len(ids)), 255, np.uint8)])
+    (tmp_path / "a.png").write_bytes(encoded(pixels))
+    assert read_label_image(tmp_path / "a.png", LabelCoding.of(PALETTE)).tolist() == [ids]
+
+
+@pytest.mark.parametrize(
+    ("color", "pixel"),
+    [(4, b"\0\3\xff\xff"), (2, b"\0\3" * 3), (6, b"\0\3" * 3 + b"\xff\xff")],
+    ids=["grey and alpha", "RGB", "RGBA"],
+)
+def test_label_image_with_channels_of_16_bits_says_what_to_save(tmp_path, color, pixel):
+    content = png(2, 1, bits=16, color=color, scanlines=b"\0" + pixel * 2)
+    with pytest.raises(DataError, match=r"a\.png: has \w+ channels of 16 bits.*: save it as grey"):
+        read(tmp_path, content)
 
 
 def test_label_image_voc_s_border_colour_is_ignored(tmp_path):
@@ -133,6 +162,37 @@ def test_folder_without_lists_is_split_by_a_fixed_seed_and_says_so(tmp_path):
     assert "has no split lists; train are 5 of 6 images" in train.notes[0]
     with pytest.raises(DataError, match=r"other\.txt: there is no such split list"):
         opened(folder, "other")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"Photographs of p0 and p1\n", b"background\ndisc\n", b"\xff\n", b"x" * 300 + b"\n", b""],
+    ids=["text", "classes", "no text", "long line", "empty"],
+)
+def test_folder_with_a_text_that_lists_no_image_is_split_by_the_seed(tmp_path, content):
+    folder = write_set(tmp_path / "data", lists=False)
+    (folder / "README.txt").write_bytes(content)
+    assert len(opened(folder).data.names) == 5
+    assert split_names(folder) == ["dev", "train"]
+
+
+@pytest.mark.parametrize("content", ["p1.jpg\nmissing\n", "sub/p6\n"], ids=["some", "subfolder"])
+def test_folder_with_a_list_of_any_name_is_not_split_by_the_seed(tmp_path, content):
+    folder = write_set(tmp_path / "data", lists=False)
+    (folder / "images" / "sub").mkdir()
+    Image.fromarray(noise(2, 3)).save(folder / "images" / "sub" / "p6.jpg")
+    (folder / "README.txt").write_text("Photographs\n")
+    (folder / "mine.txt").write_text(content)
+    assert split_names(folder) == ["mine"]
+    with pytest.raises(DataError, match=r"no such split list; lists in that folder: mine$"):
+        open_data(folder, "train", CLASSES)
+
+
+def test_folder_with_a_list_of_missing_images_is_not_split_by_the_seed(tmp_path):
+    folder = write_set(tmp_path / "data", lists=False)
+    (folder / "train.txt").write_text("missing\n")
+    with pytest.raises(DataError, match=r"no such split list; lists in that folder: train$"):
+        open_data(folder, "dev", CLASSES)
 
 
 def test_folder_with_jpeg_labels_says_what_to_do(tmp_path):

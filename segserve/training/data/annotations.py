@@ -5,99 +5,70 @@ Sources: CVAT's documentation of its XML format 1.1, Label Studio's export forma
 are a bit stream, see `_brush_mask`), labelme's JSON.
 """
 
+import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
-from urllib.parse import unquote, urlparse
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlparse
 from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
-from .files import DataError, read_bytes
+from .files import DataError, image_size, read_bytes
+from .label_images import decode_png
+from .shapes import (
+    AnnotatedImage,
+    Converted,
+    Shape,
+    as_coco,
+    ellipse,
+    polygon,
+    rectangle,
+    run_lengths,
+)
 
 _START_BYTES = 64
 _TEXT_TYPES = (b"<!DOCTYPE", b"<!ENTITY")  # entities may grow without limit
 
 
-class AnnotatedImage(NamedTuple):
-    """An image of an annotation file, with the label and COCO's `segmentation` of every object."""
-
-    file_name: str
-    width: int
-    height: int
-    shapes: Sequence[tuple[str, object]]
-
-
-def as_coco(images: Iterable[AnnotatedImage]) -> bytes:
-    """A COCO document of instances, as JSON. Later shapes of an image lie over earlier ones only
-    where they are smaller, as everywhere in COCO.
-    """
-    listed = list(images)
-    labels = sorted({label for image in listed for label, _ in image.shapes})
-    ids = {label: number for number, label in enumerate(labels, start=1)}
-    document = {
-        "images": [
-            {"id": key, "file_name": image.file_name, "width": image.width, "height": image.height}
-            for key, image in enumerate(listed)
-        ],
-        "categories": [{"id": number, "name": label} for label, number in ids.items()],
-        "annotations": [
-            {
-                "id": f"{image.file_name} {index}",
-                "image_id": key,
-                "category_id": ids[label],
-                "segmentation": segmentation,
-            }
-            for key, image in enumerate(listed)
-            for index, (label, segmentation) in enumerate(image.shapes, start=1)
-        ],
-    }
-    return json.dumps(document).encode()
-
-
-def _run_lengths(
-    inside: NDArray[np.bool_], size_hw: tuple[int, int], left: int = 0, top: int = 0
-) -> dict[str, object]:
-    """COCO's run lengths of an image, from a mask within a box of it, bool (h, w)."""
-    mask = np.zeros(size_hw, np.uint8, order="F")
-    height, width = inside.shape
-    part = mask[top : top + height, left:][:, :width]
-    part |= inside[: part.shape[0], : part.shape[1]]
-    encoded = coco_mask.encode(mask)
-    return {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
-
-
-def _rectangle(left: float, top: float, right: float, bottom: float) -> list[float]:
-    return [left, top, right, top, right, bottom, left, bottom]
-
-
-def read_annotations(path: Path) -> bytes:
+def read_annotations(path: Path, images: Path, *, skip_broken: bool) -> Converted:
     """The annotations of a file of one of these tools as a COCO document; the content of any other
     file unchanged.
+
+    Args:
+        images: the folder of the images.
+        skip_broken: as of `as_coco`.
 
     Raises:
         DataError: the file is of one of the tools, but cannot be read.
     """
     content = read_bytes(path)
     if path.suffix.lower() == ".xml":
-        return as_coco(_cvat(path, content))
-    if content[:_START_BYTES].lstrip().startswith(b"["):
-        return as_coco(_label_studio(path, _json(path, content)))
-    return as_coco([_labelme(path, content)]) if _is_labelme(content) else content
+        found: Iterable[AnnotatedImage] = _cvat(path, content)
+    elif content[:_START_BYTES].lstrip().startswith(b"["):
+        found = _label_studio(path, _json(path, content), images)
+    elif _is_labelme(content):
+        found = [_labelme(path, content)]
+    else:
+        return Converted(content)
+    return as_coco(path, found, skip_broken=skip_broken)
 
 
-def read_labelme_folder(folder: Path) -> bytes | None:
-    """The annotations of labelme's JSON files in a folder as a COCO document; None without any.
+def has_labelme(folder: Path) -> bool:
+    """Whether a folder has a JSON file of labelme."""
+    return any(_is_labelme(read_bytes(file)) for file in folder.glob("*.json"))
+
+
+def read_labelme_folder(folder: Path) -> list[AnnotatedImage]:
+    """The images of labelme's JSON files in a folder.
 
     Raises:
         DataError: a file cannot be read.
     """
     contents = ((file, read_bytes(file)) for file in sorted(folder.glob("*.json")))
-    images = [_labelme(file, content) for file, content in contents if _is_labelme(content)]
-    return as_coco(images) if images else None
+    return [_labelme(file, content) for file, content in contents if _is_labelme(content)]
 
 
 def _json(path: Path, content: bytes) -> Any:  # noqa: ANN401 - any JSON
@@ -123,25 +94,32 @@ def _cvat(path: Path, content: bytes) -> Iterator[AnnotatedImage]:
     for image in images:
         try:
             width, height = int(image.attrib["width"]), int(image.attrib["height"])
-            shapes = [shape for part in image if (shape := _cvat_shape(part, (height, width)))]
+            shapes = [
+                Shape(part.tag, part.attrib["label"], _cvat_segmentation(part, (height, width)))
+                for part in image
+                if part.tag != "tag"  # a label of the whole image
+            ]
             yield AnnotatedImage(image.attrib["name"], width, height, shapes)
         except (KeyError, ValueError) as error:
             name = image.attrib.get("name", "an image")
             raise DataError(f"{path}: {name}: cannot be read: {error}") from error
 
 
-def _cvat_shape(part: ElementTree.Element, size_hw: tuple[int, int]) -> tuple[str, object] | None:
-    """A polygon, a box's outline, or a mask; None for points, lines and tags."""
+def _cvat_segmentation(part: ElementTree.Element, size_hw: tuple[int, int]) -> object:
+    """COCO's segmentation; None for a shape that is not drawn."""
     given = part.attrib
+    degrees = float(given.get("rotation", 0))  # about the centre
     if part.tag == "polygon":
-        points = [float(n) for pair in given["points"].split(";") for n in pair.split(",")]
-        return given["label"], [points]
+        points = [[float(n) for n in pair.split(",")] for pair in given["points"].split(";")]
+        return polygon(np.array(points))
     if part.tag == "box":
         left, top, right, bottom = (float(given[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
-        return given["label"], [_rectangle(left, top, right, bottom)]
-    if part.tag == "mask":
-        return given["label"], _cvat_mask(given, size_hw)
-    return None
+        center_xy = (left + right) / 2, (top + bottom) / 2
+        return polygon(rectangle(left, top, right, bottom), degrees, center_xy)
+    if part.tag == "ellipse":
+        x, y, radius_x, radius_y = (float(given[name]) for name in ("cx", "cy", "rx", "ry"))
+        return polygon(ellipse((x, y), radius_x, radius_y), degrees, (x, y))
+    return _cvat_mask(given, size_hw) if part.tag == "mask" else None
 
 
 def _cvat_mask(given: Mapping[str, str], size_hw: tuple[int, int]) -> dict[str, object]:
@@ -151,56 +129,92 @@ def _cvat_mask(given: Mapping[str, str], size_hw: tuple[int, int]) -> dict[str, 
     if sum(counts) != width * height or min(counts) < 0:
         raise ValueError("the run lengths of a mask do not fill its box")
     inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width)
-    return _run_lengths(inside, size_hw, left, top)
+    return run_lengths(inside, size_hw, left, top)
 
 
 # Label Studio
 
 
-def _label_studio(path: Path, tasks: Sequence[object]) -> Iterator[AnnotatedImage]:
+_STUDIO_SHAPES = {"polygon", "rectangle", "ellipse", "brush", "keypoint", "bitmask", "vector"}
+_STUDIO_FILES = "/data/local-files"  # its addresses give the file's path as the query's `d`
+
+
+def _label_studio(path: Path, tasks: Sequence[object], images: Path) -> Iterator[AnnotatedImage]:
     for task in tasks:
         if not isinstance(task, dict) or "data" not in task:
             raise DataError(f"{path}: expected Label Studio's tasks with `data` and `annotations`")
         annotations = task.get("annotations") or task.get("completions") or []
-        results = [result for one in annotations[:1] for result in one.get("result", ())]
-        sized = next((result for result in results if "original_width" in result), None)
+        submitted = [one for one in annotations if not one.get("was_cancelled")]
+        if not submitted:
+            continue  # the image is not labelled
+        results = submitted[0].get("result") or ()
         name = _image_name(task)
-        if sized is None:
-            continue  # without a result, the size of the image is unknown, and so are its labels
-        width, height = int(sized["original_width"]), int(sized["original_height"])
         try:
-            shapes = [s for result in results for s in _studio_shapes(result, width, height)]
+            width, height = _studio_size(results, images / name)
+            shapes = list(_studio_shapes(results, width, height))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"{path}: {name}: cannot be read: {error}") from error
         yield AnnotatedImage(name, width, height, shapes)
 
 
+def _studio_size(results: Sequence[Mapping[str, Any]], image: Path) -> tuple[int, int]:
+    """Width and height of an image. Only results give them, so without any the file is read."""
+    for result in results:
+        if "original_width" in result:
+            return int(result["original_width"]), int(result["original_height"])
+    try:
+        height, width = image_size(image)
+    except DataError:
+        return 1, 1  # the check of the split reports the file
+    return width, height
+
+
 def _image_name(task: Mapping[str, Any]) -> str:
     """The file name of a task's image, without folders: uploads have addresses of their own."""
-    data = task["data"]
-    address = task.get("file_upload") or next(
-        (str(value) for value in data.values() if isinstance(value, str)), ""
-    )
-    name = unquote(urlparse(str(address)).path or str(address))
+    texts = {key: value for key, value in task["data"].items() if isinstance(value, str)}
+    address = str(task.get("file_upload") or texts.get("image") or next(iter(texts.values()), ""))
+    parts = urlparse(address)
+    name = unquote(parts.path or address)
+    if name.rstrip("/").endswith(_STUDIO_FILES):
+        name = parse_qs(parts.query).get("d", [name])[-1]
     return PureWindowsPath(PurePosixPath(name).name).name
 
 
-def _studio_shapes(result: Mapping[str, Any], width: int, height: int) -> list[tuple[str, object]]:
-    kind, value = str(result.get("type", "")), result.get("value", {})
-    labels = value.get(kind) or ()
-    segmentation: object
-    if kind.startswith("polygon"):
-        points = np.array(value["points"], np.float64) * (width / 100, height / 100)
-        segmentation = [points.ravel().tolist()]
-    elif kind.startswith("rectangle"):
-        left, top = value["x"] * width / 100, value["y"] * height / 100
-        right, bottom = left + value["width"] * width / 100, top + value["height"] * height / 100
-        segmentation = [_rectangle(left, top, right, bottom)]
-    elif kind.startswith("brush"):
-        segmentation = _run_lengths(_brush_mask(value["rle"], width, height), (height, width))
+def _studio_shapes(
+    results: Sequence[Mapping[str, Any]], width: int, height: int
+) -> Iterator[Shape]:
+    """The shapes of an annotation. A shape is one result with its labels (`polygonlabels`), or two
+    of one id: the shape (`polygon`) and the same with its `labels`.
+    """
+    types = [(result.get("id"), str(result.get("type", ""))) for result in results]
+    kinds = {key: kind for key, kind in types if kind in _STUDIO_SHAPES}
+    for (key, kind), result in zip(types, results, strict=True):
+        if kind not in _STUDIO_SHAPES and not kind.endswith("labels"):
+            continue  # a choice, a text or a relation
+        value = result["value"]
+        shape = kinds.get(key, kind) if kind == "labels" else kind
+        if labels := value.get(kind):
+            segmentation = _studio_segmentation(shape.removesuffix("labels"), value, width, height)
+            yield from (Shape(shape, str(label), segmentation) for label in labels)
+        elif (key, "labels") not in types:
+            yield Shape(kind, "", None)
+
+
+def _studio_segmentation(shape: str, value: Mapping[str, Any], width: int, height: int) -> object:
+    """COCO's segmentation; None for a shape that is not drawn. Positions are in percent."""
+    if shape == "polygon":
+        return polygon(np.array(value["points"], np.float64) * (width / 100, height / 100))
+    if shape == "brush":
+        return run_lengths(_brush_mask(value["rle"], width, height), (height, width))
+    if shape not in ("rectangle", "ellipse"):
+        return None
+    x, y = value["x"] * width / 100, value["y"] * height / 100
+    if shape == "rectangle":  # x and y are of its upper left corner
+        right, bottom = x + value["width"] * width / 100, y + value["height"] * height / 100
+        outline = rectangle(x, y, right, bottom)
     else:
-        return []
-    return [(str(label), segmentation) for label in labels]
+        outline = ellipse((x, y), value["radiusX"] * width / 100, value["radiusY"] * height / 100)
+    return polygon(outline, value.get("rotation", 0), (x, y))
 
 
 def _brush_mask(encoded: Sequence[int], width: int, height: int) -> NDArray[np.bool_]:
@@ -249,30 +263,33 @@ def _is_labelme(content: bytes) -> bool:
 def _labelme(path: Path, content: bytes) -> AnnotatedImage:
     document = _json(path, content)
     try:
-        shapes = [
-            (str(shape["label"]), [_outline(shape)])
-            for shape in document["shapes"]
-            if shape.get("shape_type", "polygon") in ("polygon", "rectangle", "circle")
-        ]
-        return AnnotatedImage(
-            PureWindowsPath(str(document["imagePath"])).name,
-            int(document["imageWidth"]),
-            int(document["imageHeight"]),
-            shapes,
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        width, height = int(document["imageWidth"]), int(document["imageHeight"])
+        shapes = []
+        for shape in document["shapes"]:
+            kind = shape.get("shape_type") or "polygon"
+            segmentation = _labelme_segmentation(kind, shape, (height, width))
+            shapes.append(Shape(kind, str(shape["label"]), segmentation))
+        name = PureWindowsPath(str(document["imagePath"])).name
+        return AnnotatedImage(name, width, height, shapes)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _outline(shape: Mapping[str, Any]) -> list[float]:
+def _labelme_segmentation(kind: str, shape: Mapping[str, Any], size_hw: tuple[int, int]) -> object:
+    """COCO's segmentation; None for a shape that is not drawn."""
     points = np.array(shape["points"], np.float64)
-    kind = shape.get("shape_type", "polygon")
+    if kind == "polygon":
+        return polygon(points)
     if kind == "rectangle":
         (left, top), (right, bottom) = points
-        return _rectangle(left, top, right, bottom)
+        return polygon(rectangle(left, top, right, bottom))
     if kind == "circle":
-        angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
         radius = float(np.hypot(*(points[1] - points[0])))
-        points = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    outline: list[float] = points.ravel().tolist()
-    return outline
+        return polygon(ellipse(points[0], radius, radius))
+    if kind == "mask":  # a PNG of the box whose upper left corner is the first point
+        inside, _ = decode_png(Path(kind), base64.b64decode(shape["mask"]))
+        if inside.ndim != 2:
+            raise ValueError("a mask is no grey PNG")
+        left, top = (round(number) for number in points[0].tolist())
+        return run_lengths(inside > 0, size_hw, left, top)
+    return None

@@ -194,6 +194,7 @@ class CocoInstances(CocoImages):
 
     Args: as of `CocoImages`.
         content: a COCO document that was made from files of another tool.
+        notes: unusual facts about that document, as lines of text.
     """
 
     def __init__(
@@ -203,11 +204,13 @@ class CocoInstances(CocoImages):
         categories: Mapping[str, int],
         options: ReadOptions = AS_USUAL,
         content: bytes | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         document = _read_coco(path, InstancesDocument, content)
         used = {annotation.category_id for annotation in document.annotations}
         super().__init__(path, images, document, categories, used)
         self._options = options
+        self._notes = notes
         self._entries = _packed(document)
         self._left_out: set[Id] = set()
 
@@ -232,7 +235,9 @@ class CocoInstances(CocoImages):
 
     def notes(self) -> Sequence[str]:
         count = len(self._left_out)
-        return [f"{self.source}: {count} annotations left out, which are broken"] if count else []
+        if not count:
+            return self._notes
+        return [*self._notes, f"{self.source}: {count} annotations left out, which are broken"]
 
     def _region(self, image: ImageEntry, entry: InstanceEntry) -> _Region | None:
         """None for an annotation that is left out."""

@@ -4,7 +4,7 @@ segmentation masks.
 
 import csv
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +20,12 @@ SUFFIXES = (
 
 _LABEL_ENDINGS = (".png", "_mask.png", ".PNG", "_mask.PNG")
 LABELMAP = "labelmap.txt"
-"""CVAT's list of colours; no split."""
+"""CVAT's list of colours."""
 
 _DEV_NAMES = ("dev", "val", "valid")
 _DEV_SHARE = 10  # every tenth image
+SEEDED_SPLITS = "train", "dev"
+"""The splits of a folder without split lists."""
 
 
 class _VocLayout(NamedTuple):
@@ -49,11 +51,16 @@ class VocFolder(LabelledImages):
         self.source = (
             Path(split) if split.endswith(".txt") else folder / self._layout.lists / f"{split}.txt"
         )
-        self._notes: tuple[str, ...] = ()
-        if self.source.is_file() or _has_lists(self.source.parent):
-            self.names = [self._known_name(name) for name in _read_names(self.source)]
+        self._notes: Sequence[str] = ()
+        if self.source.is_file():
+            self.names = [_known_name(name, self._images) for name in _read_names(self.source)]
+        elif lists := _split_lists(self.source.parent, folder / self._layout.images):
+            raise DataError(
+                f"{self.source}: there is no such split list; lists in that folder: "
+                f"{', '.join(lists)}"
+            )
         else:
-            self.names = self._seeded_split(split)
+            self.names, *self._notes = seeded_split(self._images, split, self.source)
 
     def notes(self) -> Sequence[str]:
         return self._notes
@@ -75,39 +82,64 @@ class VocFolder(LabelledImages):
             raise DataError(f"{jpeg}: JPEG changes the values of label images: save them as PNG")
         return read_label_image(path, self._coding)
 
-    def _known_name(self, listed: str) -> str:
-        """The name of an image that a list gives with or without its suffix."""
-        path = Path(listed)
-        has_suffix = listed not in self._images and path.suffix.lower() in SUFFIXES
-        return path.name.removesuffix(path.suffix) if has_suffix else listed
 
-    def _seeded_split(self, split: str) -> list[str]:
-        names = sorted(self._images)
-        random.Random(0).shuffle(names)  # noqa: S311 - no secret
-        dev = names[: max(1, len(names) // _DEV_SHARE)]
-        chosen = dev if split in _DEV_NAMES else names[len(dev) :] if split == "train" else None
-        if not chosen:
-            raise DataError(
-                f"{self.source}: there is no such split list, and none that could be made: without "
-                f"lists, there are train and {', '.join(_DEV_NAMES)}"
-            )
-        self._notes = (
-            f"{self.folder}: has no split lists; {split} are {len(chosen)} of {len(names)} images, "
-            "chosen by a fixed seed",
+def is_voc(folder: Path) -> bool:
+    return any(
+        (folder / layout.images).is_dir() and (folder / layout.labels).is_dir()
+        for layout in _LAYOUTS
+    )
+
+
+def seeded_split(names: Iterable[str], split: str, source: Path) -> tuple[list[str], str]:
+    """The images of one split of a folder without split lists, chosen by a fixed seed, and a note
+    that says so.
+
+    Raises:
+        DataError: there is no such split, or it would be empty.
+    """
+    shuffled = sorted({*names})
+    random.Random(0).shuffle(shuffled)  # noqa: S311 - no secret
+    dev = shuffled[: max(1, len(shuffled) // _DEV_SHARE)]
+    chosen = {"train": shuffled[len(dev) :], **dict.fromkeys(_DEV_NAMES, dev)}.get(split)
+    if not chosen:
+        raise DataError(
+            f"{source}: there is no such split list, and none that could be made: without "
+            f"lists, there are train and {', '.join(_DEV_NAMES)}"
         )
-        return sorted(chosen)
-
-
-def _has_lists(folder: Path) -> bool:
-    return any(path.name != LABELMAP for path in folder.glob("*.txt"))
+    return sorted(chosen), (
+        f"{source.parent}: has no split lists; {split} are {len(chosen)} of {len(shuffled)} "
+        "images, chosen by a fixed seed"
+    )
 
 
 def voc_splits(folder: Path) -> list[str]:
     """The names of the lists in a folder in PASCAL VOC layout; train and dev without lists."""
-    lists = folder / _layout_of(folder).lists
-    if not _has_lists(lists):
-        return ["train", "dev"]
-    return [path.stem for path in lists.glob("*.txt") if path.name != LABELMAP]
+    layout = _layout_of(folder)
+    return _split_lists(folder / layout.lists, folder / layout.images) or [*SEEDED_SPLITS]
+
+
+def _split_lists(lists: Path, images: Path) -> list[str]:
+    """The names of the .txt files in a folder that list images; a README lists none."""
+    known = _images_by_name(images)
+    return sorted(path.stem for path in lists.glob("*.txt") if _is_list(path, images, known))
+
+
+def _is_list(path: Path, images: Path, known: Mapping[str, Path]) -> bool:
+    """Whether the file has the name of a split, or a line that names an existing image."""
+    if path.stem in ("train", *_DEV_NAMES):
+        return True  # even if all its images are missing
+    try:
+        names = (_known_name(line, known) for line in _read_names(path))
+        return any(name in known or (images / f"{name}.jpg").is_file() for name in names)
+    except (DataError, OSError):  # no text, or lines too long for a file's name
+        return False
+
+
+def _known_name(listed: str, known: Mapping[str, Path]) -> str:
+    """The name of an image that a list gives with or without its suffix."""
+    path = Path(listed)
+    has_suffix = listed not in known and path.suffix.lower() in SUFFIXES
+    return path.name.removesuffix(path.suffix) if has_suffix else listed
 
 
 def _images_by_name(folder: Path) -> dict[str, Path]:
@@ -125,9 +157,6 @@ def _layout_of(folder: Path) -> _VocLayout:
 
 
 def _read_names(path: Path) -> list[str]:
-    if not path.is_file():
-        lists = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
-        raise DataError(f"{path}: there is no such split list; lists in that folder: {lists}")
     try:
         lines = read_bytes(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

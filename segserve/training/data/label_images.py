@@ -18,6 +18,7 @@ VOC_BORDER = (224, 224, 192)
 """The colour of PASCAL VOC's pixels that belong to no class."""
 
 _LISTED = 3  # unknown colours or ids in a message
+_CUT_TO_8_BITS = "LA;16B", "RGB;16B", "RGBA;16B"  # Pillow keeps the high byte
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow scales grey of few bits to 255
 
 
@@ -71,13 +72,12 @@ def read_label_image(path: Path, coding: LabelCoding) -> LabelMap:
     """uint8 (H, W): the class id of every pixel, 255 for pixels to ignore. Raises DataError if the
     file is unreadable, or has colours or ids without a class.
     """
-    pixels: NDArray[Any] = read_png(path)
-    if pixels.ndim == 2:
-        values = pixels
-    elif (pixels[..., :3] == pixels[..., :1]).all():  # grey in every channel
-        values = pixels[..., 0]
-    else:
-        return _from_colors(path, pixels[..., :3], coding)
+    values: NDArray[Any] = read_png(path)
+    if values.ndim == 3:
+        labels = _from_colors(path, values[..., :3], coding)
+        if labels is not None:
+            return labels
+        values = values[..., 0]
     if values.max(initial=0) > IGNORED:
         raise DataError(f"{path}: has values up to {values.max()}, class ids end at {IGNORED - 1}")
     return _from_ids(path, values.astype(np.uint8), coding)
@@ -108,11 +108,14 @@ def _from_ids(path: Path, values: LabelMap, coding: LabelCoding) -> LabelMap:
     return np.asarray(table[values])
 
 
-def _from_colors(path: Path, rgb: NDArray[np.uint8], coding: LabelCoding) -> LabelMap:
+def _from_colors(path: Path, rgb: NDArray[np.uint8], coding: LabelCoding) -> LabelMap | None:
+    """None if some colour is of no class and all are grey: then the pixels are class ids."""
     packed = rgb.astype(np.int32) @ np.array([2**16, 2**8, 1], np.int32)
     found, indices = np.unique(packed, return_inverse=True)
     known = {red << 16 | green << 8 | blue: i for (red, green, blue), i in coding.colors.items()}
     unknown = [code for code in found.tolist() if code not in known]
+    if unknown and (rgb == rgb[..., :1]).all():
+        return None
     if unknown:
         shown = ", ".join(
             f"({code >> 16}, {code >> 8 & 255}, {code & 255})" for code in unknown[:_LISTED]
@@ -142,9 +145,17 @@ def read_labelmap(path: Path) -> dict[str, tuple[int, int, int]]:
 
 def read_png(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """The stored values of a PNG: (H, W) of grey or palette, (H, W, 3) or (H, W, 4) of colours.
-    Alpha of grey is left out. Raises DataError if the file is missing or cannot be decoded.
+    Alpha of grey is left out.
+
+    Raises:
+        DataError: the file is missing, cannot be decoded, or has alpha or colours of 16 bits.
     """
-    pixels, stored_as = _read_png(path)
+    pixels, stored_as = decode_png(path, read_bytes(path))
+    if stored_as in _CUT_TO_8_BITS:
+        raise DataError(
+            f"{path}: has {stored_as.removesuffix(';16B')} channels of 16 bits, of which only 8 "
+            "can be read: save it as grey without alpha, or with 8 bits per channel"
+        )
     if step := _GREY_STEPS.get(stored_as):
         return pixels // np.uint8(step)
     return pixels[..., 0] if stored_as.startswith("LA") else pixels
@@ -152,17 +163,18 @@ def read_png(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
 
 def read_rgb_png(path: Path) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) of an RGB PNG. Raises as `read_png` does."""
-    pixels, stored_as = _read_png(path)
+    pixels, stored_as = decode_png(path, read_bytes(path))
     if stored_as != "RGB":
         raise DataError(f"{path}: expected an 8-bit RGB PNG, got {stored_as}")
     return pixels
 
 
-def _read_png(path: Path) -> tuple[NDArray[Any], str]:
-    """The pixels, and Pillow's name for how the file stores them: `RGB`, `L;4`, `P`, ..."""
-    content = io.BytesIO(read_bytes(path))
+def decode_png(path: Path, content: bytes) -> tuple[NDArray[Any], str]:
+    """The pixels, and Pillow's name for how the PNG stores them: `RGB`, `L;4`, `P`, ... Raises
+    DataError, which names the path, if it cannot be decoded.
+    """
     try:
-        with Image.open(content, formats=("PNG",)) as picture:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
             width_px, height_px = picture.size
             if width_px * height_px > MAX_PIXELS:
                 raise DataError(

@@ -1,6 +1,6 @@
 """Opens a split of a data set in any of the supported layouts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -8,18 +8,22 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ...runtime.errors import ModelError
 from ...runtime.record import ClassInfo, Strict, read_document, voc_color
-from .annotations import read_annotations, read_labelme_folder
+from .annotations import has_labelme, read_annotations, read_labelme_folder
 from .coco import CocoInstances, CocoPanoptic
 from .files import AS_USUAL, IGNORED, DataError, LabelledImages, ReadOptions
 from .folders import (
     LABELMAP,
     ROBOFLOW_CLASSES,
+    SEEDED_SPLITS,
     VocFolder,
     cityscapes,
+    is_voc,
     roboflow_masks,
+    seeded_split,
     voc_splits,
 )
 from .label_images import LabelCoding, read_labelmap
+from .shapes import as_coco
 
 _PANOPTIC, _ANNOTATIONS = "panoptic", "annotations"
 _ROBOFLOW_JSON = "_annotations.coco.json"
@@ -37,7 +41,7 @@ def open_data(
     options: ReadOptions = AS_USUAL,
 ) -> LabelledImages:
     """Opens one split of a data set: COCO if the split has a JSON file, Cityscapes or Roboflow's
-    masks by their folders, otherwise PASCAL VOC.
+    masks by their folders, labelme by its JSON files, otherwise PASCAL VOC.
 
     Args:
         data: a folder with annotations/instances_SPLIT.json or annotations/panoptic_SPLIT.json, a
@@ -59,8 +63,8 @@ def open_data(
         categories = {info.label: class_id for class_id, info in enumerate(classes)}
     named = _named_file(data, split)
     split = _existing_split(data, split or default_split)
-    if (known := _roboflow_splits(data)) and not named and split not in known:
-        raise DataError(f"{data}: there is no split {split}; there are {', '.join(sorted(known))}")
+    if not named:
+        _require_split(data, split, _roboflow_splits(data))
     path = named or _annotations(data, split)
     if path is None:
         if images:
@@ -71,7 +75,8 @@ def open_data(
     folder = images or (named.parent if named else _images(data, split))
     if path.name.startswith(_PANOPTIC):
         return CocoPanoptic(path, folder, categories)
-    return CocoInstances(path, folder, categories, options, read_annotations(path))
+    content, notes = read_annotations(path, folder, skip_broken=options.skip_broken)
+    return CocoInstances(path, folder, categories, options, content, notes)
 
 
 def split_names(data: Path) -> list[str]:
@@ -82,7 +87,18 @@ def split_names(data: Path) -> list[str]:
         for path in (data / _ANNOTATIONS).glob(f"{kind}_*.json")
     }
     cities = {path.name for path in (data / "leftImg8bit").glob("*/")}
-    return sorted(annotations or _roboflow_splits(data) or cities or voc_splits(data))
+    return sorted(
+        annotations
+        or _roboflow_splits(data)
+        or cities
+        or _labelme_splits(data)
+        or (SEEDED_SPLITS if has_labelme(data) else voc_splits(data))
+    )
+
+
+def _require_split(data: Path, split: str, known: Set[str]) -> None:
+    if known and split not in known:
+        raise DataError(f"{data}: there is no split {split}; there are {', '.join(sorted(known))}")
 
 
 def _roboflow_splits(data: Path) -> set[str]:
@@ -91,6 +107,34 @@ def _roboflow_splits(data: Path) -> set[str]:
         for name in (_ROBOFLOW_JSON, ROBOFLOW_CLASSES)
         for path in data.glob(f"*/{name}")
     }
+
+
+def _labelme_splits(data: Path) -> set[str]:
+    """The subfolders with labelme's JSON files. In PASCAL VOC layout they are no splits."""
+    if is_voc(data):
+        return set()
+    return {folder.name for folder in data.glob("*/") if has_labelme(folder)}
+
+
+def _labelme(
+    data: Path, split: str, categories: Mapping[str, int], options: ReadOptions
+) -> LabelledImages | None:
+    """The split's folder of labelme's JSON files, or else the part of one folder that a fixed seed
+    gives the split; None without such files.
+    """
+    splits = _labelme_splits(data)
+    _require_split(data, split, splits)
+    folder, source = data / split if splits else data, data / split
+    images = read_labelme_folder(folder)
+    if not images:
+        return None
+    seed_notes: list[str] = []
+    if not splits:
+        chosen, *seed_notes = seeded_split((image.file_name for image in images), split, source)
+        kept = {*chosen}
+        images = [image for image in images if image.file_name in kept]
+    content, notes = as_coco(source, images, skip_broken=options.skip_broken)
+    return CocoInstances(source, folder, categories, options, content, [*seed_notes, *notes])
 
 
 def _folder(
@@ -104,9 +148,8 @@ def _folder(
         return cityscapes(data, split, categories)
     if (data / split / ROBOFLOW_CLASSES).is_file():
         return roboflow_masks(data / split, categories)
-    folder = data / split if (data / split).is_dir() else data
-    if (annotations := read_labelme_folder(folder)) is not None:
-        return CocoInstances(folder, folder, categories, options, annotations)
+    if labelme := _labelme(data, split, categories, options):
+        return labelme
     labelmap = data / LABELMAP
     coding = LabelCoding.of(
         classes,
