@@ -6,6 +6,7 @@ Each model has one queue, and each worker takes batches from it, as TorchServe's
 import asyncio
 import logging
 import multiprocessing
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,12 +109,17 @@ class LocalEngine(PoolEngine):
 
 
 def _with_queue_size(archive: ServedArchive, config: Mapping[str, str]) -> ServedArchive:
-    """The archive, with TorchServe's `job_queue_size` unless its own configuration has a value."""
+    """The archive, with TorchServe's `job_queue_size` unless its own configuration has a value.
+
+    Raises ServerError: it is not a positive number; an `asyncio.Queue` of size 0 has no limit.
+    """
     model_config = archive.config
     if "job_queue_size" not in config or "jobQueueSize" in model_config.model_fields_set:
         return archive
-    size = int(config["job_queue_size"])
-    return replace(archive, config=model_config.model_copy(update={"jobQueueSize": size}))
+    size = config["job_queue_size"].strip()
+    if not re.fullmatch("[1-9][0-9]{0,8}", size):
+        raise ServerError(f"job_queue_size must be a positive whole number, got {size!r}")
+    return replace(archive, config=model_config.model_copy(update={"jobQueueSize": int(size)}))
 
 
 class ModelQueue:

@@ -198,6 +198,13 @@ def test_archive_that_cannot_be_loaded_is_one_clear_line(tmp_path):
     assert Server.running(tmp_path / "run") is None
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "many", ""])
+def test_job_queue_size_that_is_not_positive_is_one_clear_line(tmp_path, size):
+    config = {"job_queue_size": size}
+    with pytest.raises(ServerError, match=f"^job_queue_size must be .* got '{size}'$"):
+        local.LocalEngine([archive(tmp_path)], tmp_path / "run", config=config, trusted=None)
+
+
 def test_running_server_is_found_again(server):
     found = Server.running(server.run_dir)
     assert found is not None
