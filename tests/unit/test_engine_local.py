@@ -35,6 +35,8 @@ class Controlled:
             os._exit(1)
         if command == b"fail":
             raise ValueError("a failure of the handler")
+        if command.startswith(b"variable"):
+            return [repr(os.environ.get(command.decode().split()[1]))]
         if command.startswith(b"sleep"):
             time.sleep(float(command.split()[1]))
         return [f"{os.getpid()} {len(data)}".encode()] * len(data)
@@ -203,6 +205,19 @@ def test_job_queue_size_that_is_not_positive_is_one_clear_line(tmp_path, size):
     config = {"job_queue_size": size}
     with pytest.raises(ServerError, match=f"^job_queue_size must be .* got '{size}'$"):
         local.LocalEngine([archive(tmp_path)], tmp_path / "run", config=config, trusted=None)
+
+
+def test_worker_has_the_variables_that_are_named_and_no_gpu_if_the_device_is_cpu(
+    tmp_path, monkeypatch
+):
+    named = {"SEGSERVE_WORKER_ENV": "MY_MODE", "MY_MODE": "fast", "SEGSERVE_DEVICE": "cpu"}
+    for name, value in {**named, "CUDA_VISIBLE_DEVICES": "0", "MY_PASSWORD": "s3cret"}.items():
+        monkeypatch.setenv(name, value)
+    with Server.start([archive(tmp_path)], tmp_path / "run", engine="local") as server:
+        server.wait_ready(READY_S)
+        names = ("MY_MODE", "CUDA_VISIBLE_DEVICES", "MY_PASSWORD")
+        values = [post(server, f"variable {name}").text for name in names]
+    assert values == ["'fast'", "''", "None"]
 
 
 def test_running_server_is_found_again(server):

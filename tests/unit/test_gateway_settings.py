@@ -1,12 +1,18 @@
 """The variables of the gateway, and its check of the memory."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from segserve.engines import ServerError
-from segserve.gateway.settings import MIN_MEMORY_BYTES, GatewaySettings, check_memory
+from segserve.gateway.settings import (
+    MIN_MEMORY_BYTES,
+    GatewaySettings,
+    check_memory,
+    check_settings,
+)
 
 
 def test_settings_of_an_empty_environment_are_the_image_s():
@@ -135,3 +141,21 @@ def test_check_memory_with_enough_passes(tmp_path, content):
     limit = tmp_path / "memory.max"
     limit.write_text(content)
     check_memory((limit,))
+
+
+@pytest.mark.parametrize(("device", "visible"), [("auto", "1"), ("cpu", "")], ids=["auto", "cpu"])
+def test_check_settings_hides_the_gpus_from_children_if_the_device_is_cpu(
+    tmp_path, monkeypatch, device, visible
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    check_settings(GatewaySettings(run_dir=tmp_path, device=device))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("0.0.0.0", "0.0.0.0:8084"), ("::", "[::]:8084"), ("::1", "[::1]:8084")],  # noqa: S104
+    ids=["IPv4", "every", "loopback"],
+)
+def test_grpc_address_has_brackets_around_ipv6(host, address):
+    assert GatewaySettings(host=host, grpc_port=8084).grpc_address == address
