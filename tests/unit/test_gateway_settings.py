@@ -2,11 +2,16 @@
 
 import os
 import re
+import socket
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from segserve.engines import ServerError
+from segserve.gateway.__main__ import check_health
 from segserve.gateway.settings import (
     MIN_MEMORY_BYTES,
     GatewaySettings,
@@ -159,3 +164,30 @@ def test_check_settings_hides_the_gpus_from_children_if_the_device_is_cpu(
 )
 def test_grpc_address_has_brackets_around_ipv6(host, address):
     assert GatewaySettings(host=host, grpc_port=8084).grpc_address == address
+
+
+class Ping(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"Healthy")
+
+
+@contextmanager
+def healthy_at(host: str):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    server_class = type("Server", (HTTPServer,), {"address_family": family})
+    with server_class((host, 0), Ping) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"], ids=["IPv4", "loopback", "every"])
+def test_health_check_finds_the_gateway_at_its_host(monkeypatch, capsys, host):
+    with healthy_at(host) as port:
+        monkeypatch.setenv("SEGSERVE_HOST", host)
+        monkeypatch.setenv("SEGSERVE_PORT", str(port))
+        assert check_health() == 0, capsys.readouterr().out
