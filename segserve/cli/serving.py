@@ -48,7 +48,6 @@ TokenOption = Annotated[
     typer.Option(help="inference token; by default that of `segserve serve`, else $SEGSERVE_TOKEN"),
 ]
 BUILD_DIR = Path("build")
-_READY_TIMEOUT_S = 300  # long enough for a busy machine; failures are reported immediately
 
 
 @app.command(rich_help_panel=MAKE)
@@ -134,7 +133,6 @@ def serve(
             SERVE_DIR,
             engine=engine or default_engine(),
             trust=trust,
-            start_timeout_s=_READY_TIMEOUT_S,
         )
         if server.replaced_port is not None:
             print_plain(
@@ -143,7 +141,7 @@ def serve(
             )
         print_plain(f"the server is starting at {server.inference_url} (log: {server.log_path})")
         try:
-            server.wait_ready(_READY_TIMEOUT_S)
+            server.wait_ready(server.start_timeout_s)
         except BaseException:
             server.stop()
             raise

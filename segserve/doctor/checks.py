@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
@@ -33,24 +34,37 @@ _LOW_DISK_BYTES = 2 * 10**9  # an archive of a large model may not fit
 _TORCH_TIMEOUT_S, _HTTP_TIMEOUT_S = 120, 10
 
 _INSTALL = "install the project's versions: pip install 'segserve[serve]', or make setup"
+_INSTALL_ONNX = "install the project's versions: pip install 'segserve[onnx]'"
 
 
 def check_python() -> Finding:
     return Finding("Python", Level.OK, f"{platform.python_version()} ({sys.executable})")
 
 
+def _is_onnx_only() -> bool:
+    """Whether this is an installation of `segserve[onnx]`, a server without PyTorch."""
+    return find_spec("torch") is None and find_spec("openvino") is not None
+
+
+def _not_needed(subject: str) -> Finding:
+    reason = "not needed: the engine local and the runtime onnx work without it"
+    return Finding(subject, Level.OK, reason)
+
+
 def check_packages() -> Finding:
     wrong = [fault for requirement in _requirements() if (fault := _fault(requirement))]
     if wrong:
-        return Finding("packages", Level.PROBLEM, "; ".join(wrong), _INSTALL)
+        remedy = _INSTALL_ONNX if _is_onnx_only() else _INSTALL
+        return Finding("packages", Level.PROBLEM, "; ".join(wrong), remedy)
     return Finding("packages", Level.OK, "all there that a server needs")
 
 
 def _requirements() -> Iterator[str]:
+    extras = ("onnx" if _is_onnx_only() else "serve", "gateway")
     for line in metadata.requires("segserve") or []:
         requirement, _, marker = line.partition(";")
         extra = re.search(r"extra *== *[\"']([\w-]+)", marker)
-        if not marker or (extra and extra[1] in ("serve", "gateway")):
+        if not marker or (extra and extra[1] in extras):
             yield requirement.strip()
 
 
@@ -78,6 +92,8 @@ def check_java() -> Finding:
     from ..engines import ServerError
     from ..engines.torchserve_process import find_java
 
+    if _is_onnx_only():
+        return _not_needed("Java")
     try:
         return Finding("Java", Level.OK, f"works, in {find_java()}")
     except ServerError as error:  # it says what to install
@@ -143,6 +159,8 @@ _torch_facts = cache(read_torch_facts)
 
 
 def check_torch() -> Finding:
+    if _is_onnx_only():
+        return _not_needed("torch")
     try:
         facts = _torch_facts()
     except TorchBrokenError as error:
@@ -159,6 +177,8 @@ def check_torch() -> Finding:
 
 
 def check_gpu() -> Finding:
+    if _is_onnx_only():
+        return _not_needed("GPU")
     try:
         facts = _torch_facts()
     except TorchBrokenError:

@@ -6,8 +6,9 @@ Each model has one queue, and each worker takes batches from it, as TorchServe's
 import asyncio
 import logging
 import multiprocessing
+import re
 import shutil
-import time
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,13 +26,12 @@ from . import ServerError
 from .pool import WORKER_GONE, PoolEngine, queue_full
 from .processes import use_new_tmp_dir
 from .store import ServedArchive, stored_archives
-from .worker import BatchResult, Handled, Received, run_worker
+from .worker import Handled, Received, run_worker
 
 logger = logging.getLogger(__name__)
 
 _SPAWN = multiprocessing.get_context("spawn")
 _STOP_S = 5
-_POLL_S = 0.5
 _READY_POLL_S = 0.05
 _LONGEST_RESTART_DELAY_S = 30
 
@@ -109,12 +109,17 @@ class LocalEngine(PoolEngine):
 
 
 def _with_queue_size(archive: ServedArchive, config: Mapping[str, str]) -> ServedArchive:
-    """The archive, with TorchServe's `job_queue_size` unless its own configuration has a value."""
+    """The archive, with TorchServe's `job_queue_size` unless its own configuration has a value.
+
+    Raises ServerError: it is not a positive number; an `asyncio.Queue` of size 0 has no limit.
+    """
     model_config = archive.config
     if "job_queue_size" not in config or "jobQueueSize" in model_config.model_fields_set:
         return archive
-    size = int(config["job_queue_size"])
-    return replace(archive, config=model_config.model_copy(update={"jobQueueSize": size}))
+    size = config["job_queue_size"].strip()
+    if not re.fullmatch("[1-9][0-9]{0,8}", size):
+        raise ServerError(f"job_queue_size must be a positive whole number, got {size!r}")
+    return replace(archive, config=model_config.model_copy(update={"jobQueueSize": int(size)}))
 
 
 class ModelQueue:
@@ -168,44 +173,47 @@ class LocalWorker:
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
         self._folder: TemporaryDirectory[str] | None = None
-        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"{archive.name}-{index}")
 
     async def run(self) -> None:
         """Keeps a process running and gives it batches, until the task is cancelled."""
-        config = self._archive.config
-        delay_s, was_ready = 0.0, False
+        name, delay_s = self._archive.name, 0.0
         while True:
             try:
-                await self._in_thread(self._start)
-                self.status, delay_s, was_ready = "READY", 0.0, True
-                with self._watched() as died:
-                    while True:
-                        batch = await self._queue.take(
-                            config.batchSize, config.maxBatchDelay / 1000, died=died
-                        )
-                        if batch:
-                            await self._handle(batch)
-            except WorkerLostError as error:
+                await self._start()
+                self.status, delay_s = "READY", 0.0
+                await self._handle_batches()
+            except Exception as error:  # not only the worker's: a start may meet a full disk
+                reason = str(error) or type(error).__name__
+                logger.warning("%s, worker %d: %s", name, self._index, reason)
+                if self.status == "LOADING":  # ends `LocalEngine.start`, if that still waits
+                    _resolve(self._failure, f"the model {name!r} failed to load: {reason}")
                 self.status = "LOADING"
-                logger.warning("%s, worker %d: %s", self._archive.name, self._index, error)
                 await self._in_thread(self._kill)
-                if not was_ready:
-                    reason = f"the model {self._archive.name!r} failed to load: {error}"
-                    _resolve(self._failure, reason)
-                    return
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s + 1, _LONGEST_RESTART_DELAY_S)
 
     def close(self) -> None:
-        """Ends the process: at once if it waits for a batch, else after a few seconds."""
-        self._closed = True
+        """Ends the process: at once if it waits for a batch, else after a few seconds.
+
+        Call it when the task of `run` is cancelled.
+        """
         self._thread.shutdown()
         if self._connection is not None:
             self._connection.close()
         if self._process is not None:
             self._process.join(_STOP_S)
         self._kill()
+
+    async def _handle_batches(self) -> None:
+        config = self._archive.config
+        with self._watched() as died:
+            while True:
+                batch = await self._queue.take(
+                    config.batchSize, config.maxBatchDelay / 1000, died=died
+                )
+                if batch:
+                    await self._handle(batch)
 
     @contextmanager
     def _watched(self) -> Iterator[asyncio.Future[None]]:
@@ -227,8 +235,8 @@ class LocalWorker:
     async def _handle(self, batch: Sequence[PendingRequest]) -> None:
         requests = [pending.received for pending in batch]
         try:
-            result = await self._in_thread(self._exchange, requests)
-        except WorkerLostError:
+            result = await self._limited("responseTimeout", self._exchange, requests)
+        except Exception:
             for pending in batch:
                 _resolve(pending.response, UnavailableError(WORKER_GONE))
             raise
@@ -236,13 +244,48 @@ class LocalWorker:
         for pending, handled in zip(batch, result or [failed] * len(batch), strict=True):
             _resolve(pending.response, handled)
 
-    async def _in_thread(self, function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+    async def _limited(self, setting: str, function: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401
+        """Runs it in the thread for at most the seconds of `setting`, or until it is cancelled.
 
-    def _start(self) -> None:
-        connection, worker_end = _SPAWN.Pipe()
-        config = self._archive.config
-        self._folder = TemporaryDirectory(prefix="segserve-model-")
+        Raises WorkerLostError: the process died, or the time is over.
+        """
+        timeout_s: float = getattr(self._archive.config, setting)
+        done = self._in_thread(function, *args)
+        try:
+            await asyncio.wait([done], timeout=timeout_s)
+            if done.done():
+                return done.result()
+            raise WorkerLostError(f"the process took longer than {setting}, {timeout_s:g} s")
+        except (EOFError, ConnectionError) as error:
+            raise WorkerLostError("the process died") from error
+        finally:
+            if not done.done():
+                self._hang_up()
+                done.cancel()
+
+    def _hang_up(self) -> None:
+        """Makes `send` and `recv` fail in the thread. They may wait for a process that is stopped.
+
+        A closed file descriptor would not end them.
+        """
+        assert self._connection is not None  # noqa: S101 - run() opens it first
+        wire = socket.socket(fileno=self._connection.fileno())
+        with suppress(OSError):  # the process has just ended
+            wire.shutdown(socket.SHUT_RDWR)
+        wire.detach()
+
+    def _in_thread(self, function: Callable[..., Any], *args: object) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    async def _start(self) -> None:
+        self._connection, worker_end = _SPAWN.Pipe()
+        fault: str | None = await self._limited("startupTimeout", self._load, worker_end)
+        if fault is not None:
+            raise WorkerLostError(fault)
+
+    def _load(self, worker_end: Connection) -> Any:  # noqa: ANN401 - see `run_worker`
+        assert self._connection is not None  # noqa: S101
+        self._folder = TemporaryDirectory(prefix="segserve-model-", ignore_cleanup_errors=True)
         process = _SPAWN.Process(
             target=run_worker,
             kwargs={
@@ -250,36 +293,19 @@ class LocalWorker:
                 "archive": self._archive.path,
                 "folder": Path(self._folder.name),
                 "index": self._index,
-                "on_gpu": config.deviceType != "cpu",
+                "on_gpu": self._archive.config.deviceType != "cpu",
                 "metrics": {metric.name: metric.labels for metric in OWN},
             },
         )
         process.start()
+        self._process = process
         worker_end.close()  # so that the end of the process ends the connection
-        self._process, self._connection = process, connection
-        fault: str | None = self._receive("startupTimeout", config.startupTimeout)
-        if fault is not None:
-            raise WorkerLostError(fault)
+        return self._connection.recv()
 
-    def _exchange(self, requests: Sequence[Received]) -> BatchResult:
-        assert self._connection is not None  # noqa: S101 - run() starts the process first
-        try:
-            self._connection.send(requests)
-        except OSError as error:
-            raise WorkerLostError("the process died") from error
-        timeout_s = self._archive.config.responseTimeout
-        return self._receive("responseTimeout", timeout_s)  # type: ignore[no-any-return]
-
-    def _receive(self, setting: str, timeout_s: float) -> Any:  # noqa: ANN401 - any message
+    def _exchange(self, requests: Sequence[Received]) -> Any:  # noqa: ANN401 - a BatchResult
         assert self._connection is not None  # noqa: S101
-        deadline_s = time.monotonic() + timeout_s
-        try:
-            while time.monotonic() < deadline_s and not self._closed:
-                if self._connection.poll(min(_POLL_S, timeout_s)):
-                    return self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise WorkerLostError("the process died") from error
-        raise WorkerLostError(f"the process took longer than {setting}, {timeout_s:g} s")
+        self._connection.send(requests)
+        return self._connection.recv()
 
     def _kill(self) -> None:
         if self._connection is not None:

@@ -280,7 +280,7 @@ def run_worker(
         logger.exception("the archive cannot be loaded")
         connection.send(str(error) or type(error).__name__)
         return
-    with suppress(EOFError, BrokenPipeError):  # the main process has ended
+    with suppress(EOFError, ConnectionError):  # the main process has ended
         connection.send(None)
         while True:
             connection.send(_handled(handler, connection))

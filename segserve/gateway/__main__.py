@@ -45,8 +45,11 @@ def check_health() -> int:
     from ..engines.processes import get_directly
 
     host = os.environ.get("SEGSERVE_HOST", "")
-    port = os.environ.get("SEGSERVE_PORT") or 8080
-    url = f"http://{'127.0.0.1' if host in _EVERY_INTERFACE else host}:{port}/ping"
+    if host in _EVERY_INTERFACE:
+        host = "127.0.0.1"
+    elif ":" in host:  # IPv6
+        host = f"[{host}]"
+    url = f"http://{host}:{os.environ.get('SEGSERVE_PORT') or 8080}/ping"
     try:
         response = get_directly(url, timeout_s=_HEALTH_TIMEOUT_S)
     except requests.RequestException as error:

@@ -21,6 +21,7 @@ from ..client.request import DEFAULT_MODEL
 from ..engines import EngineName, ServerError
 from ..engines.config import choose_addresses, configured_address, loopback, read_config
 from ..engines.processes import (
+    EXTRA_VARIABLE,
     HIDDEN_SETTING,
     ProcessTree,
     ServerProcess,
@@ -33,7 +34,7 @@ from ..engines.store import model_name
 from ..resources import resource
 from ..runtime.files import write_whole
 from . import CANNOT_SERVE, ENGINE_FOLDER, TOKEN_FILE
-from .settings import PREFIX, variables
+from .settings import PREFIX, GatewaySettings, variables
 
 STATE_FILE = "server.json"
 
@@ -47,7 +48,14 @@ TOKEN_FILE_VARIABLE = "SEGSERVE_TOKEN_FILE"  # noqa: S105
 """Names a file that holds the token, as containers get secrets."""
 
 _DRAIN_S = 20
+_START_S = 300  # long enough for a busy machine; failures are reported immediately
 _ORPHANS_S = 10
+_PATHS = {
+    "SEGSERVE_MANAGEMENT_TOKEN_FILE",
+    "SEGSERVE_MODELS_DIR",
+    "SEGSERVE_TOKEN_FILE",
+    "SEGSERVE_TRUST",
+}
 
 
 class ServerState(BaseModel):
@@ -89,9 +97,12 @@ class Server(ServerProcess):
         child: subprocess.Popen[bytes] | None = None,
         *,
         replaced_port: int | None = None,
+        start_timeout_s: float = _START_S,
     ) -> None:
         self.replaced_port = replaced_port
         """The wanted port of predictions, if it was in use and replaced by a free one."""
+        self.start_timeout_s = start_timeout_s
+        """How long loading the models may take."""
         super().__init__(run_dir, state.tree, child)
         self.engine, self.models = state.engine, state.models
         self.inference_url, self.metrics_url = state.inference_url, state.metrics_url
@@ -108,7 +119,6 @@ class Server(ServerProcess):
         engine: str = EngineName.TORCHSERVE,
         config: Path | None = None,
         trust: Path | None = None,
-        start_timeout_s: float = 300,
     ) -> Self:
         """Starts a server and does not wait for it.
 
@@ -119,7 +129,6 @@ class Server(ServerProcess):
             run_dir: the folder for everything that is written.
             config: a config.properties, by default that of `SEGSERVE_CONFIG` or the project's own.
             trust: the file of the public keys that archives must be signed with.
-            start_timeout_s: how long loading the models may take.
 
         Raises:
             ServerError: there is no archive, a setting is invalid, or a server runs there already.
@@ -144,16 +153,17 @@ class Server(ServerProcess):
             "HOST": host,
             "PORT": port,
             "METRICS_PORT": metrics_port,
-            "START_TIMEOUT_S": start_timeout_s,
             **({"TRUST": trust.resolve()} if trust else {}),
         }
-        given = {name: os.environ[name] for name in variables() if name in os.environ}
+        given = _given_variables()
         environment = {
             **allowed_environment(os.environ, hidden=settings.get(HIDDEN_SETTING, "")),
             f"{PREFIX}DRAIN_TIMEOUT_S": str(_DRAIN_S),
+            f"{PREFIX}START_TIMEOUT_S": str(_START_S),
             **given,
             **{f"{PREFIX}{name}": str(value) for name, value in own.items()},
         }
+        start_timeout_s = GatewaySettings.from_environment(environment).start_timeout_s
         command = [sys.executable, "-m", "segserve.gateway"]
         child = spawn(command, run_dir, environment, new_session=True)
         state = ServerState(
@@ -167,7 +177,10 @@ class Server(ServerProcess):
         )
         write_whole(run_dir / STATE_FILE, state.model_dump_json(indent=2) + "\n")
         _, wanted = configured_address(settings, "inference_address")
-        return cls(run_dir, state, child, replaced_port=None if str(wanted) == port else wanted)
+        replaced_port = None if str(wanted) == port else wanted
+        return cls(
+            run_dir, state, child, replaced_port=replaced_port, start_timeout_s=start_timeout_s
+        )
 
     @classmethod
     def running(cls, run_dir: Path) -> Self | None:
@@ -207,6 +220,17 @@ class Server(ServerProcess):
         messages = [_message(line) for line in self._log().splitlines() if line.strip()]
         reported = [text for text in messages if text.startswith(CANNOT_SERVE)]
         return (reported or messages or ["it wrote nothing"])[-1].removeprefix(CANNOT_SERVE)
+
+
+def _given_variables() -> dict[str, str]:
+    """The gateway's variables of this environment. It runs in another folder: paths are absolute.
+
+    Links are not resolved, because they may be moved to another file, as to a new token.
+    """
+    names = (*variables(), EXTRA_VARIABLE)
+    given = {name: value for name in names if (value := os.environ.get(name, "").strip())}
+    paths = {name: str(Path(given[name]).absolute()) for name in _PATHS & given.keys()}
+    return {**given, **paths}
 
 
 def _end_orphans(run_dir: Path) -> None:

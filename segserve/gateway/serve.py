@@ -145,7 +145,7 @@ def _bind_grpc(settings: GatewaySettings, gateway: Gateway) -> AbstractAsyncCont
         raise ServerError("SEGSERVE_GRPC_PORT needs: pip install 'segserve[grpc]'") from error
     return serving_grpc(
         gateway,
-        f"{settings.host}:{settings.grpc_port}",
+        settings.grpc_address,
         max_bytes=settings.max_request_bytes(),
         drain_timeout_s=settings.drain_timeout_s,
     )

@@ -100,6 +100,12 @@ class GatewaySettings(BaseModel):
                 f"{name} is {given[name]!r}, which is not valid: {detail['msg']}"
             ) from None
 
+    @property
+    def grpc_address(self) -> str:
+        """HOST:PORT of gRPC, with brackets around an IPv6 address."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.grpc_port}"
+
     def max_request_bytes(self) -> int:
         """The limit of a request's size, which is TorchServe's own."""
         return max_request_bytes(self.server_config())
@@ -127,8 +133,13 @@ def variables() -> tuple[str, ...]:
 
 
 def check_settings(settings: GatewaySettings) -> None:
-    """Raises ServerError: the run folder or the GPU cannot be used."""
+    """Raises ServerError: the run folder or the GPU cannot be used.
+
+    If the device is the CPU, the later children of this process see no GPU.
+    """
     check_run_dir(settings.run_dir)
+    if settings.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # In a separate process, so that this one stays small.
     if settings.device == "gpu" and subprocess.run(_GPU_CHECK, timeout=60, check=False).returncode:
         raise ServerError(

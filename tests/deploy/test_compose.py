@@ -122,6 +122,23 @@ def test_proxy_passes_predictions_on_with_the_token_that_lasts(proxy, secrets):
     assert token not in log.read_text()
 
 
+@pytest.mark.parametrize("path", ["v2", "v2/health/ready", "openapi.json"])
+def test_proxy_passes_paths_of_the_server_without_a_token_on(proxy, server, secrets, path):
+    through = requests.get(f"{proxy[0]}/{path}", verify=secrets / "tls.crt", timeout=60)
+    direct = requests.get(f"http://{server[0]}/{path}", timeout=60)
+    assert (through.status_code, through.content) == (200, direct.content)
+
+
+@pytest.mark.parametrize("path", ["v2/models/echo", "hf/echo"])
+def test_proxy_passes_the_protocols_on_with_the_token(proxy, server, secrets, path):
+    headers = {"Authorization": f"Bearer {(secrets / 'token').read_text().strip()}"}
+    through, direct = (
+        requests.get(url, headers=headers, verify=secrets / "tls.crt", timeout=60)
+        for url in (f"{proxy[0]}/{path}", f"http://{server[0]}/{path}")
+    )
+    assert (through.status_code, through.content) == (direct.status_code, direct.content)
+
+
 def test_proxy_without_the_token_gets_the_server_s_rejection(proxy, secrets):
     response = requests.post(
         f"{proxy[0]}/predictions/echo", data=b"x", verify=secrets / "tls.crt", timeout=60

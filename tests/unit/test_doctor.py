@@ -177,6 +177,49 @@ def test_check_packages_looks_at_the_extras_of_a_server(monkeypatch, extra, leve
     assert checks.check_packages().level is level
 
 
+@pytest.fixture
+def without_torch(monkeypatch):
+    """An installation of segserve[onnx], which has neither torch nor TorchServe nor Java."""
+
+    def no_java():
+        raise ServerError("no Java")
+
+    def no_facts():
+        raise TorchBrokenError("No module named 'torch'")
+
+    monkeypatch.setattr(checks, "find_spec", lambda name: name == "openvino" or None)
+    monkeypatch.setattr("segserve.engines.torchserve_process.find_java", no_java)
+    monkeypatch.setattr(checks, "_torch_facts", no_facts)
+
+
+@pytest.mark.parametrize("check", [checks.check_java, checks.check_torch, checks.check_gpu])
+def test_check_of_what_the_onnx_runtime_does_not_need_is_ok(without_torch, check):
+    finding = check()
+    assert finding.level is Level.OK
+    assert finding.message.startswith("not needed: ")
+
+
+@pytest.mark.parametrize(
+    ("extra", "level"),
+    [("serve", Level.OK), ("gateway", Level.PROBLEM), ("onnx", Level.PROBLEM)],
+    ids=str,
+)
+def test_check_packages_without_torch_looks_at_the_extras_of_an_onnx_server(
+    without_torch, monkeypatch, extra, level
+):
+    listed = ["numpy>=1", f"absent-package>=1; extra == '{extra}'"]
+    monkeypatch.setattr(checks.metadata, "requires", lambda _: listed)
+    finding = checks.check_packages()
+    assert finding.level is level
+    assert level is Level.OK or "segserve[onnx]" in finding.remedy
+
+
+def test_checks_with_neither_torch_nor_openvino_are_problems(without_torch, monkeypatch):
+    monkeypatch.setattr(checks, "find_spec", lambda _: None)
+    assert checks.check_torch().level is Level.PROBLEM
+    assert checks.check_java().level is Level.PROBLEM
+
+
 @pytest.mark.parametrize(
     ("free_bytes", "level"), [(10**10, Level.OK), (10**9, Level.WARNING)], ids=["enough", "little"]
 )

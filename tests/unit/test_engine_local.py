@@ -1,5 +1,6 @@
 """The local engine as a process: lost workers, full queues, its end, broken archives."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -7,15 +8,18 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
 
-from segserve.engines import ServerError
+from segserve.engines import ServerError, local
+from segserve.engines.store import read_archive
+from segserve.engines.worker import Received
 from segserve.gateway.background import Server
+from segserve.runtime.errors import UnavailableError
 from tests.packed import BROKEN, pack
 
 CONTROLLED = """
@@ -31,11 +35,32 @@ class Controlled:
             os._exit(1)
         if command == b"fail":
             raise ValueError("a failure of the handler")
+        if command.startswith(b"variable"):
+            return [repr(os.environ.get(command.decode().split()[1]))]
         if command.startswith(b"sleep"):
             time.sleep(float(command.split()[1]))
         return [f"{os.getpid()} {len(data)}".encode()] * len(data)
 """
+FAILS_AT_ITS_SECOND_LOAD = """
+import os, time
+
+class Flaky:
+    def initialize(self, context):
+        for name in ("first", "second"):
+            try:
+                os.mkdir(os.path.join(FOLDER, name))
+            except FileExistsError:
+                continue
+            if name == "second":
+                time.sleep(1)
+                raise ValueError("no memory left")
+            break
+
+    def handle(self, data, context):
+        return data
+"""
 READY_S = 120
+LIMIT_S = 30
 
 
 def archive(folder: Path, name: str = "echo", source: str = CONTROLLED, **settings: int) -> Path:
@@ -175,6 +200,26 @@ def test_archive_that_cannot_be_loaded_is_one_clear_line(tmp_path):
     assert Server.running(tmp_path / "run") is None
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "many", ""])
+def test_job_queue_size_that_is_not_positive_is_one_clear_line(tmp_path, size):
+    config = {"job_queue_size": size}
+    with pytest.raises(ServerError, match=f"^job_queue_size must be .* got '{size}'$"):
+        local.LocalEngine([archive(tmp_path)], tmp_path / "run", config=config, trusted=None)
+
+
+def test_worker_has_the_variables_that_are_named_and_no_gpu_if_the_device_is_cpu(
+    tmp_path, monkeypatch
+):
+    named = {"SEGSERVE_WORKER_ENV": "MY_MODE", "MY_MODE": "fast", "SEGSERVE_DEVICE": "cpu"}
+    for name, value in {**named, "CUDA_VISIBLE_DEVICES": "0", "MY_PASSWORD": "s3cret"}.items():
+        monkeypatch.setenv(name, value)
+    with Server.start([archive(tmp_path)], tmp_path / "run", engine="local") as server:
+        server.wait_ready(READY_S)
+        names = ("MY_MODE", "CUDA_VISIBLE_DEVICES", "MY_PASSWORD")
+        values = [post(server, f"variable {name}").text for name in names]
+    assert values == ["'fast'", "''", "None"]
+
+
 def test_running_server_is_found_again(server):
     found = Server.running(server.run_dir)
     assert found is not None
@@ -191,3 +236,106 @@ def test_start_reads_the_config_that_the_environment_names(tmp_path, monkeypatch
     monkeypatch.setenv("SEGSERVE_CONFIG", str(config))
     with Server.start([archive(tmp_path)], tmp_path / "run", engine="local") as server:
         assert server.inference_url == f"http://127.0.0.1:{port}"
+
+
+def test_worker_whose_first_load_fails_after_the_start_is_loaded_again(tmp_path):
+    source = FAILS_AT_ITS_SECOND_LOAD.replace("FOLDER", repr(str(tmp_path)))
+    packed = archive(tmp_path, "flaky", source, minWorkers=2, maxWorkers=2)
+    with Server.start([packed], tmp_path / "run", engine="local") as server:
+        server.wait_ready(READY_S)
+        deadline_s = time.monotonic() + LIMIT_S
+        while worker_states(server, "flaky") != ["READY", "READY"]:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.2)
+        assert "flaky, worker " in server.log_path.read_text()
+
+
+def worker_states(server: Server, model: str) -> list[str]:
+    headers = {"Authorization": f"Bearer {server.inference_token}"}
+    response = requests.get(f"{server.inference_url}/models/{model}", headers=headers, timeout=60)
+    return [worker["status"] for worker in response.json()[0]["workers"]]
+
+
+@asynccontextmanager
+async def running_worker(path: Path):
+    """The queue of a worker that this process manages."""
+    failure = asyncio.get_running_loop().create_future()
+    queue = local.ModelQueue(8)
+    worker = local.LocalWorker(read_archive(path), 0, queue, failure)
+    task = asyncio.create_task(worker.run())
+    try:
+        async with asyncio.timeout(READY_S):
+            yield queue
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.to_thread(worker.close)
+
+
+def request(body: bytes = b"") -> Received:
+    return Received({"body": body}, {})
+
+
+@contextmanager
+def suspended(process: psutil.Process):
+    """Kills it after a limit, so that a test which waits for it fails and ends."""
+    process.suspend()
+    killer = threading.Timer(LIMIT_S, process.kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        killer.cancel()
+
+
+async def worker_process(queue: local.ModelQueue) -> psutil.Process:
+    return psutil.Process(int((await queue.put(request())).body.split()[0]))
+
+
+def test_worker_that_the_machine_cannot_start_is_started_later(tmp_path, monkeypatch, caplog):
+    def full_disk(**_):
+        monkeypatch.undo()
+        raise OSError(28, "No space left on device")
+
+    async def lose_it_while_the_disk_is_full() -> None:
+        async with running_worker(archive(tmp_path)) as queue:
+            process = await worker_process(queue)
+            monkeypatch.setattr(local, "TemporaryDirectory", full_disk)
+            with pytest.raises(UnavailableError):
+                await queue.put(request(b"die"))
+            async with asyncio.timeout(LIMIT_S):
+                assert await worker_process(queue) != process
+
+    asyncio.run(lose_it_while_the_disk_is_full())
+    assert "echo, worker 0: [Errno 28] No space left on device" in caplog.text
+
+
+def test_response_timeout_covers_a_request_that_the_worker_does_not_read(tmp_path):
+    async def stop_it_and_send() -> float:
+        async with running_worker(archive(tmp_path, responseTimeout=1)) as queue:
+            process = await worker_process(queue)
+            with suspended(process):
+                began_s = time.monotonic()
+                with pytest.raises(UnavailableError):
+                    await queue.put(request(bytes(5_000_000)))
+            assert await worker_process(queue) != process
+            return time.monotonic() - began_s
+
+    assert asyncio.run(stop_it_and_send()) < LIMIT_S / 2
+
+
+def test_close_ends_a_worker_that_does_not_read_its_request(tmp_path):
+    async def stop_it_and_close() -> float:
+        async with AsyncExitStack() as stack:
+            worker = running_worker(archive(tmp_path, responseTimeout=60))
+            queue = await stack.enter_async_context(worker)
+            process = await worker_process(queue)
+            with suspended(process):
+                pending = asyncio.create_task(queue.put(request(bytes(5_000_000))))
+                await asyncio.sleep(0.5)
+                began_s = time.monotonic()
+                await stack.aclose()
+                pending.cancel()
+                return time.monotonic() - began_s
+
+    assert asyncio.run(stop_it_and_close()) < LIMIT_S / 2

@@ -1,12 +1,23 @@
 """The variables of the gateway, and its check of the memory."""
 
+import os
 import re
+import socket
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from segserve.engines import ServerError
-from segserve.gateway.settings import MIN_MEMORY_BYTES, GatewaySettings, check_memory
+from segserve.gateway.__main__ import check_health
+from segserve.gateway.settings import (
+    MIN_MEMORY_BYTES,
+    GatewaySettings,
+    check_memory,
+    check_settings,
+)
 
 
 def test_settings_of_an_empty_environment_are_the_image_s():
@@ -135,3 +146,48 @@ def test_check_memory_with_enough_passes(tmp_path, content):
     limit = tmp_path / "memory.max"
     limit.write_text(content)
     check_memory((limit,))
+
+
+@pytest.mark.parametrize(("device", "visible"), [("auto", "1"), ("cpu", "")], ids=["auto", "cpu"])
+def test_check_settings_hides_the_gpus_from_children_if_the_device_is_cpu(
+    tmp_path, monkeypatch, device, visible
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    check_settings(GatewaySettings(run_dir=tmp_path, device=device))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("0.0.0.0", "0.0.0.0:8084"), ("::", "[::]:8084"), ("::1", "[::1]:8084")],  # noqa: S104
+    ids=["IPv4", "every", "loopback"],
+)
+def test_grpc_address_has_brackets_around_ipv6(host, address):
+    assert GatewaySettings(host=host, grpc_port=8084).grpc_address == address
+
+
+class Ping(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"Healthy")
+
+
+@contextmanager
+def healthy_at(host: str):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    server_class = type("Server", (HTTPServer,), {"address_family": family})
+    with server_class((host, 0), Ping) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"], ids=["IPv4", "loopback", "every"])
+def test_health_check_finds_the_gateway_at_its_host(monkeypatch, capsys, host):
+    with healthy_at(host) as port:
+        monkeypatch.setenv("SEGSERVE_HOST", host)
+        monkeypatch.setenv("SEGSERVE_PORT", str(port))
+        assert check_health() == 0, capsys.readouterr().out
