@@ -26,6 +26,7 @@ import segserve
 
 from ..resources import count_gpus
 from ..signing import TrustedKeys
+from .json_log import log_to
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +272,7 @@ def run_worker(
     distributed over the GPUs in the order of `index`. For other arguments see `load_handler`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when workers end
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    log_to(sys.stdout, logging.WARNING)
     try:
         gpus = count_gpus() if on_gpu else 0
         gpu_id = index % gpus if gpus else None

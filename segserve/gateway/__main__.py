@@ -16,8 +16,8 @@ def main() -> int:
     import logging
     import os
 
+    from ..engines.json_log import log_to
     from . import CANNOT_SERVE
-    from .json_log import log_to
 
     log_to(sys.stdout)
     try:

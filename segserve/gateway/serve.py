@@ -16,13 +16,13 @@ from typing import Any, Never
 from starlette.types import ASGIApp
 
 from ..engines import Engine, EngineName, ServerError
+from ..engines.json_log import following
 from ..engines.processes import HIDDEN_SETTING, restrict_environment
 from ..signing import TrustedKeys
 from . import ENGINE_FOLDER, TOKEN_FILE
 from .admission import TokenFile
 from .app import Gateway
 from .http_server import bind, serving
-from .json_log import following
 from .settings import GatewaySettings, check_settings
 
 logger = logging.getLogger("segserve.gateway")

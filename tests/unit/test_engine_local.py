@@ -1,6 +1,7 @@
 """The local engine as a process: lost workers, full queues, its end, broken archives."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -142,7 +143,9 @@ def test_handler_that_raises_is_500_and_its_worker_stays(server):
     response = post(server, "fail")
     assert (response.status_code, code(response)) == (500, "internal_error")
     assert post(server).text == before
-    assert "a failure of the handler" in server.log_path.read_text()
+    logged = [json.loads(line) for line in server.log_path.read_text().splitlines()]
+    [failure] = [line for line in logged if "a failure of the handler" in line.get("exception", "")]
+    assert (failure["level"], failure["logger"]) == ("error", "segserve.engines.worker")
 
 
 def test_full_queue_is_503_with_retry_after(server):

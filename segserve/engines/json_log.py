@@ -1,4 +1,4 @@
-"""The log: one JSON object per line on stdout, from this process and from TorchServe."""
+"""The log: one JSON object per line on stdout, of the gateway, its workers and TorchServe."""
 
 import logging
 import re
@@ -41,11 +41,11 @@ def _as_utf8(value: object) -> object:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
-def log_to(stream: TextIO) -> None:
-    """Logs everything from INFO on to a stream, as JSON lines."""
+def log_to(stream: TextIO, level: int = logging.INFO) -> None:
+    """Logs everything from this level on to a stream, as JSON lines."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 @contextmanager

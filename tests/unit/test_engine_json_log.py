@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from segserve.gateway import json_log as json_lines
-from segserve.gateway.json_log import following, log_line, log_to
+from segserve.engines import json_log as json_lines
+from segserve.engines.json_log import following, log_line, log_to
 
 
 @pytest.fixture
