@@ -140,7 +140,7 @@ def segment(
         layout = Layout(output or _DEFAULT_FOLDER, format, overlay)
         left_out = Counter[str]()
         sources = find_sources(images, results=Storage(str(layout.folder)), left_out=left_out)
-        layout.check(sources, images)
+        layout.check(sources, images, force=force)
         segmenter, name = _segmenter(server, token, model, jobs, runtime, local=local)
         shown = not json and not quiet and Console(stderr=True).is_terminal
         with (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.bulk.results import FAILURES_FILE, Format, Layout, write_data_set
+from segserve.bulk.results import LOG_FILE, Format, Layout, write_data_set
 from segserve.bulk.run import OUTAGE_AFTER, Run, StoppedError
 from segserve.bulk.sources import find_sources
 from segserve.client import SegmentationClient
@@ -87,7 +87,7 @@ class Started:
 
 def files_of(folder) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {
-        FAILURES_FILE
+        LOG_FILE
     }
 
 

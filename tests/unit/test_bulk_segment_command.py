@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.bulk.results import FAILURES_FILE, OPTIONS_FILE
+from segserve.bulk.results import LOG_FILE, OPTIONS_FILE
 from segserve.bulk.sources import Source
 from segserve.engines.processes import creation_s
 from segserve.gateway.background import ServerState
@@ -35,7 +35,7 @@ def server():
 def result_files(folder) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {
         OPTIONS_FILE,
-        FAILURES_FILE,
+        LOG_FILE,
     }
 
 
@@ -85,6 +85,20 @@ def test_segment_again_says_how_many_are_there(server, tmp_path):
     assert done.returncode == 0
     assert done.stderr.decode().startswith("1 segmented, 1 already there; results in segmented/")
     assert len(server.received) == 2
+
+
+def test_segment_of_another_image_with_the_same_name_exits_1_and_names_both(server, tmp_path):
+    write_images(tmp_path, "a/cat.png", "b/cat.png")
+    arguments = ("-o", "out", "--server", server.url)
+    assert segserve("segment", "a/cat.png", *arguments, folder=tmp_path).returncode == 0
+    done = segserve("segment", "b/cat.png", *arguments, folder=tmp_path)
+    assert (done.returncode, done.stdout, len(server.received)) == (1, b"", 1)
+    [line] = done.stderr.decode().splitlines()
+    assert line.startswith("segserve: b/cat.png would become out/cat.png, which is the result of ")
+    assert str(tmp_path / "a" / "cat.png") in line
+    assert segserve("segment", "b", *arguments, "--force", folder=tmp_path).returncode == 0
+    assert segserve("segment", "b", *arguments, folder=tmp_path).returncode == 0
+    assert segserve("segment", "a", *arguments, folder=tmp_path).returncode == 1
 
 
 def test_segment_sends_options_token_and_model(server, tmp_path):
