@@ -32,6 +32,8 @@ RetryFlag = Annotated[
     bool, typer.Option("--retry-failed", help="compute images again that failed in an earlier run")
 ]
 RESUME_HINT = "the same command goes on where it stopped"
+OVERWRITE_HINT = "the same command without --overwrite goes on where it stopped"
+_FORCE_HINT = "the same command starts again; without --force it keeps all existing results"
 
 
 def given_options(**options: object) -> dict[str, object]:
@@ -150,4 +152,5 @@ class JsonReporter(Reporter):
 
 
 def stopped_text(run: "Run", reason: str) -> str:
-    return f"{reason}; {counts_text(**run.counts)}; {RESUME_HINT}"
+    hint = _FORCE_HINT if run.force else RESUME_HINT
+    return f"{reason}; {counts_text(**run.counts)}; {hint}"

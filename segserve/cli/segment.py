@@ -289,7 +289,7 @@ def batch(
                     report=lambda total, done: progress.update(task, total=total, completed=done),
                 )
         except StoppedError as error:
-            print_error(f"{error}; {bulk.RESUME_HINT}")
+            print_error(f"{error}; {bulk.OVERWRITE_HINT if overwrite else bulk.RESUME_HINT}")
             raise typer.Exit(error.exit_status) from error
         if json:
             typer.echo(json_module.dumps(asdict(summary)))

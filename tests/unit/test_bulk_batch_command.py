@@ -7,8 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from segserve.archive import build_archive
+from segserve.bulk.run import InterruptedRunError
+from segserve.cli import app
 
 from .pictures import environment, segserve, write_images
 
@@ -72,6 +75,24 @@ def test_batch_at_an_address_without_a_cluster_exits_1(folder):
     assert done.returncode == 1
     [line] = done.stderr.decode().splitlines()
     assert line.startswith("segserve: 127.0.0.1:1: cannot be joined: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        ((), "interrupted; the same command goes on where it stopped"),
+        (("--overwrite",), "interrupted; the same command without --overwrite goes on where it"),
+    ],
+    ids=["plain", "overwrite"],
+)
+def test_batch_that_is_interrupted_names_the_command_that_resumes(monkeypatch, flags, hint):
+    def interrupted(*_: object, **__: object) -> None:
+        raise InterruptedRunError(2)
+
+    monkeypatch.setattr("segserve.bulk.batch.run_batch", interrupted)
+    done = CliRunner().invoke(app, ["batch", "in", "out", "--archive", "tiny.mar", *flags])
+    assert done.exit_code == 130
+    assert hint in done.stderr
 
 
 _IMPORTED = """

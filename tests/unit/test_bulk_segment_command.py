@@ -320,6 +320,18 @@ def test_segment_with_no_server_says_what_to_do_in_one_line(tmp_path):
     assert line.endswith("0 segmented, 1 left; the same command goes on where it stopped")
 
 
+def test_segment_with_force_that_stops_does_not_promise_to_resume(tmp_path):
+    write_images(tmp_path, "a.jpg")
+    with canned_server() as gone:
+        pass
+    done = segserve("segment", "a.jpg", "--force", "--server", gone.url, folder=tmp_path)
+    assert done.returncode == 1
+    [line] = done.stderr.decode().splitlines()
+    assert line.endswith(
+        "1 left; the same command starts again; without --force it keeps all existing results"
+    )
+
+
 def test_segment_with_an_invalid_address_prints_one_line(tmp_path):
     write_images(tmp_path, "a.jpg")
     done = segserve("segment", "a.jpg", "--server", "localhost", folder=tmp_path)
