@@ -40,7 +40,7 @@ _PIXEL_OPTIONS = ("mode", "tta", "classes", "threshold", "alpha")  # they change
 
 @dataclass(frozen=True)
 class Job:
-    """One job.
+    """One job. Relative paths become absolute: workers run in folders of their own.
 
     Attributes:
         source, column: see `iter_sources`.
@@ -55,9 +55,14 @@ class Job:
     options: Mapping[str, object] = field(default_factory=dict)
     column: str = "path"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", absolute(self.source))
+        object.__setattr__(self, "target", absolute(self.target))
+        object.__setattr__(self, "archive", self.archive.absolute())
+
     @property
     def storage(self) -> Storage:
-        return Storage.at(absolute(self.target))
+        return Storage.at(self.target)
 
     def label_file(self, image: Source) -> str | None:
         """The path of an image's label map below the target; None if the format has no files."""
@@ -67,7 +72,7 @@ class Job:
         """Lists the images. Raises as `iter_sources`, and if an image lies in the target."""
         target = self.storage
         prefix = target.location("").removesuffix(target.query).rstrip("/") + "/"
-        for image in iter_sources(absolute(self.source), column=self.column, results=target):
+        for image in iter_sources(self.source, column=self.column, results=target):
             if image.location.startswith(prefix):
                 raise BulkError(
                     f"{image} lies within the target; name another target, or other images"
@@ -92,7 +97,7 @@ def check_job(job: Job) -> tuple[dict[str, object], ModelRecord]:
         "archive_sha256": sha256_of(job.archive),
         "model": record.name,
         "model_version": record.version,
-        "source": absolute(job.source),
+        "source": job.source,
         "column": job.column,
         "format": job.format,
         **{name: job.options.get(name) for name in _PIXEL_OPTIONS},
