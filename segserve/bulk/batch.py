@@ -25,7 +25,7 @@ from ..runtime.settings import read_config
 from .results import LabelFormat, claim
 from .run import Interrupts, StoppedError
 from .sources import Source, iter_sources
-from .storage import BulkError, Storage, absolute, errors_with_location
+from .storage import BulkError, Storage, absolute, errors_with_location, storable
 
 if TYPE_CHECKING:
     from .table import Block, Summary
@@ -66,7 +66,9 @@ class Job:
 
     def label_file(self, image: Source) -> str | None:
         """The path of an image's label map below the target; None if the format has no files."""
-        return None if self.format is LabelFormat.RLE else f"labels/{image.stem}.{self.format}"
+        if self.format is LabelFormat.RLE:
+            return None
+        return f"labels/{storable(image.stem)}.{self.format}"
 
     def images(self) -> Iterator[Source]:
         """Lists the images. Raises as `iter_sources`, and if an image lies in the target."""

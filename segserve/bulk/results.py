@@ -15,7 +15,7 @@ import orjson
 
 from ..runtime.files import whole_file, write_whole
 from .sources import Source
-from .storage import BulkError, Storage, absolute, printable
+from .storage import BulkError, Storage, absolute, printable, storable
 
 if TYPE_CHECKING:
     from ..client import Segmentation
@@ -260,7 +260,7 @@ def as_coco(segmentation: "Segmentation", source: Source) -> dict[str, object]:
     return {
         "info": _INFO,
         "images": [
-            {"id": 1, "file_name": printable(source.name), "width": width_px, "height": height_px}
+            {"id": 1, "file_name": storable(source.name), "width": width_px, "height": height_px}
         ],
         "annotations": annotations,
         "categories": [

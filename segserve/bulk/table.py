@@ -24,7 +24,7 @@ from ..runtime.encode.mask import LabelMap, encode_rle
 from ..runtime.record import ModelRecord
 from ..schema.response import ClassArea
 from .sources import Source
-from .storage import BulkError, Storage, printable
+from .storage import BulkError, Storage, printable, storable
 
 TABLE = "table"
 SEGMENTED, FAILED = "segmented", "failed"
@@ -179,7 +179,7 @@ def _batches(storage: Storage) -> Any:  # noqa: ANN401 - pyarrow is not typed
 
 
 def _row(image: Source, record: ModelRecord) -> Row:
-    return {"path": str(image), "model": record.name, "model_version": record.version}
+    return {"path": storable(image.location), "model": record.name, "model_version": record.version}
 
 
 @dataclass(frozen=True)

@@ -287,6 +287,13 @@ def test_data_set_is_read_by_pycocotools(server, images, out, capsys):
             )
 
 
+def test_data_set_has_the_names_of_the_images_as_they_are(server, images, out):
+    write_images(images, "at 10.00\u202fAM.png", os.fsdecode(b"caf\xe9.png"))
+    Started(server, images, Layout(out, Format.COCO))
+    listed = [row["file_name"] for row in json.loads(write_data_set(out).read_bytes())["images"]]
+    assert listed == ["a.jpg", "at 10.00\u202fAM.png", "b.jpg", "caf\\udce9.png", "deep/c.png"]
+
+
 def test_data_set_of_one_image_is_whole_by_itself(server, images, out):
     Started(server, images, Layout(out, Format.COCO))
     document = json.loads((out / "a.coco.json").read_bytes())
