@@ -77,9 +77,9 @@ class Layout:
     def check(
         self, sources: Sequence[Source], arguments: Iterable[str], *, force: bool = False
     ) -> None:
-        """Raises BulkError if two images have the same result, a result is one of the images, or
-        the folder of results is a folder of images and the results are images too; without `force`,
-        also if an existing result is that of another image.
+        """Raises BulkError if two images have the same result, a result is one of the images or has
+        the name of the data set, or the folder of results is a folder of images and the results are
+        images too; without `force`, also if an existing result is that of another image.
         """
         if (self.format is Format.PNG or self.overlay) and self.folder.is_dir():
             folder = os.path.realpath(self.folder)
@@ -89,10 +89,14 @@ class Layout:
                     f"folder for images; {_REMEDY}"
                 )
         images = {os.path.abspath(source.location) for source in sources}
-        data_set = Source(DATA_SET_FILE, DATA_SET_FILE)
-        source_of = {os.path.join(self.folder, DATA_SET_FILE): data_set}
+        source_of: dict[str, Source] = {}
         for source in sources:
             for path in self.files(source):
+                if os.path.basename(path) == DATA_SET_FILE:
+                    raise BulkError(
+                        f"{source} would become {printable(path)}, the name of a whole data set; "
+                        "rename it"
+                    )
                 if source_of.setdefault(path, source) is not source or (
                     os.path.abspath(path) in images
                 ):
@@ -287,7 +291,7 @@ def _as_response(segmentation: "Segmentation") -> dict[str, object]:
 def write_data_set(folder: Path) -> Path:
     """Joins all COCO files that `as_coco` created in the folder to `segmentation.coco.json` there,
     without keeping all of them in memory. In the order of their paths, images and annotations are
-    numbered from 1.
+    numbered from 1. Other data sets, and folders with the settings of another run, are left out.
     """
     target = folder / DATA_SET_FILE
     with whole_file(target) as file:
@@ -320,9 +324,11 @@ def _annotations(folder: Path) -> Iterator[dict[str, Any]]:
 def _documents(folder: Path) -> Iterator[dict[str, Any]]:
     for parent, folders, names in os.walk(folder):
         folders.sort()
+        if OPTIONS_FILE in names and Path(parent) != folder:
+            folders.clear()
+            continue
         for name in sorted(name for name in names if name.endswith(COCO_SUFFIX)):
-            path = Path(parent, name)
-            document = {} if path == folder / DATA_SET_FILE else _read(path)
+            document = {} if name == DATA_SET_FILE else _read(Path(parent, name))
             if document.get("info") == _INFO:
                 yield document
 

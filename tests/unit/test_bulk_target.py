@@ -77,10 +77,11 @@ def test_check_with_results_among_the_images_raises(folder):
 
 
 def test_check_keeps_the_name_of_the_data_set_free(folder):
-    write_images(folder, "segmentation.jpg")
-    check(Layout(folder / "out"), "segmentation.jpg")
-    with pytest.raises(BulkError, match=r"would become .*segmentation\.coco\.json"):
-        check(Layout(folder / "out", Format.COCO), "segmentation.jpg")
+    write_images(folder, "segmentation.jpg", "in/deep/segmentation.jpg")
+    for argument in ("segmentation.jpg", "in"):
+        check(Layout(folder / "out"), argument)
+        with pytest.raises(BulkError, match=r"would become .*segmentation\.coco\.json"):
+            check(Layout(folder / "out", Format.COCO), argument)
 
 
 def test_check_with_a_result_of_another_image_names_both(folder):
