@@ -5,9 +5,10 @@ pyarrow is imported here, so that wrong arguments are reported at once.
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,11 +71,15 @@ class Job:
             return None
         return f"labels/{storable(image.stem)}.{self.format}"
 
-    def images(self) -> Iterator[Source]:
-        """Lists the images. Raises as `iter_sources`, and if an image lies in the target."""
+    def images(self, left_out: Counter[str] | None = None) -> Iterator[Source]:
+        """Lists the images. `left_out`: see `iter_sources`. Raises as `iter_sources`, and if an
+        image lies in the target.
+        """
         target = self.storage
         prefix = target.location("").removesuffix(target.query).rstrip("/") + "/"
-        for image in iter_sources(self.source, column=self.column, results=target):
+        for image in iter_sources(
+            self.source, column=self.column, results=target, left_out=left_out
+        ):
             if image.location.startswith(prefix):
                 raise BulkError(
                     f"{image} lies within the target; name another target, or other images"
@@ -159,8 +164,9 @@ def run_batch(
             claim(storage, manifest, file=MANIFEST, reserved=RESERVED, overwrite=overwrite)
             from .table import blocks_of, extend_listing, summarize, unfinished_blocks
 
+            left_out = Counter[str]()
             distinct_stems = job.format is not LabelFormat.RLE
-            extend_listing(storage, job.images(), distinct_stems=distinct_stems)
+            extend_listing(storage, job.images(left_out), distinct_stems=distinct_stems)
             total = sum(block.images for block in blocks_of(storage))
             blocks = unfinished_blocks(storage, retry_failed=retry_failed)
         earlier = total - sum(block.images for block in blocks)
@@ -181,7 +187,10 @@ def run_batch(
                         )
         finally:
             storage.sweep()
-            summary = summarize(storage, record, images=total, done=done, seconds=seconds)
+            summary = replace(
+                summarize(storage, record, images=total, done=done, seconds=seconds),
+                left_out=dict(left_out),
+            )
             storage.write(SUMMARY, json.dumps(asdict(summary), indent=2).encode())
         return summary
 

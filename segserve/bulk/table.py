@@ -118,6 +118,7 @@ class Summary:
     Attributes:
         left: the number of images without a row.
         failures: the number of failed images by error code.
+        left_out: the number of files in the source that are not images, by suffix.
         seconds, images_per_second: of this run, from the start of its first worker.
     """
 
@@ -126,6 +127,7 @@ class Summary:
     failed: int
     left: int
     failures: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
     classes: tuple[ClassTotal, ...] = ()
     seconds: float = 0.0
     images_per_second: float = 0.0

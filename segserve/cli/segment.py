@@ -337,4 +337,4 @@ def _print_summary(summary: "Summary", target: str) -> None:
     for code, count in summary.failures.items():
         print_plain(f"failed: {count} x {code}")
     counts = bulk.counts_text(segmented=summary.segmented, failed=summary.failed, left=summary.left)
-    print_plain(bulk.end_text(counts, target, summary.seconds, summary.failed))
+    print_plain(bulk.end_text(counts, target, summary.seconds, summary.failed, summary.left_out))

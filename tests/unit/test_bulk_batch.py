@@ -88,6 +88,15 @@ def test_run_interrupted_after_its_archive_was_deleted_reports_the_interruption(
     assert json.loads(job.storage.read("summary.json"))["left"] == 1
 
 
+def test_run_batch_counts_the_files_that_are_no_images(tmp_path, archive, monkeypatch):
+    write_images(tmp_path, "in/a.jpg", "in/b.MOV", "in/deep/c.mov", "in/notes")
+    monkeypatch.setattr(batch, "_processed", lambda *_: (_ for _ in ()))
+    job = Job(str(tmp_path / "in"), str(tmp_path / "out"), archive)
+    for _ in range(2):
+        assert run_batch(job).left_out == {".mov": 2, "without a suffix": 1}
+    assert json.loads(job.storage.read("summary.json"))["left_out"][".mov"] == 2
+
+
 def test_read_archive_returns_its_record(archive):
     assert read_archive(archive, {"classes": "cat"}).name == "tiny"
 

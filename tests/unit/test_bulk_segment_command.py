@@ -71,10 +71,10 @@ def test_segment_quiet_prints_problems_alone(server, tmp_path):
 
 
 def test_segment_of_a_folder_counts_the_files_that_are_no_images(server, tmp_path):
-    write_images(tmp_path, "in/a.jpg", "in/b.HEIC", "in/c.heic", "in/deep/notes", "in/.hidden.txt")
+    write_images(tmp_path, "in/a.jpg", "in/b.MOV", "in/c.mov", "in/deep/notes", "in/.hidden.txt")
     done = segserve("segment", "in", "-o", "out", "--server", server.url, folder=tmp_path)
     assert done.returncode == 0
-    end = "; left out, as they are not images: 2 .heic, 1 without a suffix"
+    end = "; left out, as they are not images: 2 .mov, 1 without a suffix"
     assert done.stderr.decode().splitlines()[-1].endswith(end)
 
 
