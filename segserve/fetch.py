@@ -39,6 +39,9 @@ _ATTEMPTS = 5
 _BLOCK_BYTES = 2**14  # a connection that breaks takes with it what has arrived of a block
 _TIMEOUT_S = (10, 60)  # to connect, and from one byte to the next
 
+# What `fetch_model`, `segserve quantize`, `evaluate --write` and `calibrate` write to a record.
+_MADE_HERE = ("weights", "int8", "accuracy", "calibration")
+
 MIRROR_VARIABLE = "SEGSERVE_MIRROR"
 
 
@@ -61,8 +64,7 @@ def servable_folder(model: Path) -> Path:
         raise ModelError(
             f"{name}: its weights are not in the repository: `segserve fetch {name}` downloads them"
         )
-    fetched = read_record(folder).model_copy(update={"weights": None, "int8": None})
-    if fetched != record:
+    if _published(read_record(folder)) != _published(record):
         raise ModelError(
             f"{name}: its record has changed since it was fetched: `segserve fetch {name}` renews "
             "it"
@@ -73,7 +75,7 @@ def servable_folder(model: Path) -> Path:
 def fetch_model(model: Path, *, weights: Path | None, report: Report) -> Path:
     """Makes a published model ready to be served, and returns the folder that it is served from.
 
-    A model that is ready is left as it is, and its checkpoint not downloaded again.
+    A model that is ready is not downloaded again, and keeps what was measured with its weights.
 
     Args:
         weights: the published file, in place of the download.
@@ -95,14 +97,19 @@ def fetch_model(model: Path, *, weights: Path | None, report: Report) -> Path:
     folder = _fetched_folder(model)
     if weights is None and _has_weights(folder, record):
         present = read_record(folder)
-        ready = {"weights": present.weights, "int8": present.int8}
+        made = {name: getattr(present, name) or getattr(record, name) for name in _MADE_HERE}
     else:
-        made = _fetched_weights(record, record.checkpoint, folder, weights, report)
-        ready = {"weights": made, "int8": None}
-    write_record(record.model_copy(update=ready), folder)
+        written = _fetched_weights(record, record.checkpoint, folder, weights, report)
+        made = {"weights": written, "int8": None}
+    write_record(record.model_copy(update=made), folder)
     if (model / "README.md").exists():
         shutil.copyfile(model / "README.md", folder / "README.md")
     return folder
+
+
+def _published(record: ModelRecord) -> ModelRecord:
+    """The parts of a record that only its publisher changes."""
+    return record.model_copy(update=dict.fromkeys(_MADE_HERE))
 
 
 def _fetched_folder(model: Path) -> Path:

@@ -5,9 +5,10 @@ pyarrow is imported here, so that wrong arguments are reported at once.
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from ..runtime.settings import read_config
 from .results import LabelFormat, claim
 from .run import Interrupts, StoppedError
 from .sources import Source, iter_sources
-from .storage import BulkError, Storage, absolute, errors_with_location
+from .storage import BulkError, Storage, absolute, errors_with_location, storable
 
 if TYPE_CHECKING:
     from .table import Block, Summary
@@ -40,7 +41,7 @@ _PIXEL_OPTIONS = ("mode", "tta", "classes", "threshold", "alpha")  # they change
 
 @dataclass(frozen=True)
 class Job:
-    """One job.
+    """One job. Relative paths become absolute: workers run in folders of their own.
 
     Attributes:
         source, column: see `iter_sources`.
@@ -55,19 +56,30 @@ class Job:
     options: Mapping[str, object] = field(default_factory=dict)
     column: str = "path"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", absolute(self.source))
+        object.__setattr__(self, "target", absolute(self.target))
+        object.__setattr__(self, "archive", self.archive.absolute())
+
     @property
     def storage(self) -> Storage:
-        return Storage.at(absolute(self.target))
+        return Storage.at(self.target)
 
     def label_file(self, image: Source) -> str | None:
         """The path of an image's label map below the target; None if the format has no files."""
-        return None if self.format is LabelFormat.RLE else f"labels/{image.stem}.{self.format}"
+        if self.format is LabelFormat.RLE:
+            return None
+        return f"labels/{storable(image.stem)}.{self.format}"
 
-    def images(self) -> Iterator[Source]:
-        """Lists the images. Raises as `iter_sources`, and if an image lies in the target."""
+    def images(self, left_out: Counter[str] | None = None) -> Iterator[Source]:
+        """Lists the images. `left_out`: see `iter_sources`. Raises as `iter_sources`, and if an
+        image lies in the target.
+        """
         target = self.storage
         prefix = target.location("").removesuffix(target.query).rstrip("/") + "/"
-        for image in iter_sources(absolute(self.source), column=self.column, results=target):
+        for image in iter_sources(
+            self.source, column=self.column, results=target, left_out=left_out
+        ):
             if image.location.startswith(prefix):
                 raise BulkError(
                     f"{image} lies within the target; name another target, or other images"
@@ -92,7 +104,7 @@ def check_job(job: Job) -> tuple[dict[str, object], ModelRecord]:
         "archive_sha256": sha256_of(job.archive),
         "model": record.name,
         "model_version": record.version,
-        "source": absolute(job.source),
+        "source": job.source,
         "column": job.column,
         "format": job.format,
         **{name: job.options.get(name) for name in _PIXEL_OPTIONS},
@@ -152,8 +164,9 @@ def run_batch(
             claim(storage, manifest, file=MANIFEST, reserved=RESERVED, overwrite=overwrite)
             from .table import blocks_of, extend_listing, summarize, unfinished_blocks
 
+            left_out = Counter[str]()
             distinct_stems = job.format is not LabelFormat.RLE
-            extend_listing(storage, job.images(), distinct_stems=distinct_stems)
+            extend_listing(storage, job.images(left_out), distinct_stems=distinct_stems)
             total = sum(block.images for block in blocks_of(storage))
             blocks = unfinished_blocks(storage, retry_failed=retry_failed)
         earlier = total - sum(block.images for block in blocks)
@@ -174,7 +187,10 @@ def run_batch(
                         )
         finally:
             storage.sweep()
-            summary = summarize(storage, record, images=total, done=done, seconds=seconds)
+            summary = replace(
+                summarize(storage, record, images=total, done=done, seconds=seconds),
+                left_out=dict(left_out),
+            )
             storage.write(SUMMARY, json.dumps(asdict(summary), indent=2).encode())
         return summary
 

@@ -1,4 +1,4 @@
-"""The results of a run: paths, formats, the settings that all of them share, and failed images."""
+"""The results of a run: paths, formats, the settings that all of them share, and the log."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
-from ..runtime.files import whole_file
+from ..runtime.files import whole_file, write_whole
 from .sources import Source
-from .storage import BulkError, Storage, printable
+from .storage import BulkError, Storage, absolute, printable, storable
 
 if TYPE_CHECKING:
     from ..client import Segmentation
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COCO_SUFFIX = ".coco.json"
 DATA_SET_FILE = f"segmentation{COCO_SUFFIX}"
 OPTIONS_FILE = ".segserve.json"
-FAILURES_FILE = ".segserve-failed.jsonl"
+LOG_FILE = ".segserve-log.jsonl"
 _OVERLAY_SUFFIX = "-overlay.jpg"
 _INFO = {"description": "made by `segserve segment --format coco`"}
 _REMEDY = "name another folder for the results"
@@ -74,9 +74,12 @@ class Layout:
         paths = self.files(source)
         return [path for path in paths if not (os.path.isfile(path) or os.path.islink(path))]
 
-    def check(self, sources: Sequence[Source], arguments: Iterable[str]) -> None:
-        """Raises BulkError if two images have the same result, a result is one of the images, or
-        the folder of results is a folder of images and the results are images too.
+    def check(
+        self, sources: Sequence[Source], arguments: Iterable[str], *, force: bool = False
+    ) -> None:
+        """Raises BulkError if two images have the same result, a result is one of the images or has
+        the name of the data set, or the folder of results is a folder of images and the results are
+        images too; without `force`, also if an existing result is that of another image.
         """
         if (self.format is Format.PNG or self.overlay) and self.folder.is_dir():
             folder = os.path.realpath(self.folder)
@@ -86,16 +89,36 @@ class Layout:
                     f"folder for images; {_REMEDY}"
                 )
         images = {os.path.abspath(source.location) for source in sources}
-        data_set = Source(DATA_SET_FILE, DATA_SET_FILE)
-        source_of = {os.path.join(self.folder, DATA_SET_FILE): data_set}
+        source_of: dict[str, Source] = {}
         for source in sources:
             for path in self.files(source):
+                if os.path.basename(path) == DATA_SET_FILE:
+                    raise BulkError(
+                        f"{source} would become {printable(path)}, the name of a whole data set; "
+                        "rename it"
+                    )
                 if source_of.setdefault(path, source) is not source or (
                     os.path.abspath(path) in images
                 ):
                     raise BulkError(
                         f"{source} would become {printable(path)}, which is another image or its "
                         f"result; rename one, or {_REMEDY}"
+                    )
+        if not force:
+            self._check_existing(sources)
+
+    def _check_existing(self, sources: Sequence[Source]) -> None:
+        image_of = RunLog(self.folder).images()
+        for source in sources if image_of else ():
+            for path in self.files(source):
+                image = image_of.get(os.path.relpath(path, self.folder))
+                if image is None or image == absolute(source.location):
+                    continue
+                is_same = os.path.realpath(image) == os.path.realpath(source.location)
+                if os.path.lexists(path) and not is_same:
+                    raise BulkError(
+                        f"{source} would become {printable(path)}, which is the result of "
+                        f"{printable(image)}; {_REMEDY}, or overwrite it with --force"
                     )
 
 
@@ -149,28 +172,47 @@ def _settings(content: bytes, file: str) -> dict[str, object]:
         raise BulkError(f"{file} is damaged; remove it") from error
 
 
-class FailureLog:
-    """The failed images of a folder of results. One with a result counts as done all the same."""
+class RunLog:
+    """The log of a folder of results: its failed images, and the image of each result.
+
+    A failed image with a result counts as done all the same.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / FAILURES_FILE
+        self._folder = folder
+        self._path = folder / LOG_FILE
 
-    def read(self) -> dict[str, tuple[str, str]]:
-        """Error codes and messages by path."""
-        failures = {}
-        for line in self._path.read_bytes().splitlines() if self._path.exists() else ():
-            with suppress(ValueError):  # a killed run wrote only a part of the line
-                path, code, message = json.loads(line)
-                failures[path] = code, message
-        return failures
+    def failures(self) -> dict[str, tuple[str, str]]:
+        """Error codes and messages by the absolute location of the image."""
+        lines = (line for line in self._lines() if "code" in line)
+        return {line["image"]: (line["code"], line["message"]) for line in lines}
 
-    def add(self, source: Source, code: str, message: str) -> None:
-        line = json.dumps([os.path.abspath(source.location), code, message])
+    def images(self) -> dict[str, str]:
+        """The absolute location of the image by the path of its result, below the folder."""
+        return {line["result"]: line["image"] for line in self._lines() if "result" in line}
+
+    def add_failure(self, source: Source, code: str, message: str) -> None:
+        self._add(image=absolute(source.location), code=code, message=message)
+
+    def add_result(self, source: Source, path: str) -> None:
+        self._add(image=absolute(source.location), result=os.path.relpath(path, self._folder))
+
+    def forget_failures(self) -> None:
+        if self._path.exists():
+            lines = [{"image": image, "result": path} for path, image in self.images().items()]
+            write_whole(self._path, "".join(f"{json.dumps(line)}\n" for line in lines))
+
+    def _lines(self) -> Iterator[dict[str, str]]:
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                for line in file:
+                    with suppress(ValueError):  # a killed run wrote only a part of the line
+                        yield json.loads(line)
+
+    def _add(self, **line: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="ascii") as file:
-            file.write(f"{line}\n")
-
-    def clear(self) -> None:
-        self._path.unlink(missing_ok=True)
+            file.write(f"{json.dumps(line)}\n")
 
 
 def concerns_one_name(error: OSError) -> bool:
@@ -222,7 +264,7 @@ def as_coco(segmentation: "Segmentation", source: Source) -> dict[str, object]:
     return {
         "info": _INFO,
         "images": [
-            {"id": 1, "file_name": printable(source.name), "width": width_px, "height": height_px}
+            {"id": 1, "file_name": storable(source.name), "width": width_px, "height": height_px}
         ],
         "annotations": annotations,
         "categories": [
@@ -249,7 +291,7 @@ def _as_response(segmentation: "Segmentation") -> dict[str, object]:
 def write_data_set(folder: Path) -> Path:
     """Joins all COCO files that `as_coco` created in the folder to `segmentation.coco.json` there,
     without keeping all of them in memory. In the order of their paths, images and annotations are
-    numbered from 1.
+    numbered from 1. Other data sets, and folders with the settings of another run, are left out.
     """
     target = folder / DATA_SET_FILE
     with whole_file(target) as file:
@@ -282,9 +324,11 @@ def _annotations(folder: Path) -> Iterator[dict[str, Any]]:
 def _documents(folder: Path) -> Iterator[dict[str, Any]]:
     for parent, folders, names in os.walk(folder):
         folders.sort()
+        if OPTIONS_FILE in names and Path(parent) != folder:
+            folders.clear()
+            continue
         for name in sorted(name for name in names if name.endswith(COCO_SUFFIX)):
-            path = Path(parent, name)
-            document = {} if path == folder / DATA_SET_FILE else _read(path)
+            document = {} if name == DATA_SET_FILE else _read(Path(parent, name))
             if document.get("info") == _INFO:
                 yield document
 

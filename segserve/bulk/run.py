@@ -25,9 +25,9 @@ from ..client import (
 from ..runtime.encode.mask import encode_jpeg
 from ..runtime.errors import BadOptionError
 from ..runtime.files import write_whole
-from .results import FailureLog, Layout, code_and_reason, concerns_one_name, encode_result
+from .results import Layout, RunLog, code_and_reason, concerns_one_name, encode_result
 from .sources import Source
-from .storage import BulkError, Storage, printable
+from .storage import BulkError, Storage, absolute, printable
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -181,16 +181,16 @@ class Run:
             self.seconds = time.perf_counter() - began_s
 
     def _unfinished(self, interrupts: Interrupts) -> Iterator[Source]:
-        log = FailureLog(self.layout.folder)
+        log = RunLog(self.layout.folder)
         if self.force or self.retry_failed:
-            log.clear()
-        failures = log.read()
+            log.forget_failures()
+        failures = log.failures()
         for source in self.sources:
             interrupts.check()
             if not self.force and not self.layout.missing(source):
                 files = tuple(self.layout.files(source))
                 self._count(Outcome(source, files, is_skipped=True))
-            elif failure := failures.get(os.path.abspath(source.location)):
+            elif failure := failures.get(absolute(source.location)):
                 code, message = failure
                 self._count(Outcome(source, code=code, message=message, is_skipped=True))
             else:
@@ -224,8 +224,10 @@ class Run:
     def _write(
         self, source: Source, files: dict[str, bytes], classes: tuple[ClassRow, ...]
     ) -> None:
+        log = RunLog(self.layout.folder)
         for path, content in files.items():
             try:
+                log.add_result(source, path)  # first: no file is without a record
                 os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
                 write_whole(path, content)
             except OSError as error:
@@ -241,8 +243,7 @@ class Run:
         folder = self.layout.folder
         try:
             if is_recorded:
-                folder.mkdir(parents=True, exist_ok=True)
-                FailureLog(folder).add(source, code, message)
+                RunLog(folder).add_failure(source, code, message)
         except OSError as error:
             reason = f"{printable(str(folder))}: cannot be written: {error.strerror}"
             raise StoppedError(reason) from error

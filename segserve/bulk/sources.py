@@ -11,7 +11,8 @@ from pathlib import Path
 from .storage import BulkError, Storage, errors_with_location, printable
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
-SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".gif")
+_OTHER_SUFFIXES = (".png", ".webp", ".avif", ".heic", ".heif", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES = (*_JPEG_SUFFIXES, *_OTHER_SUFFIXES)
 """The suffixes of the images in a folder, in upper or lower case."""
 
 _MAGIC = re.compile(r"[*?[]")

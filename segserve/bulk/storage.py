@@ -31,10 +31,15 @@ class BulkError(Exception):
 
 
 def printable(path: str) -> str:
-    """A path as one line of text. Control characters and undecodable bytes are escaped."""
+    """A path as one line of text for a terminal. All that is not printable is escaped."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in path
     )
+
+
+def storable(path: str) -> str:
+    """A path as it is stored in a table or a data set. Undecodable bytes are escaped."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def absolute(location: str) -> str:

@@ -24,7 +24,7 @@ from ..runtime.encode.mask import LabelMap, encode_rle
 from ..runtime.record import ModelRecord
 from ..schema.response import ClassArea
 from .sources import Source
-from .storage import BulkError, Storage, printable
+from .storage import BulkError, Storage, printable, storable
 
 TABLE = "table"
 SEGMENTED, FAILED = "segmented", "failed"
@@ -118,6 +118,7 @@ class Summary:
     Attributes:
         left: the number of images without a row.
         failures: the number of failed images by error code.
+        left_out: the number of files in the source that are not images, by suffix.
         seconds, images_per_second: of this run, from the start of its first worker.
     """
 
@@ -126,6 +127,7 @@ class Summary:
     failed: int
     left: int
     failures: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
     classes: tuple[ClassTotal, ...] = ()
     seconds: float = 0.0
     images_per_second: float = 0.0
@@ -179,7 +181,7 @@ def _batches(storage: Storage) -> Any:  # noqa: ANN401 - pyarrow is not typed
 
 
 def _row(image: Source, record: ModelRecord) -> Row:
-    return {"path": str(image), "model": record.name, "model_version": record.version}
+    return {"path": storable(image.location), "model": record.name, "model_version": record.version}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +32,8 @@ RetryFlag = Annotated[
     bool, typer.Option("--retry-failed", help="compute images again that failed in an earlier run")
 ]
 RESUME_HINT = "the same command goes on where it stopped"
+OVERWRITE_HINT = "the same command without --overwrite goes on where it stopped"
+_FORCE_HINT = "the same command starts again; without --force it keeps all existing results"
 
 
 def given_options(**options: object) -> dict[str, object]:
@@ -46,10 +48,17 @@ def counts_text(*, segmented: int, skipped: int = 0, failed: int = 0, left: int 
     )
 
 
-def end_text(counts: str, target: str, seconds: float, failed: int) -> str:
+def end_text(
+    counts: str, target: str, seconds: float, failed: int, left_out: Mapping[str, int]
+) -> str:
     """The last line of a run that did not end early."""
-    hint = "; --retry-failed computes the failed images again" if failed else ""
-    return f"{counts}; results in {printable(target)} ({seconds:.1f} s){hint}"
+    line = f"{counts}; results in {printable(target)} ({seconds:.1f} s)"
+    if failed:
+        line += "; --retry-failed computes the failed images again"
+    if left_out:
+        listed = ", ".join(f"{count} {suffix}" for suffix, count in left_out.items())
+        line += f"; left out, as they are not images: {printable(listed)}"
+    return line
 
 
 def image_table(classes: "Iterable[ClassRow]", title: str) -> Table:
@@ -109,11 +118,8 @@ class Reporter:
                 totals_table((label, count / total, self._images[label]) for label, count in rows)
             )
         folder = f"{run.layout.folder}{os.sep}"
-        line = end_text(counts_text(**run.counts), folder, run.seconds, run.failed)
-        if self._left_out:
-            counts = ", ".join(f"{count} {suffix}" for suffix, count in self._left_out.items())
-            line += f"; left out, as they are not images: {printable(counts)}"
-        self._print(line)
+        counts = counts_text(**run.counts)
+        self._print(end_text(counts, folder, run.seconds, run.failed, self._left_out))
 
     def _print(self, line: str, style: str | None = None) -> None:
         self._progress.console.print(
@@ -150,4 +156,5 @@ class JsonReporter(Reporter):
 
 
 def stopped_text(run: "Run", reason: str) -> str:
-    return f"{reason}; {counts_text(**run.counts)}; {RESUME_HINT}"
+    hint = _FORCE_HINT if run.force else RESUME_HINT
+    return f"{reason}; {counts_text(**run.counts)}; {hint}"

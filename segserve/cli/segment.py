@@ -140,7 +140,7 @@ def segment(
         layout = Layout(output or _DEFAULT_FOLDER, format, overlay)
         left_out = Counter[str]()
         sources = find_sources(images, results=Storage(str(layout.folder)), left_out=left_out)
-        layout.check(sources, images)
+        layout.check(sources, images, force=force)
         segmenter, name = _segmenter(server, token, model, jobs, runtime, local=local)
         shown = not json and not quiet and Console(stderr=True).is_terminal
         with (
@@ -289,7 +289,7 @@ def batch(
                     report=lambda total, done: progress.update(task, total=total, completed=done),
                 )
         except StoppedError as error:
-            print_error(f"{error}; {bulk.RESUME_HINT}")
+            print_error(f"{error}; {bulk.OVERWRITE_HINT if overwrite else bulk.RESUME_HINT}")
             raise typer.Exit(error.exit_status) from error
         if json:
             typer.echo(json_module.dumps(asdict(summary)))
@@ -337,4 +337,4 @@ def _print_summary(summary: "Summary", target: str) -> None:
     for code, count in summary.failures.items():
         print_plain(f"failed: {count} x {code}")
     counts = bulk.counts_text(segmented=summary.segmented, failed=summary.failed, left=summary.left)
-    print_plain(bulk.end_text(counts, target, summary.seconds, summary.failed))
+    print_plain(bulk.end_text(counts, target, summary.seconds, summary.failed, summary.left_out))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import re
 import shutil
@@ -187,13 +188,13 @@ def check_gpu() -> Finding:
         return Finding("GPU", Level.OK, f"{facts.gpu}, through CUDA {facts.cuda_build}")
     if not (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists()):
         return Finding("GPU", Level.OK, "none; models run on the processor")
-    return Finding(
-        "GPU",
-        Level.WARNING,
-        f"an NVIDIA driver is here, but torch, built for CUDA {facts.cuda_build}, sees no GPU",
-        "install a torch for the CUDA version that `nvidia-smi` shows (pytorch.org says how), or "
-        "look at CUDA_VISIBLE_DEVICES",
-    )
+    message = f"an NVIDIA driver is here, but torch, built for CUDA {facts.cuda_build}, sees no GPU"
+    remedy = "install a torch for the CUDA version that `nvidia-smi` shows (pytorch.org says how)"
+    if facts.cuda_build is None:
+        message = "an NVIDIA driver is here, but torch is built without CUDA"
+    else:
+        remedy += ", or look at CUDA_VISIBLE_DEVICES"
+    return Finding("GPU", Level.WARNING, message, remedy)
 
 
 def check_disk() -> Finding:
@@ -279,14 +280,15 @@ def _is_free(host: str, port: int) -> bool:
 
 def check_server(url: str | None, token: str | None) -> Finding:
     """Whether the server of this folder is ready, or another one responds to `/ping`."""
-    from ..gateway.background import find_endpoint
+    from ..gateway.background import URL_VARIABLE, find_endpoint
 
     endpoint = find_endpoint(url, token=token)
     if endpoint.running is not None:
         return _own_server(endpoint.running)
     response = _get(endpoint, "ping")
     if response is None:
-        level = Level.OK if url is None else Level.PROBLEM
+        is_named = url or os.environ.get(URL_VARIABLE, "").strip()
+        level = Level.PROBLEM if is_named else Level.OK
         remedy = "`segserve serve` starts one on this machine"
         return Finding("server", level, f"no server responds at {endpoint.url}", remedy)
     if response.ok or _rejects_token(response):

@@ -1,7 +1,9 @@
 """The checks of a batch job before Ray starts."""
 
 import json
+import pickle
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +33,19 @@ def test_check_job_of_images_in_the_target_raises(tmp_path, archive, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BulkError, match=r"a\.jpg lies within the target"):
         check_job(Job(source, target, archive))
+
+
+def test_job_of_relative_paths_means_the_same_in_another_folder(tmp_path, monkeypatch):
+    """A worker of a cluster runs in a folder of its own."""
+    write_images(tmp_path, "in/a.jpg")
+    monkeypatch.chdir(tmp_path)
+    job = Job("in", "out", Path("tiny.mar"))
+    sent = pickle.dumps(job)
+    monkeypatch.chdir("/")
+    received = pickle.loads(sent)  # noqa: S301 - the test's own
+    assert received.storage.path == str(tmp_path / "out")
+    assert received.archive == tmp_path / "tiny.mar"
+    assert [image.location for image in received.images()] == [str(tmp_path / "in" / "a.jpg")]
 
 
 def test_images_of_a_folder_are_those_outside_the_target_in_it(tmp_path, archive):
@@ -71,6 +86,15 @@ def test_run_interrupted_after_its_archive_was_deleted_reports_the_interruption(
     with pytest.raises(InterruptedRunError):
         run_batch(job)
     assert json.loads(job.storage.read("summary.json"))["left"] == 1
+
+
+def test_run_batch_counts_the_files_that_are_no_images(tmp_path, archive, monkeypatch):
+    write_images(tmp_path, "in/a.jpg", "in/b.MOV", "in/deep/c.mov", "in/notes")
+    monkeypatch.setattr(batch, "_processed", lambda *_: (_ for _ in ()))
+    job = Job(str(tmp_path / "in"), str(tmp_path / "out"), archive)
+    for _ in range(2):
+        assert run_batch(job).left_out == {".mov": 2, "without a suffix": 1}
+    assert json.loads(job.storage.read("summary.json"))["left_out"][".mov"] == 2
 
 
 def test_read_archive_returns_its_record(archive):

@@ -7,8 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from segserve.archive import build_archive
+from segserve.bulk.run import InterruptedRunError
+from segserve.bulk.table import Summary
+from segserve.cli import app
 
 from .pictures import environment, segserve, write_images
 
@@ -72,6 +76,33 @@ def test_batch_at_an_address_without_a_cluster_exits_1(folder):
     assert done.returncode == 1
     [line] = done.stderr.decode().splitlines()
     assert line.startswith("segserve: 127.0.0.1:1: cannot be joined: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        ((), "interrupted; the same command goes on where it stopped"),
+        (("--overwrite",), "interrupted; the same command without --overwrite goes on where it"),
+    ],
+    ids=["plain", "overwrite"],
+)
+def test_batch_that_is_interrupted_names_the_command_that_resumes(monkeypatch, flags, hint):
+    def interrupted(*_: object, **__: object) -> None:
+        raise InterruptedRunError(2)
+
+    monkeypatch.setattr("segserve.bulk.batch.run_batch", interrupted)
+    done = CliRunner().invoke(app, ["batch", "in", "out", "--archive", "tiny.mar", *flags])
+    assert done.exit_code == 130
+    assert hint in done.stderr
+
+
+def test_batch_names_the_files_that_are_no_images(monkeypatch):
+    summary = Summary(images=1, segmented=1, failed=0, left=0, left_out={".mov": 2})
+    monkeypatch.setattr("segserve.bulk.batch.run_batch", lambda *_, **__: summary)
+    done = CliRunner().invoke(app, ["batch", "in", "out", "--archive", "tiny.mar"])
+    assert done.exit_code == 0
+    end = "1 segmented; results in out (0.0 s); left out, as they are not images: 2 .mov"
+    assert done.stdout.splitlines()[-1] == end
 
 
 _IMPORTED = """

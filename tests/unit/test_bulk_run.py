@@ -4,12 +4,13 @@ outcomes.
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.bulk.results import FAILURES_FILE, Format, Layout, write_data_set
+from segserve.bulk.results import LOG_FILE, OPTIONS_FILE, Format, Layout, write_data_set
 from segserve.bulk.run import OUTAGE_AFTER, Run, StoppedError
 from segserve.bulk.sources import find_sources
 from segserve.client import SegmentationClient
@@ -87,7 +88,7 @@ class Started:
 
 def files_of(folder) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {
-        FAILURES_FILE
+        LOG_FILE
     }
 
 
@@ -287,6 +288,13 @@ def test_data_set_is_read_by_pycocotools(server, images, out, capsys):
             )
 
 
+def test_data_set_has_the_names_of_the_images_as_they_are(server, images, out):
+    write_images(images, "at 10.00\u202fAM.png", os.fsdecode(b"caf\xe9.png"))
+    Started(server, images, Layout(out, Format.COCO))
+    listed = [row["file_name"] for row in json.loads(write_data_set(out).read_bytes())["images"]]
+    assert listed == ["a.jpg", "at 10.00\u202fAM.png", "b.jpg", "caf\\udce9.png", "deep/c.png"]
+
+
 def test_data_set_of_one_image_is_whole_by_itself(server, images, out):
     Started(server, images, Layout(out, Format.COCO))
     document = json.loads((out / "a.coco.json").read_bytes())
@@ -300,6 +308,17 @@ def test_data_set_leaves_out_files_of_others(server, images, out):
     (out / "list.coco.json").write_text("[]")
     (out / "broken.coco.json").write_text("{")
     assert len(json.loads(write_data_set(out).read_bytes())["images"]) == 3
+
+
+def test_data_set_leaves_out_the_results_of_other_runs(server, images, out):
+    Started(server, images, Layout(out, Format.COCO))
+    write_data_set(out / "deep")
+    shutil.copytree(out / "deep", out / "run")
+    (out / "run" / OPTIONS_FILE).write_text("{}")
+    (out / OPTIONS_FILE).write_text("{}")
+    data_set = json.loads(write_data_set(out).read_bytes())
+    assert [row["file_name"] for row in data_set["images"]] == ["a.jpg", "b.jpg", "deep/c.png"]
+    assert {row["image_id"] for row in data_set["annotations"]} == {1, 2, 3}
 
 
 def test_run_leaves_no_partial_files(server, images, out):

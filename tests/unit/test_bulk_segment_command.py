@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segserve.bulk.results import FAILURES_FILE, OPTIONS_FILE
+from segserve.bulk.results import LOG_FILE, OPTIONS_FILE
 from segserve.bulk.sources import Source
 from segserve.engines.processes import creation_s
 from segserve.gateway.background import ServerState
@@ -35,7 +35,7 @@ def server():
 def result_files(folder) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {
         OPTIONS_FILE,
-        FAILURES_FILE,
+        LOG_FILE,
     }
 
 
@@ -71,10 +71,10 @@ def test_segment_quiet_prints_problems_alone(server, tmp_path):
 
 
 def test_segment_of_a_folder_counts_the_files_that_are_no_images(server, tmp_path):
-    write_images(tmp_path, "in/a.jpg", "in/b.HEIC", "in/c.heic", "in/deep/notes", "in/.hidden.txt")
+    write_images(tmp_path, "in/a.jpg", "in/b.MOV", "in/c.mov", "in/deep/notes", "in/.hidden.txt")
     done = segserve("segment", "in", "-o", "out", "--server", server.url, folder=tmp_path)
     assert done.returncode == 0
-    end = "; left out, as they are not images: 2 .heic, 1 without a suffix"
+    end = "; left out, as they are not images: 2 .mov, 1 without a suffix"
     assert done.stderr.decode().splitlines()[-1].endswith(end)
 
 
@@ -85,6 +85,20 @@ def test_segment_again_says_how_many_are_there(server, tmp_path):
     assert done.returncode == 0
     assert done.stderr.decode().startswith("1 segmented, 1 already there; results in segmented/")
     assert len(server.received) == 2
+
+
+def test_segment_of_another_image_with_the_same_name_exits_1_and_names_both(server, tmp_path):
+    write_images(tmp_path, "a/cat.png", "b/cat.png")
+    arguments = ("-o", "out", "--server", server.url)
+    assert segserve("segment", "a/cat.png", *arguments, folder=tmp_path).returncode == 0
+    done = segserve("segment", "b/cat.png", *arguments, folder=tmp_path)
+    assert (done.returncode, done.stdout, len(server.received)) == (1, b"", 1)
+    [line] = done.stderr.decode().splitlines()
+    assert line.startswith("segserve: b/cat.png would become out/cat.png, which is the result of ")
+    assert str(tmp_path / "a" / "cat.png") in line
+    assert segserve("segment", "b", *arguments, "--force", folder=tmp_path).returncode == 0
+    assert segserve("segment", "b", *arguments, folder=tmp_path).returncode == 0
+    assert segserve("segment", "a", *arguments, folder=tmp_path).returncode == 1
 
 
 def test_segment_sends_options_token_and_model(server, tmp_path):
@@ -304,6 +318,18 @@ def test_segment_with_no_server_says_what_to_do_in_one_line(tmp_path):
     [line] = done.stderr.decode().splitlines()
     assert "no server responds there" in line
     assert line.endswith("0 segmented, 1 left; the same command goes on where it stopped")
+
+
+def test_segment_with_force_that_stops_does_not_promise_to_resume(tmp_path):
+    write_images(tmp_path, "a.jpg")
+    with canned_server() as gone:
+        pass
+    done = segserve("segment", "a.jpg", "--force", "--server", gone.url, folder=tmp_path)
+    assert done.returncode == 1
+    [line] = done.stderr.decode().splitlines()
+    assert line.endswith(
+        "1 left; the same command starts again; without --force it keeps all existing results"
+    )
 
 
 def test_segment_with_an_invalid_address_prints_one_line(tmp_path):

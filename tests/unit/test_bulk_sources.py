@@ -28,10 +28,10 @@ def names(*arguments) -> list[str]:
 
 
 def test_find_sources_in_folder_takes_images_of_all_depths_sorted(folder):
-    write_images(folder, "in/b.PNG", "in/a.jpg", "in/deep/er/c.TiFF", "in/deep/d.webp")
+    write_images(folder, "in/b.PNG", "in/a.jpg", "in/deep/er/c.TiFF", "in/deep/d.HEIC")
     (folder / "in" / "notes.txt").write_text("none")
-    assert paths("in") == ["in/a.jpg", "in/b.PNG", "in/deep/d.webp", "in/deep/er/c.TiFF"]
-    assert names("in/") == ["a.jpg", "b.PNG", "deep/d.webp", "deep/er/c.TiFF"]
+    assert paths("in") == ["in/a.jpg", "in/b.PNG", "in/deep/d.HEIC", "in/deep/er/c.TiFF"]
+    assert names("in/") == ["a.jpg", "b.PNG", "deep/d.HEIC", "deep/er/c.TiFF"]
 
 
 def test_find_sources_in_folder_leaves_hidden_names_out(folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segserve.bulk.batch import RESERVED
-from segserve.bulk.results import FAILURES_FILE, OPTIONS_FILE, FailureLog, Format, Layout, claim
+from segserve.bulk.results import LOG_FILE, OPTIONS_FILE, Format, Layout, RunLog, claim
 from segserve.bulk.sources import Source, find_sources
 from segserve.bulk.storage import BulkError, Storage
 
@@ -20,8 +20,9 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def check(layout: Layout, *arguments: str) -> None:
-    layout.check(find_sources(arguments, results=Storage(str(layout.folder))), arguments)
+def check(layout: Layout, *arguments: str, force: bool = False) -> None:
+    sources = find_sources(arguments, results=Storage(str(layout.folder)))
+    layout.check(sources, arguments, force=force)
 
 
 @pytest.mark.parametrize(
@@ -76,10 +77,31 @@ def test_check_with_results_among_the_images_raises(folder):
 
 
 def test_check_keeps_the_name_of_the_data_set_free(folder):
-    write_images(folder, "segmentation.jpg")
-    check(Layout(folder / "out"), "segmentation.jpg")
-    with pytest.raises(BulkError, match=r"would become .*segmentation\.coco\.json"):
-        check(Layout(folder / "out", Format.COCO), "segmentation.jpg")
+    write_images(folder, "segmentation.jpg", "in/deep/segmentation.jpg")
+    for argument in ("segmentation.jpg", "in"):
+        check(Layout(folder / "out"), argument)
+        with pytest.raises(BulkError, match=r"would become .*segmentation\.coco\.json"):
+            check(Layout(folder / "out", Format.COCO), argument)
+
+
+def test_check_with_a_result_of_another_image_names_both(folder):
+    images = write_images(folder, "a/cat.png", "b/cat.png")
+    layout = Layout(folder / "out")
+    [result] = write_images(folder, "out/cat.png")
+    check(layout, "b/cat.png")  # a result of an earlier version, without a record
+    RunLog(layout.folder).add_result(Source("a/cat.png", "cat.png"), str(result))
+    check(layout, "a/cat.png")
+    (folder / "link").symlink_to(folder / "a")
+    check(layout, "link/cat.png")
+    with pytest.raises(
+        BulkError,
+        match=rf"b/cat\.png would become .*out/cat\.png, which .* of {images[0]}; .*--force",
+    ):
+        check(layout, "b/cat.png")
+    check(layout, "b/cat.png", force=True)
+    check(Layout(folder / "out", Format.NPY), "b/cat.png")
+    result.unlink()
+    check(layout, "b/cat.png")
 
 
 def test_claim_creates_the_folder_and_writes_the_settings(tmp_path):
@@ -118,25 +140,40 @@ def test_claim_of_a_folder_that_is_not_writable_raises(folder, name):
         claim(Storage(str(folder / name)), {})
 
 
-def test_failure_log_returns_the_images_that_were_added(tmp_path):
-    log, odd = FailureLog(tmp_path), os.fsdecode(b"in/\xff\n.jpg")
-    assert log.read() == {}
-    log.add(Source("in/a.jpg", "a.jpg"), "image_corrupt", "the image\u2028is broken")
-    log.add(Source(odd, odd), "file", "cannot be read")
-    assert log.read() == {
+def test_run_log_returns_the_failures_that_were_added(tmp_path):
+    log, odd = RunLog(tmp_path), os.fsdecode(b"in/\xff\n.jpg")
+    assert log.failures() == {}
+    log.add_failure(Source("in/a.jpg", "a.jpg"), "image_corrupt", "the image\u2028is broken")
+    log.add_failure(Source(odd, odd), "file", "cannot be read")
+    assert log.failures() == {
         os.path.abspath("in/a.jpg"): ("image_corrupt", "the image\u2028is broken"),
         os.path.abspath(odd): ("file", "cannot be read"),
     }
-    log.clear()
-    assert log.read() == {}
 
 
-def test_failure_log_with_a_partial_line_returns_the_others(tmp_path):
-    log = FailureLog(tmp_path)
-    log.add(Source("/in/a.jpg", "a.jpg"), "file", "cannot be read")
-    with (tmp_path / FAILURES_FILE).open("a") as file:
-        file.write('["/in/b.jpg", "fi')
-    assert log.read() == {"/in/a.jpg": ("file", "cannot be read")}
+def test_run_log_returns_the_last_image_of_each_result(tmp_path):
+    log, odd = RunLog(tmp_path), os.fsdecode(b"s3://in/\xff.jpg")
+    log.add_result(Source("in/a.jpg", "a.jpg"), str(tmp_path / "a.png"))
+    log.add_result(Source("other/a.jpg", "a.jpg"), str(tmp_path / "a.png"))
+    log.add_result(Source(odd, "b.jpg"), str(tmp_path / "deep" / "b.png"))
+    assert log.images() == {"a.png": os.path.abspath("other/a.jpg"), "deep/b.png": odd}
+
+
+def test_run_log_that_forgets_failures_keeps_the_images(tmp_path):
+    log = RunLog(tmp_path)
+    log.forget_failures()
+    log.add_result(Source("/in/a.jpg", "a.jpg"), str(tmp_path / "a.png"))
+    log.add_failure(Source("/in/b.jpg", "b.jpg"), "file", "cannot be read")
+    log.forget_failures()
+    assert (log.failures(), log.images()) == ({}, {"a.png": "/in/a.jpg"})
+
+
+def test_run_log_with_a_partial_line_returns_the_others(tmp_path):
+    log = RunLog(tmp_path)
+    log.add_failure(Source("/in/a.jpg", "a.jpg"), "file", "cannot be read")
+    with (tmp_path / LOG_FILE).open("a") as file:
+        file.write('{"image": "/in/b.jpg", "co')
+    assert log.failures() == {"/in/a.jpg": ("file", "cannot be read")}
 
 
 MANIFEST = {"archive_sha256": "0" * 64, "format": "png", "classes": None}

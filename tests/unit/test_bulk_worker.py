@@ -3,6 +3,7 @@ with one row per image.
 """
 
 import io
+import os
 import resource
 import signal
 from contextlib import contextmanager
@@ -182,6 +183,23 @@ def test_worker_on_a_full_disk_stops_and_leaves_nothing_half(archive, source, tm
     assert not job.storage.exists("labels/a.npy")
     assert worker(asdict(block))["stopped"] == ""
     assert len(parquet.read_table(io.BytesIO(job.storage.read(block.part)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("at 10.00\u202fAM\u00a0\u200d.png", "at 10.00\u202fAM\u00a0\u200d"),
+        (os.fsdecode(b"caf\xe9.png"), "caf\\udce9"),
+    ],
+    ids=["spaces", "no UTF-8"],
+)
+def test_worker_stores_names_as_they_are(archive, tmp_path, name, stored):
+    write_images(tmp_path, f"in/{name}")
+    job, _ = worked(archive, tmp_path / "in", tmp_path / "out")
+    [row] = table(job)
+    assert row["path"] == f"{tmp_path}/in/{stored}.png"
+    assert row["labels"] == f"labels/{stored}.png"
+    assert job.storage.exists(row["labels"])
 
 
 def test_worker_label_map_that_no_name_fits_is_that_rows_failure(archive, source, tmp_path):

@@ -151,6 +151,16 @@ def test_check_gpu_compares_driver_and_torch(
     assert message in str(finding)
 
 
+def test_check_gpu_with_a_torch_for_the_processor_alone_says_so(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text("")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(checks, "_torch_facts", lambda: replace(FACTS, cuda_build=None))
+    finding = checks.check_gpu()
+    assert finding.level is Level.WARNING
+    assert "an NVIDIA driver is here, but torch is built without CUDA" in str(finding)
+
+
 def test_check_packages_names_what_is_missing_or_old(monkeypatch):
     listed = [
         "pillow>=11.3",
@@ -298,6 +308,15 @@ def test_check_server_with_none_running_says_how_to_start_one(monkeypatch):
 
 def test_check_server_with_address_where_nothing_responds_is_a_problem():
     assert checks.check_server("http://127.0.0.1:9", None).level is Level.PROBLEM
+
+
+def test_check_server_with_address_in_the_environment_where_nothing_responds_is_a_problem(
+    monkeypatch,
+):
+    monkeypatch.setenv("SEGSERVE_URL", "http://127.0.0.1:9")
+    finding = checks.check_server(None, None)
+    assert finding.level is Level.PROBLEM
+    assert "http://127.0.0.1:9" in str(finding)
 
 
 def test_check_server_with_address_that_is_none_is_a_problem():

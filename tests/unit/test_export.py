@@ -178,7 +178,51 @@ def test_export_for_openvino_server_names_the_folder_of_the_model(tiny_model, tm
         export_repository(tiny_model, tmp_path, ExportFormat.OPENVINO_SERVER)
 
 
+def test_export_for_openvino_server_keeps_the_other_models(tiny_model, tmp_path):
+    def model(name: str) -> dict:
+        return {"config": {"name": name, "base_path": f"/models/{name}"}}
+
+    others = [model("cats"), model("tiny")]
+    earlier = {"model_config_list": others, "monitoring": {"metrics": {"enable": True}}}
+    (tmp_path / "config.json").write_text(json.dumps(earlier))
+    export_repository(tiny_model, tmp_path, ExportFormat.OPENVINO_SERVER)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["monitoring"] == earlier["monitoring"]
+    cats, tiny = written["model_config_list"]
+    assert cats == model("cats")
+    assert tiny["config"]["shape"] == {"image": "(1,-1,-1,3)"}
+
+
 # What is not written
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", '{"model_config_list": 1}', '{"model_config_list": [{"name": "cats"}]}'],
+    ids=["broken", "list", "no models", "number", "no config"],
+)
+def test_export_for_openvino_server_beside_another_file_writes_nothing(
+    tiny_model, tmp_path, content
+):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"config\.json: expected a configuration of OpenVINO"):
+        export_repository(tiny_model, tmp_path, ExportFormat.OPENVINO_SERVER)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == content
+
+
+def test_export_with_wrong_classes_in_the_pictures_is_an_error_even_with_data(
+    tiny_model, tmp_path, monkeypatch
+):
+    accuracies = write_module.Accuracies(images=3, pytorch=0.7, onnx=0.7)
+    monkeypatch.setattr(write_module, "_compared", lambda *_: (0.9995, accuracies))
+    data = object()
+    report = export_onnx(tiny_model, tmp_path / "model.onnx", checks=Checks(data=data))
+    assert report.equal_pixels == 0.9995
+    monkeypatch.setattr(PictureModel, "label_map", lambda _, image: np.full(image.shape[:2], 9))
+    with pytest.raises(ModelError, match=r"0\.00% of the pixels"):
+        export_onnx(tiny_model, tmp_path / "other.onnx", checks=Checks(data=data))
+    assert not (tmp_path / "other.onnx").exists()
 
 
 def test_export_that_gives_other_classes_leaves_nothing(tiny_model, tmp_path, monkeypatch):

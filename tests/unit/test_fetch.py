@@ -10,7 +10,15 @@ import torch
 from segserve.fetch import fetch_model, servable_folder
 from segserve.runtime.errors import FetchError, ModelError
 from segserve.runtime.network import build_network, load_network
-from segserve.runtime.record import Accuracy, Checkpoint, read_record, sha256_of, write_record
+from segserve.runtime.record import (
+    Accuracy,
+    Calibration,
+    Checkpoint,
+    Weights,
+    read_record,
+    sha256_of,
+    write_record,
+)
 
 from ..file_server import served
 from .tiny import tiny_record
@@ -146,6 +154,38 @@ def test_fetch_model_changed_record_is_renewed_without_a_download(model, mirror)
     assert fetch(model) == servable_folder(model) == folder
     assert_ready(folder, model)
     assert mirror.ranges == [None]
+
+
+def measured(folder) -> dict[str, object]:
+    """Writes what `segserve calibrate`, `evaluate --write` and `quantize` write."""
+    figures = {
+        "calibration": Calibration(
+            temperature=1.2, dataset="dev", images=4, ece_before=0.1, ece=0.05
+        ),
+        "accuracy": Accuracy(dataset="dev", mean_iou=0.6, pixel_accuracy=0.8),
+        "int8": Weights(file="int8.safetensors", sha256="0" * 64),
+    }
+    write_record(read_record(folder).model_copy(update=figures), folder)
+    return figures
+
+
+@pytest.mark.usefixtures("mirror")
+def test_fetch_model_that_was_measured_stays_usable_and_keeps_the_figures(model):
+    folder = fetch(model)
+    figures = measured(folder)
+    assert servable_folder(model) == folder
+    write_record(read_record(model).model_copy(update={"summary": "in other words"}), model)
+    record = read_record(fetch(model))
+    assert record.summary == "in other words"
+    assert {name: getattr(record, name) for name in figures} == figures
+
+
+@pytest.mark.usefixtures("mirror")
+def test_fetch_model_of_new_weights_drops_the_figures_of_the_old_ones(model):
+    folder = fetch(model)
+    measured(folder)
+    (folder / "weights.safetensors").write_bytes(b"damaged")
+    assert_ready(fetch(model), model)
 
 
 def test_fetch_model_of_a_local_file_needs_no_server(model, checkpoint):
