@@ -10,7 +10,7 @@ from ..resources import model_source
 from ..runtime.errors import ModelError
 from .app import MAKE, app, console, errors_in_one_line, print_plain, progress_bar
 from .bulk import given_options
-from .models import ImagesOption, TrainSplitOption, open_checked
+from .models import ImagesOption, TrainSplitOption, keep_class_file, open_for_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,6 +110,8 @@ def import_model(
             image_rgb=read_image(image) if image else None,
             check=partial(_check_agreement, reference=reference),
         )
+        if classes and Path(classes).is_file():
+            keep_class_file(Path(classes), folder)
         for note in imported.notes:
             print_plain(note)
         if image:
@@ -169,20 +171,18 @@ def _check_agreement(label_map: "LabelMap", reference: "NDArray[np.int64] | None
 def _import_google(
     file: Path, output: Path | None, data: Path | None, images: Path | None, split: str | None
 ) -> None:
-    from ..runtime.record import read_record
     from ..training.reference import import_reference
 
     if output is None or data is None:
         raise ModelError(f"{file.name} needs --output, an existing model, and --data")
     folder = model_source(str(output))
-    classes = read_record(folder).classes
-    checked = open_checked(data, split, "train", classes, images)
+    labelled = open_for_model(folder, data, split, images, default_split="train")
     with progress_bar("image") as progress:
         task = progress.add_task("")
         import_reference(
             file,
             folder,
-            checked.data,
+            labelled,
             lambda finished, total: progress.update(task, completed=finished, total=total),
         )
     print_plain(

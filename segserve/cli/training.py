@@ -16,7 +16,7 @@ from rich.progress import Progress
 from ..recipe import Recipe
 from ..resources import model_source
 from ..runtime.errors import ModelError
-from ..runtime.record import Architecture, ClassInfo, Strict, read_record
+from ..runtime.record import RECORD_FILE, Architecture, ClassInfo, Strict, read_record
 from . import models
 from .app import (
     MAKE,
@@ -82,8 +82,8 @@ def _listed_classes(
     from ..training.data import read_class_file
 
     if model:
-        return read_record(model_source(model)).classes, None
-    path = classes or data / "classes.yaml"
+        return models.classes_of(model_source(model))
+    path = classes or data / models.CLASS_FILE
     if not path.is_file():
         raise ModelError(f"{path}: there is no class file; name one with --classes, or --model")
     listed = read_class_file(path)
@@ -212,14 +212,16 @@ def train(
     from ..training.state import is_main_process
 
     with errors_in_one_line():
-        listed = read_class_file(classes) if classes else None
-        labels, categories = (listed.classes, listed.categories) if listed else (None, None)
+        labels = read_class_file(classes).classes if classes else None
         fields = given_for(Architecture, given)
         steps = recipe_with(model / recipe, given_for(Recipe, given))
         start = model_folder(steps.start) if steps.starts_from_other else None
         record = record_for(model, fields, labels, size_px=size_px, licence=licence, start=start)
         if start and not (model / recipe).exists():
             steps = steps.at_size(record.input.resize.size_px, given)
+        known = model if (model / RECORD_FILE).exists() else start
+        class_file = classes or (models.kept_class_file(known) if known else None)
+        categories = read_class_file(class_file).categories if class_file else None
         reading = images, ignore_id, crowds, skip_broken, categories
         training = models.open_checked(data, split, "train", record.classes, *reading)
         measured = (
@@ -227,6 +229,8 @@ def train(
         )
         # The model folder is written only now that classes, data and splits are known to be good.
         write_new_record(record, model)
+        if class_file:
+            models.keep_class_file(class_file, model)
         write_recipe(steps, model / recipe)
         if is_main_process():
             print_plain(f"starts from {_start_text(steps, model)}")
