@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from ..recipe import Recipe
 from ..resources import model_source
@@ -185,7 +185,9 @@ def train(
             min=32, help="longer side of a new model's input; default: that of --start, or 448"
         ),
     ] = None,
-    licence: Annotated[str, typer.Option(help="licence of a new model's weights")] = "not stated",
+    licence: Annotated[
+        str | None, typer.Option(help="licence of a new model's weights; default: not stated")
+    ] = None,
     recipe: Annotated[
         str, typer.Option(help="file in the model folder; flags override it")
     ] = "recipe.yaml",
@@ -227,20 +229,35 @@ def train(
         measured = (
             models.open_checked(data, val, "train", record.classes, *reading) if val else None
         )
-        # The model folder is written only now that classes, data and splits are known to be good.
-        write_new_record(record, model)
-        if class_file:
-            models.keep_class_file(class_file, model)
-        write_recipe(steps, model / recipe)
-        if is_main_process():
-            print_plain(f"starts from {_start_text(steps, model)}")
+        run = run or Path("runs") / model.resolve().name / Path(recipe).stem
+        ready = f"{model} is ready: segserve archive {model}"
+
+        def begin(finished: int) -> None:
+            """Writes the model folder, as all that the run needs is known to be good now."""
+            nonlocal ready
+            write_new_record(record, model)
+            if class_file:
+                models.keep_class_file(class_file, model)
+            write_recipe(steps, model / recipe)
+            progress.update(task, completed=finished)
+            if finished < steps.steps:
+                print_plain(f"starts from {_start_text(steps, model)}")
+            else:
+                ready = (
+                    f"the run in {run} was finished before, so {model} has its weights; to train "
+                    "again, remove it, or give another folder with --run"
+                )
+
         with progress_bar("step", shown=is_main_process()) as progress:
+            task = progress.add_task("", total=steps.steps)
             network = train_network(
                 model,
                 steps,
                 training,
-                run or Path("runs") / model.resolve().name / Path(recipe).stem,
-                _shown_in(progress, steps.steps),
+                run,
+                _shown_in(progress, task),
+                record=record,
+                begin=begin,
                 validate=partial(validation_iou, record, measured.data) if measured else None,
                 checkpoint_every=checkpoint_every,
                 validate_every=validate_every,
@@ -252,7 +269,7 @@ def train(
         if measured:
             report = measure_model(model, measured.data, dataset=dataset_name(data))
             print_plain(f"mean IoU {report.mean_iou:.4f} on {val}")
-        print_plain(f"{model} is ready: segserve archive {model}")
+        print_plain(ready)
 
 
 def _start_text(recipe: Recipe, model: Path) -> str:
@@ -268,9 +285,8 @@ def _start_text(recipe: Recipe, model: Path) -> str:
     return f"the backbone of {recipe.backbone_weights}; the head is random"
 
 
-def _shown_in(progress: Progress, steps: int) -> "Callable[[StepReport], None]":
+def _shown_in(progress: Progress, task: TaskID) -> "Callable[[StepReport], None]":
     """Returns a function that shows loss and latest mean IoU in the progress bar."""
-    task = progress.add_task("", total=steps)
     mean_iou = ""
 
     def show(report: "StepReport") -> None:

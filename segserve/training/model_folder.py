@@ -2,12 +2,14 @@
 from, and the trained weights.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import timm
 import torch
 import torchvision
+from safetensors.torch import save
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -40,7 +42,7 @@ def record_for(
     classes: Sequence[ClassInfo] | None,
     *,
     size_px: int | None,
-    licence: str,
+    licence: str | None,
     start: Path | None = None,
 ) -> ModelRecord:
     """The record of the folder, or of a new model. Nothing is written.
@@ -50,14 +52,15 @@ def record_for(
             input rule, and its classes unless there are others.
         architecture: fields of a new model's architecture. Those of an existing record must agree.
         size_px: longer side of an image at the input of a new model's network; None for the
-            default, or for the size of `start`.
+            default, or for the size of `start`. That of an existing record must agree.
+        licence: of a new model's weights. That of an existing record must agree.
 
     Raises:
         ModelError: the folder's record is broken or disagrees, the new model lacks classes or a
             backbone, or the backbone does not have what the head needs.
     """
     if (folder / RECORD_FILE).exists():
-        return _existing_record(folder, architecture, classes)
+        return _existing_record(folder, architecture, classes, size_px, licence)
     source = "segserve train"
     if start is not None:
         other = read_record(start)
@@ -79,7 +82,7 @@ def record_for(
         "name": folder.resolve().name,
         "version": "1.0",
         "summary": f"DeepLabV3 ({checked.head} head) on {checked.backbone}, {len(classes)} classes",
-        "licence": licence,
+        "licence": licence or "not stated",
         "source": source,
         "architecture": checked,
         "input": rule,
@@ -89,14 +92,22 @@ def record_for(
 
 
 def _existing_record(
-    folder: Path, architecture: Mapping[str, object], classes: Sequence[ClassInfo] | None
+    folder: Path,
+    architecture: Mapping[str, object],
+    classes: Sequence[ClassInfo] | None,
+    size_px: int | None,
+    licence: str | None,
 ) -> ModelRecord:
     record = read_record(folder)
     known = record.architecture
     requested = validated({**known.model_dump(), **architecture}, Architecture, "flags")
     differing = [name for name in architecture if getattr(requested, name) != getattr(known, name)]
-    if classes and tuple(classes) != record.classes:
-        differing.append("classes")
+    known_others = {
+        "classes": (classes and tuple(classes), record.classes),
+        "size_px": (size_px, record.input.resize.size_px),
+        "licence": (licence, record.licence),
+    }
+    differing += [name for name, (given, own) in known_others.items() if given and given != own]
     if differing:
         raise ModelError(
             f"{folder / RECORD_FILE} does not agree with {_flags(differing)}: leave that out, or "
@@ -211,15 +222,21 @@ def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> Mod
     Accuracy, calibration and activation ranges of earlier weights are removed from the record,
     which is returned. Raises ValueError if a weight is not finite in half precision.
     """
-    weights = write_weights(
-        {name: _in_half_precision(name, tensor) for name, tensor in network.state_dict().items()},
-        folder,
-    )
+    weights = write_weights(_halved(network), folder)
     trained = record.model_copy(
         update={"weights": weights, "accuracy": None, "calibration": None, "int8": None}
     )
     write_record(trained, folder)
     return trained
+
+
+def exported_sha256(network: nn.Module) -> str:
+    """The SHA-256 of the weights that `export_weights` writes. Raises as it does."""
+    return hashlib.sha256(save(_halved(network))).hexdigest()
+
+
+def _halved(network: nn.Module) -> dict[str, Tensor]:
+    return {name: _in_half_precision(name, tensor) for name, tensor in network.state_dict().items()}
 
 
 def _in_half_precision(name: str, tensor: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Bad data is reported in one line, before the first step, by all commands that read data sets."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,6 +189,50 @@ def test_evaluate_class_file_of_other_classes_is_an_error(mapped):
     (model / "classes.yaml").write_text(CLASSES)
     line = error_line("evaluate", model, *names)
     assert "classes.yaml: its classes are not those of model.yaml" in line
+
+
+# What a run finds
+
+
+def test_train_finished_run_says_so(data, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = "train", model, "--data", data, "--start", "model", *SMALL
+    assert "model is ready" in run(*command).stdout
+    weights = (model / "weights.safetensors").read_bytes()
+    again = run(*command)
+    assert again.exit_code == 0, again.stderr
+    assert again.stdout.startswith(f"the run in {Path('runs/model/recipe')} was finished before")
+    assert "is ready" not in again.stdout
+    assert "1/1" in again.stderr
+    assert "0/1" not in again.stderr
+    assert (model / "weights.safetensors").read_bytes() == weights
+
+
+def test_train_size_or_licence_of_an_existing_model_is_an_error(data, model):
+    before = contents(model)
+    flags = "--size-px", "96", "--licence", "MIT"
+    line = error_line(*arguments("train", model, data, *flags))
+    assert "model.yaml does not agree with --size-px, --licence: leave that out" in line
+    assert contents(model) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--backbone-weights", "typo.pth"), "typo.pth: there is no such file"),
+        (("--start-share", "0.5"), "start_share is 0.5"),
+        (("--start", "model"), "the record names no weights"),
+    ],
+    ids=["weights", "recipe", "start"],
+)
+def test_train_new_model_that_cannot_start_leaves_no_folder(
+    data, tmp_path, monkeypatch, more, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(CLASSES)
+    flags = "--classes", "own.yaml", "--backbone", "test_efficientnet", *SMALL
+    assert message in error_line("train", "new", "--data", data, *flags, *more)
+    assert not (tmp_path / "new").exists()
 
 
 # --data is a COCO JSON file
