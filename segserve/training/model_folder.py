@@ -149,18 +149,23 @@ def write_new_record(record: ModelRecord, folder: Path) -> None:
         write_record(record, folder)
 
 
-def load_start(network: SegmentationNetwork, start: Path) -> None:
-    """Loads the weights of another model, in place. A classifier with other classes keeps its
-    random values. Raises ModelError if the other model has another architecture.
+def load_start(network: SegmentationNetwork, record: ModelRecord, start: Path) -> None:
+    """Loads the weights of another model, in place. A classifier with other classes than those of
+    the record keeps its random values. Raises ModelError if the other model has another
+    architecture.
     """
-    given, own = load_network(read_record(start), start).state_dict(), network.state_dict()
+    other = read_record(start)
+    given, own = load_network(other, start).state_dict(), network.state_dict()
+    if other.labels != record.labels:
+        for name in [name for name in own if name.startswith("head.")][-_CLASSIFIER_TENSORS:]:
+            del own[name]
     shapes = {name: tensor.shape for name, tensor in given.items()}
-    kept = [name for name, tensor in own.items() if shapes.get(name) != tensor.shape]
-    if not all(name.startswith("head.") for name in kept) or len(kept) > _CLASSIFIER_TENSORS:
+    differing = [name for name, tensor in own.items() if shapes.get(name) != tensor.shape]
+    if differing:
         raise ModelError(
-            f"{start}: has another architecture than the model to train; first: {kept[0]}"
+            f"{start}: has another architecture than the model to train; first: {differing[0]}"
         )
-    network.load_state_dict({name: given[name] for name in own.keys() - set(kept)}, strict=False)
+    network.load_state_dict({name: given[name] for name in own}, strict=False)
 
 
 def load_backbone(backbone: nn.Module, name: str, source: str) -> None:

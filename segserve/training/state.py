@@ -220,7 +220,7 @@ def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> Segme
     else:
         network = build_network(record.architecture, len(record.classes))
     if recipe.starts_from_other:
-        load_start(network, model_named(recipe.start))
+        load_start(network, record, model_named(recipe.start))
     elif recipe.start == "backbone":
         load_backbone(network.backbone, record.architecture.backbone, recipe.backbone_weights)
     network.train()
