@@ -186,13 +186,18 @@ def _renamed_for(backbone: nn.Module, published: Mapping[str, Tensor]) -> dict[s
     """The tensors with the backbone's own names.
 
     timm makes a backbone from a classifier either by wrapping it (`model.stages.0...`) or by moving
-    its stages to the top (`stages_0...`).
+    its stages to the top (`stages_0...`). torchvision's mobilenets are `features` and a classifier.
     """
     own = backbone.state_dict().keys()
     aliased = {
         alias: tensor
         for name, tensor in published.items()
-        for alias in (name, f"model.{name}", name.replace(".", "_", 1))
+        for alias in (
+            name,
+            f"model.{name}",
+            name.replace(".", "_", 1),
+            name.removeprefix("features."),
+        )
     }
     return {name: aliased[name] for name in own & aliased.keys()}
 
@@ -218,7 +223,7 @@ def _published_state(name: str, source: str) -> Mapping[str, Tensor]:
             "--backbone-weights, or start from a model with --start"
         ) from error
     state: Mapping[str, Tensor] = model.state_dict()
-    return {key.removeprefix("features."): tensor for key, tensor in state.items()}
+    return state
 
 
 def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> ModelRecord:

@@ -63,7 +63,7 @@ def test_compare_intervals_contain_the_difference_and_are_the_same_each_time(dat
 
 
 def test_compare_samples_without_a_class_do_not_count(tmp_path):
-    """A cat in one of ten images. Both models see cats in the others, the second half of the cat."""
+    """A cat in one of ten images, of which the second model sees half. Both see cats elsewhere."""
     maps = [np.full((4, 4), n == 9, np.uint8) for n in range(10)]
     for n, labels in enumerate(maps):
         write_pair(tmp_path, f"p{n}", noise(4, 4, n), labels)

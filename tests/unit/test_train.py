@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -480,6 +481,17 @@ def test_load_backbone_from_a_classifier_with_other_names_loads_every_tensor(
     torch.testing.assert_close(
         backbone.eval()(image)[-1], classifier.eval().forward_features(image)
     )
+
+
+def test_load_backbone_from_a_mobilenet_of_torchvision_loads_every_tensor(tmp_path):
+    classifier = torchvision.models.mobilenet_v3_large()
+    torch.save(classifier.state_dict(), tmp_path / "mobilenet.pth")
+    architecture = Architecture(backbone="torchvision.mobilenet_v3_large")
+    backbone, _ = build_backbone(architecture)
+    load_backbone(backbone, architecture.backbone, str(tmp_path / "mobilenet.pth"))
+    published = classifier.features.state_dict()
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, published[name])
 
 
 def test_load_backbone_incomplete_file_raises_and_names_a_tensor(tmp_path):
