@@ -209,7 +209,12 @@ def train(
     from ..training.data import dataset_name, read_class_file
     from ..training.loop import train as train_network
     from ..training.loop import validation_iou
-    from ..training.model_folder import export_weights, record_for, write_new_record
+    from ..training.model_folder import (
+        export_weights,
+        exported_sha256,
+        record_for,
+        write_new_record,
+    )
     from ..training.pages import measure_model
     from ..training.state import is_main_process
 
@@ -265,7 +270,10 @@ def train(
             )
         if not is_main_process():
             return
-        export_weights(network, read_record(model), model)
+        record = read_record(model)
+        # The same weights keep their calibration and ranges, which `export_weights` removes.
+        if record.weights is None or record.weights.sha256 != exported_sha256(network):
+            export_weights(network, record, model)
         if measured:
             report = measure_model(model, measured.data, dataset=dataset_name(data))
             print_plain(f"mean IoU {report.mean_iou:.4f} on {val}")
