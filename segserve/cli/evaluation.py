@@ -91,9 +91,9 @@ def evaluate(
 
         folder = (model_source if server else model_folder)(model)
         record, options = read_record(folder), Options.model_validate(given)
-        labelled = models.open_checked(
-            data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
-        ).data
+        labelled = models.open_for_model(
+            folder, data, split, images, ignore_id, crowds, skip_broken
+        )
         opened = (
             served_model(server, record, labelled, options, name=name, token=token)
             if server
@@ -133,10 +133,9 @@ def calibrate(
 
     with errors_in_one_line():
         folder = model_folder(model)
-        record = read_record(folder)
-        labelled = models.open_checked(
-            data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
-        ).data
+        labelled = models.open_for_model(
+            folder, data, split, images, ignore_id, crowds, skip_broken
+        )
         name = f"{dataset_name(data)} {labelled.split}"
         with image_count(len(labelled.names)) as report_count:
             found = calibrate_model(folder, labelled, report_count, dataset=name)
@@ -182,9 +181,9 @@ def compare(
             raise ModelError("the first of the two is a model; give the server second")
         folder = model_folder(first)
         record = read_record(folder)
-        labelled = models.open_checked(
-            data, split, "dev", record.classes, images, ignore_id, crowds, skip_broken
-        ).data
+        labelled = models.open_for_model(
+            folder, data, split, images, ignore_id, crowds, skip_broken
+        )
         other = (
             served_model(second, record, labelled, Options(), token=token)
             if second.startswith(_SERVER)

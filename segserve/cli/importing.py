@@ -1,5 +1,7 @@
 """The command `segserve import`."""
 
+import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,9 +10,10 @@ import typer
 
 from ..resources import model_source
 from ..runtime.errors import ModelError
+from ..runtime.record import ClassInfo
 from .app import MAKE, app, console, errors_in_one_line, print_plain, progress_bar
 from .bulk import given_options
-from .models import ImagesOption, TrainSplitOption, open_checked
+from .models import ImagesOption, TrainSplitOption, keep_class_file, open_for_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +95,7 @@ def import_model(
         from ..importing.model import import_checkpoint
         from ..training.data.files import read_image
 
-        folder = output or Path("model") / checkpoint.resolve().stem
+        folder = output or Path("model") / _model_name(checkpoint.resolve().stem)
         reference = _read_reference(compare) if compare else None
         imported = import_checkpoint(
             checkpoint,
@@ -110,6 +113,8 @@ def import_model(
             image_rgb=read_image(image) if image else None,
             check=partial(_check_agreement, reference=reference),
         )
+        if classes and Path(classes).is_file():
+            keep_class_file(Path(classes), folder)
         for note in imported.notes:
             print_plain(note)
         if image:
@@ -119,12 +124,17 @@ def import_model(
         print_plain(f"{folder} is ready: segserve serve {folder}")
 
 
-def _labels(classes: str) -> tuple[str, ...]:
+def _model_name(stem: str) -> str:
+    """A name that a record may have, such as epoch-10-step-200 for epoch=10-step=200."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", stem).lstrip("-_.") or "imported"
+
+
+def _labels(classes: str) -> "Sequence[str | ClassInfo]":
     if not Path(classes).is_file():
         return tuple(name.strip() for name in classes.split(","))
     from ..training.data import read_class_file
 
-    return tuple(info.label for info in read_class_file(Path(classes)).classes)
+    return read_class_file(Path(classes)).classes
 
 
 def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
@@ -169,20 +179,18 @@ def _check_agreement(label_map: "LabelMap", reference: "NDArray[np.int64] | None
 def _import_google(
     file: Path, output: Path | None, data: Path | None, images: Path | None, split: str | None
 ) -> None:
-    from ..runtime.record import read_record
     from ..training.reference import import_reference
 
     if output is None or data is None:
         raise ModelError(f"{file.name} needs --output, an existing model, and --data")
     folder = model_source(str(output))
-    classes = read_record(folder).classes
-    checked = open_checked(data, split, "train", classes, images)
+    labelled = open_for_model(folder, data, split, images, default_split="train")
     with progress_bar("image") as progress:
         task = progress.add_task("")
         import_reference(
             file,
             folder,
-            checked.data,
+            labelled,
             lambda finished, total: progress.update(task, completed=finished, total=total),
         )
     print_plain(

@@ -17,7 +17,9 @@ from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from ..bulk.sources import find_sources
 from ..resources import model_names, model_source, require_packages
-from ..runtime.record import ClassInfo, read_record
+from ..runtime.errors import ModelError
+from ..runtime.files import write_whole
+from ..runtime.record import RECORD_FILE, ClassInfo, read_record
 from ..schema.request import Mode, Tta
 from .app import (
     MAKE,
@@ -34,7 +36,7 @@ from .app import (
 if TYPE_CHECKING:
     from ..exporting.write import ExportReport
     from ..local import LocalSegmenter
-    from ..training.data import CheckedSplit
+    from ..training.data import CheckedSplit, LabelledImages
 
 
 @app.command(rich_help_panel=MAKE)
@@ -117,6 +119,59 @@ def open_checked(
     return checked
 
 
+CLASS_FILE = "classes.yaml"
+
+
+def keep_class_file(path: Path, folder: Path) -> None:
+    """Copies a class file into a model folder, if its categories are not the class names."""
+    from ..training.data import read_class_file
+
+    listed, kept = read_class_file(path), folder / CLASS_FILE
+    if kept.exists() or listed.categories != {c.label: n for n, c in enumerate(listed.classes)}:
+        write_whole(kept, path.read_bytes())
+
+
+def kept_class_file(folder: Path) -> Path | None:
+    """The class file in a model folder, if there is one. Raises ModelError if its classes are not
+    those of the record.
+    """
+    from ..training.data import read_class_file
+
+    path = folder / CLASS_FILE
+    if not path.is_file():
+        return None
+    if tuple(info.label for info in read_class_file(path).classes) != read_record(folder).labels:
+        raise ModelError(
+            f"{path}: its classes are not those of {RECORD_FILE}: correct or remove it"
+        )
+    return path
+
+
+def classes_of(folder: Path) -> tuple[Sequence[ClassInfo], Mapping[str, int] | None]:
+    """The classes of a model, and the categories of each if its folder has a class file."""
+    from ..training.data import read_class_file
+
+    path = kept_class_file(folder)
+    return read_record(folder).classes, read_class_file(path).categories if path else None
+
+
+def open_for_model(
+    folder: Path,
+    data: Path,
+    split: str | None,
+    images: Path | None = None,
+    ignore_id: str = "255",
+    crowds: Crowds = "ignore",
+    skip_broken: bool = False,
+    *,
+    default_split: str = "dev",
+) -> "LabelledImages":
+    """As `open_checked`, with the classes and categories of a model folder."""
+    classes, categories = classes_of(folder)
+    reading = images, ignore_id, crowds, skip_broken, categories
+    return open_checked(data, split, default_split, classes, *reading).data
+
+
 _CHECK = "What verifies it, besides generated pictures"
 _DEFAULT_OUTPUT = Path("build")
 
@@ -161,7 +216,7 @@ def export_model(
         require_packages("torch", "onnx", "onnxruntime")
         folder = model_folder(model)
         record = read_record(folder)
-        labelled = open_checked(data, split, "dev", record.classes).data if data else None
+        labelled = open_for_model(folder, data, split) if data else None
         from ..exporting.write import Checks, ExportFormat, export_onnx, export_repository
 
         kind = ExportFormat(format)

@@ -11,12 +11,12 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from ..recipe import Recipe
 from ..resources import model_source
 from ..runtime.errors import ModelError
-from ..runtime.record import Architecture, ClassInfo, Strict, read_record
+from ..runtime.record import RECORD_FILE, Architecture, ClassInfo, Strict, read_record
 from . import models
 from .app import (
     MAKE,
@@ -82,8 +82,8 @@ def _listed_classes(
     from ..training.data import read_class_file
 
     if model:
-        return read_record(model_source(model)).classes, None
-    path = classes or data / "classes.yaml"
+        return models.classes_of(model_source(model))
+    path = classes or data / models.CLASS_FILE
     if not path.is_file():
         raise ModelError(f"{path}: there is no class file; name one with --classes, or --model")
     listed = read_class_file(path)
@@ -185,7 +185,9 @@ def train(
             min=32, help="longer side of a new model's input; default: that of --start, or 448"
         ),
     ] = None,
-    licence: Annotated[str, typer.Option(help="licence of a new model's weights")] = "not stated",
+    licence: Annotated[
+        str | None, typer.Option(help="licence of a new model's weights; default: not stated")
+    ] = None,
     recipe: Annotated[
         str, typer.Option(help="file in the model folder; flags override it")
     ] = "recipe.yaml",
@@ -207,36 +209,60 @@ def train(
     from ..training.data import dataset_name, read_class_file
     from ..training.loop import train as train_network
     from ..training.loop import validation_iou
-    from ..training.model_folder import export_weights, record_for, write_new_record
+    from ..training.model_folder import (
+        export_weights,
+        exported_sha256,
+        record_for,
+        write_new_record,
+    )
     from ..training.pages import measure_model
     from ..training.state import is_main_process
 
     with errors_in_one_line():
-        listed = read_class_file(classes) if classes else None
-        labels, categories = (listed.classes, listed.categories) if listed else (None, None)
+        labels = read_class_file(classes).classes if classes else None
         fields = given_for(Architecture, given)
         steps = recipe_with(model / recipe, given_for(Recipe, given))
         start = model_folder(steps.start) if steps.starts_from_other else None
         record = record_for(model, fields, labels, size_px=size_px, licence=licence, start=start)
         if start and not (model / recipe).exists():
             steps = steps.at_size(record.input.resize.size_px, given)
+        known = model if (model / RECORD_FILE).exists() else start
+        class_file = classes or (models.kept_class_file(known) if known else None)
+        categories = read_class_file(class_file).categories if class_file else None
         reading = images, ignore_id, crowds, skip_broken, categories
         training = models.open_checked(data, split, "train", record.classes, *reading)
         measured = (
             models.open_checked(data, val, "train", record.classes, *reading) if val else None
         )
-        # The model folder is written only now that classes, data and splits are known to be good.
-        write_new_record(record, model)
-        write_recipe(steps, model / recipe)
-        if is_main_process():
-            print_plain(f"starts from {_start_text(steps, model)}")
+        run = run or Path("runs") / model.resolve().name / Path(recipe).stem
+        ready = f"{model} is ready: segserve archive {model}"
+
+        def begin(finished: int) -> None:
+            """Writes the model folder, as all that the run needs is known to be good now."""
+            nonlocal ready
+            write_new_record(record, model)
+            if class_file:
+                models.keep_class_file(class_file, model)
+            write_recipe(steps, model / recipe)
+            progress.update(task, completed=finished)
+            if finished < steps.steps:
+                print_plain(f"starts from {_start_text(steps, model)}")
+            else:
+                ready = (
+                    f"the run in {run} was finished before, so {model} has its weights; to train "
+                    "again, remove it, or give another folder with --run"
+                )
+
         with progress_bar("step", shown=is_main_process()) as progress:
+            task = progress.add_task("", total=steps.steps)
             network = train_network(
                 model,
                 steps,
                 training,
-                run or Path("runs") / model.resolve().name / Path(recipe).stem,
-                _shown_in(progress, steps.steps),
+                run,
+                _shown_in(progress, task),
+                record=record,
+                begin=begin,
                 validate=partial(validation_iou, record, measured.data) if measured else None,
                 checkpoint_every=checkpoint_every,
                 validate_every=validate_every,
@@ -244,11 +270,14 @@ def train(
             )
         if not is_main_process():
             return
-        export_weights(network, read_record(model), model)
+        record = read_record(model)
+        # The same weights keep their calibration and ranges, which `export_weights` removes.
+        if record.weights is None or record.weights.sha256 != exported_sha256(network):
+            export_weights(network, record, model)
         if measured:
             report = measure_model(model, measured.data, dataset=dataset_name(data))
             print_plain(f"mean IoU {report.mean_iou:.4f} on {val}")
-        print_plain(f"{model} is ready: segserve archive {model}")
+        print_plain(ready)
 
 
 def _start_text(recipe: Recipe, model: Path) -> str:
@@ -264,9 +293,8 @@ def _start_text(recipe: Recipe, model: Path) -> str:
     return f"the backbone of {recipe.backbone_weights}; the head is random"
 
 
-def _shown_in(progress: Progress, steps: int) -> "Callable[[StepReport], None]":
+def _shown_in(progress: Progress, task: TaskID) -> "Callable[[StepReport], None]":
     """Returns a function that shows loss and latest mean IoU in the progress bar."""
-    task = progress.add_task("", total=steps)
     mean_iou = ""
 
     def show(report: "StepReport") -> None:

@@ -5,7 +5,9 @@ A checkpoint is a state dict, wrapped and prefixed as training programs save it,
 segmentation_models_pytorch or Hugging Face wrote.
 """
 
+import argparse
 import json
+import pathlib
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +45,24 @@ _WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "n
 _AVERAGES = ("model_ema", "ema", "ema_state_dict", "ema_model")
 _PACKAGING = ("_orig_mod", "module")  # of torch.compile and of data parallelism
 
+# What training programs save beside the tensors, under the names that pickle has for it: data
+# without code. Paths of another system are read too, and numpy before version 2 had other names.
+_NUMBER = np.float64(0).__reduce__()[0]
+_INERT: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?bhilqBHILQefd"),
+    *((_NUMBER, f"numpy.{package}.multiarray.scalar") for package in ("_core", "core")),
+    *(
+        (kind, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for kind, name in (
+            (pathlib.PurePosixPath, "PosixPath"),
+            (pathlib.PureWindowsPath, "WindowsPath"),
+        )
+    ),
+]
+
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _MAX_DEPTH = 4
 
@@ -65,7 +85,7 @@ def import_checkpoint(
     path: Path,
     folder: Path,
     *,
-    labels: Sequence[str] | None,
+    labels: Sequence[str | ClassInfo] | None,
     size_px: int | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
@@ -77,8 +97,9 @@ def import_checkpoint(
     """Imports a checkpoint as a new model folder.
 
     Args:
-        labels: the class names, in the order of the classifier's outputs. A network with one output
-            has two classes; the name of the first may be left out.
+        labels: the classes or their names, in the order of the classifier's outputs. Names get the
+            colours of PASCAL VOC. A network with one output has two classes; the name of the first
+            may be left out.
         size_px: longer side of the network's input. `labels`, `size_px`, `mean` and `std` may be
             None if the checkpoint's folder has them.
         architecture: fields of the architecture that replace what the checkpoint or its library
@@ -203,7 +224,7 @@ def _input_rule(
 
 
 def _classes(
-    found: Recognised, labels: Sequence[str] | None, num_classes: int
+    found: Recognised, labels: Sequence[str | ClassInfo] | None, num_classes: int
 ) -> tuple[ClassInfo, ...]:
     labels = labels or found.labels
     if labels is None:
@@ -218,7 +239,8 @@ def _classes(
             + (" (the background and one more)" if found.num_classes == 1 else "")
         )
     return tuple(
-        ClassInfo(label=label, color=voc_color(class_id)) for class_id, label in enumerate(labels)
+        given if isinstance(given, ClassInfo) else ClassInfo(label=given, color=voc_color(class_id))
+        for class_id, given in enumerate(labels)
     )
 
 
@@ -258,7 +280,10 @@ def _read(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # the error below says what to do
+        with (
+            warnings.catch_warnings(action="ignore"),  # the error below says what to do
+            torch.serialization.safe_globals(_INERT),
+        ):
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )

@@ -100,7 +100,8 @@ def _summary(labels: Sequence[str], results: Sequence[_Compared]) -> Comparison:
     )
     iou = intersections.sum(0) / unions.sum(0)
     of_samples = [np.einsum("ri,imc->rmc", weights, part) for part in (intersections, unions)]
-    sampled = divided(*of_samples, where=of_samples[1] > 0)  # NaN without the class
+    with_class = weights @ np.stack([result.true[present] for result in results]) > 0
+    sampled = divided(*of_samples, where=with_class[:, None])  # NaN without the class
     differences = sampled[:, 1] - sampled[:, 0]
     rows = tuple(
         _difference(labels[int(class_id)], iou[:, index], differences[:, index])

@@ -103,6 +103,8 @@ def train(
     run: Path,
     report: Callable[[StepReport], None],
     *,
+    record: ModelRecord | None = None,
+    begin: Callable[[int], None] = lambda _finished: None,
     validate: Validate | None = None,
     checkpoint_every: int = 50,
     validate_every: int = 500,
@@ -117,6 +119,8 @@ def train(
         model: folder with the record, and with the weights if the recipe starts from the model.
         run: folder of the checkpoint, `log.csv` and the TensorBoard files.
         report: called after every step.
+        record: of a model whose folder is not written yet; by default that of the folder.
+        begin: called before the first step, with the number of steps that an earlier run finished.
         validate: returns the mean IoU of a network, in 0..1, and does not change the network.
         workers: processes that load data for this process.
 
@@ -128,16 +132,17 @@ def train(
             processes.
         FloatingPointError: the loss is not finite.
     """
-    record = read_record(model)
+    record = record or read_record(model)
     with process_group() as world:
         _check_recipe(recipe, world)
-        state = TrainingState(record, recipe, model, world)
+        state = TrainingState(record, recipe, model, data, world)
         state.resume(run)
         batches = _batches(record, recipe, data, state.step, world, workers)
         if not is_main_process():
             for images, labels in batches:
                 state.advance(images, labels)
             return state.result().eval()
+        begin(state.step)
         log = RunLog(run, state.step)
         for finished in _finished_steps(state, batches, validate, validate_every):
             log.add(finished)

@@ -2,12 +2,14 @@
 from, and the trained weights.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import timm
 import torch
 import torchvision
+from safetensors.torch import save
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -40,7 +42,7 @@ def record_for(
     classes: Sequence[ClassInfo] | None,
     *,
     size_px: int | None,
-    licence: str,
+    licence: str | None,
     start: Path | None = None,
 ) -> ModelRecord:
     """The record of the folder, or of a new model. Nothing is written.
@@ -50,14 +52,15 @@ def record_for(
             input rule, and its classes unless there are others.
         architecture: fields of a new model's architecture. Those of an existing record must agree.
         size_px: longer side of an image at the input of a new model's network; None for the
-            default, or for the size of `start`.
+            default, or for the size of `start`. That of an existing record must agree.
+        licence: of a new model's weights. That of an existing record must agree.
 
     Raises:
         ModelError: the folder's record is broken or disagrees, the new model lacks classes or a
             backbone, or the backbone does not have what the head needs.
     """
     if (folder / RECORD_FILE).exists():
-        return _existing_record(folder, architecture, classes)
+        return _existing_record(folder, architecture, classes, size_px, licence)
     source = "segserve train"
     if start is not None:
         other = read_record(start)
@@ -79,7 +82,7 @@ def record_for(
         "name": folder.resolve().name,
         "version": "1.0",
         "summary": f"DeepLabV3 ({checked.head} head) on {checked.backbone}, {len(classes)} classes",
-        "licence": licence,
+        "licence": licence or "not stated",
         "source": source,
         "architecture": checked,
         "input": rule,
@@ -89,14 +92,22 @@ def record_for(
 
 
 def _existing_record(
-    folder: Path, architecture: Mapping[str, object], classes: Sequence[ClassInfo] | None
+    folder: Path,
+    architecture: Mapping[str, object],
+    classes: Sequence[ClassInfo] | None,
+    size_px: int | None,
+    licence: str | None,
 ) -> ModelRecord:
     record = read_record(folder)
     known = record.architecture
     requested = validated({**known.model_dump(), **architecture}, Architecture, "flags")
     differing = [name for name in architecture if getattr(requested, name) != getattr(known, name)]
-    if classes and tuple(classes) != record.classes:
-        differing.append("classes")
+    known_others = {
+        "classes": (classes and tuple(classes), record.classes),
+        "size_px": (size_px, record.input.resize.size_px),
+        "licence": (licence, record.licence),
+    }
+    differing += [name for name, (given, own) in known_others.items() if given and given != own]
     if differing:
         raise ModelError(
             f"{folder / RECORD_FILE} does not agree with {_flags(differing)}: leave that out, or "
@@ -138,18 +149,23 @@ def write_new_record(record: ModelRecord, folder: Path) -> None:
         write_record(record, folder)
 
 
-def load_start(network: SegmentationNetwork, start: Path) -> None:
-    """Loads the weights of another model, in place. A classifier with other classes keeps its
-    random values. Raises ModelError if the other model has another architecture.
+def load_start(network: SegmentationNetwork, record: ModelRecord, start: Path) -> None:
+    """Loads the weights of another model, in place. A classifier with other classes than those of
+    the record keeps its random values. Raises ModelError if the other model has another
+    architecture.
     """
-    given, own = load_network(read_record(start), start).state_dict(), network.state_dict()
+    other = read_record(start)
+    given, own = load_network(other, start).state_dict(), network.state_dict()
+    if other.labels != record.labels:
+        for name in [name for name in own if name.startswith("head.")][-_CLASSIFIER_TENSORS:]:
+            del own[name]
     shapes = {name: tensor.shape for name, tensor in given.items()}
-    kept = [name for name, tensor in own.items() if shapes.get(name) != tensor.shape]
-    if not all(name.startswith("head.") for name in kept) or len(kept) > _CLASSIFIER_TENSORS:
+    differing = [name for name, tensor in own.items() if shapes.get(name) != tensor.shape]
+    if differing:
         raise ModelError(
-            f"{start}: has another architecture than the model to train; first: {kept[0]}"
+            f"{start}: has another architecture than the model to train; first: {differing[0]}"
         )
-    network.load_state_dict({name: given[name] for name in own.keys() - set(kept)}, strict=False)
+    network.load_state_dict({name: given[name] for name in own}, strict=False)
 
 
 def load_backbone(backbone: nn.Module, name: str, source: str) -> None:
@@ -170,13 +186,18 @@ def _renamed_for(backbone: nn.Module, published: Mapping[str, Tensor]) -> dict[s
     """The tensors with the backbone's own names.
 
     timm makes a backbone from a classifier either by wrapping it (`model.stages.0...`) or by moving
-    its stages to the top (`stages_0...`).
+    its stages to the top (`stages_0...`). torchvision's mobilenets are `features` and a classifier.
     """
     own = backbone.state_dict().keys()
     aliased = {
         alias: tensor
         for name, tensor in published.items()
-        for alias in (name, f"model.{name}", name.replace(".", "_", 1))
+        for alias in (
+            name,
+            f"model.{name}",
+            name.replace(".", "_", 1),
+            name.removeprefix("features."),
+        )
     }
     return {name: aliased[name] for name in own & aliased.keys()}
 
@@ -202,7 +223,7 @@ def _published_state(name: str, source: str) -> Mapping[str, Tensor]:
             "--backbone-weights, or start from a model with --start"
         ) from error
     state: Mapping[str, Tensor] = model.state_dict()
-    return {key.removeprefix("features."): tensor for key, tensor in state.items()}
+    return state
 
 
 def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> ModelRecord:
@@ -211,15 +232,21 @@ def export_weights(network: nn.Module, record: ModelRecord, folder: Path) -> Mod
     Accuracy, calibration and activation ranges of earlier weights are removed from the record,
     which is returned. Raises ValueError if a weight is not finite in half precision.
     """
-    weights = write_weights(
-        {name: _in_half_precision(name, tensor) for name, tensor in network.state_dict().items()},
-        folder,
-    )
+    weights = write_weights(_halved(network), folder)
     trained = record.model_copy(
         update={"weights": weights, "accuracy": None, "calibration": None, "int8": None}
     )
     write_record(trained, folder)
     return trained
+
+
+def exported_sha256(network: nn.Module) -> str:
+    """The SHA-256 of the weights that `export_weights` writes. Raises as it does."""
+    return hashlib.sha256(save(_halved(network))).hexdigest()
+
+
+def _halved(network: nn.Module) -> dict[str, Tensor]:
+    return {name: _in_half_precision(name, tensor) for name, tensor in network.state_dict().items()}
 
 
 def _in_half_precision(name: str, tensor: Tensor) -> Tensor:

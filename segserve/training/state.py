@@ -2,6 +2,8 @@
 checkpoints from which an interrupted run continues.
 """
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -25,12 +27,13 @@ from ..recipe import Recipe
 from ..runtime.errors import ModelError
 from ..runtime.files import whole_file
 from ..runtime.network import SegmentationNetwork, build_network, load_network
-from ..runtime.record import ModelRecord
-from .data import IGNORED
+from ..runtime.record import ModelRecord, named_weights, read_record, sha256_of
+from .data import IGNORED, CheckedSplit
 from .depthwise import use_fast_depthwise
-from .model_folder import load_backbone, load_start
+from .model_folder import exported_sha256, load_backbone, load_start
 
 CHECKPOINT_FILE = "checkpoint.pt"
+_START = "starting weights"
 _MOMENTUM, _WEIGHT_DECAY, _POLY_POWER = 0.9, 1e-4, 0.9
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -86,12 +89,18 @@ def read_checkpoint(run: Path) -> Any:  # noqa: ANN401 - as it was written
 class TrainingState:
     """Network, moving average, optimizer and schedule after `step` finished steps."""
 
-    def __init__(self, record: ModelRecord, recipe: Recipe, model: Path, world: World) -> None:
+    def __init__(
+        self, record: ModelRecord, recipe: Recipe, model: Path, data: CheckedSplit, world: World
+    ) -> None:
         self.step = 0
         self._recipe, self._world = recipe, world
         self._origin = {
             "recipe": recipe.model_dump(),
             "architecture": record.architecture.model_dump(),
+            "classes": list(record.labels),
+            "input rule": record.input.model_dump(),
+            _START: _starting_sha256(record, recipe),
+            "data": _fingerprint(data),
         }
         network = _starting_network(record, recipe, model).to(world.device)
         network.to(memory_format=torch.channels_last)
@@ -154,19 +163,28 @@ class TrainingState:
         """Continues from the run's last checkpoint, if there is one.
 
         Raises:
-            ModelError: the checkpoint is of another recipe or architecture.
+            ModelError: the checkpoint is of another recipe or architecture, other classes, data or
+                starting weights.
         """
         checkpoint = read_checkpoint(run)
         if checkpoint is None:
             return
-        if checkpoint["origin"] != self._origin:
-            raise ModelError(
-                f"{run}: holds a run of another recipe or architecture; remove it, or give another "
-                "folder with --run"
-            )
+        origin = checkpoint["origin"]
+        differing = [name for name, value in self._origin.items() if origin.get(name) != value]
+        error = ModelError(
+            f"{run}: holds another run, which differs in {', '.join(differing)}; remove it, or "
+            "give another folder with --run"
+        )
+        if differing and differing != [_START]:
+            raise error
         for name, part in self._parts().items():
             part.load_state_dict(checkpoint["states"][name])
         self.step = checkpoint["step"]
+        # A finished run may have replaced the weights in the model folder that it started from.
+        if differing and not (
+            self.is_finished and exported_sha256(self.result()) == self._origin[_START]
+        ):
+            raise error
         self._schedule = build_schedule(self._optimizer, self._recipe, finished_steps=self.step)
 
     def _parts(self) -> dict[str, Any]:
@@ -179,6 +197,22 @@ class TrainingState:
         return parts if self._start is None else {**parts, "start": self._start}
 
 
+def _starting_sha256(record: ModelRecord, recipe: Recipe) -> str | None:
+    """Of the file that a run starts from; None if there is no such file."""
+    if recipe.start == "model":
+        return named_weights(record).sha256
+    if recipe.starts_from_other:
+        return named_weights(read_record(model_named(recipe.start))).sha256
+    source = Path(recipe.backbone_weights)
+    return sha256_of(source) if source.is_file() else None
+
+
+def _fingerprint(data: CheckedSplit) -> str:
+    """Of the names of the images and the number of pixels of each class."""
+    content = [list(data.data.names), data.pixels.tolist()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> SegmentationNetwork:
     torch.manual_seed(recipe.seed)
     if recipe.start == "model":
@@ -186,7 +220,7 @@ def _starting_network(record: ModelRecord, recipe: Recipe, model: Path) -> Segme
     else:
         network = build_network(record.architecture, len(record.classes))
     if recipe.starts_from_other:
-        load_start(network, model_named(recipe.start))
+        load_start(network, record, model_named(recipe.start))
     elif recipe.start == "backbone":
         load_backbone(network.backbone, record.architecture.backbone, recipe.backbone_weights)
     network.train()

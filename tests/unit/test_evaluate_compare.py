@@ -62,6 +62,21 @@ def test_compare_intervals_contain_the_difference_and_are_the_same_each_time(dat
     assert first.mean.low < first.mean.high
 
 
+def test_compare_samples_without_a_class_do_not_count(tmp_path):
+    """A cat in one of ten images, of which the second model sees half. Both see cats elsewhere."""
+    maps = [np.full((4, 4), n == 9, np.uint8) for n in range(10)]
+    for n, labels in enumerate(maps):
+        write_pair(tmp_path, f"p{n}", noise(4, 4, n), labels)
+    write_split(tmp_path, "dev", [f"p{n}" for n in range(10)])
+    first = [labels.copy() for labels in maps]
+    for labels in first[:9]:
+        labels[0, 0] = 1
+    second = [*first[:9], first[9] * np.array([1, 1, 0, 0], np.uint8)]
+    found = compare(VocFolder(tmp_path, "dev"), predictor(*first), predictor(*second))
+    assert found.classes[1].difference == pytest.approx((8 - 16) / 25)
+    assert found.classes[1].high < 0  # the second model is worse in every sample with a cat
+
+
 def test_compare_models_with_other_classes_raises(data):
     other = predictor(*TRUTH, classes=tiny_record().classes[:2])
     with pytest.raises(ModelError, match="different classes"):

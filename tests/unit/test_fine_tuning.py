@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 
 from segserve.cli import app
 from segserve.recipe import FINE_TUNING, Recipe
-from segserve.runtime.network import load_network
-from segserve.runtime.record import read_document, read_record
+from segserve.runtime.network import build_network, load_network
+from segserve.runtime.record import Architecture, read_document, read_record
+from segserve.training.model_folder import export_weights, load_start
 
-from .tiny import write_tiny_model
+from .tiny import tiny_record, write_tiny_model
 from .voc import write_pair, write_split
 
 pytestmark = pytest.mark.slow
@@ -73,6 +74,23 @@ def test_start_from_another_model_with_its_classes_keeps_the_classifier_too(tmp_
     own = load_network(record, tmp_path / "new").state_dict()
     given = load_network(read_record(other), other).state_dict()
     torch.testing.assert_close(own["head.4.weight"], given["head.4.weight"], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("head", ["deeplabv3", "corenet", "multiscale", "deeplabv3plus"])
+def test_load_start_as_many_other_classes_get_a_random_classifier(tmp_path, head):
+    architecture = Architecture(backbone="test_efficientnet", head=head, aspp_out_channels=8)
+    given = tiny_record(architecture=architecture)
+    record = export_weights(build_network(architecture, 3), given, tmp_path)
+    start = load_network(record, tmp_path).state_dict()
+    renamed = (*given.classes[:2], given.classes[2].model_copy(update={"label": "fox"}))
+    network = build_network(architecture, 3)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    load_start(network, given.model_copy(update={"classes": renamed}), tmp_path)
+    own = network.state_dict()
+    classifier = [name for name in own if own[name].shape[:1] == (3,)]
+    assert len(classifier) == 2
+    for name in own:
+        assert torch.equal(own[name], (before if name in classifier else start)[name])
 
 
 def test_start_from_another_model_writes_a_gentle_recipe(tmp_path, data, other):

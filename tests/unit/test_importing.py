@@ -1,8 +1,9 @@
 """Checkpoints of other libraries, with random weights: after the import, the same logits."""
 
+import argparse
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, WindowsPath
 
 import numpy as np
 import pytest
@@ -356,12 +357,36 @@ class Evil:
         return (print, ("code of the file ran",))
 
 
+class SavedOnWindows:
+    def __reduce__(self):
+        return (WindowsPath, ("C:", "data"))
+
+
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
-def test_load_checkpoint_runs_no_code_of_a_file(tmp_path, capfd, zipped):
-    torch.save({"state": Evil()}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda evil: evil, lambda evil: argparse.Namespace(evil=evil)],
+    ids=["alone", "in options"],
+)
+def test_load_checkpoint_runs_no_code_of_a_file(tmp_path, capfd, zipped, wrap):
+    torch.save({"state": wrap(Evil())}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(ModelError, match=r"^w\.pth: is damaged, or holds more than tensors"):
         load_checkpoint(tmp_path / "w.pth")
     assert "ran" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
+def test_load_checkpoint_reads_options_numbers_and_paths_beside_the_tensors(tmp_path, zipped):
+    beside = {
+        "args": argparse.Namespace(lr=0.1, device=torch.device("cpu"), out=tmp_path),
+        "best": np.float64(0.5),
+        "epoch": np.int64(3),
+        "path": tmp_path,
+        "windows": SavedOnWindows(),
+    }
+    content = {"model": {"weight": torch.ones(2)}, **beside}
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    assert list(load_checkpoint(tmp_path / "w.pth").state) == ["weight"]
 
 
 def test_import_tensors_in_any_memory_layout_are_taken(tmp_path, mobilenet):
@@ -394,6 +419,20 @@ def test_import_command_writes_a_model_and_segments_a_photograph(tmp_path, mobil
     assert "photo.png: " in result.stdout
     assert f"segserve serve {tmp_path}/model/mine" in result.stdout.replace("\n", "")
     assert read_record(tmp_path / "model/mine").labels == LABELS
+
+
+def test_import_command_keeps_colours_and_categories_of_a_class_file(
+    tmp_path, mobilenet, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    torch.save(mobilenet.state_dict(), "epoch=10-step=200.ckpt")
+    text = "- background\n- {label: disc, color: [1, 2, 3], from: [ring]}\n- box\n"
+    Path("own.yaml").write_text(text)
+    result = run("epoch=10-step=200.ckpt", "--classes", "own.yaml", *KNOWN)
+    assert result.exit_code == 0, result.stderr
+    record = read_record(Path("model/epoch-10-step-200"))
+    assert [info.color for info in record.classes] == [(0, 0, 0), (1, 2, 3), (0, 128, 0)]
+    assert Path("model/epoch-10-step-200/classes.yaml").read_text() == text
 
 
 @pytest.mark.parametrize("equal", [True, False])

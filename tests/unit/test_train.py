@@ -3,11 +3,14 @@
 import csv
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -217,9 +220,43 @@ def test_train_other_recipe_in_the_same_run_raises(model, squares, tmp_path):
     train(model, RECIPE.model_copy(update={"steps": 1}), squares, tmp_path, ignore)
     with pytest.raises(
         ModelError,
-        match="holds a run of another recipe or architecture; remove it",
+        match="holds another run, which differs in recipe; remove it",
     ):
         train(model, RECIPE.model_copy(update={"steps": 2}), squares, tmp_path, ignore)
+
+
+def test_train_other_classes_data_or_input_in_the_same_run_raise(model, squares, tmp_path):
+    recipe = RECIPE.model_copy(update={"steps": 1})
+    train(model, recipe, squares, tmp_path / "run", ignore)
+    classes = tiny_record().classes
+    renamed = (*classes[:2], classes[2].model_copy(update={"label": "fox"}))
+    rule = tiny_record().input.model_copy(update={"mean": (0.1, 0.2, 0.3)})
+    for changes, data, differing in (
+        ({"classes": renamed}, squares, "classes"),
+        ({"input": rule}, squares, "input rule"),
+        ({}, replace(squares, pixels=squares.pixels + 1), "data"),
+    ):
+        write_record(tiny_record(**changes), tmp_path)
+        with pytest.raises(ModelError, match=f"another run, which differs in {differing}; "):
+            train(tmp_path, recipe, data, tmp_path / "run", ignore)
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "interrupted"])
+def test_train_other_starting_weights_in_the_same_run_raise(squares, tmp_path, finished):
+    model = write_tiny_model(tmp_path)
+    recipe = RECIPE.model_copy(update={"steps": 2, "start": "model"})
+
+    def stop(report):
+        if report.step == 2 and not finished:
+            raise InterruptedTrainingError
+
+    with suppress(InterruptedTrainingError):
+        train(model, recipe, squares, tmp_path / "run", stop, checkpoint_every=1)
+    network = tiny_network(tiny_record())
+    network.head[-1].bias.data.add_(1)
+    export_weights(network, read_record(model), model)
+    with pytest.raises(ModelError, match="another run, which differs in starting weights; "):
+        train(model, recipe, squares, tmp_path / "run", ignore)
 
 
 def test_train_start_from_the_model_begins_with_its_weights(tiny_model, squares, tmp_path):
@@ -444,6 +481,17 @@ def test_load_backbone_from_a_classifier_with_other_names_loads_every_tensor(
     torch.testing.assert_close(
         backbone.eval()(image)[-1], classifier.eval().forward_features(image)
     )
+
+
+def test_load_backbone_from_a_mobilenet_of_torchvision_loads_every_tensor(tmp_path):
+    classifier = torchvision.models.mobilenet_v3_large()
+    torch.save(classifier.state_dict(), tmp_path / "mobilenet.pth")
+    architecture = Architecture(backbone="torchvision.mobilenet_v3_large")
+    backbone, _ = build_backbone(architecture)
+    load_backbone(backbone, architecture.backbone, str(tmp_path / "mobilenet.pth"))
+    published = classifier.features.state_dict()
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, published[name])
 
 
 def test_load_backbone_incomplete_file_raises_and_names_a_tensor(tmp_path):

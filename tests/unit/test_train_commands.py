@@ -1,6 +1,7 @@
 """Bad data is reported in one line, before the first step, by all commands that read data sets."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segserve.cli import app
-from segserve.runtime.record import write_record
+from segserve.runtime.record import Calibration, ClassInfo, read_record, write_record
 
 from .coco import CAT, DOG, annotation, square, write_coco
 from .tiny import tiny_record, write_tiny_model
@@ -115,6 +116,125 @@ def test_train_bad_validation_split_is_reported_before_training(data, model, val
     before = contents(model)
     assert f"{val}.txt: " in error_line(*arguments("train", model, data, "--val", val))
     assert contents(model) == before
+
+
+# The categories of the class file
+
+MAPPED = "- background\n- label: animal\n  from: [cat, dog]\n"
+SMALL = (
+    "--steps", 1, "--batch-size", 1, "--image-px", 64, "--crop-px", 64, "--precision", "fp32",
+    "--workers", 0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def mapped(tmp_path, monkeypatch):
+    """A model that was trained with `MAPPED`, and the flags that name data with its categories."""
+    monkeypatch.chdir(tmp_path)
+    folder, animals = tmp_path / "mapped", ClassInfo(label="animal", color=(1, 2, 3))
+    folder.mkdir()
+    write_tiny_model(folder, classes=(tiny_record().classes[0], animals))
+    (folder / "classes.yaml").write_text(MAPPED)
+    drawn = [annotation(square(0, 0, 20), kind, image) for image, kind in ((1, CAT), (2, DOG))]
+    path = write_coco(tmp_path / "coco", drawn, count=2)
+    return folder, ("--data", path, "--images", tmp_path / "coco" / "train")
+
+
+def test_train_keeps_a_class_file_that_names_categories(mapped, tmp_path):
+    (tmp_path / "own.yaml").write_text(MAPPED)
+    flags = "--classes", "own.yaml", "--backbone", "test_efficientnet", *SMALL
+    result = run("train", "new", *mapped[1], *flags)
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "new/classes.yaml").read_text() == MAPPED
+
+
+def test_train_keeps_no_class_file_without_categories(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(CLASSES)
+    flags = "--classes", "own.yaml", "--backbone", "test_efficientnet", *SMALL
+    result = run("train", "plain", "--data", data, *flags)
+    assert result.exit_code == 0, result.stderr
+    assert not (tmp_path / "plain/classes.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        (lambda model, data: ("evaluate", model, "--data", *data), "animal"),
+        (lambda model, data: ("calibrate", model, "--data", *data), "temperature"),
+        (lambda model, data: ("compare", model, model, "--data", *data), "animal"),
+        (lambda model, data: ("data", "check", *data, "--model", model), "animal"),
+    ],
+    ids=["evaluate", "calibrate", "compare", "check"],
+)
+def test_commands_use_the_categories_that_the_model_was_trained_with(mapped, command, output):
+    model, names = mapped
+    result = run(*command(model, names[1:]))
+    assert result.exit_code == 0, result.stderr
+    assert output in result.stdout
+
+
+def test_train_second_stage_and_start_use_the_categories_of_the_first(mapped, tmp_path):
+    model, names = mapped
+    more = "--recipe", "second.yaml", "--start", "model"
+    result = run("train", model, *names, *SMALL, *more)
+    assert result.exit_code == 0, result.stderr
+    result = run("train", "next", *names, *SMALL, "--start", model)
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "next/classes.yaml").read_text() == MAPPED
+
+
+def test_evaluate_class_file_of_other_classes_is_an_error(mapped):
+    model, names = mapped
+    (model / "classes.yaml").write_text(CLASSES)
+    line = error_line("evaluate", model, *names)
+    assert "classes.yaml: its classes are not those of model.yaml" in line
+
+
+# What a run finds
+
+
+def test_train_finished_run_says_so(data, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = "train", model, "--data", data, "--start", "model", *SMALL
+    assert "model is ready" in run(*command).stdout
+    calibration = Calibration(temperature=2, dataset="some", images=2, ece_before=0.2, ece=0.1)
+    write_record(read_record(model).model_copy(update={"calibration": calibration}), model)
+    before = contents(model)
+    again = run(*command)
+    assert again.exit_code == 0, again.stderr
+    assert again.stdout.startswith(f"the run in {Path('runs/model/recipe')} was finished before")
+    assert "is ready" not in again.stdout
+    assert "1/1" in again.stderr
+    assert "0/1" not in again.stderr
+    assert contents(model) == before
+
+
+def test_train_size_or_licence_of_an_existing_model_is_an_error(data, model):
+    before = contents(model)
+    flags = "--size-px", "96", "--licence", "MIT"
+    line = error_line(*arguments("train", model, data, *flags))
+    assert "model.yaml does not agree with --size-px, --licence: leave that out" in line
+    assert contents(model) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--backbone-weights", "typo.pth"), "typo.pth: there is no such file"),
+        (("--start-share", "0.5"), "start_share is 0.5"),
+        (("--start", "model"), "the record names no weights"),
+    ],
+    ids=["weights", "recipe", "start"],
+)
+def test_train_new_model_that_cannot_start_leaves_no_folder(
+    data, tmp_path, monkeypatch, more, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(CLASSES)
+    flags = "--classes", "own.yaml", "--backbone", "test_efficientnet", *SMALL
+    assert message in error_line("train", "new", "--data", data, *flags, *more)
+    assert not (tmp_path / "new").exists()
 
 
 # --data is a COCO JSON file
