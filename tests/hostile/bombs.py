@@ -44,6 +44,27 @@ def _scans(count: int, *, side_px: int = 4096, progressive: bool = True) -> byte
     return content[:-2] + scan * min(count, MOST_BYTES // len(scan)) + b"\xff\xd9"
 
 
+def jpeg_of_frame(marker: int, side_px: int, *, scans: int = 1) -> bytes:
+    """A grey JPEG with this start of frame, of few bytes: its scans hold next to nothing."""
+    frame = struct.pack(">BHHB", 8, side_px, side_px, 1) + bytes((1, 0x11, 0))
+    tables = _segment(0xDB, b"\0" + b"\1" * 64)
+    tables += b"".join(_segment(0xC4, bytes((kind, 1, *[0] * 16))) for kind in (0, 0x10))
+    first = (1, 0, 0) if marker & 3 == 3 else (0, 0, 0)  # lossless: the predictor, else the band
+    bands = [first, *((1, 63, 13 if bit == 13 else (bit + 1) << 4 | bit) for bit in _bits(scans))]
+    parts = [_segment(0xDA, bytes((1, 1, 0, *band))) + bytes(range(1, 30)) for band in bands]
+    return b"\xff\xd8" + tables + _segment(marker, frame) + b"".join(parts) + b"\xff\xd9"
+
+
+def _bits(scans: int) -> list[int]:
+    """The lowest bit of every scan but the first one, from 13 down to 0, again and again."""
+    return [13 - number % 14 for number in range(scans - 1)]
+
+
+def _lossless(side_px: int) -> bytes:
+    head, tail = jpeg_of_frame(0xC3, side_px)[:-31], bytes(side_px * side_px // 8 + 1)
+    return head + tail + b"\xff\xd9"
+
+
 def _hidden_scans() -> bytes:
     """Each scan behind a table that holds what looks like the end of the image."""
     content = _scans(0)
@@ -84,6 +105,15 @@ _JPEG = [
     lambda: _scans(600_000),
     lambda: _scans(80, progressive=False),
     lambda: _scans(5000, progressive=False),
+    lambda: _scans(80, side_px=8192),
+    lambda: _scans(19, side_px=8192),  # 25 in all
+    lambda: _scans(80, side_px=8192, progressive=False),
+    lambda: jpeg_of_frame(0xC2, 8192, scans=25),  # progressive
+    lambda: jpeg_of_frame(0xC2, 8192, scans=100),
+    lambda: jpeg_of_frame(0xCA, 8192, scans=100),  # progressive, arithmetic
+    lambda: jpeg_of_frame(0xC9, 8192),  # sequential, arithmetic
+    lambda: _lossless(1500),
+    lambda: _lossless(8192),
     _hidden_scans,
     lambda: whole_files()["jpeg"] + _often(whole_files()["jpeg"]),
     lambda: whole_files()["jpeg"][:-2] + _often(b"\xff\xd0"),

@@ -25,7 +25,7 @@ from segserve.runtime.errors import (
     TruncatedImageError,
     UnsupportedImageError,
 )
-from tests.hostile.bombs import tiff
+from tests.hostile.bombs import jpeg_of_frame, tiff
 from tests.hostile.damage import spliced
 from tests.hostile.whole import boundaries, whole_files
 
@@ -138,6 +138,29 @@ def test_decode_image_jpeg_of_too_many_scans_is_rejected():
     assert decode_image(scans(MAX_JPEG_SCANS), max_pixels=256).shape == (16, 16, 3)
     with pytest.raises(TooLargeError, match="more than 100 scans; save it again"):
         decode_image(scans(MAX_JPEG_SCANS + 1), max_pixels=256)
+
+
+def test_strip_jpeg_above_16_million_pixels_may_have_25_scans():
+    strip_metadata(jpeg_of_frame(0xC2, 4096, scans=26))
+    strip_metadata(jpeg_of_frame(0xC2, 4097, scans=25))
+    with pytest.raises(TooLargeError, match="more than 25 scans; save it again"):
+        strip_metadata(jpeg_of_frame(0xC2, 4097, scans=26))
+
+
+@pytest.mark.parametrize("marker", sorted({*range(0xC3, 0xD0)} - {0xC4, 0xC8, 0xCC}), ids=hex)
+def test_strip_jpeg_that_is_neither_baseline_nor_progressive_is_unsupported(marker):
+    """A lossless one writes outside its memory if it is reduced; arithmetic coding is slow."""
+    frame = rf"\(frame type SOF{marker - 0xC0}\) is not read; save it as baseline or progressive"
+    with pytest.raises(UnsupportedImageError, match=frame):
+        strip_metadata(jpeg_of_frame(marker, 64))
+    late = encoded(noise(8, 8), "JPEG")[:-2] + jpeg_of_frame(marker, 64)[2:]
+    with pytest.raises(UnsupportedImageError, match=frame):
+        strip_metadata(late)
+
+
+@pytest.mark.parametrize("marker", [0xC0, 0xC1, 0xC2], ids=hex)
+def test_decode_image_jpeg_of_a_baseline_or_progressive_frame_is_read(marker):
+    assert decode_image(jpeg_of_frame(marker, 64), max_pixels=MAX_PIXELS).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("name", ["bmp runs", "tiff big"])
