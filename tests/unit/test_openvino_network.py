@@ -5,12 +5,14 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from segserve.runtime.acceleration import openvino_model
 from segserve.runtime.acceleration.verified import OpenVinoNetwork, cpu_network
 from segserve.runtime.inference.segmenter import Segmenter, has_bf16
 from segserve.runtime.network import build_network
@@ -85,6 +87,19 @@ def test_compiled_network_leaves_the_network_as_it_was():
     torch.testing.assert_close(dict(network.state_dict()), before, rtol=0, atol=0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no malloc_trim")
+@torch.inference_mode()
+def test_compiled_network_returns_freed_memory_once_for_each_new_shape(monkeypatch):
+    network = OpenVinoNetwork(tiny_network(tiny_record()), torch.float32)
+    trimmed = []
+    library = SimpleNamespace(malloc_trim=trimmed.append)
+    monkeypatch.setattr(openvino_model.ctypes, "CDLL", lambda _: library)
+    openvino_model._release_buffers.cache_clear()
+    for side_px in (64, 96, 64, 96, 96):
+        network(torch.zeros(1, 3, 64, side_px))
+    assert trimmed == [0, 0]
+
+
 def test_compiling_opens_no_connection(monkeypatch):
     """OpenVINO's `convert_model` reports its use to a server of its makers."""
 
@@ -103,6 +118,7 @@ import signal
 import torch
 from torch import nn
 
+from segserve.runtime.acceleration import openvino_model
 from segserve.runtime.acceleration.verified import OpenVinoNetwork
 
 received = []
