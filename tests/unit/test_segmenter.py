@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
-from segserve.runtime.errors import OutOfMemoryError
+from segserve.runtime.errors import ModelError, OutOfMemoryError
 from segserve.runtime.inference import labels as labels_module
 from segserve.runtime.inference import segmenter as segmenter_module
 from segserve.runtime.inference.labels import choose_labels
 from segserve.runtime.inference.segmenter import Segmenter
-from segserve.runtime.record import InputRule, ResizeRule
+from segserve.runtime.network import build_network
+from segserve.runtime.record import Architecture, InputRule, ResizeRule
 from segserve.runtime.settings import Settings
 from segserve.runtime.telemetry import Timings
 
@@ -338,6 +339,45 @@ def test_segmenter_resize_of_settings_replaces_the_record_rule(tiny_model):
     rule = ResizeRule(size_px=96, side="shorter")
     segmenter = Segmenter.load(tiny_model, settings=Settings(precision="fp32", resize=rule))
     assert segmenter.preprocess(smooth(50, 80)).shape == (1, 3, 96, 154)
+
+
+def of_backbone(backbone: str, **rule) -> Segmenter:
+    """A network that is not compiled, whose resize rule leaves most sizes as they are."""
+    architecture = Architecture(
+        backbone=backbone,
+        head="deeplabv3plus",
+        output_stride=32,
+        aspp_rates=(1, 2),
+        aspp_out_channels=8,
+    )
+    resize = ResizeRule(size_px=96, **rule)
+    record = tiny_record(
+        architecture=architecture, input=InputRule(resize=resize, mean=(0,) * 3, std=(1,) * 3)
+    )
+    network = build_network(architecture, len(record.classes)).eval()
+    return Segmenter.of(network, record, settings=Settings(precision="fp32", fuse=False))
+
+
+def test_segmenter_of_a_network_that_fails_at_odd_sizes_names_the_rule_to_set():
+    with pytest.raises(
+        ModelError,
+        match=r"backbone dla46_c: .* 107 x 75 pixels: set input.resize.multiple_of to 32 \(",
+    ):
+        of_backbone("dla46_c")
+    segmentation = of_backbone("dla46_c", multiple_of=32).segment(noise(1, 300))
+    assert segmentation.label_map.shape == (1, 300)
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 300), (300, 1), (30, 480)], ids=str)
+@pytest.mark.parametrize("tta", ["none", "multiscale"])
+def test_segment_thin_image_of_a_network_with_a_least_size_is_padded(size_hw, tta):
+    segmenter = of_backbone("convnext_atto")
+    assert segmenter.segment(noise(*size_hw), tta=tta).label_map.shape == size_hw
+    assert segmenter.segment(noise(*size_hw), mode="slide").label_map.shape == size_hw
+
+
+def test_segment_thin_image_of_a_network_without_a_least_size_is_not_padded(tiny_segmenter):
+    assert tiny_segmenter._least_side_px == 1
 
 
 def test_preprocess_normalises_by_mean_and_std_of_the_record(tiny_model):

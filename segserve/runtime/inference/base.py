@@ -1,6 +1,7 @@
 """RGB pixels to the class of every pixel, whatever computes the network."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from math import ceil
@@ -9,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schema.request import Mode, Tta
-from ..errors import OutOfMemoryError, is_out_of_memory
+from ..errors import ModelError, OutOfMemoryError, is_out_of_memory
 from ..record import ModelRecord
 from ..settings import Settings
 from ..telemetry import Timings
-from .arrays import Array, namespace
+from .arrays import Array, as_like, namespace
 from .labels import EVERY_PIXEL, LabelRule, SegmentedImage, choose_labels
 from .logits import average_scales, blend_tiles
 from .plan import Plan, TiledScale, costs, plan_inference
@@ -22,6 +23,11 @@ from .plan import Plan, TiledScale, costs, plan_inference
 # is not the same as resizing once. With 1.5, 0.3 % of the pixels of photographs of 1,800 pixels get
 # another class; with 1.0, 1.1 % do.
 _REDUCED = 1.5
+
+# The network is checked with a size that is odd unless the rule rounds it, and with a thin one.
+_ODD_HW, _THIN_HW = (75, 107), (1, 64)
+# Some backbones, such as ConvNeXt, compute nothing below their largest stride.
+_LEAST_SIDE_PX = 32
 
 
 class BaseSegmenter(ABC):
@@ -38,10 +44,39 @@ class BaseSegmenter(ABC):
     precision: str
     backend: str
     _tiles_at_once = 1
+    _least_side_px = 1
 
     def __init__(self, record: ModelRecord, settings: Settings) -> None:
         self.record = record
         self.resize = settings.resize or record.input.resize
+
+    def _check_sizes(self, compute: Callable[[int, int], object]) -> None:
+        """Checks that the network computes every size that the resize rule gives. Pads thin images
+        from then on if the network needs it.
+
+        Args:
+            compute: the network, of an image of this height and width.
+
+        Raises:
+            ModelError: the network fails at a size that is no multiple of 32.
+        """
+        step_px = self.resize.multiple_of
+        odd_hw, thin_hw = (
+            [ceil(side_px / step_px) * step_px for side_px in size_hw]
+            for size_hw in (_ODD_HW, _THIN_HW)
+        )
+        try:
+            compute(*odd_hw)
+        except Exception as error:  # each backend raises others
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"backbone {self.record.architecture.backbone}: the network fails at an image of "
+                f"{odd_hw[1]} x {odd_hw[0]} pixels: set input.resize.multiple_of to 32 ({reason})"
+            ) from error
+        try:
+            compute(*thin_hw)
+        except Exception:
+            self._least_side_px = _LEAST_SIDE_PX
 
     @abstractmethod
     def use_threads(self, threads: int) -> None:
@@ -156,12 +191,32 @@ class BaseSegmenter(ABC):
                     pixels[..., top : top + height_px, left : left + width_px]
                     for top, left in batch
                 ]
-                inputs = self._inputs(concatenate(tiles))
+                inputs = self._inputs(_padded(concatenate(tiles), self._least_side_px))
             with timings.stage("inference"):
-                logits.append(self.infer(inputs))
+                logits.append(self._of_image(self.infer(inputs), tiled.tile_hw))
         with timings.stage("inference"):
             return blend_tiles(concatenate(logits), tiled)
+
+    def _of_image(self, logits: Array, size_hw: tuple[int, int]) -> Array:
+        """The logits of an image of this size, without those of its padding."""
+        if min(size_hw) >= self._least_side_px:
+            return logits
+        rows, columns = (ceil(side / self.record.architecture.logits_stride) for side in size_hw)
+        return logits[..., :rows, :columns]
 
     def preprocess(self, image_rgb: NDArray[np.uint8]) -> Array:
         """uint8 (H, W, 3), RGB -> the network's input, at the resize rule's size."""
         return self._inputs(self._resized(image_rgb, self.resize.size_for(*image_rgb.shape[:2])))
+
+
+def _padded(pixels: Array, least_side_px: int) -> Array:
+    """(N, 3, h, w) -> the same with sides of at least this, with copies of the last row and
+    column.
+    """
+    if min(pixels.shape[2:]) >= least_side_px:
+        return pixels
+    rows, columns = (
+        as_like(np.arange(max(side, least_side_px)).clip(0, side - 1), pixels)
+        for side in pixels.shape[2:]
+    )
+    return pixels[..., rows, :][..., columns]

@@ -109,6 +109,7 @@ class OnnxSegmenter(BaseSegmenter):
                 f"{NETWORK_FILE}: {self.backend} computes other logits on this processor than "
                 f"PyTorch: they differ by {error:.2g} standard deviations"
             )
+        self._check_sizes(lambda *size_hw: self.infer(np.zeros((1, *size_hw, 3), np.uint8)))
 
     @classmethod
     def load(cls, folder: Path, *, settings: Settings, threads: int) -> Self:

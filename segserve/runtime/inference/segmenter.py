@@ -78,8 +78,9 @@ class Segmenter(BaseSegmenter):
         device: torch.device = CPU,
         settings: Settings | None = None,
     ) -> Self:
-        """Builds the segmenter of a network, float32 on the CPU, optimised as the settings require.
-        Raises ModelError if the model does not support them.
+        """Builds the segmenter of a network, float32 on the CPU in evaluation mode, optimised as
+        the settings require. Raises ModelError if the model does not support them, or the network
+        fails at a size that the resize rule gives.
         """
         settings = settings or Settings()
         check_precision(settings, record)
@@ -90,7 +91,10 @@ class Segmenter(BaseSegmenter):
             optimized = cpu_network(network, dtype, ranges)
         elif settings.fuse and device.type == "cuda":
             optimized = gpu_fused_network(network, dtype, device)
-        return cls(optimized, record, device=device, settings=settings)
+        segmenter = cls(optimized, record, device=device, settings=settings)
+        with torch.inference_mode():
+            segmenter._check_sizes(lambda *size_hw: network(torch.zeros(1, 3, *size_hw)))
+        return segmenter
 
     def use_threads(self, threads: int) -> None:
         torch.set_num_threads(threads)  # PyTorch stores this number per thread
