@@ -13,6 +13,9 @@ from .record import ModelRecord, ResizeRule, Strict, validated
 
 CONFIG_FILE = "model-config.yaml"
 
+MAX_IMAGE_PIXELS = 178_956_970
+"""The largest `max_image_pixels`: Pillow opens no larger image."""
+
 Runtime = Literal["auto", "torch", "onnx"]
 
 
@@ -54,7 +57,8 @@ class Settings(Strict):
         acceleration: switches that are off by default, see `Acceleration`.
         threads: CPU threads of one worker; by default the machine's cores divided by the number of
             workers.
-        max_image_pixels: an image with more pixels is rejected before it is decoded.
+        max_image_pixels: an image with more pixels is rejected before it is decoded; at most
+            `MAX_IMAGE_PIXELS`.
         max_decoded_pixels: a JPEG with more pixels is decoded at 1/2, 1/4 or 1/8 of its size;
             images of other formats are rejected. It bounds the memory of a request.
         max_response_bytes: a larger response is replaced by an error. Never set it above
@@ -70,7 +74,7 @@ class Settings(Strict):
     fuse: bool = True
     acceleration: Acceleration = Acceleration()
     threads: PositiveInt | None = None
-    max_image_pixels: PositiveInt = 2**26
+    max_image_pixels: Annotated[int, Field(gt=0, le=MAX_IMAGE_PIXELS)] = 2**26
     max_decoded_pixels: PositiveInt = 2**24
     max_response_bytes: PositiveInt = 6_553_500
     resize: ResizeRule | None = None

@@ -19,7 +19,7 @@ from segserve.runtime.errors import (
     TruncatedImageError,
     UnsupportedImageError,
 )
-from segserve.runtime.settings import PixelLimits
+from segserve.runtime.settings import MAX_IMAGE_PIXELS, PixelLimits
 
 from .images import encoded, noise, smooth
 
@@ -228,6 +228,11 @@ def test_decode_image_above_pillow_s_own_limit_names_ours(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(TooLargeError, match=r"too many pixels, the limit is 12345;"):
         decode_image(encoded(smooth(320, 480), "JPEG"), max_pixels=12345)
+
+
+def test_max_image_pixels_of_the_settings_is_at_most_the_size_that_pillow_opens():
+    assert Image.MAX_IMAGE_PIXELS is not None
+    assert 2 * Image.MAX_IMAGE_PIXELS == MAX_IMAGE_PIXELS
 
 
 # JPEGs without their end

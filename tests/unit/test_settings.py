@@ -81,6 +81,10 @@ def test_read_config_handler_section_is_read():
             "handler.precision: .*'auto', 'bf16', 'fp32' or 'int8'",
         ),
         ({"handler": {"threads": 0}}, "handler.threads: .*greater than 0"),
+        (
+            {"handler": {"max_image_pixels": 178_956_971}},
+            "handler.max_image_pixels: .*less than or equal to 178956970",
+        ),
         ({"handler": {"max_image_pixels": 0}}, "handler.max_image_pixels: .*greater than 0"),
         ({"handler": {"max_cost": 0}}, "handler.max_cost: .*greater than 0"),
         (
