@@ -125,6 +125,26 @@ def test_plan_inference_slide_of_a_large_image_is_cut_at_its_resolution(size_hw,
     assert (tiled.rows.origins_px, tiled.columns.origins_px) == origins
 
 
+@pytest.mark.parametrize(
+    ("size_px", "multiple_of", "size_hw"),
+    [(520, 37, (1500, 2000)), (448, 14, (600, 800)), (100, 14, (2240, 2240)), (520, 100, (900, 1))],
+    ids=["steps above the size", "distorted", "tiles above the size", "thin"],
+)
+@pytest.mark.parametrize("tta", get_args(Tta))
+def test_plan_inference_slide_of_steps_that_are_too_large_is_the_whole(
+    size_px, multiple_of, size_hw, tta
+):
+    rule = ResizeRule(size_px=size_px, multiple_of=multiple_of)
+    expected = plan_inference(rule, *size_hw, tta=tta)
+    assert plan_inference(rule, *size_hw, mode="slide", tta=tta) == expected
+
+
+def test_plan_inference_slide_of_a_multiple_that_is_not_a_power_of_two_keeps_the_shape():
+    rule = ResizeRule(size_px=518, multiple_of=14)
+    (tiled,) = plan_inference(rule, 1500, 2000, mode="slide").scales
+    assert (tiled.size_hw, tiled.tile_hw) == ((1568, 2016), (448, 448))
+
+
 def test_origins_yx_go_row_by_row():
     tiled = TiledScale(TileAxis(96, 64, 2, 32), TileAxis(128, 64, 3, 32))
     assert list(tiled.origins_yx) == [(0, 0), (0, 32), (0, 64), (32, 0), (32, 32), (32, 64)]

@@ -20,6 +20,8 @@ SCALES = (1.75, 1.5, 1.25, 1.0, 0.75, 0.5)
 # of the whole image.
 _LARGEST_STRIDE_PX = 32
 
+_MOST_DISTORTION = 0.05  # of a side that is rounded to steps above the stride
+
 
 @dataclass(frozen=True)
 class TileAxis:
@@ -88,7 +90,8 @@ def plan_inference(
     """Plans the inference on an image of this size.
 
     `slide` cuts the image at its own resolution into tiles of `rule.size_px`. If the tiles would
-    not be finer than the whole image at the rule's size, the image is computed whole. Scales are
+    not be finer than the whole image at the rule's size, or cannot keep its shape, the image is
+    computed whole. Scales are
     relative to the rule's size or, with tiles, to the image's own size. Scales that round to the
     same size are computed once.
     """
@@ -97,8 +100,9 @@ def plan_inference(
     # is compared with the size at which the network sees the whole image.
     own_hw, tiled_hw = (height_px, width_px), _tiled(rule, height_px, width_px, 1.0).size_hw
     sides = zip(own_hw, tiled_hw, whole.size_hw, strict=True)
+    is_tiled = mode == "slide" and _can_tile(rule, height_px, width_px)
     is_finer = any(min(own, tiled) > seen for own, tiled, seen in sides)
-    at_scale = _tiled if mode == "slide" and is_finer else _whole
+    at_scale = _tiled if is_tiled and is_finer else _whole
     factors = SCALES if tta == "multiscale" else (1.0,)
     scales = tuple(dict.fromkeys(at_scale(rule, height_px, width_px, each) for each in factors))
     mirrored = tta != "none"
@@ -118,6 +122,17 @@ def _whole(rule: ResizeRule, height_px: int, width_px: int, scale: float) -> Til
     scaled = rule.model_copy(update={"size_px": max(1, round(rule.size_px * scale))})
     rows_px, columns_px = scaled.size_for(height_px, width_px)
     return TiledScale(TileAxis(rows_px, rows_px), TileAxis(columns_px, columns_px))
+
+
+def _can_tile(rule: ResizeRule, height_px: int, width_px: int) -> bool:
+    """Whether tiles keep about the image's shape and the network's size. They do not if
+    `multiple_of` shares few factors with the stride: of 37, a step has 1184 pixels.
+    """
+    step_px = lcm(_LARGEST_STRIDE_PX, rule.multiple_of)
+    if step_px == _LARGEST_STRIDE_PX:
+        return True
+    distortions = (abs(_rounded(side, step_px) / side - 1) for side in (height_px, width_px))
+    return 2 * step_px <= rule.size_px and max(distortions) <= _MOST_DISTORTION
 
 
 def _tiled(rule: ResizeRule, height_px: int, width_px: int, scale: float) -> TiledScale:
