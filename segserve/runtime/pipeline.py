@@ -137,11 +137,18 @@ class Pipeline:
         )
 
     def describe(self) -> Response:
-        """Describes the model, its classes, its options and its limits as JSON."""
-        record = self.segmenter.record
+        """Describes the model, its classes, its options and its limits as JSON. The resize rule and
+        the defaults of the options are those in force.
+        """
+        rule = self.segmenter.record.input.model_copy(update={"resize": self.segmenter.resize})
+        record = self.segmenter.record.model_copy(update={"input": rule})
+        defaults = self.settings.defaults.model_dump(mode="json")
+        options = Options.model_json_schema()["properties"]
         document = {
             **record.model_dump(mode="json", exclude_none=True),
-            "options": Options.model_json_schema()["properties"],
+            "options": {
+                name: {**schema, "default": defaults[name]} for name, schema in options.items()
+            },
             "media_types": list(MediaType),
             "image_formats": FORMATS,
             "limits": {

@@ -380,6 +380,19 @@ def test_describe_reports_what_the_record_and_the_settings_say(tiny_segmenter):
     assert (document["device"], document["precision"]) == ("cpu", "float32")
 
 
+def test_describe_reports_the_defaults_and_the_resize_rule_of_the_operator(tiny_model):
+    rule = ResizeRule(size_px=96, multiple_of=32)
+    settings = Settings(
+        precision="fp32", resize=rule, defaults=Options(mask="png", threshold=0.5, classes="dog")
+    )
+    segmenter = Segmenter.load(tiny_model, settings=settings)
+    document = json.loads(Pipeline(segmenter, settings).describe().body)
+    defaults = {name: option["default"] for name, option in document["options"].items()}
+    assert defaults == settings.defaults.model_dump(mode="json")
+    assert (defaults["mask"], defaults["threshold"]) == ("png", 0.5)
+    assert document["input"]["resize"] == rule.model_dump(mode="json")
+
+
 def test_pipeline_is_frozen(tiny_pipeline):
     with pytest.raises(dataclasses.FrozenInstanceError, match="settings"):
         tiny_pipeline.settings = FP32
