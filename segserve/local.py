@@ -126,7 +126,10 @@ def load_pipeline(model: str | os.PathLike[str], *, device: str, **changes: obje
     """Loads a model; `changes` replace its settings. Raises as `LocalSegmenter`."""
     with open_model(model) as (folder, config_file):
         settings = read_config(read_yaml(config_file)).handler.model_copy(update=changes)
-        return Pipeline(load_segmenter(folder, device=device, settings=settings), settings)
+        segmenter = load_segmenter(
+            folder, device=device, settings=settings, threads=settings.threads
+        )
+        return Pipeline(segmenter, settings)
 
 
 @contextmanager

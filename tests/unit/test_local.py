@@ -123,6 +123,16 @@ def test_segmenter_applies_the_limits_of_the_archive(folder, tmp_path):
         local.segment(IMAGE_RGB)
 
 
+def test_segmenter_computes_with_the_threads_of_the_settings(folder, tmp_path, monkeypatch):
+    model = tmp_path / "tiny"
+    model.symlink_to(folder)
+    (tmp_path / "model-config.yaml").write_text(yaml.safe_dump({"handler": {"threads": 1}}))
+    used = []
+    monkeypatch.setattr("torch.set_num_threads", used.append)
+    LocalSegmenter(build_archive(model, tmp_path / "out"), device="cpu")
+    assert used == [1]
+
+
 @pytest.mark.parametrize("kind", ["missing", "text", "empty folder"])
 def test_segmenter_without_a_model_raises(tmp_path, kind):
     path = tmp_path / "model.mar"
