@@ -252,6 +252,14 @@ def test_decode_image_grey_of_16_bits_keeps_upper_8(file_format, byte_order):
     assert np.array_equal(pixels, np.stack([grey >> 8] * 3, axis=-1))
 
 
+def test_decode_image_grey_of_16_bits_has_transparent_pixels_on_white():
+    grey = np.array([[5, 40_000], [6, 5]], np.uint16)
+    content = encoded(Image.fromarray(grey), "PNG", transparency=5)
+    assert decode(content)[..., 0].tolist() == [[255, 40_000 >> 8], [0, 255]]
+    stored = decode_image(content, max_pixels=MAX_PIXELS, alpha="ignore")
+    assert np.array_equal(stored[..., 0], grey >> 8)
+
+
 def test_decode_image_grey_of_16_bits_is_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -129,7 +129,8 @@ def _turned(size: tuple[int, int], turn: Transpose | None) -> tuple[int, int]:
 
 def _to_rgb(image: Image.Image, alpha: Alpha) -> Image.Image:
     if image.mode in _GREY_16_BIT:
-        return _upper_8_bits(image).convert("RGB")
+        transparent = image.info.get("transparency") if alpha == "white" else None
+        return _upper_8_bits(image, transparent).convert("RGB")
     if image.mode in ("I", "F"):
         raise UnsupportedImageError(
             "pixels that are signed, floating point or of 32 bits have no fixed range; send "
@@ -150,9 +151,10 @@ def _on_white(image: Image.Image) -> Image.Image:
     return page
 
 
-def _upper_8_bits(image: Image.Image) -> Image.Image:
+def _upper_8_bits(image: Image.Image, transparent: int | None) -> Image.Image:
     """The upper 8 bits of grey values, of the bits that are used: cameras and scanners write 10 to
-    14 bits into 16. A TIFF may have 0 as white, which Pillow does not convert.
+    14 bits into 16. A TIFF may have 0 as white, which Pillow does not convert. Pixels of the value
+    `transparent` become white.
     """
     grey = np.asarray(image).astype(np.uint16)
     tags = tiff_tags(image)
@@ -160,4 +162,8 @@ def _upper_8_bits(image: Image.Image) -> Image.Image:
     if bits == 16:
         bits = max(8, int(grey.max()).bit_length())
     reduced = (grey >> (bits - 8)).astype(np.uint8)
-    return Image.fromarray(255 - reduced if tags.get(_PHOTOMETRIC) == 0 else reduced)
+    if tags.get(_PHOTOMETRIC) == 0:
+        reduced = 255 - reduced
+    if transparent is not None:
+        reduced[grey == transparent] = 255
+    return Image.fromarray(reduced)
