@@ -341,11 +341,13 @@ def test_segmenter_resize_of_settings_replaces_the_record_rule(tiny_model):
     assert segmenter.preprocess(smooth(50, 80)).shape == (1, 3, 96, 154)
 
 
-def of_backbone(backbone: str, **rule) -> Segmenter:
-    """A network that is not compiled, whose resize rule leaves most sizes as they are."""
+def of_backbone(
+    backbone: str, *, head: str = "deeplabv3plus", fuse: bool = False, **rule
+) -> Segmenter:
+    """A network whose resize rule leaves most sizes as they are."""
     architecture = Architecture(
         backbone=backbone,
-        head="deeplabv3plus",
+        head=head,
         output_stride=32,
         aspp_rates=(1, 2),
         aspp_out_channels=8,
@@ -355,7 +357,7 @@ def of_backbone(backbone: str, **rule) -> Segmenter:
         architecture=architecture, input=InputRule(resize=resize, mean=(0,) * 3, std=(1,) * 3)
     )
     network = build_network(architecture, len(record.classes)).eval()
-    return Segmenter.of(network, record, settings=Settings(precision="fp32", fuse=False))
+    return Segmenter.of(network, record, settings=Settings(precision="fp32", fuse=fuse))
 
 
 def test_segmenter_of_a_network_that_fails_at_odd_sizes_names_the_rule_to_set():
@@ -374,6 +376,14 @@ def test_segment_thin_image_of_a_network_with_a_least_size_is_padded(size_hw, tt
     segmenter = of_backbone("convnext_atto")
     assert segmenter.segment(noise(*size_hw), tta=tta).label_map.shape == size_hw
     assert segmenter.segment(noise(*size_hw), mode="slide").label_map.shape == size_hw
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 300), (300, 1)], ids=str)
+def test_segment_thin_image_of_a_network_that_openvino_does_not_compute_is_padded(size_hw):
+    """PyTorch pools a row of one pixel, OpenVINO does not."""
+    segmenter = of_backbone("resnet10t", head="deeplabv3", fuse=True)
+    assert segmenter.backend == "OpenVINO"
+    assert segmenter.segment(noise(*size_hw)).label_map.shape == size_hw
 
 
 def test_segment_thin_image_of_a_network_without_a_least_size_is_not_padded(tiny_segmenter):

@@ -8,7 +8,7 @@ import ctypes
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,6 +120,13 @@ class OpenVinoModel:
         [output] = request.infer([inputs], share_inputs=True).values()
         _release_buffers(inputs.shape)
         return output  # type: ignore[no-any-return]
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Raises RuntimeError if the model cannot compute inputs of this shape.
+
+        Nothing is computed: after an error in `infer`, a later call may end the process.
+        """
+        self._model.clone().reshape(list(shape))
 
     def _request(self, threads: int) -> "openvino.InferRequest":
         """The calling thread's own request."""

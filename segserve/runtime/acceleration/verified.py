@@ -135,6 +135,10 @@ class OpenVinoNetwork(nn.Module):
             model, precision=_PRECISIONS[dtype], threads=torch.get_num_threads()
         )
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """As `OpenVinoModel.check_shape`."""
+        self._model.check_shape(shape)
+
     def forward(self, x: Tensor) -> Tensor:
         with record_function("OpenVINO network"):  # one operator in a profile
             inputs = x.float().contiguous().numpy()
@@ -149,6 +153,17 @@ def openvino_network(
     return verified(
         network, lambda copied, _: OpenVinoNetwork(copied, dtype, ranges), dtype, tolerance
     )
+
+
+def check_shape(network: nn.Module, optimized: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raises an error if the network, or what optimises it, cannot compute images of this shape.
+
+    OpenVINO has limits of its own. The network itself is on the CPU, because an error of a GPU
+    would not say anything about the shape.
+    """
+    network(torch.zeros(shape))
+    if isinstance(optimized, OpenVinoNetwork):
+        optimized.check_shape(shape)
 
 
 def cpu_network(network: nn.Module, dtype: torch.dtype, ranges: Ranges | None = None) -> nn.Module:

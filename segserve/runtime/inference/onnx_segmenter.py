@@ -109,7 +109,7 @@ class OnnxSegmenter(BaseSegmenter):
                 f"{NETWORK_FILE}: {self.backend} computes other logits on this processor than "
                 f"PyTorch: they differ by {error:.2g} standard deviations"
             )
-        self._check_sizes(lambda *size_hw: self.infer(np.zeros((1, *size_hw, 3), np.uint8)))
+        self._check_sizes(lambda *size_hw: self._network.check_shape((1, *size_hw, 3)))
 
     @classmethod
     def load(cls, folder: Path, *, settings: Settings, threads: int) -> Self:
@@ -188,6 +188,10 @@ class OnnxRuntimeNetwork:
             self._sessions[threads] = self._session(threads)
         [logits] = self._sessions[threads].run(None, {"pixels": inputs})
         return logits  # type: ignore[no-any-return]
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises an error if the network cannot compute inputs of this shape."""
+        self.infer(np.zeros(shape, np.uint8), 1)
 
     def _session(self, threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
         import onnxruntime

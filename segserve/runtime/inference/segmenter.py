@@ -19,7 +19,14 @@ from torch.nn import functional as F  # noqa: N812 - the name the field uses
 
 from ..acceleration.cuda import CudaStreams, GraphedNetwork, gpu_fused_network
 from ..acceleration.openvino_model import uses_int8
-from ..acceleration.verified import CPU, OpenVinoNetwork, cpu_network, is_device_failure, reason
+from ..acceleration.verified import (
+    CPU,
+    OpenVinoNetwork,
+    check_shape,
+    cpu_network,
+    is_device_failure,
+    reason,
+)
 from ..errors import OutOfMemoryError, is_out_of_memory
 from ..network import SegmentationNetwork, load_network
 from ..record import ModelRecord, read_record
@@ -93,7 +100,9 @@ class Segmenter(BaseSegmenter):
             optimized = gpu_fused_network(network, dtype, device)
         segmenter = cls(optimized, record, device=device, settings=settings)
         with torch.inference_mode():
-            segmenter._check_sizes(lambda *size_hw: network(torch.zeros(1, 3, *size_hw)))
+            segmenter._check_sizes(
+                lambda *size_hw: check_shape(network, optimized, (1, 3, *size_hw))
+            )
         return segmenter
 
     def use_threads(self, threads: int) -> None:
