@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...schema.request import Mode, Tta
 from ..errors import ModelError, OutOfMemoryError, is_out_of_memory
-from ..record import ModelRecord
+from ..record import ModelRecord, ResizeRule
 from ..settings import Settings
 from ..telemetry import Timings
 from .arrays import Array, as_like, namespace
@@ -49,34 +49,6 @@ class BaseSegmenter(ABC):
     def __init__(self, record: ModelRecord, settings: Settings) -> None:
         self.record = record
         self.resize = settings.resize or record.input.resize
-
-    def _check_sizes(self, compute: Callable[[int, int], object]) -> None:
-        """Checks that the network computes every size that the resize rule gives. Pads thin images
-        from then on if the network needs it.
-
-        Args:
-            compute: the network, of an image of this height and width.
-
-        Raises:
-            ModelError: the network fails at a size that is no multiple of 32.
-        """
-        step_px = self.resize.multiple_of
-        odd_hw, thin_hw = (
-            [ceil(side_px / step_px) * step_px for side_px in size_hw]
-            for size_hw in (_ODD_HW, _THIN_HW)
-        )
-        try:
-            compute(*odd_hw)
-        except Exception as error:  # each backend raises others
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(
-                f"backbone {self.record.architecture.backbone}: the network fails at an image of "
-                f"{odd_hw[1]} x {odd_hw[0]} pixels: set input.resize.multiple_of to 32 ({reason})"
-            ) from error
-        try:
-            compute(*thin_hw)
-        except Exception:
-            self._least_side_px = _LEAST_SIDE_PX
 
     @abstractmethod
     def use_threads(self, threads: int) -> None:
@@ -220,3 +192,34 @@ def _padded(pixels: Array, least_side_px: int) -> Array:
         for side in pixels.shape[2:]
     )
     return pixels[..., rows, :][..., columns]
+
+
+def least_side_of(
+    record: ModelRecord, rule: ResizeRule, compute: Callable[[int, int], object]
+) -> int:
+    """Checks that a network computes every size that the resize rule gives. Returns the least side
+    to which thin images are padded for it, in pixels.
+
+    Args:
+        compute: the network, of an image of this height and width.
+
+    Raises:
+        ModelError: the network fails at a size that is no multiple of 32.
+    """
+    odd_hw, thin_hw = (
+        [ceil(side_px / rule.multiple_of) * rule.multiple_of for side_px in size_hw]
+        for size_hw in (_ODD_HW, _THIN_HW)
+    )
+    try:
+        compute(*odd_hw)
+    except Exception as error:  # each backend raises others
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"backbone {record.architecture.backbone}: the network fails at an image of "
+            f"{odd_hw[1]} x {odd_hw[0]} pixels: set input.resize.multiple_of to 32 ({reason})"
+        ) from error
+    try:
+        compute(*thin_hw)
+    except Exception:
+        return _LEAST_SIDE_PX
+    return 1

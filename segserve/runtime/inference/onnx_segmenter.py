@@ -30,7 +30,7 @@ from ..errors import ModelError
 from ..record import NETWORK_FILE, ModelRecord, named_weights, read_record, verified_file
 from ..settings import Settings, check_precision
 from .arrays import relative_error
-from .base import BaseSegmenter
+from .base import BaseSegmenter, least_side_of
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,11 @@ class OnnxSegmenter(BaseSegmenter):
                 f"{NETWORK_FILE}: {self.backend} computes other logits on this processor than "
                 f"PyTorch: they differ by {error:.2g} standard deviations"
             )
-        self._check_sizes(lambda *size_hw: self._network.check_shape((1, *size_hw, 3)))
+        self._least_side_px = least_side_of(
+            self.record,
+            self.resize,
+            lambda *size_hw: self._network.check_shape((1, *size_hw, 3)),
+        )
 
     @classmethod
     def load(cls, folder: Path, *, settings: Settings, threads: int) -> Self:

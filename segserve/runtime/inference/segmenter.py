@@ -32,7 +32,7 @@ from ..network import SegmentationNetwork, load_network
 from ..record import ModelRecord, read_record
 from ..settings import Settings, check_precision
 from ..telemetry import Timings
-from .base import BaseSegmenter
+from .base import BaseSegmenter, least_side_of
 from .labels import SegmentedImage
 
 logger = logging.getLogger(__name__)
@@ -98,11 +98,14 @@ class Segmenter(BaseSegmenter):
             optimized = cpu_network(network, dtype, ranges)
         elif settings.fuse and device.type == "cuda":
             optimized = gpu_fused_network(network, dtype, device)
-        segmenter = cls(optimized, record, device=device, settings=settings)
-        with torch.inference_mode():
-            segmenter._check_sizes(
-                lambda *size_hw: check_shape(network, optimized, (1, 3, *size_hw))
+        with torch.inference_mode():  # before the segmenter converts the network
+            least_side_px = least_side_of(
+                record,
+                settings.resize or record.input.resize,
+                lambda *size_hw: check_shape(network, optimized, (1, 3, *size_hw)),
             )
+        segmenter = cls(optimized, record, device=device, settings=settings)
+        segmenter._least_side_px = least_side_px
         return segmenter
 
     def use_threads(self, threads: int) -> None:
