@@ -5,6 +5,7 @@ from, and the trained weights.
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -213,16 +214,17 @@ def _published_state(name: str, source: str) -> Mapping[str, Tensor]:
         )
     try:
         if source == "timm":
-            model = timm.create_model(name, pretrained=True)
-        else:
-            model = torchvision.models.get_model(torchvision_name, weights="DEFAULT")
+            return timm.create_model(name, pretrained=True).state_dict()
+        weights: Any = torchvision.models.get_model_weights(torchvision_name)
+        state: Mapping[str, Tensor] = weights.DEFAULT.get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        )
     except Exception as error:  # of the network, of the cache, or of a backbone without weights
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"backbone {name}: {source} cannot give its weights ({reason}); name a file with "
             "--backbone-weights, or start from a model with --start"
         ) from error
-    state: Mapping[str, Tensor] = model.state_dict()
     return state
 
 

@@ -1,6 +1,7 @@
 """Data set, sampler, loop, checkpoints and export, on a few coloured squares."""
 
 import csv
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -492,6 +493,27 @@ def test_load_backbone_from_a_mobilenet_of_torchvision_loads_every_tensor(tmp_pa
     published = classifier.features.state_dict()
     for name, tensor in backbone.state_dict().items():
         assert torch.equal(tensor, published[name])
+
+
+class _RunsCode:
+    def __reduce__(self):
+        return os.system, ("exit",)
+
+
+def test_load_backbone_of_torchvision_runs_no_code_of_the_file(tmp_path, monkeypatch):
+    """torchvision takes its download from this folder, if it is there."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    backbone, _ = build_backbone(Architecture(backbone="torchvision.resnet18", dilation="uniform"))
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, file)
+    load_backbone(backbone, "torchvision.resnet18", "torchvision")
+    loaded = backbone.state_dict()["conv1.weight"]
+    torch.testing.assert_close(loaded, state["conv1.weight"])
+    torch.save({**state, "code": _RunsCode()}, file)
+    with pytest.raises(ModelError, match="torchvision cannot give its weights"):
+        load_backbone(backbone, "torchvision.resnet18", "torchvision")
 
 
 def test_load_backbone_incomplete_file_raises_and_names_a_tensor(tmp_path):
