@@ -34,10 +34,12 @@ def families() -> Mapping[str, Family]:
     return {name: family for module in modules for name, family in module.FAMILIES.items()}
 
 
-def all_cases(seed: int = SEED) -> Iterator[Case]:
-    """Every case, family by family. A case depends on the seed and its own name alone."""
+def all_cases(seed: int = SEED, *, every: int = 1) -> Iterator[Case]:
+    """Every case, or one out of `every` of each family. A case depends on the seed and its own name
+    alone.
+    """
     for name, family in families().items():
-        for number in range(family.count):
+        for number in range(0, family.count, every):
             yield Case(
                 name,
                 number,

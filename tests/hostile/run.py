@@ -89,11 +89,12 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--every", type=int, default=1, help="one case out of so many")
+    parser.add_argument(
+        "--every", type=int, default=1, help="one case out of so many of each family"
+    )
     given = parser.parse_args()
-    cases = [named(name, given.seed) for name in given.names] or list(all_cases(given.seed))[
-        :: given.every
-    ]
+    cases = [named(name, given.seed) for name in given.names]
+    cases = cases or list(all_cases(given.seed, every=given.every))
     warnings.simplefilter("ignore")  # of Pillow, about what is broken on purpose
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:

@@ -165,7 +165,7 @@ def assert_documented(body: bytes, status: int, name: str) -> None:
 
 def test_hostile_sample_gets_the_documented_response_from_the_same_worker(server):
     before, responded, wrong = workers(server), 0, []
-    for case in list(all_cases())[::EVERY]:
+    for case in all_cases(every=EVERY):
         request = as_http(case.make())
         if request is None:
             continue

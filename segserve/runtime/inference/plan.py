@@ -91,9 +91,8 @@ def plan_inference(
 
     `slide` cuts the image at its own resolution into tiles of `rule.size_px`. If the tiles would
     not be finer than the whole image at the rule's size, or cannot keep its shape, the image is
-    computed whole. Scales are
-    relative to the rule's size or, with tiles, to the image's own size. Scales that round to the
-    same size are computed once.
+    computed whole. Scales are relative to the rule's size or, with tiles, to the image's own size.
+    Scales that round to the same size are computed once.
     """
     whole = _whole(rule, height_px, width_px, 1.0)
     # Rounding up does not make an image finer. So the smaller of the own size and the rounded size
