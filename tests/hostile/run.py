@@ -89,9 +89,7 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*")
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument(
-        "--every", type=int, default=1, help="one case out of so many of each family"
-    )
+    parser.add_argument("--every", type=int, default=1, help="one of so many of each family")
     given = parser.parse_args()
     cases = [named(name, given.seed) for name in given.names]
     cases = cases or list(all_cases(given.seed, every=given.every))
